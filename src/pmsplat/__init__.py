@@ -1,0 +1,37 @@
+"""Feed-forward 3D Gaussian Splatting: posed photographs in, depth and 3D Gaussians out.
+
+Everything public is here and arrives on first use, so `import pmsplat` is cheap and needs no
+optional package.
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Batch": "types",
+    "Cameras": "types",
+    "Gaussians": "types",
+    "Prediction": "types",
+    "Rendering": "types",
+    "StepOutput": "types",
+    "UserError": "errors",
+    "Views": "types",
+    "load": "models._zoo",
+    "load_ply": "io.ply",
+    "rasterize": "render",
+    "read_views": "data.folder",
+    "save_ply": "io.ply",
+}
+
+__all__ = sorted(_PUBLIC)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'pmsplat' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

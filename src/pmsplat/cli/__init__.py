@@ -1,0 +1,62 @@
+"""The command `pmsplat`: one file per verb, each with `configure(parser)` and `run(arguments)`.
+
+A verb's module docstring is its help; its first line is the verb's line in the list. Verbs import
+what they need inside `run`, so `--help` answers at once.
+"""
+
+import argparse
+import errno
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from ..errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, verbs in alphabetical order."""
+    root = argparse.ArgumentParser(
+        prog="pmsplat",
+        description="Feed-forward 3D Gaussian Splatting from posed photographs.",
+        epilog="`pmsplat VERB --help` explains a verb with an example.",
+    )
+    verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for found in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f".{found.name}", __name__)
+        text = module.__doc__ or ""
+        verb = verbs.add_parser(
+            found.name,
+            help=text.partition("\n")[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.configure(verb)
+        verb.set_defaults(run=module.run)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb: 0 on success, 2 with one sentence on wrong input, 130 on Ctrl-C."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except UserError as error:
+        print(f"pmsplat: {error}", file=sys.stderr)  # noqa: T201
+        return USER_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        print(  # noqa: T201
+            f"pmsplat: cannot write{place}: {error.strerror}; wanted room and permission to write; "
+            "free some space or choose another output folder",
+            file=sys.stderr,
+        )
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("pmsplat: interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,1 @@
+"""Datasets: one file each; what they share begins with an underscore."""

@@ -1,0 +1,1 @@
+"""Other people's pretrained networks, one file each."""

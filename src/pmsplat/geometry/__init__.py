@@ -1,0 +1,1 @@
+"""Pure functions on plain tensors: leading axes free, device and dtype from the inputs."""

@@ -1,0 +1,108 @@
+"""Pinhole cameras: pixels, rays and points, under intrinsics divided by (width, height).
+
+A normalised pixel coordinate xy lies in [0, 1]²; the centre of pixel (column, row) is
+((column + 0.5) / width, (row + 0.5) / height).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import se3
+
+
+def pixel_grid(height: int, width: int, like: Tensor) -> Float[Tensor, "height width 2"]:
+    """Normalised (x, y) of every pixel centre, with the device and dtype of `like`."""
+    y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
+    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def K_px(K: Float[Tensor, "*#batch 3 3"], height: int, width: int) -> Float[Tensor, "*_ 3 3"]:
+    """Intrinsics in pixels, for whoever wants those."""
+    return K * K.new_tensor([width, height, 1.0])[:, None]
+
+
+def project(
+    points_cam: Float[Tensor, "*#batch 3"], K: Float[Tensor, "*#batch 3 3"]
+) -> Float[Tensor, "*_ 2"]:
+    """Normalised pixel coordinates of points in the camera frame.
+
+    Meaningful where z > 0; points at z = 0 give infinities, points behind are mirrored.
+    """
+    homogeneous = torch.einsum("...ij,...j->...i", K, points_cam)
+    return homogeneous[..., :2] / homogeneous[..., 2:]
+
+
+def unproject(
+    xy: Float[Tensor, "*#batch 2"], depth: Float[Tensor, "*#batch"], K: Float[Tensor, "*#batch 3 3"]
+) -> Float[Tensor, "*_ 3"]:
+    """Points in the camera frame at z = `depth` behind normalised pixel coordinates."""
+    return directions(xy, K) * depth[..., None]
+
+
+def directions(
+    xy: Float[Tensor, "*#batch 2"], K: Float[Tensor, "*#batch 3 3"]
+) -> Float[Tensor, "*_ 3"]:
+    """Ray directions in the camera frame with z = 1 (so z-depth times direction is the point)."""
+    fx, skew, cx = K[..., 0, 0], K[..., 0, 1], K[..., 0, 2]
+    fy, cy = K[..., 1, 1], K[..., 1, 2]
+    y = (xy[..., 1] - cy) / fy
+    x = (xy[..., 0] - cx - skew * y) / fx
+    return torch.stack([x, y, torch.ones_like(x)], dim=-1)
+
+
+def rays(
+    c2w: Float[Tensor, "*#batch 4 4"], K: Float[Tensor, "*#batch 3 3"], height: int, width: int
+) -> Float[Tensor, "*_ height width 3"]:
+    """World directions through pixel centres, of z-length 1: camera centre + z · ray = point."""
+    grid = pixel_grid(height, width, like=K)
+    cam = directions(grid, K[..., None, None, :, :])
+    return torch.einsum("...ij,...hwj->...hwi", c2w[..., :3, :3], cam)
+
+
+def unproject_depth(
+    depth: Float[Tensor, "*#batch height width"],
+    c2w: Float[Tensor, "*#batch 4 4"],
+    K: Float[Tensor, "*#batch 3 3"],
+) -> Float[Tensor, "*_ height width 3"]:
+    """World points of a depth map (z in scene units)."""
+    height, width = depth.shape[-2:]
+    world = rays(c2w, K, height, width) * depth[..., None]
+    return world + c2w[..., None, None, :3, 3]
+
+
+def project_world(
+    points_world: Float[Tensor, "*#batch point 3"],
+    c2w: Float[Tensor, "*#batch 4 4"],
+    K: Float[Tensor, "*#batch 3 3"],
+) -> Float[Tensor, "*_ point 3"]:
+    """(x, y, z) of world points in one camera per batch entry: normalised pixel, and depth."""
+    points_cam = se3.transform(se3.invert(c2w), points_world)
+    return torch.cat([project(points_cam, K[..., None, :, :]), points_cam[..., 2:]], dim=-1)
+
+
+def crop_K(
+    K: Float[Tensor, "*#batch 3 3"],
+    size: tuple[int, int],
+    top_left: tuple[int, int],
+    cropped: tuple[int, int],
+) -> Float[Tensor, "*_ 3 3"]:
+    """Intrinsics after cutting a window of `cropped` (height, width) at `top_left` (row, column).
+
+    `size` is the (height, width) before. Resizing alone leaves normalised intrinsics as they are.
+    """
+    (height, width), (top, left), (new_height, new_width) = size, top_left, cropped
+    scale = K.new_tensor([width / new_width, height / new_height, 1.0])
+    out = K * scale[:, None]
+    shift = K.new_tensor([left / new_width, top / new_height, 0.0])
+    return torch.cat([out[..., :2], (out[..., 2] - shift)[..., None]], dim=-1)
+
+
+def field_of_view(K: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*_ 2"]:
+    """Horizontal and vertical angle in radians between the rays through opposite edge midpoints."""
+    edges = K.new_tensor([[0.0, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, 1.0]])
+    rays = torch.nn.functional.normalize(directions(edges, K[..., None, :, :]), dim=-1)
+    left, right, top, bottom = rays.unbind(dim=-2)
+    cosines = torch.stack([(left * right).sum(-1), (top * bottom).sum(-1)], dim=-1)
+    return cosines.clamp(-1, 1).acos()

@@ -1,0 +1,83 @@
+"""Quaternions (w, x, y, z) and covariances of 3D Gaussians."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def quat_to_rotation(quats_wxyz: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*_ 3 3"]:
+    """Rotation matrices of quaternions, which are normalised first (gradients go through that)."""
+    w, x, y, z = normalize(quats_wxyz, dim=-1).unbind(dim=-1)
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def rotation_to_quat(rotation: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*_ 4"]:
+    """Unit quaternions with w >= 0 of rotation matrices, stable for every angle.
+
+    All four of Shepperd's branches are evaluated and the best conditioned one is taken, so there is
+    no loop and no data-dependent control flow.
+    """
+    m = rotation.unbind(dim=-2)
+    (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(dim=-1) for row in m)
+    candidates = torch.stack(
+        [
+            torch.stack([1 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01], dim=-1),
+            torch.stack([m21 - m12, 1 + m00 - m11 - m22, m10 + m01, m02 + m20], dim=-1),
+            torch.stack([m02 - m20, m10 + m01, 1 - m00 + m11 - m22, m21 + m12], dim=-1),
+            torch.stack([m10 - m01, m02 + m20, m21 + m12, 1 - m00 - m11 + m22], dim=-1),
+        ],
+        dim=-2,
+    )
+    best = torch.diagonal(candidates, dim1=-2, dim2=-1).argmax(dim=-1)
+    chosen = torch.take_along_dim(candidates, best[..., None, None], dim=-2).squeeze(-2)
+    quats = normalize(chosen, dim=-1)
+    return torch.where(quats[..., :1] < 0, -quats, quats)
+
+
+def quat_multiply(
+    left: Float[Tensor, "*#batch 4"], right: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "*_ 4"]:
+    """The rotation `right` followed by `left`."""
+    w1, x1, y1, z1 = left.unbind(dim=-1)
+    w2, x2, y2, z2 = right.unbind(dim=-1)
+    return torch.stack(
+        [
+            w1 * w2 - x1 * x2 - y1 * y2 - z1 * z2,
+            w1 * x2 + x1 * w2 + y1 * z2 - z1 * y2,
+            w1 * y2 - x1 * z2 + y1 * w2 + z1 * x2,
+            w1 * z2 + x1 * y2 - y1 * x2 + z1 * w2,
+        ],
+        dim=-1,
+    )
+
+
+def slerp(
+    start: Float[Tensor, "*#batch 4"],
+    end: Float[Tensor, "*#batch 4"],
+    fraction: Float[Tensor, "*#batch"],
+) -> Float[Tensor, "*_ 4"]:
+    """Unit quaternions along the shorter arc; falls back to the chord where the arc vanishes."""
+    cosine = (start * end).sum(dim=-1, keepdim=True)
+    end = torch.where(cosine < 0, -end, end)
+    angle = cosine.abs().clamp(max=1).acos()
+    sine = angle.sin()
+    t = fraction[..., None]
+    tiny = sine < 1e-6
+    safe = torch.where(tiny, torch.ones_like(sine), sine)
+    a = torch.where(tiny, 1 - t, ((1 - t) * angle).sin() / safe)
+    b = torch.where(tiny, t, (t * angle).sin() / safe)
+    return normalize(a * start + b * end, dim=-1)
+
+
+def covariance(
+    scales: Float[Tensor, "*#batch 3"], quats_wxyz: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "*_ 3 3"]:
+    """R S Sᵀ Rᵀ of linear scales and quaternions."""
+    root = quat_to_rotation(quats_wxyz) * scales[..., None, :]
+    return root @ root.transpose(-1, -2)

@@ -1,0 +1,67 @@
+"""Rigid motions as 4x4 matrices."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from . import gaussian
+
+
+def compose(
+    rotation: Float[Tensor, "*#batch 3 3"], translation: Float[Tensor, "*#batch 3"]
+) -> Float[Tensor, "*_ 4 4"]:
+    """The motion x -> rotation · x + translation."""
+    top = torch.cat([rotation, translation[..., None]], dim=-1)
+    bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
+    return torch.cat([top, bottom], dim=-2)
+
+
+def invert(motion: Float[Tensor, "*#batch 4 4"]) -> Float[Tensor, "*_ 4 4"]:
+    """The inverse of a rigid motion (the rotation is taken to be orthonormal)."""
+    rotation = motion[..., :3, :3].transpose(-1, -2)
+    return compose(rotation, -torch.einsum("...ij,...j->...i", rotation, motion[..., :3, 3]))
+
+
+def transform(
+    motion: Float[Tensor, "*#batch 4 4"], points: Float[Tensor, "*#batch point 3"]
+) -> Float[Tensor, "*_ point 3"]:
+    """Points moved by an affine 4x4 (a similarity too: the last row is not looked at)."""
+    rotated = torch.einsum("...ij,...nj->...ni", motion[..., :3, :3], points)
+    return rotated + motion[..., None, :3, 3]
+
+
+def look_at(
+    eye: Float[Tensor, "*#batch 3"],
+    target: Float[Tensor, "*#batch 3"],
+    up: Float[Tensor, "*#batch 3"],
+) -> Float[Tensor, "*_ 4 4"]:
+    """OpenCV c2w of a camera at `eye` looking at `target`, with world `up` upwards in the image."""
+    forward = normalize(target - eye, dim=-1)
+    right = normalize(torch.linalg.cross(forward, up.expand_as(forward)), dim=-1)
+    down = torch.linalg.cross(forward, right)
+    return compose(torch.stack([right, down, forward], dim=-1), eye)
+
+
+def interpolate(
+    start: Float[Tensor, "*#batch 4 4"],
+    end: Float[Tensor, "*#batch 4 4"],
+    fraction: Float[Tensor, "*#batch"],
+) -> Float[Tensor, "*_ 4 4"]:
+    """The pose at `fraction` of the way: the shorter rotation (slerp), the straight line."""
+    q0 = gaussian.rotation_to_quat(start[..., :3, :3])
+    q1 = gaussian.rotation_to_quat(end[..., :3, :3])
+    rotation = gaussian.quat_to_rotation(gaussian.slerp(q0, q1, fraction))
+    t0, t1 = start[..., :3, 3], end[..., :3, 3]
+    return compose(rotation, t0 + (t1 - t0) * fraction[..., None])
+
+
+def is_rigid(motion: Float[Tensor, "*#batch 4 4"], tolerance: float = 1e-3) -> Tensor:
+    """Whether each matrix is finite, a proper rotation beside a translation, last row 0 0 0 1."""
+    rotation = motion[..., :3, :3]
+    eye = torch.eye(3, device=motion.device, dtype=motion.dtype)
+    error = (rotation @ rotation.transpose(-1, -2) - eye).abs().amax(dim=(-1, -2))
+    last = motion[..., 3, :] - motion.new_tensor([0.0, 0.0, 0.0, 1.0])
+    finite = motion.isfinite().all(dim=-1).all(dim=-1)
+    proper = torch.linalg.det(torch.where(finite[..., None, None], rotation, eye)) > 0
+    return finite & (error < tolerance) & proper & (last.abs().amax(dim=-1) < tolerance)

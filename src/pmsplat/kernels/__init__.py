@@ -1,0 +1,1 @@
+"""Fast paths, each beside its torch twin, and the door to attention."""

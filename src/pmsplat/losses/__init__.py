@@ -1,0 +1,1 @@
+"""Losses, one file each: StepOutput in, unweighted scalar out."""

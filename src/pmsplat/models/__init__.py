@@ -1,0 +1,1 @@
+"""Encoders, one file each: Views in, Prediction out."""

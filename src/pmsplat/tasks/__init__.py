@@ -1,0 +1,1 @@
+"""Whole jobs, usable from Python without the command line."""

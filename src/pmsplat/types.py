@@ -1,0 +1,188 @@
+"""The values that cross module boundaries: frozen bundles of tensors, with shapes, units and axes.
+
+Axes: OpenCV (x right, y down, z forward). Intrinsics are divided by (width, height). Depth is z in
+scene units, 0 where there is none. Images are float32 RGB in [0, 1], channel first.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .geometry import gaussian as gaussian_geometry
+
+B = TypeVar("B", bound="Bundle")
+
+
+def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, Bundle):
+        return value.map(fn)
+    if isinstance(value, tuple) and value and not isinstance(value[0], str):
+        return tuple(_map(item, fn) for item in value)
+    return value
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A frozen dataclass of tensors, bundles, tuples of either, and names that ride along."""
+
+    def map(self: B, fn: Callable[[Tensor], Tensor]) -> B:
+        """The same bundle with `fn` applied to every tensor, however deep."""
+        return replace(self, **{f.name: _map(getattr(self, f.name), fn) for f in fields(self)})
+
+    def to(self: B, target: torch.device | torch.dtype | str) -> B:
+        """Every tensor moved to a device or cast to a dtype; gradients follow."""
+        return self.map(lambda tensor: tensor.to(target))
+
+    def detach(self: B) -> B:
+        """Every tensor without its graph."""
+        return self.map(torch.Tensor.detach)
+
+
+@dataclass(frozen=True)
+class Cameras(Bundle):
+    """Pinhole cameras of several scenes.
+
+    `c2w` is OpenCV camera-to-world; `K` is divided by (width, height); `near` and `far` bound the
+    depth that a model searches, in scene units.
+    """
+
+    c2w: Float[Tensor, "batch view 4 4"]
+    K: Float[Tensor, "batch view 3 3"]
+    near: Float[Tensor, "batch view"]
+    far: Float[Tensor, "batch view"]
+
+    @property
+    def device(self) -> torch.device:
+        return self.c2w.device
+
+    def at(self, indices: Any) -> "Cameras":
+        """The cameras at `indices` (slice, list or index tensor) of the view axis."""
+        return self.map(lambda tensor: tensor[:, indices])
+
+
+@dataclass(frozen=True)
+class Views(Bundle):
+    """Posed photographs, with what else is known of every pixel.
+
+    `images` in [0, 1]; `depth` is sensor or exact z in scene units (0 = none); `pointmap` is a
+    teacher's points, in the teacher's own frame; `names` say where each view came from.
+    """
+
+    images: Float[Tensor, "batch view 3 height width"]
+    cameras: Cameras
+    depth: Float[Tensor, "batch view height width"] | None = None
+    pointmap: Float[Tensor, "batch view height width 3"] | None = None
+    names: tuple[tuple[str, ...], ...] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    def at(self, indices: list[int] | slice) -> "Views":
+        """The views at `indices` of the view axis, names included."""
+        taken = self.map(lambda tensor: tensor[:, indices])
+        if self.names is None:
+            return taken
+        order = range(self.images.shape[1])
+        positions = list(order[indices]) if isinstance(indices, slice) else indices
+        return replace(taken, names=tuple(tuple(row[i] for i in positions) for row in self.names))
+
+
+@dataclass(frozen=True)
+class Batch(Bundle):
+    """What one training or evaluation step reads: views to look at, views to reproduce."""
+
+    context: Views
+    target: Views
+    scene: list[str]
+
+
+@dataclass(frozen=True)
+class Gaussians(Bundle):
+    """3D Gaussians in world space.
+
+    `scales` are linear standard deviations, `quats_wxyz` unit quaternions (scalar first) from local
+    axes to world; `opacities` in [0, 1]; `sh` in the standard 3DGS basis, degree-major. Gaussians
+    of an encoder are ordered view-major, then row-major pixels.
+    """
+
+    means: Float[Tensor, "batch gaussian 3"]
+    scales: Float[Tensor, "batch gaussian 3"]
+    quats_wxyz: Float[Tensor, "batch gaussian 4"]
+    opacities: Float[Tensor, "batch gaussian"]
+    sh: Float[Tensor, "batch gaussian sh 3"]
+
+    @property
+    def covariances(self) -> Float[Tensor, "batch gaussian 3 3"]:
+        """World-space covariances, with gradients to scales and quaternions."""
+        return gaussian_geometry.covariance(self.scales, self.quats_wxyz)
+
+    @property
+    def sh_degree(self) -> int:
+        return int(self.sh.shape[-2] ** 0.5) - 1
+
+
+@dataclass(frozen=True)
+class Prediction(Bundle):
+    """What an encoder says of its context views, coarse to fine; the last is the answer.
+
+    `depths[i]` is z in scene units. In eval mode there is only the answer.
+    """
+
+    depths: tuple[Float[Tensor, "batch view height width"], ...]
+    gaussians: tuple[Gaussians, ...]
+
+
+@dataclass(frozen=True)
+class Screen(Bundle):
+    """Where the Gaussians fell on the images: what densification looks at.
+
+    `means` in pixels, with gradients; `radii` in pixels, 0 where a Gaussian is not seen.
+    """
+
+    means: Float[Tensor, "batch target gaussian 2"]
+    radii: Float[Tensor, "batch target gaussian"]
+
+
+@dataclass(frozen=True)
+class Rendering(Bundle):
+    """What `rasterize` draws.
+
+    `depth` is the expected z, Σzαt / Σαt, 0 where nothing was hit; `depth_median` the z at which
+    the transmittance crosses one half, without gradient; `attributes` are blended with the weights
+    of the colour and no background.
+    """
+
+    color: Float[Tensor, "batch target 3 height width"]
+    depth: Float[Tensor, "batch target height width"]
+    alpha: Float[Tensor, "batch target height width"]
+    attributes: Float[Tensor, "batch target channel height width"] | None = None
+    depth_median: Float[Tensor, "batch target height width"] | None = None
+    screen: Screen | None = None
+
+
+@dataclass(frozen=True)
+class StepOutput(Bundle):
+    """All that a loss or a metric may look at: the data, the prediction and its renderings.
+
+    `renderings[i]` draws `prediction.gaussians[i]` into the target cameras; empty where a task does
+    not render.
+    """
+
+    batch: Batch
+    prediction: Prediction
+    renderings: tuple[Rendering, ...]
+
+    def up_to(self, level: int) -> "StepOutput":
+        """The same step as if refinement had stopped at `level`: its answer is that level's."""
+        cut = Prediction(
+            self.prediction.depths[: level + 1], self.prediction.gaussians[: level + 1]
+        )
+        return StepOutput(self.batch, cut, self.renderings[: level + 1])

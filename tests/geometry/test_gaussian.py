@@ -1,0 +1,40 @@
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from pmsplat.geometry import gaussian
+
+
+def test_quaternions_agree_with_scipy_for_every_branch() -> None:
+    turns = Rotation.random(500, rng=0).as_matrix()
+    half_turns = Rotation.from_rotvec(np.pi * np.eye(3)).as_matrix()
+    matrices = torch.from_numpy(np.concatenate([turns, half_turns, np.eye(3)[None]]))
+    quats = gaussian.rotation_to_quat(matrices)
+    torch.testing.assert_close(gaussian.quat_to_rotation(quats), matrices)
+    scipy_xyzw = torch.from_numpy(Rotation.from_matrix(matrices.numpy()).as_quat())
+    ours_xyzw = quats.roll(-1, dims=-1)
+    torch.testing.assert_close((ours_xyzw * scipy_xyzw).sum(-1).abs(), torch.ones(504).double())
+    assert (quats[:, 0] >= 0).all()
+
+
+def test_quaternion_gradient_is_finite_at_the_identity() -> None:
+    matrix = torch.eye(3, dtype=torch.float64, requires_grad=True)
+    gaussian.rotation_to_quat(matrix).sum().backward()
+    assert matrix.grad is not None and matrix.grad.isfinite().all()
+
+
+def test_product_is_composition(generator: torch.Generator) -> None:
+    a, b = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64)
+    product = gaussian.quat_to_rotation(gaussian.quat_multiply(a, b))
+    expected = gaussian.quat_to_rotation(a) @ gaussian.quat_to_rotation(b)
+    torch.testing.assert_close(product, expected)
+
+
+def test_covariance_has_the_scales_as_its_axes(generator: torch.Generator) -> None:
+    scales = torch.rand(5, 3, generator=generator, dtype=torch.float64) + 0.1
+    quats = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    covariance = gaussian.covariance(scales, quats)
+    torch.testing.assert_close(torch.linalg.eigvalsh(covariance), (scales**2).sort(-1).values)
+    axis = gaussian.quat_to_rotation(quats)[..., 0]
+    along = torch.einsum("...i,...ij,...j->...", axis, covariance, axis)
+    torch.testing.assert_close(along, scales[:, 0] ** 2)

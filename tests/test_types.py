@@ -1,0 +1,43 @@
+import torch
+
+from pmsplat.types import Batch, Prediction, Rendering, StepOutput, Views
+from tests.scenes import random_cameras, random_gaussians
+
+
+def views(count: int, generator: torch.Generator) -> Views:
+    return Views(
+        images=torch.rand(1, count, 3, 4, 5, generator=generator),
+        cameras=random_cameras(count, generator),
+        names=(tuple(f"{i}.jpg" for i in range(count)),),
+    )
+
+
+def test_to_reaches_every_tensor_and_leaves_names(generator: torch.Generator) -> None:
+    batch = Batch(views(2, generator), views(3, generator), ["a"]).to(torch.float64)
+    assert batch.context.images.dtype == torch.float64
+    assert batch.target.cameras.K.dtype == torch.float64
+    assert batch.scene == ["a"] and batch.context.names == (("0.jpg", "1.jpg"),)
+
+
+def test_at_takes_views_in_the_order_asked(generator: torch.Generator) -> None:
+    all_views = views(4, generator)
+    taken = all_views.at([3, 1])
+    torch.testing.assert_close(taken.images, all_views.images[:, [3, 1]])
+    torch.testing.assert_close(taken.cameras.c2w[:, 0], all_views.cameras.c2w[:, 3])
+    assert taken.names == (("3.jpg", "1.jpg"),)
+    assert all_views.at(slice(1, 3)).names == (("1.jpg", "2.jpg"),)
+
+
+def test_up_to_makes_an_earlier_level_the_answer(generator: torch.Generator) -> None:
+    levels = tuple(random_gaussians(3, generator) for _ in range(2))
+    depths = (torch.ones(1, 2, 4, 5), torch.full((1, 2, 4, 5), 2.0))
+    flat = torch.zeros(1, 3, 4, 5)
+    renderings = tuple(
+        Rendering(torch.full((1, 3, 3, 4, 5), float(i)), flat, flat) for i in range(2)
+    )
+    batch = Batch(views(2, generator), views(3, generator), ["a"])
+    step = StepOutput(batch, Prediction(depths, levels), renderings)
+    coarse = step.up_to(0)
+    assert coarse.prediction.gaussians[-1] is levels[0]
+    assert len(coarse.renderings) == len(coarse.prediction.depths) == 1
+    assert step.up_to(1).renderings[-1] is renderings[1]
