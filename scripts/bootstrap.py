@@ -3,8 +3,8 @@
     python3 scripts/bootstrap.py pmsplat demo
     python3 scripts/bootstrap.py pytest
 
-Needs nothing but Python 3.11 or newer. The first call installs everything; later calls install again
-only when requirements.txt or pyproject.toml have changed.
+Needs nothing but Python 3.11 or newer. The first call installs everything; later calls install
+again only when requirements.txt or pyproject.toml have changed.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def run(*command: str | Path) -> None:
 
 
 def install() -> None:
-    """A fresh environment; uv comes into it first because it installs the rest in a tenth of the time."""
+    """A fresh environment; uv comes into it first: it installs the rest in a tenth of the time."""
     print(f"bootstrap: installing pmsplat into {VENV} (several GB on Linux, once)", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
     try:
@@ -51,7 +51,7 @@ def install() -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (older ones may run this very line)
         sys.exit(f"bootstrap: got Python {sys.version.split()[0]}; wanted 3.11 or newer")
     if not STAMP.is_file() or STAMP.read_text() != fingerprint():
         install()

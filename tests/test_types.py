@@ -1,5 +1,6 @@
 import torch
 
+from pmsplat.geometry import camera
 from pmsplat.types import Batch, Prediction, Rendering, StepOutput, Views
 from tests.scenes import random_cameras, random_gaussians
 
@@ -26,6 +27,16 @@ def test_at_takes_views_in_the_order_asked(generator: torch.Generator) -> None:
     torch.testing.assert_close(taken.cameras.c2w[:, 0], all_views.cameras.c2w[:, 3])
     assert taken.names == (("3.jpg", "1.jpg"),)
     assert all_views.at(slice(1, 3)).names == (("1.jpg", "2.jpg"),)
+
+
+def test_a_scaled_world_looks_the_same(generator: torch.Generator) -> None:
+    cameras, gaussians = random_cameras(2, generator), random_gaussians(5, generator)
+    grown = cameras.scaled(3.0)
+    seen = camera.project_world(gaussians.means[:, None], cameras.c2w, cameras.K)
+    again = camera.project_world(gaussians.scaled(3.0).means[:, None], grown.c2w, grown.K)
+    torch.testing.assert_close(again[..., :2], seen[..., :2])
+    torch.testing.assert_close(again[..., 2], 3 * seen[..., 2])
+    torch.testing.assert_close(grown.near, 3 * cameras.near)
 
 
 def test_up_to_makes_an_earlier_level_the_answer(generator: torch.Generator) -> None:

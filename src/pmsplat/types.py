@@ -65,6 +65,12 @@ class Cameras(Bundle):
         """The cameras at `indices` (slice, list or index tensor) of the view axis."""
         return self.map(lambda tensor: tensor[:, indices])
 
+    def scaled(self, factor: float) -> "Cameras":
+        """The same cameras in a world `factor` times as large."""
+        grow = torch.ones_like(self.c2w[0, 0])
+        grow[:3, 3] = factor
+        return Cameras(self.c2w * grow, self.K, self.near * factor, self.far * factor)
+
 
 @dataclass(frozen=True)
 class Views(Bundle):
@@ -127,6 +133,10 @@ class Gaussians(Bundle):
     @property
     def sh_degree(self) -> int:
         return int(self.sh.shape[-2] ** 0.5) - 1
+
+    def scaled(self, factor: float) -> "Gaussians":
+        """The same Gaussians in a world `factor` times as large."""
+        return replace(self, means=self.means * factor, scales=self.scales * factor)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pmsplat.geometry import gaussian
 
 
 def test_quaternions_agree_with_scipy_for_every_branch() -> None:
-    turns = Rotation.random(500, rng=0).as_matrix()
+    turns = Rotation.random(500, rng=np.random.default_rng(0)).as_matrix()
     half_turns = Rotation.from_rotvec(np.pi * np.eye(3)).as_matrix()
     matrices = torch.from_numpy(np.concatenate([turns, half_turns, np.eye(3)[None]]))
     quats = gaussian.rotation_to_quat(matrices)
