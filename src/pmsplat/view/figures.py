@@ -1,0 +1,109 @@
+"""Pictures for people: depth in colour, and sheets of labelled images."""
+
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+COLORMAP = "viridis"  # perceptually even, and readable by the colour-blind and in print
+MARGIN, LABEL, FONT = 6, 22, 14  # pixels of a sheet: between images, for a label, of its letters
+
+
+def depth_range(depth: Float[Tensor, "*shape"]) -> tuple[float, float]:
+    """(near, far) that hold 98 % of the known depths: a range to share between pictures.
+
+    0 means no depth and is left out; (1, 2) where nothing is known.
+    """
+    known = depth[depth > 0].flatten()
+    if not len(known):
+        return 1.0, 2.0
+    known = known[:: max(1, len(known) // 1_000_000)].float()  # quantile takes at most 16M values
+    near, far = torch.quantile(known, known.new_tensor([0.01, 0.99])).tolist()
+    return near, max(far, near * 1.001)
+
+
+def colorize_depth(
+    depth: Float[Tensor, "*batch height width"], near: float, far: float
+) -> Float[Tensor, "*batch 3 height width"]:
+    """Depth as colour in [0, 1], in even steps of inverse depth; 0 is black.
+
+    Near is yellow, far is violet. Depths outside [near, far] take the colour of the end. No gradient.
+    """
+    known = depth > 0
+    inverse = 1 / torch.where(known, depth, torch.full_like(depth, far))
+    level = ((inverse - 1 / far) / (1 / near - 1 / far)).clamp(0, 1).nan_to_num(0)
+    table = torch.tensor(matplotlib.colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3])
+    table = table.to(device=depth.device, dtype=torch.float32)
+    colors = table[(level.detach() * 255).round().long()] * known[..., None]
+    return rearrange(colors, "... h w c -> ... c h w")
+
+
+def color_bar(
+    near: float, far: float, height: int, width: int = 70
+) -> Float[Tensor, "3 height width"]:
+    """The legend of `colorize_depth`: a bar with depths written beside it, near at the top."""
+    inverse = torch.linspace(1 / near, 1 / far, height)
+    bar = colorize_depth((1 / inverse)[:, None].expand(height, width // 4), near, far)
+    sheet = Image.new("RGB", (width, height), "white")
+    sheet.paste(_to_pil(bar), (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    steps = max(2, height // 40)
+    for i in range(steps):
+        y = round((height - FONT) * i / (steps - 1))
+        row = round((height - 1) * i / (steps - 1))
+        text = f"{1 / inverse[row].item():.3g}"
+        draw.text((width // 4 + 4, y - 2), text, fill="black", font=ImageFont.load_default(FONT))
+    return rearrange(torch.from_numpy(np.array(sheet)).float() / 255, "h w c -> c h w")
+
+
+def contact_sheet(
+    rows: list[tuple[str, list[Float[Tensor, "3 _ _"]]]], path: str | os.PathLike, height: int = 0
+) -> None:
+    """Writes a picture of labelled rows of images: (label, [image, ...]) from top to bottom.
+
+    Images are RGB in [0, 1], clipped, on any device; sizes may differ. `height` scales every image
+    to so many pixels (0: as they are). The file is complete or absent.
+    """
+    drawn = [(label, [_to_pil(image, height) for image in images]) for label, images in rows]
+    widths = [sum(image.width + MARGIN for image in images) for _, images in drawn]
+    heights = [LABEL + max((image.height for image in images), default=0) for _, images in drawn]
+    font = ImageFont.load_default(FONT)
+    text_width = max((font.getbbox(label)[2] for label, _ in drawn), default=0)
+    width = max([*widths, int(text_width)]) + MARGIN
+    sheet = Image.new("RGB", (width, sum(heights) + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = 0
+    for (label, images), row_height in zip(drawn, heights, strict=True):
+        draw.text((MARGIN, top + 2), label, fill="black", font=font)
+        left = MARGIN
+        for image in images:
+            sheet.paste(image, (left, top + LABEL))
+            left += image.width + MARGIN
+        top += row_height
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        sheet.save(temporary, format="PNG")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_uint8(image: Float[Tensor, "*batch 3 height width"]) -> np.ndarray:
+    """RGB in [0, 1], channel first, as rounded uint8 [..., height, width, 3]; clipped."""
+    rounded = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return rearrange(rounded, "... c h w -> ... h w c").cpu().numpy()
+
+
+def _to_pil(image: Float[Tensor, "3 height width"], height: int = 0) -> Image.Image:
+    picture = Image.fromarray(to_uint8(image))
+    if height and picture.height != height:
+        width = max(1, round(picture.width * height / picture.height))
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return picture
