@@ -52,7 +52,8 @@ def test_a_sheet_holds_its_images(tmp_path: Path, generator: torch.Generator) ->
 
 def test_a_sheet_can_be_scaled(tmp_path: Path) -> None:
     figures.contact_sheet([("a", [torch.ones(3, 20, 30)])], tmp_path / "s.png", height=40)
-    assert Image.open(tmp_path / "s.png").height == 40 + figures.LABEL + figures.MARGIN
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.size == (60 + 2 * figures.MARGIN, 40 + figures.LABEL + figures.MARGIN)
 
 
 def test_bar_runs_from_near_to_far() -> None:

@@ -33,7 +33,8 @@ def colorize_depth(
 ) -> Float[Tensor, "*batch 3 height width"]:
     """Depth as colour in [0, 1], in even steps of inverse depth; 0 is black.
 
-    Near is yellow, far is violet. Depths outside [near, far] take the colour of the end. No gradient.
+    Near is yellow, far is violet; depths outside [near, far] take the colour of the end. No
+    gradient.
     """
     known = depth > 0
     inverse = 1 / torch.where(known, depth, torch.full_like(depth, far))
