@@ -1,0 +1,61 @@
+"""How far a depth map is from the truth.
+
+The measures of Eigen et al., "Depth Map Prediction from a Single Image using a Multi-Scale Deep
+Network", NeurIPS 2014.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DepthMetrics:
+    """Means over the pixels that count.
+
+    `abs_rel` is |pred - truth| / truth; `rmse` is in scene units; `delta1` is the share of pixels
+    with max(pred / truth, truth / pred) < 1.25; `pixels` is how many counted.
+    """
+
+    abs_rel: float
+    rmse: float
+    delta1: float
+    pixels: int
+
+
+def depth_metrics(
+    depth: Float[Tensor, "*shape"],
+    truth: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"] | None = None,
+) -> DepthMetrics:
+    """Compares z-depths wherever the truth is known (> 0) and the mask, if any, is set.
+
+    No alignment is made. Where the prediction is 0 (none) it counts as it stands: abs_rel 1, not
+    within delta1. All measures are NaN where no pixel counts.
+    """
+    counts = truth > 0 if mask is None else (truth > 0) & mask
+    got, true = depth.detach()[counts].double(), truth[counts].double()
+    ratio = torch.maximum(got / true, true / got.clamp_min(1e-12))
+    return DepthMetrics(
+        abs_rel=((got - true).abs() / true).mean().item(),
+        rmse=(got - true).square().mean().sqrt().item(),
+        delta1=(ratio < 1.25).double().mean().item(),
+        pixels=int(counts.sum()),
+    )
+
+
+def median_scale(
+    depth: Float[Tensor, "*shape"],
+    truth: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"] | None = None,
+) -> float:
+    """The factor that brings the prediction's median to the truth's, where both are known.
+
+    For predictions without a scale of their own: `depth_metrics(depth * median_scale(...), ...)`.
+    NaN where no pixel counts.
+    """
+    counts = (truth > 0) & (depth > 0)
+    counts = counts if mask is None else counts & mask
+    return (truth[counts].median() / depth.detach()[counts].median()).item()

@@ -1,0 +1,149 @@
+"""Camera paths for videos: through given cameras, wobbling about one, or around what it sees."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..geometry import gaussian, se3
+from ..types import Cameras
+
+STEPS = 32  # samples of the curve per leg, from which its length is measured
+
+
+def through(cameras: Cameras, frames: int) -> Cameras:
+    """A smooth path of `frames` cameras through every given one, in order, at constant speed.
+
+    Positions follow a Catmull-Rom spline with centripetal knots (Yuksel et al., "Parameterization
+    and applications of Catmull-Rom curves", 2011: no loops, no overshoot), rotations slerp between
+    neighbours, the rest is interpolated linearly. Distance and turning both count as way, in equal
+    shares, so a camera that turns on the spot moves on. One camera gives a still.
+    """
+    count = cameras.c2w.shape[1]
+    if count == 1:
+        return cameras.at([0] * frames)
+    time = torch.linspace(0, count - 1, (count - 1) * STEPS + 1).to(cameras.c2w)
+    way = _way(_poses(cameras.c2w, time))
+    goal = torch.linspace(0, 1, frames).to(way) * way[-1]
+    after = torch.searchsorted(way, goal).clamp(1, len(way) - 1)
+    share = ((goal - way[after - 1]) / (way[after] - way[after - 1])).clamp(0, 1)
+    time = torch.lerp(time[after - 1], time[after], share)
+
+    def between(values: Tensor) -> Tensor:
+        leg = time.floor().long().clamp(max=count - 2)
+        t = (time - leg).reshape(1, -1, *[1] * (values.dim() - 2))
+        return values[:, leg] * (1 - t) + values[:, leg + 1] * t
+
+    c2w = _poses(cameras.c2w, time)
+    return Cameras(c2w, between(cameras.K), between(cameras.near), between(cameras.far))
+
+
+def wobble(cameras: Cameras, frames: int, radius: float, focus: float) -> Cameras:
+    """The first camera moved once around a small circle while it keeps looking at one point.
+
+    `radius` in scene units, across the line of sight; the point lies `focus` units ahead. The path
+    is closed: the frame after the last would be the first.
+    """
+    angle = torch.arange(frames, device=cameras.device) * (2 * math.pi / frames)
+    zero = torch.zeros_like(angle)
+    eye = radius * torch.stack([angle.sin(), 1 - angle.cos(), zero], dim=-1)
+    target = eye.new_tensor([0.0, 0.0, focus])
+    local = se3.look_at(eye, target, up=eye.new_tensor([0.0, -1.0, 0.0]))
+    still = cameras.at([0] * frames)
+    return Cameras(still.c2w @ local.to(still.c2w), still.K, still.near, still.far)
+
+
+def orbit(cameras: Cameras, frames: int, focus: float, turn: float = 2 * math.pi) -> Cameras:
+    """The first camera carried around the point `focus` units ahead of it by `turn` radians.
+
+    The axis is the mean upward direction of all given cameras; height and distance stay.
+    """
+    c2w = cameras.c2w[:, 0]
+    centre = c2w[:, :3, 3] + focus * c2w[:, :3, 2]
+    axis = normalize(-cameras.c2w[..., :3, 1].mean(dim=1), dim=-1)
+    angle = torch.arange(frames).to(c2w) * (turn / frames)
+    half = 0.5 * angle[None, :, None]
+    quats = torch.cat([half.cos(), half.sin() * axis[:, None]], dim=-1)
+    rotation = gaussian.quat_to_rotation(quats)
+    around = centre - torch.einsum("bvij,bj->bvi", rotation, centre)[0]
+    still = cameras.at([0] * frames)
+    moved = se3.compose(rotation, around[None]) @ still.c2w
+    return Cameras(moved, still.K, still.near, still.far)
+
+
+def stabilise(cameras: Cameras, width: float) -> Cameras:
+    """The path with the tremble of a hand taken out: a Gaussian low-pass over frames.
+
+    `width` is the standard deviation in frames. Positions are averaged; rotations are averaged as
+    quaternions of one sign and normalised, which is the chordal mean of close rotations. At the
+    ends the path is continued by its mirror image about the end point, which keeps it in place.
+    """
+    c2w = cameras.c2w
+    count = c2w.shape[1]
+    reach = min(math.ceil(3 * width), count - 1)
+    if reach < 1:
+        return cameras
+    offsets = torch.arange(-reach, reach + 1, device=c2w.device, dtype=c2w.dtype)
+    kernel = torch.exp(-0.5 * (offsets / width) ** 2)
+    kernel = kernel / kernel.sum()
+    quats = _one_sign(gaussian.rotation_to_quat(c2w[..., :3, :3]))
+
+    def smooth(values: Float[Tensor, "batch view channel"]) -> Tensor:
+        head = 2 * values[:, :1] - values[:, 1 : reach + 1].flip(1)
+        tail = 2 * values[:, -1:] - values[:, -reach - 1 : -1].flip(1)
+        padded = torch.cat([head, values, tail], dim=1).unfold(1, 2 * reach + 1, 1)
+        return padded @ kernel
+
+    rotation = gaussian.quat_to_rotation(smooth(quats))
+    smoothed = se3.compose(rotation, smooth(c2w[..., :3, 3]))
+    return Cameras(smoothed, cameras.K, cameras.near, cameras.far)
+
+
+def _way(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, " view"]:
+    """How far along the way each camera is: its share of the distance plus that of the turning."""
+    step = (c2w[0, 1:, :3, 3] - c2w[0, :-1, :3, 3]).norm(dim=-1)
+    rotation = c2w[0, :, :3, :3]
+    chord = (rotation[1:] - rotation[:-1]).flatten(1).norm(dim=-1)  # of the angle, for small steps
+    tiny = torch.finfo(step.dtype).eps
+    share = step / step.sum().clamp_min(tiny) + chord / chord.sum().clamp_min(tiny)
+    way = share.clamp_min(1e-9).cumsum(0)
+    return torch.cat([torch.zeros_like(way[:1]), way])
+
+
+def _poses(
+    c2w: Float[Tensor, "batch view 4 4"], time: Float[Tensor, " frame"]
+) -> Float[Tensor, "batch frame 4 4"]:
+    """The curve through the poses, where whole times are the given ones."""
+    leg = time.floor().long().clamp(max=c2w.shape[1] - 2)
+    fraction = time - leg
+    turned = se3.interpolate(c2w[:, leg], c2w[:, leg + 1], fraction[None])
+    position = _catmull_rom(c2w[..., :3, 3], leg, fraction)
+    return se3.compose(turned[..., :3, :3], position)
+
+
+def _catmull_rom(
+    points: Float[Tensor, "batch point 3"], leg: Tensor, fraction: Float[Tensor, " frame"]
+) -> Float[Tensor, "batch frame 3"]:
+    """Barry and Goldman's pyramid with centripetal knots; the ends are mirrored."""
+    first, last = 2 * points[:, :1] - points[:, 1:2], 2 * points[:, -1:] - points[:, -2:-1]
+    padded = torch.cat([first, points, last], dim=1)
+    p0, p1, p2, p3 = (padded[:, leg + i] for i in range(4))
+    gaps = [(b - a).norm(dim=-1, keepdim=True).sqrt() for a, b in ((p0, p1), (p1, p2), (p2, p3))]
+    gaps = [gap.clamp_min(1e-6) for gap in gaps]
+    k0, k1, k2, k3 = -gaps[0], 0 * gaps[0], gaps[1], gaps[1] + gaps[2]
+    t = fraction[None, :, None] * gaps[1]
+
+    def lerp(a: Tensor, b: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        return a + (b - a) * ((t - start) / (end - start))
+
+    a1, a2, a3 = lerp(p0, p1, k0, k1), lerp(p1, p2, k1, k2), lerp(p2, p3, k2, k3)
+    return lerp(lerp(a1, a2, k0, k2), lerp(a2, a3, k1, k3), k1, k2)
+
+
+def _one_sign(quats: Float[Tensor, "batch view 4"]) -> Float[Tensor, "batch view 4"]:
+    """The same rotations, each quaternion on the side of the one before it."""
+    dots = (quats[:, 1:] * quats[:, :-1]).sum(dim=-1, keepdim=True)
+    signs = torch.where(dots < 0, -1.0, 1.0).to(quats).cumprod(dim=1)
+    return torch.cat([quats[:, :1], quats[:, 1:] * signs], dim=1)
