@@ -1,0 +1,158 @@
+"""LPIPS: perceptual distance between images in the features of a classification network.
+
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018,
+version 0.1 of the linear heads. Written from the paper; equal to the `lpips` package.
+"""
+
+import importlib.util
+import os
+import zipfile
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision import models
+
+from ..errors import UserError
+
+# The activations compared: after these layers of torchvision's `features`.
+TAPS = {"vgg16": (3, 8, 15, 22, 29), "alexnet": (1, 4, 7, 9, 11)}
+HEADS = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}  # as torchmetrics names the linear heads
+# The networks want ImageNet-normalised RGB; LPIPS states it for images in [-1, 1].
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+FOLDER = Path("pretrained")
+
+
+class Unavailable(UserError):
+    """The weights are not on this machine and cannot be fetched: LPIPS is left out, never made up."""
+
+
+class LPIPS(nn.Module):
+    """Perceptual distance of image pairs; frozen and always in eval mode.
+
+    Both images float RGB in [0, 1] (values outside are allowed: renderings are not clamped), any
+    size of at least 32 pixels. Gradients reach `image` alone: features of `target` carry none.
+    """
+
+    def __init__(self, net: str, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.taps = TAPS[net]
+        with torch.device("meta"):  # the architecture alone: no memory, no random numbers
+            self.features = getattr(models, net)(weights=None).features[: self.taps[-1] + 1]
+        kept = {
+            name.removeprefix("features."): tensor
+            for name, tensor in weights.items()
+            if name.startswith("features.")
+        }
+        self.features.load_state_dict(kept, strict=True, assign=True)
+        for layer in self.features:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False
+        for i in range(len(self.taps)):
+            self.register_buffer(f"head{i}", weights[f"lin{i}.model.1.weight"].flatten())
+        self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "LPIPS":
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def forward(
+        self,
+        image: Float[Tensor, "image 3 height width"],
+        target: Float[Tensor, "image 3 height width"],
+    ) -> Float[Tensor, " image"]:
+        """The distance of each pair, 0 for equal images; computed in the precision of the input."""
+        with torch.no_grad():
+            wanted = self._activations(target)
+        distance = image.new_zeros(len(image))
+        for i, (a, b) in enumerate(zip(self._activations(image), wanted, strict=True)):
+            difference = (_unit(a) - _unit(b)).square().mean(dim=(2, 3))
+            distance = distance + difference @ self.get_buffer(f"head{i}")
+        return distance
+
+    def _activations(self, image: Tensor) -> list[Tensor]:
+        x = (2 * image - 1 - self.get_buffer("shift")) / self.get_buffer("scale")
+        taken = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.taps:
+                taken.append(x)
+        return taken
+
+
+def _unit(activation: Tensor) -> Tensor:
+    """Unit length over channels; where all are zero the value and the gradient are zero."""
+    return activation / (torch.linalg.vector_norm(activation, dim=1, keepdim=True) + 1e-10)
+
+
+def load(net: str = "vgg16", path: str | os.PathLike | None = None) -> LPIPS:
+    """LPIPS over `net` ("vgg16" or "alexnet") with the published weights.
+
+    The weights are those of `path` (.npz with `features.N.weight|bias` and `linI.model.1.weight`),
+    or of `lpips_NET.npz` in the folder $PMSPLAT_PRETRAINED or `pretrained/`, or else torchvision's
+    (downloaded once into its cache) with the linear heads that torchmetrics ships. Raises
+    Unavailable where none can be had, UserError for a file that is not such a set of weights.
+    """
+    if net not in TAPS:
+        raise UserError(f"LPIPS network {net!r}", f"one of {', '.join(TAPS)}", "mend the setting")
+    if path is not None and not Path(path).is_file():
+        raise UserError(
+            f"no file at {path}", "LPIPS weights (.npz)", "mend the path of the weights"
+        )
+    local = Path(path or Path(os.environ.get("PMSPLAT_PRETRAINED", FOLDER)) / f"lpips_{net}.npz")
+    weights = _read(local, net) if local.is_file() else _torchvision(net, local)
+    return LPIPS(net, weights)
+
+
+def _read(path: Path, net: str) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            weights = {name: torch.from_numpy(file[name]) for name in file.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is not a readable .npz", "the arrays of LPIPS", "copy the file again"
+        ) from error
+    heads = [f"lin{i}.model.1.weight" for i in range(len(TAPS[net]))]
+    first = weights.get("features.0.weight")
+    with torch.device("meta"):
+        wanted = getattr(models, net)(weights=None).features[0].weight.shape
+    if first is None or first.shape != wanted or not all(head in weights for head in heads):
+        raise UserError(
+            f"{path} holds no LPIPS weights of {net}",
+            "arrays features.N.weight|bias and linI.model.1.weight",
+            f"export them from the lpips package, or remove the file to use torchvision's",
+        )
+    return weights
+
+
+def _torchvision(net: str, local: Path) -> dict[str, Tensor]:
+    """torchvision's ImageNet features and the linear heads among torchmetrics' files."""
+    spec = importlib.util.find_spec("torchmetrics")
+    places = spec.submodule_search_locations if spec else None
+    heads = Path(next(iter(places or ["."]))) / "functional/image/lpips_models" / HEADS[net]
+    missing = Unavailable(
+        f"LPIPS ({net}) has no weights here: {local} does not exist and torchvision's cannot be "
+        f"downloaded",
+        "a network connection once, or that file",
+        "put the file there, or train without LPIPS (`~loss.lpips`)",
+    )
+    if not heads.is_file():
+        raise missing
+    try:
+        weights = models.get_model_weights(net)["IMAGENET1K_V1"].get_state_dict(
+            progress=False, check_hash=True
+        )
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise missing from error
+    linear = torch.load(heads, map_location="cpu", weights_only=True)
+    last = TAPS[net][-1]
+    return linear | {
+        name: tensor
+        for name, tensor in weights.items()
+        if name.startswith("features.") and int(name.split(".")[1]) <= last
+    }

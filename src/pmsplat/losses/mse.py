@@ -1,0 +1,23 @@
+"""Mean squared error of the rendered colour."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..types import StepOutput
+from ._schedule import Loss
+
+
+@dataclass
+class Config:
+    """Nothing to set: the mean runs over scenes, targets, channels and pixels."""
+
+
+def build(cfg: Config) -> Loss:
+    """The squared difference between the last rendering, not clamped, and the target images."""
+
+    def mse(step: StepOutput) -> Float[Tensor, ""]:
+        return (step.renderings[-1].color - step.batch.target.images).square().mean()
+
+    return mse

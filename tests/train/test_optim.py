@@ -1,0 +1,59 @@
+"""The learning-rate schedule against its closed form, and which parameters are the backbone."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pmsplat.train import optim
+
+
+class Backbone(nn.Linear):
+    """Stands for a network of `foundation`."""
+
+
+Backbone.__module__ = "pmsplat.foundation.somebody"
+
+
+def a_model() -> nn.Module:
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    wrapped = nn.ModuleDict({"inner": nn.Sequential(Backbone(2, 2))})
+    return nn.ModuleDict({"head": nn.Linear(2, 3), "vit": wrapped, "frozen": frozen})
+
+
+def closed_form(step: int, steps: int, peak: float, warm_up: float = 0.01) -> float:
+    """One cycle: cosine from peak/25 to peak, then cosine to peak/25e4."""
+    top = warm_up * (steps + 10) - 1
+    start, end = peak / 25, peak / 25 / 1e4
+    if step <= top:
+        return peak + (start - peak) * (1 + math.cos(math.pi * step / top)) / 2
+    return end + (peak - end) * (1 + math.cos(math.pi * (step - top) / (steps + 9 - top))) / 2
+
+
+def test_learning_rates_follow_the_closed_form() -> None:
+    steps = 990
+    optimizer, schedule = optim.build(a_model(), optim.Config(), steps)
+    for step in range(steps):
+        new, backbone = (group["lr"] for group in optimizer.param_groups)
+        assert new == pytest.approx(closed_form(step, steps, 2e-4), rel=1e-6)
+        assert backbone == pytest.approx(closed_form(step, steps, 2e-6), rel=1e-6)
+        optimizer.step()
+        schedule.step()
+
+
+def test_groups_and_constants_are_the_published_ones() -> None:
+    model = a_model()
+    optimizer, _ = optim.build(model, optim.Config(), steps=100)
+    new, backbone = optimizer.param_groups
+    assert [p.shape for p in new["params"]] == [(3, 2), (3,)]
+    assert [p.shape for p in backbone["params"]] == [(2, 2), (2,)]
+    assert (new["weight_decay"], new["betas"]) == (0.01, (0.9, 0.999))
+    optimizer.step()
+    assert new["betas"] == (0.9, 0.999)
+
+
+def test_a_model_without_a_backbone_has_one_group() -> None:
+    optimizer, _ = optim.build(nn.Linear(2, 2), optim.Config(lr=1e-3), steps=10)
+    assert len(optimizer.param_groups) == 1
+    assert torch.optim.AdamW is type(optimizer)
