@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pmsplat.io.images import to_uint8
 from pmsplat.view import figures
 
 
@@ -38,16 +39,16 @@ def test_range_of_depths_leaves_out_unknown_and_outliers() -> None:
 
 def test_a_sheet_holds_its_images(tmp_path: Path, generator: torch.Generator) -> None:
     images = [torch.rand(3, 20, 30 + i, generator=generator) for i in range(3)]
-    figures.contact_sheet([("a", images[:2]), ("a much longer label", images[2:])], tmp_path / "s")
-    sheet = np.array(Image.open(tmp_path / "s"))
+    figures.contact_sheet(
+        [("a", images[:2]), ("a much longer label", images[2:])], tmp_path / "s.png"
+    )
+    sheet = np.array(Image.open(tmp_path / "s.png"))
     top, left = figures.LABEL, figures.MARGIN
     got = sheet[top : top + 20, left : left + 30]
-    assert np.array_equal(got, figures.to_uint8(images[0]))
+    assert np.array_equal(got, to_uint8(images[0]))
     second = 2 * figures.LABEL + 20
-    assert np.array_equal(
-        sheet[second : second + 20, left : left + 32], figures.to_uint8(images[2])
-    )
-    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+    assert np.array_equal(sheet[second : second + 20, left : left + 32], to_uint8(images[2]))
+    assert [p.name for p in tmp_path.iterdir()] == ["s.png"]
 
 
 def test_a_sheet_can_be_scaled(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ rot_0..3 as w x y z. Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance
 """
 
 import logging
-import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import sh
 from ..types import Gaussians
+from .files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ SIZES |= {"double": 8, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 
 SIZES |= {"float32": 4, "float64": 8}
 
 
-def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
+def save_ply(gaussians: Gaussians, path: str | Path) -> None:
     """Writes the Gaussians of one scene, in their own world frame and units.
 
     Degree 4 is written as degree 3, since the layout ends there; that is said once. Raises
@@ -56,14 +56,9 @@ def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
         )
     dtype = np.dtype([(name, "<f4") for name in _properties((rows.shape[1] - 17) // 3)])
     vertices = np.ascontiguousarray(rows).view(dtype)[:, 0]
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with atomic(path) as temporary:
         element = PlyElement.describe(vertices, "vertex")
         PlyData([element], text=False, byte_order="<").write(str(temporary))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _properties(rest: int) -> list[str]:
@@ -106,7 +101,7 @@ class _Header:
     data_bytes: int
 
 
-def load_ply(path: str | os.PathLike) -> Gaussians:
+def load_ply(path: str | Path) -> Gaussians:
     """The Gaussians of a .ply file as batch 1 on the CPU: INRIA's, gsplat's, nerfstudio's or ours.
 
     Degrees 0 to 3, with or without normals, text or binary; quaternions come back normalised.
@@ -152,7 +147,7 @@ def load_ply(path: str | os.PathLike) -> Gaussians:
     return _only_finite(gaussians.to(torch.float32), path)
 
 
-def _read_header(path: str | os.PathLike) -> _Header:
+def _read_header(path: str | Path) -> _Header:
     source = Path(path)
     if not source.is_file():
         raise UserError(f"no file {path}", "a .ply file of Gaussians", "check the path")
@@ -184,11 +179,11 @@ def _kind(header: _Header) -> str:
     return "a mesh or a point cloud, not Gaussians"
 
 
-def _broken(path: str | os.PathLike, what: str) -> UserError:
+def _broken(path: str | Path, what: str) -> UserError:
     return UserError(f"{path}: {what}", "a whole .ply file of Gaussians", "copy or export it again")
 
 
-def _only_finite(gaussians: Gaussians, path: str | os.PathLike) -> Gaussians:
+def _only_finite(gaussians: Gaussians, path: str | Path) -> Gaussians:
     parts = [gaussians.means, gaussians.scales, gaussians.quats_wxyz, gaussians.sh.flatten(2)]
     values = torch.cat([*parts, gaussians.opacities[..., None]], dim=-1)
     finite = values.isfinite().all(dim=-1)[0]

@@ -14,28 +14,24 @@ import numpy as np
 from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe
 
 from ..errors import UserError
+from .files import atomic
 
 QUALITY = 16  # constant rate factor of x264: visually lossless
 
 
-def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> None:
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
     """Writes uint8 RGB frames [height, width, 3] of one size as H.264 in an .mp4 (yuv420p, BT.709).
 
     Every browser and player shows that. Odd sizes get their last row or column doubled, because
     the format halves the colour. Frames may come from a generator: one at a time is held. The file
     is complete or absent; a full disk is an OSError with errno ENOSPC.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     stream = iter(frames)
     first = next(stream, None)
     if first is None:
         raise UserError("a video of no frames", "at least one frame", "render some cameras first")
-    try:
+    with atomic(path) as temporary:
         _encode(temporary, _even(first), (_even(frame) for frame in stream), fps)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode(path: Path, first: np.ndarray, rest: Iterator[np.ndarray], fps: float) -> None:
@@ -89,7 +85,7 @@ def _even(frame: np.ndarray) -> np.ndarray:
     return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def read_frames(path: str | os.PathLike, count: int | None = None) -> list[np.ndarray]:
+def read_frames(path: str | Path, count: int | None = None) -> list[np.ndarray]:
     """`count` frames spread evenly from the first to the last; all where None or fewer exist.
 
     uint8 RGB [height, width, 3]; the rotation that phones note in the file is applied. Only what
@@ -122,7 +118,7 @@ def read_frames(path: str | os.PathLike, count: int | None = None) -> list[np.nd
     return frames
 
 
-def _count(path: str | os.PathLike) -> int:
+def _count(path: str | Path) -> int:
     try:
         frames, _ = count_frames_and_secs(str(path))
     except RuntimeError as error:
@@ -132,7 +128,7 @@ def _count(path: str | os.PathLike) -> int:
     return frames
 
 
-def _not_a_video(path: str | os.PathLike) -> UserError:
+def _not_a_video(path: str | Path) -> UserError:
     return UserError(
         f"{path} holds no frame that ffmpeg can decode",
         "a video such as .mp4 or .mov",

@@ -1,6 +1,5 @@
 """Pictures for people: depth in colour, and sheets of labelled images."""
 
-import os
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +9,8 @@ from einops import rearrange
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ..io.images import to_uint8, write_image
 
 COLORMAP = "viridis"  # perceptually even, and readable by the colour-blind and in print
 MARGIN, LABEL, FONT = 6, 22, 14  # pixels of a sheet: between images, for a label, of its letters
@@ -64,7 +65,7 @@ def color_bar(
 
 
 def contact_sheet(
-    rows: list[tuple[str, list[Float[Tensor, "3 _ _"]]]], path: str | os.PathLike, height: int = 0
+    rows: list[tuple[str, list[Float[Tensor, "3 _ _"]]]], path: str | Path, height: int = 0
 ) -> None:
     """Writes a picture of labelled rows of images: (label, [image, ...]) from top to bottom.
 
@@ -87,19 +88,7 @@ def contact_sheet(
             sheet.paste(image, (left, top + LABEL))
             left += image.width + MARGIN
         top += row_height
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        sheet.save(temporary, format="PNG")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def to_uint8(image: Float[Tensor, "*batch 3 height width"]) -> np.ndarray:
-    """RGB in [0, 1], channel first, as rounded uint8 [..., height, width, 3]; clipped."""
-    rounded = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return rearrange(rounded, "... c h w -> ... h w c").cpu().numpy()
+    write_image(path, np.array(sheet))
 
 
 def _to_pil(image: Float[Tensor, "3 height width"], height: int = 0) -> Image.Image:
