@@ -1,0 +1,209 @@
+"""Gaussians to images: one door, `rasterize`; every other file is a backend behind it.
+
+A backend is a module with `obstacle(device)`, which says why it cannot draw there, and `blend(...)`,
+which projects and blends. Adding a file adds a backend.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Collection
+from dataclasses import fields
+from types import ModuleType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError
+from ..registry import suggest
+from ..types import Cameras, Gaussians, Rendering
+from ._projection import Blend
+
+PREFERRED = ("reference",)
+ON_REQUEST = ("depth_median", "screen")
+
+
+def rasterize(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: tuple[int, int],
+    backend: str = "auto",
+    background: Float[Tensor, "3"] | Float[Tensor, "batch 3"] | None = None,
+    attributes: Float[Tensor, "batch gaussian channel"] | None = None,
+    sh_degree: int | None = None,
+    extras: Collection[str] = (),
+) -> Rendering:
+    """Draws every scene of `gaussians` into all of its cameras, differentiably.
+
+    Per pixel, Gaussians are blended near to far (by z of their means, equal z by index) with weight
+    alpha times the transmittance so far. The exact rules:
+
+    * EWA projection; the Jacobian is taken where x/z and y/z stay within ±1.3 · half the field of
+      view (± 1.3 · width / (2 fx), the same in y); 0.3 px² is added to both variances.
+    * alpha = min(0.99, opacity · exp(-½ dᵀ Σ⁻¹ d)) at the pixel centre (index + 0.5), skipped below
+      1/255. A pixel ends before the Gaussian that would leave it a transmittance below 1e-4.
+    * Gaussians at z <= 0.2 · near of the camera that looks are culled; `far` is not looked at.
+    * Focal lengths, principal point and skew of K are honoured.
+    * The colour is max(0, 0.5 + SH) seen from the camera centre, not clamped above.
+    * A Gaussian with a NaN or an infinity among its parameters is not drawn and gets no gradient;
+      nor one wider or farther off the image than 1e8 pixels.
+
+    `gsplat` differs in details: alpha is capped at 0.999, and the clamp is asymmetric where the
+    principal point is off centre.
+
+    Args:
+        gaussians: world space, several scenes of equal count; any count, also 0.
+        cameras: any number of targets per scene. They get no gradient.
+        size: (height, width) in pixels.
+        backend: "reference" (plain torch, any device and dtype), "cpu" (numba; deterministic to the
+            bit for any number of threads; do not call it in a forked DataLoader worker), "gsplat"
+            (CUDA), or "auto": gsplat on CUDA if it can be used, cpu for CPU tensors, else
+            reference. A backend asked for by name is used or refused, never replaced.
+        background: linear RGB behind everything, per scene or for all; None is black.
+        attributes: more features to blend with the weights of the colour, without background.
+        sh_degree: evaluates fewer SH bands than are stored.
+        extras: "depth_median" (z where the transmittance falls to one half, 0 where it does not;
+            no gradient) and "screen" (2-D means in pixels, on which `retain_grad()` works, and
+            radii of the splats' boxes, 0 where not drawn).
+
+    Returns:
+        color [batch, target, 3, h, w], depth (expected z: Σ z·weight / Σ weight, 0 where nothing was
+        hit) and alpha [batch, target, h, w], attributes [batch, target, channel, h, w] if given.
+        All differentiable in means, scales, quats, opacities, sh, attributes and background;
+        float32 (also under autocast), or float64 if the means are (gsplat: always float32).
+
+    Raises:
+        UserError: shapes that do not fit together, an unknown backend or one that cannot be used.
+    """
+    _check(gaussians, cameras, size, background, attributes, sh_degree, extras)
+    module = _backend(backend, gaussians.means.device)
+    dtype = torch.float64 if gaussians.means.dtype == torch.float64 else torch.float32
+    with torch.autocast(gaussians.means.device.type, enabled=False):
+        drawn: Blend = module.blend(
+            gaussians.to(dtype),
+            cameras.detach().to(dtype),
+            size,
+            None if attributes is None else attributes.to(dtype),
+            sh_degree,
+            "depth_median" in extras,
+        )
+        return Rendering(
+            color=_over(drawn, background),
+            depth=_expected_depth(drawn),
+            alpha=drawn.alpha,
+            attributes=drawn.attributes,
+            depth_median=drawn.depth_median,
+            screen=drawn.screen if "screen" in extras else None,
+        )
+
+
+def backends() -> list[str]:
+    """The names that `rasterize` knows besides "auto", usable here or not."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def _backend(name: str, device: torch.device) -> ModuleType:
+    known = backends()
+    if name != "auto" and name not in known:
+        raise UserError(
+            f"there is no renderer {name!r}",
+            f"one of auto, {', '.join(known)}",
+            suggest(name, ["auto", *known]),
+        )
+    for candidate in PREFERRED if name == "auto" else (name,):
+        module = importlib.import_module(f".{candidate}", __name__)
+        problem = module.obstacle(device)
+        if problem is None:
+            return module
+        if name != "auto":
+            raise problem
+    raise AssertionError("the reference draws on every device")
+
+
+def _over(drawn: Blend, background: Tensor | None) -> Tensor:
+    if background is None:
+        return drawn.color
+    rgb = background.to(drawn.color).reshape(-1, 1, 3, 1, 1)
+    return drawn.color + (1 - drawn.alpha)[:, :, None] * rgb
+
+
+def _expected_depth(drawn: Blend) -> Tensor:
+    hit = drawn.alpha > 0
+    return torch.where(hit, drawn.depth / torch.where(hit, drawn.alpha, 1), 0)
+
+
+def _check(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: tuple[int, int],
+    background: Tensor | None,
+    attributes: Tensor | None,
+    sh_degree: int | None,
+    extras: Collection[str],
+) -> None:
+    """Raises UserError for anything that does not fit together."""
+    batch, count = gaussians.means.shape[:2]
+    wanted = {
+        "means": (3,),
+        "scales": (3,),
+        "quats_wxyz": (4,),
+        "opacities": (),
+        "sh": (gaussians.sh.shape[-2], 3),
+    }
+    for name, rest in wanted.items():
+        _shape(f"gaussians.{name}", getattr(gaussians, name), (batch, count, *rest))
+    targets = cameras.c2w.shape[1]
+    for name, rest in {"c2w": (4, 4), "K": (3, 3), "near": (), "far": ()}.items():
+        _shape(f"cameras.{name}", getattr(cameras, name), (batch, targets, *rest))
+    if background is not None and background.shape != (3,):
+        _shape("background", background, (batch, 3))
+    if attributes is not None:
+        _shape("attributes", attributes, (batch, count, attributes.shape[-1]))
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(
+            f"the image size is {size}", "(height, width) of at least one pixel", "mend `size`"
+        )
+    coefficients = gaussians.sh.shape[-2]
+    stored = gaussians.sh_degree
+    if (stored + 1) ** 2 != coefficients or stored > 4:
+        raise UserError(
+            f"there are {coefficients} SH coefficients",
+            "1, 4, 9, 16 or 25",
+            "pad with zeros or cut to a whole degree",
+        )
+    if sh_degree is not None and not 0 <= sh_degree <= stored:
+        raise UserError(
+            f"sh_degree is {sh_degree}", f"0 to {stored}, the degree stored", "mend `sh_degree`"
+        )
+    for extra in extras:
+        if extra not in ON_REQUEST:
+            raise UserError(
+                f"there is no extra {extra!r}",
+                f"any of {', '.join(ON_REQUEST)}",
+                suggest(extra, list(ON_REQUEST)),
+            )
+    _one_device(gaussians, cameras, background, attributes)
+
+
+def _shape(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != wanted:
+        raise UserError(
+            f"{name} has shape {list(tensor.shape)}",
+            f"{list(wanted)}",
+            "give Gaussians, cameras and features the same batch and Gaussian axes",
+        )
+
+
+def _one_device(
+    gaussians: Gaussians, cameras: Cameras, background: Tensor | None, attributes: Tensor | None
+) -> None:
+    tensors = [getattr(bundle, f.name) for bundle in (gaussians, cameras) for f in fields(bundle)]
+    tensors += [tensor for tensor in (background, attributes) if tensor is not None]
+    devices = {str(tensor.device) for tensor in tensors}
+    if len(devices) > 1:
+        raise UserError(
+            f"the tensors lie on {' and '.join(sorted(devices))}",
+            "all of them on one device",
+            "move them with .to(device)",
+        )

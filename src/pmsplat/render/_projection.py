@@ -1,0 +1,146 @@
+"""Gaussians on images: the projection and the blending constants that our backends share.
+
+EWA splatting (Zwicker et al., "EWA Volume Splatting", 2001) with the rules of 3D Gaussian Splatting
+(Kerbl et al., 2023): the Jacobian is taken at a point clamped to somewhat more than the field of
+view, and every splat is widened by 0.3 px². Everything here is batched over scenes and targets.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..geometry import camera, gaussian, se3, sh
+from ..types import Bundle, Cameras, Gaussians, Screen
+
+BLUR = 0.3  # px² added to both variances of a splat
+NEAR_FRACTION = 0.2  # culled at z <= this · near
+FIELD_OF_VIEW = 1.3  # x/z and y/z in the Jacobian stay within this many half fields of view
+ALPHA_MIN = 1 / 255  # fainter contributions are skipped
+ALPHA_MAX = 0.99
+TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would leave less ends its pixel and is not added
+MAX_PIXELS = 1e8  # what is wider or farther off than this is not drawn: float32 would overflow
+
+
+@dataclass(frozen=True)
+class Splats(Bundle):
+    """Gaussians as the images see them, near and far, seen and unseen.
+
+    `xy` in pixels; `conic` is the inverse covariance (xx, xy, yy) in 1/px²; `z` in scene units;
+    `extent` is half the width and height in pixels of the box outside which alpha < 1/255: 0 where
+    a Gaussian is not drawn, and without gradient.
+    """
+
+    xy: Float[Tensor, "batch target gaussian 2"]
+    conic: Float[Tensor, "batch target gaussian 3"]
+    z: Float[Tensor, "batch target gaussian"]
+    color: Float[Tensor, "batch target gaussian 3"]
+    extent: Float[Tensor, "batch target gaussian 2"]
+
+    @property
+    def screen(self) -> Screen:
+        return Screen(means=self.xy, radii=self.extent.amax(dim=-1))
+
+
+@dataclass(frozen=True)
+class Blend(Bundle):
+    """What a backend gives the door: sums over a pixel's Gaussians of weight · feature.
+
+    The weight is alpha times the transmittance before it; `depth` is Σ z · weight; there is no
+    background yet.
+    """
+
+    color: Float[Tensor, "batch target 3 height width"]
+    depth: Float[Tensor, "batch target height width"]
+    alpha: Float[Tensor, "batch target height width"]
+    attributes: Float[Tensor, "batch target channel height width"] | None
+    depth_median: Float[Tensor, "batch target height width"] | None
+    screen: Screen
+
+
+def world_to_camera(cameras: Cameras) -> Float[Tensor, "batch target 4 4"]:
+    """w2c, sheared where K has skew, so that fx, fy, cx and cy project exactly as K does."""
+    skew = cameras.K[..., 0, 1] / cameras.K[..., 0, 0]
+    shear = torch.eye(4, device=skew.device, dtype=skew.dtype).repeat(*skew.shape, 1, 1)
+    shear[..., 0, 1] = skew
+    return shear @ se3.invert(cameras.c2w)
+
+
+def finite(
+    gaussians: Gaussians, attributes: Tensor | None
+) -> tuple[Gaussians, Float[Tensor, "batch gaussian channel"] | None]:
+    """The same, with Gaussians that hold a NaN or infinity made harmless: opacity 0, all else 0."""
+    parts = [gaussians.means, gaussians.scales, gaussians.quats_wxyz, gaussians.sh.flatten(2)]
+    parts += [gaussians.opacities[..., None]] + ([] if attributes is None else [attributes])
+    good = torch.stack([part.isfinite().all(dim=-1) for part in parts]).all(dim=0)
+
+    def clean(tensor: Tensor) -> Tensor:
+        mask = good.reshape(good.shape + (1,) * (tensor.ndim - good.ndim))
+        return torch.where(mask, tensor, torch.zeros((), device=good.device, dtype=tensor.dtype))
+
+    return gaussians.map(clean), None if attributes is None else clean(attributes)
+
+
+def project(
+    gaussians: Gaussians, cameras: Cameras, size: tuple[int, int], sh_degree: int | None = None
+) -> Splats:
+    """Every Gaussian in every target of its scene, differentiable in all Gaussian parameters.
+
+    Gaussians must be finite. Those that are not drawn (z <= 0.2 near, outside the image, fainter
+    than 1/255, wider than MAX_PIXELS) have extent 0, finite values and zero gradients.
+    """
+    height, width = size
+    w2c = world_to_camera(cameras)
+    K = camera.K_px(cameras.K, height, width)[..., None, :, :]
+    fx, fy, cx, cy = K[..., 0, 0], K[..., 1, 1], K[..., 0, 2], K[..., 1, 2]
+    means_cam = se3.transform(w2c, gaussians.means[:, None])
+
+    with torch.no_grad():
+        z = means_cam[..., 2]
+        reach = torch.maximum(
+            means_cam[..., :2].abs().amax(dim=-1), gaussians.scales.amax(-1)[:, None]
+        )
+        kept = z > NEAR_FRACTION * cameras.near[..., None]
+        kept = kept & (reach * torch.maximum(fx, fy) < MAX_PIXELS * z)
+    ahead = means_cam.new_tensor([0.0, 0.0, 1.0])
+    x, y, z = torch.where(kept[..., None], means_cam, ahead).unbind(dim=-1)
+    x_over_z, y_over_z = x / z, y / z
+    xy = torch.stack([fx * x_over_z + cx, fy * y_over_z + cy], dim=-1)
+
+    # Rows of J R S: the images of the three axes of a Gaussian, in pixels
+    scales = torch.where(kept[..., None], gaussians.scales[:, None], 0)
+    root = gaussian.quat_to_rotation(gaussians.quats_wxyz)[:, None] * scales[..., None, :]
+    axes = w2c[:, :, None, :3, :3] @ root
+    limit_x, limit_y = FIELD_OF_VIEW * width / (2 * fx), FIELD_OF_VIEW * height / (2 * fy)
+    tilt_x = torch.minimum(torch.maximum(x_over_z, -limit_x), limit_x)[..., None]
+    tilt_y = torch.minimum(torch.maximum(y_over_z, -limit_y), limit_y)[..., None]
+    a = (fx / z)[..., None] * (axes[..., 0, :] - tilt_x * axes[..., 2, :])
+    b = (fy / z)[..., None] * (axes[..., 1, :] - tilt_y * axes[..., 2, :])
+
+    # |a|²|b|² - (a·b)² = |a×b|²: no cancellation, however needle-like the Gaussian
+    aa, bb, ab = (a * a).sum(dim=-1), (b * b).sum(dim=-1), (a * b).sum(dim=-1)
+    cross = torch.linalg.cross(a, b)
+    determinant = (cross * cross).sum(dim=-1) + BLUR * (aa + bb) + BLUR**2
+    conic = torch.stack([bb + BLUR, -ab, aa + BLUR], dim=-1) / determinant[..., None]
+
+    directions = normalize(gaussians.means[:, None] - cameras.c2w[:, :, None, :3, 3], dim=-1)
+    color = sh.color(gaussians.sh[:, None], directions, sh_degree)
+
+    with torch.no_grad():
+        variance = torch.stack([aa, bb], dim=-1) + BLUR
+        extent = (reach_squared(gaussians.opacities)[:, None, :, None] * variance).sqrt()
+        image = xy.new_tensor([width, height])
+        inside = ((xy + extent > 0) & (xy - extent < image)).all(dim=-1)
+        extent = torch.where((kept & inside)[..., None], extent, 0)
+    return Splats(xy=xy, conic=conic, z=z, color=color, extent=extent)
+
+
+def reach_squared(opacities: Tensor) -> Tensor:
+    """The squared Mahalanobis distance at which alpha falls to 1/255; 0 for what never gets there.
+
+    A little is added, so that rounding never cuts a pixel off; the test of alpha decides.
+    """
+    squared = 2 * (opacities.clamp_min(ALPHA_MIN) / ALPHA_MIN).log()
+    return torch.where(opacities >= ALPHA_MIN, squared + 1e-3, 0)

@@ -1,0 +1,105 @@
+"""The specification: projection and blending in plain torch, for any device and dtype.
+
+Tiles are blended one after another and recomputed in the backward pass, so memory is bounded by one
+tile. Differentiable in means, scales, quats, opacities, sh and attributes.
+"""
+
+import itertools
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import UserError
+from ..types import Cameras, Gaussians
+from ._projection import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN, Blend, Splats, finite, project
+
+TILE = 16
+PAIRS = 2**22  # at most so many (pixel, Gaussian) pairs are evaluated at once
+
+
+def obstacle(device: torch.device) -> UserError | None:
+    """Why this backend cannot draw tensors of `device`: it always can."""
+    return None
+
+
+def blend(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: tuple[int, int],
+    attributes: Tensor | None,
+    sh_degree: int | None,
+    median: bool,
+) -> Blend:
+    """What `rasterize` wants of a backend."""
+    gaussians, attributes = finite(gaussians, attributes)
+    splats = project(gaussians, cameras, size, sh_degree)
+    batch, targets = splats.z.shape[:2]
+    features = torch.cat([splats.color, splats.z[..., None]], dim=-1)
+    if attributes is not None:
+        shared = attributes[:, None].expand(-1, targets, -1, -1)
+        features = torch.cat([features, shared], dim=-1)
+    images = [
+        _image(splats, gaussians.opacities[b], features, (b, t), size)
+        for b, t in itertools.product(range(batch), range(targets))
+    ]
+    channels = features.shape[-1] + 2
+    drawn = torch.stack(images) if images else features.new_zeros(0, channels, *size)
+    drawn = drawn.reshape(batch, targets, channels, *size)
+    return Blend(
+        color=drawn[:, :, :3],
+        depth=drawn[:, :, 3],
+        alpha=drawn[:, :, -2],
+        attributes=None if attributes is None else drawn[:, :, 4:-2],
+        depth_median=drawn[:, :, -1].detach() if median else None,
+        screen=splats.screen,
+    )
+
+
+def _image(
+    splats: Splats, opacities: Tensor, features: Tensor, at: tuple[int, int], size: tuple[int, int]
+) -> Float[Tensor, "channel_plus_2 height width"]:
+    """One image: blended features, then alpha, then median depth."""
+    height, width = size
+    xy, extent, z = splats.xy[at].detach(), splats.extent[at], splats.z[at].detach()
+    order = torch.argsort(z, stable=True)
+    order = order[extent[order, 0] > 0]
+    low, high = (xy - extent)[order], (xy + extent)[order]
+    table = torch.cat([splats.xy[at], splats.conic[at], opacities[:, None], features[at]], dim=-1)
+
+    grid = torch.arange(height * width, device=xy.device).view(height, width)
+    indices, values = [], []
+    for row, column in itertools.product(range(0, height, TILE), range(0, width, TILE)):
+        tile = grid[row : row + TILE, column : column + TILE].flatten()
+        corner = xy.new_tensor([column, row])
+        overlap = ((high > corner) & (low < corner + TILE)).all(dim=-1)
+        listed = order[overlap]
+        for pixels in tile.split(max(1, PAIRS // max(1, len(listed)))):
+            indices.append(pixels)
+            values.append(checkpoint(_pixels, table, listed, pixels, width, use_reentrant=False))
+    flat = torch.cat(values)[torch.argsort(torch.cat(indices))]
+    return flat.T.reshape(-1, height, width)
+
+
+def _pixels(
+    table: Float[Tensor, "gaussian column"],
+    listed: Int[Tensor, " listed"],
+    pixels: Int[Tensor, " pixel"],
+    width: int,
+) -> Float[Tensor, "pixel channel_plus_2"]:
+    """Blended features, alpha and median depth of some pixels: `listed` Gaussians, near to far."""
+    xy, conic, opacity, features = table[listed].split([2, 3, 1, table.shape[-1] - 6], dim=-1)
+    centre = torch.stack([pixels % width, pixels // width], dim=-1) + 0.5
+    dx, dy = (centre.to(xy)[:, None] - xy).unbind(dim=-1)
+    xx, xy_, yy = conic.unbind(dim=-1)
+    power = 0.5 * (xx * dx * dx + yy * dy * dy) + xy_ * dx * dy
+    alpha = (opacity[:, 0] * torch.exp(-power.clamp_min(0))).clamp_max(ALPHA_MAX)
+    alpha = torch.where(alpha >= ALPHA_MIN, alpha, 0)
+    after = torch.cumprod(1 - alpha, dim=-1)
+    before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=-1)
+    weight = torch.where(after >= TRANSMITTANCE_MIN, alpha * before, 0)
+
+    crosses = (before > 0.5) & (after <= 0.5) & (weight > 0)
+    median = torch.where(crosses, features[:, 3], 0).sum(dim=-1, keepdim=True)
+    return torch.cat([weight @ features, weight.sum(dim=-1, keepdim=True), median.detach()], dim=-1)
