@@ -27,7 +27,7 @@ FOLDER = Path("pretrained")
 
 
 class Unavailable(UserError):
-    """The weights are not on this machine and cannot be fetched: LPIPS is left out, never made up."""
+    """No weights here and none to be fetched: a metric is left out then, never made up."""
 
 
 class LPIPS(nn.Module):
@@ -125,7 +125,7 @@ def _read(path: Path, net: str) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds no LPIPS weights of {net}",
             "arrays features.N.weight|bias and linI.model.1.weight",
-            f"export them from the lpips package, or remove the file to use torchvision's",
+            "export them from the lpips package, or remove the file to use torchvision's",
         )
     return weights
 

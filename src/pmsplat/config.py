@@ -1,0 +1,231 @@
+"""From `+experiment=NAME key=value …` to a checked `Experiment`.
+
+Hydra composes the YAML of `config/` (which files, in which order); OmegaConf checks every value
+against the dataclass it belongs to. A key that no dataclass has is an error that names the nearest.
+
+    +experiment=re10k_small         a file of config/experiment
+    model=depthsplat_base           a file of config/model, or the name of a component
+    model.scales=2                  a field of that component's Config
+    loss.lpips.weight=0.1           of a loss: weight, start_step, or a field of its Config
+    +loss.lab.sparsity.weight=0.1   a further loss, here module lab.sparsity; ~loss.lpips drops one
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from . import registry
+from .errors import UserError
+from .train import optim
+from .train.settings import Component, Experiment, LossTerm, Renderer, Trainer
+
+GROUPS = {"model": "models", "dataset": "data", "loss": "losses", "renderer": None}
+LOSS_KEYS = ("name", "weight", "start_step")
+T = TypeVar("T")
+
+
+@dataclass
+class _Run:
+    """The settings of a run that belong to no part of it."""
+
+    seed: int = Experiment.seed
+    output: str = Experiment.output
+
+
+def folder() -> Path:
+    """The folder `config` of the repository; UserError where pmsplat was installed without it."""
+    path = Path(__file__).resolve().parents[2] / "config"
+    if not (path / "main.yaml").is_file():
+        raise UserError(
+            f"no configuration at {path}",
+            "the folder config/ of the repository beside src/",
+            "install from a clone with `pip install --editable .`",
+        )
+    return path
+
+
+def choices(group: str) -> list[str]:
+    """The YAML files of a group ("experiment", "model", "dataset", "loss", "renderer")."""
+    return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+
+
+def compose(overrides: Sequence[str]) -> Experiment:
+    """The experiment that the overrides describe, every key and type checked.
+
+    Raises UserError naming what is wrong and the nearest valid word.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(
+            f"cannot read the override: {str(error).splitlines()[0]}",
+            "KEY=VALUE, +experiment=NAME or ~loss.NAME",
+            "quote values that hold spaces or brackets for the shell",
+        ) from error
+    files, bare, values = [], {}, []
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line} is a sweep", "one value", "start one run for each"
+            )
+        group = override.key_or_group.lstrip("/")
+        value = override.value()
+        if group not in (*GROUPS, "experiment") or override.is_delete() or isinstance(value, dict):
+            values.append(override)
+        elif _has_file(group, value):
+            files.append(f"{'+' if group == 'experiment' else ''}{group}={value}")
+        else:
+            bare[group] = {"name": str(value)}
+    tree = _compose_files(files) | bare
+    for override in values:
+        _apply(tree, override)
+    name = next((f.partition("=")[2] for f in files if f.startswith("+experiment=")), "run")
+    return _typed_experiment(tree, name)
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """The whole experiment, every default filled in, as YAML for people."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(experiment)))
+
+
+def _has_file(group: str, name: Any) -> bool:
+    """Whether `name` is a YAML file of `group`; False where it is a component without a file."""
+    known = choices(group)
+    if name in known:
+        return True
+    package = GROUPS.get(group)
+    if package in ("models", "data") and isinstance(name, str):
+        components = registry.names(package)
+        if name in components or "." in name:
+            return False
+        known = sorted({*known, *components})
+    raise UserError(
+        f"there is no {group} {name!r}",
+        f"one of {', '.join(known)}",
+        registry.suggest(str(name), known),
+    )
+
+
+def _compose_files(files: list[str]) -> dict[str, Any]:
+    try:
+        with initialize_config_dir(str(folder()), version_base="1.3"):
+            composed = hydra_compose("main", overrides=files)
+        tree = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(
+            f"config/ does not compose: {str(error).splitlines()[0]}",
+            "YAML files that name each other rightly",
+            "mend the file",
+        ) from error
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _apply(tree: dict[str, Any], override: Override) -> None:
+    """Writes one value into the tree, or drops one loss; keys are checked afterwards."""
+    head, *rest = override.key_or_group.split(".")
+    path = [head, *rest]
+    if head == "loss" and rest:  # names of losses may have dots, their settings never
+        whole = override.is_delete() or isinstance(override.value(), dict) or len(rest) == 1
+        path = ["loss", ".".join(rest)] if whole else ["loss", ".".join(rest[:-1]), rest[-1]]
+    *parents, last = path
+    node = tree
+    for key in parents:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise UserError(
+                f"{override.input_line}: {key!r} is a single value", f"{key}=VALUE", "mend the key"
+            )
+    if not override.is_delete():
+        node[last] = override.value()
+    elif head == "loss" and rest:
+        registry.check_keys([last], list(node), "the mapping of losses")
+        del node[last]
+    else:
+        raise UserError(override.input_line or "~", "~loss.NAME", "only losses can be dropped")
+
+
+def _typed_experiment(tree: dict[str, Any], name: str) -> Experiment:
+    registry.check_keys(tree, [f.name for f in fields(Experiment) if f.name != "name"], "the run")
+    scalars = {key: tree[key] for key in SCALARS if tree.get(key) is not None}
+    for key, wanted in (("seed", int), ("output", str)):
+        if key in scalars and not isinstance(scalars[key], wanted):
+            raise UserError(
+                f"{key}={scalars[key]!r}", f"a value of type {wanted.__name__}", "mend it"
+            )
+    return Experiment(
+        name=name,
+        model=_component("model", tree.get("model")),
+        dataset=_component("dataset", tree.get("dataset")),
+        loss={key: _loss(key, given) for key, given in _mapping("loss", tree.get("loss")).items()},
+        renderer=typed(Renderer, _mapping("renderer", tree.get("renderer")), "renderer"),
+        optimizer=typed(optim.Config, _mapping("optimizer", tree.get("optimizer")), "optimizer"),
+        trainer=typed(Trainer, _mapping("trainer", tree.get("trainer")), "trainer"),
+        seed=run.seed,
+        output=run.output,
+    )
+
+
+def _mapping(owner: str, given: Any) -> dict[str, Any]:
+    if given is not None and not isinstance(given, dict):
+        raise UserError(f"{owner} is {given!r}", "a mapping of settings", "see config/")
+    return dict(given or {})
+
+
+def _component(group: str, given: Any) -> Component:
+    settings = _mapping(group, given)
+    name = settings.pop("name", None)
+    package = GROUPS[group]
+    assert package is not None
+    if not isinstance(name, str):
+        raise UserError(
+            f"{group} has no name", f"{group}=NAME", f"one of {', '.join(choices(group))}"
+        )
+    found = registry.module(package, name)
+    return Component(name, typed(found.Config, settings, f"{group} {name!r}"))
+
+
+def _loss(key: str, given: Any) -> LossTerm:
+    settings = _mapping(f"loss.{key}", given)
+    common = {k: settings.pop(k) for k in LOSS_KEYS if k in settings}
+    name = str(common.pop("name", key))
+    found = registry.module("losses", name)
+    own = [f.name for f in fields(found.Config)]
+    registry.check_keys(settings, [*own, *LOSS_KEYS], f"loss {key!r}")
+    frame = typed(LossTerm, common | {"name": name}, f"loss {key!r}")
+    return LossTerm(
+        name, frame.weight, frame.start_step, typed(found.Config, settings, f"loss {key!r}")
+    )
+
+
+def typed(schema: type[T], given: Mapping[str, Any], owner: str) -> T:
+    """`schema` filled from `given`; UserError for an unknown key, a wrong type, a missing value."""
+    _check(schema, given, owner)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(given))
+        value = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        reason = str(error.msg or error).splitlines()[0]
+        key = f" {error.full_key!r}" if error.full_key else ""
+        raise UserError(
+            f"{owner}: setting{key} is wrong: {reason}", "a value of its type", "mend the value"
+        ) from error
+    assert isinstance(value, schema)
+    return value
+
+
+def _check(schema: type, given: Mapping[str, Any], owner: str) -> None:
+    registry.check_keys(given, [f.name for f in fields(schema)], owner)  # type: ignore[arg-type]
+    for f in fields(schema):  # type: ignore[arg-type]
+        inner = given.get(f.name)
+        if isinstance(f.type, type) and is_dataclass(f.type) and isinstance(inner, Mapping):
+            _check(f.type, inner, f"{owner} {f.name}")

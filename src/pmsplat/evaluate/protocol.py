@@ -1,0 +1,170 @@
+"""The published evaluation: one forward per scene, all its targets drawn, means of means.
+
+Every metric is averaged over the targets of a scene, then over scenes (pixelSplat, MVSplat,
+DepthSplat). What is measured is a callable, Batch -> StepOutput, so encoders and baselines are
+measured by the same code.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from statistics import mean
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from ..foundation import lpips as lpips_network
+from ..render import rasterize
+from ..types import Batch, Cameras, Gaussians, Prediction, Rendering, StepOutput, Views
+from . import metrics
+from .depth import depth_metrics
+from .timing import Stopwatch
+
+TARGETS_AT_ONCE = 16  # drawn together: bounds memory on indices with hundreds of targets
+
+Pipeline = Callable[[Batch], StepOutput]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scene: means over its targets (of depth: over the known pixels of its context views)."""
+
+    scene: str
+    targets: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """All scenes, and what there is to say about them."""
+
+    rows: list[Row]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean of each metric over the scenes that have it."""
+        names = dict.fromkeys(name for row in self.rows for name in row.values)
+        return {
+            name: mean(row.values[name] for row in self.rows if name in row.values)
+            for name in names
+        }
+
+
+def pipeline(
+    model: Callable[[Views], Prediction],
+    backend: str = "auto",
+    background: Sequence[float] | None = None,
+    watch: Stopwatch | None = None,
+) -> Pipeline:
+    """A model followed by a rasteriser: every level of the prediction drawn into the targets.
+
+    Gradients flow. `watch` books "encode" and "render" of each batch.
+    """
+
+    def timed(name: str):
+        return watch(name) if watch else nullcontext()
+
+    def run(batch: Batch) -> StepOutput:
+        behind = None if background is None else batch.target.images.new_tensor(background)
+        with timed("encode"):
+            prediction = model(batch.context)
+        with timed("render"):
+            renderings = tuple(
+                _draw(gaussians, batch.target.cameras, batch.target.size, backend, behind)
+                for gaussians in prediction.gaussians
+            )
+        return StepOutput(batch, prediction, renderings)
+
+    return run
+
+
+def _draw(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: tuple[int, int],
+    backend: str,
+    background: torch.Tensor | None,
+) -> Rendering:
+    parts = [
+        rasterize(
+            gaussians, cameras.at(slice(start, start + TARGETS_AT_ONCE)), size, backend, background
+        )
+        for start in range(0, cameras.c2w.shape[1], TARGETS_AT_ONCE)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return Rendering(
+        color=torch.cat([part.color for part in parts], dim=1),
+        depth=torch.cat([part.depth for part in parts], dim=1),
+        alpha=torch.cat([part.alpha for part in parts], dim=1),
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    run: Pipeline,
+    batches: Iterable[Batch],
+    device: torch.device | str = "cpu",
+    lpips: lpips_network.LPIPS | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> Result:
+    """Measures `run` on one batch (of one scene) after the other.
+
+    psnr, ssim and, where a network is given, lpips of the last rendering; abs_rel, rmse and delta1
+    of the context depth where prediction and data both have one. A network is put into eval mode by
+    its owner (`evaluating`). `on_row` sees each scene as it is done. UserError where there is none.
+    """
+    rows = []
+    network = None if lpips is None else lpips.to(device)
+    for batch in batches:
+        rows.append(measure(run(batch.to(device)), network))
+        if on_row:
+            on_row(rows[-1])
+    if not rows:
+        raise UserError(
+            "the evaluation found no scene",
+            "at least one scene of the index in the dataset",
+            "check dataset.root and dataset.index",
+        )
+    return Result(rows)
+
+
+@torch.no_grad()
+def measure(step: StepOutput, lpips: lpips_network.LPIPS | None = None) -> Row:
+    """The metrics of one scene; colour is measured as rendered (each metric says what it clips)."""
+    batch = step.batch
+    assert len(batch.scene) == 1, "the protocol is one scene at a time"
+    color, images = step.renderings[-1].color.detach(), batch.target.images
+    values = {"psnr": metrics.psnr(color, images), "ssim": metrics.ssim(color, images)}
+    if lpips is not None:
+        values["lpips"] = metrics.lpips(color, images, lpips)
+    means = {name: value.mean().item() for name, value in values.items()}
+    if step.prediction.depths and batch.context.depth is not None:
+        depth = depth_metrics(step.prediction.depths[-1].detach(), batch.context.depth)
+        if depth.pixels:
+            means |= {"abs_rel": depth.abs_rel, "rmse": depth.rmse, "delta1": depth.delta1}
+    return Row(batch.scene[0], images.shape[1], means)
+
+
+def find_lpips(
+    path: str | os.PathLike | None = None,
+) -> tuple[lpips_network.LPIPS | None, tuple[str, ...]]:
+    """LPIPS over VGG-16 as published, or None and the sentence why the column is left out."""
+    try:
+        return lpips_network.load("vgg16", path), ()
+    except lpips_network.Unavailable as error:
+        return None, (f"The LPIPS column is left out: {error.got}.",)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The module in eval mode inside the block, and as it was afterwards."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)

@@ -1,0 +1,90 @@
+"""Results for people (a table) and for programs (JSON and CSV), whole or not at all."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..io.files import write_text
+from .protocol import Result, Row
+
+# How a metric is written: heading, decimals, factor.
+COLUMNS = {
+    "psnr": ("PSNR ↑", 2, 1),
+    "ssim": ("SSIM ↑", 3, 1),
+    "lpips": ("LPIPS ↓", 3, 1),
+    "abs_rel": ("AbsRel ↓", 3, 1),
+    "rmse": ("RMSE ↓", 3, 1),
+    "delta1": ("δ<1.25 ↑", 3, 1),
+}
+
+
+def table(results: Mapping[str, Result], title: str = "") -> Table:
+    """One line per method, one column per metric; a metric that a method lacks is a dash."""
+    names = dict.fromkeys(name for result in results.values() for name in result.means)
+    drawn = Table(title=title or None)
+    drawn.add_column("")
+    drawn.add_column("scenes", justify="right")
+    for name in names:
+        drawn.add_column(COLUMNS.get(name, (name, 3, 1))[0], justify="right")
+    for label, result in results.items():
+        means = result.means
+        cells = [
+            f"{means[name]:.{COLUMNS.get(name, (name, 3, 1))[1]}f}" if name in means else "–"
+            for name in names
+        ]
+        drawn.add_row(label, str(len(result.rows)), *cells)
+    notes = dict.fromkeys(note for result in results.values() for note in result.notes)
+    drawn.caption = "\n".join(notes) or None
+    return drawn
+
+
+def write_json(path: str | os.PathLike, result: Result, about: Mapping[str, Any]) -> None:
+    """The means, the notes, every scene, and what was measured, as JSON; NaN becomes null."""
+    content = {
+        **about,
+        "means": _finite(result.means),
+        "scenes": len(result.rows),
+        "notes": list(result.notes),
+        "per_scene": [
+            {"scene": row.scene, "targets": row.targets, **_finite(row.values)}
+            for row in result.rows
+        ],
+    }
+    write_text(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def rows_as_they_come(path: str | os.PathLike) -> Iterator[Callable[[Row], None]]:
+    """A function that appends a scene to a CSV: NAME.partial.csv, renamed to `path` at the end.
+
+    After an interruption the partial file stays, with the scenes done so far; the next run begins
+    anew and replaces it.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_suffix(f".partial{final.suffix}")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        columns: list[str] = []
+
+        def append(row: Row) -> None:
+            if not columns:
+                columns.extend(["scene", "targets", *row.values])
+                writer.writerow(columns)
+            values = {"scene": row.scene, "targets": row.targets, **row.values}
+            writer.writerow([values.get(name, "") for name in columns])
+            file.flush()
+
+        yield append
+    os.replace(partial, final)
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -1,0 +1,172 @@
+"""The protocol on scenes whose metrics are known by hand; its report; its timers."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from pmsplat.errors import UserError
+from pmsplat.evaluate import protocol, report
+from pmsplat.evaluate.protocol import Result, Row
+from pmsplat.evaluate.timing import Stopwatch
+from pmsplat.render import rasterize
+from pmsplat.types import Batch, Prediction, Rendering, StepOutput, Views
+from tests.scenes import random_cameras, random_gaussians
+
+
+def scene(name: str, targets: int, generator: torch.Generator, depth: bool = False) -> Batch:
+    def views(count: int) -> Views:
+        images = torch.rand(1, count, 3, 16, 20, generator=generator)
+        known = 1 + torch.rand(1, count, 16, 20, generator=generator) if depth else None
+        return Views(images, random_cameras(count, generator), depth=known)
+
+    return Batch(views(2), views(targets), [name])
+
+
+def off_by(*errors: float) -> protocol.Pipeline:
+    """Answers target i with its image plus errors[i]: PSNR -20·log10(error), by definition."""
+
+    def run(batch: Batch) -> StepOutput:
+        offsets = torch.tensor(errors[: batch.target.images.shape[1]]).view(1, -1, 1, 1, 1)
+        color = 0.5 + 0 * batch.target.images + offsets
+        blank = torch.zeros_like(color[:, :, 0])
+        depths = (2 * batch.context.depth,) if batch.context.depth is not None else ()
+        return StepOutput(batch, Prediction(depths, ()), (Rendering(color, blank, blank),))
+
+    return run
+
+
+def grey(batch: Batch) -> Batch:
+    half = torch.full_like(batch.target.images, 0.5)
+    return Batch(batch.context, Views(half, batch.target.cameras), batch.scene)
+
+
+def test_mean_over_targets_then_over_scenes(generator: torch.Generator) -> None:
+    batches = [grey(scene("a", 1, generator)), grey(scene("b", 3, generator))]
+    result = protocol.evaluate(off_by(0.1, 0.01, 0.001), batches)
+    assert [(row.scene, row.targets) for row in result.rows] == [("a", 1), ("b", 3)]
+    assert [row.values["psnr"] for row in result.rows] == pytest.approx([20, 40], abs=1e-4)
+    assert result.means["psnr"] == pytest.approx(30, abs=1e-4)
+
+
+def test_depth_is_measured_where_it_is_known(generator: torch.Generator) -> None:
+    batches = [scene("with", 1, generator, depth=True), scene("without", 1, generator)]
+    seen: list[Row] = []
+    result = protocol.evaluate(off_by(0.1), batches, on_row=seen.append)
+    assert seen == result.rows
+    assert result.rows[0].values["abs_rel"] == pytest.approx(1.0)
+    assert result.rows[0].values["delta1"] == 0.0
+    assert "abs_rel" not in result.rows[1].values
+    assert result.means["abs_rel"] == pytest.approx(1.0)
+
+
+def test_pipeline_draws_every_level_of_a_model_in_any_number_of_pieces(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coarse, fine = (random_gaussians(20, generator) for _ in range(2))
+    batch = scene("a", 5, generator)
+    depth = torch.ones(1, 2, 16, 20)
+
+    def model(views: Views) -> Prediction:
+        return Prediction((depth, depth), (coarse, fine))
+
+    watch = Stopwatch()
+    whole = protocol.pipeline(model, "reference", [1.0, 0.5, 0.0], watch)(batch)
+    monkeypatch.setattr(protocol, "TARGETS_AT_ONCE", 2)
+    pieces = protocol.pipeline(model, "reference", [1.0, 0.5, 0.0])(batch)
+    background = torch.tensor([1.0, 0.5, 0.0])
+    want = rasterize(fine, batch.target.cameras, (16, 20), "reference", background)
+    assert len(whole.renderings) == 2
+    assert torch.equal(whole.renderings[1].color, want.color)
+    for a, b in zip(whole.renderings, pieces.renderings, strict=True):
+        assert torch.allclose(a.color, b.color) and torch.allclose(a.depth, b.depth)
+    assert set(watch.means()) == {"encode", "render"}
+
+
+def test_no_scene_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"found no scene.*check dataset\.root and dataset\.index"):
+        protocol.evaluate(off_by(0.1), [])
+
+
+def test_missing_lpips_weights_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setenv("PMSPLAT_PRETRAINED", str(tmp_path))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    network, notes = protocol.find_lpips()
+    assert network is None
+    assert "LPIPS column is left out" in notes[0]
+
+
+def test_lpips_is_a_column_where_there_are_weights(
+    generator: torch.Generator, shared: Path
+) -> None:
+    network, notes = protocol.find_lpips(shared / "weights" / "lpips_vgg16.npz")
+    assert not notes
+    result = protocol.evaluate(off_by(0.1, 0.2), [grey(scene("a", 2, generator))], lpips=network)
+    assert 0 < result.means["lpips"] < 1
+
+
+def a_result() -> Result:
+    rows = [
+        Row("a", 1, {"psnr": 20.0, "ssim": 0.5}),
+        Row("b", 3, {"psnr": 30.0, "ssim": math.nan, "abs_rel": 0.25}),
+    ]
+    return Result(rows, ("The LPIPS column is left out: no weights.",))
+
+
+def test_table_shows_means_dashes_and_notes() -> None:
+    other = Result([Row("a", 1, {"psnr": 10.0})])
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.table({"ours": a_result(), "copy": other}, "results"))
+    text = console.export_text()
+    assert "25.00" in text and "10.00" in text and "0.250" in text and "–" in text
+    assert "LPIPS column is left out" in text
+
+
+def test_json_and_csv_hold_every_scene(tmp_path: Path) -> None:
+    report.write_json(tmp_path / "results.json", a_result(), {"model": "m"})
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["means"]["psnr"] == 25.0 and content["model"] == "m"
+    assert content["per_scene"][1] == {
+        "scene": "b", "targets": 3, "psnr": 30.0, "ssim": None, "abs_rel": 0.25,
+    }  # fmt: skip
+    with report.rows_as_they_come(tmp_path / "scenes.csv") as append:
+        for row in a_result().rows:
+            append(row)
+        assert not (tmp_path / "scenes.csv").exists()
+    with (tmp_path / "scenes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["scene"] for row in rows] == ["a", "b"]
+    assert float(rows[0]["psnr"]) == 20.0
+
+
+def test_interrupted_rows_stay_in_a_partial_file(tmp_path: Path) -> None:
+    path = tmp_path / "scenes.csv"
+
+    def interrupted() -> Iterator[Row]:
+        yield a_result().rows[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), report.rows_as_they_come(path) as append:
+        for row in interrupted():
+            append(row)
+    assert not path.exists()
+    assert len((tmp_path / "scenes.partial.csv").read_text().splitlines()) == 2
+
+
+def test_stopwatch_leaves_out_the_warm_up() -> None:
+    watch = Stopwatch(skip=1)
+    watch.seconds["encode"] = [9.0, 1.0, 3.0]
+    watch.seconds["render"] = [5.0]
+    assert watch.means() == {"encode": 2.0, "render": 5.0}
+    with watch("sum"):
+        torch.ones(10).sum()
+    assert watch.means()["sum"] > 0
