@@ -156,12 +156,8 @@ def _apply(tree: dict[str, Any], override: Override) -> None:
 
 def _typed_experiment(tree: dict[str, Any], name: str) -> Experiment:
     registry.check_keys(tree, [f.name for f in fields(Experiment) if f.name != "name"], "the run")
-    scalars = {key: tree[key] for key in SCALARS if tree.get(key) is not None}
-    for key, wanted in (("seed", int), ("output", str)):
-        if key in scalars and not isinstance(scalars[key], wanted):
-            raise UserError(
-                f"{key}={scalars[key]!r}", f"a value of type {wanted.__name__}", "mend it"
-            )
+    scalars = {key: tree[key] for key in ("seed", "output") if tree.get(key) is not None}
+    run = typed(_Run, {"output": f"outputs/{name}"} | scalars, "the run")
     return Experiment(
         name=name,
         model=_component("model", tree.get("model")),

@@ -1,0 +1,94 @@
+"""What a training run is made of: plain dataclasses, composed from YAML or written in Python."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UserError
+from . import optim
+
+PRECISIONS = ("float32", "tf32", "bf16")
+LOGGERS = ("tensorboard", "csv", "wandb")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A file of `models` or `data` (or a dotted module) and its own Config."""
+
+    name: str
+    settings: Any = None
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A file of `losses` (or a dotted module), its own Config, its weight and first step."""
+
+    name: str
+    weight: float = 1.0
+    start_step: int = 0
+    settings: Any = None
+
+
+@dataclass
+class Renderer:
+    name: str = "auto"  # the backend of `rasterize`
+    background: list[float] | None = None  # RGB in [0, 1]; None is black
+
+    def __post_init__(self) -> None:
+        if self.background is not None and len(self.background) != 3:
+            raise UserError(
+                f"renderer.background has {len(self.background)} numbers", "3", "give RGB in [0, 1]"
+            )
+
+
+@dataclass
+class Trainer:
+    steps: int = 150_000  # optimiser steps
+    batch_size: int = 8  # scenes per device
+    workers: int = 4  # data-loading processes per device; 0 reads in the training process
+    accelerator: str = "auto"  # auto, cpu or gpu
+    devices: str = "auto"  # how many devices per node, or auto
+    nodes: int = 1
+    precision: str = "tf32"  # float32, tf32 (matrix products on CUDA) or bf16 (autocast)
+    gradient_clip: float = 0.5  # largest norm of all gradients together
+    initial: str | None = None  # published name or checkpoint to start from
+    resume: bool = False  # go on from last.ckpt in the output folder
+    checkpoint_every: int = 1000  # steps between replacements of last.ckpt and model.safetensors
+    validate_every: int = 5000  # steps between validations; 0 never
+    validate_scenes: int = 32  # of the evaluation index
+    log_every: int = 50  # steps between lines in the logs
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision={self.precision}", f"one of {', '.join(PRECISIONS)}", "mend it"
+            )
+        unknown = [name for name in self.loggers if name not in LOGGERS]
+        if unknown:
+            raise UserError(
+                f"trainer.loggers has {unknown[0]!r}", f"some of {', '.join(LOGGERS)}", "mend it"
+            )
+        if self.devices != "auto" and not self.devices.isdigit():
+            raise UserError(f"trainer.devices={self.devices}", "a number or auto", "mend it")
+        least = {"steps": 1, "batch_size": 1, "workers": 0, "nodes": 1, "checkpoint_every": 1}
+        least |= {"validate_every": 0, "validate_scenes": 1, "log_every": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UserError(
+                    f"trainer.{name}={getattr(self, name)}", f"at least {low}", "mend it"
+                )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run and its evaluation."""
+
+    name: str
+    model: Component
+    dataset: Component
+    loss: dict[str, LossTerm]
+    renderer: Renderer = field(default_factory=Renderer)
+    optimizer: optim.Config = field(default_factory=optim.Config)
+    trainer: Trainer = field(default_factory=Trainer)
+    seed: int = 111123  # of initial weights and data order
+    output: str = "outputs/run"
