@@ -1,0 +1,102 @@
+"""DINOv2 as a monocular backbone: four feature maps of every image.
+
+Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", 2023; the network is
+timm's, with patches of 14 pixels and without registers. How position embeddings are resized is
+that of the authors' own code (facebookresearch/dinov2).
+"""
+
+from functools import cache, partial
+
+import timm
+import torch
+from jaxtyping import Float
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ..errors import UserError
+from ..kernels.attention import attention
+
+PATCH = 14
+GRID = 37  # patches per side that the position embedding was trained with
+TAPS = {"vits": (2, 5, 8, 11), "vitb": (2, 5, 8, 11), "vitl": (4, 11, 17, 23)}
+NAMES = {
+    "vits": "vit_small_patch14_dinov2",
+    "vitb": "vit_base_patch14_dinov2",
+    "vitl": "vit_large_patch14_dinov2",
+}
+WIDTHS = {"vits": 384, "vitb": 768, "vitl": 1024}
+
+
+class _DoorAttention(Attention):
+    """timm's attention, through our door."""
+
+    backend = "sdpa"
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        assert attn_mask is None and not is_causal
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        x = attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0), backend=self.backend)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+@cache
+def _bicubic(size: int, device: torch.device) -> Float[Tensor, "{size} grid"]:
+    """The matrix that resizes one axis of the position grid to `size` patches.
+
+    The authors hand the *factor* (size + 0.1)/37 to the interpolation, not the size, and the
+    samples are spaced by it: trained weights expect that.
+    """
+    eye = torch.eye(GRID)[None, None]
+    scale = ((size + 0.1) / GRID, 1.0)
+    return interpolate(eye, scale_factor=scale, mode="bicubic")[0, 0].to(device)
+
+
+class DinoV2(nn.Module):
+    """Normalised images -> four maps [n, channel, height/14, width/14], each through the final norm.
+
+    `size` is vits, vitb or vitl; height and width must be multiples of 14. `pretrained` fetches the
+    released weights through timm.
+    """
+
+    def __init__(self, size: str, backend: str = "sdpa", pretrained: bool = False) -> None:
+        super().__init__()
+        if size not in NAMES:
+            raise UserError(f"vit {size!r}", f"one of {', '.join(NAMES)}", "choose one of them")
+        self.taps = TAPS[size]
+        self.vit = timm.create_model(
+            NAMES[size],
+            pretrained=pretrained,
+            num_classes=0,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            attn_layer=_DoorAttention,
+        )
+        for block in self.vit.blocks:
+            block.attn.backend = backend
+
+    def position(self, height: int, width: int) -> Float[Tensor, "token channel"]:
+        """The embedding of the class token and of height x width patches, row-major."""
+        table = self.vit.pos_embed[0]
+        if (height, width) == (GRID, GRID):
+            return table
+        grid = table[1:].unflatten(0, (GRID, GRID))
+        rows, columns = _bicubic(height, table.device), _bicubic(width, table.device)
+        with torch.autocast(table.device.type, enabled=False):
+            resized = torch.einsum("yj,xi,jic->yxc", rows, columns, grid)
+        return torch.cat([table[:1], resized.flatten(0, 1)])
+
+    def forward(self, images: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, ...]:
+        height, width = images.shape[-2] // PATCH, images.shape[-1] // PATCH
+        patches = self.vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
+        start = self.vit.cls_token.to(patches).expand(len(images), -1, -1)
+        x = torch.cat([start, patches], dim=1) + self.position(height, width)
+        maps = []
+        for index, block in enumerate(self.vit.blocks):
+            x = block(x)
+            if index in self.taps:
+                tokens = self.vit.norm(x)[:, 1:]
+                maps.append(tokens.transpose(1, 2).unflatten(2, (height, width)))
+        return tuple(maps)

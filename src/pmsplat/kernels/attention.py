@@ -1,0 +1,67 @@
+"""One door for softmax attention: torch's fused kernels, xformers where chosen, the plain twin.
+
+xformers: Lefaudeux et al., "xFormers: A modular and hackable Transformer modelling library", 2022.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..errors import UserError
+
+BACKENDS = ("sdpa", "xformers", "plain")
+
+
+def attention(
+    q: Float[Tensor, "batch head query channel"],
+    k: Float[Tensor, "batch head key channel"],
+    v: Float[Tensor, "batch head key channel"],
+    mask: Float[Tensor, "#batch head query key"] | None = None,
+    backend: str = "sdpa",
+) -> Float[Tensor, "batch head query channel"]:
+    """softmax(q·kᵀ/√channel + mask)·v, with gradients to q, k and v.
+
+    `mask` is added to the scores. Raises UserError for a backend that is unknown, or that cannot
+    work here: an explicit choice never falls back.
+    """
+    if backend == "sdpa":
+        return scaled_dot_product_attention(q, k, v, attn_mask=_like(mask, q))
+    if backend == "plain":
+        return plain(q, k, v, mask)
+    if backend == "xformers":
+        return _xformers(q, k, v, mask)
+    raise UserError(f"attention {backend!r}", f"one of {', '.join(BACKENDS)}", "choose one of them")
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The twin of every backend: the definition, written out."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1).to(v) @ v
+
+
+def _like(mask: Tensor | None, q: Tensor) -> Tensor | None:
+    return mask if mask is None else mask.to(q)
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    if not q.is_cuda:
+        raise UserError(
+            f"attention 'xformers' on {q.device.type}", "tensors on cuda", "choose attention=sdpa"
+        )
+    try:
+        from xformers.ops import memory_efficient_attention  # pyright: ignore
+    except ImportError as error:
+        raise UserError(
+            "attention 'xformers', which is not installed",
+            "a build of xformers that fits the installed torch",
+            "pip install xformers, or choose attention=sdpa",
+        ) from error
+    batch, heads, queries, _ = q.shape
+    bias = None
+    if mask is not None:
+        bias = mask.to(q).expand(batch, heads, queries, k.shape[-2])
+    out = memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_bias=bias)
+    return out.transpose(1, 2)

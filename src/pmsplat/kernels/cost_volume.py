@@ -1,0 +1,153 @@
+"""Plane-sweep correlation that never stores the warped features.
+
+Bilinear sampling is linear, so the correlation of a reference pixel with a *sampled* source feature
+equals the bilinear sample of its correlations with all source pixels: one matrix product, then a
+look-up (`all_pairs`). The definition, warp and then correlate, stands beside it (`warped`): Collins,
+"A space-sweep approach to true multi-image matching", CVPR 1996; Yao et al., "MVSNet", ECCV 2018.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from ..geometry import sweep
+
+BUDGET = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # bytes of correlations held at a time
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Where to look: for each view, which other views, and each pixel's inverse depths.
+
+    `homographies[b, v, o]` carry view v into view `others[b, v, o]`, in pixels of the feature map;
+    `inv_depth` is per plane, or per plane and pixel. No gradient flows into any of it.
+    """
+
+    others: Int[Tensor, "batch view other"]
+    homographies: Float[Tensor, "batch view other 3 4"]
+    inv_depth: Float[Tensor, "batch view plane height_or_1 width_or_1"]
+    pixel_center: float
+
+
+def correlation(
+    features: Float[Tensor, "batch view channel height width"], where: Sweep
+) -> Float[Tensor, "batch view plane height width"]:
+    """Mean over the other views of <feature, feature sampled there>/√channel for every hypothesis.
+
+    Samples outside the other view count as 0. float32, with gradients to `features` only.
+    """
+    return _AllPairs.apply(features.float(), where)  # pyright: ignore[reportReturnType]
+
+
+def warped(
+    features: Float[Tensor, "batch view channel height width"], where: Sweep
+) -> Float[Tensor, "batch view plane height width"]:
+    """The twin of `correlation`: samples every source feature for every hypothesis, [b, v, o, c, d,
+    h, w] in memory."""
+    batch, views, channels, height, width = features.shape
+    others = where.others.shape[-1]
+    scene = torch.arange(batch, device=features.device)[:, None, None]
+    sources = features[scene, where.others].flatten(0, 2)
+    with torch.no_grad():
+        coordinates = sweep.source_coordinates(
+            where.homographies, where.inv_depth[:, :, None], height, width, where.pixel_center
+        )
+        grid = _normalised(coordinates, height, width).flatten(0, 2).flatten(1, 2)
+    samples = grid_sample(sources, grid, padding_mode="zeros", align_corners=True)
+    samples = samples.reshape(batch, views, others, channels, -1, height, width)
+    product = torch.einsum("bvchw,bvocdhw->bvdhw", features, samples)
+    return product / (others * channels**0.5)
+
+
+def _normalised(coordinates: Tensor, height: int, width: int) -> Tensor:
+    """Index space -> the [-1, 1] of `grid_sample` with aligned corners."""
+    span = coordinates.new_tensor([max(width - 1, 1), max(height - 1, 1)])
+    return coordinates * (2 / span) - 1
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some reference views (all of their pixels) or some pixels of one, and where they look."""
+
+    views: slice
+    pixels: slice
+    source: Tensor  # which flat view each reference view looks at
+    grid: Tensor  # [view · pixel, plane, 1, 2]
+
+
+def _chunks(where: Sweep, height: int, width: int, budget: int) -> Iterator[_Chunk]:
+    """The work cut into pieces whose correlations fit into `budget` bytes."""
+    batch, views, others = where.others.shape
+    scene = torch.arange(batch, device=where.others.device)[:, None, None]
+    flat = (where.others + scene * views).flatten(0, 1)
+    homographies = where.homographies.flatten(0, 1)
+    inv_depth = where.inv_depth.flatten(0, 1)
+    pixels = height * width
+    rows = max(1, budget // (4 * pixels))
+    step = max(1, rows // pixels)
+    for first in range(0, batch * views, step):
+        chosen = slice(first, first + step)
+        for other in range(others):
+            coordinates = sweep.source_coordinates(
+                homographies[chosen, other], inv_depth[chosen], height, width, where.pixel_center
+            )
+            grid = _normalised(coordinates, height, width).flatten(2, 3).transpose(1, 2)
+            for start in range(0, pixels, rows):
+                part = slice(start, start + rows)
+                yield _Chunk(
+                    chosen, part, flat[chosen, other], grid[:, part].flatten(0, 1)[:, :, None]
+                )
+
+
+class _AllPairs(torch.autograd.Function):
+    """The look-up's gradient needs no forward values, so nothing but the features is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, where: Sweep) -> Tensor:
+        ctx.save_for_backward(features)
+        ctx.where = where
+        batch, views, channels, height, width = features.shape
+        tokens = features.flatten(0, 1).flatten(2)
+        planes = where.inv_depth.shape[2]
+        out = features.new_zeros(batch * views, height * width, planes)
+        budget = BUDGET[features.device.type]
+        for chunk in _chunks(where, height, width, budget):
+            reference = tokens[chunk.views, :, chunk.pixels].transpose(1, 2)
+            scores = reference @ tokens[chunk.source]
+            samples = grid_sample(
+                scores.flatten(0, 1).unflatten(-1, (1, height, width)),
+                chunk.grid,
+                padding_mode="zeros",
+                align_corners=True,
+            )
+            out[chunk.views, chunk.pixels] += samples.view(*scores.shape[:2], planes)
+        out = out.mul_(1 / (where.others.shape[-1] * channels**0.5))
+        return out.transpose(1, 2).reshape(batch, views, planes, height, width)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (features,), where = ctx.saved_tensors, ctx.where
+        batch, views, channels, height, width = features.shape
+        tokens = features.flatten(0, 1).flatten(2)
+        scale = 1 / (where.others.shape[-1] * channels**0.5)
+        wanted = gradients[0].flatten(0, 1).flatten(2).transpose(1, 2) * scale
+        out = torch.zeros_like(tokens)
+        for chunk in _chunks(where, height, width, BUDGET[features.device.type]):
+            reference = tokens[chunk.views, :, chunk.pixels]
+            gradient = wanted[chunk.views, chunk.pixels]
+            rows = gradient.shape[0] * gradient.shape[1]
+            # bilinear, zero padding, corners aligned; no gradient to the grid; values not needed
+            scores, _ = torch.ops.aten.grid_sampler_2d_backward(
+                gradient.reshape(rows, 1, -1, 1),
+                tokens.new_empty(1).expand(rows, 1, height, width),
+                chunk.grid, 0, 0, True, [True, False],
+            )  # fmt: skip
+            scores = scores.view(*gradient.shape[:2], height * width)
+            out[chunk.views, :, chunk.pixels] += tokens[chunk.source] @ scores.transpose(1, 2)
+            out.index_add_(0, chunk.source, reference @ scores)
+        return out.view_as(features), None

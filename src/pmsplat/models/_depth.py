@@ -1,0 +1,235 @@
+"""The depth network of DepthSplat (2024 and 2025 alike): images and cameras -> inverse depth.
+
+Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..foundation import dinov2
+from ..nn import cost_volume
+from ..nn.cnn import CNN
+from ..nn.dpt import DPT, resize
+from ..nn.multiview import MultiViewTransformer
+from ..nn.unet import zeroed
+from ..types import Cameras
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which all parts expect
+FINE_PLANES = 32  # hypotheses of the second scale, half a coarse step apart
+# channels of the dense heads by backbone: the four levels, then depth features, Gaussian features
+DPT_WIDTHS = {
+    "vits": ((48, 96, 192, 384), 32, 64),
+    "vitb": ((96, 192, 384, 768), 48, 96),
+    "vitl": ((128, 256, 512, 1024), 64, 128),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the depth network is made of; the models' settings say it to their users."""
+
+    vit: str  # none, vits, vitb, vitl
+    scales: int  # 1 or 2
+    lowest: int  # the coarsest maps have 1/lowest of the resolution: 4 or 8
+    planes: int
+    width: int
+    transformer_layers: int
+    attention: str
+    published: bool
+    pretrained: bool
+
+    @property
+    def vit_width(self) -> int:
+        return 0 if self.vit == "none" else dinov2.WIDTHS[self.vit]
+
+    @property
+    def cnn_widths(self) -> tuple[int, int, int]:
+        return self.width // 2, self.width * 3 // 4, self.width
+
+    @property
+    def cnn_strides(self) -> tuple[int, int, int]:
+        return (1, 1, 2) if self.lowest == 4 else (1, 2, 2)
+
+    @property
+    def dpt_widths(self) -> tuple[tuple[int, int, int, int], int, int]:
+        """Channels of the four levels; of the depth head; of the Gaussian features."""
+        if self.vit != "none":
+            return DPT_WIDTHS[self.vit]
+        w = self.width
+        return (w, w, w, w), w // 2, w
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of the images must be multiples of this."""
+        return 4 * self.lowest
+
+    def dpt(self, features: int, with_depth: bool) -> DPT:
+        """A dense head over the maps that `Features.before` and `.after` list."""
+        before, after = [0, 0, 0, 0], [0, 0, 0, 0]
+        strides = [2, 4, 8]
+        stride = 2
+        for width, step in zip(self.cnn_widths, self.cnn_strides, strict=True):
+            stride *= step
+            before[strides.index(stride)] += width
+        for scale in range(self.scales):
+            level = strides.index(self.lowest >> scale)
+            after[level] += self.width >> scale
+            if with_depth and scale == self.scales - 1:
+                after[level] += 1
+        widths, _, _ = self.dpt_widths
+        return DPT(self.vit_width, widths, _four(before), _four(after), features)
+
+
+def _four(values: list[int]) -> tuple[int, int, int, int]:
+    a, b, c, d = values
+    return a, b, c, d
+
+
+@dataclass(frozen=True)
+class Features:
+    """The maps of all views that the heads read, (batch view) first."""
+
+    cnn: tuple[Tensor, ...]  # high to low resolution
+    matched: tuple[Tensor, ...]  # low to high resolution, informed by the other views
+    vit: tuple[Tensor, ...]  # four levels at 1/8, empty without a backbone
+
+    def before(self, height: int) -> list[list[Tensor]]:
+        """By level 1/2, 1/4, 1/8, 1/16 of `height`: what a dense head reads before the ViT's map."""
+        return [[x for x in self.cnn if x.shape[-2] * s == height] for s in (2, 4, 8, 16)]
+
+    def after(self, height: int, extra: Tensor | None = None) -> list[list[Tensor]]:
+        """The same for what it reads after: matched features, then an `extra` map."""
+        maps = [*self.matched, *([] if extra is None else [extra])]
+        return [[x for x in maps if x.shape[-2] * s == height] for s in (2, 4, 8, 16)]
+
+
+@dataclass(frozen=True)
+class DepthEstimate:
+    """Inverse depth within [1/far, 1/near], with what it was made from."""
+
+    scales: tuple[Float[Tensor, "batch view _ _"], ...]  # each scale's own answer, coarse to fine
+    inv_depth: Float[Tensor, "batch view height width"]  # the refined answer, full size
+    confidence: Float[Tensor, "n _ _"]  # probability of the finest scale's best hypothesis
+    features: Features
+
+
+class Pyramid(nn.Module):
+    """A map -> the map at twice the resolution with half the channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(width, width // 2, 2, 2)
+        self.smooth = nn.Conv2d(width // 2, width // 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.smooth(nn.functional.gelu(self.up(x)))
+
+
+class DepthNetwork(nn.Module):
+    """CNN features matched across views and monocular ViT features -> inverse depth of every view."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        width, vit_width, attention = layout.width, layout.vit_width, layout.attention
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+        self.cnn = CNN(layout.cnn_widths, layout.cnn_strides)
+        self.transformer = MultiViewTransformer(
+            width, layout.transformer_layers, layout.published, attention
+        )
+        self.vit = None
+        if vit_width:
+            self.vit = dinov2.DinoV2(layout.vit, attention, layout.pretrained)
+        fine = layout.scales > 1
+        self.matched_pyramid = Pyramid(width) if fine else None
+        self.vit_pyramid = Pyramid(vit_width) if fine and vit_width else None
+        self.regressors = nn.ModuleList()
+        for scale in range(layout.scales):
+            planes = layout.planes if scale == 0 else FINE_PLANES
+            maps = (layout.cnn_widths[2 - scale], width >> scale, vit_width >> scale)
+            self.regressors.append(
+                cost_volume.Regressor(
+                    planes + sum(maps), width >> scale, 3 + scale, planes, attention
+                )
+            )
+        _, features, _ = layout.dpt_widths
+        self.refine = layout.dpt(features, with_depth=True)
+        self.residual = nn.Sequential(
+            nn.Conv2d(features, features // 2, 3, padding=1, padding_mode="replicate"),
+            nn.GELU(),
+            nn.Conv2d(features // 2, 16, 3, padding=1, padding_mode="replicate"),
+            nn.GELU(),
+            zeroed(nn.Conv2d(16, 1, 1)),
+        )
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch view 3 height width"],
+        cameras: Cameras,
+        others: Int[Tensor, "batch view other"],
+    ) -> DepthEstimate:
+        """`others[b, v]` lists the views that view v is matched with."""
+        batch, views, _, height, width = images.shape
+        normalised = ((images - self.mean) / self.std).flatten(0, 1)
+        normalised = normalised.contiguous(memory_format=torch.channels_last)
+        features = self._features(normalised, others)
+        near, far = cameras.near.flatten().float(), cameras.far.flatten().float()
+        whole = cost_volume.full_range(near, far, self.layout.planes)
+        matches: list[cost_volume.Match] = []
+        for scale, regressor in enumerate(self.regressors):
+            matched = features.matched[scale]
+            candidates = whole
+            if scale > 0:
+                coarse = resize(
+                    matches[-1].inv_depth[:, None], (matched.shape[-2], matched.shape[-1])
+                )
+                candidates = cost_volume.around(coarse[:, 0], whole, FINE_PLANES)
+            volume = cost_volume.cost_volume(
+                matched.unflatten(0, (batch, views)),
+                cameras,
+                others,
+                candidates,
+                self.layout.published,
+            )
+            maps = [volume, features.cnn[2 - scale], matched, *self._monocular(features, scale)]
+            matches.append(regressor(maps, candidates, views))
+        low = matches[-1].inv_depth[:, None]
+        refined = self.refine(features.vit, features.before(height), features.after(height, low))
+        inv_depth = resize(low, (height, width)) + self.residual(refined).float()
+        inv_depth = torch.minimum(torch.maximum(inv_depth[:, 0], whole.low), whole.high)
+        return DepthEstimate(
+            tuple(rearrange(m.inv_depth, "(b v) h w -> b v h w", v=views) for m in matches),
+            inv_depth.unflatten(0, (batch, views)),
+            matches[-1].confidence,
+            features,
+        )
+
+    def _features(self, images: Tensor, others: Tensor) -> Features:
+        cnn = self.cnn(images)
+        coarse = cnn[-1].unflatten(0, (len(others), -1))
+        matched = [self.transformer(coarse, others).flatten(0, 1)]
+        if self.matched_pyramid is not None:
+            matched.append(self.matched_pyramid(matched[0]))
+        vit: tuple[Tensor, ...] = ()
+        if self.vit is not None:
+            height, width = images.shape[-2:]
+            patches = (height // dinov2.PATCH, width // dinov2.PATCH)
+            shrunk = resize(images, (patches[0] * dinov2.PATCH, patches[1] * dinov2.PATCH))
+            vit = tuple(resize(x, (height // 8, width // 8)) for x in self.vit(shrunk))
+        return Features(cnn, tuple(matched), vit)
+
+    def _monocular(self, features: Features, scale: int) -> list[Tensor]:
+        """The last ViT map at the resolution of a scale; nothing without a backbone."""
+        if not features.vit:
+            return []
+        height, width = features.matched[0].shape[-2:]
+        x = resize(features.vit[-1], (height, width))
+        if scale == 0:
+            return [x]
+        assert self.vit_pyramid is not None
+        return [self.vit_pyramid(x)]

@@ -1,0 +1,138 @@
+"""From per-pixel numbers and depth to 3D Gaussians in the world.
+
+Conventions follow pixelSplat (Charatan et al., CVPR 2024) and DepthSplat: what the network says of
+shape and colour is in the camera's frame, and is turned into the world here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize, softplus
+
+from ..geometry import camera, gaussian, sh
+from ..types import Cameras, Gaussians
+
+# channels of a pixel: opacity, offset, scale, quaternion xyzw, then SH colour by colour
+OPACITY, OFFSET, SCALE, QUATERNION, SH = 0, slice(1, 3), slice(3, 6), slice(6, 10), slice(10, None)
+MIN_SCALE = 1e-10
+
+
+def channels(sh_degree: int) -> int:
+    return SH.start + 3 * (sh_degree + 1) ** 2
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How numbers become Gaussians.
+
+    `scale_unit`: "world" is softplus(s - 4), at most `scale_max`, in scene units; "pixel" is
+    between 0.1 and 3 pixel footprints at the Gaussian's depth. `published` turns the harmonics as
+    the released networks were trained (see `sh_matrix`).
+    """
+
+    sh_degree: int
+    scale_unit: str
+    scale_max: float
+    published: bool
+
+
+def gaussians_at(
+    raw: Float[Tensor, "batch view channel height width"],
+    depths: tuple[Float[Tensor, "batch view height width"], ...],
+    images: Float[Tensor, "batch view 3 height width"],
+    cameras: Cameras,
+    rules: Rules,
+) -> tuple[Gaussians, ...]:
+    """One set of Gaussians for each of `depths` (z in scene units), one Gaussian for each pixel.
+
+    Everything but place (and size, where it is in pixels) is shared. Gradients flow to `raw` and to
+    the depths. The colour of degree 0 is an addition to that of the input pixel.
+    """
+    height, width = images.shape[-2:]
+    with torch.autocast(raw.device.type, enabled=False):
+        pixels = raw.float().permute(0, 1, 3, 4, 2).flatten(2, 3)
+        c2w, K = cameras.c2w.float(), cameras.K.float()
+        rotation = c2w[..., :3, :3]
+        size = pixels.new_tensor([width, height])
+        grid = camera.pixel_grid(height, width, like=pixels).flatten(0, 1)
+        xy = grid + (pixels[..., OFFSET].sigmoid() - 0.5) / size
+        rays = camera.directions(xy, K[:, :, None]) @ rotation.transpose(-1, -2)
+        opacities = pixels[..., OPACITY].sigmoid().flatten(1)
+        quats = world_quats(pixels[..., QUATERNION], rotation).flatten(1, 2)
+        harmonics = world_sh(pixels[..., SH], images, rotation, rules).flatten(1, 2)
+        unit = world_scales(pixels[..., SCALE], rules, K, size)
+        out = []
+        for depth in depths:
+            z = depth.flatten(2)[..., None]
+            means = c2w[:, :, None, :3, 3] + z * rays
+            scales = unit if rules.scale_unit == "world" else unit * z
+            out.append(
+                Gaussians(means.flatten(1, 2), scales.flatten(1, 2), quats, opacities, harmonics)
+            )
+    return tuple(out)
+
+
+def world_scales(
+    raw: Float[Tensor, "batch view pixel 3"],
+    rules: Rules,
+    K: Float[Tensor, "batch view 3 3"],
+    size: Float[Tensor, "2"],
+) -> Float[Tensor, "batch view pixel 3"]:
+    """Standard deviations in scene units ("world"), or for depth 1 ("pixel")."""
+    if rules.scale_unit == "world":
+        return softplus(raw - 4).clamp(MIN_SCALE, rules.scale_max)
+    # a tenth of a pixel's width plus its height at depth 1, as MVSplat has it
+    footprint = (torch.linalg.inv(K[..., :2, :2]) / size).sum(dim=(-1, -2))
+    return (0.5 + 14.5 * raw.sigmoid()) * (0.1 * footprint[:, :, None, None])
+
+
+def world_quats(
+    xyzw: Float[Tensor, "batch view pixel 4"], rotation: Float[Tensor, "batch view 3 3"]
+) -> Float[Tensor, "batch view pixel 4"]:
+    """Unit quaternions, scalar first, of Gaussians given in the camera's frame, scalar last.
+
+    Turning is linear in the quaternion: one 4x4 matrix for each view, reordering included.
+    """
+    turn = gaussian.rotation_to_quat(rotation)
+    basis = torch.eye(4, device=xyzw.device, dtype=xyzw.dtype).roll(1, dims=1)  # x y z w -> wxyz
+    matrix = gaussian.quat_multiply(turn[..., None, :], basis)
+    return normalize(xyzw @ matrix, dim=-1)
+
+
+def world_sh(
+    raw: Float[Tensor, "batch view pixel channel"],
+    images: Float[Tensor, "batch view 3 height width"],
+    rotation: Float[Tensor, "batch view 3 3"],
+    rules: Rules,
+) -> Float[Tensor, "batch view pixel sh 3"]:
+    """Harmonics in the world and the standard basis: damped by degree, coloured, turned."""
+    degree = rules.sh_degree
+    count = (degree + 1) ** 2
+    matrix = sh_matrix(rotation, degree, rules.published)
+    damp = [1.0] + [0.1 * 0.25**d for d in range(1, degree + 1) for _ in range(2 * d + 1)]
+    matrix = matrix * matrix.new_tensor(damp)
+    turned = torch.einsum("bvij,bvpcj->bvpic", matrix, raw.unflatten(-1, (3, count)))
+    base = (images.flatten(3).transpose(-1, -2) - 0.5) / sh.C0
+    return torch.cat([turned[..., :1, :] + base[..., None, :], turned[..., 1:, :]], dim=-2)
+
+
+def sh_matrix(
+    rotation: Float[Tensor, "batch view 3 3"], degree: int, published: bool
+) -> Float[Tensor, "batch view sh sh"]:
+    """What takes a pixel's coefficients, in the camera's frame, into the world's standard basis.
+
+    The published networks speak in another basis, the standard one seen along (z, x, y), and their
+    harmonics were turned by e3nn's Wigner matrices, whose basis has the opposite sign where m is
+    odd: not the exact rotation, but what the weights were trained with and the renderer undid.
+    """
+    exact = sh.rotation_matrix(rotation, degree)
+    if not published:
+        return exact
+    cycle = rotation.new_tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    standard = sh.rotation_matrix(cycle, degree)  # coefficients seen along (z, x, y) -> standard
+    odd = [(-1.0) ** m for d in range(degree + 1) for m in range(-d, d + 1)]
+    signs = rotation.new_tensor(odd)
+    wigner = signs[:, None] * (standard.T @ exact @ standard) * signs
+    return standard @ wigner

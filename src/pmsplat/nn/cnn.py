@@ -1,0 +1,59 @@
+"""A small residual CNN whose feature maps are matched across views.
+
+The layout is that of GMFlow (Xu et al., "GMFlow: Learning Optical Flow via Global Matching",
+CVPR 2022), so that its weights can be converted.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import group_norm
+
+
+def instance_norm(x: Float[Tensor, "n channel height width"]) -> Tensor:
+    """Every channel of every image to mean 0 and variance 1 (group norm with one channel a group:
+    the same numbers, and its CPU kernel takes channels-last maps as they are)."""
+    return group_norm(x, x.shape[1])
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with instance norm beside a shortcut; rectified before and after."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        straight = stride == 1 and inputs == width
+        self.shortcut = None if straight else nn.Conv2d(inputs, width, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = instance_norm(self.conv1(x)).relu()
+        y = instance_norm(self.conv2(y)).relu()
+        if self.shortcut is not None:
+            x = instance_norm(self.shortcut(x))
+        return (x + y).relu()
+
+
+class CNN(nn.Module):
+    """Images -> feature maps, high to low resolution, one per stage of two residual blocks.
+
+    The stem halves the resolution, `strides` say what each stage does to it; the last map goes
+    through a 1x1 convolution.
+    """
+
+    def __init__(self, widths: tuple[int, int, int], strides: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, widths[0], 7, 2, padding=3, bias=False)
+        inputs = (widths[0], *widths[:-1])
+        self.stages = nn.ModuleList(
+            nn.Sequential(ResidualBlock(i, w, s), ResidualBlock(w, w, 1))
+            for i, w, s in zip(inputs, widths, strides, strict=True)
+        )
+        self.out = nn.Conv2d(widths[-1], widths[-1], 1)
+
+    def forward(self, images: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, ...]:
+        x = instance_norm(self.stem(images)).relu()
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return (*maps[:-1], self.out(x))

@@ -1,0 +1,150 @@
+"""From feature maps to inverse depth: which views are matched, which depths are tried, and the
+network that reads one scale's cost volume."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..geometry import camera, se3, sweep
+from ..kernels.cost_volume import Sweep, correlation
+from ..types import Cameras
+from .unet import UNet, group_norm
+
+
+def all_others(c2w: Float[Tensor, "batch view 4 4"]) -> Int[Tensor, "batch view other"]:
+    """Every other view, in order of index."""
+    batch, views = c2w.shape[:2]
+    rank = torch.arange(views - 1, device=c2w.device)
+    view = torch.arange(views, device=c2w.device)[:, None]
+    return (rank + (rank >= view)).expand(batch, -1, -1)
+
+
+def nearest_others(
+    c2w: Float[Tensor, "batch view 4 4"], count: int
+) -> Int[Tensor, "batch view {count}"]:
+    """The `count` other views whose camera centres are nearest, nearest first."""
+    centers = c2w[..., :3, 3].float()
+    distance = (centers[:, :, None] - centers[:, None]).norm(dim=-1)
+    oneself = torch.eye(distance.shape[-1], dtype=torch.bool, device=c2w.device)
+    return distance.masked_fill(oneself, torch.inf).argsort(dim=-1, stable=True)[..., :count]
+
+
+def homographies(
+    cameras: Cameras,
+    others: Int[Tensor, "batch view other"],
+    height: int,
+    width: int,
+    reference_K: bool = False,
+) -> Float[Tensor, "batch view other 3 4"]:
+    """What carries each view into its others, in pixels of a feature map of that size.
+
+    `reference_K` projects with the looking view's own intrinsics, as published networks did.
+    """
+    scene = torch.arange(len(others), device=others.device)[:, None, None]
+    K = camera.K_px(cameras.K.float(), height, width)
+    c2w = cameras.c2w.float()
+    moved = se3.invert(c2w)[scene, others] @ c2w[:, :, None]
+    K_ref = K[:, :, None].expand(*others.shape, 3, 3)
+    return sweep.homography(moved, K_ref, K_ref if reference_K else K[scene, others])
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Inverse depths that a scale tries: `planes` of them evenly from `low` to `high`."""
+
+    low: Float[Tensor, "n height_or_1 width_or_1"]
+    high: Float[Tensor, "n height_or_1 width_or_1"]
+    planes: int
+
+    @property
+    def steps(self) -> Float[Tensor, "plane"]:  # noqa: F821
+        """From 0 to 1."""
+        return torch.linspace(0, 1, self.planes, device=self.low.device)
+
+    @property
+    def inv_depth(self) -> Float[Tensor, "n plane height_or_1 width_or_1"]:
+        low, span = self.low[:, None], (self.high - self.low)[:, None]
+        return low + self.steps[:, None, None] * span
+
+    def expected(self, probability: Float[Tensor, "n height width plane"]) -> Tensor:
+        """The mean inverse depth [n, height, width], with gradients to the probabilities."""
+        return self.low + (probability @ self.steps) * (self.high - self.low)
+
+
+def full_range(near: Float[Tensor, " n"], far: Float[Tensor, " n"], planes: int) -> Candidates:
+    """Everything between 1/far and 1/near."""
+    return Candidates((1 / far)[:, None, None], (1 / near)[:, None, None], planes)
+
+
+def around(coarse: Float[Tensor, "n height width"], whole: Candidates, planes: int) -> Candidates:
+    """`planes` hypotheses about a coarser scale's answer, half a coarse step apart.
+
+    The ends stay within the whole range, which only squeezes the steps. No gradient flows into the
+    coarse answer.
+    """
+    step = (whole.high - whole.low) / (whole.planes - 1) / 2
+    half = planes // 2
+    low = torch.maximum(coarse.detach() - half * step, whole.low)
+    high = torch.minimum(coarse.detach() + (planes - half - 1) * step, whole.high)
+    return Candidates(low, high, planes)
+
+
+def cost_volume(
+    features: Float[Tensor, "batch view channel height width"],
+    cameras: Cameras,
+    others: Int[Tensor, "batch view other"],
+    candidates: Candidates,
+    published: bool,
+) -> Float[Tensor, "n plane height width"]:
+    """How well every hypothesis of every pixel agrees with the other views.
+
+    `published` sweeps as the released networks were trained: with the looking view's K for all, and
+    with rays through the corners of pixels.
+    """
+    height, width = features.shape[-2:]
+    with torch.no_grad():
+        where = Sweep(
+            others,
+            homographies(cameras, others, height, width, reference_K=published),
+            candidates.inv_depth.unflatten(0, others.shape[:2]),
+            pixel_center=0.0 if published else 0.5,
+        )
+    return correlation(features, where).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A scale's answer: inverse depth, and the probability of the best hypothesis."""
+
+    inv_depth: Float[Tensor, "n height width"]
+    confidence: Float[Tensor, "n height width"]
+
+
+class Regressor(nn.Module):
+    """Cost volume and feature maps of one scale -> inverse depth.
+
+    A U-Net of `levels` levels with attention over all views at the deepest, then a softmax over the
+    hypotheses, whose mean is the answer.
+    """
+
+    def __init__(self, inputs: int, width: int, levels: int, planes: int, backend: str) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, width, 3, padding=1), group_norm(width), nn.GELU()
+        )
+        self.unet = UNet((width,) * levels, backend=backend)
+        self.out = nn.Conv2d(width, width, 3, padding=1)
+        self.residual = nn.Conv2d(inputs, width, 1)
+        self.logits = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 3, padding=1, padding_mode="replicate"),
+            nn.GELU(),
+            nn.Conv2d(2 * width, planes, 3, padding=1, padding_mode="replicate"),
+        )
+
+    def forward(self, maps: list[Tensor], candidates: Candidates, views: int) -> Match:
+        x = torch.cat(maps, dim=1)
+        x = self.out(self.unet(self.stem(x), views)) + self.residual(x)
+        probability = self.logits(x).permute(0, 2, 3, 1).float().softmax(dim=-1)
+        return Match(candidates.expected(probability), probability.amax(dim=-1))

@@ -1,0 +1,111 @@
+"""Dense prediction: maps of a ViT and of convolutions, fused from coarse to fine.
+
+Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, in the form of Yang et al.,
+"Depth Anything V2", 2024, with the encoder's own maps joined in at each resolution.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, corners aligned, to (height, width)."""
+    return interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+class ResidualUnit(nn.Module):
+    """x + conv(relu(conv(relu(x))))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.conv1(x.relu()).relu())
+
+
+class Fusion(nn.Module):
+    """What comes from the coarser level plus this level's map, refined and resized."""
+
+    def __init__(self, width: int, deepest: bool) -> None:
+        super().__init__()
+        self.lateral = None if deepest else ResidualUnit(width)
+        self.refine = ResidualUnit(width)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, coarse: Tensor | None, here: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.lateral is not None:
+            here = self.lateral(here)
+        x = self.refine(here if coarse is None else coarse + here)
+        # a 1x1 convolution commutes with a resize, and is cheaper before it (published: after)
+        return resize(self.out(x), size)
+
+
+class DPT(nn.Module):
+    """Four levels, at 1/2, 1/4, 1/8 and 1/16 of the image -> a map of `features` channels.
+
+    Each level is the ViT's map (projected to `widths` channels and resized) beside whatever maps
+    of that resolution the caller has: `extras` channels before the ViT's, and after them. Levels
+    that receive nothing (no ViT, no maps) are left out. The result has twice the finest level's
+    resolution.
+    """
+
+    def __init__(
+        self,
+        vit_width: int,
+        widths: tuple[int, int, int, int],
+        before: tuple[int, int, int, int],
+        after: tuple[int, int, int, int],
+        features: int,
+    ) -> None:
+        super().__init__()
+        a, b, _, d = widths
+        self.levels = [i for i in range(4) if vit_width or before[i] or after[i]]
+        self.project = nn.ModuleList()
+        self.resize = nn.ModuleList()
+        if vit_width:
+            self.project.extend(nn.Conv2d(vit_width, w, 1) for w in widths)
+            self.resize.extend(
+                [
+                    nn.ConvTranspose2d(a, a, 4, 4),
+                    nn.ConvTranspose2d(b, b, 2, 2),
+                    nn.Identity(),
+                    nn.Conv2d(d, d, 3, 2, padding=1),
+                ]
+            )
+        self.join = nn.ModuleDict()
+        for i in self.levels:
+            extra = before[i] + after[i]
+            if extra:
+                self.join[str(i)] = nn.Conv2d(extra + bool(vit_width) * widths[i], widths[i], 1)
+        self.reduce = nn.ModuleDict(
+            {str(i): nn.Conv2d(widths[i], features, 3, padding=1, bias=False) for i in self.levels}
+        )
+        self.fuse = nn.ModuleDict(
+            {str(i): Fusion(features, deepest=i == self.levels[-1]) for i in self.levels}
+        )
+
+    def forward(
+        self,
+        vit: Sequence[Float[Tensor, "n channel height width"]],
+        before: Sequence[Sequence[Tensor]],
+        after: Sequence[Sequence[Tensor]],
+    ) -> Float[Tensor, "n features _ _"]:
+        maps = []
+        for i in self.levels:
+            middle = [self.resize[i](self.project[i](vit[i]))] if len(vit) else []
+            x = [*before[i], *middle, *after[i]]
+            joined = self.join[str(i)](torch.cat(x, dim=1)) if str(i) in self.join else x[0]
+            maps.append(self.reduce[str(i)](joined))
+        height, width = maps[0].shape[-2:]
+        sizes = [(2 * height, 2 * width), *((m.shape[-2], m.shape[-1]) for m in maps[:-1])]
+        x = None
+        for i, here, size in reversed(list(zip(self.levels, maps, sizes, strict=True))):
+            x = self.fuse[str(i)](x, here, size)
+        assert x is not None
+        return x

@@ -1,0 +1,163 @@
+"""A transformer that exchanges features between views, in windows that shift from layer to layer.
+
+Layers as in GMFlow and UniMatch (Xu et al., CVPR 2022, PAMI 2023), windows as in Liu et al., "Swin
+Transformer", ICCV 2021: the map is cut into 2x2 windows; every odd layer cuts it half a window
+further on.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..kernels.attention import attention
+
+SPLITS = 2  # windows per axis
+APART = -100.0  # added to the score of two pixels that only the cyclic shift made neighbours
+
+
+def sine_position(
+    height: int, width: int, channels: int, like: Tensor
+) -> Float[Tensor, "channel height width"]:
+    """Where a pixel stands inside its window, as sines and cosines: half the channels for y, then
+    half for x (Vaswani et al., 2017; counted from 1 and scaled to 2π, as published)."""
+
+    def axis(length: int) -> Tensor:
+        window = length // SPLITS
+        place = torch.arange(1, window + 1, device=like.device, dtype=torch.float32)
+        place = (place / (window + 1e-6) * (2 * torch.pi)).repeat(SPLITS)
+        index = torch.arange(channels // 4, device=like.device, dtype=torch.float32)
+        angle = place[:, None] / 10000 ** (index * (4 / channels))
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+
+    y = axis(height)[:, None].expand(height, width, channels // 2)
+    x = axis(width)[None].expand(height, width, channels // 2)
+    return torch.cat([y, x], dim=-1).permute(2, 0, 1).to(like)
+
+
+def to_windows(
+    x: Float[Tensor, "*batch height width channel"], shift: bool
+) -> Float[Tensor, "*batch window pixel channel"]:
+    """Cuts a map into its windows, row-major; `shift` first turns it by half a window."""
+    height, width = x.shape[-3:-1]
+    if shift:
+        x = x.roll((-_half(height), -_half(width)), dims=(-3, -2))
+    return rearrange(x, "... (p h) (q w) c -> ... (p q) (h w) c", p=SPLITS, q=SPLITS)
+
+
+def from_windows(
+    x: Float[Tensor, "*batch window pixel channel"], height: int, width: int, shift: bool
+) -> Float[Tensor, "*batch {height} {width} channel"]:
+    """Undoes `to_windows`."""
+    x = rearrange(
+        x, "... (p q) (h w) c -> ... (p h) (q w) c", p=SPLITS, q=SPLITS, h=height // SPLITS
+    )
+    if shift:
+        x = x.roll((_half(height), _half(width)), dims=(-3, -2))
+    return x
+
+
+def _half(length: int) -> int:
+    return length // SPLITS // 2
+
+
+def shift_mask(
+    height: int, width: int, others: int, tiled: bool, like: Tensor
+) -> Float[Tensor, "window pixel key"]:
+    """APART between the pixels of a shifted window that do not touch in the image, else 0.
+
+    Keys are the pixels of the first other view, then those of the second, ... `tiled` repeats a
+    fault of the published code that its weights were trained with: it orders keys by pixel, then
+    view, but repeats the mask as if they were ordered by view, then pixel.
+    """
+
+    def side(length: int) -> Tensor:
+        place = torch.arange(length, device=like.device)
+        return (place >= length - length // SPLITS).int() + (place >= length - _half(length)).int()
+
+    region = 3 * side(height)[:, None] + side(width)
+    region = to_windows(region[..., None], shift=False)[..., 0]
+    pixels = region.shape[-1]
+    column = torch.arange(pixels, device=like.device).expand(others, pixels)
+    if tiled:
+        view = torch.arange(others, device=like.device)[:, None]
+        column = (column * others + view) % pixels
+    apart = region[:, :, None] != region[:, None, column.flatten()]
+    return apart.to(torch.float32) * APART
+
+
+class Layer(nn.Module):
+    """Self-attention, then cross-attention to the other views with a feed-forward network.
+
+    Both add a normalised message. The other views' keys and values are those that entered the
+    layer, so that all views can be updated at once.
+    """
+
+    def __init__(self, width: int, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+        self.self_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.self_merge = nn.Linear(width, width, bias=False)
+        self.self_norm = nn.LayerNorm(width)
+        self.cross_q = nn.Linear(width, width, bias=False)
+        self.cross_kv = nn.Linear(width, 2 * width, bias=False)
+        self.cross_merge = nn.Linear(width, width, bias=False)
+        self.cross_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * width, 8 * width, bias=False),
+            nn.GELU(),
+            nn.Linear(8 * width, width, bias=False),
+        )
+        self.mlp_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch view window pixel channel"],
+        others: Int[Tensor, "batch view other"],
+        self_mask: Float[Tensor, "window pixel pixel"] | None,
+        cross_mask: Float[Tensor, "window pixel key"] | None,
+    ) -> Float[Tensor, "batch view window pixel channel"]:
+        scene = torch.arange(len(x), device=x.device)[:, None, None]
+        seen = rearrange(self.cross_kv(x)[scene, others], "b v o s n c -> b v s (o n) c")
+        attended = self._attend(*self.self_qkv(x).chunk(3, dim=-1), self_mask)
+        x = x + self.self_norm(self.self_merge(attended))
+        attended = self._attend(self.cross_q(x), *seen.chunk(2, dim=-1), cross_mask)
+        message = self.cross_norm(self.cross_merge(attended))
+        return x + self.mlp_norm(self.mlp(torch.cat([x, message.to(x)], dim=-1)))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """One head; windows stand where attention kernels expect heads, so masks are shared."""
+        views = q.shape[:2]
+        flat = (t.flatten(0, 1) for t in (q, k, v))
+        mask = mask if mask is None else mask[None]
+        return attention(*flat, mask=mask, backend=self.backend).unflatten(0, views)
+
+
+class MultiViewTransformer(nn.Module):
+    """Feature maps of all views -> the same maps, each informed by the `others` it attends to.
+
+    `others[b, v]` lists the views that view v looks at. Height and width must be even. `tiled`: see
+    `shift_mask`; it acts where there is more than one other view.
+    """
+
+    def __init__(self, width: int, layers: int, tiled: bool = False, backend: str = "sdpa") -> None:
+        super().__init__()
+        self.tiled = tiled
+        self.layers = nn.ModuleList(Layer(width, backend) for _ in range(layers))
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch view channel height width"],
+        others: Int[Tensor, "batch view other"],
+    ) -> Float[Tensor, "batch view channel height width"]:
+        channels, height, width = features.shape[-3:]
+        x = features + sine_position(height, width, channels, like=features)
+        x = x.permute(0, 1, 3, 4, 2)
+        self_mask = shift_mask(height, width, 1, False, like=x)
+        cross_mask = shift_mask(height, width, others.shape[-1], self.tiled, like=x)
+        for index, layer in enumerate(self.layers):
+            shift = index % 2 == 1
+            masks = (self_mask, cross_mask) if shift else (None, None)
+            x = layer(to_windows(x, shift), others, *masks)
+            x = from_windows(x, height, width, shift)
+        return x.permute(0, 1, 4, 2, 3)

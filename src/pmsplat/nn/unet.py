@@ -1,0 +1,161 @@
+"""A U-Net whose deepest level attends over all views of a scene at once.
+
+The family of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models",
+CVPR 2022, without its time embedding; both flavours that the encoders here were published with:
+normalisation before the convolutions (DepthSplat) or after them (MVSplat).
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, silu
+
+from ..kernels.attention import attention
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Eight groups where the channels allow it, else four."""
+    return nn.GroupNorm(8 if channels % 8 == 0 else 4, channels)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The same module starting from zero, so that a residual branch starts silent."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions beside a skip; the branch starts at zero."""
+
+    def __init__(self, inputs: int, width: int, post_norm: bool) -> None:
+        super().__init__()
+        self.post_norm = post_norm
+        self.norm1 = group_norm(width if post_norm else inputs)
+        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
+        self.norm2 = group_norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        zeroed(self.norm2 if post_norm else self.conv2)
+        self.skip = None if inputs == width else nn.Conv2d(inputs, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.post_norm:
+            y = silu(self.norm1(self.conv1(x)))
+            y = silu(self.norm2(self.conv2(y)))
+        else:
+            y = self.conv1(silu(self.norm1(x)))
+            y = self.conv2(silu(self.norm2(y)))
+        return (x if self.skip is None else self.skip(x)) + y
+
+
+class ViewAttention(nn.Module):
+    """Full self-attention among the pixels of all views of a scene."""
+
+    def __init__(self, width: int, head: int, post_norm: bool, backend: str) -> None:
+        super().__init__()
+        self.head, self.post_norm, self.backend = min(head, width), post_norm, backend
+        self.norm = group_norm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        zeroed(self.norm if post_norm else self.out)
+
+    def forward(self, x: Tensor, views: int) -> Tensor:
+        height, width = x.shape[-2:]
+        y = x if self.post_norm else self.norm(x)
+        tokens = rearrange(y, "(b v) c h w -> b (v h w) c", v=views)
+        # rows of the projection are grouped by head, as published: head, then q k v, then channel
+        qkv = rearrange(self.qkv(tokens), "b n (g t c) -> t b g n c", t=3, c=self.head)
+        y = attention(*qkv.unbind(0), backend=self.backend)
+        y = self.out(rearrange(y, "b g n c -> b n (g c)"))
+        y = rearrange(y, "b (v h w) c -> (b v) c h w", v=views, h=height, w=width)
+        return x + (self.norm(y) if self.post_norm else y)
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, each followed by attention where this is the attending level,
+    then the way to the next resolution, if there is one."""
+
+    def __init__(
+        self, blocks: list[ResBlock], attentions: list[ViewAttention], move: nn.Conv2d | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.move = move
+
+    def block(self, index: int, x: Tensor, views: int) -> Tensor:
+        x = self.blocks[index](x)
+        return self.attentions[index](x, views) if self.attentions else x
+
+
+class UNet(nn.Module):
+    """Maps [(batch view), channel, height, width] -> the same shape.
+
+    `widths` from the finest level to the coarsest, each level at half the resolution of the one
+    before, the coarsest attending over all views with heads of `head` channels. Height and width
+    must be multiples of 2^(levels - 1).
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        head: int = 32,
+        post_norm: bool = False,
+        backend: str = "sdpa",
+    ) -> None:
+        super().__init__()
+        self.post_norm = post_norm
+        deepest = len(widths) - 1
+
+        def level(index: int, inputs: list[int], move: nn.Conv2d | None) -> Level:
+            width = widths[index]
+            blocks = [ResBlock(i, width, post_norm) for i in inputs]
+            attending = blocks if index == deepest else []
+            return Level(
+                blocks, [ViewAttention(width, head, post_norm, backend) for _ in attending], move
+            )
+
+        self.stem = nn.Conv2d(widths[0], widths[0], 3, padding=1)
+        before = (widths[0], *widths[:-1])  # width that arrives at each level on the way down
+        self.encoder = nn.ModuleList(
+            level(i, [before[i]], nn.Conv2d(w, w, 3, 2, padding=1) if i < deepest else None)
+            for i, w in enumerate(widths)
+        )
+        last = widths[-1]
+        self.middle = nn.ModuleList(ResBlock(last, last, post_norm) for _ in range(2))
+        above = (*widths[1:], last)  # width that arrives at each level on the way up
+        self.decoder = nn.ModuleList(
+            level(
+                i,
+                [above[i] + w, w + before[i]],
+                nn.Conv2d(w, w, 3, padding=1) if i > 0 else None,
+            )
+            for i, w in reversed(list(enumerate(widths)))
+        )
+        self.norm = group_norm(widths[0])
+        self.out = nn.Conv2d(widths[0], widths[0], 3, padding=1)
+        if not post_norm:
+            zeroed(self.out)
+
+    def forward(self, x: Float[Tensor, "n channel height width"], views: int) -> Tensor:
+        x = self.stem(x)
+        skips = [x]
+        for level in self.encoder:
+            assert isinstance(level, Level)
+            x = level.block(0, x, views)
+            skips.append(x)
+            if level.move is not None:
+                x = level.move(x)
+                skips.append(x)
+        for block in self.middle:
+            x = block(x)
+        for level in self.decoder:
+            assert isinstance(level, Level)
+            x = level.block(0, torch.cat([x, skips.pop()], dim=1), views)
+            x = level.block(1, torch.cat([x, skips.pop()], dim=1), views)
+            if level.move is not None:
+                x = level.move(interpolate(x, scale_factor=2, mode="nearest"))
+        if self.post_norm:
+            return silu(self.norm(self.out(x)))
+        return self.out(silu(self.norm(x)))
