@@ -1,0 +1,131 @@
+"""Evaluation indices: which frames of which scenes are measured.
+
+The JSON of pixelSplat and all that followed: {scene: {"context": [...], "target": [...]} or null}.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..io.files import write_text
+from ._chunks import Split
+from ._sampling import Frames
+
+Index = dict[str, Frames]
+"""Scene key -> its frames, in the order of the file."""
+
+log = logging.getLogger(__name__)
+
+
+def read_index(path: str | Path) -> Index:
+    """An index file; scenes that are null (published as "not to be measured") are left out.
+
+    Raises UserError where it is missing, malformed, or holds no scene.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"there is no evaluation index {path}",
+            'a JSON file {scene: {"context": [...], "target": [...]}}',
+            "download the published one, or write one with `pmsplat data index ROOT OUT.json`",
+        )
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise _malformed(path, f"it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise _malformed(path, "it is not a JSON object")
+    index = {key: _frames(entry, key, path) for key, entry in content.items() if entry is not None}
+    if not index:
+        raise _malformed(path, "it holds no scene that is not null")
+    if len(index) < len(content):
+        log.info("%s: %d of %d scenes are null", path, len(content) - len(index), len(content))
+    return index
+
+
+def write_index(path: str | Path, index: Index) -> None:
+    """An index as a file, one scene a line."""
+    lines = [
+        f"{json.dumps(key)}: " + json.dumps({"context": frames.context, "target": frames.target})
+        for key, frames in index.items()
+    ]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def check_scenes(index: Index, split: Split, path: str | Path) -> None:
+    """Raises UserError where the index names scenes that the split does not have."""
+    known = split.chunk_of
+    unknown = [key for key in index if key not in known]
+    if unknown:
+        raise UserError(
+            f"{path} names {len(unknown)} of {len(index)} scenes that {split.folder} does not "
+            f"have, {unknown[0]!r} first",
+            "an index of scenes that are there",
+            "complete the data, or keep what is there with "
+            f"`pmsplat data index {split.folder} OUT.json --within {path}`",
+        )
+
+
+def check_frames(frames: Frames, count: int, key: str) -> None:
+    """Raises UserError where a scene has not all the frames that are asked of it."""
+    beyond = [i for i in (*frames.context, *frames.target) if not 0 <= i < count]
+    if beyond:
+        raise UserError(
+            f"the evaluation index asks for frame {beyond[0]} of scene {key!r}",
+            f"a frame from 0 to {count - 1}",
+            "use the index that belongs to this data, or write one with `pmsplat data index`",
+        )
+
+
+def make_index(
+    lengths: dict[str, int], gap: int, views: int, targets: int, generator: torch.Generator
+) -> Index:
+    """Frames for every scene (of a number of frames) that is long enough.
+
+    `views` context frames evenly over `gap` frames at a random place, `targets` frames strictly
+    between the first and the last, never a context frame, evenly spread.
+    """
+    index = {}
+    for key, count in lengths.items():
+        if count <= gap:
+            continue
+        left = int(torch.randint(0, count - gap, (), generator=generator))
+        context = [left + round(gap * i / (views - 1)) for i in range(views)]
+        between = [i for i in range(left + 1, left + gap) if i not in context]
+        if len(between) < targets or len(set(context)) < views:
+            raise UserError(
+                f"a gap of {gap} frames for {views} context and {targets} target views",
+                "room for all of them",
+                f"ask for a gap of at least {views + targets - 1}",
+            )
+        chosen = [between[int((i + 0.5) * len(between) / targets)] for i in range(targets)]
+        index[key] = Frames(tuple(context), tuple(chosen))
+    if not index:
+        raise UserError(
+            f"no scene has more than {gap} frames, the longest {max(lengths.values(), default=0)}",
+            "scenes longer than the gap",
+            "ask for a smaller gap",
+        )
+    return index
+
+
+def _frames(entry: Any, key: str, path: Path) -> Frames:
+    chosen = []
+    for name in ("context", "target"):
+        numbers = entry.get(name) if isinstance(entry, dict) else None
+        if not isinstance(numbers, list) or not numbers or not all(type(i) is int for i in numbers):
+            raise _malformed(path, f"scene {key!r} has no list {name!r} of frame numbers")
+        chosen.append(tuple(numbers))
+    return Frames(*chosen)
+
+
+def _malformed(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} is no evaluation index: {what}",
+        '{scene: {"context": [...], "target": [...]} or null}',
+        "check the file, or write one with `pmsplat data index ROOT OUT.json`",
+    )

@@ -1,0 +1,132 @@
+"""Which frames of a scene are looked at, and which are to be reproduced.
+
+`Bounded` is the sampler of RealEstate10K training (pixelSplat, MVSplat, DepthSplat), `Spread` the
+"boundedv2" of DepthSplat's DL3DV training. MVSplat's code overwrites its longest gap by the
+shortest, so that its gap never varies (a fault inherited from pixelSplat); that is not reproduced.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frame numbers of one scene."""
+
+    context: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+class Sampler(Protocol):
+    """Chooses frames of a scene from its camera centres; None where the scene is too short."""
+
+    def __call__(
+        self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
+    ) -> Frames | None: ...
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The range of the distance, in frames, between the first and the last context view.
+
+    `shortest` and `longest` are (at the start, after `warm_up` training steps), linear between.
+    """
+
+    shortest: tuple[int, int]
+    longest: tuple[int, int]
+    warm_up: int = 0
+
+    def at(self, step: int) -> tuple[int, int]:
+        """(shortest, longest), both inclusive, at a training step."""
+        return self._scheduled(self.shortest, step), self._scheduled(self.longest, step)
+
+    def _scheduled(self, ends: tuple[int, int], step: int) -> int:
+        initial, final = ends
+        if step >= self.warm_up:
+            return final
+        return initial + int((final - initial) * step / self.warm_up)
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Two context views a random gap apart; targets between them, drawn with replacement.
+
+    The context frames themselves may be targets.
+    """
+
+    gap: Gap
+    targets: int
+
+    def __call__(
+        self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
+    ) -> Frames | None:
+        ends = _ends(len(centers), self.gap.at(step), generator)
+        if ends is None:
+            return None
+        left, right = ends
+        target = torch.randint(left, right + 1, (self.targets,), generator=generator)
+        return Frames((left, right), tuple(target.tolist()))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A random number of context views, spread over the camera path between two ends.
+
+    The gap shrinks with fewer views (divided by most // views). Of more than two views all are
+    chosen by farthest point sampling of the camera centres between the ends. Targets are drawn
+    from there without replacement; where there are too few frames some come again.
+    """
+
+    gap: Gap
+    views: tuple[int, int]
+    targets: int
+
+    def __call__(
+        self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
+    ) -> Frames | None:
+        fewest, most = self.views
+        views = _uniform(fewest, most, generator)
+        shrink = max(most // views, 1) if fewest < most else 1
+        shortest, longest = self.gap.at(step)
+        ends = _ends(
+            len(centers), (max(shortest // shrink, views - 1), longest // shrink), generator
+        )
+        if ends is None:
+            return None
+        left, right = ends
+        context = [left, right]
+        if views > 2:
+            chosen = farthest_points(centers[left : right + 1], views)
+            context = sorted(left + index for index in chosen)
+        order = torch.randperm(right - left + 1, generator=generator).tolist()
+        repeated = [left + order[i % len(order)] for i in range(self.targets)]
+        return Frames(tuple(context), tuple(sorted(repeated)))
+
+
+def farthest_points(points: Float[Tensor, "point 3"], count: int) -> list[int]:
+    """`count` indices, each the point farthest from those before; the first from the barycentre."""
+    distance = (points - points.mean(dim=0)).norm(dim=-1)
+    chosen = [int(distance.argmax())]
+    distance = torch.full_like(distance, torch.inf)
+    while len(chosen) < count:
+        distance = torch.minimum(distance, (points - points[chosen[-1]]).norm(dim=-1))
+        distance[chosen[-1]] = -1  # never twice, even where cameras coincide
+        chosen.append(int(distance.argmax()))
+    return chosen
+
+
+def _ends(count: int, gaps: tuple[int, int], generator: torch.Generator) -> tuple[int, int] | None:
+    shortest, longest = gaps[0], min(gaps[1], count - 1)
+    if longest < shortest:
+        return None
+    gap = _uniform(shortest, longest, generator)
+    left = _uniform(0, count - gap - 1, generator)
+    return left, left + gap
+
+
+def _uniform(low: int, high: int, generator: torch.Generator) -> int:
+    return int(torch.randint(low, high + 1, (), generator=generator))

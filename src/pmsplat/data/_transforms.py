@@ -1,0 +1,136 @@
+"""From photographs of any size to the size a network wants: scaling, cropping, flipping.
+
+The rule is that of pixelSplat, MVSplat and DepthSplat: scale until both sides are covered (Pillow's
+LANCZOS on 8-bit pixels), then cut the centre out. Those leave the principal point where it was,
+although the window may start half a pixel off centre (and a principal point off centre moves under
+scaling): `exact=False` keeps that, for parity with published figures; `exact=True` is the geometry.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image
+from torch import Tensor
+
+from ..errors import UserError
+from ..geometry import camera
+from ..types import Batch, Views
+
+Size = tuple[int, int]
+"""(height, width)"""
+
+
+def covering_size(size: Size, wanted: Size) -> Size:
+    """The size of a photo of `size` scaled, aspect kept, until it just covers `wanted`."""
+    factor = max(wanted[0] / size[0], wanted[1] / size[1])
+    return round(size[0] * factor), round(size[1] * factor)
+
+
+def centre_window(size: Size, wanted: Size) -> Size:
+    """(top, left) of the centred window; an odd remainder leaves the extra pixel below, right.
+
+    Raises UserError where the window is larger than the image.
+    """
+    if wanted[0] > size[0] or wanted[1] > size[1]:
+        raise UserError(
+            f"photos of {size[0]}x{size[1]} pixels",
+            f"at least {wanted[0]}x{wanted[1]} to cut from",
+            "ask for a smaller size, or for photos to be scaled first",
+        )
+    return (size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2
+
+
+def fit_image(image: UInt8[np.ndarray, "height width 3"], size: Size) -> UInt8[np.ndarray, "h w 3"]:
+    """A photo scaled to cover `size` and cut to it around the centre."""
+    covering = covering_size((image.shape[0], image.shape[1]), size)
+    if covering != image.shape[:2]:
+        height, width = covering
+        scaled = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+        image = np.array(scaled)
+    return _cut(image, size)
+
+
+def fit_depth(depth: Shaped[np.ndarray, "height width"], size: Size) -> Shaped[np.ndarray, "h w"]:
+    """A depth map fitted like its photo; each pixel takes the nearest value, none is mixed."""
+    height, width = depth.shape
+    covering = covering_size((height, width), size)
+    rows = ((np.arange(covering[0]) + 0.5) * (height / covering[0])).astype(int)
+    columns = ((np.arange(covering[1]) + 0.5) * (width / covering[1])).astype(int)
+    return _cut(depth[rows][:, columns], size)
+
+
+def fit_K(
+    K: Float[Tensor, "*batch 3 3"], before: Size, size: Size, exact: bool = True
+) -> Float[Tensor, "*batch 3 3"]:
+    """Normalised intrinsics of photos of size `before` after `fit_image` to `size`."""
+    return crop_K(K, covering_size(before, size), size, exact)
+
+
+def crop_K(
+    K: Float[Tensor, "*batch 3 3"], before: Size, size: Size, exact: bool = True
+) -> Float[Tensor, "*batch 3 3"]:
+    """Normalised intrinsics after cutting the centre; `exact` as the head of this file says."""
+    moved = camera.crop_K(K, before, centre_window(before, size), size)
+    if exact:
+        return moved
+    return torch.cat([moved[..., :2], K[..., 2:]], dim=-1)
+
+
+def crop(views: Views, size: Size, exact: bool = True) -> Views:
+    """The centre of every view, without scaling: how 270x480 becomes 256x448."""
+    before = views.size
+    if before == size:
+        return views
+    top, left = centre_window(before, size)
+    window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
+    cameras = replace(views.cameras, K=crop_K(views.cameras.K, before, size, exact))
+    return replace(
+        views,
+        images=views.images[window],
+        cameras=cameras,
+        depth=None if views.depth is None else views.depth[window],
+        pointmap=None if views.pointmap is None else views.pointmap[(*window, slice(None))],
+    )
+
+
+def crop_to_multiple(views: Views, multiple: int, exact: bool = True) -> Views:
+    """The largest centred window whose sides are multiples of what the network needs."""
+    height, width = (side // multiple * multiple for side in views.size)
+    if height == 0 or width == 0:
+        raise UserError(
+            f"photos of {views.size[0]}x{views.size[1]} pixels",
+            f"sides of at least {multiple}",
+            "use larger photos",
+        )
+    return crop(views, (height, width), exact)
+
+
+def flip(batch: Batch) -> Batch:
+    """The mirror image of a whole example: a world reflected in x, seen by mirrored cameras."""
+    return replace(batch, context=_flip(batch.context), target=_flip(batch.target))
+
+
+def _flip(views: Views) -> Views:
+    mirror = torch.ones(4, 4, dtype=views.cameras.c2w.dtype)
+    mirror[0, 1:] = mirror[1:, 0] = -1  # diag(-1, 1, 1, 1) · E · diag(-1, 1, 1, 1)
+    K = views.cameras.K.clone()
+    K[..., 0, 2] = 1 - K[..., 0, 2]
+    K[..., 0, 1] = -K[..., 0, 1]
+    return replace(
+        views,
+        images=views.images.flip(-1),
+        cameras=replace(views.cameras, c2w=views.cameras.c2w * mirror, K=K),
+        depth=None if views.depth is None else views.depth.flip(-1),
+    )
+
+
+def to_tensor(images: list[UInt8[np.ndarray, "height width 3"]]) -> Float[Tensor, "1 v 3 h w"]:
+    """Photos of one size as float32 in [0, 1], channel first, batch axis 1."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)[None].contiguous().float() / 255
+
+
+def _cut(pixels: np.ndarray, size: Size) -> np.ndarray:
+    top, left = centre_window((pixels.shape[0], pixels.shape[1]), size)
+    return pixels[top : top + size[0], left : left + size[1]]

@@ -1,0 +1,54 @@
+"""DL3DV in chunks, as DepthSplat trains on it: a few views spread over a walk."""
+
+from dataclasses import dataclass, field
+
+from ._dataset import ChunkDataset, Recipe, pair
+from ._sampling import Gap, Spread
+
+_MAX_TRANSLATION = 1e3  # camera coordinates beyond this are failed reconstructions
+
+
+@dataclass
+class Config:
+    """Defaults: DepthSplat's fine-tuning at 256x448, cut from 270x480 without scaling."""
+
+    root: str = "datasets/dl3dv"
+    index: str | None = None
+    """Evaluation index, a JSON file."""
+    size: list[int] = field(default_factory=lambda: [256, 448])
+    """Height and width."""
+    resize: bool = False
+    """Scale photos to cover `size` first, instead of cutting it from the photos as stored."""
+    near: float = 0.5
+    far: float = 200.0
+    views: list[int] = field(default_factory=lambda: [2, 6])
+    """Fewest and most context views of a training example; a range wants batch size 1."""
+    target_views: int = 8
+    min_gap: list[int] = field(default_factory=lambda: [15, 20])
+    """Fewest frames from first to last context view: at the start, after `gap_warm_up` steps."""
+    max_gap: list[int] = field(default_factory=lambda: [30, 50])
+    """Most frames between them, likewise."""
+    gap_warm_up: int = 10_000
+    flip: float = 0.5
+    """Probability that a training example is mirrored."""
+    exact_crop: bool = False
+    """Move the principal point with the crop; the published code leaves it at the centre."""
+
+
+def build(cfg: Config) -> ChunkDataset:
+    """The dataset; files are looked for when a stream is asked for."""
+    recipe = Recipe(
+        size=pair(cfg.size, "size"),
+        sampler=Spread(
+            gap=Gap(pair(cfg.min_gap, "min_gap"), pair(cfg.max_gap, "max_gap"), cfg.gap_warm_up),
+            views=pair(cfg.views, "views"),
+            targets=cfg.target_views,
+        ),
+        near=cfg.near,
+        far=cfg.far,
+        resize=cfg.resize,
+        exact=cfg.exact_crop,
+        flip=cfg.flip,
+        max_translation=_MAX_TRANSLATION,
+    )
+    return ChunkDataset(cfg.root, recipe, cfg.index)

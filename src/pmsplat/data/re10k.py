@@ -1,0 +1,45 @@
+"""RealEstate10K (and ACID) in pixelSplat's chunks, as MVSplat and DepthSplat train on them."""
+
+from dataclasses import dataclass, field
+
+from ._dataset import ChunkDataset, Recipe, pair
+from ._sampling import Bounded, Gap
+
+
+@dataclass
+class Config:
+    """Defaults: DepthSplat's training at 256x256 (SPEC: arXiv 2410.13862 and its code)."""
+
+    root: str = "datasets/re10k"
+    index: str | None = None
+    """Evaluation index, a JSON file."""
+    size: list[int] = field(default_factory=lambda: [256, 256])
+    """Height and width; photos are scaled to cover it and cut around the centre."""
+    near: float = 0.5
+    far: float = 100.0
+    target_views: int = 4
+    min_gap: list[int] = field(default_factory=lambda: [25, 45])
+    """Fewest frames between the two context views: at the start, and after `gap_warm_up` steps."""
+    max_gap: list[int] = field(default_factory=lambda: [45, 135])
+    """Most frames between them, likewise."""
+    gap_warm_up: int = 30_000
+    flip: float = 0.5
+    """Probability that a training example is mirrored."""
+    exact_crop: bool = False
+    """Move the principal point with the crop; the published code leaves it at the centre."""
+
+
+def build(cfg: Config) -> ChunkDataset:
+    """The dataset; files are looked for when a stream is asked for."""
+    recipe = Recipe(
+        size=pair(cfg.size, "size"),
+        sampler=Bounded(
+            gap=Gap(pair(cfg.min_gap, "min_gap"), pair(cfg.max_gap, "max_gap"), cfg.gap_warm_up),
+            targets=cfg.target_views,
+        ),
+        near=cfg.near,
+        far=cfg.far,
+        exact=cfg.exact_crop,
+        flip=cfg.flip,
+    )
+    return ChunkDataset(cfg.root, recipe, cfg.index)

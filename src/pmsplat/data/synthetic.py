@@ -1,0 +1,137 @@
+"""A procedural dataset: walks through furnished rooms, with exact depth, made where it is missing.
+
+For the demo, for tests, and for trying an idea before the real data is downloaded.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from ..errors import UserError
+from ..io import images
+from ..io.files import write_text
+from . import _rooms
+from ._chunks import INDEX, ChunkScene, append
+from ._dataset import ChunkDataset, Recipe, pair
+from ._index import make_index, write_index
+from ._ranges import depth_range
+from ._sampling import Bounded, Gap
+
+_DEPTH_SCALE = 2.0**-12  # metres of one count: 0.24 mm, up to 16 m
+_SCENES_PER_CHUNK = 16
+_MADE_WITH = "synthetic.json"
+_EVALUATION = "evaluation_index.json"
+
+
+@dataclass
+class Config:
+    """A small dataset: parallax of a few pixels between the context views."""
+
+    root: str = "datasets/synthetic"
+    scenes: int = 64
+    test_scenes: int = 16
+    frames: int = 16
+    """Frames of a walk, 5 cm apart."""
+    size: list[int] = field(default_factory=lambda: [96, 96])
+    """Height and width."""
+    seed: int = 0
+    """Of the rooms."""
+    target_views: int = 2
+    gap: list[int] = field(default_factory=lambda: [4, 8])
+    """Fewest and most frames between the two context views."""
+    flip: float = 0.5
+    """Probability that a training example is mirrored."""
+
+
+def build(cfg: Config) -> ChunkDataset:
+    """The dataset; it is made under `root` when a stream is first asked for."""
+    shortest, longest = pair(cfg.gap, "gap")
+    recipe = Recipe(
+        size=pair(cfg.size, "size"),
+        sampler=Bounded(
+            gap=Gap((shortest, shortest), (longest, longest)), targets=cfg.target_views
+        ),
+        flip=cfg.flip,
+    )
+    return ChunkDataset(
+        cfg.root, recipe, str(Path(cfg.root) / _EVALUATION), prepare=partial(_prepare, cfg)
+    )
+
+
+def write(
+    root: str | Path, scenes: int, frames: int, size: tuple[int, int], seed: int, split: str
+) -> None:
+    """Makes ROOT/SPLIT: `scenes` walks of `frames` photos each, of (height, width) `size`.
+
+    The same arguments give the same bytes; the splits of one seed share no room. A split that is
+    there, made with the same arguments, is left alone. Raises UserError where it is another one.
+    """
+    folder = Path(root) / split
+    made = {"scenes": scenes, "frames": frames, "size": list(size), "seed": seed}
+    if _is_made(folder, made):
+        return
+    keys = [f"room-{split}-{seed}-{number:05d}" for number in range(scenes)]
+    pending: list[ChunkScene] = []
+    for key in track(keys, f"making {scenes} rooms for {split}", transient=True):
+        pending.append(scene(key, frames, size))
+        if len(pending) == _SCENES_PER_CHUNK or key == keys[-1]:
+            append(folder, pending)
+            pending = []
+    write_text(folder / _MADE_WITH, json.dumps(made) + "\n")
+
+
+def scene(key: str, frames: int, size: tuple[int, int]) -> ChunkScene:
+    """One walk through one room; everything in it follows from its key."""
+    rng = np.random.default_rng(list(key.encode()))
+    extent = rng.uniform([4.5, 2.6, 4.5], [6.5, 3.2, 6.5])
+    path = _rooms.walk(rng, extent, frames, size[1] / size[0])
+    pictures = _rooms.trace(_rooms.furnish(rng, path, extent), path, size)
+    counts = (pictures.depth / _DEPTH_SCALE + 0.5).astype(np.uint16)
+    ranges = [depth_range(depth.reshape(-1)) for depth in pictures.depth]
+    return ChunkScene(
+        key=key,
+        c2w=path.c2w,
+        K=path.K,
+        images=tuple(_tensor(images.encode_image(image)) for image in pictures.images),
+        timestamps=torch.arange(frames),
+        near=torch.tensor([near for near, _ in ranges]),
+        far=torch.tensor([far for _, far in ranges]),
+        depths=tuple(_tensor(images.encode_depth(depth)) for depth in counts),
+        depth_scale=_DEPTH_SCALE,
+    )
+
+
+def _prepare(cfg: Config) -> None:
+    size = pair(cfg.size, "size")
+    write(cfg.root, cfg.scenes, cfg.frames, size, cfg.seed, "train")
+    write(cfg.root, cfg.test_scenes, cfg.frames, size, cfg.seed, "test")
+    path = Path(cfg.root) / _EVALUATION
+    if not path.is_file():
+        keys = json.loads((Path(cfg.root) / "test" / INDEX).read_text())
+        gap = min(cfg.gap[1], cfg.frames - 1)
+        generator = torch.Generator().manual_seed(cfg.seed)
+        targets = min(3, gap - 1)
+        write_index(path, make_index(dict.fromkeys(keys, cfg.frames), gap, 2, targets, generator))
+
+
+def _is_made(folder: Path, made: dict) -> bool:
+    path = folder / _MADE_WITH
+    if path.is_file() and json.loads(path.read_text()) == made:
+        return True
+    if path.is_file() or any(folder.glob("*.torch")):
+        there = path.read_text().strip() if path.is_file() else "not finished"
+        raise UserError(
+            f"{folder} holds another dataset ({there})",
+            f"one made with {json.dumps(made)}",
+            "delete it, or choose another data.root",
+        )
+    return False
+
+
+def _tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)

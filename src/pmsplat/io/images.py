@@ -1,0 +1,149 @@
+"""Photographs and depth maps, in and out of files.
+
+A colour image is a uint8 array [height, width, 3], RGB, upright (EXIF orientation applied). A depth
+map is a uint16 array [height, width] of counts; what one count means is told by whoever owns it.
+"""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8, UInt16
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UserError
+from .files import write_bytes
+
+Source = str | Path | bytes
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
+"""What Pillow raises on damaged files of various formats."""
+
+
+def read_image(source: Source, upright: bool = True) -> UInt8[np.ndarray, "height width 3"]:
+    """An image file, or its bytes, as 8-bit RGB; transparency is laid over black.
+
+    `upright=False` leaves the pixels as they are stored, whatever EXIF says of their orientation.
+    Raises UserError for what is missing, truncated, not an image, or of more than 178 megapixels.
+    """
+    with _open(source) as image:
+        try:
+            return np.array(_rgb(ImageOps.exif_transpose(image) if upright else image))
+        except _UNREADABLE as error:
+            raise _unreadable(source, error) from error
+
+
+def image_size(source: Source, upright: bool = True) -> tuple[int, int]:
+    """(height, width) of an image file, from its header alone; errors as `read_image`."""
+    with _open(source) as image:
+        width, height = image.size
+        turned = upright and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
+
+
+def is_turned(source: Source) -> bool:
+    """Whether EXIF asks for the stored pixels to be turned or mirrored before they are shown."""
+    with _open(source) as image:
+        return image.getexif().get(0x0112, 1) not in (0, 1)
+
+
+def read_depth(source: Source) -> UInt16[np.ndarray, "height width"]:
+    """A depth map from a single-channel 8- or 16-bit PNG (or the like), as counts, 0 = none.
+
+    Raises UserError for what is missing, damaged, or has more than one channel.
+    """
+    with _open(source) as image:
+        try:
+            counts = np.array(image)
+        except _UNREADABLE as error:
+            raise _unreadable(source, error) from error
+        mode = image.mode
+    if (
+        counts.ndim != 2
+        or counts.dtype.kind not in "ui"
+        or counts.min() < 0
+        or counts.max() > 65535
+    ):
+        raise UserError(
+            f"{_name(source)} is no depth map: its pixels are of mode {mode}",
+            "one channel of 16-bit counts",
+            "write depth as 16-bit grayscale PNG",
+        )
+    return counts.astype(np.uint16)
+
+
+def encode_image(
+    image: UInt8[np.ndarray, "height width 3"], format: str = "png", quality: int = 95
+) -> bytes:
+    """An image as the bytes of a PNG (lossless) or JPEG file; `quality` is for JPEG."""
+    stream = io.BytesIO()
+    if format == "png":
+        Image.fromarray(image).save(stream, "PNG", compress_level=1)
+    else:
+        Image.fromarray(image).save(stream, "JPEG", quality=quality, subsampling=0)
+    return stream.getvalue()
+
+
+def encode_depth(counts: UInt16[np.ndarray, "height width"]) -> bytes:
+    """A depth map as the bytes of a 16-bit grayscale PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(counts).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def write_image(
+    path: str | Path, image: UInt8[np.ndarray, "height width 3"] | Float[Tensor, "3 height width"]
+) -> None:
+    """An image as a file, PNG or JPEG by its suffix, whole or not at all.
+
+    An array is 8-bit RGB, channels last; a tensor is [0, 1], channels first, clipped and rounded.
+    """
+    if isinstance(image, Tensor):
+        image = to_uint8(image)
+    format = "jpeg" if Path(path).suffix.lower() in (".jpg", ".jpeg") else "png"
+    write_bytes(path, encode_image(np.ascontiguousarray(image), format))
+
+
+def write_depth(path: str | Path, counts: UInt16[np.ndarray, "height width"]) -> None:
+    """A depth map as a 16-bit PNG file, whole or not at all."""
+    write_bytes(path, encode_depth(counts))
+
+
+def to_uint8(image: Float[Tensor, "3 height width"]) -> UInt8[np.ndarray, "height width 3"]:
+    """A [0, 1] tensor, channels first, as 8-bit pixels, channels last; clipped and rounded."""
+    pixels = image.detach().float().clamp(0, 1).mul(255).round()
+    return pixels.permute(1, 2, 0).byte().cpu().numpy()
+
+
+def _open(source: Source) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"there is no image at {source!s}", "an image file", "check the path"
+        ) from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, *_UNREADABLE) as error:
+        raise _unreadable(source, error) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grayscale; Pillow's own conversion would clip it
+        image = Image.fromarray((np.array(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("RGB")
+
+
+def _unreadable(source: Source, error: Exception) -> UserError:
+    return UserError(
+        f"{_name(source)} cannot be read as an image ({error})",
+        "a whole JPEG, PNG or other common image file",
+        "copy or export it again, or leave it out",
+    )
+
+
+def _name(source: Source) -> str:
+    return f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
