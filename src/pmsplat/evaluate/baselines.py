@@ -1,0 +1,154 @@
+"""What no network should lose against: the nearest photo, and a plane sweep without learning.
+
+Both look at the context only, and both stand where a model stands in `protocol.evaluate`.
+"""
+
+import math
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, grid_sample
+
+from ..geometry import camera, se3, sh, sweep
+from ..render import rasterize
+from ..types import Batch, Gaussians, Prediction, Rendering, StepOutput, Views
+
+PLANES_AT_ONCE = 16  # bounds the memory of a sweep
+NO_MATCH = 6.0  # a best cost so many times the median one of its image is no match
+FOOTPRINT = 0.3  # standard deviation of a pixel's Gaussian, in pixels
+
+
+def nearest_view(batch: Batch) -> StepOutput:
+    """Every target is answered with the context photo taken from nearest to it.
+
+    Near means: how far a point at middle depth moves across the image, by the turn between the
+    viewing directions plus the distance of the centres. There is no prediction; alpha is 1, depth 0 (none).
+    """
+    context, target = batch.context.cameras, batch.target.cameras
+    middle = 0.5 * (1 / context.near + 1 / context.far)[:, None]  # of inverse depth
+    apart = torch.cdist(target.c2w[..., :3, 3], context.c2w[..., :3, 3]) * middle
+    cosine = torch.einsum("btx,bvx->btv", target.c2w[..., :3, 2], context.c2w[..., :3, 2])
+    nearest = (apart + cosine.clamp(-1, 1).acos()).argmin(dim=-1)
+    color = torch.take_along_dim(batch.context.images, nearest[..., None, None, None], dim=1)
+    plain = color[:, :, 0]
+    rendering = Rendering(color, torch.zeros_like(plain), torch.ones_like(plain))
+    return StepOutput(batch, Prediction((), ()), (rendering,))
+
+
+def plane_sweep(batch: Batch, planes: int = 64, window: int = 7) -> StepOutput:
+    """Depth of least photometric cost over inverse-depth planes, drawn as one splat per pixel.
+
+    Collins, "A Space-Sweep Approach to True Multi-Image Matching", CVPR 1996; the cost of a plane
+    is the squared colour difference averaged over a window, and over the better half of the other
+    views that see the point (Kang et al., "Handling Occlusions in Dense Multi-view Stereo", 2001).
+    A pixel without a match, because no other view sees it, takes the depth of the nearest with one.
+    """
+    depth = sweep_depth(batch.context, planes, window)
+    gaussians = pixel_splats(batch.context, depth)
+    rendering = rasterize(gaussians, batch.target.cameras, batch.target.size)
+    return StepOutput(batch, Prediction((depth,), (gaussians,)), (rendering,))
+
+
+@torch.no_grad()
+def sweep_depth(
+    views: Views, planes: int = 64, window: int = 7
+) -> Float[Tensor, "batch view height width"]:
+    """z of the best plane for every pixel of every view; near and far are each view's own."""
+    cameras = views.cameras
+    depths = []
+    for reference in range(views.images.shape[1]):
+        others = [i for i in range(views.images.shape[1]) if i != reference]
+        inv_depth = sweep.inverse_depth_planes(
+            cameras.near[:, reference], cameras.far[:, reference], planes
+        )
+        costs = torch.cat(
+            [
+                _costs(views, reference, others, some, window)
+                for some in inv_depth.split(PLANES_AT_ONCE, dim=1)
+            ],
+            dim=1,
+        )
+        best, plane = costs.min(dim=1)
+        depth = 1 / torch.take_along_dim(inv_depth[..., None, None], plane[:, None], dim=1)[:, 0]
+        depths.append(_fill(depth, _matched(best)))
+    return torch.stack(depths, dim=1)
+
+
+def _costs(
+    views: Views,
+    reference: int,
+    others: list[int],
+    inv_depth: Float[Tensor, "batch plane"],
+    window: int,
+) -> Float[Tensor, "batch plane height width"]:
+    """The cost of some planes for one view against all others; infinite where none sees it."""
+    height, width = views.size
+    cameras, images = views.cameras, views.images
+    K = camera.K_px(cameras.K, height, width)
+    ref_to_src = se3.invert(cameras.c2w[:, others]) @ cameras.c2w[:, [reference]]
+    lines = sweep.homography(ref_to_src, K[:, [reference]], K[:, others])
+    xy = sweep.source_coordinates(lines, inv_depth[:, None, :, None, None], height, width)
+    extent = xy.new_tensor([width, height])
+    seen = ((xy >= 0) & (xy <= extent - 1)).all(dim=-1)  # b v d h w
+    grid = rearrange((2 * xy + 1) / extent - 1, "b v d h w c -> (b v) (d h) w c")
+    source = rearrange(images[:, others], "b v c h w -> (b v) c h w")
+    warped = grid_sample(source, grid.clamp(-2, 2), align_corners=False, padding_mode="border")
+    warped = rearrange(warped, "(b v) c (d h) w -> b v d c h w", v=len(others), h=height)
+    error = (warped - images[:, reference, None, None]).square().mean(dim=3) * seen
+    cost = _windowed(error, window) / _windowed(seen.to(error), window).clamp_min(1e-6)
+    cost = torch.where(seen, cost, torch.inf)
+    kept = cost.sort(dim=1).values[:, : math.ceil(len(others) / 2)]
+    visible = kept.isfinite()
+    total = torch.where(visible, kept, 0).sum(dim=1)
+    count = visible.sum(dim=1)
+    return torch.where(count > 0, total / count.clamp_min(1), torch.inf)
+
+
+def _matched(cost: Float[Tensor, "batch height width"]) -> Bool[Tensor, "batch height width"]:
+    """Where the best plane is a match: its cost is not far above what the image has elsewhere."""
+    known = torch.where(cost.isfinite(), cost, torch.nan).flatten(1)
+    return cost <= NO_MATCH * known.nanmedian(dim=1).values[:, None, None]
+
+
+def _windowed(values: Float[Tensor, "b v d h w"], window: int) -> Float[Tensor, "b v d h w"]:
+    """The mean over a square window (over what lies inside the image, at its border)."""
+    flat = values.flatten(0, 2)[:, None]
+    pooled = avg_pool2d(flat, window, 1, window // 2, count_include_pad=False)
+    return pooled[:, 0].reshape(values.shape)
+
+
+def _fill(
+    depth: Float[Tensor, "batch height width"], known: Bool[Tensor, "batch height width"]
+) -> Float[Tensor, "batch height width"]:
+    """Unknown pixels take the value of the nearest known one of their image, if there is any."""
+    filled = depth.clone()
+    for image, mask in zip(filled, known, strict=True):
+        if mask.any() and not mask.all():
+            nearest = np.empty((2, *mask.shape), dtype=np.int32)
+            distance_transform_edt(~mask.cpu().numpy(), None, False, True, indices=nearest)
+            rows, columns = torch.from_numpy(nearest).long().to(image.device)
+            image.copy_(image[rows, columns])
+    return filled
+
+
+def pixel_splats(views: Views, depth: Float[Tensor, "batch view height width"]) -> Gaussians:
+    """One opaque round Gaussian per pixel, at its depth, of its colour and about its size."""
+    means = camera.unproject_depth(depth, views.cameras.c2w, views.cameras.K)
+    focal = (views.cameras.K[..., 0, 0] * views.size[1]) * (
+        views.cameras.K[..., 1, 1] * views.size[0]
+    )
+    radius = FOOTPRINT * depth / focal.sqrt()[..., None, None]
+    color = rearrange(views.images, "b v c h w -> b (v h w) 1 c")
+    radius = rearrange(radius, "b v h w -> b (v h w)")
+    identity = radius.new_tensor([1.0, 0.0, 0.0, 0.0])
+    return Gaussians(
+        means=rearrange(means, "b v h w c -> b (v h w) c"),
+        scales=repeat(radius, "b g -> b g c", c=3),
+        quats_wxyz=identity.expand(*radius.shape, 4),
+        opacities=torch.ones_like(radius),
+        sh=(color - 0.5) / sh.C0,
+    )
