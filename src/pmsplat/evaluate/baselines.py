@@ -26,7 +26,8 @@ def nearest_view(batch: Batch) -> StepOutput:
     """Every target is answered with the context photo taken from nearest to it.
 
     Near means: how far a point at middle depth moves across the image, by the turn between the
-    viewing directions plus the distance of the centres. There is no prediction; alpha is 1, depth 0 (none).
+    viewing directions plus the distance of the centres. There is no prediction; alpha is 1, depth
+    is 0 (none).
     """
     context, target = batch.context.cameras, batch.target.cameras
     middle = 0.5 * (1 / context.near + 1 / context.far)[:, None]  # of inverse depth
