@@ -78,36 +78,33 @@ def color(
     return (torch.einsum("...k,...kc->...c", weights, used) + 0.5).clamp_min(0)
 
 
-@cache
-def _samples(degree: int) -> Tensor:
-    """Unit directions (a Fibonacci lattice) in number enough to pin down every band, float64."""
-    n = 4 * (degree + 1) ** 2
-    i = torch.arange(n, dtype=torch.float64)
-    z = 1 - (2 * i + 1) / n
-    angle = i * torch.pi * (3 - 5**0.5)
-    radius = (1 - z * z).sqrt()
-    return torch.stack([radius * angle.cos(), radius * angle.sin(), z], dim=-1)
-
-
 def rotation_matrix(
     rotation: Float[Tensor, "*#batch 3 3"], degree: int
 ) -> Float[Tensor, "*_ sh sh"]:
     """The matrix that rotates coefficient vectors: (M c)·basis(R d) = c·basis(d) for every d.
 
     Block diagonal by degree. Found by evaluating the basis at a fixed set of directions and at
-    the same directions turned back, then solving against a constant matrix, in float64.
+    the same directions turned back, then solving against a constant matrix.
     """
-    samples = _samples(degree)
-    solve = torch.linalg.pinv(basis(samples, degree)).to(rotation)
-    turned = torch.einsum("...ji,nj->...ni", rotation, samples.to(rotation))
-    dense = solve @ basis(turned, degree)
-    return dense * _block_mask(degree).to(rotation)
+    samples, solve, blocks = _probe(degree, rotation.device, rotation.dtype)
+    turned = torch.einsum("...ji,nj->...ni", rotation, samples)
+    return (solve @ basis(turned, degree)) * blocks
 
 
 @cache
-def _block_mask(degree: int) -> Tensor:
+def _probe(degree: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit directions (a Fibonacci lattice) that pin down every band, the pseudo-inverse of the
+    basis there, and the mask of the blocks; found in float64, kept where they are used."""
+    n = 4 * (degree + 1) ** 2
+    i = torch.arange(n, dtype=torch.float64)
+    z = 1 - (2 * i + 1) / n
+    angle = i * torch.pi * (3 - 5**0.5)
+    radius = (1 - z * z).sqrt()
+    samples = torch.stack([radius * angle.cos(), radius * angle.sin(), z], dim=-1)
+    solve = torch.linalg.pinv(basis(samples, degree))
     band = torch.cat([torch.full((2 * d + 1,), d) for d in range(degree + 1)])
-    return (band[:, None] == band[None, :]).double()
+    blocks = band[:, None] == band[None, :]
+    return samples.to(device, dtype), solve.to(device, dtype), blocks.to(device, dtype)
 
 
 def rotate(
