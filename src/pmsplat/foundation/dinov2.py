@@ -56,7 +56,7 @@ def _bicubic(size: int, device: torch.device) -> Float[Tensor, "{size} grid"]:
 
 
 class DinoV2(nn.Module):
-    """Normalised images -> four maps [n, channel, height/14, width/14], each through the final norm.
+    """Normalised images -> four maps [n, channel, height/14, width/14], each through the last norm.
 
     `size` is vits, vitb or vitl; height and width must be multiples of 14. `pretrained` fetches the
     released weights through timm.

@@ -3,7 +3,6 @@
 xformers: Lefaudeux et al., "xFormers: A modular and hackable Transformer modelling library", 2022.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention

@@ -2,8 +2,8 @@
 
 Bilinear sampling is linear, so the correlation of a reference pixel with a *sampled* source feature
 equals the bilinear sample of its correlations with all source pixels: one matrix product, then a
-look-up (`all_pairs`). The definition, warp and then correlate, stands beside it (`warped`): Collins,
-"A space-sweep approach to true multi-image matching", CVPR 1996; Yao et al., "MVSNet", ECCV 2018.
+look-up. The definition, warp and then correlate, stands beside it (`warped`): Collins, "A
+space-sweep approach to true multi-image matching", CVPR 1996; Yao et al., "MVSNet", ECCV 2018.
 """
 
 from collections.abc import Iterator
@@ -132,7 +132,7 @@ class _AllPairs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (features,), where = ctx.saved_tensors, ctx.where
-        batch, views, channels, height, width = features.shape
+        channels, height, width = features.shape[-3:]
         tokens = features.flatten(0, 1).flatten(2)
         scale = 1 / (where.others.shape[-1] * channels**0.5)
         wanted = gradients[0].flatten(0, 1).flatten(2).transpose(1, 2) * scale

@@ -98,7 +98,7 @@ class Features:
     vit: tuple[Tensor, ...]  # four levels at 1/8, empty without a backbone
 
     def before(self, height: int) -> list[list[Tensor]]:
-        """By level 1/2, 1/4, 1/8, 1/16 of `height`: what a dense head reads before the ViT's map."""
+        """What a dense head reads before the ViT's map, at 1/2, 1/4, 1/8, 1/16 of `height`."""
         return [[x for x in self.cnn if x.shape[-2] * s == height] for s in (2, 4, 8, 16)]
 
     def after(self, height: int, extra: Tensor | None = None) -> list[list[Tensor]]:
@@ -130,14 +130,18 @@ class Pyramid(nn.Module):
 
 
 class DepthNetwork(nn.Module):
-    """CNN features matched across views and monocular ViT features -> inverse depth of every view."""
+    """CNN features matched across views, and monocular ViT features, -> inverse depth."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.layout = layout
         width, vit_width, attention = layout.width, layout.vit_width, layout.attention
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(MEAN, device="cpu")[:, None, None], persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(STD, device="cpu")[:, None, None], persistent=False
+        )
         self.cnn = CNN(layout.cnn_widths, layout.cnn_strides)
         self.transformer = MultiViewTransformer(
             width, layout.transformer_layers, layout.published, attention

@@ -63,11 +63,11 @@ class DepthSplat(nn.Module):
 
     Any number of views from two; height and width must be multiples of 4 · `lowest`. In train mode
     the prediction holds every scale's depth and Gaussians, coarse to fine; in eval mode the answer
-    alone. A depth-only model predicts no Gaussians: its tuple is empty. Autocast is welcome: geometry
-    stays in float32.
+    alone. A depth-only model predicts no Gaussians: its tuple is empty. Autocast is welcome:
+    geometry stays in float32.
 
-    The backbone's parameters, which want a smaller learning rate, are `backbone_parameters()`; their
-    names start with `depth.vit.`.
+    The backbone's parameters, which want a smaller learning rate, are `backbone_parameters()`;
+    their names start with `depth.vit.`.
     """
 
     def __init__(self, cfg: Config) -> None:

@@ -70,7 +70,8 @@ class Candidates:
 
     def expected(self, probability: Float[Tensor, "n height width plane"]) -> Tensor:
         """The mean inverse depth [n, height, width], with gradients to the probabilities."""
-        return self.low + (probability @ self.steps) * (self.high - self.low)
+        with torch.autocast(probability.device.type, enabled=False):
+            return self.low + (probability @ self.steps) * (self.high - self.low)
 
 
 def full_range(near: Float[Tensor, " n"], far: Float[Tensor, " n"], planes: int) -> Candidates:
@@ -104,14 +105,14 @@ def cost_volume(
     with rays through the corners of pixels.
     """
     height, width = features.shape[-2:]
-    with torch.no_grad():
+    with torch.autocast(features.device.type, enabled=False):
         where = Sweep(
             others,
             homographies(cameras, others, height, width, reference_K=published),
             candidates.inv_depth.unflatten(0, others.shape[:2]),
             pixel_center=0.0 if published else 0.5,
         )
-    return correlation(features, where).flatten(0, 1)
+        return correlation(features, where).flatten(0, 1)
 
 
 @dataclass(frozen=True)

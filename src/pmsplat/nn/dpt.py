@@ -80,9 +80,9 @@ class DPT(nn.Module):
             )
         self.join = nn.ModuleDict()
         for i in self.levels:
-            extra = before[i] + after[i]
-            if extra:
-                self.join[str(i)] = nn.Conv2d(extra + bool(vit_width) * widths[i], widths[i], 1)
+            if i < 3:
+                inputs = before[i] + after[i] + bool(vit_width) * widths[i]
+                self.join[str(i)] = nn.Conv2d(inputs, widths[i], 1)
         self.reduce = nn.ModuleDict(
             {str(i): nn.Conv2d(widths[i], features, 3, padding=1, bias=False) for i in self.levels}
         )

@@ -1,0 +1,193 @@
+"""Official checkpoints -> our names, once and strictly.
+
+Each function says, for one building block, which official module each of our modules is made from:
+several where their rows were joined into one. A module's entry also covers what is inside it.
+Nothing may be missing and nothing left over.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ._depth import Layout
+
+Names = dict[str, tuple[str, ...]]  # our module -> official modules, without the prefixes below
+ENCODER, DEPTH = "encoder.", "depth_predictor."
+
+
+def _under(ours: str, theirs: str, names: dict[str, str | tuple[str, ...]]) -> Names:
+    """The same names, below a module of ours and one of theirs."""
+    parts = {o: (t,) if isinstance(t, str) else t for o, t in names.items()}
+    return {f"{ours}.{o}": tuple(f"{theirs}.{part}" for part in t) for o, t in parts.items()}
+
+
+def cnn(ours: str, theirs: str) -> Names:
+    names: dict[str, str | tuple[str, ...]] = {"stem": "conv1", "out": "conv2"}
+    for stage in range(3):
+        names[f"stages.{stage}"] = f"layer{stage + 1}"
+        names[f"stages.{stage}.0.shortcut"] = f"layer{stage + 1}.0.downsample.0"
+    return _under(ours, theirs, names)
+
+
+def transformer(ours: str, theirs: str, layers: int) -> Names:
+    alone, across = "self_attn", "cross_attn_ffn"
+    out: Names = {}
+    for index in range(layers):
+        out |= _under(
+            f"{ours}.layers.{index}",
+            f"{theirs}.layers.{index}",
+            {
+                "self_qkv": tuple(f"{alone}.{x}_proj" for x in "qkv"),
+                "self_merge": f"{alone}.merge",
+                "self_norm": f"{alone}.norm1",
+                "cross_q": f"{across}.q_proj",
+                "cross_kv": tuple(f"{across}.{x}_proj" for x in "kv"),
+                "cross_merge": f"{across}.merge",
+                "cross_norm": f"{across}.norm1",
+                "mlp": f"{across}.mlp",
+                "mlp_norm": f"{across}.norm2",
+            },
+        )
+    return out
+
+
+def unet(ours: str, theirs: str, levels: int) -> Names:
+    """Normalisation first. The official lists count blocks and moves alike."""
+
+    def block(our: str, their: str) -> Names:
+        inside = {
+            "norm1": "in_layers.0",
+            "conv1": "in_layers.2",
+            "norm2": "out_layers.0",
+            "conv2": "out_layers.3",
+            "skip": "skip_connection",
+        }
+        return _under(f"{ours}.{our}", f"{theirs}.{their}", {**inside})
+
+    def attention(our: str, their: str) -> Names:
+        inside = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
+        return _under(f"{ours}.{our}", f"{theirs}.{their}", {**inside})
+
+    out = _under(ours, theirs, {"stem": "input_blocks.0.0", "norm": "out.0", "out": "out.2"})
+    for level in range(levels):
+        down, up = 2 * level + 1, 2 * level
+        out |= block(f"encoder.{level}.blocks.0", f"input_blocks.{down}.0")
+        out |= _under(ours, theirs, {f"encoder.{level}.move": f"input_blocks.{down + 1}.0.op"})
+        for i in range(2):
+            out |= block(f"decoder.{level}.blocks.{i}", f"output_blocks.{up + i}.0")
+        behind = 2 if level == 0 else 1  # the deepest level has its attention in between
+        out |= _under(
+            ours, theirs, {f"decoder.{level}.move": f"output_blocks.{up + 1}.{behind}.conv"}
+        )
+    out |= attention(f"encoder.{levels - 1}.attentions.0", f"input_blocks.{2 * levels - 1}.1")
+    for i in range(2):
+        out |= attention(f"decoder.0.attentions.{i}", f"output_blocks.{i}.1")
+        out |= block(f"middle.{i}", f"middle_block.{2 * i}")
+    return out
+
+
+def dpt(ours: str, theirs: str) -> Names:
+    names: dict[str, str | tuple[str, ...]] = {
+        "project": "projects",
+        "resize": "resize_layers",
+        "join": "concat_projects",
+    }
+    for i in range(4):
+        names[f"reduce.{i}"] = f"scratch.layer{i + 1}_rn"
+        names[f"fuse.{i}.lateral"] = f"scratch.refinenet{i + 1}.resConfUnit1"
+        names[f"fuse.{i}.refine"] = f"scratch.refinenet{i + 1}.resConfUnit2"
+        names[f"fuse.{i}.out"] = f"scratch.refinenet{i + 1}.out_conv"
+    return _under(ours, theirs, names)
+
+
+def depth_network(layout: Layout) -> Names:
+    """`depth.*` of our models from the official depth predictor."""
+    pyramid = {"up": "stages.1.0", "smooth": "stages.1.2"}
+    out = {
+        **cnn("cnn", "backbone"),
+        **transformer("transformer", "transformer", layout.transformer_layers),
+        **_under("matched_pyramid", "mv_pyramid", {**pyramid}),
+        **_under("vit_pyramid", "mono_pyramid", {**pyramid}),
+        **dpt("refine", "upsampler"),
+        "residual": ("upsampler.scratch.output_conv",),
+        "vit.vit": ("pretrained",),
+    }
+    for scale in range(layout.scales):
+        ours, theirs = f"regressors.{scale}", f"regressor.{scale}"
+        out |= unet(f"{ours}.unet", f"{theirs}.3", 3 + scale)
+        out |= {
+            f"{ours}.stem": (theirs,),
+            f"{ours}.out": (f"{theirs}.4",),
+            f"{ours}.residual": (f"regressor_residual.{scale}",),
+            f"{ours}.logits": (f"depth_head.{scale}",),
+        }
+    return {f"depth.{o}": tuple(DEPTH + part for part in t) for o, t in out.items()}
+
+
+def depthsplat(layout: Layout) -> Names:
+    """The encoder of 2025."""
+    return {
+        **depth_network(layout),
+        **dpt("head.features", "feature_upsampler"),
+        "head.regressor": ("gaussian_regressor",),
+        "head.out": ("gaussian_head",),
+    }
+
+
+def official_keys(name: str, names: Names) -> list[str]:
+    """The official keys that our parameter `name` is made of, in order."""
+    module = name
+    while module not in names:
+        module = module.rpartition(".")[0]
+        assert module, f"no rule for {name}"
+    return [ENCODER + part + name[len(module) :] for part in names[module]]
+
+
+def _columns(name: str, layout: Layout) -> list[int] | None:
+    """The order of input channels, where the official network concatenates its maps otherwise.
+
+    Two scales from 1/4: the finest dense level there is CNN, matched, depth, ViT; ours, as on all
+    other levels, CNN, ViT, matched, depth.
+    """
+    if not name.endswith("join.0.weight") or (layout.scales, layout.lowest) != (2, 4):
+        return None
+    cnn = layout.cnn_widths[0] + layout.cnn_widths[1]
+    matched = layout.width // 2 + (1 if name.startswith("depth.") else 0)
+    vit = layout.dpt_widths[0][0]
+    official = list(range(cnn + matched + vit))
+    return official[:cnn] + official[cnn + matched :] + official[cnn : cnn + matched]
+
+
+def convert(
+    official: dict[str, Tensor], model: nn.Module, names: Names, layout: Layout
+) -> dict[str, Tensor]:
+    """The state dict of `model` from an official one of the same architecture.
+
+    Raises UserError naming the first key that is missing, left over, or of another shape.
+    """
+    bare = not any(key.startswith(ENCODER) for key in official)  # depth-only files
+    left = {ENCODER + DEPTH + k if bare else k: v for k, v in official.items()}
+    state = {}
+    for name, wanted in model.state_dict().items():
+        keys = official_keys(name, names)
+        for key in keys:
+            if key not in left:
+                raise _mismatch(f"a checkpoint without {key!r}", "that parameter")
+        value = torch.cat([left.pop(key) for key in keys])
+        if value.ndim == wanted.ndim + 1 and value.shape[-1] == 1:
+            value = value[..., 0]  # their 1-D convolutions of width one are our linear layers
+        if value.shape != wanted.shape:
+            raise _mismatch(f"{keys[0]!r} of shape {list(value.shape)}", f"{list(wanted.shape)}")
+        columns = _columns(name, layout)
+        state[name] = value if columns is None else value[:, columns]
+    if left:
+        raise _mismatch(f"{next(iter(left))!r} in the checkpoint", "no such parameter")
+    return state
+
+
+def _mismatch(got: str, wanted: str) -> UserError:
+    return UserError(
+        got,
+        f"{wanted}, as in the chosen model",
+        "it looks like the checkpoint of another model: choose the one the file is named for",
+    )
