@@ -19,7 +19,7 @@ from ..registry import suggest
 from ..types import Cameras, Gaussians, Rendering
 from ._projection import Blend
 
-PREFERRED = ("reference",)
+PREFERRED = ("cpu", "reference")
 ON_REQUEST = ("depth_median", "screen")
 
 
