@@ -8,7 +8,7 @@ from ._sampling import Bounded, Gap
 
 @dataclass
 class Config:
-    """Defaults: DepthSplat's training at 256x256 (SPEC: arXiv 2410.13862 and its code)."""
+    """Defaults: DepthSplat's training at 256x256 (arXiv 2410.13862)."""
 
     root: str = "datasets/re10k"
     index: str | None = None

@@ -1,0 +1,148 @@
+"""Cameras for bare photographs and videos, by pycolmap (structure from motion).
+
+pycolmap runs in a process of its own, `python -m pmsplat.data._posing`: encoding PNG with Pillow in
+a process that has imported it can corrupt the heap. What comes out is a folder as COLMAP users
+keep it, images/ and sparse/0, remembered by what went in.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from ..errors import UserError
+from ..io import images, video
+
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
+
+_VIDEO_FRAMES = 60
+_FEWEST = 2
+_FEWEST_SHARE = 0.5  # of the photos; with fewer registered, the rest would be lost unsaid
+
+
+def pose_photos(photos: list[Path], cache: Path) -> Path:
+    """A COLMAP folder of the photos, turned upright, in `cache`; found again if it is there.
+
+    Raises UserError where pycolmap is missing, or registers fewer than half of the photos.
+    """
+    for photo in photos:
+        images.image_size(photo)
+
+    def collect(folder: Path) -> None:
+        for photo in photos:
+            if images.is_turned(photo):
+                upright = folder / photo.name
+                upright.write_bytes(images.encode_image(images.read_image(photo), "jpeg"))
+            else:
+                shutil.copyfile(photo, folder / photo.name)
+
+    return _posed(photos, cache, collect, sequential=False)
+
+
+def pose_video(path: Path, cache: Path) -> Path:
+    """A COLMAP folder of frames spread over a video, in `cache`; errors as `pose_photos`."""
+
+    def collect(folder: Path) -> None:
+        for i, frame in enumerate(video.read_frames(path, _VIDEO_FRAMES)):
+            (folder / f"{i:04d}.jpg").write_bytes(images.encode_image(frame, "jpeg"))
+
+    return _posed([path], cache, collect, sequential=True)
+
+
+def _posed(
+    sources: list[Path], cache: Path, collect: Callable[[Path], None], sequential: bool
+) -> Path:
+    done = cache / _fingerprint(sources)
+    if (done / "sparse" / "0").is_dir():
+        return done
+    if importlib.util.find_spec("pycolmap") is None:
+        raise UserError(
+            f"{sources[0].parent} has no camera file, and pycolmap, which would pose its photos, "
+            "is not installed",
+            "transforms.json, cameras.json or a COLMAP model in sparse/0",
+            'pose the photos, or install it: `pip install "pmsplat[pose]"`',
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".posing-", dir=cache) as working:
+        folder = Path(working) / "scene"
+        (folder / "images").mkdir(parents=True)
+        collect(folder / "images")
+        count = len(list((folder / "images").iterdir()))
+        with Console(stderr=True).status(f"posing {count} photos of {sources[0].parent}"):
+            registered = _run(folder, sequential)
+        if registered < max(_FEWEST, _FEWEST_SHARE * count):
+            raise UserError(
+                f"pycolmap could pose {registered} of {count} photos of {sources[0].parent}",
+                f"at least {max(_FEWEST, round(_FEWEST_SHARE * count))}",
+                "take photos that overlap by two thirds, sharp, of a scene that stands still",
+            )
+        if not done.exists():
+            os.replace(folder, done)
+    return done
+
+
+def _run(folder: Path, sequential: bool) -> int:
+    """Poses FOLDER/images into FOLDER/sparse/0; returns how many photos were registered."""
+    command = [
+        sys.executable,
+        "-m",
+        "pmsplat.data._posing",
+        str(folder),
+        "sequential" if sequential else "all",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise UserError(
+            f"pycolmap failed on {folder / 'images'} ({lines[-1]})",
+            "photos that it can read",
+            "look at the photos, or pose them with another tool",
+        )
+    return int(json.loads(done.stdout.splitlines()[-1])["registered"])
+
+
+def _fingerprint(sources: list[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=10)
+    for path in sources:
+        status = path.stat()
+        digest.update(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def main(folder: Path, pairs: str) -> int:
+    """The process that knows pycolmap: features, matches, mapping; keeps the largest model."""
+    import pycolmap
+
+    pycolmap.set_random_seed(0)
+    database, photos = folder / "database.db", folder / "images"
+    sizes = {images.image_size(photo) for photo in photos.iterdir()}
+    one_camera = len(sizes) == 1
+    pycolmap.extract_features(
+        database,
+        photos,
+        camera_mode=pycolmap.CameraMode.SINGLE if one_camera else pycolmap.CameraMode.AUTO,
+    )
+    (pycolmap.match_sequential if pairs == "sequential" else pycolmap.match_exhaustive)(database)
+    (folder / "models").mkdir()
+    models = pycolmap.incremental_mapping(database, photos, folder / "models")
+    best = max(models.values(), key=lambda model: model.num_reg_images(), default=None)
+    if best is not None:
+        (folder / "sparse" / "0").mkdir(parents=True)
+        best.write(folder / "sparse" / "0")
+    shutil.rmtree(folder / "models")
+    database.unlink()
+    print(json.dumps({"registered": best.num_reg_images() if best else 0}))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

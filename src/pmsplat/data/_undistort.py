@@ -1,0 +1,86 @@
+"""Photographs through a lens with distortion, seen again through a pinhole.
+
+The model is OpenCV's: https://docs.opencv.org/4.x/d9/d0c/group__calib3d.html.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch.nn.functional import grid_sample
+
+from ..io.poses import Lens
+
+_ZOOM_STEPS = 40  # bisections: the last bit of float64 is reached before
+
+
+def distort(lens: Lens, xy: Float[np.ndarray, "*grid 2"]) -> Float[np.ndarray, "*grid 2"]:
+    """Pixels on which rays fall, from their pinhole directions (x / z, y / z)."""
+    x, y = xy[..., 0], xy[..., 1]
+    k1, k2, k3, k4, k5, k6 = lens.radial
+    p1, p2 = lens.tangential
+    r2 = x * x + y * y
+    radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
+    u = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+    v = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+    return np.stack([u * lens.focal[0], v * lens.focal[1]], axis=-1) + lens.center
+
+
+def pinhole(lens: Lens) -> Lens:
+    """The pinhole of the same size that stands in for a lens.
+
+    Its focal length is the lens's, zoomed just so far that the photo covers all of its picture and
+    wastes as little as that allows.
+    """
+    if lens.is_pinhole:
+        return lens
+    height, width = lens.size
+    along = np.linspace(0, 1, 65)
+    sides = [np.stack([along, np.full(65, edge)], axis=1) for edge in (0.0, 1.0)]
+    border = np.concatenate([*sides, *(side[:, ::-1] for side in sides)]) * [width, height]
+
+    def covered(zoom: float) -> bool:
+        xy = distort(lens, (border - lens.center) / (zoom * np.array(lens.focal)))
+        return bool(((xy >= 0) & (xy <= [width, height])).all())
+
+    low, high = 0.5, 2.0
+    for _ in range(_ZOOM_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if covered(middle) else (middle, high)
+    focal = (lens.focal[0] * high, lens.focal[1] * high)
+    return replace(lens, focal=focal, radial=(0.0,) * 6, tangential=(0.0, 0.0))
+
+
+def undistort_image(
+    image: UInt8[np.ndarray, "height width 3"], lens: Lens
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The photo as `pinhole(lens)` would have taken it, bilinear; the size stays."""
+    if lens.is_pinhole:
+        return image
+    height, width = image.shape[:2]
+    grid = torch.from_numpy(2 * _source(lens, height, width) - 1).float()
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    moved = grid_sample(pixels, grid[None], "bilinear", "border", align_corners=False)
+    return moved[0].round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def undistort_depth(
+    depth: Shaped[np.ndarray, "height width"], lens: Lens
+) -> Shaped[np.ndarray, "height width"]:
+    """A depth map registered to the photo, moved with it; each pixel takes the nearest value."""
+    if lens.is_pinhole:
+        return depth
+    height, width = depth.shape
+    source = _source(lens, height, width) * [width, height]
+    columns, rows = np.moveaxis(np.floor(source).astype(int), -1, 0)
+    return depth[rows.clip(0, height - 1), columns.clip(0, width - 1)]
+
+
+def _source(lens: Lens, height: int, width: int) -> Float[np.ndarray, "height width 2"]:
+    """Where in the photo, in [0, 1]², each pixel of the pinhole's picture lies."""
+    straight = pinhole(lens)
+    full = np.array([lens.size[1], lens.size[0]], dtype=np.float64)
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    pixels = np.stack(np.meshgrid(x, y), axis=-1) * full
+    return distort(lens, (pixels - straight.center) / straight.focal) / full
