@@ -1,15 +1,17 @@
 """The specification: projection and blending in plain torch, for any device and dtype.
 
-Tiles are blended one after another and recomputed in the backward pass, so memory is bounded by one
-tile. Differentiable in means, scales, quats, opacities, sh and attributes.
+Tiles are blended one after another and evaluated again in the backward pass, so memory is bounded
+by one tile. Differentiable in means, scales, quats, opacities, sh and attributes.
 """
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from ..types import Cameras, Gaussians
@@ -40,9 +42,11 @@ def blend(
     if attributes is not None:
         shared = attributes[:, None].expand(-1, targets, -1, -1)
         features = torch.cat([features, shared], dim=-1)
+    opacities = gaussians.opacities[:, None, :, None].expand(-1, targets, -1, -1)
+    table = torch.cat([splats.xy, splats.conic, opacities, features], dim=-1)
     images = [
-        _image(splats, gaussians.opacities[b], features, (b, t), size)
-        for b, t in itertools.product(range(batch), range(targets))
+        _Image.apply(table[at], list(_tiles(splats, at, size)), size)
+        for at in itertools.product(range(batch), range(targets))
     ]
     channels = features.shape[-1] + 2
     drawn = torch.stack(images) if images else features.new_zeros(0, channels, *size)
@@ -57,39 +61,64 @@ def blend(
     )
 
 
-def _image(
-    splats: Splats, opacities: Tensor, features: Tensor, at: tuple[int, int], size: tuple[int, int]
-) -> Float[Tensor, "channel_plus_2 height width"]:
-    """One image: blended features, then alpha, then median depth."""
+@dataclass(frozen=True)
+class _Tile:
+    """Some pixels (index in the image) and the Gaussians that may touch them, near to far."""
+
+    pixels: Int[Tensor, " pixel"]
+    listed: Int[Tensor, " listed"]
+
+
+def _tiles(splats: Splats, at: tuple[int, int], size: tuple[int, int]) -> Iterator[_Tile]:
+    """All pixels of an image, in pieces of at most PAIRS (pixel, Gaussian) pairs."""
     height, width = size
     xy, extent, z = splats.xy[at].detach(), splats.extent[at], splats.z[at].detach()
     order = torch.argsort(z, stable=True)
     order = order[extent[order, 0] > 0]
     low, high = (xy - extent)[order], (xy + extent)[order]
-    table = torch.cat([splats.xy[at], splats.conic[at], opacities[:, None], features[at]], dim=-1)
-
     grid = torch.arange(height * width, device=xy.device).view(height, width)
-    indices, values = [], []
     for row, column in itertools.product(range(0, height, TILE), range(0, width, TILE)):
         tile = grid[row : row + TILE, column : column + TILE].flatten()
         corner = xy.new_tensor([column, row])
-        overlap = ((high > corner) & (low < corner + TILE)).all(dim=-1)
-        listed = order[overlap]
+        listed = order[((high > corner) & (low < corner + TILE)).all(dim=-1)]
         for pixels in tile.split(max(1, PAIRS // max(1, len(listed)))):
-            indices.append(pixels)
-            values.append(checkpoint(_pixels, table, listed, pixels, width, use_reentrant=False))
-    flat = torch.cat(values)[torch.argsort(torch.cat(indices))]
-    return flat.T.reshape(-1, height, width)
+            yield _Tile(pixels, listed)
+
+
+class _Image(torch.autograd.Function):
+    """One image, tile by tile; each tile is evaluated again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, tiles: list[_Tile], size: tuple[int, int]) -> Tensor:
+        height, width = size
+        image = table.new_zeros(height * width, table.shape[-1] - 4)
+        for tile in tiles:
+            image[tile.pixels] = _pixels(table[tile.listed], tile.pixels, width)
+        ctx.save_for_backward(table)
+        ctx.tiles, ctx.width = tiles, width
+        return image.T.reshape(-1, height, width)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (table,) = ctx.saved_tensors
+        grad = grads[0].flatten(1).T
+        total = torch.zeros_like(table)
+        for tile in ctx.tiles:
+            with torch.enable_grad():
+                rows = table[tile.listed].requires_grad_()
+                again = _pixels(rows, tile.pixels, ctx.width)
+            (part,) = torch.autograd.grad(again, rows, grad[tile.pixels])
+            total.index_add_(0, tile.listed, part)
+        return total, None, None
 
 
 def _pixels(
-    table: Float[Tensor, "gaussian column"],
-    listed: Int[Tensor, " listed"],
+    rows: Float[Tensor, "listed column"],
     pixels: Int[Tensor, " pixel"],
     width: int,
 ) -> Float[Tensor, "pixel channel_plus_2"]:
-    """Blended features, alpha and median depth of some pixels: `listed` Gaussians, near to far."""
-    xy, conic, opacity, features = table[listed].split([2, 3, 1, table.shape[-1] - 6], dim=-1)
+    """Blended features, alpha and median depth of some pixels; `rows` of the table, near to far."""
+    xy, conic, opacity, features = rows.split([2, 3, 1, rows.shape[-1] - 6], dim=-1)
     centre = torch.stack([pixels % width, pixels // width], dim=-1) + 0.5
     dx, dy = (centre.to(xy)[:, None] - xy).unbind(dim=-1)
     xx, xy_, yy = conic.unbind(dim=-1)
