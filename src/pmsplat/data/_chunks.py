@@ -186,19 +186,29 @@ def write_chunk(path: str | Path, scenes: Iterable[ChunkScene]) -> None:
 def append(folder: str | Path, scenes: list[ChunkScene]) -> Path:
     """A new chunk at the end of a split folder (made where missing), then its index."""
     folder = Path(folder)
-    index = _read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
-    known = [scene.key for scene in scenes if scene.key in index]
-    if known:
-        raise UserError(
-            f"{folder} already has a scene {known[0]!r}",
-            "a new name",
-            "choose one with --scene NAME, or another output folder",
-        )
+    index = check_new(folder, [scene.key for scene in scenes])
     numbers = [int(path.stem) for path in folder.glob("*.torch") if path.stem.isdecimal()]
     path = folder / f"{max(numbers, default=-1) + 1:06d}.torch"
     write_chunk(path, scenes)
     _write_index(folder, index | {scene.key: path.name for scene in scenes})
     return path
+
+
+def check_new(folder: str | Path, keys: list[str]) -> dict[str, str]:
+    """The index of a split folder, empty where there is none yet.
+
+    Raises UserError where one of the keys is in it already.
+    """
+    path = Path(folder) / INDEX
+    index = _read_json(path) if path.is_file() else {}
+    for key in keys:
+        if key in index:
+            raise UserError(
+                f"{folder} already has a scene {key!r}",
+                "a new name",
+                "choose one with --scene NAME, or another output folder",
+            )
+    return index
 
 
 def write_index(folder: str | Path) -> Split:

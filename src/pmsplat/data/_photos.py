@@ -41,6 +41,12 @@ class Photo:
         """(height, width), from the file's header."""
         return images.image_size(self.image, self.upright)
 
+    @property
+    def has_counts(self) -> bool:
+        """Whether the depth is stored as 16-bit counts, not as an array of numbers."""
+        source = self.depth_source
+        return isinstance(source, bytes) or (source is not None and source.suffix != ".npy")
+
     def pixels(self) -> UInt8[np.ndarray, "height width 3"]:
         """The photo, undistorted."""
         return undistort_image(images.read_image(self.image, self.upright), self.lens)
@@ -182,7 +188,7 @@ def _depths(photos: list[Photo], size: tuple[int, int]) -> Tensor:
 
 
 def _read_depth(source: Path | bytes) -> Float[np.ndarray, "height width"]:
-    if isinstance(source, bytes) or source.suffix.lower() != ".npy":
+    if isinstance(source, bytes) or source.suffix != ".npy":
         return images.read_depth(source).astype(np.float32)
     try:
         depth = np.load(source, mmap_mode="r", allow_pickle=False)

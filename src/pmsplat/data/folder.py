@@ -188,7 +188,7 @@ def _json_scene(path: Path, images_folder: str | None) -> PhotoScene:
         image = _photo_path(path.parent, shot.file, images_folder)
         depth = path.parent / shot.depth_file if shot.depth_file else None
         scale = survey.depth_scale
-        if depth is not None and depth.suffix.lower() == ".npy":
+        if depth is not None and depth.suffix == ".npy":
             scale = 1.0
         turned = _turned(image, shot.lens)
         photos.append(Photo(image.name, image, shot.lens, depth, scale, upright=not turned))

@@ -59,8 +59,22 @@ def build(cfg: Config) -> ChunkDataset:
         flip=cfg.flip,
     )
     return ChunkDataset(
-        cfg.root, recipe, str(Path(cfg.root) / _EVALUATION), prepare=partial(_prepare, cfg)
+        cfg.root, recipe, str(Path(cfg.root) / _EVALUATION), prepare=partial(make, cfg)
     )
+
+
+def make(cfg: Config) -> None:
+    """Both splits and the evaluation index of the test split, where they are missing."""
+    size = pair(cfg.size, "size")
+    write(cfg.root, cfg.scenes, cfg.frames, size, cfg.seed, "train")
+    write(cfg.root, cfg.test_scenes, cfg.frames, size, cfg.seed, "test")
+    path = Path(cfg.root) / _EVALUATION
+    if not path.is_file():
+        keys = json.loads((Path(cfg.root) / "test" / INDEX).read_text())
+        gap = min(cfg.gap[1], cfg.frames - 1)
+        generator = torch.Generator().manual_seed(cfg.seed)
+        targets = min(3, gap - 1)
+        write_index(path, make_index(dict.fromkeys(keys, cfg.frames), gap, 2, targets, generator))
 
 
 def write(
@@ -104,19 +118,6 @@ def scene(key: str, frames: int, size: tuple[int, int]) -> ChunkScene:
         depths=tuple(_tensor(images.encode_depth(depth)) for depth in counts),
         depth_scale=_DEPTH_SCALE,
     )
-
-
-def _prepare(cfg: Config) -> None:
-    size = pair(cfg.size, "size")
-    write(cfg.root, cfg.scenes, cfg.frames, size, cfg.seed, "train")
-    write(cfg.root, cfg.test_scenes, cfg.frames, size, cfg.seed, "test")
-    path = Path(cfg.root) / _EVALUATION
-    if not path.is_file():
-        keys = json.loads((Path(cfg.root) / "test" / INDEX).read_text())
-        gap = min(cfg.gap[1], cfg.frames - 1)
-        generator = torch.Generator().manual_seed(cfg.seed)
-        targets = min(3, gap - 1)
-        write_index(path, make_index(dict.fromkeys(keys, cfg.frames), gap, 2, targets, generator))
 
 
 def _is_made(folder: Path, made: dict) -> bool:

@@ -1,0 +1,213 @@
+"""Make, convert, index and look at data.
+
+pmsplat data convert kitchen/ datasets/mine/test --size 360x640
+    a folder of photos with cameras (COLMAP, transforms.json), a video or bare photos -> one scene
+    more in the chunks of a split (RealEstate10K's format), with near and far, and depth if it has
+pmsplat data synthetic datasets/synthetic --scenes 64
+    procedural rooms with exact depth: train, test and evaluation index
+pmsplat data index datasets/mine mine.json --gap 8 --targets 3
+    an evaluation index: which frames are looked at, and which are measured
+pmsplat data info datasets/mine/test
+    what is in a split, a chunk, or a folder of photos
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..data._chunks import Split
+    from ..data._photos import PhotoScene
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The four sub-verbs and their options."""
+    verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    convert = verbs.add_parser("convert", help="photos -> a scene in chunks")
+    convert.add_argument("input", help="a folder of photos, a video, a chunk scene")
+    convert.add_argument("output", type=Path, help="a split folder, such as datasets/mine/test")
+    convert.add_argument("--scene", help="name of the scene (default: that of the input)")
+    convert.add_argument("--size", type=_size, help="HxW: scale to cover it and cut the centre")
+    convert.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photo")
+    convert.add_argument("--images", help="folder of the photos, e.g. images_4")
+    convert.set_defaults(action=_convert)
+
+    synthetic = verbs.add_parser("synthetic", help="procedural rooms with exact depth")
+    synthetic.add_argument("output", type=Path, help="root folder, gets train/ and test/")
+    synthetic.add_argument("--scenes", type=int, default=64)
+    synthetic.add_argument("--test-scenes", type=int, default=16)
+    synthetic.add_argument("--frames", type=int, default=16, help="photos of a scene, 5 cm apart")
+    synthetic.add_argument("--size", type=_size, default=(96, 96), help="HxW (default: 96x96)")
+    synthetic.add_argument("--seed", type=int, default=0)
+    synthetic.set_defaults(action=_synthetic)
+
+    index = verbs.add_parser("index", help="an evaluation index")
+    index.add_argument("root", type=Path, help="a dataset (its test split is taken) or a split")
+    index.add_argument("output", type=Path, help="the JSON file to write")
+    index.add_argument("--gap", type=int, default=8, help="frames from first to last context view")
+    index.add_argument("--context", type=int, default=2, help="context views (default: 2)")
+    index.add_argument("--targets", type=int, default=3, help="target views between (default: 3)")
+    index.add_argument("--seed", type=int, default=0, help="of the places in the scenes")
+    index.add_argument(
+        "--within", type=Path, metavar="INDEX", help="keep of this index what is in the data"
+    )
+    index.set_defaults(action=_index)
+
+    info = verbs.add_parser("info", help="what is in a split, a chunk, or a folder of photos")
+    info.add_argument("path")
+    info.add_argument(
+        "--write-index", action="store_true", help="write index.json from the chunks of a split"
+    )
+    info.set_defaults(action=_info)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the chosen sub-verb."""
+    arguments.action(arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from ..data._chunks import append, check_new
+    from ..data._convert import to_chunk_scene
+    from ..data.folder import open_scene
+    from ..errors import UserError
+
+    if arguments.every < 1:
+        raise UserError(f"--every {arguments.every}", "1 or more", "take every photo with 1")
+    scene = open_scene(arguments.input, arguments.images)
+    key = arguments.scene or scene.name
+    check_new(arguments.output, [key])
+    indices = range(0, len(scene), arguments.every)
+    converted = to_chunk_scene(scene, key, arguments.size, indices)
+    chunk = append(arguments.output, [converted])
+    Console().print(f"scene {key!r}: {len(converted)} photos in {chunk}", highlight=False)
+
+
+def _synthetic(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from ..data import synthetic
+
+    synthetic.make(
+        synthetic.Config(
+            root=str(arguments.output),
+            scenes=arguments.scenes,
+            test_scenes=arguments.test_scenes,
+            frames=arguments.frames,
+            size=list(arguments.size),
+            seed=arguments.seed,
+        )
+    )
+    Console().print(
+        f"{arguments.scenes} + {arguments.test_scenes} rooms in {arguments.output}", highlight=False
+    )
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    import torch
+    from rich.console import Console
+
+    from ..data._index import check_scenes, make_index, read_index, write_index
+
+    split = _split(arguments.root)
+    if arguments.within:
+        index = read_index(arguments.within)
+        known = split.chunk_of
+        index = {key: frames for key, frames in index.items() if key in known}
+    else:
+        generator = torch.Generator().manual_seed(arguments.seed)
+        index = make_index(
+            _lengths(split), arguments.gap, arguments.context, arguments.targets, generator
+        )
+    check_scenes(index, split, arguments.output)
+    write_index(arguments.output, index)
+    Console().print(f"{len(index)} scenes in {arguments.output}", highlight=False)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from ..data import _chunks
+    from ..data.folder import open_scene
+
+    folder = Path(arguments.path)
+    if arguments.write_index:
+        _describe_split(_chunks.write_index(folder))
+    elif (folder / _chunks.INDEX).is_file():
+        _describe_split(_chunks.read_split(folder))
+    else:
+        _describe_scene(open_scene(arguments.path))
+
+
+def _describe_split(split: "Split") -> None:
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    table = Table("chunk", "scenes", "photos", "size", "near, far", "depth", "unusable")
+    for name in track(sorted(split.keys), "reading chunks", transient=True):
+        chunk = split.chunk(name)
+        scenes = list(chunk.scenes.values())
+        sizes = {scene.image(0).shape[:2] for scene in scenes[:1]}
+        table.add_row(
+            name,
+            str(len(chunk.scenes) + len(chunk.faults)),
+            str(sum(map(len, scenes))),
+            ", ".join(f"{height}x{width}" for height, width in sizes),
+            _count(scene.near is not None for scene in scenes),
+            _count(scene.depths is not None for scene in scenes),
+            ", ".join(f"{key}: {fault}" for key, fault in chunk.faults.items()),
+        )
+    Console().print(table)
+
+
+def _describe_scene(scene: "PhotoScene") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("photo", "size", "fx, fy", "cx, cy", "near", "far", "position")
+    cameras = scene.cameras
+    for i, photo in enumerate(scene.photos):
+        (fx, _, cx), (_, fy, cy), _ = cameras.K[0, i].tolist()
+        place = cameras.c2w[0, i, :3, 3].tolist()
+        table.add_row(
+            photo.name,
+            f"{photo.size[0]}x{photo.size[1]}",
+            f"{fx:.4f}, {fy:.4f}",
+            f"{cx:.4f}, {cy:.4f}",
+            f"{cameras.near[0, i]:.4g}",
+            f"{cameras.far[0, i]:.4g}",
+            " ".join(f"{x:.2f}" for x in place),
+        )
+    Console().print(table)
+
+
+def _lengths(split: "Split") -> dict[str, int]:
+    """The number of frames of every usable scene, in the order of the index."""
+    from rich.progress import track
+
+    lengths = {}
+    for name in track(list(split.keys), "reading chunks", transient=True):
+        scenes = split.chunk(name).scenes
+        lengths |= {key: len(scenes[key]) for key in split.keys[name] if key in scenes}
+    return lengths
+
+
+def _split(root: Path) -> "Split":
+    from ..data import _chunks
+
+    return _chunks.read_split(root if (root / _chunks.INDEX).is_file() else root / "test")
+
+
+def _count(flags: Iterable[bool]) -> str:
+    told = list(flags)
+    return f"{sum(told)} of {len(told)}"
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, such as 360x640")
+    return int(height), int(width)
