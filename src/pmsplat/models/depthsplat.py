@@ -89,12 +89,17 @@ class DepthSplat(nn.Module):
         self.head = Head(self.layout, cfg.head_width, cfg.sh_degree) if cfg.gaussians else None
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
+    @property
+    def multiple(self) -> int:
+        """Height and width of the images must be multiples of this."""
+        return self.layout.multiple
+
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the monocular ViT."""
         return iter(()) if self.depth.vit is None else self.depth.vit.parameters()
 
     def forward(self, views: Views) -> Prediction:
-        check_views(views, self.layout.multiple)
+        check_views(views, self.multiple)
         cameras, images = views.cameras, views.images
         height, width = views.size
         if images.shape[1] > FEW_VIEWS:
