@@ -32,7 +32,7 @@ THIRD_PARTY = {
     "gsplat": ("render/gsplat.py", "tasks/refine.py"),
     "diff_gaussian_rasterization": ("render/diff_gaussian.py",),
     "huggingface_hub": ("io/weights.py",),
-    "numba": ("render/cpu.py", "kernels/"),
+    "numba": ("render/cpu.py", "render/_cpu", "kernels/"),
     "triton": ("render/", "kernels/"),
 }
 

@@ -1,7 +1,7 @@
 """Gaussians to images: one door, `rasterize`; every other file is a backend behind it.
 
-A backend is a module with `obstacle(device)`, which says why it cannot draw there, and `blend(...)`,
-which projects and blends. Adding a file adds a backend.
+A backend is a module with `obstacle(device)`, which says why it cannot draw there, and `blend`,
+which projects and blends. Adding a file adds one.
 """
 
 import importlib
@@ -67,8 +67,8 @@ def rasterize(
             radii of the splats' boxes, 0 where not drawn).
 
     Returns:
-        color [batch, target, 3, h, w], depth (expected z: Σ z·weight / Σ weight, 0 where nothing was
-        hit) and alpha [batch, target, h, w], attributes [batch, target, channel, h, w] if given.
+        color [batch, target, 3, h, w], depth (expected z: Σ z·weight / Σ weight, 0 where nothing
+        was hit) and alpha [batch, target, h, w], attributes [batch, target, channel, h, w] if given.
         All differentiable in means, scales, quats, opacities, sh, attributes and background;
         float32 (also under autocast), or float64 if the means are (gsplat: always float32).
 

@@ -5,7 +5,7 @@ EWA splatting (Zwicker et al., "EWA Volume Splatting", 2001) with the rules of 3
 view, and every splat is widened by 0.3 px². Everything here is batched over scenes and targets.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
