@@ -98,7 +98,7 @@ def test_missing_lpips_weights_are_a_note(tmp_path: Path, monkeypatch: pytest.Mo
     def offline(*args: object, **kwargs: object) -> None:
         raise ConnectionError
 
-    monkeypatch.setenv("PMSPLAT_PRETRAINED", str(tmp_path))
+    monkeypatch.setattr(protocol.lpips_network, "pretrained_folder", lambda: tmp_path)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     network, notes = protocol.find_lpips()
     assert network is None

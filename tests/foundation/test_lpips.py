@@ -144,8 +144,12 @@ def test_a_file_in_the_folder_of_weights_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     save(weights, tmp_path / "lpips_alexnet.npz")
-    monkeypatch.setenv("PMSPLAT_PRETRAINED", str(tmp_path))
-    assert torch.equal(lpips.load("alexnet")(*pair), lpips.LPIPS("alexnet", weights)(*pair))
+    monkeypatch.setattr(lpips, "pretrained_folder", lambda: tmp_path)
+    want = lpips.LPIPS("alexnet", weights)(*pair)
+    assert torch.equal(lpips.load("alexnet")(*pair), want)
+    (tmp_path / "lpips_alexnet.npz").rename(tmp_path / "elsewhere.npz")
+    monkeypatch.setenv("PMSPLAT_LPIPS", str(tmp_path / "elsewhere.npz"))
+    assert torch.equal(lpips.load("alexnet")(*pair), want)
 
 
 def test_without_weights_the_sentence_says_what_to_do(
@@ -154,7 +158,7 @@ def test_without_weights_the_sentence_says_what_to_do(
     def offline(*args: object, **kwargs: object) -> None:
         raise URLError("no network")
 
-    monkeypatch.setenv("PMSPLAT_PRETRAINED", str(tmp_path))
+    monkeypatch.setattr(lpips, "pretrained_folder", lambda: tmp_path)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(lpips.Unavailable, match=r"lpips_vgg16\.npz does not exist.*~loss\.lpips"):
         lpips.load("vgg16")
@@ -173,7 +177,7 @@ def test_torchvision_features_join_the_heads_of_torchmetrics(
     def download(*args: object, **kwargs: object) -> dict[str, torch.Tensor]:
         return features | {"classifier.6.bias": torch.zeros(1000)}
 
-    monkeypatch.setenv("PMSPLAT_PRETRAINED", str(tmp_path))
+    monkeypatch.setattr(lpips, "pretrained_folder", lambda: tmp_path)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
     assert torch.equal(lpips.load("alexnet")(*pair), lpips.load("alexnet", path)(*pair))
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torchvision import models
 
 from ..errors import UserError
+from ..io.weights import pretrained_folder
 
 # The activations compared: after these layers of torchvision's `features`.
 TAPS = {"vgg16": (3, 8, 15, 22, 29), "alexnet": (1, 4, 7, 9, 11)}
 HEADS = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}  # as torchmetrics names the linear heads
 # The networks want ImageNet-normalised RGB; LPIPS states it for images in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-FOLDER = Path("pretrained")
 
 
 class Unavailable(UserError):
@@ -93,20 +93,20 @@ def _unit(activation: Tensor) -> Tensor:
 def load(net: str = "vgg16", path: str | os.PathLike | None = None) -> LPIPS:
     """LPIPS over `net` ("vgg16" or "alexnet") with the published weights.
 
-    The weights are those of `path` (.npz with `features.N.weight|bias` and `linI.model.1.weight`),
-    or of `lpips_NET.npz` in the folder $PMSPLAT_PRETRAINED or `pretrained/`, or else torchvision's
-    (downloaded once into its cache) with the linear heads that torchmetrics ships. Raises
-    Unavailable where none can be had, UserError for a file that is not such a set of weights.
+    The weights are those of the file `path`, else of the file $PMSPLAT_LPIPS names, else of
+    `pretrained/lpips_NET.npz` (.npz with `features.N.weight|bias` and `linI.model.1.weight`), else
+    torchvision's (downloaded once into its cache) with the linear heads that torchmetrics ships.
+    Raises Unavailable where none can be had, UserError for a file that is no such set of weights.
     """
     if net not in TAPS:
         raise UserError(f"LPIPS network {net!r}", f"one of {', '.join(TAPS)}", "mend the setting")
-    if path is not None and not Path(path).is_file():
+    given = path or os.environ.get("PMSPLAT_LPIPS")
+    if given and not Path(given).is_file():
         raise UserError(
-            f"no file at {path}", "LPIPS weights (.npz)", "mend the path of the weights"
+            f"no file at {given}", "LPIPS weights (.npz)", "mend the path of the weights"
         )
-    local = Path(path or Path(os.environ.get("PMSPLAT_PRETRAINED", FOLDER)) / f"lpips_{net}.npz")
-    weights = _read(local, net) if local.is_file() else _torchvision(net, local)
-    return LPIPS(net, weights)
+    local = Path(given or pretrained_folder() / f"lpips_{net}.npz")
+    return LPIPS(net, _read(local, net) if local.is_file() else _torchvision(net, local))
 
 
 def _read(path: Path, net: str) -> dict[str, Tensor]:

@@ -4,25 +4,22 @@ from dataclasses import dataclass
 
 from torch import nn, optim
 
-FOUNDATION = "pmsplat.foundation."  # where other people's pretrained networks live
-
 
 @dataclass
 class Config:
     lr: float = 2e-4  # the peak
-    backbone_lr: float = 2e-6  # the peak of pretrained networks (every module of `foundation`)
+    backbone_lr: float = 2e-6  # the peak of the model's `backbone_parameters()`
     weight_decay: float = 0.01
     warm_up: float = 0.01  # share of the steps that climb from lr/25 to the peak
 
 
 def parameter_groups(model: nn.Module, cfg: Config) -> list[dict]:
-    """Trainable parameters in two groups, "new" and "backbone" (left out where empty)."""
-    pretrained = {
-        id(parameter)
-        for module in model.modules()
-        if type(module).__module__.startswith(FOUNDATION)
-        for parameter in module.parameters()
-    }
+    """Trainable parameters in two groups, "new" and "backbone" (left out where empty).
+
+    The backbone is what the model's method `backbone_parameters` yields, if it has one.
+    """
+    backbone = getattr(model, "backbone_parameters", tuple)()
+    pretrained = {id(parameter) for parameter in backbone}
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if id(p) not in pretrained], "lr": cfg.lr},

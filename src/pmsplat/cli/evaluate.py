@@ -1,0 +1,65 @@
+"""measure an encoder on the scenes of an evaluation index
+
+    pmsplat evaluate +experiment=re10k_small dataset.index=evaluation_index_re10k.json
+    pmsplat evaluate +experiment=re10k_small --model outputs/re10k_small/model.safetensors
+    pmsplat evaluate +experiment=re10k_small --model depthsplat-gs-small-re10k-256x256-view2
+
+The experiment says which data and renderer; overrides as in `pmsplat train`. PSNR, SSIM and LPIPS
+(VGG-16) are averaged over the targets of a scene, then over scenes, as in the published tables;
+depth is measured where the data has it. LPIPS is left out, and that is said, where its weights
+cannot be had.
+
+Writes evaluation/results.json and evaluation/scenes.csv (a row per scene, as they come) into the
+experiment's output folder, or into --output. Another run begins anew and replaces them.
+"""
+
+import argparse
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
+    parser.add_argument(
+        "--model", help="a checkpoint or a published name (default: what `pmsplat train` left)"
+    )
+    parser.add_argument("--output", help="folder (default: OUTPUT/evaluation)")
+    parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from dataclasses import asdict
+    from pathlib import Path
+
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    from .. import config, registry
+    from ..evaluate import protocol, report
+    from ..evaluate.timing import Stopwatch
+    from ..models._zoo import load
+
+    experiment = config.compose(arguments.overrides)
+    model_path = arguments.model or str(Path(experiment.output) / "model.safetensors")
+    folder = Path(arguments.output or Path(experiment.output) / "evaluation")
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
+    scenes = dataset.evaluation(arguments.limit)
+    model = load(model_path).to(device).eval()
+    lpips, notes = protocol.find_lpips()
+
+    console = Console()
+    for note in notes:
+        console.print(note, style="yellow")
+    watch = Stopwatch(device, skip=5)
+    renderer = experiment.renderer
+    pipeline = protocol.pipeline(model, renderer.name, renderer.background, watch)
+    with report.rows_as_they_come(folder / "scenes.csv") as append:
+        batches = track(scenes, "evaluating", transient=True)
+        measured = protocol.evaluate(pipeline, batches, device, lpips, append)
+    result = protocol.Result(measured.rows, notes)
+    about = {"model": model_path, "experiment": asdict(experiment), "seconds": watch.means()}
+    report.write_json(folder / "results.json", result, about)
+    console.print(report.table({Path(model_path).name: result}, experiment.name))
+    seconds = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in watch.means().items())
+    console.print(f"per scene: {seconds}; written to {folder}", soft_wrap=True)

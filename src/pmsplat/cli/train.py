@@ -1,0 +1,41 @@
+"""train an encoder
+
+    pmsplat train +experiment=demo_tiny
+    pmsplat train +experiment=re10k_small dataset.root=/data/re10k trainer.batch_size=4
+    pmsplat train +experiment=re10k_small trainer.resume=true
+
+Settings are Hydra overrides: `+experiment=NAME` (a file of config/experiment), `model=`,
+`dataset=`, `loss=`, `renderer=` (files of those folders, or the name of a component of yours), and
+any field as `GROUP.FIELD=VALUE`. `+loss.my.module.weight=0.1` adds a loss, `~loss.lpips` drops one.
+A mistyped name is refused with the nearest valid one. `--print` shows every setting.
+
+In the folder `output` (outputs/EXPERIMENT): model.safetensors (for `--model` of other verbs),
+last.ckpt (for trainer.resume=true), pictures/, tensorboard/, csv/. Ctrl-C ends the step at hand,
+keeps both checkpoints and says how to go on.
+"""
+
+import argparse
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
+    parser.add_argument("--print", action="store_true", help="show all settings, train nothing")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from .. import config, train
+
+    console = Console(stderr=True)
+    experiment = config.compose(arguments.overrides)
+    if arguments.print:
+        Console(soft_wrap=True).print(config.to_yaml(experiment), end="", markup=False)
+        return
+    try:
+        checkpoint = train.run(experiment)
+    except KeyboardInterrupt:
+        again = " ".join([*arguments.overrides, "trainer.resume=true"])
+        console.print(f"go on with: pmsplat train {again}", markup=False, soft_wrap=True)
+        raise
+    console.print(f"trained: {checkpoint}", markup=False, soft_wrap=True)

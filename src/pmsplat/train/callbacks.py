@@ -1,0 +1,174 @@
+"""What happens beside the training: progress, checkpoints, Ctrl-C, pictures."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ..types import Batch, StepOutput
+from ..view.figures import colorize_depth, contact_sheet, depth_range
+
+LAST = "last.ckpt"
+SHARE = 0.9  # of the old value in the running PSNR
+PLAIN_LINES = 20  # of progress, where the output is no terminal
+PICTURES = 4  # scenes per validation
+
+
+class ProgressBar(Callback):
+    """A bar with remaining time, running PSNR and samples per second; plain lines in a file."""
+
+    def __init__(self, steps: int, batch_size: int) -> None:
+        self.steps, self.batch_size = steps, batch_size
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+        )
+        self.task = self.bar.add_task("", total=steps, text="")
+        self.psnr: Tensor | None = None
+        self.start = (0, 0.0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = (trainer.global_step, time.perf_counter())
+        self.bar.update(self.task, completed=trainer.global_step)
+        if trainer.is_global_zero and self.console.is_terminal:
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = outputs["psnr"]
+        psnr = now if self.psnr is None else SHARE * self.psnr + (1 - SHARE) * now
+        self.psnr = psnr
+        every = 10 if self.console.is_terminal else max(1, self.steps // PLAIN_LINES)
+        if trainer.global_step % every and trainer.global_step != self.steps:
+            return
+        first, began = self.start
+        done = (trainer.global_step - first) * self.batch_size * trainer.world_size
+        rate = done / (time.perf_counter() - began)
+        pl_module.log("train/samples_per_second", rate, batch_size=1)
+        text = f"PSNR {psnr.item():.2f} dB, {rate:.3g} samples/s"
+        self.bar.update(self.task, completed=trainer.global_step, text=text)
+        if trainer.is_global_zero and not self.console.is_terminal:
+            left = self.bar.tasks[0].time_remaining
+            ending = f", {left:.0f} s left" if left is not None else ""
+            self.console.print(f"step {trainer.global_step}/{self.steps}: {text}{ending}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.bar.stop()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.bar.stop()
+
+
+class Checkpoints(Callback):
+    """FOLDER/last.ckpt, and what `export` writes: every so many steps, at the end, after Ctrl-C.
+
+    Files are replaced as a whole. Ctrl-C lets the step at hand finish on all devices, so what
+    is kept can be resumed exactly; a second one stops at once.
+    """
+
+    def __init__(self, folder: Path, every: int, export: Callable[[], None]) -> None:
+        self.folder, self.every, self.export = folder, every, export
+        self.interrupted = False
+        self._saved_at = -1
+        self._before: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._before = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, self._on_ctrl_c)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+        if self.interrupted:
+            trainer.should_stop = True
+        elif trainer.global_step % self.every == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._saved_at:
+            return
+        self._saved_at = trainer.global_step
+        temporary = self.folder / f".{LAST}.tmp"
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.folder / LAST)
+            self.export()
+
+    def _on_ctrl_c(self, signum: int, frame: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+
+class Pictures(Callback):
+    """At every validation FOLDER/step_NNNNNNN.png: context, target, render and its depth.
+
+    One row per scene, of the first few; also to TensorBoard, where that logs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[tuple[str, list[Tensor]]] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.is_global_zero and len(self.rows) < PICTURES:
+            label = f"{batch.scene[0]}: context, target, render, depth"
+            self.rows.append((label, pictures_of(outputs)))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rows, self.rows = self.rows, []
+        if not rows:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        contact_sheet(rows, self.folder / f"step_{trainer.global_step:07d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for i, (_, images) in enumerate(rows):
+                    picture = torch.cat(images, dim=-1)
+                    logger.experiment.add_image(f"val/scene_{i}", picture, trainer.global_step)
+
+
+def pictures_of(step: StepOutput) -> list[Tensor]:
+    """The context views, the first target, its rendering, and the rendering's depth in colour."""
+    rendering = step.renderings[-1]
+    depth = rendering.depth[0, 0]
+    near, far = depth_range(depth)
+    images = [
+        *step.batch.context.images[0],
+        step.batch.target.images[0, 0],
+        rendering.color[0, 0].clamp(0, 1),
+        colorize_depth(depth, near, far),
+    ]
+    return [image.detach().float().cpu() for image in images]

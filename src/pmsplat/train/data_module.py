@@ -1,0 +1,61 @@
+"""Streams of a dataset -> loaders, the same examples after a resumption as without one."""
+
+import signal
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from ..data._dataset import collate
+from ..types import Batch
+from .settings import Experiment
+
+
+class DataModule(LightningDataModule):
+    """The training stream from where the trainer stands, and the head of the evaluation index.
+
+    `step` is the trainer's step, in memory that worker processes share.
+    """
+
+    def __init__(self, dataset: Any, experiment: Experiment) -> None:
+        super().__init__()
+        self.dataset, self.experiment = dataset, experiment
+        self.step = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        cfg, trainer = self.experiment.trainer, self.trainer
+        assert trainer is not None
+        self.step.fill_(trainer.global_step)
+        consumed = trainer.global_step * cfg.batch_size * trainer.world_size
+        stream = self.dataset.train(
+            self.experiment.seed, self.step, skip=consumed, batch_size=cfg.batch_size
+        )
+        return _loader(stream, cfg.batch_size, cfg.workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        cfg = self.experiment.trainer
+        return _loader(self.dataset.evaluation(cfg.validate_scenes), 1, min(cfg.workers, 1))
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        return batch.to(device)
+
+
+def _loader(stream: Any, batch_size: int, workers: int) -> DataLoader[Batch]:
+    """Workers are spawned, not forked: the process has threads and perhaps a CUDA context."""
+    return DataLoader(
+        stream,
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_ignore_ctrl_c,
+        multiprocessing_context="spawn" if workers else None,
+        generator=torch.Generator().manual_seed(0),  # of worker seeds, which streams do not use
+    )
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """The training process alone answers it, after the step at hand."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,200 @@
+"""A whole training run, from settings to a checkpoint."""
+
+import importlib.util
+import json
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from torch import nn
+
+from .. import registry
+from ..errors import UserError
+from ..evaluate.protocol import find_lpips
+from ..io.files import write_text
+from ..io.weights import Header, save_checkpoint
+from ..losses._schedule import Term
+from ..models import _zoo
+from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
+from .data_module import DataModule
+from .module import TrainingModule
+from .settings import Component, Experiment, Trainer
+
+MODEL = "model.safetensors"
+ADVICE = (  # of Lightning, on things that are decided here
+    ".*does not have many workers.*",
+    ".*`IterableDataset` has `__len__` defined.*",
+    ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+)
+
+
+def run(experiment: Experiment) -> Path:
+    """Trains, and returns the checkpoint OUTPUT/model.safetensors, ready for `pmsplat.load`.
+
+    Also in OUTPUT: last.ckpt (to resume), config.json, the logs, pictures/. With the same seed and
+    settings on CPU the losses are the same run after run, and after a resumption. Raises UserError
+    for what the user can mend, KeyboardInterrupt after Ctrl-C, when last.ckpt has been written.
+    """
+    cfg, output = experiment.trainer, Path(experiment.output)
+    resumed = _place(output, cfg)
+    with _quiet(), _matmul("highest" if cfg.precision == "float32" else "high"):
+        torch.manual_seed(experiment.seed)
+        model = registry.build("models", experiment.model.name, experiment.model.settings)
+        terms = {
+            name: Term(
+                registry.build("losses", term.name, term.settings), term.weight, term.start_step
+            )
+            for name, term in experiment.loss.items()
+        }
+        dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
+        if resumed:
+            _check_resumed(resumed, model)
+        elif cfg.initial:
+            start_from(model, cfg.initial)
+        write_text(output / "config.json", json.dumps(asdict(experiment), indent=1) + "\n")
+        lpips = find_lpips()[0] if "lpips" in experiment.loss else None
+        module = TrainingModule(experiment, model, terms, lpips)
+        checkpoints = Checkpoints(
+            output, cfg.checkpoint_every, lambda: _export(model, experiment.model, output / MODEL)
+        )
+        trainer = _trainer(experiment, checkpoints)
+        trainer.fit(
+            module, datamodule=DataModule(dataset, experiment), ckpt_path=resumed, weights_only=True
+        )
+    if checkpoints.interrupted:
+        raise KeyboardInterrupt
+    return output / MODEL
+
+
+def _place(output: Path, cfg: Trainer) -> Path | None:
+    """The checkpoint to resume from, if any; makes the folder."""
+    last = output / LAST
+    if cfg.resume and not last.is_file():
+        raise UserError(
+            f"nothing to resume: there is no {last}", "an interrupted run", "drop trainer.resume"
+        )
+    if not cfg.resume and last.exists():
+        raise UserError(
+            f"{output} already holds a run",
+            "a folder without one",
+            "go on with it (trainer.resume=true), or choose another (output=...)",
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    return last if cfg.resume else None
+
+
+def _check_resumed(path: Path, model: nn.Module) -> None:
+    """UserError where the checkpoint is damaged or of another model."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint", "one that pmsplat wrote", "start a new run"
+        ) from error
+    theirs = {name.removeprefix("model."): tuple(value.shape) for name, value in saved.items()}
+    compare_weights(theirs, model, str(path))
+
+
+def compare_weights(theirs: dict[str, tuple[int, ...]], model: nn.Module, where: str) -> None:
+    """UserError naming the first tensor in which a checkpoint and `model` differ."""
+    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            shapes = [str(list(x[name])) if name in x else "nothing" for x in (theirs, ours)]
+            raise UserError(
+                f"{where} is of another model: it has {shapes[0]} at {name}",
+                f"{shapes[1]} there",
+                "give the settings it was trained with (config.json beside it)",
+            )
+
+
+def _trainer(experiment: Experiment, checkpoints: Checkpoints) -> pl.Trainer:
+    cfg, output = experiment.trainer, Path(experiment.output)
+    validate = cfg.validate_every > 0
+    return pl.Trainer(
+        accelerator=cfg.accelerator,
+        devices=cfg.devices if cfg.devices == "auto" else int(cfg.devices),
+        num_nodes=cfg.nodes,
+        precision="bf16-mixed" if cfg.precision == "bf16" else "32-true",
+        max_steps=cfg.steps,
+        val_check_interval=cfg.validate_every if validate else None,
+        limit_val_batches=None if validate else 0,
+        check_val_every_n_epoch=None,  # steps count, there are no epochs
+        num_sanity_val_steps=0,
+        log_every_n_steps=cfg.log_every,
+        logger=_loggers(experiment),
+        callbacks=[
+            ProgressBar(cfg.steps, cfg.batch_size),
+            Pictures(output / "pictures"),
+            checkpoints,
+        ],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # streams share themselves out
+    )
+
+
+def _loggers(experiment: Experiment) -> list[Logger]:
+    output = experiment.output
+    loggers: list[Logger] = []
+    for name in experiment.trainer.loggers:
+        if name == "tensorboard":
+            loggers.append(TensorBoardLogger(output, name="tensorboard"))
+        elif name == "csv":
+            loggers.append(CSVLogger(output, name="csv"))
+        elif importlib.util.find_spec("wandb") is None:
+            raise UserError(
+                "trainer.loggers has wandb, which is not installed",
+                "the package wandb",
+                "`pip install wandb`, or leave it out",
+            )
+        else:
+            loggers.append(WandbLogger(name=experiment.name, project="pmsplat", save_dir=output))
+    return loggers
+
+
+@contextmanager
+def _matmul(precision: str) -> Iterator[None]:
+    """Float32 matrix products on CUDA in TF32 ("high") or not ("highest"), inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without its banners and its advice on things decided here."""
+    log = logging.getLogger("pytorch_lightning")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for advice in ADVICE:
+                warnings.filterwarnings("ignore", message=advice)
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def start_from(model: nn.Module, name_or_path: str) -> None:
+    """Copies the weights of a published model or a checkpoint; UserError where shapes differ."""
+    weights = _zoo.load(name_or_path).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    compare_weights(shapes, model, name_or_path)
+    model.load_state_dict(weights)
+
+
+def _export(model: nn.Module, component: Component, path: Path) -> None:
+    header = Header(component.name, asdict(component.settings))
+    save_checkpoint(path, model.state_dict(), header)

@@ -1,0 +1,98 @@
+"""The training step and its optimiser, as Lightning wants them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import UserError
+from ..evaluate import protocol
+from ..foundation.lpips import LPIPS
+from ..losses._schedule import Term
+from ..types import Batch
+from . import optim
+from .data_module import DataModule
+from .settings import Experiment
+from .step import training_step
+
+BAD_STEPS = 20  # in a row without a finite gradient: the run has failed
+
+
+class TrainingModule(LightningModule):
+    """Trains `model`; its checkpoints hold the weights of `model` and nothing else that learns.
+
+    A step whose gradients are not finite is passed over on all devices alike and counted
+    ("train/skipped"); BAD_STEPS in a row raise UserError.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        model: nn.Module,
+        terms: Mapping[str, Term],
+        lpips: LPIPS | None = None,
+    ) -> None:
+        super().__init__()
+        self.experiment, self.model, self.terms = experiment, model, terms
+        self.lpips = [lpips]  # in a list: measured with, not trained and not saved
+        renderer = experiment.renderer
+        self.pipeline = protocol.pipeline(model, renderer.name, renderer.background)
+        self.skipped, self.skipped_in_a_row = 0, 0
+
+    def configure_optimizers(self) -> Any:
+        cfg = self.experiment
+        optimizer, schedule = optim.build(self.model, cfg.optimizer, cfg.trainer.steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(data, DataModule)
+        data.step.fill_(self.global_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
+        shown = {"loss": outcome.loss.detach(), "psnr": outcome.psnr}
+        shown |= {f"loss/{name}": value for name, value in outcome.terms.items()}
+        shown["skipped"] = torch.tensor(float(self.skipped))
+        for group in self.trainer.optimizers[0].param_groups:
+            shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
+        self.log_dict(
+            {f"train/{name}": value for name, value in shown.items()}, batch_size=len(batch.scene)
+        )
+        return {"loss": outcome.loss, "psnr": outcome.psnr}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        limit = self.experiment.trainer.gradient_clip
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if norm.isfinite():
+            self.skipped_in_a_row = 0
+            return
+        optimizer.zero_grad(set_to_none=True)  # AdamW leaves parameters without gradient alone
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= BAD_STEPS:
+            raise UserError(
+                f"the gradients of {BAD_STEPS} steps in a row, up to step {self.global_step}, were "
+                "not finite",
+                "a training that converges",
+                "lower optimizer.lr, or use trainer.precision=float32, and resume",
+            )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
+        step = self.pipeline(batch)
+        network = self.lpips[0]
+        row = protocol.measure(step, None if network is None else network.to(self.device))
+        values = {f"val/{name}": value for name, value in row.values.items()}
+        self.log_dict(values, on_epoch=True, batch_size=1, sync_dist=True)
+        return step

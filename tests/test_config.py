@@ -1,0 +1,172 @@
+"""Strict composition: every YAML composes, every mistake is told, every field is read."""
+
+import ast
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from pmsplat import config, registry
+from pmsplat.errors import UserError
+from pmsplat.train import Experiment, LossTerm
+
+PACKAGE = Path(config.__file__).parent
+EXPERIMENTS = config.choices("experiment")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name: str) -> None:
+    experiment = config.compose([f"+experiment={name}"])
+    assert experiment.name == name
+    assert experiment.output == f"outputs/{name}"
+    assert isinstance(
+        experiment.model.settings, registry.module("models", experiment.model.name).Config
+    )
+    assert set(config.compose([f"+experiment={name}", "loss=mse"]).loss) == {"mse"}
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(g, n) for g in config.GROUPS for n in config.choices(g)]
+)
+def test_every_file_of_every_group_composes(group: str, name: str) -> None:
+    assert isinstance(config.compose([f"{group}={name}"]), Experiment)
+
+
+def test_the_published_experiments_have_the_published_settings() -> None:
+    small = config.compose(["+experiment=re10k_small"])
+    assert (small.trainer.steps, small.trainer.batch_size) == (150_000, 8)
+    assert (small.optimizer.lr, small.optimizer.backbone_lr) == (2e-4, 2e-6)
+    assert (small.optimizer.weight_decay, small.trainer.gradient_clip) == (0.01, 0.5)
+    assert {name: term.weight for name, term in small.loss.items()} == {"mse": 1.0, "lpips": 0.05}
+    assert (small.model.settings.vit, small.model.settings.scales) == ("vits", 1)
+    assert small.dataset.settings.size == [256, 256]
+    large = config.compose(["+experiment=re10k_large"])
+    assert (large.model.settings.vit, large.model.settings.scales) == ("vitl", 2)
+    wide = config.compose(["+experiment=dl3dv_base_256x448"])
+    assert (wide.trainer.steps, wide.trainer.batch_size) == (100_000, 1)
+    assert (wide.model.settings.lowest, wide.dataset.settings.target_views) == (8, 8)
+
+
+def test_values_are_set_typed_and_nested() -> None:
+    experiment = config.compose(
+        ["+experiment=demo_tiny", "trainer.steps=7", "seed=3", "output=/tmp/x",
+         "model.planes=16", "optimizer.lr=1e-3", "dataset.size=[32,48]"]
+    )  # fmt: skip
+    assert (experiment.trainer.steps, experiment.seed, experiment.output) == (7, 3, "/tmp/x")
+    assert experiment.model.settings.planes == 16
+    assert experiment.optimizer.lr == 1e-3
+    assert experiment.dataset.settings.size == [32, 48]
+
+
+def test_losses_are_added_changed_and_dropped() -> None:
+    base = ["+experiment=demo_tiny"]
+    added = config.compose([*base, "+loss.tests.lab.sparsity.weight=0.1"]).loss
+    assert set(added) == {"mse", "tests.lab.sparsity"}
+    term = added["tests.lab.sparsity"]
+    assert isinstance(term, LossTerm)
+    assert (term.name, term.weight, term.settings.power) == ("tests.lab.sparsity", 0.1, 1)
+    own = config.compose(
+        [*base, "loss.thin.name=tests.lab.sparsity", "loss.thin.power=2", "loss.thin.start_step=9"]
+    ).loss["thin"]
+    assert (own.settings.power, own.start_step) == (2, 9)
+    whole = config.compose([*base, "+loss.tests.lab.sparsity={power: 3}"]).loss
+    assert whole["tests.lab.sparsity"].settings.power == 3
+    dropped = config.compose(["+experiment=re10k_small", "~loss.lpips"]).loss
+    assert set(dropped) == {"mse"}
+
+
+def test_a_component_without_yaml_is_chosen_by_its_name() -> None:
+    experiment = config.compose(["model=depthsplat", "loss=mse"])
+    assert experiment.model.settings == registry.module("models", "depthsplat").Config()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["+experiment=re10k_smal"], r"no experiment 're10k_smal'.*did you mean 're10k_small'"),
+        (["model=depthsplat_smal"], r"no model 'depthsplat_smal'.*did you mean 'depthsplat_small'"),
+        (["loss=photometrc"], r"no loss 'photometrc'.*did you mean 'photometric'"),
+        (["model.plnes=3"], r"model 'depthsplat' has no setting 'plnes'.*did you mean 'planes'"),
+        (["trainr.steps=3"], r"no setting 'trainr'.*did you mean 'trainer'"),
+        (["trainer.step=3"], r"trainer has no setting 'step'.*did you mean 'steps'"),
+        (["dataset.rot=x"], r"dataset 're10k' has no setting 'rot'.*did you mean 'root'"),
+        (["loss.mse.weigt=1"], r"loss 'mse' has no setting 'weigt'.*did you mean 'weight'"),
+        (["loss.mes.weight=1"], r"no 'mes' in losses.*did you mean 'mse'"),
+        (["~loss.lpisp"], r"no setting 'lpisp'.*did you mean 'lpips'"),
+        (["loss.no.such.module.weight=1"], r"module 'no\.such\.module' cannot be imported"),
+        (["model.planes=many"], r"setting 'planes' is wrong.*'many'.*Integer"),
+        (["trainer.steps=0"], r"trainer\.steps=0; wanted at least 1"),
+        (["trainer.precision=fp8"], r"trainer\.precision=fp8; wanted one of float32, tf32, bf16"),
+        (["trainer.loggers=[tensorbord]"], r"trainer\.loggers has 'tensorbord'"),
+        (["trainer.devices=two"], r"trainer\.devices=two"),
+        (["renderer.background=[1,2]"], r"renderer\.background has 2 numbers"),
+        (["trainer.steps=[1]"], r"setting 'steps' is wrong"),
+        (["seed=x"], r"setting 'seed' is wrong"),
+        (["trainer.steps.more=1"], r"setting 'steps' is wrong.*could not be converted"),
+        (["trainer=fast"], r"trainer is 'fast'; wanted a mapping"),
+        (["trainer.steps"], r"cannot read the override"),
+        (["trainer.steps=1,2"], r"is a sweep"),
+        (["~trainer.steps"], r"only losses can be dropped"),
+    ],
+)
+def test_each_mistake_is_told(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        config.compose(overrides)
+
+
+def test_an_installation_without_config_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "a" / "b" / "config.py"))
+    with pytest.raises(UserError, match="install from a clone"):
+        config.compose(["+experiment=demo_tiny"])
+
+
+def test_yaml_shows_every_setting() -> None:
+    text = config.to_yaml(config.compose(["+experiment=demo_tiny"]))
+    assert "gradient_clip: 0.5" in text and "planes:" in text and "- 64" in text
+
+
+def component_configs() -> list[tuple[str, type]]:
+    found = [
+        (f"{package}/{name}", registry.module(package, name).Config)
+        for package in ("models", "losses", "data")
+        for name in registry.names(package)
+        if package != "data" or name != "folder"
+    ]
+    own = [("Trainer", config.Trainer), ("Renderer", config.Renderer)]
+    return [*found, *own, ("optim", config.optim.Config)]
+
+
+@pytest.mark.parametrize(("owner", "schema"), component_configs(), ids=lambda x: str(x))
+def test_every_config_has_defaults_and_no_field_called_like_a_setting_of_losses(
+    owner: str, schema: type
+) -> None:
+    assert is_dataclass(schema)
+    schema()
+    if owner.startswith("losses/"):
+        assert not {f.name for f in fields(schema)} & set(config.LOSS_KEYS)
+
+
+def attributes_read() -> set[str]:
+    """Every NAME of an expression `something.NAME` that is read anywhere in the package."""
+    nodes = (
+        node for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+    )
+    return {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+
+
+def test_every_field_of_every_config_is_read_somewhere() -> None:
+    read = attributes_read()
+    for owner, schema in component_configs():
+        unread = [f.name for f in fields(schema) if f.name not in read]
+        assert not unread, f"{owner}: nothing reads {unread}"
+
+
+def test_a_planted_field_that_nothing_reads_is_found() -> None:
+    assert "a_field_that_nothing_reads" not in attributes_read()
+    assert "gradient_clip" in attributes_read()
