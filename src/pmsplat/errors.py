@@ -7,6 +7,11 @@ class UserError(ValueError):
     The command line prints it as one sentence and exits with 2; from Python it is a `ValueError`.
     """
 
-    def __init__(self, got: str, wanted: str, remedy: str) -> None:
+    def __init__(self, got: str, wanted: str = "", remedy: str = "") -> None:
+        if not wanted and not remedy:  # a data loader's worker passes on its traceback as one text
+            got = got.rpartition("UserError: ")[2].strip()
         self.got, self.wanted, self.remedy = got, wanted, remedy
-        super().__init__(f"{got}; wanted {wanted}; {remedy}")
+        super().__init__(f"{got}; wanted {wanted}; {remedy}" if wanted or remedy else got)
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
+        return type(self), (self.got, self.wanted, self.remedy)

@@ -1,0 +1,106 @@
+"""Samplers: their schedules, and their distributions against enumeration."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from pmsplat.data._sampling import Bounded, Frames, Gap, Spread, farthest_points
+
+DRAWS = 6000
+
+
+def centers(count: int) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.float32)[:, None] * torch.tensor([1.0, 0.2, 0.0])
+
+
+def draw(sampler: Bounded | Spread, count: int, seed: int = 0) -> list[Frames]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [sampler(centers(count), 0, generator) for _ in range(DRAWS)]
+    return [frames for frames in drawn if frames is not None]
+
+
+def check_distribution(found: Counter, want: dict) -> None:
+    """Chi-square far inside what chance gives."""
+    total = sum(found.values())
+    assert set(found) <= set(want)
+    chi2 = sum((found[key] - p * total) ** 2 / (p * total) for key, p in want.items())
+    freedom = len(want) - 1
+    assert chi2 < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_schedule_is_the_published_one() -> None:
+    gap = Gap((25, 45), (45, 135), 30_000)
+    assert gap.at(0) == (25, 45)
+    assert gap.at(10_000) == (25 + int(20 / 3), 45 + 30)
+    assert gap.at(29_999) == (44, 134)
+    assert gap.at(30_000) == gap.at(10**9) == (45, 135)
+
+
+def test_bounded_pairs_are_uniform_in_gap_then_place() -> None:
+    sampler = Bounded(Gap((2, 2), (4, 4)), targets=3)
+    drawn = draw(sampler, 7)
+    want = {(left, left + gap): 1 / 3 / (7 - gap) for gap in (2, 3, 4) for left in range(7 - gap)}
+    check_distribution(Counter((f.context[0], f.context[1]) for f in drawn), want)
+    inside = Counter(
+        target for f in drawn if f.context == (1, 4) for target in f.target
+    )  # the context frames too, with replacement
+    check_distribution(inside, dict.fromkeys((1, 2, 3, 4), 1 / 4))
+
+
+def test_the_longest_gap_stays_longer_than_the_shortest() -> None:
+    """MVSplat's code overwrites the longest gap by the shortest; here both ends occur."""
+    gaps = {f.context[1] - f.context[0] for f in draw(Bounded(Gap((2, 2), (5, 5)), 1), 40)}
+    assert gaps == {2, 3, 4, 5}
+
+
+def test_a_short_scene_limits_the_gap_or_is_passed_over() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert Bounded(Gap((5, 5), (9, 9)), 1)(centers(5), 0, generator) is None
+    frames = Bounded(Gap((4, 4), (9, 9)), 1)(centers(5), 0, generator)
+    assert frames is not None and frames.context == (0, 4)
+
+
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_spread_views_are_farthest_points_between_the_ends(views: int) -> None:
+    sampler = Spread(Gap((8, 8), (12, 12)), (views, views), targets=4)
+    for frames in draw(sampler, 30)[:300]:
+        left, right = frames.context[0], frames.context[-1]
+        assert 8 <= right - left <= 12
+        assert len(set(frames.context)) == views and list(frames.context) == sorted(frames.context)
+        assert len(set(frames.target)) == 4 and list(frames.target) == sorted(frames.target)
+        assert left <= min(frames.target) and max(frames.target) <= right
+        if views == 3:
+            assert abs(frames.context[1] - (left + right) / 2) <= 1
+
+
+def test_a_random_number_of_views_shrinks_the_gap() -> None:
+    """With k of at most 6 views the gaps are divided by max(6 // k, 1)."""
+    sampler = Spread(Gap((18, 18), (24, 24)), (2, 6), targets=2)
+    drawn = draw(sampler, 60)
+    check_distribution(
+        Counter(len(f.context) for f in drawn), dict.fromkeys((2, 3, 4, 5, 6), 1 / 5)
+    )
+    for frames in drawn[:500]:
+        divisor = max(6 // len(frames.context), 1)
+        assert 18 // divisor <= frames.context[-1] - frames.context[0] <= 24 // divisor
+
+
+def test_targets_repeat_only_where_frames_run_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frames = Spread(Gap((3, 3), (3, 3)), (2, 2), targets=8)(centers(9), 0, generator)
+    assert frames is not None
+    assert sorted(Counter(frames.target).values()) == [2, 2, 2, 2]
+
+
+def test_farthest_points_against_the_definition(generator: torch.Generator) -> None:
+    points = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    chosen = farthest_points(points, 7)
+    assert chosen[0] == int((points - points.mean(0)).norm(dim=1).argmax())
+    for i in range(1, 7):
+        nearest = torch.cdist(points, points[chosen[:i]]).amin(dim=1)
+        assert chosen[i] == int(nearest.argmax())
+
+
+def test_farthest_points_never_repeat() -> None:
+    assert sorted(farthest_points(torch.zeros(4, 3), 4)) == [0, 1, 2, 3]
