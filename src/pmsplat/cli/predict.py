@@ -1,0 +1,80 @@
+"""Turn photographs into 3D Gaussians, depth maps, novel views and a video.
+
+INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk of scenes
+(DATA/test:KEY), a video, or a folder of bare photos; the last two are posed by pycolmap first.
+
+    pmsplat predict kitchen/ --model depthsplat-gs-small-re10k-256x256-view2 --output kitchen-3d/
+
+A few photos, spread over the camera path, are shown to the model; what it was not shown is rendered
+and compared. In the output folder afterwards: gaussians.ply (drag it into any 3DGS viewer),
+sheet.png, video.mp4, depth/, render/, metrics.json and cameras.json, all in the unit and the axes
+of the input's cameras.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    parser.add_argument("input", metavar="INPUT", help="photos, video or chunk, see above")
+    parser.add_argument("--model", required=True, metavar="NAME|PATH", help="published or yours")
+    parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
+    parser.add_argument("--output", required=True, metavar="DIR", type=Path)
+    parser.add_argument("--views", type=int, metavar="N", help="context views (default: up to 4)")
+    parser.add_argument("--context", type=_indices, metavar="0,5,9", help="these photos instead")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="default: that of the photos")
+    parser.add_argument("--held-out", type=int, default=12, metavar="N", help="photos to compare")
+    parser.add_argument("--stabilise", action="store_true", help="a steadier camera in the video")
+    parser.add_argument("--fps", type=int, default=30, help="of the video (default: 30)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--overwrite", action="store_true", help="write among other files")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Predicts, and says where everything is."""
+    from functools import partial
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..tasks.predict import Options, predict
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    options = Options(
+        views=arguments.views,
+        context=arguments.context,
+        size=arguments.size,
+        held_out=arguments.held_out,
+        stabilise=arguments.stabilise,
+        fps=arguments.fps,
+        device=arguments.device,
+        overwrite=arguments.overwrite,
+    )
+    summary = predict(
+        arguments.input,
+        arguments.model,
+        arguments.output,
+        options,
+        arguments.weights,
+        tell=console.print,
+        track=partial(track, console=console, transient=True, disable=not console.is_terminal),
+    )
+    means = ", ".join(f"{name} {value:.3f}" for name, value in summary.means.items())
+    if means:
+        console.print(f"Means over {len(summary.held_out)} held-out photos: {means}.")
+    console.print(f"{summary.gaussians} Gaussians and the rest are in {arguments.output}/.")
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers with commas, such as 0,5,9")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted HEIGHTxWIDTH, such as 256x448")
+    return int(found[1]), int(found[2])

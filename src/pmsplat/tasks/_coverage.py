@@ -1,0 +1,63 @@
+"""Which cameras see the same things, and which of them to show to a network."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from ..geometry import camera
+from ..types import Cameras
+
+GRID = 8  # points per side of an image from which overlap is estimated
+WIDEST = math.radians(30)  # angle under which two rays to a point still see the same of it
+ENOUGH = 0.6  # overlap that a new view keeps with the ones chosen before it
+
+
+def overlaps(cameras: Cameras) -> Float[Tensor, "view view"]:
+    """[i, j]: the share of what camera i sees that camera j sees too, and the reverse; the lesser.
+
+    Estimated for surfaces at the geometric mean of near and far of each camera; what two cameras
+    see from directions more than WIDEST apart does not count. Batch 1.
+    """
+    c2w, K = cameras.c2w[0], cameras.K[0]
+    centers = c2w[:, :3, 3]
+    depth = (cameras.near * cameras.far).sqrt()[0]
+    grid = depth[:, None, None].expand(-1, GRID, GRID)
+    points = camera.unproject_depth(grid, c2w, K).flatten(1, 2)
+    rows = []
+    for own, seen in zip(centers, points, strict=True):  # by camera: bounds memory for long videos
+        there = camera.project_world(seen.expand(len(c2w), -1, -1), c2w, K)
+        inside = (there[..., :2] >= 0).all(-1) & (there[..., :2] <= 1).all(-1) & (there[..., 2] > 0)
+        cosine = cosine_similarity(seen - own, seen - centers[:, None], dim=-1)
+        rows.append((inside & (cosine > math.cos(WIDEST))).float().mean(dim=-1))
+    share = torch.stack(rows)
+    return torch.minimum(share, share.T)
+
+
+def choose_context(overlap: Float[Tensor, "view view"], count: int) -> list[int]:
+    """`count` views, in order, spread as widely as their overlap allows.
+
+    Starts with the view that shares most with all others; then, again and again, adds the view that
+    is farthest from the chosen ones (shares least with its nearest) but still shares ENOUGH with
+    it, or, where none does, the one that shares most.
+    """
+    chosen = [int(overlap.sum(dim=1).argmax())]
+    while len(chosen) < count:
+        nearest = overlap[:, chosen].amax(dim=1)
+        nearest[chosen] = -1
+        enough = nearest >= ENOUGH
+        score = torch.where(enough, 2 - nearest, nearest)  # any that shares enough comes first
+        chosen.append(int(score.argmax()))
+    return sorted(chosen)
+
+
+def held_out(overlap: Float[Tensor, "view view"], context: list[int], count: int) -> list[int]:
+    """Up to `count` other views that see what the context saw (at least half), evenly by order."""
+    nearest = overlap[:, context].amax(dim=1)
+    seen = [i for i in range(len(overlap)) if i not in context and nearest[i] >= 0.5]
+    if len(seen) <= count:
+        return seen
+    picks = torch.linspace(0, len(seen) - 1, count).round().long().tolist()
+    return [seen[i] for i in picks]

@@ -1,0 +1,188 @@
+"""What `predict` writes: Gaussians, depth, renderings with their metrics, a sheet, a video."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..evaluate.depth import depth_metrics
+from ..evaluate.metrics import psnr, ssim
+from ..io.files import atomic, write_text
+from ..io.images import to_uint8, write_image
+from ..io.ply import save_ply
+from ..io.poses import write_cameras
+from ..io.video import write_video
+from ..render import rasterize
+from ..types import Cameras, Gaussians, Rendering, Views
+from ..view import trajectory
+from ..view.figures import color_bar, colorize_depth, contact_sheet, depth_range
+
+MARK = "cameras.json"  # a folder with this file is a result of ours
+SHEET_COLUMNS, SHEET_HEIGHT = 4, 240  # images per row of the sheet, and their height in pixels
+LEAST_SECONDS = 3.0  # of video
+STEADY = 0.5  # seconds over which a stabilised path is averaged
+
+
+class Track(Protocol):
+    """`rich.progress.track`, or something like it."""
+
+    def __call__(self, sequence: Iterable[Any], description: str, total: int) -> Iterable[Any]: ...
+
+
+def silently(sequence: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+    """The `Track` that shows nothing."""
+    return sequence
+
+
+@dataclass(frozen=True)
+class Result:
+    """One reconstructed scene, in the unit of its input."""
+
+    context: Views
+    held_out: Views | None
+    depth: Float[Tensor, "batch view height width"]
+    gaussians: Gaussians
+    scale: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What metrics.json says.
+
+    `size` is (height, width); `scale` by how much larger the network saw the world; `held_out` the
+    metrics of each photo that it was not shown, `means` theirs, and those of the context's depth
+    where a sensor knows it.
+    """
+
+    context: tuple[str, ...]
+    size: tuple[int, int]
+    scale: float
+    gaussians: int
+    held_out: dict[str, dict[str, float]]
+    means: dict[str, float]
+
+
+def write(folder: Path, result: Result, track: Track) -> Summary:
+    """Everything but the video, into a folder that exists."""
+    near, far = depth_range(result.depth)
+    depths = colorize_depth(result.depth[0], near, far).cpu()
+    names = file_names(_names(result.context) + _names(result.held_out))
+    context, others = names[: depths.shape[0]], names[depths.shape[0] :]
+    save_ply(result.gaussians, folder / "gaussians.ply")
+    for name, colored, depth in zip(context, depths, result.depth[0].cpu(), strict=True):
+        write_image(folder / "depth" / f"{name}.png", colored)
+        with atomic(folder / "depth" / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, depth.numpy())
+    drawn, held_out = [], {}
+    for i, name in enumerate(track(others, "rendering held-out photos", len(others))):
+        assert result.held_out is not None
+        rendering = draw(result, result.held_out.cameras.at([i]))
+        photo = result.held_out.images[0, i]
+        held_out[_names(result.held_out)[i]] = _compare(rendering, photo)
+        write_image(folder / "render" / f"{name}.png", rendering.color[0, 0])
+        rendered_depth = colorize_depth(rendering.depth[0, 0].cpu(), near, far)
+        drawn.append([photo, rendering.color[0, 0].cpu(), rendered_depth])
+    _write_sheet(folder / "sheet.png", result, list(depths), drawn, (near, far))
+    summary = Summary(
+        context=tuple(_names(result.context)),
+        size=result.context.size,
+        scale=result.scale,
+        gaussians=result.gaussians.means.shape[1],
+        held_out=held_out,
+        means=_means(result, held_out),
+    )
+    write_text(folder / "metrics.json", json.dumps(asdict(summary), indent=1) + "\n")
+    _write_cameras(folder / MARK, result)
+    return summary
+
+
+def draw(result: Result, cameras: Cameras) -> Rendering:
+    """The Gaussians seen by `cameras`, at the size of the context, without gradients."""
+    with torch.no_grad():
+        seen = cameras.to(result.gaussians.means.device)
+        return rasterize(result.gaussians, seen, result.context.size)
+
+
+def video_path(cameras: Cameras, fps: int, seconds: float, stabilise: bool) -> Cameras:
+    """A path through the cameras, `seconds` from each to the next."""
+    legs = cameras.c2w.shape[1] - 1
+    path = trajectory.through(cameras, round(fps * max(legs * seconds, LEAST_SECONDS)))
+    return trajectory.stabilise(path, STEADY * fps) if stabilise else path
+
+
+def write_path(path: Path, result: Result, cameras: Cameras, fps: int, track: Track) -> None:
+    """The video that a camera on the path would take."""
+    count = cameras.c2w.shape[1]
+
+    def frames() -> Iterator[np.ndarray]:
+        for i in track(range(count), "rendering the video", count):
+            yield to_uint8(draw(result, cameras.at([i])).color[0, 0])
+
+    write_video(path, frames(), fps)
+
+
+def file_names(photos: list[str]) -> list[str]:
+    """A file name without suffix for each photo, unique, from its own."""
+    stems = [str(PurePosixPath(photo).with_suffix("")).replace("/", "_") for photo in photos]
+    return [stem if stems.count(stem) == 1 else f"{stem}_{i}" for i, stem in enumerate(stems)]
+
+
+def _names(views: Views | None) -> list[str]:
+    if views is None:
+        return []
+    assert views.names is not None, "photos of a scene have names"
+    return list(views.names[0])
+
+
+def _compare(rendering: Rendering, photo: Tensor) -> dict[str, float]:
+    image = rendering.color[0, 0].cpu()
+    return {
+        "psnr": psnr(image, photo).item(),
+        "ssim": ssim(image, photo).item(),
+        "covered": rendering.alpha.mean().item(),
+    }
+
+
+def _means(result: Result, held_out: dict[str, dict[str, float]]) -> dict[str, float]:
+    rows = list(held_out.values())
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
+    if result.context.depth is not None:
+        depth = depth_metrics(result.depth.cpu(), result.context.depth)
+        if depth.pixels:
+            means |= {"abs_rel": depth.abs_rel, "rmse": depth.rmse, "delta1": depth.delta1}
+    return means
+
+
+def _write_sheet(
+    path: Path,
+    result: Result,
+    depths: list[Tensor],
+    drawn: list[list[Tensor]],
+    ends: tuple[float, float],
+) -> None:
+    bar = color_bar(*ends, height=SHEET_HEIGHT)
+    few = slice(0, SHEET_COLUMNS)
+    rows = [
+        ("context", list(result.context.images[0, few])),
+        (f"predicted depth, {ends[0]:.3g} to {ends[1]:.3g}", [*depths[few], bar]),
+    ]
+    step = max(1, -(-len(drawn) // SHEET_COLUMNS))
+    if drawn:
+        columns = list(zip(*drawn[::step], strict=True))
+        labels = ("held-out photo", "rendered", "rendered depth")
+        rows += [(label, list(images)) for label, images in zip(labels, columns, strict=True)]
+    contact_sheet(rows, path, height=SHEET_HEIGHT)
+
+
+def _write_cameras(path: Path, result: Result) -> None:
+    shown = [views.cameras for views in (result.context, result.held_out) if views is not None]
+    parts = [[getattr(cameras, name) for cameras in shown] for name in ("c2w", "K", "near", "far")]
+    cameras = Cameras(*(torch.cat(part, dim=1) for part in parts))
+    names = _names(result.context) + _names(result.held_out)
+    write_cameras(path, cameras, names, result.context.size, result.scale)

@@ -1,0 +1,42 @@
+"""A folder of results that appears whole: made beside its place, moved there when it is done."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import UserError
+
+
+@contextmanager
+def results(path: str | Path, mark: str, overwrite: bool = False) -> Iterator[Path]:
+    """An empty folder to write into; what is in it is moved to `path` when the block ends well.
+
+    After an exception (Ctrl-C included) nothing is left of it and `path` is as it was. An earlier
+    result, known by its file `mark`, is replaced entry by entry; a folder that holds anything else
+    is refused unless `overwrite`, and then what is foreign in it stays. Raises UserError.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{path} is a file", "a folder for the results", "choose another --output")
+    foreign = target.is_dir() and any(target.iterdir()) and not (target / mark).is_file()
+    if foreign and not overwrite:
+        raise UserError(
+            f"{path} holds other files",
+            "a new or empty folder, or an earlier result",
+            "choose another --output, or add --overwrite to write among them",
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield staged
+        target.mkdir(exist_ok=True)
+        for entry in sorted(staged.iterdir(), key=lambda entry: entry.name == mark):  # mark last
+            place = target / entry.name
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            os.replace(entry, place)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

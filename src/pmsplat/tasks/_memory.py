@@ -1,0 +1,118 @@
+"""Whether a prediction fits into memory, said before it is started.
+
+A small forward pass is watched, and its peak is extrapolated: what an encoder holds grows with the
+number of pixels. That works for encoders that nobody has measured yet.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ..errors import UserError
+from ..types import Cameras, Prediction, Views
+
+PROBE = 128  # pixels per side of the small pass, or the next multiple that the model takes
+OVERHEAD = 1.5  # measured: resident memory over the tensors alive (kernels' scratch, fragmentation)
+SPARE = 0.9  # of the free memory may be planned for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """So many views of (height, width), for a model that needs sides of a multiple."""
+
+    views: int
+    size: tuple[int, int]
+    multiple: int
+
+    @property
+    def pixels(self) -> int:
+        return self.views * self.size[0] * self.size[1]
+
+
+class Peak(TorchDispatchMode):
+    """Inside this context, `peak` is the most bytes that new tensors have held at a time."""
+
+    def __init__(self, known: nn.Module) -> None:
+        super().__init__()
+        self.peak = self.now = 0
+        self.alive = {tensor.untyped_storage()._cdata: 0 for tensor in known.state_dict().values()}
+
+    def __torch_dispatch__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor):
+                self._watch(tensor.untyped_storage())
+        return out
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self.alive:
+            self.alive[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, storage._cdata)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
+
+
+def needed_bytes(model: Callable[[Views], Prediction], plan: Plan, device: torch.device) -> int:
+    """An estimate of the peak of a forward pass above what is loaded already, in bytes."""
+    assert isinstance(model, nn.Module)
+    side = -(-PROBE // plan.multiple) * plan.multiple
+    cameras = Cameras(
+        c2w=torch.eye(4).repeat(1, 2, 1, 1),
+        K=torch.tensor([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]).repeat(1, 2, 1, 1),
+        near=torch.full((1, 2), 0.5),
+        far=torch.full((1, 2), 100.0),
+    )
+    cameras.c2w[0, 1, 0, 3] = 0.1
+    views = Views(torch.full((1, 2, 3, side, side), 0.5), cameras).to(device)
+    with torch.no_grad(), Peak(model) as watched:
+        model(views)
+    return int(OVERHEAD * watched.peak * plan.pixels / (2 * side * side))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of the device: of the card on CUDA, else of the machine; None if unknown here."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return None
+    for line in info.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def check(model: Callable[[Views], Prediction], plan: Plan, device: torch.device) -> None:
+    """Raises UserError with what would fit where the plan does not; unknown memory passes."""
+    free = free_bytes(device)
+    if free is None:
+        return
+    need, room = needed_bytes(model, plan, device), SPARE * free
+    if need <= room:
+        return
+    raise UserError(
+        f"{plan.views} views of {plan.size[0]}x{plan.size[1]} need about {need / 2**30:.1f} GiB",
+        f"at most the {free / 2**30:.1f} GiB that are free on {device}",
+        _options(plan, room / need),
+    )
+
+
+def _options(plan: Plan, share: float) -> str:
+    """What would fit in `share` of the memory that the plan needs."""
+    views = int(plan.views * share)
+    smaller = [int(side * share**0.5) // plan.multiple * plan.multiple for side in plan.size]
+    options = [f"--views {views}"] if views >= 2 else []
+    options += [f"--size {smaller[0]}x{smaller[1]}"] if min(smaller) > 0 else []
+    return f"use {' or '.join(options)}" if options else "use a machine with more memory"
