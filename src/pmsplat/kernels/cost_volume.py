@@ -2,8 +2,9 @@
 
 Bilinear sampling is linear, so the correlation of a reference pixel with a *sampled* source feature
 equals the bilinear sample of its correlations with all source pixels: one matrix product, then a
-look-up. The definition, warp and then correlate, stands beside it (`warped`): Collins, "A
-space-sweep approach to true multi-image matching", CVPR 1996; Yao et al., "MVSNet", ECCV 2018.
+look-up. On the CPU a compiled pass gathers and correlates at once. The definition, warp and then
+correlate, stands beside them (`warped`): Collins, "A space-sweep approach to true multi-image
+matching", CVPR 1996; Yao et al., "MVSNet", ECCV 2018.
 """
 
 from collections.abc import Iterator
@@ -35,13 +36,17 @@ class Sweep:
 
 
 def correlation(
-    features: Float[Tensor, "batch view channel height width"], where: Sweep
+    features: Float[Tensor, "batch view channel height width"], where: Sweep, path: str = "auto"
 ) -> Float[Tensor, "batch view plane height width"]:
     """Mean over the other views of <feature, feature sampled there>/√channel for every hypothesis.
 
-    Samples outside the other view count as 0. float32, with gradients to `features` only.
+    Samples outside the other view count as 0. float32, with gradients to `features` only. `path` is
+    "compiled" (CPU), "all_pairs" (any device), or "auto": compiled on the CPU, else all pairs.
     """
-    return _AllPairs.apply(features.float(), where)  # pyright: ignore[reportReturnType]
+    if path == "auto":
+        path = "compiled" if features.device.type == "cpu" else "all_pairs"
+    function = {"compiled": _Compiled, "all_pairs": _AllPairs}[path]
+    return function.apply(features.float(), where)  # pyright: ignore[reportReturnType]
 
 
 def warped(
@@ -70,6 +75,47 @@ def _normalised(coordinates: Tensor, height: int, width: int) -> Tensor:
     return coordinates * (2 / span) - 1
 
 
+def _flat_others(where: Sweep) -> Tensor:
+    """[(batch view), other] indices into the flattened views."""
+    batch, views, _ = where.others.shape
+    scene = torch.arange(batch, device=where.others.device)[:, None, None]
+    return (where.others + scene * views).flatten(0, 1)
+
+
+class _Compiled(torch.autograd.Function):
+    """One compiled pass over the features, which are kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, where: Sweep) -> Tensor:
+        from . import _sweep_cpu
+
+        batch, views, channels, height, width = features.shape
+        tokens = features.flatten(0, 1).flatten(2).transpose(1, 2).contiguous()
+        ctx.save_for_backward(tokens)
+        ctx.where, ctx.size = where, (height, width)
+        out = features.new_zeros(batch * views, height, width, where.inv_depth.shape[2])
+        _sweep_cpu.forward(tokens.numpy(), *_arrays(where), out.numpy())
+        out = out.mul_(1 / (where.others.shape[-1] * channels**0.5))
+        return out.permute(0, 3, 1, 2).unflatten(0, (batch, views))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        from . import _sweep_cpu
+
+        (tokens,), where = ctx.saved_tensors, ctx.where
+        wanted = gradients[0].flatten(0, 1).permute(0, 2, 3, 1).contiguous()
+        out = torch.zeros_like(tokens)
+        _sweep_cpu.backward(wanted.numpy(), tokens.numpy(), *_arrays(where), out.numpy())
+        out = out.mul_(1 / (where.others.shape[-1] * tokens.shape[2] ** 0.5))
+        return out.transpose(1, 2).unflatten(2, ctx.size).unflatten(0, where.others.shape[:2]), None
+
+
+def _arrays(where: Sweep) -> tuple[Any, ...]:
+    """What the compiled pass reads, views flattened."""
+    views = (where.homographies.flatten(0, 1), where.inv_depth.flatten(0, 1))
+    return _flat_others(where).numpy(), *(x.contiguous().numpy() for x in views), where.pixel_center
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Some reference views (all of their pixels) or some pixels of one, and where they look."""
@@ -83,8 +129,7 @@ class _Chunk:
 def _chunks(where: Sweep, height: int, width: int, budget: int) -> Iterator[_Chunk]:
     """The work cut into pieces whose correlations fit into `budget` bytes."""
     batch, views, others = where.others.shape
-    scene = torch.arange(batch, device=where.others.device)[:, None, None]
-    flat = (where.others + scene * views).flatten(0, 1)
+    flat = _flat_others(where)
     homographies = where.homographies.flatten(0, 1)
     inv_depth = where.inv_depth.flatten(0, 1)
     pixels = height * width

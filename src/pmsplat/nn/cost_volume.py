@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..geometry import camera, se3, sweep
 from ..kernels.cost_volume import Sweep, correlation
 from ..types import Cameras
-from .unet import UNet, group_norm
+from .unet import GroupNorm, UNet
 
 
 def all_others(c2w: Float[Tensor, "batch view 4 4"]) -> Int[Tensor, "batch view other"]:
@@ -43,11 +43,11 @@ def homographies(
     `reference_K` projects with the looking view's own intrinsics, as published networks did.
     """
     scene = torch.arange(len(others), device=others.device)[:, None, None]
-    K = camera.K_px(cameras.K.float(), height, width)
-    c2w = cameras.c2w.float()
+    # float64: pixels are multiplied by these and then nearly cancel
+    K, c2w = camera.K_px(cameras.K.double(), height, width), cameras.c2w.double()
     moved = se3.invert(c2w)[scene, others] @ c2w[:, :, None]
     K_ref = K[:, :, None].expand(*others.shape, 3, 3)
-    return sweep.homography(moved, K_ref, K_ref if reference_K else K[scene, others])
+    return sweep.homography(moved, K_ref, K_ref if reference_K else K[scene, others]).float()
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Regressor(nn.Module):
     def __init__(self, inputs: int, width: int, levels: int, planes: int, backend: str) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(inputs, width, 3, padding=1), group_norm(width), nn.GELU()
+            nn.Conv2d(inputs, width, 3, padding=1), GroupNorm(width), nn.GELU()
         )
         self.unet = UNet((width,) * levels, backend=backend)
         self.out = nn.Conv2d(width, width, 3, padding=1)

@@ -14,9 +14,15 @@ from torch.nn.functional import interpolate, silu
 from ..kernels.attention import attention
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
     """Eight groups where the channels allow it, else four."""
-    return nn.GroupNorm(8 if channels % 8 == 0 else 4, channels)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(8 if channels % 8 == 0 else 4, channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        # torch's CPU kernel sums channels-last maps naively, with errors up to 1e-4
+        return super().forward(input.contiguous())
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -32,9 +38,9 @@ class ResBlock(nn.Module):
     def __init__(self, inputs: int, width: int, post_norm: bool) -> None:
         super().__init__()
         self.post_norm = post_norm
-        self.norm1 = group_norm(width if post_norm else inputs)
+        self.norm1 = GroupNorm(width if post_norm else inputs)
         self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
-        self.norm2 = group_norm(width)
+        self.norm2 = GroupNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         zeroed(self.norm2 if post_norm else self.conv2)
         self.skip = None if inputs == width else nn.Conv2d(inputs, width, 1)
@@ -55,7 +61,7 @@ class ViewAttention(nn.Module):
     def __init__(self, width: int, head: int, post_norm: bool, backend: str) -> None:
         super().__init__()
         self.head, self.post_norm, self.backend = min(head, width), post_norm, backend
-        self.norm = group_norm(width)
+        self.norm = GroupNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         zeroed(self.norm if post_norm else self.out)
@@ -133,7 +139,7 @@ class UNet(nn.Module):
             )
             for i, w in reversed(list(enumerate(widths)))
         )
-        self.norm = group_norm(widths[0])
+        self.norm = GroupNorm(widths[0])
         self.out = nn.Conv2d(widths[0], widths[0], 3, padding=1)
         if not post_norm:
             zeroed(self.out)
