@@ -4,6 +4,7 @@ For the demo, for tests, and for trying an idea before the real data is download
 """
 
 import json
+import tempfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -82,21 +83,30 @@ def write(
 ) -> None:
     """Makes ROOT/SPLIT: `scenes` walks of `frames` photos each, of (height, width) `size`.
 
-    The same arguments give the same bytes; the splits of one seed share no room. A split that is
-    there, made with the same arguments, is left alone. Raises UserError where it is another one.
+    The same arguments give the same bytes; the splits of one seed share no room. The folder
+    appears when it is complete; one made with the same arguments is left alone. Raises UserError
+    where another dataset is in its place.
     """
     folder = Path(root) / split
     made = {"scenes": scenes, "frames": frames, "size": list(size), "seed": seed}
     if _is_made(folder, made):
         return
     keys = [f"room-{split}-{seed}-{number:05d}" for number in range(scenes)]
-    pending: list[ChunkScene] = []
-    for key in track(keys, f"making {scenes} rooms for {split}", transient=True):
-        pending.append(scene(key, frames, size))
-        if len(pending) == _SCENES_PER_CHUNK or key == keys[-1]:
-            append(folder, pending)
-            pending = []
-    write_text(folder / _MADE_WITH, json.dumps(made) + "\n")
+    Path(root).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=root) as working:
+        new = Path(working) / split
+        pending: list[ChunkScene] = []
+        for key in track(keys, f"making {scenes} rooms for {split}", transient=True):
+            pending.append(scene(key, frames, size))
+            if len(pending) == _SCENES_PER_CHUNK or key == keys[-1]:
+                append(new, pending)
+                pending = []
+        write_text(new / _MADE_WITH, json.dumps(made) + "\n")
+        try:
+            new.rename(folder)
+        except OSError:  # another process was quicker
+            if not _is_made(folder, made):
+                raise
 
 
 def scene(key: str, frames: int, size: tuple[int, int]) -> ChunkScene:
@@ -124,8 +134,8 @@ def _is_made(folder: Path, made: dict) -> bool:
     path = folder / _MADE_WITH
     if path.is_file() and json.loads(path.read_text()) == made:
         return True
-    if path.is_file() or any(folder.glob("*.torch")):
-        there = path.read_text().strip() if path.is_file() else "not finished"
+    if folder.exists():
+        there = path.read_text().strip() if path.is_file() else "not a procedural one"
         raise UserError(
             f"{folder} holds another dataset ({there})",
             f"one made with {json.dumps(made)}",

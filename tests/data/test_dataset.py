@@ -1,0 +1,309 @@
+"""Streams: every scene once over ranks and workers, the same sequence after a resumption."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pmsplat.data import _chunks, _dataset, dl3dv, folder, re10k
+from pmsplat.data._dataset import ChunkDataset, Recipe, collate
+from pmsplat.data._index import write_index
+from pmsplat.data._sampling import Bounded, Frames, Gap, Spread
+from pmsplat.errors import UserError
+from pmsplat.geometry import camera
+from pmsplat.types import Batch
+from tests.data.test_chunks import encoded, ours
+
+STEP = torch.zeros((), dtype=torch.int64)
+RECIPE = Recipe(size=(8, 8), sampler=Bounded(Gap((1, 1), (3, 3)), targets=2), flip=0.5)
+
+
+def write_split(root: Path, chunks: list[list[str]], split: str = "train") -> Path:
+    for keys in chunks:
+        _chunks.append(root / split, [ours(key, 5, seed=len(key)) for key in keys])
+    return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 scenes in 5 chunks of different lengths."""
+    sizes, keys = (7, 1, 6, 5, 4), iter(f"s{i:02d}" for i in range(23))
+    path = tmp_path_factory.mktemp("dataset")
+    return write_split(path, [[next(keys) for _ in range(size)] for size in sizes])
+
+
+def take(stream, count: int) -> list[Batch]:
+    iterator = iter(stream)
+    return [next(iterator) for _ in range(count)]
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return (
+        a.scene == b.scene
+        and torch.equal(a.context.images, b.context.images)
+        and torch.equal(a.target.images, b.target.images)
+        and torch.equal(a.context.cameras.c2w, b.context.cameras.c2w)
+    )
+
+
+def as_shard(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int, worker: int, workers: int):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.setattr(_dataset, "_worker", lambda: (worker, workers))
+
+
+@pytest.mark.parametrize("shards", [(1, 1), (1, 3), (2, 2), (3, 7)])
+def test_every_scene_once_an_epoch(
+    root: Path, monkeypatch: pytest.MonkeyPatch, shards: tuple[int, int]
+) -> None:
+    ranks, workers = shards
+    for epoch in range(2):
+        seen = []
+        for rank in range(ranks):
+            for worker in range(workers):
+                as_shard(monkeypatch, rank, ranks, worker, workers)
+                stream = ChunkDataset(str(root), RECIPE).train(3, STEP)
+                shard = rank * workers + worker
+                share = (shard + 1) * 23 // (ranks * workers) - shard * 23 // (ranks * workers)
+                batches = take(stream, share * (epoch + 1))[share * epoch :]
+                seen += [batch.scene[0] for batch in batches]
+        assert sorted(seen) == [f"s{i:02d}" for i in range(23)]
+
+
+def test_more_shards_than_scenes_all_get_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_split(tmp_path, [["a", "b"]])
+    seen = []
+    for worker in range(4):
+        as_shard(monkeypatch, 0, 1, worker, 4)
+        seen += [b.scene[0] for b in take(ChunkDataset(str(tmp_path), RECIPE).train(0, STEP), 1)]
+    assert sorted(seen) == ["a", "a", "b", "b"]
+
+
+def test_epochs_and_seeds_are_shuffled_differently(root: Path) -> None:
+    def order(seed: int) -> list[str]:
+        stream = ChunkDataset(str(root), RECIPE).train(seed, STEP)
+        return [batch.scene[0] for batch in take(stream, 46)]
+
+    first = order(0)
+    assert first == order(0)
+    assert first[:23] != first[23:] and first != order(1)
+    assert first[:23] != sorted(first[:23])
+
+
+@pytest.mark.parametrize("consumed", [1, 5, 23, 40])
+def test_resumption_continues_the_sequence(root: Path, consumed: int) -> None:
+    dataset = ChunkDataset(str(root), RECIPE)
+    whole = take(dataset.train(5, STEP), consumed + 6)
+    resumed = take(dataset.train(5, STEP, skip=consumed), 6)
+    assert all(map(same, whole[consumed:], resumed))
+
+
+@pytest.mark.parametrize("batches", [1, 3, 8])
+def test_resumption_with_workers_and_batches(root: Path, batches: int) -> None:
+    dataset, size = ChunkDataset(str(root), RECIPE), 3
+
+    def loader(skip: int) -> DataLoader:
+        stream = dataset.train(5, STEP, skip=skip, batch_size=size)
+        return DataLoader(stream, size, num_workers=2, collate_fn=collate)
+
+    whole = take(loader(0), batches + 4)
+    assert whole[0].context.images.shape == (3, 2, 3, 8, 8)
+    assert all(map(same, whole[batches:], take(loader(batches * size), 4)))
+
+
+def test_resumption_decodes_nothing_of_the_past(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    decode = _chunks.ChunkScene.image
+    monkeypatch.setattr(
+        _chunks.ChunkScene, "image", lambda scene, i: decoded.append(i) or decode(scene, i)
+    )
+    take(ChunkDataset(str(root), RECIPE).train(0, STEP, skip=10_000), 1)
+    assert len(decoded) == 4
+
+
+def test_half_of_the_examples_are_mirrored(root: Path) -> None:
+    plain = take(ChunkDataset(str(root), replace(RECIPE, flip=0.0)).train(1, STEP), 80)
+    mixed = take(ChunkDataset(str(root), RECIPE).train(1, STEP), 80)
+    mirrored = sum(
+        not torch.equal(a.context.images, b.context.images)
+        and torch.equal(a.context.images.flip(-1), b.context.images)
+        for a, b in zip(plain, mixed, strict=True)
+    )
+    assert 22 < mirrored < 58
+
+
+def test_the_gap_follows_the_shared_step(root: Path) -> None:
+    step = torch.zeros((), dtype=torch.int64).share_memory_()
+    recipe = replace(RECIPE, sampler=Bounded(Gap((1, 4), (1, 4), 100), targets=1))
+    iterator = iter(ChunkDataset(str(root), recipe).train(0, step))
+
+    def gap() -> int:
+        names = next(iterator).context.names
+        assert names is not None
+        return int(names[0][1]) - int(names[0][0])
+
+    assert {gap() for _ in range(5)} == {1}
+    step.fill_(100)
+    assert {gap() for _ in range(5)} == {4}
+
+
+def test_unusable_scenes_are_counted_and_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = ours("wide", 5)
+    wide.K[:, 0, 0] = 0.3  # 118 degrees
+    torn = ours("torn", 5)
+    torn = replace(torn, images=tuple(image[:50] for image in torn.images))
+    mixed = replace(
+        ours("mixed", 5), depths=None, images=tuple(encoded(i, (12, 16 + i)) for i in range(5))
+    )
+    _chunks.append(tmp_path / "train", [wide, torn, ours("short", 1), ours("good", 5), mixed])
+    recipe = replace(RECIPE, resize=False)
+    with caplog.at_level(logging.INFO, "pmsplat"):
+        batches = take(ChunkDataset(str(tmp_path), recipe).train(0, STEP), 11)
+    assert {batch.scene[0] for batch in batches} == {"good"}
+    told = caplog.text
+    for reason in (
+        "a field of view beyond 100 degrees",
+        "an unreadable image",
+        "too few frames for the gap",
+        "photos of different sizes",
+    ):
+        assert reason in told
+
+
+def test_not_one_usable_scene_is_an_error(tmp_path: Path) -> None:
+    write_split(tmp_path, [["a", "b"], ["c"]])
+    recipe = replace(RECIPE, sampler=Bounded(Gap((9, 9), (9, 9)), 1))
+    with pytest.raises(UserError, match=r"not one scene .* too few frames for the gap \(3\)"):
+        take(ChunkDataset(str(tmp_path), recipe).train(0, STEP), 1)
+
+
+def test_errors_in_a_worker_stay_one_sentence(tmp_path: Path) -> None:
+    write_split(tmp_path, [["a"]])
+    path = tmp_path / "train" / "000000.torch"
+    path.write_bytes(path.read_bytes()[:-100])
+    loader = DataLoader(
+        ChunkDataset(str(tmp_path), RECIPE).train(0, STEP), num_workers=1, collate_fn=collate
+    )
+    with pytest.raises(UserError, match=r"^the chunk .*000000\.torch cannot be read") as caught:
+        take(loader, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluation_walks_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_split(tmp_path, [["a", "b", "c"], ["d", "e"]], "test")
+    index = {key: Frames((0, 4), (1, 3)) for key in "bdace"}
+    write_index(tmp_path / "index.json", index)
+    dataset = ChunkDataset(str(tmp_path), RECIPE, str(tmp_path / "index.json"))
+    batches = list(dataset.evaluation())
+    assert [b.scene[0] for b in batches] == ["b", "a", "c", "d", "e"]  # chunk by chunk
+    assert batches[0].context.names == (("000000", "000004"),)
+    assert batches[0].target.names == (("000001", "000003"),)
+    assert [b.scene[0] for b in dataset.evaluation(limit=2)] == ["b", "d"]
+    loader = DataLoader(dataset.evaluation(), 1, num_workers=2, collate_fn=collate)
+    assert [b.scene[0] for b in loader] == ["b", "a", "c", "d", "e"]
+    shared = []
+    for rank in range(2):
+        as_shard(monkeypatch, rank, 2, 0, 1)
+        part = dataset.evaluation()
+        shared += [b.scene[0] for b in part]
+        assert len(part) == 3 - rank
+    assert sorted(shared) == list("abcde")
+
+
+def test_an_index_of_other_data_is_told(tmp_path: Path) -> None:
+    write_split(tmp_path, [["a", "b"]], "test")
+    path = tmp_path / "index.json"
+    dataset = ChunkDataset(str(tmp_path), RECIPE, str(path))
+    with pytest.raises(UserError, match="there is no evaluation index"):
+        dataset.evaluation()
+    write_index(path, {"a": Frames((0, 1), (2,)), "x": Frames((0, 1), (2,))})
+    with pytest.raises(UserError, match=r"names 1 of 2 scenes .* 'x' first"):
+        dataset.evaluation()
+    write_index(path, {"a": Frames((0, 1), (2,)), "b": Frames((0, 1), (7,))})
+    with pytest.raises(UserError, match="frame 7 of scene 'b'; wanted a frame from 0 to 4"):
+        list(dataset.evaluation())
+    path.write_text(json.dumps({"a": None}))
+    with pytest.raises(UserError, match="no scene that is not null"):
+        dataset.evaluation()
+    with pytest.raises(UserError, match="has no evaluation index"):
+        ChunkDataset(str(tmp_path), RECIPE).evaluation()
+
+
+def test_batches_know_depth_range_and_scale(tmp_path: Path) -> None:
+    scene = ours("a", 5)
+    scene.near.mul_(torch.tensor([4.0, 2, 3, 4, 5]))  # type: ignore[union-attr]
+    _chunks.append(tmp_path / "train", [scene])
+    plain = replace(RECIPE, flip=0.0, size=(6, 8))
+    batch = take(ChunkDataset(str(tmp_path), plain).train(0, STEP), 1)[0]
+    scaled = take(ChunkDataset(str(tmp_path), replace(plain, scale_near=0.5)).train(0, STEP), 1)[0]
+    assert float(scaled.context.cameras.near.min()) == pytest.approx(0.5)
+    factor = 0.5 / float(batch.context.cameras.near.min())
+    for a, b in ((batch.context, scaled.context), (batch.target, scaled.target)):
+        assert a.depth is not None and b.depth is not None
+        points = camera.unproject_depth(a.depth, a.cameras.c2w, a.cameras.K)
+        got = camera.unproject_depth(b.depth, b.cameras.c2w, b.cameras.K)
+        torch.testing.assert_close(got, points * factor)
+    given = take(ChunkDataset(str(tmp_path), replace(plain, near=1.0, far=9.0)).train(0, STEP), 1)
+    assert given[0].target.cameras.far.unique().tolist() == [9.0]
+
+
+def test_scenes_without_range_need_one(tmp_path: Path) -> None:
+    _chunks.append(tmp_path / "train", [replace(ours("a", 5), near=None, far=None)])
+    with pytest.raises(UserError, match="carries no near and far"):
+        take(ChunkDataset(str(tmp_path), RECIPE).train(0, STEP), 1)
+
+
+def test_collate_joins_and_refuses(root: Path) -> None:
+    batches = take(ChunkDataset(str(root), RECIPE).train(0, STEP), 3)
+    blind = replace(batches[1], context=replace(batches[1].context, depth=None))
+    joined = collate([batches[0], blind, batches[2]])
+    assert joined.scene == [b.scene[0] for b in batches]
+    assert joined.context.names is not None and len(joined.context.names) == 3
+    assert joined.context.depth is not None and not joined.context.depth[1].any()
+    assert torch.equal(joined.target.cameras.K[2], batches[2].target.cameras.K[0])
+    recipe = replace(RECIPE, sampler=Spread(Gap((3, 3), (4, 4)), (3, 3), 2))
+    three = take(ChunkDataset(str(root), recipe).train(0, STEP), 1)
+    with pytest.raises(UserError, match=r"2 views of 8x8 and 3 views of 8x8 in one batch"):
+        collate([batches[0], three[0]])
+
+
+def test_dl3dv_cuts_where_re10k_scales(tmp_path: Path) -> None:
+    scene = replace(ours("a", 30), near=None, far=None, depths=None)
+    scene = replace(scene, images=tuple(encoded(i, (30, 40)) for i in range(30)))
+    scene.c2w[:, :3, 3] *= 100
+    _chunks.append(tmp_path / "train", [scene, replace(scene, key="far", c2w=scene.c2w * 1e6)])
+    common = {"root": str(tmp_path), "size": [16, 24], "min_gap": [5, 5], "max_gap": [9, 9]}
+    cut = take(dl3dv.build(dl3dv.Config(**common, views=[3, 3], flip=0.0)).train(0, STEP), 3)
+    assert {b.scene[0] for b in cut} == {"a"}
+    names = cut[0].context.names
+    assert names is not None
+    pixels = torch.from_numpy(scene.image(int(names[0][0]))).permute(2, 0, 1) / 255
+    assert torch.equal(cut[0].context.images[0, 0], pixels[:, 7:23, 8:32])
+    assert cut[0].target.images.shape == (1, 8, 3, 16, 24)
+    assert cut[0].context.cameras.far.unique().tolist() == [200.0]
+    scaled = take(re10k.build(re10k.Config(**common)).train(0, STEP), 1)[0]
+    K = scaled.context.cameras.K
+    assert scaled.context.images.shape == (1, 2, 3, 16, 24)
+    assert torch.isin(K[..., 0, 2], torch.cat([scene.K[:, 0, 2], 1 - scene.K[:, 0, 2]])).all()
+
+
+def test_own_photos_train_from_chunks(root: Path) -> None:
+    cfg = folder.Config(root=str(root), size=[8, 8], gap=[2, 3], target_views=2)
+    batch = take(folder.build(cfg).train(0, STEP), 1)[0]
+    assert batch.context.images.shape == (1, 2, 3, 8, 8)
+    assert float(batch.context.cameras.near.min()) == pytest.approx(0.5)
+
+
+def test_a_setting_of_the_wrong_length_is_told() -> None:
+    with pytest.raises(UserError, match=r"data\.size=\[256\]; wanted two numbers"):
+        re10k.build(re10k.Config(size=[256]))
