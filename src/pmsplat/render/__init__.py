@@ -19,7 +19,7 @@ from ..registry import suggest
 from ..types import Cameras, Gaussians, Rendering
 from ._projection import Blend
 
-PREFERRED = ("cpu", "reference")
+PREFERRED = ("gsplat", "cpu", "reference")
 ON_REQUEST = ("depth_median", "screen")
 
 
@@ -68,8 +68,8 @@ def rasterize(
 
     Returns:
         color [batch, target, 3, h, w], depth (expected z: Σ z·weight / Σ weight, 0 where nothing
-        was hit) and alpha [batch, target, h, w], attributes [batch, target, channel, h, w] if given.
-        All differentiable in means, scales, quats, opacities, sh, attributes and background;
+        was hit) and alpha [batch, target, h, w], if given attributes
+        [batch, target, channel, h, w]. All differentiable in means, scales, quats, opacities, sh, attributes and background;
         float32 (also under autocast), or float64 if the means are (gsplat: always float32).
 
     Raises:

@@ -74,6 +74,8 @@ def finite(
     """The same, with Gaussians that hold a NaN or infinity made harmless: opacity 0, all else 0."""
     parts = [gaussians.means, gaussians.scales, gaussians.quats_wxyz, gaussians.sh.flatten(2)]
     parts += [gaussians.opacities[..., None]] + ([] if attributes is None else [attributes])
+    if parts[0].device.type == "cpu" and all(part.detach().sum().isfinite() for part in parts):
+        return gaussians, attributes
     good = torch.stack([part.isfinite().all(dim=-1) for part in parts]).all(dim=0)
 
     def clean(tensor: Tensor) -> Tensor:
@@ -81,6 +83,14 @@ def finite(
         return torch.where(mask, tensor, torch.zeros((), device=good.device, dtype=tensor.dtype))
 
     return gaussians.map(clean), None if attributes is None else clean(attributes)
+
+
+def view_color(
+    gaussians: Gaussians, cameras: Cameras, sh_degree: int | None = None
+) -> Float[Tensor, "batch target gaussian 3"]:
+    """The colour of every Gaussian seen from every camera of its scene."""
+    directions = normalize(gaussians.means[:, None] - cameras.c2w[:, :, None, :3, 3], dim=-1)
+    return sh.color(gaussians.sh[:, None], directions, sh_degree)
 
 
 def project(
@@ -113,7 +123,7 @@ def project(
     scales = torch.where(kept[..., None], gaussians.scales[:, None], 0)
     root = gaussian.quat_to_rotation(gaussians.quats_wxyz)[:, None] * scales[..., None, :]
     axes = w2c[:, :, None, :3, :3] @ root
-    limit_x, limit_y = FIELD_OF_VIEW * width / (2 * fx), FIELD_OF_VIEW * height / (2 * fy)
+    limit_x, limit_y = tilt_limits(fx, fy, size)
     tilt_x = torch.minimum(torch.maximum(x_over_z, -limit_x), limit_x)[..., None]
     tilt_y = torch.minimum(torch.maximum(y_over_z, -limit_y), limit_y)[..., None]
     a = (fx / z)[..., None] * (axes[..., 0, :] - tilt_x * axes[..., 2, :])
@@ -125,16 +135,21 @@ def project(
     determinant = (cross * cross).sum(dim=-1) + BLUR * (aa + bb) + BLUR**2
     conic = torch.stack([bb + BLUR, -ab, aa + BLUR], dim=-1) / determinant[..., None]
 
-    directions = normalize(gaussians.means[:, None] - cameras.c2w[:, :, None, :3, 3], dim=-1)
-    color = sh.color(gaussians.sh[:, None], directions, sh_degree)
-
     with torch.no_grad():
         variance = torch.stack([aa, bb], dim=-1) + BLUR
         extent = (reach_squared(gaussians.opacities)[:, None, :, None] * variance).sqrt()
         image = xy.new_tensor([width, height])
         inside = ((xy + extent > 0) & (xy - extent < image)).all(dim=-1)
         extent = torch.where((kept & inside)[..., None], extent, 0)
-    return Splats(xy=xy, conic=conic, z=z, color=color, extent=extent)
+    return Splats(
+        xy=xy, conic=conic, z=z, color=view_color(gaussians, cameras, sh_degree), extent=extent
+    )
+
+
+def tilt_limits(fx: Tensor, fy: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The largest |x/z| and |y/z| in the Jacobian, for focal lengths in pixels."""
+    height, width = size
+    return FIELD_OF_VIEW * width / (2 * fx), FIELD_OF_VIEW * height / (2 * fy)
 
 
 def reach_squared(opacities: Tensor) -> Tensor:

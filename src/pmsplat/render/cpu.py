@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..geometry import camera
 from ..types import Cameras, Gaussians
 from . import _cpu_blend as kernels
-from . import _projection
+from . import _cpu_projection, _projection
 from ._projection import Blend, Splats
 
 
@@ -28,6 +29,54 @@ def near_to_far(z: np.ndarray, extent: np.ndarray) -> np.ndarray:
     keys = z[drawn].view(np.uint32).astype(np.uint64) << np.uint64(32) | drawn.astype(np.uint64)
     keys.sort()
     return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+class _Project(torch.autograd.Function):
+    """Means, scales and quaternions to the xy, conic, z and extent of Splats."""
+
+    @staticmethod
+    def forward(ctx: Any, means, scales, quats, reach_squared, cameras, size) -> Any:
+        height, width = size
+        inputs = [tensor.detach().contiguous() for tensor in (means, scales, quats)]
+        shape = (len(means), cameras.shape[1], means.shape[1])
+        xy, conic, z, extent = (means.new_empty(*shape, *n) for n in ((2,), (3,), (), (2,)))
+        arrays = [tensor.numpy() for tensor in (*inputs, reach_squared.contiguous(), cameras)]
+        out = [tensor.numpy() for tensor in (xy, conic, z, extent)]
+        for b in range(len(means)):
+            _cpu_projection.project(*(x[b] for x in arrays), width, height, *(x[b] for x in out))
+        ctx.save_for_backward(*inputs, cameras)
+        ctx.mark_non_differentiable(extent)
+        return xy, conic, z, extent
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        given = [tensor.contiguous().numpy() for tensor in grads[:3]]
+        arrays = [tensor.numpy() for tensor in ctx.saved_tensors]
+        out = [torch.zeros_like(tensor) for tensor in ctx.saved_tensors[:3]]
+        for b in range(len(out[0])):
+            _cpu_projection.project_back(
+                *(x[b] for x in arrays), *(x[b] for x in given), *(x[b].numpy() for x in out)
+            )
+        return *out, None, None, None
+
+
+def project(
+    gaussians: Gaussians, cameras: Cameras, size: tuple[int, int], sh_degree: int | None = None
+) -> Splats:
+    """`_projection.project`, several times faster."""
+    height, width = size
+    K = camera.K_px(cameras.K, height, width)
+    fx, fy, cx, cy = K[..., 0, 0], K[..., 1, 1], K[..., 0, 2], K[..., 1, 2]
+    columns = [fx, fy, cx, cy, *_projection.tilt_limits(fx, fy, size)]
+    columns.append(_projection.NEAR_FRACTION * cameras.near)
+    rows = _projection.world_to_camera(cameras)[..., :3, :].flatten(-2)
+    packed = torch.cat([rows, torch.stack(columns, dim=-1)], dim=-1).double().contiguous()
+    reach_squared = _projection.reach_squared(gaussians.opacities.detach())
+    xy, conic, z, extent = _Project.apply(
+        gaussians.means, gaussians.scales, gaussians.quats_wxyz, reach_squared, packed, size
+    )
+    color = _projection.view_color(gaussians, cameras, sh_degree)
+    return Splats(xy=xy, conic=conic, z=z, color=color, extent=extent)
 
 
 @dataclass(frozen=True)
@@ -43,7 +92,7 @@ class _Image:
 
 
 class _Composite(torch.autograd.Function):
-    """Splats to [batch, target, (alpha, red, green, blue, z, median, attributes), height, width]."""
+    """Splats to [batch, target, channel, height, width]: alpha, rgb, z, median, attributes."""
 
     @staticmethod
     def forward(ctx: Any, xy, conic, opacities, color, z, attributes, extent, size) -> Tensor:
@@ -125,5 +174,5 @@ def blend(
 ) -> Blend:
     """What `rasterize` wants of a backend."""
     gaussians, attributes = _projection.finite(gaussians, attributes)
-    splats = _projection.project(gaussians, cameras, size, sh_degree)
+    splats = project(gaussians, cameras, size, sh_degree)
     return composite(splats, gaussians.opacities, attributes, size)

@@ -1,0 +1,210 @@
+"""Projection on the CPU: numba kernels that take one Gaussian into all targets of its scene.
+
+The twin of `_projection.project`, without its intermediate arrays: the backward pass computes them
+again. Colours stay with torch. Inside, numbers are float64 whatever the arrays hold.
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+
+from . import _projection
+from ._cpu_blend import inlined, parallel
+
+BLUR, MAX_PIXELS = _projection.BLUR, _projection.MAX_PIXELS
+CHUNK = 512  # Gaussians that share a worker's scratch memory
+
+# Columns of a camera: w2c as three rows of four, then focal lengths and principal point in pixels,
+# the limits of x/z and y/z in the Jacobian, the z at and before which Gaussians are culled
+FX, FY, CX, CY, LIMIT_X, LIMIT_Y, CULL, CAMERA = 12, 13, 14, 15, 16, 17, 18, 19
+
+
+@inlined
+def _unit(quat):
+    """The unit quaternion (w, x, y, z) and the length it had."""
+    w, x, y, z = np.float64(quat[0]), np.float64(quat[1]), np.float64(quat[2]), np.float64(quat[3])
+    length = max(math.sqrt(w * w + x * x + y * y + z * z), 1e-12)
+    return w / length, x / length, y / length, z / length, length
+
+
+@inlined
+def _rotation(w, x, y, z, out):
+    out[0, 0], out[0, 1], out[0, 2] = (
+        1 - 2 * (y * y + z * z),
+        2 * (x * y - w * z),
+        2 * (x * z + w * y),
+    )
+    out[1, 0], out[1, 1], out[1, 2] = (
+        2 * (x * y + w * z),
+        1 - 2 * (x * x + z * z),
+        2 * (y * z - w * x),
+    )
+    out[2, 0], out[2, 1], out[2, 2] = (
+        2 * (x * z - w * y),
+        2 * (y * z + w * x),
+        1 - 2 * (x * x + y * y),
+    )
+
+
+@inlined
+def _to_camera(camera, mean):
+    """The mean in the camera frame."""
+    x, y, z = np.float64(mean[0]), np.float64(mean[1]), np.float64(mean[2])
+    return (
+        camera[0] * x + camera[1] * y + camera[2] * z + camera[3],
+        camera[4] * x + camera[5] * y + camera[6] * z + camera[7],
+        camera[8] * x + camera[9] * y + camera[10] * z + camera[11],
+    )
+
+
+@inlined
+def _kept(camera, x, y, z, scale):
+    """Whether a Gaussian is in front and of a size and place that can be drawn."""
+    reach = max(abs(x), abs(y), scale[0], scale[1], scale[2])
+    return z > camera[CULL] and reach * max(camera[FX], camera[FY]) < MAX_PIXELS * z
+
+
+@inlined
+def _axes(camera, rotation, scale, tilt_x, tilt_y, z, axes, a, b):
+    """Fills the axes in the camera frame (columns) and the rows `a`, `b` of their images."""
+    for j in range(3):
+        for i in range(3):
+            axes[i, j] = scale[j] * (
+                camera[4 * i] * rotation[0, j]
+                + camera[4 * i + 1] * rotation[1, j]
+                + camera[4 * i + 2] * rotation[2, j]
+            )
+        a[j] = camera[FX] / z * (axes[0, j] - tilt_x * axes[2, j])
+        b[j] = camera[FY] / z * (axes[1, j] - tilt_y * axes[2, j])
+
+
+@inlined
+def _conic(a, b):
+    """Both variances in px² and the inverse covariance (xx, xy, yy)."""
+    xx = a[0] * a[0] + a[1] * a[1] + a[2] * a[2]
+    yy = b[0] * b[0] + b[1] * b[1] + b[2] * b[2]
+    xy = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+    u, v, w = a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+    determinant = u * u + v * v + w * w + BLUR * (xx + yy) + BLUR * BLUR
+    xx, yy = xx + BLUR, yy + BLUR
+    return xx, yy, yy / determinant, -xy / determinant, xx / determinant
+
+
+@parallel
+def project(means, scales, quats, reach_squared, cameras, width, height, xy, conic, z, extent):
+    """Fills [target, gaussian, ...] positions, conics, z and extents of one scene."""
+    count = len(means)
+    for chunk in prange(-(-count // CHUNK)):
+        rotation, axes = np.empty((3, 3)), np.empty((3, 3))
+        a, b = np.empty(3), np.empty(3)
+        for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, count)):
+            qw, qx, qy, qz, _ = _unit(quats[n])
+            _rotation(qw, qx, qy, qz, rotation)
+            for t in range(len(cameras)):
+                camera = cameras[t]
+                px, py, pz = _to_camera(camera, means[n])
+                if not _kept(camera, px, py, pz, scales[n]):
+                    xy[t, n, 0], xy[t, n, 1], z[t, n] = camera[CX], camera[CY], 1
+                    conic[t, n, 0], conic[t, n, 1], conic[t, n, 2] = 1 / BLUR, 0, 1 / BLUR
+                    extent[t, n, 0], extent[t, n, 1] = 0, 0
+                    continue
+                ratio_x, ratio_y = px / pz, py / pz
+                tilt_x = min(max(ratio_x, -camera[LIMIT_X]), camera[LIMIT_X])
+                tilt_y = min(max(ratio_y, -camera[LIMIT_Y]), camera[LIMIT_Y])
+                _axes(camera, rotation, scales[n], tilt_x, tilt_y, pz, axes, a, b)
+                xx, yy, c0, c1, c2 = _conic(a, b)
+                u, v = camera[FX] * ratio_x + camera[CX], camera[FY] * ratio_y + camera[CY]
+                rx, ry = math.sqrt(reach_squared[n] * xx), math.sqrt(reach_squared[n] * yy)
+                seen = u + rx > 0 and u - rx < width and v + ry > 0 and v - ry < height
+                xy[t, n, 0], xy[t, n, 1], z[t, n] = u, v, pz
+                conic[t, n, 0], conic[t, n, 1], conic[t, n, 2] = c0, c1, c2
+                extent[t, n, 0], extent[t, n, 1] = (rx, ry) if seen else (0.0, 0.0)
+
+
+@parallel
+def project_back(means, scales, quats, cameras, g_xy, g_conic, g_z, d_means, d_scales, d_quats):
+    """Fills the gradients of one scene's means, scales and quaternions."""
+    count = len(means)
+    for chunk in prange(-(-count // CHUNK)):
+        rotation, axes, d_rotation = np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3))
+        a, b, d_mean, d_scale = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
+        for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, count)):
+            qw, qx, qy, qz, length = _unit(quats[n])
+            _rotation(qw, qx, qy, qz, rotation)
+            d_rotation[:], d_mean[:], d_scale[:] = 0, 0, 0
+            touched = False
+            for t in range(len(cameras)):
+                g0, g1, g2 = g_conic[t, n, 0], g_conic[t, n, 1], g_conic[t, n, 2]
+                gu, gv, gz = g_xy[t, n, 0], g_xy[t, n, 1], g_z[t, n]
+                if g0 == 0 and g1 == 0 and g2 == 0 and gu == 0 and gv == 0 and gz == 0:
+                    continue
+                px, py, pz = _to_camera(cameras[t], means[n])
+                if not _kept(cameras[t], px, py, pz, scales[n]):
+                    continue
+                touched = True
+                _target_back(
+                    cameras[t], px, py, pz, rotation, scales[n], gu, gv, gz, g0, g1, g2,
+                    axes, a, b, d_rotation, d_mean, d_scale,
+                )  # fmt: skip
+            if touched:
+                for i in range(3):
+                    d_means[n, i], d_scales[n, i] = d_mean[i], d_scale[i]
+                _quat_back(qw, qx, qy, qz, length, d_rotation, d_quats[n])
+
+
+@inlined
+def _target_back(
+    camera, x, y, z, rotation, scale, gu, gv, gz, g0, g1, g2,
+    axes, a, b, d_rotation, d_mean, d_scale,
+):  # fmt: skip
+    """Adds what one target says of a Gaussian: gradients of its rotation, mean and scale."""
+    ratio_x, ratio_y = x / z, y / z
+    tilt_x = min(max(ratio_x, -camera[LIMIT_X]), camera[LIMIT_X])
+    tilt_y = min(max(ratio_y, -camera[LIMIT_Y]), camera[LIMIT_Y])
+    _axes(camera, rotation, scale, tilt_x, tilt_y, z, axes, a, b)
+    _, _, c0, c1, c2 = _conic(a, b)
+    # The gradient of an inverse P of Σ: dΣ = -P dP P
+    g_xx = -(c0 * c0 * g0 + c0 * c1 * g1 + c1 * c1 * g2)
+    g_yy = -(c1 * c1 * g0 + c1 * c2 * g1 + c2 * c2 * g2)
+    g_xy = -(2 * c0 * c1 * g0 + (c0 * c2 + c1 * c1) * g1 + 2 * c1 * c2 * g2)
+    fx_z, fy_z = camera[FX] / z, camera[FY] / z
+    g_tilt_x = g_tilt_y = g_log_z = 0.0
+    for j in range(3):
+        g_a, g_b = 2 * g_xx * a[j] + g_xy * b[j], 2 * g_yy * b[j] + g_xy * a[j]
+        g_log_z -= g_a * a[j] + g_b * b[j]
+        g_tilt_x -= g_a * fx_z * axes[2, j]
+        g_tilt_y -= g_b * fy_z * axes[2, j]
+        g0_j, g1_j = g_a * fx_z, g_b * fy_z
+        g2_j = -(tilt_x * g0_j + tilt_y * g1_j)
+        for i in range(3):
+            g_axis = camera[i] * g0_j + camera[4 + i] * g1_j + camera[8 + i] * g2_j
+            d_scale[j] += g_axis * rotation[i, j]
+            d_rotation[i, j] += g_axis * scale[j]
+    g_ratio_x = camera[FX] * gu + (g_tilt_x if tilt_x == ratio_x else 0.0)
+    g_ratio_y = camera[FY] * gv + (g_tilt_y if tilt_y == ratio_y else 0.0)
+    g_x, g_y = g_ratio_x / z, g_ratio_y / z
+    g_z = gz + (g_log_z - g_ratio_x * ratio_x - g_ratio_y * ratio_y) / z
+    for i in range(3):
+        d_mean[i] += camera[i] * g_x + camera[4 + i] * g_y + camera[8 + i] * g_z
+
+
+@inlined
+def _quat_back(w, x, y, z, length, g, out):
+    """Fills the gradient of a quaternion, given that of its rotation matrix."""
+    gw = 2 * (x * (g[2, 1] - g[1, 2]) + y * (g[0, 2] - g[2, 0]) + z * (g[1, 0] - g[0, 1]))
+    gx = 2 * (
+        y * (g[0, 1] + g[1, 0]) + z * (g[0, 2] + g[2, 0])
+        + w * (g[2, 1] - g[1, 2]) - 2 * x * (g[1, 1] + g[2, 2])
+    )  # fmt: skip
+    gy = 2 * (
+        x * (g[0, 1] + g[1, 0]) + z * (g[1, 2] + g[2, 1])
+        + w * (g[0, 2] - g[2, 0]) - 2 * y * (g[0, 0] + g[2, 2])
+    )  # fmt: skip
+    gz = 2 * (
+        x * (g[0, 2] + g[2, 0]) + y * (g[1, 2] + g[2, 1])
+        + w * (g[1, 0] - g[0, 1]) - 2 * z * (g[0, 0] + g[1, 1])
+    )  # fmt: skip
+    along = w * gw + x * gx + y * gy + z * gz
+    out[0], out[1] = (gw - w * along) / length, (gx - x * along) / length
+    out[2], out[3] = (gy - y * along) / length, (gz - z * along) / length

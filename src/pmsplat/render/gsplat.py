@@ -1,0 +1,108 @@
+"""Rasterisation on CUDA with gsplat: all scenes, views and features in one call.
+
+Ye et al., "gsplat: An Open-Source Library for Gaussian Splatting", 2024; written for gsplat 1.5.3,
+which builds its kernels on first use and therefore needs the CUDA toolkit (nvcc).
+"""
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..geometry import camera
+from ..types import Cameras, Gaussians, Screen
+from ._projection import BLUR, NEAR_FRACTION, Blend, finite, view_color, world_to_camera
+
+
+def obstacle(device: torch.device) -> UserError | None:
+    """Why this backend cannot draw tensors of `device`, if so."""
+    if device.type != "cuda":
+        return UserError(
+            f"the renderer 'gsplat' was given tensors on {device}",
+            "tensors on a CUDA device",
+            "move them with .to('cuda') or choose backend='auto'",
+        )
+    return _broken()
+
+
+@functools.cache
+def _broken() -> UserError | None:
+    """Why gsplat cannot be used on this machine; its kernels are built here if they never were."""
+    if importlib.util.find_spec("gsplat") is None:
+        return UserError(
+            "gsplat is not installed",
+            "gsplat for backend='gsplat'",
+            "install it with `pip install gsplat==1.5.3` or choose backend='reference'",
+        )
+    try:
+        from gsplat.cuda._backend import _C
+    except (ImportError, RuntimeError) as error:
+        return UserError(
+            f"gsplat could not build its CUDA kernels ({error})",
+            "a CUDA toolkit that matches torch",
+            f"install the toolkit of CUDA {torch.version.cuda} or choose backend='reference'",
+        )
+    if _C is None:
+        return UserError(
+            "gsplat found no CUDA toolkit",
+            "nvcc, to build its kernels once",
+            "set CUDA_HOME, or install the toolkit, or choose backend='reference'",
+        )
+    return None
+
+
+def blend(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: tuple[int, int],
+    attributes: Tensor | None,
+    sh_degree: int | None,
+    median: bool,
+) -> Blend:
+    """What `rasterize` wants of a backend, in float32 whatever comes in."""
+    from gsplat import rasterization
+
+    if median:
+        raise UserError(
+            "gsplat draws no median depth",
+            "extras without 'depth_median'",
+            "choose backend='reference', or move to the CPU for backend='cpu'",
+        )
+    gaussians, cameras = gaussians.to(torch.float32), cameras.to(torch.float32)
+    gaussians, attributes = finite(gaussians, None if attributes is None else attributes.float())
+    features = view_color(gaussians, cameras, sh_degree)
+    if attributes is not None:
+        shared = attributes[:, None].expand(-1, features.shape[1], -1, -1)
+        features = torch.cat([features, shared], dim=-1)
+
+    # gsplat has one near plane for all cameras. A world scaled by 1 / near looks the same from each
+    # camera, and there the plane is one number.
+    height, width = size
+    near = cameras.near[..., None, None]
+    shrink = torch.cat([(1 / near).expand(-1, -1, 3, 1), torch.ones_like(near)], dim=-2)
+    drawn, alpha, details = rasterization(
+        means=gaussians.means,
+        quats=gaussians.quats_wxyz,
+        scales=gaussians.scales,
+        opacities=gaussians.opacities,
+        colors=features,
+        viewmats=shrink * world_to_camera(cameras),
+        Ks=camera.K_px(cameras.K, height, width),
+        width=width,
+        height=height,
+        near_plane=NEAR_FRACTION,
+        eps2d=BLUR,
+        packed=False,
+        render_mode="RGB+D",
+    )
+    channels = drawn.movedim(-1, 2)
+    return Blend(
+        color=channels[:, :, :3],
+        depth=channels[:, :, -1] * near,
+        alpha=alpha[..., 0],
+        attributes=None if attributes is None else channels[:, :, 3:-1],
+        depth_median=None,
+        screen=Screen(means=details["means2d"], radii=details["radii"].amax(dim=-1).float()),
+    )
