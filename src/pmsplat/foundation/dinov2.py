@@ -11,11 +11,13 @@ import timm
 import torch
 from jaxtyping import Float
 from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import gelu, interpolate
 
 from ..errors import UserError
 from ..kernels.attention import attention
+from ..kernels.linear import linear
 
 PATCH = 14
 GRID = 37  # patches per side that the position embedding was trained with
@@ -28,7 +30,7 @@ NAMES = {
 WIDTHS = {"vits": 384, "vitb": 768, "vitl": 1024}
 
 
-class _DoorAttention(Attention):
+class _Attention(Attention):
     """timm's attention, through our door."""
 
     backend = "sdpa"
@@ -38,9 +40,19 @@ class _DoorAttention(Attention):
     ) -> Tensor:
         assert attn_mask is None and not is_causal
         batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        qkv = linear(x, self.qkv.weight, self.qkv.bias)
+        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, self.head_dim)
         x = attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0), backend=self.backend)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
+        x = x.transpose(1, 2).reshape(batch, tokens, -1)
+        return linear(x, self.proj.weight, self.proj.bias)
+
+
+class _Mlp(Mlp):
+    """timm's feed-forward network, with our matrix product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = gelu(linear(x, self.fc1.weight, self.fc1.bias))
+        return linear(x, self.fc2.weight, self.fc2.bias)
 
 
 @cache
@@ -72,7 +84,8 @@ class DinoV2(nn.Module):
             pretrained=pretrained,
             num_classes=0,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            attn_layer=_DoorAttention,
+            attn_layer=_Attention,
+            mlp_layer=_Mlp,
         )
         for block in self.vit.blocks:
             block.attn.backend = backend

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
+from .linear import Linear
 
 SPLITS = 2  # windows per axis
 APART = -100.0  # added to the score of two pixels that only the cyclic shift made neighbours
@@ -96,17 +97,17 @@ class Layer(nn.Module):
     def __init__(self, width: int, backend: str) -> None:
         super().__init__()
         self.backend = backend
-        self.self_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.self_merge = nn.Linear(width, width, bias=False)
+        self.self_qkv = Linear(width, 3 * width, bias=False)
+        self.self_merge = Linear(width, width, bias=False)
         self.self_norm = nn.LayerNorm(width)
-        self.cross_q = nn.Linear(width, width, bias=False)
-        self.cross_kv = nn.Linear(width, 2 * width, bias=False)
-        self.cross_merge = nn.Linear(width, width, bias=False)
+        self.cross_q = Linear(width, width, bias=False)
+        self.cross_kv = Linear(width, 2 * width, bias=False)
+        self.cross_merge = Linear(width, width, bias=False)
         self.cross_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(2 * width, 8 * width, bias=False),
+            Linear(2 * width, 8 * width, bias=False),
             nn.GELU(),
-            nn.Linear(8 * width, width, bias=False),
+            Linear(8 * width, width, bias=False),
         )
         self.mlp_norm = nn.LayerNorm(width)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, silu
 
 from ..kernels.attention import attention
+from .linear import Linear
 
 
 class GroupNorm(nn.GroupNorm):
@@ -62,8 +63,8 @@ class ViewAttention(nn.Module):
         super().__init__()
         self.head, self.post_norm, self.backend = min(head, width), post_norm, backend
         self.norm = GroupNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         zeroed(self.norm if post_norm else self.out)
 
     def forward(self, x: Tensor, views: int) -> Tensor:
