@@ -41,8 +41,9 @@ def ranges(survey: Survey, sensor: Float[np.ndarray, " point"] | None) -> list[R
     look at, or, where they look at none, 3 and 300 times the step from camera to camera.
     """
     stated = [(shot.near, shot.far) for shot in survey.shots]
-    if all(near is not None and far is not None for near, far in stated):
-        return [(near, far) for near, far in stated if near is not None and far is not None]
+    told = [(near, far) for near, far in stated if near is not None and far is not None]
+    if len(told) == len(stated):
+        return [_checked(near, far) for near, far in told]
     if survey.points is not None and len(survey.points) >= _FEWEST_POINTS:
         return _from_points(survey)
     if sensor is not None and (sensor > 0).any():
@@ -52,6 +53,14 @@ def ranges(survey: Survey, sensor: Float[np.ndarray, " point"] | None) -> list[R
         "`near` and `far` in transforms.json set them"
     )
     return _from_cameras(np.stack([shot.c2w for shot in survey.shots]))
+
+
+def _checked(near: float, far: float) -> Range:
+    if not 0 < near < far:
+        raise UserError(
+            f"the camera file has near={near:g} and far={far:g}", "0 < near < far", "correct them"
+        )
+    return near, far
 
 
 def _from_points(survey: Survey) -> list[Range]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
-from ..io import images, poses
+from ..io import colmap, images, poses
 from ..io.poses import Lens, Shot, Survey
 from ..types import Views
 from ._chunks import INDEX, ChunkScene, read_chunk, read_split
@@ -198,7 +198,7 @@ def _json_scene(path: Path, images_folder: str | None) -> PhotoScene:
 def _colmap(folder: Path, name: str, images_folder: str | None) -> PhotoScene:
     model = _model_folder(folder)
     assert model is not None
-    survey = poses.read_colmap(model)
+    survey = colmap.read_colmap(model)
     files = [folder / (images_folder or "images") / shot.file for shot in survey.shots]
     photos = [  # COLMAP looks at pixels as they are stored, whatever EXIF says
         Photo(shot.file, file, shot.lens, upright=False)

@@ -1,14 +1,13 @@
-"""Camera files: COLMAP sparse models, transforms.json (nerfstudio, instant-ngp), our cameras.json.
+"""Camera files: transforms.json (nerfstudio, instant-ngp), our cameras.json; COLMAP in `colmap`.
 
 Every reader gives poses in OpenCV axes (x right, y down, z forward), camera to world, float64, in
-the world and unit of the file. Pixels are centred at index + 0.5. File formats:
-https://colmap.github.io/format.html, https://docs.nerf.studio/quickstart/data_conventions.html.
+the world and unit of the file. Pixels are centred at index + 0.5. The format of transforms.json:
+https://docs.nerf.studio/quickstart/data_conventions.html.
 """
 
 import json
 import math
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,27 @@ class Lens:
 
 
 @dataclass(frozen=True)
+class LensModel:
+    """A lens model of COLMAP (nerfstudio uses the names): its parameters, in their order."""
+
+    name: str
+    parameters: tuple[str, ...]
+
+
+LENS_MODELS = {
+    0: LensModel("SIMPLE_PINHOLE", ("f", "cx", "cy")),
+    1: LensModel("PINHOLE", ("fx", "fy", "cx", "cy")),
+    2: LensModel("SIMPLE_RADIAL", ("f", "cx", "cy", "k1")),
+    3: LensModel("RADIAL", ("f", "cx", "cy", "k1", "k2")),
+    4: LensModel("OPENCV", ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2")),
+    6: LensModel(
+        "FULL_OPENCV",
+        ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Shot:
     """One posed photograph of a camera file.
 
@@ -77,44 +97,6 @@ class Survey:
     shots: tuple[Shot, ...]
     points: Float[np.ndarray, "point 3"] | None = None
     depth_scale: float = 1e-3
-
-
-def read_colmap(folder: str | Path) -> Survey:
-    """A sparse model, binary or text (cameras, images, points3D), shots in order of their names.
-
-    Raises UserError for missing or damaged files and for lenses that are no pinhole with radial and
-    tangential distortion (fisheye lenses).
-    """
-    folder = Path(folder)
-    kind = ".bin" if (folder / "cameras.bin").is_file() else ".txt"
-    paths = [folder / f"{name}{kind}" for name in ("cameras", "images", "points3D")]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(
-                f"there is no {path}",
-                "a COLMAP model: cameras, images and points3D, all .bin or all .txt",
-                "export the whole sparse model",
-            )
-    try:
-        if kind == ".bin":
-            lenses = _binary_lenses(paths[0])
-            ids, points = _binary_points(paths[2])
-            shots = _binary_shots(paths[1], lenses, ids)
-        else:
-            lenses = _text_lenses(paths[0])
-            ids, points = _text_points(paths[2])
-            shots = _text_shots(paths[1], lenses, ids)
-    except (ValueError, KeyError, IndexError, struct.error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"the COLMAP model {folder} is damaged ({type(error).__name__}: {error})",
-            "whole cameras, images and points3D files",
-            "export the model again",
-        ) from error
-    if not shots:
-        raise UserError(f"the COLMAP model {folder} has no images", "at least one", "pose again")
-    return Survey(tuple(sorted(shots, key=lambda shot: shot.file)), points)
 
 
 def read_transforms(path: str | Path) -> Survey:
@@ -157,7 +139,7 @@ def read_cameras(path: str | Path) -> Survey:
             Shot(
                 file=name,
                 lens=Lens(
-                    size=_size(path, height, width),
+                    size=checked_size(path, height, width),
                     focal=(K[0, 0] * width, K[1, 1] * height),
                     center=(K[0, 2] * width, K[1, 2] * height),
                 ),
@@ -200,193 +182,6 @@ def write_cameras(
     write_text(path, json.dumps(head | {"frames": frames}, indent=1) + "\n")
 
 
-# COLMAP
-
-
-@dataclass(frozen=True)
-class _Model:
-    name: str
-    parameters: tuple[str, ...]
-
-
-_MODELS = {
-    0: _Model("SIMPLE_PINHOLE", ("f", "cx", "cy")),
-    1: _Model("PINHOLE", ("fx", "fy", "cx", "cy")),
-    2: _Model("SIMPLE_RADIAL", ("f", "cx", "cy", "k1")),
-    3: _Model("RADIAL", ("f", "cx", "cy", "k1", "k2")),
-    4: _Model("OPENCV", ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2")),
-    6: _Model(
-        "FULL_OPENCV",
-        ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
-    ),
-}
-_OTHER_MODELS = {
-    5: "OPENCV_FISHEYE",
-    7: "FOV",
-    8: "SIMPLE_RADIAL_FISHEYE",
-    9: "RADIAL_FISHEYE",
-    10: "THIN_PRISM_FISHEYE",
-    11: "RAD_TAN_THIN_PRISM_FISHEYE",
-}
-
-
-class _Cursor:
-    """Reads a binary file from front to back; asking for more than is left is a ValueError."""
-
-    def __init__(self, path: Path) -> None:
-        self.data = memoryview(path.read_bytes())
-        self.at = 0
-
-    def array(self, dtype: Any, count: int) -> np.ndarray:
-        bytes_ = np.dtype(dtype).itemsize * count
-        if bytes_ > len(self.data) - self.at:
-            raise ValueError(f"{bytes_} more bytes expected, {len(self.data) - self.at} left")
-        values = np.frombuffer(self.data, dtype, count, self.at)
-        self.at += bytes_
-        return values
-
-    def take(self, form: str) -> tuple[Any, ...]:
-        values = struct.unpack_from("<" + form, self.data, self.at)
-        self.at += struct.calcsize("<" + form)
-        return values
-
-    def text(self) -> str:
-        end = self.data.obj.find(b"\0", self.at)  # type: ignore[union-attr]
-        if end < 0:
-            raise ValueError("a file name without an end")
-        name = bytes(self.data[self.at : end]).decode("utf-8", "surrogateescape")
-        self.at = end + 1
-        return name
-
-
-def _binary_lenses(path: Path) -> dict[int, Lens]:
-    cursor = _Cursor(path)
-    lenses = {}
-    for _ in range(cursor.take("Q")[0]):
-        number, model, width, height = cursor.take("IiQQ")
-        if model not in _MODELS:
-            raise _unknown_lens(path, _OTHER_MODELS.get(model, f"number {model}"))
-        parameters = cursor.array("<f8", len(_MODELS[model].parameters))
-        lenses[number] = _lens(path, _MODELS[model], width, height, parameters.tolist())
-    return lenses
-
-
-_OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
-
-
-def _binary_shots(path: Path, lenses: dict[int, Lens], ids: np.ndarray) -> list[Shot]:
-    cursor = _Cursor(path)
-    shots = []
-    for _ in range(cursor.take("Q")[0]):
-        _, *pose = cursor.take("I7d")
-        (camera,) = cursor.take("I")
-        name = cursor.text()
-        (count,) = cursor.take("Q")
-        observed = cursor.array(_OBSERVATION, count)["point"]
-        shots.append(_colmap_shot(path, name, lenses[camera], pose, observed, ids))
-    return shots
-
-
-def _binary_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(sorted ids, points in that order)."""
-    cursor = _Cursor(path)
-    ids, points = [], []
-    for _ in range(cursor.take("Q")[0]):
-        number, *xyz, _, _, _, _, track = cursor.take("Q3d3BdQ")
-        cursor.array("<u8", track)
-        ids.append(number)
-        points.append(xyz)
-    return _by_id(ids, points)
-
-
-def _rows(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            if not line.startswith("#"):
-                yield line.strip()
-
-
-def _text_lenses(path: Path) -> dict[int, Lens]:
-    models = {model.name: model for model in _MODELS.values()}
-    lenses = {}
-    for line in filter(None, _rows(path)):
-        number, name, width, height, *parameters = line.split()
-        if name not in models:
-            raise _unknown_lens(path, name)
-        values = [float(value) for value in parameters]
-        lenses[int(number)] = _lens(path, models[name], int(width), int(height), values)
-    return lenses
-
-
-def _text_shots(path: Path, lenses: dict[int, Lens], ids: np.ndarray) -> list[Shot]:
-    rows = _rows(path)
-    shots = []
-    for line in rows:
-        if not line:
-            continue
-        _, *pose, camera, name = line.split(maxsplit=9)
-        observed = np.array(next(rows, "").split()[2::3], dtype=np.int64).astype(np.uint64)
-        pose = [float(value) for value in pose]
-        shots.append(_colmap_shot(path, name, lenses[int(camera)], pose, observed, ids))
-    return shots
-
-
-def _text_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    rows = [line.split(maxsplit=4)[:4] for line in filter(None, _rows(path))]
-    return _by_id([int(row[0]) for row in rows], [[float(x) for x in row[1:]] for row in rows])
-
-
-def _by_id(ids: list[int], points: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    numbers = np.array(ids, dtype=np.uint64)
-    order = numbers.argsort()
-    return numbers[order], np.array(points, dtype=np.float64).reshape(-1, 3)[order]
-
-
-def _colmap_shot(
-    path: Path,
-    name: str,
-    lens: Lens,
-    pose: Sequence[float],
-    observed: np.ndarray,
-    ids: np.ndarray,
-) -> Shot:
-    """A shot from COLMAP's world-to-camera quaternion (wxyz) and translation."""
-    q = np.array(pose[:4])
-    length = float(np.linalg.norm(q))
-    if not math.isfinite(length) or length < 1e-6 or not np.isfinite(pose).all():
-        raise _bad_pose(path, name, "is not finite or has no rotation")
-    w, x, y, z = q / length
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    c2w = np.eye(4)
-    c2w[:3, :3] = rotation.T
-    c2w[:3, 3] = -rotation.T @ np.array(pose[4:])
-    rows = np.searchsorted(ids, observed).clip(max=max(len(ids) - 1, 0))
-    known = ids[rows] == observed if len(ids) else np.zeros(len(observed), bool)
-    return Shot(name, lens, c2w, seen=np.unique(rows[known]))
-
-
-def _lens(path: Path, model: _Model, width: int, height: int, values: list[float]) -> Lens:
-    named = dict(zip(model.parameters, values, strict=True))
-    fx, fy = (named.get(key, named.get("f", 0.0)) for key in ("fx", "fy"))
-    lens = Lens(
-        size=_size(path, height, width),
-        focal=(fx, fy),
-        center=(named["cx"], named["cy"]),
-        radial=tuple(named.get(f"k{i}", 0.0) for i in range(1, 7)),
-        tangential=(named.get("p1", 0.0), named.get("p2", 0.0)),
-    )
-    return _checked(path, lens)
-
-
-# transforms.json
-
-
 def _transforms_shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
     if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
         raise UserError(f"a frame of {path} has no file_path", "a photo's path", "export again")
@@ -407,10 +202,10 @@ def _transforms_shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
 
 def _transforms_lens(path: Path, file: str, told: dict[str, Any]) -> Lens:
     model = told.get("camera_model", "OPENCV")
-    if model not in {known.name for known in _MODELS.values()} or told.get("is_fisheye"):
-        raise _unknown_lens(path, "fisheye" if told.get("is_fisheye") else str(model))
+    if model not in {known.name for known in LENS_MODELS.values()} or told.get("is_fisheye"):
+        raise unknown_lens(path, "fisheye" if told.get("is_fisheye") else str(model))
     if "w" in told and "h" in told:
-        size = _size(path, int(_number(path, told, "h")), int(_number(path, told, "w")))
+        size = checked_size(path, int(_number(path, told, "h")), int(_number(path, told, "w")))
     else:
         size = images.image_size(path.parent / file)
     height, width = size
@@ -438,7 +233,7 @@ def _transforms_lens(path: Path, file: str, told: dict[str, Any]) -> Lens:
         radial=tuple(_number(path, told, f"k{i}", 0.0) for i in range(1, 7)),
         tangential=(_number(path, told, "p1", 0.0), _number(path, told, "p2", 0.0)),
     )
-    return _checked(path, lens)
+    return checked_lens(path, lens)
 
 
 def _with_suffix(folder: Path, file: str) -> str:
@@ -463,9 +258,6 @@ def _ply_points(path: Path) -> np.ndarray | None:
         ) from error
 
 
-# Shared checks
-
-
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
@@ -485,7 +277,8 @@ def _number(path: Path, told: dict[str, Any], key: str, default: float | None = 
     return float(value)
 
 
-def _size(path: Path, height: int, width: int) -> tuple[int, int]:
+def checked_size(path: Path, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of a photo; raises UserError where no photo is of such a size."""
     if not (0 < height < _MAX_SIDE and 0 < width < _MAX_SIDE):
         raise UserError(
             f"{path} has photos of {height}x{width} pixels", "a sensible size", "export again"
@@ -493,7 +286,8 @@ def _size(path: Path, height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-def _checked(path: Path, lens: Lens) -> Lens:
+def checked_lens(path: Path, lens: Lens) -> Lens:
+    """The lens; raises UserError where its numbers are none that a lens can have."""
     numbers = [*lens.focal, *lens.center, *lens.radial, *lens.tangential]
     if not all(map(math.isfinite, numbers)) or min(lens.focal) <= 0:
         raise UserError(
@@ -522,19 +316,20 @@ def _matrix(path: Path, name: str, value: Any, shape: tuple[int, int]) -> np.nda
 def _rigid(path: Path, name: str, motion: np.ndarray) -> np.ndarray:
     """The pose with its rotation made exactly orthonormal; raises UserError where it is none."""
     if not np.isfinite(motion).all():
-        raise _bad_pose(path, name, "is not finite")
+        raise bad_pose(path, name, "is not finite")
     rotation = motion[:3, :3]
     left, stretch, right = np.linalg.svd(rotation)
     if np.abs(stretch - 1).max() > _TOLERANCE or np.linalg.det(rotation) < 0:
-        raise _bad_pose(path, name, "scales, shears, mirrors or cannot be inverted")
+        raise bad_pose(path, name, "scales, shears, mirrors or cannot be inverted")
     if np.abs(motion[3] - [0, 0, 0, 1]).max() > 1e-6:
-        raise _bad_pose(path, name, "does not end with the row 0 0 0 1")
+        raise bad_pose(path, name, "does not end with the row 0 0 0 1")
     exact = motion.copy()
     exact[:3, :3] = left @ right
     return exact
 
 
-def _bad_pose(path: Path, name: str, what: str) -> UserError:
+def bad_pose(path: Path, name: str, what: str) -> UserError:
+    """What to raise for a pose that is no rigid motion."""
     return UserError(
         f"the pose of {name} in {path} {what}",
         "a rotation and a translation",
@@ -542,8 +337,9 @@ def _bad_pose(path: Path, name: str, what: str) -> UserError:
     )
 
 
-def _unknown_lens(path: Path, name: str) -> UserError:
-    known = ", ".join(model.name for model in _MODELS.values())
+def unknown_lens(path: Path, name: str) -> UserError:
+    """What to raise for a lens model that cannot be undistorted here."""
+    known = ", ".join(model.name for model in LENS_MODELS.values())
     return UserError(
         f"{path} has a lens of model {name}",
         f"one of {known}",
