@@ -67,10 +67,11 @@ def rasterize(
             radii of the splats' boxes, 0 where not drawn).
 
     Returns:
-        color [batch, target, 3, h, w], depth (expected z: Σ z·weight / Σ weight, 0 where nothing
-        was hit) and alpha [batch, target, h, w], if given attributes
-        [batch, target, channel, h, w]. All differentiable in means, scales, quats, opacities, sh, attributes and background;
-        float32 (also under autocast), or float64 if the means are (gsplat: always float32).
+        color [batch, target, 3, h, w]; depth [batch, target, h, w] (expected z: Σ z·weight /
+        Σ weight, 0 where nothing was hit); alpha [batch, target, h, w]; attributes
+        [batch, target, channel, h, w] if given. All differentiable in means, scales, quats,
+        opacities, sh, attributes and background; float32 (also under autocast), or float64 if the
+        means are (gsplat: always float32).
 
     Raises:
         UserError: shapes that do not fit together, an unknown backend or one that cannot be used.

@@ -37,14 +37,14 @@ def _broken() -> UserError | None:
             "install it with `pip install gsplat==1.5.3` or choose backend='reference'",
         )
     try:
-        from gsplat.cuda._backend import _C
+        from gsplat.cuda import _backend
     except (ImportError, RuntimeError) as error:
         return UserError(
             f"gsplat could not build its CUDA kernels ({error})",
             "a CUDA toolkit that matches torch",
             f"install the toolkit of CUDA {torch.version.cuda} or choose backend='reference'",
         )
-    if _C is None:
+    if _backend._C is None:
         return UserError(
             "gsplat found no CUDA toolkit",
             "nvcc, to build its kernels once",
