@@ -1,0 +1,177 @@
+"""The gsplat backend: what it hands over, on any machine; what it draws, where there is CUDA."""
+
+import inspect
+import sys
+from dataclasses import fields, replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pmsplat.errors import UserError
+from pmsplat.geometry import se3
+from pmsplat.render import gsplat as backend
+from pmsplat.render import rasterize
+from pmsplat.types import Cameras, Gaussians
+from tests.scenes import random_cameras, random_gaussians
+
+
+def rasterization(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor,
+    viewmats: Tensor, Ks: Tensor, width: int, height: int,
+    near_plane: float = 0.01, eps2d: float = 0.3, packed: bool = True, render_mode: str = "RGB",
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
+    """gsplat's function by its own documentation, drawn by the reference one view at a time.
+
+    The reference wants rigid w2c, so the scale of `viewmats` is taken out and put into z.
+    """
+    assert render_mode == "RGB+D" and eps2d == 0.3 and not packed
+    batch, targets = viewmats.shape[:2]
+    assert colors.shape[:3] == (batch, targets, means.shape[1])
+    unit = viewmats[..., 2, :3].norm(dim=-1)
+    rigid = viewmats.clone()
+    rigid[..., :3, :] /= unit[..., None, None]
+    near = near_plane / 0.2 / unit
+    K = Ks / torch.tensor([width, height, 1.0])[:, None]
+    cameras = Cameras(se3.invert(rigid), K, near, near * 100)
+    plain = Gaussians(means, scales, quats, opacities, torch.zeros(batch, means.shape[1], 1, 3))
+    images, alphas, screens = [], [], []
+    for t in range(targets):
+        drawn = rasterize(
+            plain, cameras.at([t]), (height, width), "reference",
+            attributes=colors[:, t], extras=["screen"],
+        )  # fmt: skip
+        assert drawn.attributes is not None and drawn.screen is not None
+        z = drawn.depth * drawn.alpha * unit[:, t, None, None, None]
+        images.append(torch.cat([drawn.attributes, z[:, :, None]], dim=2))
+        alphas.append(drawn.alpha)
+        screens.append(drawn.screen)
+    details = {
+        "means2d": torch.cat([screen.means for screen in screens], dim=1),
+        "radii": torch.cat([screen.radii for screen in screens], dim=1).ceil().int()[..., None],
+    }
+    image, alpha = torch.cat(images, dim=1), torch.cat(alphas, dim=1)
+    return image.movedim(2, -1), alpha[..., None], details
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """`gsplat` replaced by the function above; the list receives what it was called with."""
+    calls: list[dict[str, Any]] = []
+
+    def record(**arguments: Any) -> Any:
+        calls.append(arguments)
+        return rasterization(**arguments)
+
+    module = ModuleType("gsplat")
+    module.rasterization = record  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gsplat", module)
+    monkeypatch.setattr(backend, "obstacle", lambda device: None)
+    return calls
+
+
+def test_one_call_draws_all_scenes_and_views(
+    stand_in: list[dict[str, Any]], generator: torch.Generator
+) -> None:
+    """Off-centre cameras with different near planes, one of which culls; everything asked for."""
+    cameras = random_cameras(3, generator, batch=2)
+    cameras.near[:, 1] *= 45
+    gaussians = random_gaussians(120, generator, batch=2)
+    gaussians.means[0, 0] = float("nan")
+    attributes = torch.randn(2, 120, 2, generator=generator)
+    background = torch.rand(2, 3, generator=generator)
+
+    def draw(name: str) -> Any:
+        return rasterize(
+            gaussians, cameras, (14, 19), name, background, attributes, 1, extras=["screen"]
+        )
+
+    got, wanted = draw("gsplat"), draw("reference")
+    assert len(stand_in) == 1
+    for name in ("color", "depth", "alpha", "attributes"):
+        torch.testing.assert_close(getattr(got, name), getattr(wanted, name), rtol=1e-4, atol=1e-5)
+    alone = rasterize(gaussians, replace(cameras, near=cameras.near * 0), (14, 19), "reference")
+    assert not torch.allclose(alone.alpha[:, 1], wanted.alpha[:, 1])  # the cull was at work
+    seen = wanted.screen.radii > 0
+    assert torch.equal(got.screen.radii > 0, seen)
+    torch.testing.assert_close(got.screen.means[seen], wanted.screen.means[seen])
+
+
+def test_gradients_come_back_through_the_adapter(
+    stand_in: list[dict[str, Any]], generator: torch.Generator
+) -> None:
+    cameras, gaussians = random_cameras(2, generator), random_gaussians(60, generator)
+    gradients = {}
+    for name in ("gsplat", "reference"):
+        leaves = gaussians.map(lambda tensor: tensor.clone().requires_grad_())
+        drawn = rasterize(leaves, cameras, (12, 12), name)
+        (drawn.color.square().sum() + drawn.depth.square().sum()).backward()
+        gradients[name] = leaves.map(lambda x: x.grad if x.grad is not None else x * 0)
+    for f in fields(gaussians):
+        got, wanted = (getattr(gradients[name], f.name) for name in ("gsplat", "reference"))
+        assert wanted.norm() > 0 and (got - wanted).norm() < 1e-3 * wanted.norm(), f.name
+
+
+def test_no_median_depth(stand_in: list[dict[str, Any]], generator: torch.Generator) -> None:
+    gaussians, cameras = random_gaussians(5, generator), random_cameras(1, generator)
+    with pytest.raises(UserError, match="no median depth"):
+        rasterize(gaussians, cameras, (4, 4), "gsplat", extras=["depth_median"])
+
+
+def test_the_stand_in_speaks_as_the_installed_gsplat() -> None:
+    installed = pytest.importorskip("gsplat.rendering").rasterization
+    known = inspect.signature(installed).parameters
+    for name, parameter in inspect.signature(rasterization).parameters.items():
+        assert name in known and known[name].default == parameter.default, name
+
+
+def test_a_missing_gsplat_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    backend._broken.cache_clear()
+    try:
+        problem = backend.obstacle(torch.device("cuda"))
+    finally:
+        backend._broken.cache_clear()
+    assert problem is not None and "pip install gsplat" in str(problem)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("channels", [0, 3])
+def test_gsplat_draws_what_the_reference_draws(channels: int, generator: torch.Generator) -> None:
+    """Where none of gsplat's own rules act: opacities below 0.9, centred principal points."""
+    problem = backend.obstacle(torch.device("cuda"))
+    if problem is not None:
+        pytest.skip(str(problem))
+    cameras = random_cameras(3, generator, batch=2)
+    cameras.K[..., :2, 2] = 0.5
+    cameras.near[:, 1] *= 30
+    gaussians = random_gaussians(400, generator, batch=2, degree=3)
+    gaussians = replace(gaussians, opacities=0.9 * gaussians.opacities)
+    attributes = torch.randn(2, 400, channels, generator=generator)
+    drawn, gradients = {}, {}
+    for name in ("gsplat", "reference"):
+        leaves = gaussians.map(lambda tensor: tensor.cuda().requires_grad_())
+        features = attributes.cuda().requires_grad_()
+        drawn[name] = rasterize(
+            leaves, cameras.to("cuda"), (48, 64), name, torch.ones(3, device="cuda"),
+            features if channels else None,
+        )  # fmt: skip
+        images = [drawn[name].color, drawn[name].depth, drawn[name].attributes]
+        sum(image.square().mean() for image in images if image is not None).backward()  # type: ignore[union-attr]
+        gradients[name] = leaves.map(lambda x: x.grad if x.grad is not None else x * 0)
+    for name in ("color", "depth", "alpha", *(["attributes"] if channels else [])):
+        got, wanted = getattr(drawn["gsplat"], name), getattr(drawn["reference"], name)
+        assert (got - wanted).norm() < 1e-3 * wanted.norm(), name
+    for f in fields(gaussians):
+        got, wanted = (getattr(gradients[name], f.name) for name in ("gsplat", "reference"))
+        assert (got - wanted).norm() < 1e-2 * wanted.norm(), f.name
+
+
+@pytest.mark.cuda
+def test_the_reference_draws_the_same_on_cuda(generator: torch.Generator) -> None:
+    cameras, gaussians = random_cameras(2, generator), random_gaussians(200, generator)
+    here = rasterize(gaussians, cameras, (20, 30), "reference")
+    there = rasterize(gaussians.to("cuda"), cameras.to("cuda"), (20, 30), "reference")
+    torch.testing.assert_close(there.color.cpu(), here.color, rtol=1e-4, atol=1e-5)
