@@ -24,15 +24,16 @@ model = pycolmap.Reconstruction(sys.argv[1])
 model.write_text(sys.argv[2])
 shots = sorted(model.images.values(), key=lambda image: image.name)
 w2c = np.stack([image.cam_from_world().matrix() for image in shots])
-errors, pixels, worlds, owners = [], [], [], []
+errors, pixels, worlds, owners, counts = [], [], [], [], []
 for i, image in enumerate(shots):
-    for p in image.points2D[::7]:
-        if p.has_point3D():
-            world = model.points3D[p.point3D_id].xyz
-            pixels.append(image.project_point(world)); worlds.append(world); owners.append(i)
-            errors.append(np.linalg.norm(pixels[-1] - p.xy))
+    known = [p for p in image.points2D if p.has_point3D()]
+    counts.append(len({p.point3D_id for p in known}))
+    for p in known[::7]:
+        world = model.points3D[p.point3D_id].xyz
+        pixels.append(image.project_point(world)); worlds.append(world); owners.append(i)
+        errors.append(np.linalg.norm(pixels[-1] - p.xy))
 np.savez(sys.argv[3], w2c=w2c, names=[s.name for s in shots], pixels=pixels, worlds=worlds,
-         owners=owners, errors=errors, counts=[len({p.point3D_id for p in s.points2D if p.has_point3D()}) for s in shots])
+         owners=owners, errors=errors, counts=counts)
 """
 
 

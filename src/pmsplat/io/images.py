@@ -30,7 +30,8 @@ def read_image(source: Source, upright: bool = True) -> UInt8[np.ndarray, "heigh
     """
     with _open(source) as image:
         try:
-            return np.array(_rgb(ImageOps.exif_transpose(image) if upright else image))
+            turned = upright and _orientation(image) != 1
+            return np.array(_rgb(ImageOps.exif_transpose(image) if turned else image))
         except _UNREADABLE as error:
             raise _unreadable(source, error) from error
 
@@ -39,14 +40,14 @@ def image_size(source: Source, upright: bool = True) -> tuple[int, int]:
     """(height, width) of an image file, from its header alone; errors as `read_image`."""
     with _open(source) as image:
         width, height = image.size
-        turned = upright and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        turned = upright and _read_orientation(source, image) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
 def is_turned(source: Source) -> bool:
     """Whether EXIF asks for the stored pixels to be turned or mirrored before they are shown."""
     with _open(source) as image:
-        return image.getexif().get(0x0112, 1) not in (0, 1)
+        return _read_orientation(source, image) != 1
 
 
 def read_depth(source: Source) -> UInt16[np.ndarray, "height width"]:
@@ -126,6 +127,22 @@ def _open(source: Source) -> Image.Image:
         ) from error
     except (UnidentifiedImageError, Image.DecompressionBombError, *_UNREADABLE) as error:
         raise _unreadable(source, error) from error
+
+
+def _read_orientation(source: Source, image: Image.Image) -> int:
+    try:
+        return _orientation(image)
+    except _UNREADABLE as error:
+        raise _unreadable(source, error) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8 (1: as stored). Of a PNG only what stands before its pixels is looked at:
+    Pillow would decode them all to search behind."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    told = image.getexif().get(0x0112, 1)
+    return told if told in range(1, 9) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,90 @@
+"""Undistortion: a picture drawn through a lens, straightened, is the picture of a pinhole."""
+
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+
+from pmsplat.data._undistort import distort, pinhole, undistort_depth, undistort_image
+from pmsplat.io.poses import Lens
+
+LENSES = {
+    "barrel": Lens((60, 80), (70.0, 72.0), (41.0, 29.0), (-0.15, 0.02, 0, 0, 0, 0)),
+    "pincushion": Lens((60, 80), (70.0, 70.0), (40.0, 30.0), (0.35, 0, 0, 0, 0, 0)),
+    "tangential": Lens((60, 80), (70.0, 70.0), (40.0, 30.0), (0.05, 0, 0, 0, 0, 0), (0.03, -0.02)),
+    "rational": Lens((60, 80), (70.0, 70.0), (40.0, 30.0), (0.3, 0.1, 0.01, -0.1, 0.08, 0.005)),
+}
+
+
+def straight_rays(lens: Lens) -> np.ndarray:
+    """The ray of every pixel of a lens with distortion, by solving for it."""
+    rows, columns = np.mgrid[: lens.size[0], : lens.size[1]] + 0.5
+    pixels = np.stack([columns, rows], axis=-1)
+    start = (pixels - lens.center) / lens.focal
+    shape = start.shape
+
+    def residual(xy: np.ndarray) -> np.ndarray:
+        return (distort(lens, xy.reshape(shape)) - pixels).reshape(-1)
+
+    xy = start
+    for _ in range(60):  # fixed point, then polished on a few pixels by a general solver
+        xy = xy - (distort(lens, xy) - pixels) / lens.focal
+    assert np.abs(residual(xy)).max() < 1e-9
+    corner = least_squares(
+        lambda p: distort(lens, p) - pixels[0, 0], start[0, 0], xtol=1e-14, ftol=1e-14, gtol=1e-14
+    )
+    np.testing.assert_allclose(corner.x, xy[0, 0], atol=1e-8)
+    return xy
+
+
+def pattern(xy: np.ndarray) -> np.ndarray:
+    waves = np.sin(9 * xy[..., 0] + 2 * xy[..., 1]), np.sin(7 * xy[..., 1]), np.cos(5 * xy[..., 0])
+    return np.round(127.5 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+def pinhole_rays(lens: Lens) -> np.ndarray:
+    straight = pinhole(lens)
+    rows, columns = np.mgrid[: lens.size[0], : lens.size[1]] + 0.5
+    return (np.stack([columns, rows], axis=-1) - straight.center) / straight.focal
+
+
+@pytest.mark.parametrize("name", LENSES)
+def test_a_straightened_picture_is_that_of_the_pinhole(name: str) -> None:
+    lens = LENSES[name]
+    taken = pattern(straight_rays(lens))
+    got = undistort_image(taken, lens).astype(int)
+    want = pattern(pinhole_rays(lens)).astype(int)
+    assert np.abs(got - want)[1:-1, 1:-1].max() <= 3
+    assert np.abs(taken.astype(int) - want).max() > 30
+
+
+@pytest.mark.parametrize("name", LENSES)
+def test_the_pinhole_sees_only_what_was_photographed(name: str) -> None:
+    """Every pixel has a source inside the photo, and one more per cent of view would not."""
+    lens, straight = LENSES[name], pinhole(LENSES[name])
+    assert straight.is_pinhole and straight.size == lens.size and straight.center == lens.center
+
+    def worst(zoom: float) -> float:
+        corners = np.array([[x, y] for x in np.linspace(0, 80, 81) for y in (0, 60)])
+        sides = np.array([[x, y] for x in (0, 80) for y in np.linspace(0, 60, 61)])
+        rays = (np.concatenate([corners, sides]) - straight.center) / straight.focal / zoom
+        pixels = distort(lens, rays)
+        return float(np.concatenate([-pixels, pixels - [80, 60]]).max())
+
+    assert worst(1.0) < 0.02 < worst(0.99)
+
+
+def test_depth_moves_with_the_photo_unmixed() -> None:
+    lens = LENSES["barrel"]
+    rays = straight_rays(lens)
+    plane = (2 + rays[..., 0]).astype(np.float32)
+    got = undistort_depth(plane, lens)
+    want = 2 + pinhole_rays(lens)[..., 0]
+    assert np.isin(got, plane).all()
+    assert np.abs(got - want).max() < 0.012  # three quarters of a pixel at this focal length
+
+
+def test_a_pinhole_is_left_alone() -> None:
+    lens = Lens((4, 5), (6.0, 6.0), (2.5, 2.0))
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    assert pinhole(lens) is lens
+    assert undistort_image(image, lens) is image
