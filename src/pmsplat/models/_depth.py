@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..foundation import dinov2
 from ..nn import cost_volume
 from ..nn.cnn import CNN
-from ..nn.dpt import DPT, resize
+from ..nn.dpt import DPT
+from ..nn.maps import resize
 from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import zeroed
 from ..types import Cameras

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..kernels.attention import BACKENDS
 from ..nn.cost_volume import all_others, nearest_others
-from ..nn.dpt import resize
+from ..nn.maps import join, resize
 from ..types import Prediction, Views
 from ._depth import DepthEstimate, DepthNetwork, Layout
 from ._head import Rules, channels, gaussians_at
@@ -153,9 +153,9 @@ class Head(nn.Module):
         confidence = nn.functional.interpolate(
             estimate.confidence[:, None], size=(height, width), mode="nearest"
         )
-        x = torch.cat([flat, depth.flatten(0, 1)[:, None], confidence, features], dim=1)
+        x = join([flat, depth.flatten(0, 1)[:, None], confidence, features])
         x = self.regressor(x)
-        x = self.out(torch.cat([x, flat, features, confidence], dim=1))
+        x = self.out(join([x, flat, features, confidence]))
         return x.unflatten(0, images.shape[:2])
 
 

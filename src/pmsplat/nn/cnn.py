@@ -4,6 +4,7 @@ The layout is that of GMFlow (Xu et al., "GMFlow: Learning Optical Flow via Glob
 CVPR 2022), so that its weights can be converted.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import group_norm
@@ -57,6 +58,6 @@ class CNN(nn.Module):
         x = instance_norm(self.stem(images)).relu()
         maps = []
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x).contiguous(memory_format=torch.channels_last)
             maps.append(x)
         return (*maps[:-1], self.out(x))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..geometry import camera, se3, sweep
 from ..kernels.cost_volume import Sweep, correlation
 from ..types import Cameras
+from .maps import join
 from .unet import GroupNorm, UNet
 
 
@@ -145,7 +146,7 @@ class Regressor(nn.Module):
         )
 
     def forward(self, maps: list[Tensor], candidates: Candidates, views: int) -> Match:
-        x = torch.cat(maps, dim=1)
+        x = join(maps)
         x = self.out(self.unet(self.stem(x), views)) + self.residual(x)
         probability = self.logits(x).permute(0, 2, 3, 1).float().softmax(dim=-1)
         return Match(candidates.expected(probability), probability.amax(dim=-1))

@@ -6,15 +6,10 @@ Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, in the for
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, corners aligned, to (height, width)."""
-    return interpolate(x, size=size, mode="bilinear", align_corners=True)
+from .maps import join, resize
 
 
 class ResidualUnit(nn.Module):
@@ -100,7 +95,7 @@ class DPT(nn.Module):
         for i in self.levels:
             middle = [self.resize[i](self.project[i](vit[i]))] if len(vit) else []
             x = [*before[i], *middle, *after[i]]
-            joined = self.join[str(i)](torch.cat(x, dim=1)) if str(i) in self.join else x[0]
+            joined = self.join[str(i)](join(x)) if str(i) in self.join else x[0]
             maps.append(self.reduce[str(i)](joined))
         height, width = maps[0].shape[-2:]
         sizes = [(2 * height, 2 * width), *((m.shape[-2], m.shape[-1]) for m in maps[:-1])]

@@ -5,7 +5,6 @@ CVPR 2022, without its time embedding; both flavours that the encoders here were
 normalisation before the convolutions (DepthSplat) or after them (MVSplat).
 """
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn.functional import interpolate, silu
 
 from ..kernels.attention import attention
 from .linear import Linear
+from .maps import join
 
 
 class GroupNorm(nn.GroupNorm):
@@ -159,8 +159,8 @@ class UNet(nn.Module):
             x = block(x)
         for level in self.decoder:
             assert isinstance(level, Level)
-            x = level.block(0, torch.cat([x, skips.pop()], dim=1), views)
-            x = level.block(1, torch.cat([x, skips.pop()], dim=1), views)
+            x = level.block(0, join([x, skips.pop()]), views)
+            x = level.block(1, join([x, skips.pop()]), views)
             if level.move is not None:
                 x = level.move(interpolate(x, scale_factor=2, mode="nearest"))
         if self.post_norm:
