@@ -45,7 +45,7 @@ def pose_photos(photos: list[Path], cache: Path) -> Path:
             else:
                 shutil.copyfile(photo, folder / photo.name)
 
-    return _posed(photos, cache, collect, sequential=False)
+    return _posed(photos[0].parent, photos, cache, collect)
 
 
 def pose_video(path: Path, cache: Path) -> Path:
@@ -55,19 +55,17 @@ def pose_video(path: Path, cache: Path) -> Path:
         for i, frame in enumerate(video.read_frames(path, _VIDEO_FRAMES)):
             (folder / f"{i:04d}.jpg").write_bytes(images.encode_image(frame, "jpeg"))
 
-    return _posed([path], cache, collect, sequential=True)
+    return _posed(path, [path], cache, collect)
 
 
-def _posed(
-    sources: list[Path], cache: Path, collect: Callable[[Path], None], sequential: bool
-) -> Path:
+def _posed(place: Path, sources: list[Path], cache: Path, collect: Callable[[Path], None]) -> Path:
+    """`collect` puts photos into a folder; `place` is what they are called by in messages."""
     done = cache / _fingerprint(sources)
     if (done / "sparse" / "0").is_dir():
         return done
     if importlib.util.find_spec("pycolmap") is None:
         raise UserError(
-            f"{sources[0].parent} has no camera file, and pycolmap, which would pose its photos, "
-            "is not installed",
+            f"{place} has no camera file, and pycolmap, which would pose it, is not installed",
             "transforms.json, cameras.json or a COLMAP model in sparse/0",
             'pose the photos, or install it: `pip install "pmsplat[pose]"`',
         )
@@ -77,11 +75,11 @@ def _posed(
         (folder / "images").mkdir(parents=True)
         collect(folder / "images")
         count = len(list((folder / "images").iterdir()))
-        with Console(stderr=True).status(f"posing {count} photos of {sources[0].parent}"):
-            registered = _run(folder, sequential)
+        with Console(stderr=True).status(f"posing {count} photos of {place}"):
+            registered = _run(folder, sequential=place.is_file())
         if registered < max(_FEWEST, _FEWEST_SHARE * count):
             raise UserError(
-                f"pycolmap could pose {registered} of {count} photos of {sources[0].parent}",
+                f"pycolmap could pose {registered} of {count} photos of {place}",
                 f"at least {max(_FEWEST, round(_FEWEST_SHARE * count))}",
                 "take photos that overlap by two thirds, sharp, of a scene that stands still",
             )

@@ -137,8 +137,11 @@ def _read_orientation(source: Source, image: Image.Image) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8 (1: as stored). Of a PNG only what stands before its pixels is looked at:
-    Pillow would decode them all to search behind."""
+    """EXIF's, 1 to 8; 1: as stored.
+
+    Of a PNG only what stands before its pixels is looked at: Pillow would decode them to look
+    behind.
+    """
     if image.format == "PNG" and "exif" not in image.info:
         return 1
     told = image.getexif().get(0x0112, 1)

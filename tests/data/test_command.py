@@ -1,0 +1,136 @@
+"""`pmsplat data`: photos to chunks, indices, what there is, and wrong input in one sentence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pmsplat import registry
+from pmsplat.cli import main
+from pmsplat.data import _chunks, _convert, synthetic
+from pmsplat.data._index import read_index
+from pmsplat.data.folder import open_scene
+from pmsplat.io import images
+from tests.data.test_chunks import ours
+from tests.io.test_poses import transforms
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two posed photos with a range."""
+
+    def change(content: dict) -> None:
+        content |= {"near": 1.0, "far": 9.0, "k1": 0.1}
+
+    return transforms(tmp_path / "photos", change).parent
+
+
+def run(*arguments: str | Path) -> int:
+    return main(["data", *map(str, arguments)])
+
+
+def test_convert_adds_scenes_to_a_split(photos: Path, tmp_path: Path) -> None:
+    split = tmp_path / "mine" / "test"
+    assert run("convert", photos, split, "--size", "6x8") == 0
+    assert run("convert", photos, split, "--scene", "again", "--every", "2") == 0
+    assert _chunks.read_split(split).keys == {
+        "000000.torch": ["photos"],
+        "000001.torch": ["again"],
+    }
+    first, again = open_scene(f"{split}:photos"), open_scene(f"{split}:again")
+    assert (len(first), first.size) == (2, (6, 8))
+    assert (len(again), again.size) == (1, (8, 12))
+    assert first.cameras.near.unique().tolist() == [1.0]
+    whole = open_scene(photos)
+    torch.testing.assert_close(first.cameras.c2w, whole.cameras.c2w)
+    torch.testing.assert_close(again.cameras.K, whole.cameras.K[:, :1])
+
+
+def test_convert_refuses_before_it_works(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    split = tmp_path / "test"
+    assert run("convert", photos, split) == 0
+    before = {path.name: path.read_bytes() for path in split.iterdir()}
+    assert run("convert", photos, split) == 2
+    assert "already has a scene 'photos'; wanted a new name" in capsys.readouterr().err
+    assert run("convert", tmp_path / "nowhere", split) == 2
+    assert "there is no scene at" in capsys.readouterr().err
+    assert run("convert", photos, split, "--scene", "b", "--every", "0") == 2
+    with pytest.raises(SystemExit) as wrong:
+        run("convert", photos, split, "--size", "20")
+    assert wrong.value.code == 2 and "'20' is not HxW" in capsys.readouterr().err
+
+    def interrupted(photo: object, size: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_convert, "_encode", interrupted)
+    assert run("convert", photos, split, "--scene", "c") == 130
+    assert {path.name: path.read_bytes() for path in split.iterdir()} == before
+
+
+def test_convert_tells_a_damaged_photo(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    (photos / "images" / "1.png").write_bytes(images.encode_image(pixels)[:150])
+    assert run("convert", photos, tmp_path / "test") == 2
+    assert "1.png cannot be read as an image" in capsys.readouterr().err
+    assert not (tmp_path / "test").exists()
+
+
+def test_synthetic_is_ready_to_train_and_evaluate(tmp_path: Path) -> None:
+    root = tmp_path / "rooms"
+    options = ("--scenes", "2", "--test-scenes", "1", "--frames", "9", "--size", "16x24")
+    assert run("synthetic", root, *options) == 0
+    assert sorted(path.name for path in root.iterdir()) == [
+        "evaluation_index.json",
+        "test",
+        "train",
+    ]
+    cfg = synthetic.Config(root=str(root), scenes=2, test_scenes=1, frames=9, size=[16, 24])
+    assert len(list(synthetic.build(cfg).evaluation())) == 1
+
+
+def test_index_of_a_dataset_and_within_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3), ours("c", 12)])
+    out = tmp_path / "out.json"
+    assert run("index", tmp_path, out, "--gap", "6", "--targets", "2") == 0
+    index = read_index(out)
+    assert list(index) == ["a", "c"] and len(index["a"].target) == 2
+    assert run("index", tmp_path, out, "--gap", "50") == 2
+    assert "no scene has more than 50 frames, the longest 12" in capsys.readouterr().err
+    entry = {"context": [0, 2], "target": [1]}
+    (tmp_path / "published.json").write_text(json.dumps({"a": entry, "gone": entry, "b": None}))
+    assert run("index", tmp_path / "test", out, "--within", tmp_path / "published.json") == 0
+    assert list(read_index(out)) == ["a"]
+
+
+def test_info_of_splits_and_photos(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = ours("bad", 4)
+    bad.c2w[0, 0, 0] = torch.nan
+    _chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3)])
+    _chunks.write_chunk(tmp_path / "test" / "000001.torch", [ours("c", 5), bad])
+    assert run("info", tmp_path / "test", "--write-index") == 0
+    told = capsys.readouterr().out
+    assert "000001.torch" in told and "12x16" in told and "finite" in told
+    assert len(_chunks.read_split(tmp_path / "test").chunk_of) == 4
+    assert run("info", photos) == 0
+    assert "8x12" in capsys.readouterr().out
+    assert run("info", tmp_path / "nothing") == 2
+
+
+@pytest.mark.parametrize("name", registry.names("data"))
+def test_every_dataset_builds_from_its_defaults(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = registry.build("data", name)
+    assert callable(dataset.train) and callable(dataset.evaluation)
+    assert not any(tmp_path.iterdir())
