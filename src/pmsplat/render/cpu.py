@@ -8,6 +8,7 @@ rasterises wants spawned workers.
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -151,6 +152,16 @@ def composite(
         depth_median=drawn[:, :, kernels.IMAGE_MEDIAN].detach(),
         screen=splats.screen,
     )
+
+
+def threads() -> int:
+    """How many threads numba's kernels use."""
+    return numba.get_num_threads()
+
+
+def set_threads(count: int) -> None:
+    """Lets numba's kernels use `count` threads, at most the number of cores."""
+    numba.set_num_threads(count)
 
 
 def obstacle(device: torch.device) -> UserError | None:

@@ -1,0 +1,149 @@
+"""How benchmarks measure: warm-up, synchronised median of several, peak memory, conditions.
+
+After the benchmark contract of kornia: device, threads, versions and commit go with the figures.
+"""
+
+import ctypes
+import ctypes.util
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import UserError
+from ...render import cpu
+
+PACKAGES = ("pmsplat", "torch", "numpy", "numba", "timm", "gsplat", "xformers")
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time in ms of one call: median, and the quartiles around it."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    calls: int
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:.1f} ({self.low_ms:.1f}-{self.high_ms:.1f})"
+
+
+def use_threads(threads: int | None) -> None:
+    """Gives torch and numba so many threads; None leaves them all cores."""
+    if threads is None:
+        return
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise UserError(f"--threads is {threads}", f"1 to {cores}", "name as many as there are")
+    torch.set_num_threads(threads)
+    cpu.set_threads(threads)
+
+
+def synchronize() -> None:
+    """Waits for the device, so that a clock read afterwards means something."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(
+    call: Callable[[Any], Any],
+    calls: int,
+    prepare: Callable[[], Any] = lambda: None,
+    warm_up: int = 2,
+) -> Timing:
+    """The time of `call(prepare())`, of which only `call` counts."""
+    seconds = []
+    for index in range(warm_up + calls):
+        given = prepare()
+        synchronize()
+        start = time.perf_counter()
+        call(given)
+        synchronize()
+        if index >= warm_up:
+            seconds.append(1e3 * (time.perf_counter() - start))
+    low, middle, high = statistics.quantiles(seconds, n=4) if calls > 1 else seconds * 3
+    return Timing(round(middle, 3), round(low, 3), round(high, 3), calls)
+
+
+def peak_mib(call: Callable[[], Any]) -> float | None:
+    """Peak memory of `call` in MiB above what stood before, once what was free is given back.
+
+    Of the GPU if there is one, else of the process; None where the system does not tell it.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+    libc = ctypes.util.find_library("c")
+    if not CLEAR.exists() or libc is None or not hasattr(ctypes.CDLL(libc), "malloc_trim"):
+        return None
+    ctypes.CDLL(libc).malloc_trim(0)
+    CLEAR.write_text("5")  # resets the high-water mark (man 5 proc)
+    before = _status_kib("VmRSS")
+    call()
+    return round((_status_kib("VmHWM") - before) / 2**10, 1)
+
+
+def _status_kib(key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found.group(1))
+
+
+def conditions() -> dict[str, Any]:
+    """What the figures depend on: machine, threads, versions, commit."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "cores": os.cpu_count(),
+        "threads": {"torch": torch.get_num_threads(), "numba": cpu.threads()},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+    }
+
+
+def figures(timings: dict[str, Timing], **others: Any) -> dict[str, Any]:
+    """Timings and other numbers as one flat JSON object."""
+    return {**{name: asdict(timing) for name, timing in timings.items()}, **others}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with + if it has changes; None outside of one."""
+    root = Path(__file__).resolve().parents[4]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")

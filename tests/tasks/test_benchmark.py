@@ -1,0 +1,50 @@
+"""The verb `benchmark`: its figures, and how it measures."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pmsplat.cli import benchmark, main
+from pmsplat.tasks.benchmark import _measure
+
+
+def test_rasterize_leaves_figures_and_conditions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures.json"
+    words = "benchmark rasterize --size 16 --views 1 2 --backend reference --repeats 2 --json"
+    assert main([*words.split(), str(out)]) == 0
+    whole = json.loads(out.read_text())
+    assert whole["question"] == "rasterize" and whole["figures"]["gaussians"] == 512
+    for views in ("1 views", "2 views"):
+        assert whole["figures"][views]["forward"]["median_ms"] > 0
+        assert whole["figures"][views]["backward"]["calls"] == 2
+    assert whole["conditions"]["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_every_question_explains_itself() -> None:
+    for name, module in benchmark.questions().items():
+        assert f"pmsplat benchmark {name}" in (module.__doc__ or ""), name
+
+
+def test_too_many_threads_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "rasterize", "--threads", "100000"]) == 2
+    assert "--threads is 100000" in capsys.readouterr().err
+
+
+def test_times_are_of_the_call_alone() -> None:
+    timing = _measure.timed(lambda _: time.sleep(0.01), 3, prepare=lambda: time.sleep(0.05))
+    assert 10 <= timing.median_ms < 50 and timing.low_ms <= timing.median_ms <= timing.high_ms
+
+
+@pytest.mark.skipif(not _measure.CLEAR.exists(), reason="no /proc/self/clear_refs")
+def test_peak_memory_is_that_of_the_call() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("measures the GPU here")
+    peak = _measure.peak_mib(lambda: float(np.ones(64 * 2**17).sum()))
+    assert peak is not None and 60 <= peak <= 80
