@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from ..geometry import camera, se3
 
 _NEAR_CLEARANCE = 1.0  # no object comes nearer to a camera than this
+_BEND = 2.0  # each wave is bent by the coarser one before it: no two places look alike
 _EPSILON = np.float32(1e-9)  # keeps slopes of axis-parallel rays finite
 
 Points = Float[np.ndarray, "3 point"]
@@ -38,7 +39,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Texture:
-    """Two colours in a pattern of stripes or checks, under waves of many frequencies."""
+    """Two colours in a pattern of stripes or checks, under bent waves of many frequencies."""
 
     colors: Float[np.ndarray, "2 3"]
     pattern: Float[np.ndarray, "2 2"]  # wave vectors in cycles per metre; the second 0 for stripes
@@ -56,9 +57,11 @@ class Texture:
         sharp = sign / np.sqrt(sign**2 + (np.float32(0.05) + (frequency * footprint) ** 2))
         share = np.float32(0.5) + np.float32(0.5) * sharp
         color = self.colors[1][:, None] + (self.colors[0] - self.colors[1])[:, None] * share
+        bent = np.float32(0)
         for wave, phase, tint in zip(self.waves, self.phases, self.tints, strict=True):
-            faded = np.exp(-((2 * np.linalg.norm(wave) * footprint) ** 2))
-            color += tint[:, None] * (faded * np.sin(turns * (wave @ uv) + phase))
+            bent = np.sin(turns * (wave @ uv) + phase + np.float32(_BEND) * bent)
+            faded = np.exp(-((3 * np.linalg.norm(wave) * footprint) ** 2))
+            color += tint[:, None] * (faded * bent)
         return color
 
 
