@@ -239,6 +239,24 @@ def test_an_index_of_other_data_is_told(tmp_path: Path) -> None:
         ChunkDataset(str(tmp_path), RECIPE).evaluation()
 
 
+def test_evaluation_passes_over_what_the_protocol_does(tmp_path: Path) -> None:
+    wide = ours("wide", 5)
+    wide.K[:, 0, 0] = 0.3
+    torn = replace(ours("torn", 5), images=tuple(image[:50] for image in ours("a", 5).images))
+    _chunks.append(tmp_path / "test", [wide, ours("good", 5), torn])
+    path = tmp_path / "index.json"
+    dataset = ChunkDataset(str(tmp_path), RECIPE, str(path))
+    frames = Frames((0, 4), (2,))
+    write_index(path, {"wide": frames, "good": frames})
+    assert [batch.scene[0] for batch in dataset.evaluation()] == ["good"]
+    write_index(path, {"wide": frames})
+    with pytest.raises(UserError, match=r"not one scene .* field of view beyond 100"):
+        list(dataset.evaluation())
+    write_index(path, {"torn": frames})
+    with pytest.raises(UserError, match=r"scene 'torn' of .*000000\.torch has an unreadable image"):
+        list(dataset.evaluation())
+
+
 def test_batches_know_depth_range_and_scale(tmp_path: Path) -> None:
     scene = ours("a", 5)
     scene.near.mul_(torch.tensor([4.0, 2, 3, 4, 5]))  # type: ignore[union-attr]

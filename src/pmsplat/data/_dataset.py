@@ -195,7 +195,7 @@ class EvaluationStream(IterableDataset[Batch]):
                 ) from reason
         if skipped:
             log.info("%s: passed over %s", self.split.folder, dict(skipped))
-        if mine and skipped.total() == len(mine):
+        if skipped.total() == len(self.order):
             raise _none_usable(self.split, skipped)
 
 
