@@ -119,7 +119,7 @@ def read_split(folder: str | Path) -> Split:
         raise UserError(
             f"there is no {path}",
             "a folder of NNNNNN.torch chunks with an index.json",
-            "check data.root, or write the index of existing chunks with "
+            "check dataset.root, or write the index of existing chunks with "
             f"`pmsplat data info {folder} --write-index`",
         )
     keys: dict[str, list[str]] = {}
@@ -141,7 +141,7 @@ def read_split(folder: str | Path) -> Split:
             f"`pmsplat data info {folder} --write-index`",
         )
     if not keys:
-        raise UserError(f"{path} is empty", "at least one scene", "check data.root")
+        raise UserError(f"{path} is empty", "at least one scene", "check dataset.root")
     return Split(folder, keys)
 
 

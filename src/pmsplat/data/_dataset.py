@@ -92,7 +92,7 @@ class ChunkDataset:
             raise UserError(
                 f"{self.root} has no evaluation index",
                 "a JSON file of context and target frames",
-                "set data.index to the published file, or write one with "
+                "set dataset.index to the published file, or write one with "
                 f"`pmsplat data index {self.root} OUT.json`",
             )
         split = read_split(self.root / "test")
@@ -224,7 +224,9 @@ def collate(batches: list[Batch]) -> Batch:
 def pair(values: list[int], name: str) -> tuple[int, int]:
     """The two whole numbers of a setting; raises UserError where there are not two."""
     if len(values) != 2:
-        raise UserError(f"data.{name}={list(values)}", "two numbers", f"set data.{name}=[A,B]")
+        raise UserError(
+            f"dataset.{name}={list(values)}", "two numbers", f"set dataset.{name}=[A,B]"
+        )
     return values[0], values[1]
 
 
@@ -294,7 +296,7 @@ def _check(scene: ChunkScene, recipe: Recipe) -> None:
         raise UserError(
             f"scene {scene.key!r} carries no near and far, and none are set",
             "the depth range to search",
-            "set data.near and data.far",
+            "set dataset.near and dataset.far",
         )
 
 

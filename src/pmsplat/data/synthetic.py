@@ -140,7 +140,7 @@ def _is_made(folder: Path, made: dict) -> bool:
         raise UserError(
             f"{folder} holds another dataset ({there})",
             f"one made with {json.dumps(made)}",
-            "delete it, or choose another data.root",
+            "delete it, or choose another dataset.root",
         )
     return False
 
