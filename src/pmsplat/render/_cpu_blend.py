@@ -223,7 +223,7 @@ def records_of(order, boxes, first, place, xy, conic, opacities, color, z, attri
     return records, spans
 
 
-@inlined
+@serial
 def _open_tile(t, planes, image, dtype):
     """Where tile `t` lies in the image, what of it is inside, and its planes with T = 1 inside."""
     height, width = image.shape[1:]
@@ -236,7 +236,7 @@ def _open_tile(t, planes, image, dtype):
     return top, left, rows, columns, tile
 
 
-@inlined
+@serial
 def _ended(tile, done):
     """Whether no pixel of the tile takes more; looked at once in CHECK Gaussians."""
     return done % CHECK == CHECK - 1 and tile[: TILE * TILE].max() == 0
@@ -274,7 +274,7 @@ def draw(records, spans, start, image):
                     image[c, top + y, left + x] = tile[(c + 2) * TILE * TILE + y * TILE + x]
 
 
-@inlined
+@serial
 def _load_gradients(tile, top, left, rows, columns, image, grad):
     """The planes of pixel gradients, and BEHIND = Σ gradient · value of every blended channel."""
     for c in range(len(image)):
@@ -288,7 +288,7 @@ def _load_gradients(tile, top, left, rows, columns, image, grad):
                 tile[i + BEHIND] += grad[c, top + y, left + x] * image[c, top + y, left + x]
 
 
-@inlined
+@serial
 def _shade(tile, base, record, channels):
     """<dL/dpixel, attributes> of eight pixels, for `_replay_lanes`."""
     for lane in range(LANES):

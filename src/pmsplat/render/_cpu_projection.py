@@ -1,7 +1,7 @@
 """Projection on the CPU: numba kernels that take one Gaussian into all targets of its scene.
 
-The twin of `_projection.project`, without its intermediate arrays: the backward pass computes them
-again. Colours stay with torch. Inside, numbers are float64 whatever the arrays hold.
+The twins of `_projection.project`, without its intermediate arrays (the backward pass computes them
+again; inside, numbers are float64 whatever the arrays hold), and of the sum in `geometry.sh.color`.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 
 from . import _projection
-from ._cpu_blend import inlined, parallel
+from ._cpu_blend import parallel, serial
 
 BLUR, MAX_PIXELS = _projection.BLUR, _projection.MAX_PIXELS
 CHUNK = 512  # Gaussians that share a worker's scratch memory
@@ -20,7 +20,7 @@ CHUNK = 512  # Gaussians that share a worker's scratch memory
 FX, FY, CX, CY, LIMIT_X, LIMIT_Y, CULL, CAMERA = 12, 13, 14, 15, 16, 17, 18, 19
 
 
-@inlined
+@serial
 def _unit(quat):
     """The unit quaternion (w, x, y, z) and the length it had."""
     w, x, y, z = np.float64(quat[0]), np.float64(quat[1]), np.float64(quat[2]), np.float64(quat[3])
@@ -28,7 +28,7 @@ def _unit(quat):
     return w / length, x / length, y / length, z / length, length
 
 
-@inlined
+@serial
 def _rotation(w, x, y, z, out):
     out[0, 0], out[0, 1], out[0, 2] = (
         1 - 2 * (y * y + z * z),
@@ -47,7 +47,7 @@ def _rotation(w, x, y, z, out):
     )
 
 
-@inlined
+@serial
 def _to_camera(camera, mean):
     """The mean in the camera frame."""
     x, y, z = np.float64(mean[0]), np.float64(mean[1]), np.float64(mean[2])
@@ -58,14 +58,14 @@ def _to_camera(camera, mean):
     )
 
 
-@inlined
+@serial
 def _kept(camera, x, y, z, scale):
     """Whether a Gaussian is in front and of a size and place that can be drawn."""
     reach = max(abs(x), abs(y), scale[0], scale[1], scale[2])
     return z > camera[CULL] and reach * max(camera[FX], camera[FY]) < MAX_PIXELS * z
 
 
-@inlined
+@serial
 def _axes(camera, rotation, scale, tilt_x, tilt_y, z, axes, a, b):
     """Fills the axes in the camera frame (columns) and the rows `a`, `b` of their images."""
     for j in range(3):
@@ -79,7 +79,7 @@ def _axes(camera, rotation, scale, tilt_x, tilt_y, z, axes, a, b):
         b[j] = camera[FY] / z * (axes[1, j] - tilt_y * axes[2, j])
 
 
-@inlined
+@serial
 def _conic(a, b):
     """Both variances in px² and the inverse covariance (xx, xy, yy)."""
     xx = a[0] * a[0] + a[1] * a[1] + a[2] * a[2]
@@ -153,7 +153,7 @@ def project_back(means, scales, quats, cameras, g_xy, g_conic, g_z, d_means, d_s
                 _quat_back(qw, qx, qy, qz, length, d_rotation, d_quats[n])
 
 
-@inlined
+@serial
 def _target_back(
     camera, x, y, z, rotation, scale, gu, gv, gz, g0, g1, g2,
     axes, a, b, d_rotation, d_mean, d_scale,
@@ -189,7 +189,7 @@ def _target_back(
         d_mean[i] += camera[i] * g_x + camera[4 + i] * g_y + camera[8 + i] * g_z
 
 
-@inlined
+@serial
 def _quat_back(w, x, y, z, length, g, out):
     """Fills the gradient of a quaternion, given that of its rotation matrix."""
     gw = 2 * (x * (g[2, 1] - g[1, 2]) + y * (g[0, 2] - g[2, 0]) + z * (g[1, 0] - g[0, 1]))
@@ -208,3 +208,31 @@ def _quat_back(w, x, y, z, length, g, out):
     along = w * gw + x * gx + y * gy + z * gz
     out[0], out[1] = (gw - w * along) / length, (gx - x * along) / length
     out[2], out[3] = (gy - y * along) / length, (gz - z * along) / length
+
+
+@parallel
+def shade(basis, sh, color):
+    """Fills the colours [target, gaussian, 3] of one scene: max(0, 0.5 + basis · sh)."""
+    targets, count, terms = basis.shape
+    real = color.dtype.type
+    for n in prange(count):
+        for t in range(targets):
+            for c in range(3):
+                total = real(0.5)
+                for k in range(terms):
+                    total += basis[t, n, k] * sh[n, k, c]
+                color[t, n, c] = max(total, real(0))
+
+
+@parallel
+def shade_back(basis, sh, color, g_color, d_basis, d_sh):
+    """Adds to the gradients of `basis` and `sh`."""
+    targets, count, terms = basis.shape
+    for n in prange(count):
+        for t in range(targets):
+            for c in range(3):
+                if color[t, n, c] > 0:
+                    g = g_color[t, n, c]
+                    for k in range(terms):
+                        d_basis[t, n, k] += g * sh[n, k, c]
+                        d_sh[n, k, c] += g * basis[t, n, k]

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from ..geometry import camera, gaussian, se3, sh
 from ..types import Bundle, Cameras, Gaussians, Screen
 
+# numba's kernels freeze these: after a change, delete render/__pycache__
 BLUR = 0.3  # px² added to both variances of a splat
 NEAR_FRACTION = 0.2  # culled at z <= this · near
 FIELD_OF_VIEW = 1.3  # x/z and y/z in the Jacobian stay within this many half fields of view
@@ -89,8 +90,14 @@ def view_color(
     gaussians: Gaussians, cameras: Cameras, sh_degree: int | None = None
 ) -> Float[Tensor, "batch target gaussian 3"]:
     """The colour of every Gaussian seen from every camera of its scene."""
-    directions = normalize(gaussians.means[:, None] - cameras.c2w[:, :, None, :3, 3], dim=-1)
-    return sh.color(gaussians.sh[:, None], directions, sh_degree)
+    return sh.color(gaussians.sh[:, None], view_directions(gaussians, cameras), sh_degree)
+
+
+def view_directions(
+    gaussians: Gaussians, cameras: Cameras
+) -> Float[Tensor, "batch target gaussian 3"]:
+    """Unit directions from every camera to every Gaussian of its scene, in the world."""
+    return normalize(gaussians.means[:, None] - cameras.c2w[:, :, None, :3, 3], dim=-1)
 
 
 def project(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..geometry import camera
+from ..geometry import camera, sh
 from ..types import Cameras, Gaussians
 from . import _cpu_blend as kernels
 from . import _cpu_projection, _projection
@@ -61,6 +61,27 @@ class _Project(torch.autograd.Function):
         return *out, None, None, None
 
 
+class _Shade(torch.autograd.Function):
+    """SH basis [batch, target, gaussian, sh] and coefficients to colours."""
+
+    @staticmethod
+    def forward(ctx: Any, basis, coefficients) -> Tensor:
+        basis, coefficients = basis.detach().contiguous(), coefficients.detach().contiguous()
+        color = basis.new_empty(*basis.shape[:3], 3)
+        for b in range(len(basis)):
+            _cpu_projection.shade(basis[b].numpy(), coefficients[b].numpy(), color[b].numpy())
+        ctx.save_for_backward(basis, coefficients, color)
+        return color
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        arrays = [x.numpy() for x in (*ctx.saved_tensors, grads[0].contiguous())]
+        out = [torch.zeros_like(tensor) for tensor in ctx.saved_tensors[:2]]
+        for b in range(len(out[0])):
+            _cpu_projection.shade_back(*(x[b] for x in arrays), *(x[b].numpy() for x in out))
+        return tuple(out)
+
+
 def project(
     gaussians: Gaussians, cameras: Cameras, size: tuple[int, int], sh_degree: int | None = None
 ) -> Splats:
@@ -76,7 +97,9 @@ def project(
     xy, conic, z, extent = _Project.apply(
         gaussians.means, gaussians.scales, gaussians.quats_wxyz, reach_squared, packed, size
     )
-    color = _projection.view_color(gaussians, cameras, sh_degree)
+    directions = _projection.view_directions(gaussians, cameras)
+    degree = gaussians.sh_degree if sh_degree is None else sh_degree
+    color = _Shade.apply(sh.basis(directions, degree), gaussians.sh)
     return Splats(xy=xy, conic=conic, z=z, color=color, extent=extent)
 
 
