@@ -323,5 +323,5 @@ def test_own_photos_train_from_chunks(root: Path) -> None:
 
 
 def test_a_setting_of_the_wrong_length_is_told() -> None:
-    with pytest.raises(UserError, match=r"data\.size=\[256\]; wanted two numbers"):
+    with pytest.raises(UserError, match=r"dataset\.size=\[256\]; wanted two numbers"):
         re10k.build(re10k.Config(size=[256]))
