@@ -1,4 +1,4 @@
-"""Turn photographs into 3D Gaussians, depth maps, novel views and a video.
+"""turn photographs into 3D Gaussians, depth maps, novel views and a video
 
 INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk of scenes
 (DATA/test:KEY), a video, or a folder of bare photos; the last two are posed by pycolmap first.

@@ -26,6 +26,7 @@ from ..view.figures import color_bar, colorize_depth, contact_sheet, depth_range
 MARK = "cameras.json"  # a folder with this file is a result of ours
 SHEET_COLUMNS, SHEET_HEIGHT = 4, 240  # images per row of the sheet, and their height in pixels
 LEAST_SECONDS = 3.0  # of video
+LEAST_SIDE = 240  # pixels of the video's shorter side: small predictions are drawn larger
 STEADY = 0.5  # seconds over which a stabilised path is averaged
 
 
@@ -102,11 +103,12 @@ def write(folder: Path, result: Result, track: Track) -> Summary:
     return summary
 
 
-def draw(result: Result, cameras: Cameras) -> Rendering:
-    """The Gaussians seen by `cameras`, at the size of the context, without gradients."""
+def draw(result: Result, cameras: Cameras, larger: int = 1) -> Rendering:
+    """The Gaussians seen by `cameras`, `larger` times the size of the context, no gradients."""
+    height, width = result.context.size
     with torch.no_grad():
         seen = cameras.to(result.gaussians.means.device)
-        return rasterize(result.gaussians, seen, result.context.size)
+        return rasterize(result.gaussians, seen, (height * larger, width * larger))
 
 
 def video_path(cameras: Cameras, fps: int, seconds: float, stabilise: bool) -> Cameras:
@@ -119,10 +121,11 @@ def video_path(cameras: Cameras, fps: int, seconds: float, stabilise: bool) -> C
 def write_path(path: Path, result: Result, cameras: Cameras, fps: int, track: Track) -> None:
     """The video that a camera on the path would take."""
     count = cameras.c2w.shape[1]
+    larger = -(-LEAST_SIDE // min(result.context.size))
 
     def frames() -> Iterator[np.ndarray]:
         for i in track(range(count), "rendering the video", count):
-            yield to_uint8(draw(result, cameras.at([i])).color[0, 0])
+            yield to_uint8(draw(result, cameras.at([i]), larger).color[0, 0])
 
     write_video(path, frames(), fps)
 

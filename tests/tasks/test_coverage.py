@@ -1,0 +1,72 @@
+"""Which views are chosen: they overlap, they are spread, and what is compared was seen."""
+
+import math
+
+import torch
+
+from pmsplat.geometry import se3
+from pmsplat.tasks import _coverage
+from pmsplat.types import Cameras
+
+
+def cameras_at(eyes: torch.Tensor, targets: torch.Tensor) -> Cameras:
+    c2w = se3.look_at(eyes, targets, torch.tensor([0.0, -1.0, 0.0]))[None]
+    K = torch.tensor([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]).expand(1, len(eyes), 3, 3)
+    near = torch.ones(1, len(eyes))
+    return Cameras(c2w, K, near, 4 * near)  # surfaces are taken to be at 2
+
+
+def walk(count: int, step: float) -> Cameras:
+    """Cameras side by side that look ahead."""
+    eyes = torch.zeros(count, 3)
+    eyes[:, 0] = step * torch.arange(count)
+    return cameras_at(eyes, eyes + torch.tensor([0.0, 0.0, 1.0]))
+
+
+def test_overlap_of_shifted_cameras_has_a_closed_form() -> None:
+    """At depth 2 a camera sees 2 across; 0.5 aside loses a quarter (two of eight columns)."""
+    overlap = _coverage.overlaps(walk(4, 0.5))
+    assert torch.equal(overlap[0, :3], torch.tensor([1.0, 0.75, 0.5]))
+    assert overlap[0, 3] == 0  # a quarter is in the picture, but seen from 41 degrees aside
+    assert torch.equal(overlap, overlap.T)
+
+
+def test_opposite_and_averted_cameras_do_not_overlap() -> None:
+    eyes = torch.tensor([[0.0, 0, -2], [0, 0, 2], [0, 0, -2]])
+    targets = torch.tensor([[0.0, 0, 0], [0, 0, 0], [0, 0, -4]])
+    overlap = _coverage.overlaps(cameras_at(eyes, targets))
+    assert overlap[0, 1] == 0  # the same point from behind
+    assert overlap[0, 2] == 0  # the other way
+
+
+def test_chosen_views_are_spread_but_overlap() -> None:
+    cameras = walk(30, 0.1)
+    overlap = _coverage.overlaps(cameras)
+    chosen = _coverage.choose_context(overlap, 4)
+    assert chosen == sorted(set(chosen)) and len(chosen) == 4
+    gaps = torch.tensor(chosen).diff()
+    assert gaps.min() >= 5  # wider than neighbours …
+    neighbors = overlap[chosen[:-1], chosen[1:]]
+    assert neighbors.min() >= _coverage.ENOUGH  # … but no wider than overlap allows
+
+
+def test_cameras_without_overlap_are_chosen_all_the_same() -> None:
+    overlap = torch.eye(3)
+    assert _coverage.choose_context(overlap, 3) == [0, 1, 2]
+
+
+def test_held_out_views_saw_what_the_context_saw() -> None:
+    cameras = walk(40, 0.1)
+    overlap = _coverage.overlaps(cameras)
+    held = _coverage.held_out(overlap, [10, 14], 100)
+    assert held == [i for i in range(40) if i not in (10, 14) and overlap[i, [10, 14]].max() >= 0.5]
+    few = _coverage.held_out(overlap, [10, 14], 5)
+    assert len(few) == 5 and few[0] == held[0] and few[-1] == held[-1]
+
+
+def test_turning_on_the_spot_loses_overlap() -> None:
+    angle = torch.tensor([0.0, 0.2, 0.4, 1.5])
+    ahead = torch.stack([angle.sin(), torch.zeros(4), angle.cos()], dim=-1)
+    overlap = _coverage.overlaps(cameras_at(torch.zeros(4, 3), ahead))[0]
+    assert (overlap.diff() < 0).all() and overlap[3] == 0
+    assert math.isclose(overlap[0].item(), 1)

@@ -1,0 +1,334 @@
+"""From photographs to a folder of results, and every way in which that can be refused."""
+
+import errno
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pmsplat
+from pmsplat import cli
+from pmsplat.data import synthetic
+from pmsplat.data.folder import open_scene
+from pmsplat.errors import UserError
+from pmsplat.io.video import read_frames
+from pmsplat.models import _zoo, depthsplat
+from pmsplat.tasks import _export, _memory
+from pmsplat.tasks.predict import Options, choose_views, fit_size, pick_device, predict, reconstruct
+from pmsplat.types import Views
+
+from ..scenes import random_cameras
+
+CONFIG = depthsplat.Config(
+    vit="none", width=16, planes=8, transformer_layers=1, head_width=16, sh_degree=1
+)
+QUICK = Options(views=2, size=(48, 64), held_out=2, fps=4, seconds=1.0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> depthsplat.DepthSplat:
+    torch.manual_seed(0)
+    return depthsplat.build(CONFIG).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: depthsplat.DepthSplat, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    _zoo.save(model, path, "depthsplat")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One procedural scene of 6 photos of 54x70, as a chunk."""
+    root = tmp_path_factory.mktemp("rooms")
+    synthetic.write(root, scenes=1, frames=6, size=(54, 70), seed=0, split="test")
+    return str(root / "test")
+
+
+@pytest.fixture
+def cli_run(checkpoint: str, room: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs `pmsplat predict` with defaults for what is not given: (exit code, what it said)."""
+
+    def run(*more: str, source: str = room, model: str = checkpoint, output: str = "") -> tuple:
+        where = output or str(tmp_path / "out")
+        code = cli.main(
+            ["predict", source, "--model", model, "--output", where, "--device", "cpu", *more]
+        )
+        return code, capsys.readouterr().err.strip()
+
+    return run
+
+
+def test_everything_is_written(model: depthsplat.DepthSplat, room: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    summary = predict(room, model, tmp_path / "out", QUICK, tell=said.append)
+    out = tmp_path / "out"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    context, others = summary.context, list(summary.held_out)
+    assert len(context) == 2 and len(others) == 2 and not set(context) & set(others)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "cameras.json", "depth", "gaussians.ply", "metrics.json", "render", "sheet.png", "video.mp4"
+    ]  # fmt: skip
+    assert "54x70 are scaled and cut to 48x64" in said[0] and context[0] in said[1]
+
+    scene = open_scene(room)
+    views = scene.views([scene.names.index(name) for name in context], (48, 64))
+    found = reconstruct(model, views)
+    ours, written = found.prediction.gaussians[-1], pmsplat.load_ply(out / "gaussians.ply")
+    assert torch.equal(written.means, ours.means) and torch.equal(written.sh, ours.sh)
+    torch.testing.assert_close(written.scales, ours.scales, rtol=1e-5, atol=0)
+    for i, name in enumerate(context):
+        depth = np.load(out / "depth" / f"{name}.npy")
+        assert np.array_equal(depth, found.prediction.depths[-1][0, i].numpy())
+        with Image.open(out / "depth" / f"{name}.png") as colored:
+            assert colored.size == (64, 48)
+
+    index = scene.names.index(others[0])
+    target = scene.views([index], (48, 64))
+    rendering = pmsplat.rasterize(ours, target.cameras, (48, 64))
+    error = (rendering.color.clamp(0, 1) - target.images).square().mean()
+    metrics = json.loads((out / "metrics.json").read_text())
+    value = metrics["held_out"][others[0]]["psnr"]
+    assert value == pytest.approx(-10 * error.log10().item(), abs=1e-3)
+    assert metrics["means"]["abs_rel"] > 0  # the rooms know their depth
+    with Image.open(out / "render" / f"{others[0]}.png") as drawn:
+        got = np.asarray(drawn, dtype=float) / 255
+    clipped = rendering.color[0, 0].clamp(0, 1).permute(1, 2, 0).numpy()
+    assert np.abs(got - clipped).max() <= 0.5 / 255 + 1e-6
+
+    frames = read_frames(out / "video.mp4")
+    assert len(frames) == 12 and frames[0].shape == (240, 320, 3)  # small ones are drawn larger
+    cameras = json.loads((out / "cameras.json").read_text())
+    assert cameras["scale"] == pytest.approx(0.5 / views.cameras.near.min().item())
+    assert [frame["name"] for frame in cameras["frames"]] == [*context, *others]
+    np.testing.assert_allclose(cameras["frames"][0]["c2w"], views.cameras.c2w[0, 0], rtol=1e-6)
+
+
+def test_a_second_run_replaces_the_first(
+    model: depthsplat.DepthSplat, room: str, tmp_path: Path
+) -> None:
+    predict(room, model, tmp_path / "out", replace(QUICK, context=(0, 3), held_out=0))
+    predict(room, model, tmp_path / "out", replace(QUICK, context=(1, 2), held_out=0))
+    names = sorted(p.name for p in (tmp_path / "out/depth").iterdir())
+    assert names == ["000001.npy", "000001.png", "000002.npy", "000002.png"]
+    assert not (tmp_path / "out/render").exists()
+
+
+def test_real_photos(model: depthsplat.DepthSplat, shared: Path, tmp_path: Path) -> None:
+    options = Options(views=3, size=(64, 96), held_out=2, fps=2, stabilise=True, device="cpu")
+    summary = predict(shared / "scenes/bonsai", model, tmp_path / "out", options)
+    assert len(summary.context) == 3 and summary.gaussians == 3 * 64 * 96
+    near = open_scene(shared / "scenes/bonsai").cameras.near.min().item()
+    assert summary.scale <= 0.5 / near  # COLMAP's unit: near is about 7
+    assert np.isfinite(list(summary.means.values())).all()
+    world = pmsplat.load_ply(tmp_path / "out/gaussians.ply").means[0]
+    for name in summary.context:
+        depth = np.load(tmp_path / "out/depth" / f"{Path(name).stem}.npy")
+        assert 0.5 / summary.scale * 0.99 <= depth.min() and depth.max() < 200
+    assert world.norm(dim=-1).median() > 1  # in COLMAP's unit, not in the network's
+
+
+def test_the_network_sees_near_at_one_half(generator: torch.Generator) -> None:
+    seen = []
+    cameras = random_cameras(3, generator)
+    cameras = replace(cameras, near=torch.tensor([[4.0, 2.0, 3.0]]), far=torch.tensor([[40.0] * 3]))
+    views = Views(torch.rand(1, 3, 3, 32, 32, generator=generator), cameras)
+    inner = depthsplat.build(CONFIG).eval()
+
+    def watched(given: Views):
+        seen.append(given)
+        return inner(given)
+
+    found = reconstruct(watched, views)
+    assert found.scale == 0.25
+    assert (seen[0].cameras.near == 0.5).all() and (seen[0].cameras.far == 10).all()
+    torch.testing.assert_close(
+        seen[0].cameras.c2w[..., :3, 3], 0.25 * cameras.c2w[..., :3, 3], rtol=1e-6, atol=0
+    )
+    direct = inner(seen[0])
+    torch.testing.assert_close(found.prediction.depths[0], 4 * direct.depths[0])
+    torch.testing.assert_close(found.prediction.gaussians[0].means, 4 * direct.gaussians[0].means)
+    torch.testing.assert_close(found.prediction.gaussians[0].scales, 4 * direct.gaussians[0].scales)
+    assert torch.equal(found.prediction.gaussians[0].sh, direct.gaussians[0].sh)
+
+
+def test_a_larger_world_gives_the_same_answer_larger(
+    model: depthsplat.DepthSplat, room: str
+) -> None:
+    views = open_scene(room).views([0, 3], (48, 64))
+    once = reconstruct(model, views).prediction
+    thrice = reconstruct(model, replace(views, cameras=views.cameras.scaled(3.0))).prediction
+    torch.testing.assert_close(3 * once.depths[0], thrice.depths[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("photo", "multiple", "wanted", "expected"),
+    [
+        ((533, 800), 16, None, (528, 800)),
+        ((360, 540), 64, None, (320, 512)),
+        ((3000, 4000), 16, None, (720, 960)),
+        ((4000, 3000), 16, None, (960, 720)),
+        ((100, 100), 16, (256, 448), (256, 448)),
+        ((33, 47), 1, None, (33, 47)),
+    ],
+)
+def test_size(photo: tuple, multiple: int, wanted: tuple | None, expected: tuple) -> None:
+    assert fit_size(photo, multiple, wanted) == expected
+
+
+def test_sizes_that_do_not_fit() -> None:
+    with pytest.raises(UserError, match="multiples of 64 for this model; use --size 256x448"):
+        fit_size((500, 500), 64, (260, 440))
+    with pytest.raises(UserError, match="sides of at least 16"):
+        fit_size((12, 500), 16, None)
+
+
+def test_how_many_views(room: str) -> None:
+    scene = open_scene(room)
+    overlap = torch.ones(6, 6)
+    assert len(choose_views(scene, overlap, Options())) == 4
+    assert choose_views(scene, overlap, Options(context=(4, 1, 4))) == [1, 4]
+    for views in (1, 0, 7):
+        with pytest.raises(UserError, match=f"{views} context views of a scene of 6 photos"):
+            choose_views(scene, overlap, Options(views=views))
+    for context in ((0, 6), (3,), (2, 2)):
+        with pytest.raises(UserError, match="two or more different numbers from 0 to 5"):
+            choose_views(scene, overlap, Options(context=context))
+
+
+def test_devices() -> None:
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(UserError, match="auto, cpu, cuda or cuda:N"):
+        pick_device("gpu")
+    with pytest.raises(UserError, match="CUDA devices here"):
+        pick_device("cuda:99")
+
+
+def test_file_names_are_unique() -> None:
+    assert _export.file_names(["a.jpg", "b.c.png"]) == ["a", "b.c"]
+    assert _export.file_names(["l/a.jpg", "r/a.jpg"]) == ["l_a", "r_a"]
+    assert _export.file_names(["a.jpg", "a.png"]) == ["a_0", "a_1"]
+
+
+def test_command_line(cli_run, tmp_path: Path) -> None:
+    code, said = cli_run("--context", "0,3", "--size", "48x64", "--held-out", "1", "--fps", "2")
+    assert code == 0, said
+    assert "Means over 1 held-out photos" in said and said.endswith(f"are in {tmp_path / 'out'}/.")
+    assert (tmp_path / "out/gaussians.ply").is_file()
+
+
+def test_input_that_is_not_there(cli_run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("no video")
+    for source, wanted in (
+        (tmp_path / "absent", "there is no scene at"),
+        (tmp_path / "empty", "neither a camera file"),
+        (tmp_path / "text.mp4", "no frame that ffmpeg can decode"),
+    ):
+        code, said = cli_run(source=str(source))
+        assert code == 2 and wanted in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_do_not_fit(cli_run, tmp_path: Path) -> None:
+    for options, wanted in (
+        (["--views", "7"], "7 context views of a scene of 6 photos"),
+        (["--context", "0,17"], "numbers from 0 to 5"),
+        (["--size", "50x64"], "multiples of 16 for this model; use --size 48x64"),
+        (["--device", "tpu"], "auto, cpu, cuda"),
+    ):
+        code, said = cli_run(*options)
+        assert code == 2 and wanted in said and said.count("\n") <= 2
+    for malformed in (["--size", "64"], ["--context", "a,b"]):
+        with pytest.raises(SystemExit) as caught:
+            cli_run(*malformed)
+        assert caught.value.code == 2
+    assert [p.name for p in tmp_path.iterdir()] == []
+
+
+def test_models_that_do_not_fit(cli_run, checkpoint: str, tmp_path: Path) -> None:
+    code, said = cli_run(model="depthsplat-gs-smal-re10k-256x256-view2")
+    assert code == 2 and "depthsplat-gs-small-re10k-256x256-view2" in said
+    (tmp_path / "other.safetensors").write_bytes(b"not a checkpoint")
+    code, said = cli_run(model=str(tmp_path / "other.safetensors"))
+    assert code == 2 and "Traceback" not in said
+    code, said = cli_run(
+        "--weights", checkpoint, model="depthsplat-gs-small-re10k-256x256-view2"
+    )  # a checkpoint of another model
+    assert code == 2 and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_depth_alone(room: str, tmp_path: Path) -> None:
+    depth_only = depthsplat.build(replace(CONFIG, gaussians=False)).eval()
+    with pytest.raises(UserError, match="predicts depth alone"):
+        predict(room, depth_only, tmp_path / "out", QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory(
+    cli_run, model: depthsplat.DepthSplat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = _memory.Plan(4, (48, 64), 16)
+    half = _memory.needed_bytes(model, plan, torch.device("cpu")) // 2
+    monkeypatch.setattr(_memory, "free_bytes", lambda device: half)
+    code, said = cli_run("--views", "4")
+    assert code == 2 and "4 views of 48x64 need about" in said and "use --size 32x32" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_holds_something_else(cli_run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").write_text("mine")
+    code, said = cli_run()
+    assert code == 2 and "holds other files" in said and "--overwrite" in said
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_full_disk(cli_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "gaussians.ply")
+
+    monkeypatch.setattr(_export, "save_ply", full)
+    code, said = cli_run("--views", "2", "--fps", "1")
+    assert code == 2 and "cannot write at gaussians.ply: No space left on device" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written(cli_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "out")
+
+    monkeypatch.setattr("pmsplat.tasks._folder.tempfile.mkdtemp", forbidden)
+    code, said = cli_run()
+    assert code == 2 and "cannot write at out: Permission denied" in said
+
+
+def test_ctrl_c_leaves_nothing(cli_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_export, "save_ply", interrupted)
+    code, said = cli_run("--views", "2", "--fps", "1")
+    assert code == 130 and said.endswith("pmsplat: interrupted")
+    assert not list(tmp_path.iterdir())
+
+
+def test_photos_of_one_place_only(
+    shared: Path, model: depthsplat.DepthSplat, tmp_path: Path
+) -> None:
+    """A folder of posed photos, one of which is gone."""
+    source = tmp_path / "fern"
+    shutil.copytree(shared / "scenes/fern", source)
+    source.chmod(0o755)
+    (source / "images").chmod(0o755)
+    sorted((source / "images").iterdir())[0].unlink()
+    with pytest.raises(UserError, match="there is no image"):
+        predict(source, model, tmp_path / "out", QUICK)
+    assert not (tmp_path / "out").exists()
