@@ -23,6 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    import shlex
+
     from rich.console import Console
 
     from .. import config, train
@@ -35,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         checkpoint = train.run(experiment)
     except KeyboardInterrupt:
-        again = " ".join([*arguments.overrides, "trainer.resume=true"])
+        again = shlex.join([*arguments.overrides, "trainer.resume=true"])
         console.print(f"go on with: pmsplat train {again}", markup=False, soft_wrap=True)
         raise
     console.print(f"trained: {checkpoint}", markup=False, soft_wrap=True)

@@ -50,6 +50,7 @@ def _loader(stream: Any, batch_size: int, workers: int) -> DataLoader[Batch]:
         batch_size=batch_size,
         collate_fn=collate,
         num_workers=workers,
+        persistent_workers=workers > 0,
         worker_init_fn=_ignore_ctrl_c,
         multiprocessing_context="spawn" if workers else None,
         generator=torch.Generator().manual_seed(0),  # of worker seeds, which streams do not use

@@ -1,0 +1,237 @@
+"""Whole runs on the CPU: deterministic, resumable, learning, interruptible, clear when wrong."""
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import pmsplat
+from pmsplat import config, registry, train
+from pmsplat.errors import UserError
+from pmsplat.evaluate import protocol
+from pmsplat.train import Experiment, loop
+from pmsplat.train.callbacks import Checkpoints
+
+
+@pytest.fixture(scope="session")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A procedural dataset, made once."""
+    return tmp_path_factory.mktemp("rooms")
+
+
+@pytest.fixture
+def setting(rooms: Path, tmp_path: Path) -> Callable[..., Experiment]:
+    """A run of a small encoder on small images, with overrides."""
+
+    def make(*overrides: str) -> Experiment:
+        return config.compose(
+            [
+                "+experiment=demo_tiny",
+                "model=tests.lab.encoder",
+                f"dataset.root={rooms}",
+                "dataset.scenes=6",
+                "dataset.test_scenes=2",
+                "dataset.frames=10",
+                "dataset.size=[32,32]",
+                "trainer.batch_size=2",
+                "trainer.log_every=1",
+                "trainer.validate_every=0",
+                "trainer.loggers=[csv]",
+                "optimizer.lr=5e-3",
+                f"output={tmp_path / 'out'}",
+                *overrides,
+            ]
+        )
+
+    return make
+
+
+def losses(output: str | Path) -> list[float]:
+    """Every logged training loss of a folder, in the order of the runs."""
+    values = []
+    for path in sorted((Path(output) / "csv").glob("version_*/metrics.csv")):
+        with path.open() as file:
+            values += [
+                float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]
+            ]
+    return values
+
+
+def test_twenty_seeded_steps_are_equal_and_so_is_a_resumed_run(
+    setting: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    straight, again, resumed = (str(tmp_path / name) for name in ("a", "b", "c"))
+    train.run(setting("trainer.steps=20", f"output={straight}"))
+    train.run(setting("trainer.steps=20", f"output={again}"))
+    assert len(losses(straight)) == 20
+    assert losses(straight) == losses(again)
+
+    first = setting("trainer.steps=20", f"output={resumed}")
+    interrupt_at(10, first)
+    assert len(losses(resumed)) == 10
+    train.run(replace(first, trainer=replace(first.trainer, resume=True)))
+    assert losses(resumed) == losses(straight)
+    one, other = (torch.load(Path(p) / "last.ckpt", weights_only=True) for p in (straight, resumed))
+    assert one["lr_schedulers"] == other["lr_schedulers"]
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name])
+
+
+def interrupt_at(step: int, experiment: Experiment) -> None:
+    """Runs and presses Ctrl-C in the middle of a step."""
+    before = signal.getsignal(signal.SIGINT)
+    calls = 0
+    original = loop.TrainingModule.training_step
+
+    def pressed(self: Any, batch: Any, batch_idx: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.TrainingModule, "training_step", pressed)
+        train.run(experiment)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_loads_and_no_scraps(
+    setting: Callable[..., Experiment],
+) -> None:
+    experiment = setting("trainer.steps=50")
+    interrupt_at(3, experiment)
+    output = Path(experiment.output)
+    assert torch.load(output / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert pmsplat.load(output / "model.safetensors") is not None
+    assert not [path for path in output.rglob("*") if path.suffix == ".tmp"]
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every=1, export=lambda: None)
+    checkpoints._on_ctrl_c(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints._on_ctrl_c(signal.SIGINT, None)
+
+
+def test_the_command_says_how_to_go_on(
+    setting: Callable[..., Experiment],
+    rooms: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pmsplat.cli import main
+
+    def interrupted(experiment: Experiment) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", interrupted)
+    assert main(["train", "+experiment=demo_tiny", "output=x y"]) == 130
+    told = capsys.readouterr().err
+    assert "pmsplat train +experiment=demo_tiny 'output=x y' trainer.resume=true" in told
+
+
+def test_overfits_a_scene_then_the_checkpoint_gives_the_same_metrics(
+    setting: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = setting(
+        "dataset.scenes=1", "dataset.flip=0", "dataset.gap=[4,4]", "trainer.steps=60",
+        "trainer.batch_size=1", f"dataset.root={tmp_path / 'one'}", "trainer.validate_every=30",
+        "trainer.loggers=[csv,tensorboard]", "optimizer.lr=2e-2",
+    )  # fmt: skip
+    checkpoint = train.run(experiment)
+    values = losses(experiment.output)
+    assert sum(values[-5:]) < 0.5 * sum(values[:5])
+
+    dataset = registry.build("data", "synthetic", experiment.dataset.settings)
+    model = pmsplat.load(checkpoint)
+    result = protocol.evaluate(protocol.pipeline(model), dataset.evaluation())
+    with next(Path(experiment.output, "csv").glob("*/metrics.csv")).open() as file:
+        logged = [row for row in csv.DictReader(file) if row["val/psnr"]]
+    assert [int(row["step"]) for row in logged] == [29, 59]
+    assert float(logged[-1]["val/psnr"]) == pytest.approx(result.means["psnr"], abs=1e-4)
+    assert float(logged[-1]["val/abs_rel"]) == pytest.approx(result.means["abs_rel"], abs=1e-4)
+
+    with Image.open(Path(experiment.output) / "pictures" / "step_0000060.png") as picture:
+        assert picture.width > 5 * 32 and picture.height > 2 * 32
+    assert json.loads((Path(experiment.output) / "config.json").read_text())["name"] == "demo_tiny"
+    assert list(Path(experiment.output, "tensorboard").rglob("events*"))
+
+
+def test_the_tiny_experiment_itself_takes_a_step(
+    setting: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = setting("model=depthsplat_tiny", "trainer.steps=2", "trainer.batch_size=1")
+    assert pmsplat.load(train.run(experiment)) is not None
+    assert len(losses(experiment.output)) == 2
+
+
+def test_spawned_workers_give_a_whole_run(setting: Callable[..., Experiment]) -> None:
+    experiment = setting("trainer.steps=3", "trainer.workers=1")
+    train.run(experiment)
+    assert len(losses(experiment.output)) == 3
+
+
+def test_steps_without_finite_gradients_are_passed_over_and_counted(
+    setting: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmsplat.train.module.BAD_STEPS", 4)
+    experiment = setting("trainer.steps=30", "model.bad_from=4", "trainer.checkpoint_every=3")
+    with pytest.raises(UserError, match=r"gradients of 4 steps in a row.*not finite.*lower"):
+        train.run(experiment)
+    saved = torch.load(Path(experiment.output) / "last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_weights_to_start_from_are_taken_and_checked(
+    setting: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    first = train.run(setting("trainer.steps=2", f"output={tmp_path / 'first'}"))
+    second = setting("trainer.steps=1", f"trainer.initial={first}", "optimizer.lr=1e-12")
+    old, new = (pmsplat.load(path).state_dict() for path in (first, train.run(second)))
+    assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in old)
+    other = setting(f"trainer.initial={first}", "model.width=4", f"output={tmp_path / 'third'}")
+    with pytest.raises(UserError, match=r"of another model: it has \[8, 3, 3, 3\].*\[4, 3, 3, 3\]"):
+        train.run(other)
+
+
+def test_mistakes_before_the_first_step_are_told(
+    setting: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="nothing to resume"):
+        train.run(setting("trainer.resume=true"))
+    done = setting("trainer.steps=1")
+    train.run(done)
+    with pytest.raises(UserError, match=r"already holds a run.*trainer\.resume=true"):
+        train.run(done)
+    with pytest.raises(UserError, match=r"last\.ckpt is of another model"):
+        train.run(setting("trainer.resume=true", "model.width=4"))
+    (Path(done.output) / "last.ckpt").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(UserError, match=r"not a readable checkpoint"):
+        train.run(setting("trainer.resume=true"))
+    missing = config.compose(
+        ["dataset=re10k", f"dataset.root={tmp_path / 'nowhere'}", "model=tests.lab.encoder",
+         "loss=mse", f"output={tmp_path / 'm'}", "trainer.workers=0"]
+    )  # fmt: skip
+    with pytest.raises(UserError, match="nowhere"):
+        train.run(missing)
+    with pytest.raises(UserError, match="wandb, which is not installed"):
+        train.run(setting("trainer.loggers=[wandb]", f"output={tmp_path / 'w'}"))
+    monkeypatch.setattr("pmsplat.foundation.lpips._torchvision", no_weights)
+    monkeypatch.setattr("pmsplat.foundation.lpips.pretrained_folder", lambda: tmp_path)
+    with pytest.raises(UserError, match=r"LPIPS.*train without LPIPS"):
+        train.run(setting("loss=photometric", f"output={tmp_path / 'l'}"))
+
+
+def no_weights(net: str, local: Path) -> None:
+    from pmsplat.foundation.lpips import Unavailable
+
+    raise Unavailable("LPIPS has no weights here", "them", "train without LPIPS")
