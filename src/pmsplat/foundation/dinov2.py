@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
@@ -79,7 +80,7 @@ class DinoV2(nn.Module):
         if size not in NAMES:
             raise UserError(f"vit {size!r}", f"one of {', '.join(NAMES)}", "choose one of them")
         self.taps = TAPS[size]
-        self.vit = timm.create_model(
+        vit = timm.create_model(
             NAMES[size],
             pretrained=pretrained,
             num_classes=0,
@@ -87,11 +88,15 @@ class DinoV2(nn.Module):
             attn_layer=_Attention,
             mlp_layer=_Mlp,
         )
-        for block in self.vit.blocks:
-            block.attn.backend = backend
+        assert isinstance(vit, VisionTransformer)
+        for module in vit.modules():
+            if isinstance(module, _Attention):
+                module.backend = backend
+        self.vit = vit
 
     def position(self, height: int, width: int) -> Float[Tensor, "token channel"]:
         """The embedding of the class token and of height x width patches, row-major."""
+        assert self.vit.pos_embed is not None
         table = self.vit.pos_embed[0]
         if (height, width) == (GRID, GRID):
             return table
@@ -104,6 +109,7 @@ class DinoV2(nn.Module):
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, ...]:
         height, width = images.shape[-2] // PATCH, images.shape[-1] // PATCH
         patches = self.vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
+        assert self.vit.cls_token is not None
         start = self.vit.cls_token.to(patches).expand(len(images), -1, -1)
         x = torch.cat([start, patches], dim=1) + self.position(height, width)
         maps = []

@@ -5,7 +5,6 @@ which are pickles: they are read as data, never executed.
 """
 
 import json
-import os
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from .files import atomic
 
 FORMAT = 1  # of our own checkpoints
 HEADER = "pmsplat"
@@ -67,15 +67,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 def save_checkpoint(path: str | Path, state: dict[str, Tensor], header: Header) -> None:
     """Writes a checkpoint of ours, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": FORMAT, "model": header.model, "settings": header.settings})
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with atomic(path) as temporary:
         save_file({k: v.contiguous() for k, v in state.items()}, temporary, {HEADER: text})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_header(path: str | Path) -> Header | None:

@@ -18,7 +18,8 @@ def linear(
     on AMD processors), and equal to rounding.
     """
     device = x.device.type
-    if device != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled(device):
+    single = x.dtype == torch.float32 and not torch.is_autocast_enabled(device)
+    if device != "cpu" or not single or x.numel() == 0:
         return functional.linear(x, weight, bias)
     tokens = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     out = functional.conv2d(tokens, weight[:, :, None, None], bias)

@@ -133,6 +133,9 @@ class Pyramid(nn.Module):
 class DepthNetwork(nn.Module):
     """CNN features matched across views, and monocular ViT features, -> inverse depth."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.layout = layout

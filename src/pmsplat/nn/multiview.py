@@ -76,7 +76,7 @@ def shift_mask(
         place = torch.arange(length, device=like.device)
         return (place >= length - length // SPLITS).int() + (place >= length - _half(length)).int()
 
-    region = 3 * side(height)[:, None] + side(width)
+    region = (3 * side(height)[:, None] + side(width)).float()
     region = to_windows(region[..., None], shift=False)[..., 0]
     pixels = region.shape[-1]
     column = torch.arange(pixels, device=like.device).expand(others, pixels)
@@ -120,9 +120,9 @@ class Layer(nn.Module):
     ) -> Float[Tensor, "batch view window pixel channel"]:
         scene = torch.arange(len(x), device=x.device)[:, None, None]
         seen = rearrange(self.cross_kv(x)[scene, others], "b v o s n c -> b v s (o n) c")
-        attended = self._attend(*self.self_qkv(x).chunk(3, dim=-1), self_mask)
+        attended = self._attend(*self.self_qkv(x).chunk(3, dim=-1), mask=self_mask)
         x = x + self.self_norm(self.self_merge(attended))
-        attended = self._attend(self.cross_q(x), *seen.chunk(2, dim=-1), cross_mask)
+        attended = self._attend(self.cross_q(x), *seen.chunk(2, dim=-1), mask=cross_mask)
         message = self.cross_norm(self.cross_merge(attended))
         return x + self.mlp_norm(self.mlp(torch.cat([x, message.to(x)], dim=-1)))
 

@@ -1,0 +1,83 @@
+import torch
+from einops import rearrange
+
+from pmsplat.kernels.attention import attention
+from pmsplat.nn import multiview
+from pmsplat.nn.cost_volume import all_others
+from tests.golden import components
+
+
+def test_sine_position_is_the_official_one() -> None:
+    expected = components("pos")["split2_8x12_c128"][0]
+    found = multiview.sine_position(8, 12, 128, like=expected)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_the_shift_mask_is_the_official_one() -> None:
+    expected = components("mask")["8x12_split2"]
+    for tiled in (False, True):  # with one other view there is nothing to confuse
+        found = multiview.shift_mask(8, 12, 1, tiled, like=expected)
+        torch.testing.assert_close(found, expected)
+
+
+def test_window_attention_is_the_official_one() -> None:
+    """With and without a shift, to one other map and to two, where the published mask is tiled."""
+    golden = components("attn")
+    q, k, v = golden["q"], golden["k"], golden["v"]  # [batch, pixel, c], [batch, other, pixel, c]
+
+    def windows(x: torch.Tensor, shift: bool) -> torch.Tensor:
+        return multiview.to_windows(x.unflatten(-2, (8, 12)), shift)
+
+    for shift in (False, True):
+        for name, keys, values in (("self", k[:, :1], v[:, :1]), ("2others", k, v)):
+            others = keys.shape[1]
+            mask = multiview.shift_mask(8, 12, others, True, like=q)[None] if shift else None
+            seen = (
+                rearrange(windows(x, shift), "b o s n c -> b s (o n) c") for x in (keys, values)
+            )
+            found = attention(windows(q, shift), *seen, mask=mask)
+            found = multiview.from_windows(found, 8, 12, shift).flatten(1, 2)
+            expected = golden[f"out_{name}_shift{int(shift)}"]
+            torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_windows_are_undone() -> None:
+    x = torch.randn(2, 6, 10, 3)
+    for shift in (False, True):
+        back = multiview.from_windows(multiview.to_windows(x, shift), 6, 10, shift)
+        assert torch.equal(back, x)
+
+
+def network(tiled: bool) -> multiview.MultiViewTransformer:
+    torch.manual_seed(0)
+    return multiview.MultiViewTransformer(16, 4, tiled=tiled)
+
+
+def test_the_order_of_the_other_views_does_not_matter_under_the_true_mask() -> None:
+    features = torch.randn(1, 3, 16, 8, 12)
+    swapped = features[:, [0, 2, 1]]
+    others = all_others(torch.eye(4).expand(1, 3, 4, 4))
+    exact, tiled = network(False), network(True)
+    torch.testing.assert_close(
+        exact(swapped, others)[:, [0, 2, 1]], exact(features, others), atol=1e-5, rtol=1e-4
+    )
+    # the published mask hides other pixels than it should, and does depend on the order
+    difference = tiled(swapped, others)[:, [0, 2, 1]] - tiled(features, others)
+    assert difference.abs().max() > 1e-4
+
+
+def test_two_views_do_not_see_the_published_fault() -> None:
+    features = torch.randn(1, 2, 16, 8, 12)
+    others = all_others(torch.eye(4).expand(1, 2, 4, 4))
+    torch.testing.assert_close(network(True)(features, others), network(False)(features, others))
+
+
+def test_every_view_hears_of_the_views_it_looks_at_and_of_no_other() -> None:
+    features = torch.randn(1, 4, 16, 4, 4)
+    others = torch.tensor([[[1], [0], [3], [2]]])
+    changed = features.clone()
+    changed[:, 3] += 1
+    moved = (
+        (network(False)(changed, others) - network(False)(features, others)).abs().amax((2, 3, 4))
+    )
+    assert (moved[0, :2] == 0).all() and (moved[0, 2:] > 1e-3).all()
