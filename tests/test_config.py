@@ -1,6 +1,8 @@
 """Strict composition: every YAML composes, every mistake is told, every field is read."""
 
 import ast
+import re
+import shlex
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -58,6 +60,13 @@ def test_values_are_set_typed_and_nested() -> None:
     assert experiment.dataset.settings.size == [32, 48]
 
 
+def test_values_may_name_others_which_may_be_overridden() -> None:
+    dataset = config.compose(["+experiment=re10k_small", "dataset.root=/data"]).dataset.settings
+    assert dataset.index == "/data/evaluation_index_re10k.json"
+    with pytest.raises(UserError, match="cannot resolve"):
+        config.compose(["dataset.index=${dataset.nowhere}"])
+
+
 def test_losses_are_added_changed_and_dropped() -> None:
     base = ["+experiment=demo_tiny"]
     added = config.compose([*base, "+loss.tests.lab.sparsity.weight=0.1"]).loss
@@ -112,6 +121,17 @@ def test_a_component_without_yaml_is_chosen_by_its_name() -> None:
 def test_each_mistake_is_told(overrides: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         config.compose(overrides)
+
+
+@pytest.mark.parametrize("script", sorted((PACKAGE.parents[1] / "scripts").glob("*_*.sh")), ids=str)
+def test_the_commands_of_every_script_compose(script: Path) -> None:
+    text = script.read_text().replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if line.startswith(("pmsplat ", "    pmsplat "))]
+    trained = [shlex.split(line) for line in commands if " train " in line or " evaluate " in line]
+    for words in trained:
+        overrides = [w for w in words[2:] if "=" in w and not w.startswith("-")]
+        assert config.compose([re.sub(r"\$\{?\w+\}?", "x", word) for word in overrides])
+    assert commands
 
 
 def test_an_installation_without_config_says_so(

@@ -88,6 +88,7 @@ def compose(overrides: Sequence[str]) -> Experiment:
     tree = _compose_files(files) | bare
     for override in values:
         _apply(tree, override)
+    tree = _resolved(tree)
     name = next((f.partition("=")[2] for f in files if f.startswith("+experiment=")), "run")
     return _typed_experiment(tree, name)
 
@@ -119,7 +120,7 @@ def _compose_files(files: list[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(folder()), version_base="1.3"):
             composed = hydra_compose("main", overrides=files)
-        tree = OmegaConf.to_container(composed, resolve=True)
+        tree = OmegaConf.to_container(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(
             f"config/ does not compose: {str(error).splitlines()[0]}",
@@ -128,6 +129,20 @@ def _compose_files(files: list[str]) -> dict[str, Any]:
         ) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
+
+
+def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with every `${...}` replaced by what it names, overrides included."""
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"cannot resolve {error.full_key or 'a value'}: {str(error).splitlines()[0]}",
+            "${GROUP.FIELD} of a value that is set",
+            "mend the YAML or the override",
+        ) from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
 
 
 def _apply(tree: dict[str, Any], override: Override) -> None:
