@@ -1,0 +1,119 @@
+"""`pmsplat train` and `pmsplat evaluate` as a user calls them, mistakes included."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pmsplat.cli import main
+from pmsplat.evaluate import protocol
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The overrides of a finished run of two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    overrides = [
+        "+experiment=demo_tiny", "model=tests.lab.encoder", f"dataset.root={folder / 'rooms'}",
+        "dataset.scenes=2", "dataset.test_scenes=3", "dataset.frames=10", "dataset.size=[32,32]",
+        "trainer.steps=2", "trainer.batch_size=1", "trainer.validate_every=0",
+        f"output={folder / 'out'}",
+    ]  # fmt: skip
+    assert main(["train", *overrides]) == 0
+    return overrides
+
+
+@pytest.fixture(autouse=True)
+def without_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(path: object = None) -> tuple[None, tuple[str, ...]]:
+        return None, ("The LPIPS column is left out: no weights here.",)
+
+    monkeypatch.setattr(protocol, "find_lpips", nothing)
+
+
+def test_evaluate_writes_a_table_json_and_a_row_per_scene(
+    trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *trained, "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "PSNR" in shown and "LPIPS column is left out" in shown
+    folder = Path(trained[-1].removeprefix("output=")) / "evaluation"
+    results = json.loads((folder / "results.json").read_text())
+    with (folder / "scenes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert results["scenes"] == len(rows) == 3
+    assert results["notes"] and "lpips" not in results["means"]
+    assert results["means"]["psnr"] == pytest.approx(sum(float(r["psnr"]) for r in rows) / 3)
+    assert set(results["seconds"]) == {"encode", "render"}
+    assert results["experiment"]["dataset"]["settings"]["size"] == [32, 32]
+
+
+def test_evaluate_takes_a_limit_a_folder_and_a_model(trained: list[str], tmp_path: Path) -> None:
+    model = Path(trained[-1].removeprefix("output=")) / "model.safetensors"
+    command = ["evaluate", *trained[:-1], "--model", str(model), "--limit", "1", "--device", "cpu"]
+    assert main([*command, "--output", str(tmp_path / "here")]) == 0
+    assert json.loads((tmp_path / "here" / "results.json").read_text())["scenes"] == 1
+
+
+def index_of(folder: Path, content: object) -> str:
+    (folder / "index.json").write_text(json.dumps(content))
+    return str(folder / "index.json")
+
+
+def no_root(trained: list[str], folder: Path) -> list[str]:
+    return [*trained[:2], "dataset=re10k", "loss=mse", f"dataset.root={folder / 'none'}"]
+
+
+def no_model(trained: list[str], folder: Path) -> list[str]:
+    return [*trained, f"output={folder / 'untrained'}"]
+
+
+def foreign_model(trained: list[str], folder: Path) -> list[str]:
+    (folder / "other.pth").write_bytes(b"not a checkpoint")
+    return [*trained, "--model", str(folder / "other.pth")]
+
+
+def missing_scene(trained: list[str], folder: Path) -> list[str]:
+    root = trained[2].removeprefix("dataset.root=")
+    index = index_of(folder, {"no-such-scene": {"context": [0, 8], "target": [4]}})
+    return [
+        *trained[:2], "dataset=re10k", f"dataset.root={root}", f"dataset.index={index}",
+        "dataset.size=[32,32]", "loss=mse", trained[-1],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "told"),
+    [
+        ("train", lambda t, f: ["+experiment=demo_tinny"], "did you mean 'demo_tiny'"),
+        ("train", lambda t, f: t, "already holds a run"),
+        ("train", lambda t, f: no_root([*t, f"output={f}"], f), "none"),
+        ("evaluate", no_root, "none"),
+        ("evaluate", no_model, "neither a published model nor a file"),
+        ("evaluate", foreign_model, "no checkpoint of ours and no published file"),
+        ("evaluate", missing_scene, "no-such-scene"),
+    ],
+)
+def test_each_mistake_is_one_sentence_and_exit_code_2(
+    verb: str,
+    arguments: Callable[[list[str], Path], list[str]],
+    told: str,
+    trained: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([verb, *arguments(trained, tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert told in error.replace("\n", " ")
+    assert "Traceback" not in error
+    assert not list(tmp_path.rglob("results.json"))
+
+
+def test_print_shows_the_settings_and_trains_nothing(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *trained[:-1], f"output={tmp_path / 'new'}", "--print"]) == 0
+    assert "name: tests.lab.encoder" in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
