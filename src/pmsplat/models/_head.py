@@ -5,6 +5,7 @@ shape and colour is in the camera's frame, and is turned into the world here.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -55,14 +56,14 @@ def gaussians_at(
         pixels = raw.float().permute(0, 1, 3, 4, 2).flatten(2, 3)
         c2w, K = cameras.c2w.float(), cameras.K.float()
         rotation = c2w[..., :3, :3]
-        size = pixels.new_tensor([width, height])
+        x, y = (pixels[..., OFFSET].sigmoid() - 0.5).unbind(dim=-1)
         grid = camera.pixel_grid(height, width, like=pixels).flatten(0, 1)
-        xy = grid + (pixels[..., OFFSET].sigmoid() - 0.5) / size
+        xy = grid + torch.stack([x / width, y / height], dim=-1)
         rays = camera.directions(xy, K[:, :, None]) @ rotation.transpose(-1, -2)
         opacities = pixels[..., OPACITY].sigmoid().flatten(1)
         quats = world_quats(pixels[..., QUATERNION], rotation).flatten(1, 2)
         harmonics = world_sh(pixels[..., SH], images, rotation, rules).flatten(1, 2)
-        unit = world_scales(pixels[..., SCALE], rules, K, size)
+        unit = world_scales(pixels[..., SCALE], rules, K, (height, width))
         out = []
         for depth in depths:
             z = depth.flatten(2)[..., None]
@@ -78,13 +79,14 @@ def world_scales(
     raw: Float[Tensor, "batch view pixel 3"],
     rules: Rules,
     K: Float[Tensor, "batch view 3 3"],
-    size: Float[Tensor, "2"],
+    size: tuple[int, int],
 ) -> Float[Tensor, "batch view pixel 3"]:
     """Standard deviations in scene units ("world"), or for depth 1 ("pixel")."""
     if rules.scale_unit == "world":
         return softplus(raw - 4).clamp(MIN_SCALE, rules.scale_max)
     # a tenth of a pixel's width plus its height at depth 1, as MVSplat has it
-    footprint = (torch.linalg.inv(K[..., :2, :2]) / size).sum(dim=(-1, -2))
+    across, down = torch.linalg.inv(K[..., :2, :2]).sum(dim=-2).unbind(dim=-1)
+    footprint = across / size[1] + down / size[0]
     return (0.5 + 14.5 * raw.sigmoid()) * (0.1 * footprint[:, :, None, None])
 
 
@@ -111,8 +113,7 @@ def world_sh(
     degree = rules.sh_degree
     count = (degree + 1) ** 2
     matrix = sh_matrix(rotation, degree, rules.published)
-    damp = [1.0] + [0.1 * 0.25**d for d in range(1, degree + 1) for _ in range(2 * d + 1)]
-    matrix = matrix * matrix.new_tensor(damp)
+    matrix = matrix * _damping(degree, matrix.device)
     turned = torch.einsum("bvij,bvpcj->bvpic", matrix, raw.unflatten(-1, (3, count)))
     base = (images.flatten(3).transpose(-1, -2) - 0.5) / sh.C0
     return torch.cat([turned[..., :1, :] + base[..., None, :], turned[..., 1:, :]], dim=-2)
@@ -130,9 +131,22 @@ def sh_matrix(
     exact = sh.rotation_matrix(rotation, degree)
     if not published:
         return exact
-    cycle = rotation.new_tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
-    standard = sh.rotation_matrix(cycle, degree)  # coefficients seen along (z, x, y) -> standard
-    odd = [(-1.0) ** m for d in range(degree + 1) for m in range(-d, d + 1)]
-    signs = rotation.new_tensor(odd)
+    standard, signs = (x.to(exact) for x in _published_basis(degree, rotation.device))
     wigner = signs[:, None] * (standard.T @ exact @ standard) * signs
     return standard @ wigner
+
+
+@cache
+def _damping(degree: int, device: torch.device) -> Float[Tensor, " sh"]:
+    """What keeps higher degrees small at first: 1, then 0.1 · 0.25^degree."""
+    factors = [0.1 * 0.25**d if d else 1.0 for d in range(degree + 1) for _ in range(2 * d + 1)]
+    return torch.tensor(factors, device=device)
+
+
+@cache
+def _published_basis(degree: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What takes published coefficients to the standard basis, and (-1)^m, in float64."""
+    cycle = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    signs = [(-1.0) ** m for d in range(degree + 1) for m in range(-d, d + 1)]
+    standard = sh.rotation_matrix(cycle, degree)
+    return standard.to(device), torch.tensor(signs, dtype=torch.float64, device=device)
