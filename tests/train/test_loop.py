@@ -1,6 +1,7 @@
 """Whole runs on the CPU: deterministic, resumable, learning, interruptible, clear when wrong."""
 
 import csv
+import errno
 import json
 import signal
 from collections.abc import Callable
@@ -112,6 +113,32 @@ def test_ctrl_c_leaves_a_checkpoint_that_loads_and_no_scraps(
     assert torch.load(output / "last.ckpt", weights_only=True)["global_step"] == 3
     assert pmsplat.load(output / "model.safetensors") is not None
     assert not [path for path in output.rglob("*") if path.suffix == ".tmp"]
+
+
+def test_a_full_disk_leaves_no_scraps_and_is_told(
+    setting: Callable[..., Experiment],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from pmsplat.cli import main
+
+    def full(*arguments: object, **settings: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    experiment = setting("trainer.steps=2")
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    monkeypatch.setattr(config, "compose", lambda overrides: experiment)
+    assert main(["train"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list(Path(experiment.output).rglob("*.tmp"))
+
+
+def test_devices_that_are_not_there_are_told(setting: Callable[..., Experiment]) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"accelerator=gpu without a CUDA device"):
+            train.run(setting("trainer.accelerator=gpu"))
+    with pytest.raises(UserError, match=r"trainer\.accelerator=tpu"):
+        setting("trainer.accelerator=tpu")
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", help="folder (default: OUTPUT/evaluation)")
     parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -35,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.progress import track
 
     from .. import config, registry
+    from ..errors import UserError
     from ..evaluate import protocol, report
     from ..evaluate.timing import Stopwatch
     from ..models._zoo import load
@@ -43,6 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
     model_path = arguments.model or str(Path(experiment.output) / "model.safetensors")
     folder = Path(arguments.output or Path(experiment.output) / "evaluation")
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda without a CUDA device", "cpu", "leave --device out")
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
     scenes = dataset.evaluation(arguments.limit)
     model = load(model_path).to(device).eval()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,11 +91,13 @@ class Checkpoints(Callback):
         self._before: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._before = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, self._on_ctrl_c)
+        if threading.current_thread() is threading.main_thread():  # elsewhere it never arrives
+            self._before = signal.signal(signal.SIGINT, self._on_ctrl_c)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -113,10 +116,14 @@ class Checkpoints(Callback):
             return
         self._saved_at = trainer.global_step
         temporary = self.folder / f".{LAST}.tmp"
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.folder / LAST)
-            self.export()
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, self.folder / LAST)
+                self.export()
+        finally:
+            if trainer.is_global_zero:
+                temporary.unlink(missing_ok=True)
 
     def _on_ctrl_c(self, signum: int, frame: Any) -> None:
         if self.interrupted:

@@ -23,6 +23,10 @@ class DataModule(LightningDataModule):
         self.dataset, self.experiment = dataset, experiment
         self.step = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    def prepare_data(self) -> None:
+        """One process makes what the dataset makes by itself, before all read it."""
+        self.dataset.train(self.experiment.seed, self.step)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         cfg, trainer = self.experiment.trainer, self.trainer
         assert trainer is not None

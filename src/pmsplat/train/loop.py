@@ -43,6 +43,7 @@ def run(experiment: Experiment) -> Path:
     for what the user can mend, KeyboardInterrupt after Ctrl-C, when last.ckpt has been written.
     """
     cfg, output = experiment.trainer, Path(experiment.output)
+    _check_devices(cfg)
     resumed = _place(output, cfg)
     with _quiet(), _matmul("highest" if cfg.precision == "float32" else "high"):
         torch.manual_seed(experiment.seed)
@@ -113,6 +114,19 @@ def compare_weights(theirs: dict[str, tuple[int, ...]], model: nn.Module, where:
                 f"{shapes[1]} there",
                 "give the settings it was trained with (config.json beside it)",
             )
+
+
+def _check_devices(cfg: Trainer) -> None:
+    there = torch.cuda.device_count()
+    if cfg.accelerator == "gpu" and not there:
+        raise UserError("trainer.accelerator=gpu without a CUDA device", "auto or cpu", "change it")
+    on_gpu = cfg.accelerator == "gpu" or (cfg.accelerator == "auto" and there > 0)
+    if on_gpu and cfg.devices != "auto" and int(cfg.devices) > there:
+        raise UserError(
+            f"trainer.devices={cfg.devices} where there are {there}",
+            f"at most {there}",
+            "change it",
+        )
 
 
 def _trainer(experiment: Experiment, checkpoints: Checkpoints) -> pl.Trainer:

@@ -7,6 +7,7 @@ from ..errors import UserError
 from . import optim
 
 PRECISIONS = ("float32", "tf32", "bf16")
+ACCELERATORS = ("auto", "cpu", "gpu")
 LOGGERS = ("tensorboard", "csv", "wandb")
 
 
@@ -59,10 +60,10 @@ class Trainer:
     loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UserError(
-                f"trainer.precision={self.precision}", f"one of {', '.join(PRECISIONS)}", "mend it"
-            )
+        for name, valid in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
+            value = getattr(self, name)
+            if value not in valid:
+                raise UserError(f"trainer.{name}={value}", f"one of {', '.join(valid)}", "mend it")
         unknown = [name for name in self.loggers if name not in LOGGERS]
         if unknown:
             raise UserError(
