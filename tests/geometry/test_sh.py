@@ -62,3 +62,13 @@ def test_fewer_bands_on_request(generator: torch.Generator) -> None:
 def test_a_count_that_is_no_degree_is_told() -> None:
     with pytest.raises(ValueError, match="wanted 1, 4, 9, 16 or 25"):
         sh.degree_of(7)
+
+
+def test_constants_first_made_under_inference_serve_gradients() -> None:
+    sh._probe.cache_clear()
+    rotation = torch.eye(3)
+    with torch.inference_mode():
+        sh.rotation_matrix(rotation, 2)
+    rotation.requires_grad_()
+    sh.rotation_matrix(rotation, 2).sum().backward()
+    assert rotation.grad is not None

@@ -92,6 +92,7 @@ def rotation_matrix(
 
 
 @cache
+@torch.inference_mode(False)  # what is kept must be good for gradients too
 def _probe(degree: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Unit directions (a Fibonacci lattice) that pin down every band, the pseudo-inverse of the
     basis there, and the mask of the blocks; found in float64, kept where they are used."""
