@@ -28,7 +28,6 @@ NAMES = {
     "vitb": "vit_base_patch14_dinov2",
     "vitl": "vit_large_patch14_dinov2",
 }
-WIDTHS = {"vits": 384, "vitb": 768, "vitl": 1024}
 
 
 class _Attention(Attention):
@@ -71,8 +70,8 @@ def _bicubic(size: int, device: torch.device) -> Float[Tensor, "{size} grid"]:
 class DinoV2(nn.Module):
     """Normalised images -> four maps [n, channel, height/14, width/14], each through the last norm.
 
-    `size` is vits, vitb or vitl; height and width must be multiples of 14. `pretrained` fetches the
-    released weights through timm.
+    `size` is vits, vitb or vitl. Images are first resized to the multiples of 14 below their size,
+    bilinearly with aligned corners. `pretrained` fetches the released weights through timm.
     """
 
     def __init__(self, size: str, backend: str = "sdpa", pretrained: bool = False) -> None:
@@ -108,6 +107,8 @@ class DinoV2(nn.Module):
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, ...]:
         height, width = images.shape[-2] // PATCH, images.shape[-1] // PATCH
+        fit = (height * PATCH, width * PATCH)
+        images = interpolate(images, size=fit, mode="bilinear", align_corners=True)
         patches = self.vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
         assert self.vit.cls_token is not None
         start = self.vit.cls_token.to(patches).expand(len(images), -1, -1)

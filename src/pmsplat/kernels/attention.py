@@ -30,7 +30,8 @@ def attention(
     work here: an explicit choice never falls back.
     """
     if backend == "sdpa":
-        if q.device.type == "cpu" and not (torch.is_grad_enabled() and q.requires_grad):
+        trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        if q.device.type == "cpu" and not trains:
             return blocked(q, k, v, mask)
         return scaled_dot_product_attention(q, k, v, attn_mask=_like(mask, q))
     if backend == "plain":
@@ -56,12 +57,13 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
     """
     out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
     rows = max(1, BLOCK // k.shape[-2])
+    mask = _like(mask, q)
     for batch, head in product(range(q.shape[0]), range(q.shape[1])):
         keys = k[batch, head] * q.shape[-1] ** -0.5
         values = v[batch, head].t().contiguous()
         bias = None
         if mask is not None:
-            bias = mask[batch % mask.shape[0], head % mask.shape[1]].to(q)
+            bias = mask[batch % mask.shape[0], head % mask.shape[1]]
         for start in range(0, q.shape[-2], rows):
             part = slice(start, start + rows)
             scores = linear(q[batch, head, part], keys)

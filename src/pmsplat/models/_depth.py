@@ -10,7 +10,6 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..foundation import dinov2
 from ..nn import cost_volume
 from ..nn.cnn import CNN
 from ..nn.dpt import DPT
@@ -21,6 +20,7 @@ from ..types import Cameras
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which all parts expect
 FINE_PLANES = 32  # hypotheses of the second scale, half a coarse step apart
+VIT_WIDTHS = {"none": 0, "vits": 384, "vitb": 768, "vitl": 1024}
 # channels of the dense heads by backbone: the four levels, then depth features, Gaussian features
 DPT_WIDTHS = {
     "vits": ((48, 96, 192, 384), 32, 64),
@@ -45,7 +45,7 @@ class Layout:
 
     @property
     def vit_width(self) -> int:
-        return 0 if self.vit == "none" else dinov2.WIDTHS[self.vit]
+        return VIT_WIDTHS[self.vit]
 
     @property
     def cnn_widths(self) -> tuple[int, int, int]:
@@ -82,12 +82,7 @@ class Layout:
             if with_depth and scale == self.scales - 1:
                 after[level] += 1
         widths, _, _ = self.dpt_widths
-        return DPT(self.vit_width, widths, _four(before), _four(after), features)
-
-
-def _four(values: list[int]) -> tuple[int, int, int, int]:
-    a, b, c, d = values
-    return a, b, c, d
+        return DPT(self.vit_width, widths, before, after, features)
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,9 @@ class DepthNetwork(nn.Module):
         )
         self.vit = None
         if vit_width:
-            self.vit = dinov2.DinoV2(layout.vit, attention, layout.pretrained)
+            from ..foundation.dinov2 import DinoV2  # late: timm takes a second to import
+
+            self.vit = DinoV2(layout.vit, attention, layout.pretrained)
         fine = layout.scales > 1
         self.matched_pyramid = Pyramid(width) if fine else None
         self.vit_pyramid = Pyramid(vit_width) if fine and vit_width else None
@@ -226,9 +223,7 @@ class DepthNetwork(nn.Module):
         vit: tuple[Tensor, ...] = ()
         if self.vit is not None:
             height, width = images.shape[-2:]
-            patches = (height // dinov2.PATCH, width // dinov2.PATCH)
-            shrunk = resize(images, (patches[0] * dinov2.PATCH, patches[1] * dinov2.PATCH))
-            vit = tuple(resize(x, (height // 8, width // 8)) for x in self.vit(shrunk))
+            vit = tuple(resize(x, (height // 8, width // 8)) for x in self.vit(images))
         return Features(cnn, tuple(matched), vit)
 
     def _monocular(self, features: Features, scale: int) -> list[Tensor]:

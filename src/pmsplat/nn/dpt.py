@@ -53,9 +53,9 @@ class DPT(nn.Module):
     def __init__(
         self,
         vit_width: int,
-        widths: tuple[int, int, int, int],
-        before: tuple[int, int, int, int],
-        after: tuple[int, int, int, int],
+        widths: Sequence[int],
+        before: Sequence[int],
+        after: Sequence[int],
         features: int,
     ) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Feature maps [n, channel, height, width], stored channels last: joined and resized."""
+"""Feature maps [n, channel, height, width], stored channels last: joined, resized, normalised."""
 
 from collections.abc import Sequence
 
@@ -20,6 +20,15 @@ def join(
     narrow = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if narrow else maps[0].dtype
     return torch.cat([x.to(dtype).permute(0, 2, 3, 1) for x in maps], dim=-1).permute(0, 3, 1, 2)
+
+
+def for_group_norm(x: Float[Tensor, "n channel *size"]) -> Float[Tensor, "n channel *size"]:
+    """The map as torch's group norm wants it.
+
+    Its CPU kernel sums channels-last maps naively, with errors up to 1e-4 in float32, so that one
+    gets a copy with channels first; bfloat16 does not notice.
+    """
+    return x if x.dtype == torch.bfloat16 else x.contiguous()
 
 
 def resize(
