@@ -23,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    import os
     import shlex
 
     from rich.console import Console
@@ -40,4 +41,5 @@ def run(arguments: argparse.Namespace) -> None:
         again = shlex.join([*arguments.overrides, "trainer.resume=true"])
         console.print(f"go on with: pmsplat train {again}", markup=False, soft_wrap=True)
         raise
-    console.print(f"trained: {checkpoint}", markup=False, soft_wrap=True)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        console.print(f"trained: {checkpoint}", markup=False, soft_wrap=True)
