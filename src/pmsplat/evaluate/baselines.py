@@ -18,8 +18,8 @@ from ..render import rasterize
 from ..types import Batch, Gaussians, Prediction, Rendering, StepOutput, Views
 
 PLANES_AT_ONCE = 16  # bounds the memory of a sweep
-NO_MATCH = 6.0  # a best cost so many times the median one of its image is no match
-FOOTPRINT = 0.3  # standard deviation of a pixel's Gaussian, in pixels
+NO_MATCH = 4.0  # a best cost so many times the median one of its image is no match
+FOOTPRINT = 0.2  # standard deviation of a pixel's Gaussian, in pixels
 
 
 def nearest_view(batch: Batch) -> StepOutput:
