@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     console = Console()
     for note in notes:
-        console.print(note, style="yellow")
+        console.print(note, style="yellow", soft_wrap=True)
     watch = Stopwatch(device, skip=5)
     renderer = experiment.renderer
     pipeline = protocol.pipeline(model, renderer.name, renderer.background, watch)
@@ -65,6 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
     result = protocol.Result(measured.rows, notes)
     about = {"model": model_path, "experiment": asdict(experiment), "seconds": watch.means()}
     report.write_json(folder / "results.json", result, about)
-    console.print(report.table({Path(model_path).name: result}, experiment.name))
+    console.print(report.table({Path(model_path).name: measured}, experiment.name))
     seconds = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in watch.means().items())
     console.print(f"per scene: {seconds}; written to {folder}", soft_wrap=True)
