@@ -230,6 +230,32 @@ def test_weights_to_start_from_are_taken_and_checked(
         train.run(other)
 
 
+def test_a_pretrained_backbone_is_fetched_by_a_new_run_alone(
+    setting: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import timm
+
+    original, asked = timm.create_model, []
+
+    def create(name: str, pretrained: bool, **settings: Any) -> Any:
+        asked.append(pretrained)
+        if pretrained:
+            raise FileNotFoundError("no network")
+        return original(name, pretrained=False, **settings)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    small = ("model=depthsplat", "model.vit=vits", "model.planes=16", "trainer.batch_size=1")
+    with pytest.raises(UserError, match=r"DINOv2's weights.*model\.pretrained=false"):
+        train.run(setting(*small, "model.pretrained=true"))
+    first = train.run(setting(*small, "trainer.steps=1"))
+    more = setting(
+        *small, "model.pretrained=true", "trainer.steps=1", f"trainer.initial={first}",
+        f"output={tmp_path / 'more'}",
+    )  # fmt: skip
+    assert pmsplat.load(train.run(more)) is not None
+    assert asked.count(True) == 1
+
+
 def test_mistakes_before_the_first_step_are_told(
     setting: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

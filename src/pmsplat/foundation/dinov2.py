@@ -79,14 +79,21 @@ class DinoV2(nn.Module):
         if size not in NAMES:
             raise UserError(f"vit {size!r}", f"one of {', '.join(NAMES)}", "choose one of them")
         self.taps = TAPS[size]
-        vit = timm.create_model(
-            NAMES[size],
-            pretrained=pretrained,
-            num_classes=0,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            attn_layer=_Attention,
-            mlp_layer=_Mlp,
-        )
+        try:
+            vit = timm.create_model(
+                NAMES[size],
+                pretrained=pretrained,
+                num_classes=0,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                attn_layer=_Attention,
+                mlp_layer=_Mlp,
+            )
+        except OSError as error:  # a hub that cannot be reached is one, too
+            raise UserError(
+                f"DINOv2's weights ({NAMES[size]}) are not here and cannot be downloaded",
+                "a connection to huggingface.co once",
+                "set model.pretrained=false, or start from a checkpoint (trainer.initial=...)",
+            ) from error
         assert isinstance(vit, VisionTransformer)
         for module in vit.modules():
             if isinstance(module, _Attention):

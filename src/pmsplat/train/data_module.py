@@ -24,8 +24,10 @@ class DataModule(LightningDataModule):
         self.step = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def prepare_data(self) -> None:
-        """One process makes what the dataset makes by itself, before all read it."""
+        """One process opens both splits, and so makes a dataset that makes itself."""
         self.dataset.train(self.experiment.seed, self.step)
+        if self.experiment.trainer.validate_every:
+            self.dataset.evaluation(self.experiment.trainer.validate_scenes)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         cfg, trainer = self.experiment.trainer, self.trainer

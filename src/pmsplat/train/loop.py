@@ -3,11 +3,12 @@
 import importlib.util
 import json
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -46,15 +47,18 @@ def run(experiment: Experiment) -> Path:
     _check_devices(cfg)
     resumed = _place(output, cfg)
     with _quiet(), _matmul("highest" if cfg.precision == "float32" else "high"):
+        data = _data(experiment)
+        component = experiment.model
+        if resumed or cfg.initial:
+            component = _without_download(component)
         torch.manual_seed(experiment.seed)
-        model = registry.build("models", experiment.model.name, experiment.model.settings)
+        model = registry.build("models", component.name, component.settings)
         terms = {
             name: Term(
                 registry.build("losses", term.name, term.settings), term.weight, term.start_step
             )
             for name, term in experiment.loss.items()
         }
-        dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
         if resumed:
             _check_resumed(resumed, model)
         elif cfg.initial:
@@ -66,16 +70,14 @@ def run(experiment: Experiment) -> Path:
             output, cfg.checkpoint_every, lambda: _export(model, experiment.model, output / MODEL)
         )
         trainer = _trainer(experiment, checkpoints)
-        trainer.fit(
-            module, datamodule=DataModule(dataset, experiment), ckpt_path=resumed, weights_only=True
-        )
+        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     if checkpoints.interrupted:
         raise KeyboardInterrupt
     return output / MODEL
 
 
 def _place(output: Path, cfg: Trainer) -> Path | None:
-    """The checkpoint to resume from, if any; makes the folder."""
+    """The checkpoint to resume from, if any."""
     last = output / LAST
     if cfg.resume and not last.is_file():
         raise UserError(
@@ -87,8 +89,23 @@ def _place(output: Path, cfg: Trainer) -> Path | None:
             "a folder without one",
             "go on with it (trainer.resume=true), or choose another (output=...)",
         )
-    output.mkdir(parents=True, exist_ok=True)
     return last if cfg.resume else None
+
+
+def _data(experiment: Experiment) -> DataModule:
+    """The data, opened once before anything slow, so that a wrong path is told at once."""
+    dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
+    data = DataModule(dataset, experiment)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes start later
+        data.prepare_data()
+    return data
+
+
+def _without_download(component: Component) -> Component:
+    """The same model, not starting from weights that are about to be replaced."""
+    if not getattr(component.settings, "pretrained", False):
+        return component
+    return Component(component.name, replace(component.settings, pretrained=False))
 
 
 def _check_resumed(path: Path, model: nn.Module) -> None:
@@ -210,5 +227,5 @@ def start_from(model: nn.Module, name_or_path: str) -> None:
 
 
 def _export(model: nn.Module, component: Component, path: Path) -> None:
-    header = Header(component.name, asdict(component.settings))
+    header = Header(component.name, asdict(_without_download(component).settings))
     save_checkpoint(path, model.state_dict(), header)
