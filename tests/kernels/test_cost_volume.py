@@ -61,7 +61,7 @@ def test_warping_passes_gradcheck(generator: torch.Generator) -> None:
     assert torch.autograd.gradcheck(lambda x: warped(x, where), [leaf])
 
 
-@pytest.mark.parametrize("rows", [1, 7, 48, 100])
+@pytest.mark.parametrize("rows", [11, 48, 100])
 def test_the_memory_budget_changes_nothing(
     rows: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,15 +151,15 @@ def test_bfloat16_stays_near_float32_and_geometry_stays_float32(
 def test_training_lowers_the_loss(generator: torch.Generator) -> None:
     """Depth of a fronto-parallel wall, from two photographs of it."""
     model, given = tiny().train(), views(generator, size=(32, 32))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     losses = []
-    for _ in range(30):
+    for _ in range(12):
         loss = (1 / model(given).depths[-1] - 1 / 2.5).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
 
 
 @pytest.mark.parametrize(

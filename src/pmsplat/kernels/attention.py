@@ -14,6 +14,7 @@ from ..errors import UserError
 from .linear import linear
 
 BACKENDS = ("sdpa", "xformers", "plain")
+WORTHWHILE = 2**16  # scores of a head from which `blocked` pays
 BLOCK = 2**18  # scores that `blocked` holds at a time: they should stay in a core's cache
 
 
@@ -31,7 +32,8 @@ def attention(
     """
     if backend == "sdpa":
         trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-        if q.device.type == "cpu" and not trains:
+        large = q.shape[-2] * k.shape[-2] >= WORTHWHILE
+        if q.device.type == "cpu" and large and not trains:
             return blocked(q, k, v, mask)
         return scaled_dot_product_attention(q, k, v, attn_mask=_like(mask, q))
     if backend == "plain":
