@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 from ..errors import UserError
 from ..types import Cameras, Prediction, Views
 
-PROBE = 128  # pixels per side of the small pass, or the next multiple that the model takes
+PROBE = 64  # pixels per side of the small pass, or the next multiple that the model takes
 OVERHEAD = 1.5  # measured: resident memory over the tensors alive (kernels' scratch, fragmentation)
 SPARE = 0.9  # of the free memory may be planned for
 
