@@ -24,8 +24,8 @@ from .predict import Options, predict
 
 MARK = "demo.json"  # a folder with this file is a demo of ours
 PICTURED, PICTURE_HEIGHT = 3, 160  # scenes in the picture, and the height of its images
-NEAREST, SWEEP = "nearest photo copied", "plane sweep, no learning"
-BEFORE, AFTER = "network before training", "network after training"
+NEAREST, SWEEP = "nearest photo", "plane sweep"
+BEFORE, AFTER = "before training", "after training"
 
 
 @dataclass(frozen=True)
