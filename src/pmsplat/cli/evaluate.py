@@ -10,7 +10,8 @@ depth is measured where the data has it. LPIPS is left out, and that is said, wh
 cannot be had.
 
 Writes evaluation/results.json and evaluation/scenes.csv (a row per scene, as they come) into the
-experiment's output folder, or into --output. Another run begins anew and replaces them.
+experiment's output folder, or into --output; with --baselines also nearest_view.json and
+plane_sweep.json. Another run begins anew and replaces them.
 """
 
 import argparse
@@ -20,6 +21,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
     parser.add_argument(
         "--model", help="a checkpoint or a published name (default: what `pmsplat train` left)"
+    )
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="measure a copied photo and a plane sweep beside it",
     )
     parser.add_argument("--output", help="folder (default: OUTPUT/evaluation)")
     parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
@@ -39,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     from .. import config, registry
     from ..errors import UserError
     from ..evaluate import protocol, report
+    from ..evaluate.baselines import BASELINES
     from ..evaluate.timing import Stopwatch
     from ..models._zoo import load
 
@@ -65,6 +72,13 @@ def run(arguments: argparse.Namespace) -> None:
     result = protocol.Result(measured.rows, notes)
     about = {"model": model_path, "experiment": asdict(experiment), "seconds": watch.means()}
     report.write_json(folder / "results.json", result, about)
-    console.print(report.table({Path(model_path).name: measured}, experiment.name))
+    table = {}
+    if arguments.baselines:
+        for name, run_baseline in BASELINES.items():
+            batches = track(dataset.evaluation(arguments.limit), name, transient=True)
+            table[name] = protocol.evaluate(run_baseline, batches, device, lpips)
+            report.write_json(folder / f"{run_baseline.__name__}.json", table[name], {})
+    table[Path(model_path).name] = measured
+    console.print(report.table(table, experiment.name))
     seconds = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in watch.means().items())
     console.print(f"per scene: {seconds}; written to {folder}", soft_wrap=True)

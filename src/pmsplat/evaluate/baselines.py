@@ -4,6 +4,7 @@ Both look at the context only, and both stand where a model stands in `protocol.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -153,3 +154,9 @@ def pixel_splats(views: Views, depth: Float[Tensor, "batch view height width"]) 
         opacities=torch.ones_like(radius),
         sh=(color - 0.5) / sh.C0,
     )
+
+
+BASELINES: dict[str, Callable[[Batch], StepOutput]] = {
+    "nearest photo": nearest_view,
+    "plane sweep": plane_sweep,
+}

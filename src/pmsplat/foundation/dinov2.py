@@ -56,6 +56,7 @@ class _Mlp(Mlp):
 
 
 @cache
+@torch.inference_mode(False)  # what is kept must be good for gradients too
 def _bicubic(size: int, device: torch.device) -> Float[Tensor, "{size} grid"]:
     """The matrix that resizes one axis of the position grid to `size` patches.
 

@@ -137,6 +137,7 @@ def sh_matrix(
 
 
 @cache
+@torch.inference_mode(False)  # what is kept must be good for gradients too
 def _damping(degree: int, device: torch.device) -> Float[Tensor, " sh"]:
     """What keeps higher degrees small at first: 1, then 0.1 · 0.25^degree."""
     factors = [0.1 * 0.25**d if d else 1.0 for d in range(degree + 1) for _ in range(2 * d + 1)]
@@ -144,6 +145,7 @@ def _damping(degree: int, device: torch.device) -> Float[Tensor, " sh"]:
 
 
 @cache
+@torch.inference_mode(False)
 def _published_basis(degree: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """What takes published coefficients to the standard basis, and (-1)^m, in float64."""
     cycle = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)

@@ -1,7 +1,6 @@
 """Published models by name, and any checkpoint of ours: one call to a ready encoder."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,10 +81,9 @@ def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Modu
     header = files.read_header(path)
     if header is None:
         return _published(_recognise(path), path)
-    return _build(
-        lambda: registry.build("models", header.model, header.settings),
-        lambda model: _strict(files.read_checkpoint(path), model, path),
-    )
+    model = registry.build("models", header.model, header.settings)
+    model.load_state_dict(_strict(files.read_checkpoint(path), model, path))
+    return model.to(memory_format=torch.channels_last).eval()
 
 
 def save(model: nn.Module, path: str | Path, name: str) -> None:
@@ -96,22 +94,12 @@ def save(model: nn.Module, path: str | Path, name: str) -> None:
 
 def _published(name: str, path: Path) -> nn.Module:
     settings = {**ZOO[name].settings, "published": True}
-
-    def state(model: nn.Module) -> dict[str, Tensor]:
-        assert isinstance(model, DepthSplat)
-        names = _convert.depthsplat(model.layout)
-        return _convert.convert(files.read_checkpoint(path), model, names, model.layout)
-
-    return _build(lambda: registry.build("models", "depthsplat", settings), state)
-
-
-def _build(
-    construct: Callable[[], nn.Module], state: Callable[[nn.Module], dict[str, Tensor]]
-) -> nn.Module:
-    """Constructs without filling parameters, since every one of them is about to be assigned."""
-    with torch.device("meta"):
-        model = construct()
-    model.load_state_dict(state(model), assign=True)
+    with torch.device("meta"):  # nothing is filled, since every parameter is about to be assigned
+        model = registry.build("models", "depthsplat", settings)
+    assert isinstance(model, DepthSplat)
+    names = _convert.depthsplat(model.layout)
+    state = _convert.convert(files.read_checkpoint(path), model, names, model.layout)
+    model.load_state_dict(state, assign=True)
     return model.to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
 
 

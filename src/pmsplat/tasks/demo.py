@@ -24,7 +24,7 @@ from .predict import Options, predict
 
 MARK = "demo.json"  # a folder with this file is a demo of ours
 PICTURED, PICTURE_HEIGHT = 3, 160  # scenes in the picture, and the height of its images
-NEAREST, SWEEP = "nearest photo", "plane sweep"
+NEAREST, SWEEP = baselines.BASELINES
 BEFORE, AFTER = "before training", "after training"
 
 
@@ -68,8 +68,7 @@ def demo(
     torch.manual_seed(experiment.seed)  # as training does: the network that it starts from
     untrained = registry.build("models", experiment.model.name, experiment.model.settings)
     methods = {
-        NEAREST: baselines.nearest_view,
-        SWEEP: baselines.plane_sweep,
+        **baselines.BASELINES,
         BEFORE: _pipeline(untrained, experiment),
     }
     tell(f"Measuring the baselines on {len(batches)} unseen rooms.")
