@@ -13,7 +13,7 @@ from pmsplat import config, registry
 from pmsplat.errors import UserError
 from pmsplat.evaluate import baselines, protocol
 from pmsplat.io.video import read_frames
-from pmsplat.tasks import demo
+from pmsplat.tasks import _export, demo
 from pmsplat.train import Experiment
 
 
@@ -42,7 +42,9 @@ def tiny(folder: Path) -> Experiment:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.Outcome:
     folder = tmp_path_factory.mktemp("demo")
-    return demo.demo(tiny(folder), folder / "out", tell=lambda text: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_export, "LEAST_SIDE", 32)  # the video as small as the photos: quicker
+        return demo.demo(tiny(folder), folder / "out", tell=lambda text: None)
 
 
 def test_everything_is_where_it_says(outcome: demo.Outcome) -> None:
@@ -72,7 +74,9 @@ def test_numbers_are_those_of_the_protocol(outcome: demo.Outcome) -> None:
     assert written[demo.BEFORE]["means"] != written[demo.AFTER]["means"]
 
 
-def test_before_is_what_training_started_from(tmp_path: Path) -> None:
+def test_before_is_what_training_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One step at a learning rate of nothing changes nothing."""
     experiment = tiny(tmp_path)
     frozen = replace(
@@ -80,6 +84,7 @@ def test_before_is_what_training_started_from(tmp_path: Path) -> None:
         optimizer=replace(experiment.optimizer, lr=1e-12, weight_decay=0.0),
         trainer=replace(experiment.trainer, steps=1),
     )
+    monkeypatch.setattr(_export, "LEAST_SIDE", 32)
     outcome = demo.demo(frozen, tmp_path / "out", tell=lambda text: None)
     before, after = (outcome.results[name].means for name in (demo.BEFORE, demo.AFTER))
     assert after == pytest.approx(before, rel=1e-4)
