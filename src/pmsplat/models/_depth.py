@@ -35,7 +35,7 @@ class Layout:
 
     vit: str  # none, vits, vitb, vitl
     scales: int  # 1 or 2
-    lowest: int  # the coarsest maps have 1/lowest of the resolution: 2, 4 or 8
+    lowest: int  # the coarsest maps have 1/lowest of the resolution: 4 or 8
     planes: int
     width: int
     transformer_layers: int
@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def cnn_strides(self) -> tuple[int, int, int]:
-        return {2: (1, 1, 1), 4: (1, 1, 2), 8: (1, 2, 2)}[self.lowest]
+        return (1, 1, 2) if self.lowest == 4 else (1, 2, 2)
 
     @property
     def dpt_widths(self) -> tuple[tuple[int, int, int, int], int, int]:

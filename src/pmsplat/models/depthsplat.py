@@ -27,7 +27,7 @@ class Config:
     vit: str = "vits"  # monocular backbone: vits, vitb, vitl (DINOv2), or none
     pretrained: bool = False  # start the backbone from DINOv2's released weights
     scales: int = 1  # 2 refines the depth at twice the resolution
-    lowest: int = 4  # the coarsest features have 1/2, 1/4 or 1/8 of the image's resolution
+    lowest: int = 4  # the coarsest features have 1/4 or 1/8 of the image's resolution
     planes: int = 128  # depth hypotheses of the coarsest scale
     width: int = 128  # channels of the matched features
     transformer_layers: int = 6
@@ -44,7 +44,7 @@ class Config:
         choices = {
             "vit": ("none", "vits", "vitb", "vitl"),
             "scales": (1, 2),
-            "lowest": (2, 4, 8),
+            "lowest": (4, 8),
             "sh_degree": (0, 1, 2, 3, 4),
             "scale_unit": ("world", "pixel"),
             "attention": BACKENDS,
