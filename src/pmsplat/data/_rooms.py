@@ -15,6 +15,7 @@ from ..geometry import camera, se3
 
 _NEAR_CLEARANCE = 1.0  # no object comes nearer to a camera than this
 _BEND = 2.0  # each wave is bent by the coarser one before it: no two places look alike
+_PLAIN, _PLAIN_CONTRAST = 0.5, 0.1  # share of surfaces that are nearly plain, as painted walls are
 _EPSILON = np.float32(1e-9)  # keeps slopes of axis-parallel rays finite
 
 Points = Float[np.ndarray, "3 point"]
@@ -261,6 +262,8 @@ def _texture(rng: np.random.Generator, detail: float) -> Texture:
     angles = rng.uniform(0, 2 * np.pi, 6)
     waves = octaves[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     tints = rng.uniform(0.02, 0.07, (6, 1)) * rng.uniform(0.5, 1.0, (6, 3))
+    if rng.random() < _PLAIN:
+        other, tints = base + _PLAIN_CONTRAST * (other - base), _PLAIN_CONTRAST * tints
     arrays = (
         np.stack([base, other]),
         np.stack([along, across]),

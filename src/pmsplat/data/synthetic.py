@@ -23,9 +23,10 @@ from ._index import make_index, write_index
 from ._ranges import depth_range
 from ._sampling import Bounded, Gap
 
+_NOISE = 0.02  # standard deviation of the sensor noise in the photos, of full scale
 _DEPTH_SCALE = 2.0**-12  # metres of one count: 0.24 mm, up to 16 m
 _SCENES_PER_CHUNK = 16
-_DESIGN = 2  # counted up when rooms of the same seed come to look different
+_DESIGN = 3  # counted up when rooms of the same seed come to look different
 _MADE_WITH = "synthetic.json"
 _EVALUATION = "evaluation_index.json"
 
@@ -116,13 +117,15 @@ def scene(key: str, frames: int, size: tuple[int, int]) -> ChunkScene:
     extent = rng.uniform([4.5, 2.6, 4.5], [6.5, 3.2, 6.5])
     path = _rooms.walk(rng, extent, frames, size[1] / size[0])
     pictures = _rooms.trace(_rooms.furnish(rng, path, extent), path, size)
+    grain = rng.normal(0, _NOISE * 255, pictures.images.shape)
+    photos = (pictures.images + grain + 0.5).clip(0, 255).astype(np.uint8)
     counts = (pictures.depth / _DEPTH_SCALE + 0.5).astype(np.uint16)
     ranges = [depth_range(depth.reshape(-1)) for depth in pictures.depth]
     return ChunkScene(
         key=key,
         c2w=path.c2w,
         K=path.K,
-        images=tuple(_tensor(images.encode_image(image)) for image in pictures.images),
+        images=tuple(_tensor(images.encode_image(image)) for image in photos),
         timestamps=torch.arange(frames),
         near=torch.tensor([near for near, _ in ranges]),
         far=torch.tensor([far for _, far in ranges]),
