@@ -47,7 +47,7 @@ def _encode(path: Path, first: np.ndarray, rest: Iterator[np.ndarray], fps: floa
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log) as process:
             try:
                 _feed(process.stdin, first, rest)
-            except BaseException:
+            except BaseException:  # Ctrl-C too: ffmpeg must not outlive us
                 process.kill()
                 raise
         code = process.returncode
