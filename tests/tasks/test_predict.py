@@ -18,8 +18,9 @@ from pmsplat.data.folder import open_scene
 from pmsplat.errors import UserError
 from pmsplat.io.video import read_frames
 from pmsplat.models import _zoo, depthsplat
-from pmsplat.tasks import _export, _memory
-from pmsplat.tasks.predict import Options, choose_views, fit_size, pick_device, predict, reconstruct
+from pmsplat.tasks import _export, _folder, _memory
+from pmsplat.tasks._choices import fit_size, pick_device
+from pmsplat.tasks.predict import Options, choose_views, predict, reconstruct
 from pmsplat.types import Views
 
 from ..scenes import random_cameras
@@ -211,9 +212,9 @@ def test_devices() -> None:
 
 
 def test_file_names_are_unique() -> None:
-    assert _export.file_names(["a.jpg", "b.c.png"]) == ["a", "b.c"]
-    assert _export.file_names(["l/a.jpg", "r/a.jpg"]) == ["l_a", "r_a"]
-    assert _export.file_names(["a.jpg", "a.png"]) == ["a_0", "a_1"]
+    assert _folder.file_names(["a.jpg", "b.c.png"]) == ["a", "b.c"]
+    assert _folder.file_names(["l/a.jpg", "r/a.jpg"]) == ["l_a", "r_a"]
+    assert _folder.file_names(["a.jpg", "a.png"]) == ["a_0", "a_1"]
 
 
 def test_command_line(cli_run, tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
 """What `predict` writes: Gaussians, depth, renderings with their metrics, a sheet, a video."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,23 +21,13 @@ from ..render import rasterize
 from ..types import Cameras, Gaussians, Rendering, Views
 from ..view import trajectory
 from ..view.figures import color_bar, colorize_depth, contact_sheet, depth_range
+from ._folder import MARK, file_names
+from ._progress import Track
 
-MARK = "cameras.json"  # a folder with this file is a result of ours
 SHEET_COLUMNS, SHEET_HEIGHT = 4, 240  # images per row of the sheet, and their height in pixels
 LEAST_SECONDS = 3.0  # of video
 LEAST_SIDE = 240  # pixels of the video's shorter side: small predictions are drawn larger
 STEADY = 0.5  # seconds over which a stabilised path is averaged
-
-
-class Track(Protocol):
-    """`rich.progress.track`, or something like it."""
-
-    def __call__(self, sequence: Iterable[Any], description: str, total: int) -> Iterable[Any]: ...
-
-
-def silently(sequence: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-    """The `Track` that shows nothing."""
-    return sequence
 
 
 @dataclass(frozen=True)
@@ -128,12 +117,6 @@ def write_path(path: Path, result: Result, cameras: Cameras, fps: int, track: Tr
             yield to_uint8(draw(result, cameras.at([i]), larger).color[0, 0])
 
     write_video(path, frames(), fps)
-
-
-def file_names(photos: list[str]) -> list[str]:
-    """A file name without suffix for each photo, unique, from its own."""
-    stems = [str(PurePosixPath(photo).with_suffix("")).replace("/", "_") for photo in photos]
-    return [stem if stems.count(stem) == 1 else f"{stem}_{i}" for i, stem in enumerate(stems)]
 
 
 def _names(views: Views | None) -> list[str]:

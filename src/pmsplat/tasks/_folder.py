@@ -5,9 +5,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..errors import UserError
+
+MARK = "cameras.json"  # a folder with this file is a result of ours: predict's, or depth's
 
 
 @contextmanager
@@ -40,3 +42,9 @@ def results(path: str | Path, mark: str, overwrite: bool = False) -> Iterator[Pa
             os.replace(entry, place)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def file_names(photos: list[str]) -> list[str]:
+    """A file name without suffix for each photo, unique, from its own."""
+    stems = [str(PurePosixPath(photo).with_suffix("")).replace("/", "_") for photo in photos]
+    return [stem if stems.count(stem) == 1 else f"{stem}_{i}" for i, stem in enumerate(stems)]

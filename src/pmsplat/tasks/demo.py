@@ -19,7 +19,7 @@ from ..models import _zoo
 from ..train import Experiment
 from ..types import Batch, StepOutput
 from ..view.figures import colorize_depth, contact_sheet, depth_range
-from . import _export
+from ._progress import Track, silently
 from .predict import Options, predict
 
 MARK = "demo.json"  # a folder with this file is a demo of ours
@@ -48,7 +48,7 @@ def demo(
     experiment: Experiment,
     output: str | Path,
     tell: Callable[[str], None],
-    track: _export.Track = _export.silently,
+    track: Track = silently,
 ) -> Outcome:
     """Makes the experiment's rooms, trains on them, and leaves in `output`:
 

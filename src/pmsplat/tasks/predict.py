@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,11 +14,11 @@ from ..errors import UserError
 from ..models import _zoo
 from ..types import Prediction, Views
 from . import _coverage, _export, _folder, _memory
+from ._choices import by, fit_size, pick_device, so_many_views, these_photos
+from ._network import answer, whole_span
+from ._progress import Track, silently
 
 log = logging.getLogger(__name__)
-
-NEAR = 0.5  # the near that published models were trained with, in their unit
-LONGEST = 960  # pixels of the longer side of the largest images that models were published for
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def predict(
     options: Options | None = None,
     weights: str | Path | None = None,
     tell: Callable[[str], None] = log.info,
-    track: _export.Track = _export.silently,
+    track: Track = silently,
 ) -> _export.Summary:
     """Reconstructs a scene from a few of its photos and writes what became of it to `output`.
 
@@ -77,14 +77,14 @@ def predict(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    with _folder.results(output, _export.MARK, chosen.overwrite) as folder:
+    with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
         scene = open_scene(source)
         encoder = model if isinstance(model, nn.Module) else _zoo.load(model, weights)
         encoder = encoder.to(device).eval()
         multiple = getattr(encoder, "multiple", 1)
         size = fit_size(scene.size, multiple, chosen.size)
         if size != scene.size:
-            tell(f"Photos of {_by(scene.size)} are scaled and cut to {_by(size)} (height x width).")
+            tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
         overlap = _coverage.overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)
         tell(_about(scene, context, overlap))
@@ -110,26 +110,18 @@ def reconstruct(
 ) -> Reconstruction:
     """The model's answer, in the unit of the views, on `device`.
 
-    Networks learn sizes in a unit in which near is 0.5, the same for all views. So one range holds
-    for all, from the nearest near to the farthest far; the scene is scaled until that near is 0.5;
-    depths and Gaussians are scaled back. Raises UserError for a model that predicts depth alone.
+    One span holds for all, from the nearest near to the farthest far: see `_network.answer`. Raises
+    UserError for a model that predicts depth alone.
     """
-    cameras = views.cameras
-    near = cameras.near.amin(dim=1, keepdim=True).expand_as(cameras.near)
-    far = cameras.far.amax(dim=1, keepdim=True).expand_as(cameras.far)
-    scale = NEAR / float(near.min())
-    scaled = replace(cameras, near=near, far=far).scaled(scale)
-    with torch.no_grad():
-        answer = model(Views(views.images, scaled).to(device))
-    if not answer.gaussians:
+    span = whole_span(views.cameras)
+    prediction = answer(model, views, span, device)
+    if not prediction.gaussians:
         raise UserError(
             "a model that predicts depth alone",
             "one that predicts Gaussians",
             "choose another --model, or run `pmsplat depth`",
         )
-    depths = tuple(depth / scale for depth in answer.depths)
-    gaussians = tuple(level.scaled(1 / scale) for level in answer.gaussians)
-    return Reconstruction(Prediction(depths, gaussians), scale)
+    return Reconstruction(prediction, span.scale)
 
 
 def choose_views(
@@ -138,77 +130,9 @@ def choose_views(
     """The context views: those asked for, or so many, spread as far as they still overlap."""
     photos = len(scene)
     if options.context is not None:
-        context = sorted(set(options.context))
-        beyond = [i for i in context if not 0 <= i < photos]
-        if beyond or len(context) < 2:
-            raise UserError(
-                f"--context {','.join(map(str, options.context))} for {photos} photos",
-                f"two or more different numbers from 0 to {photos - 1}",
-                "count the photos in the order of their camera file, from 0",
-            )
-        return context
-    count = max(2, min(4, photos - 1)) if options.views is None else options.views
-    if not 2 <= count <= photos:
-        raise UserError(
-            f"{count} context views of a scene of {photos} photos"
-            if options.views is not None
-            else f"a scene of {photos} photos",
-            f"from 2 to {photos} views" if photos >= 2 else "two photos or more",
-            "ask for another number with --views" if photos >= 2 else "add photos of the scene",
-        )
+        return these_photos(options.context, photos)
+    count = so_many_views(options.views, max(2, min(4, photos - 1)), photos)
     return _coverage.choose_context(overlap, count)
-
-
-def fit_size(
-    photo: tuple[int, int], multiple: int, wanted: tuple[int, int] | None
-) -> tuple[int, int]:
-    """(height, width) for the network: as asked, or the photo's, in multiples that the model takes.
-
-    Without a wish, photos with a side beyond LONGEST are scaled down to it. Raises UserError for a
-    wish that is no multiple, and for photos smaller than one.
-    """
-    if wanted is not None:
-        fitting = (_nearest(wanted[0], multiple), _nearest(wanted[1], multiple))
-        if fitting != wanted:
-            raise UserError(
-                f"--size {_by(wanted)}",
-                f"height and width in multiples of {multiple} for this model",
-                f"use --size {_by(fitting)}",
-            )
-        return wanted
-    factor = min(1.0, LONGEST / max(photo))
-    height, width = (int(round(side * factor) // multiple * multiple) for side in photo)
-    if min(height, width) == 0:
-        raise UserError(
-            f"photos of {_by(photo)} pixels",
-            f"sides of at least {multiple} for this model",
-            f"use larger photos, or enlarge these with --size {multiple}x{multiple}",
-        )
-    return height, width
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name: "auto" is CUDA where there is one. UserError where it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda") and not name.removeprefix("cuda:").isdigit():
-        raise UserError(f"--device {name}", "auto, cpu, cuda or cuda:N", "choose one of them")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {name}, but there are {torch.cuda.device_count()} CUDA devices here",
-            "a device that exists",
-            "use --device cpu, or install a build of torch for your card",
-        )
-    return device
-
-
-def _nearest(side: int, multiple: int) -> int:
-    return max(multiple, round(side / multiple) * multiple)
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _about(scene: PhotoScene, context: list[int], overlap: Float[Tensor, "view view"]) -> str:

@@ -1,0 +1,90 @@
+"""What a user may ask for, checked against the photos and the machine: photos, size, device."""
+
+import torch
+
+from ..errors import UserError
+
+LONGEST = 960  # pixels of the longer side of the largest images that models were published for
+
+
+def these_photos(context: tuple[int, ...], photos: int) -> list[int]:
+    """The photos named by index, in order; raises UserError where those are not there, or one."""
+    chosen = sorted(set(context))
+    beyond = [i for i in chosen if not 0 <= i < photos]
+    if beyond or len(chosen) < 2:
+        raise UserError(
+            f"--context {','.join(map(str, context))} for {photos} photos",
+            f"two or more different numbers from 0 to {photos - 1}",
+            "count the photos in the order of their camera file, from 0",
+        )
+    return chosen
+
+
+def so_many_views(wanted: int | None, default: int, photos: int) -> int:
+    """How many views the network sees at a time; raises UserError for fewer than two, or too many.
+
+    `default`, at least 2, where nothing is `wanted`.
+    """
+    count = default if wanted is None else wanted
+    if not 2 <= count <= photos:
+        raise UserError(
+            f"{count} context views of a scene of {photos} photos"
+            if wanted is not None
+            else f"a scene of {photos} photos",
+            f"from 2 to {photos} views" if photos >= 2 else "two photos or more",
+            "ask for another number with --views" if photos >= 2 else "add photos of the scene",
+        )
+    return count
+
+
+def fit_size(
+    photo: tuple[int, int], multiple: int, wanted: tuple[int, int] | None
+) -> tuple[int, int]:
+    """(height, width) for the network: as asked, or the photo's, in multiples that the model takes.
+
+    Without a wish, photos with a side beyond LONGEST are scaled down to it. Raises UserError for a
+    wish that is no multiple, and for photos smaller than one.
+    """
+    if wanted is not None:
+        fitting = (_nearest(wanted[0], multiple), _nearest(wanted[1], multiple))
+        if fitting != wanted:
+            raise UserError(
+                f"--size {by(wanted)}",
+                f"height and width in multiples of {multiple} for this model",
+                f"use --size {by(fitting)}",
+            )
+        return wanted
+    factor = min(1.0, LONGEST / max(photo))
+    height, width = (int(round(side * factor) // multiple * multiple) for side in photo)
+    if min(height, width) == 0:
+        raise UserError(
+            f"photos of {by(photo)} pixels",
+            f"sides of at least {multiple} for this model",
+            f"use larger photos, or enlarge these with --size {multiple}x{multiple}",
+        )
+    return height, width
+
+
+def by(size: tuple[int, int]) -> str:
+    """(height, width) as people write it: 256x448."""
+    return f"{size[0]}x{size[1]}"
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name: "auto" is CUDA where there is one. UserError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda") and not name.removeprefix("cuda:").isdigit():
+        raise UserError(f"--device {name}", "auto, cpu, cuda or cuda:N", "choose one of them")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}, but there are {torch.cuda.device_count()} CUDA devices here",
+            "a device that exists",
+            "use --device cpu, or install a build of torch for your card",
+        )
+    return device
+
+
+def _nearest(side: int, multiple: int) -> int:
+    return max(multiple, round(side / multiple) * multiple)

@@ -1,0 +1,52 @@
+"""The network between two units of length: that of the user's cameras, and the one it learned."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..types import Cameras, Prediction, Views
+
+NEAR = 0.5  # the near that published models were trained with, in their unit
+
+
+@dataclass(frozen=True)
+class Span:
+    """The depths that the network searches in every view of a scene, in the user's unit."""
+
+    near: float
+    far: float
+
+    @property
+    def scale(self) -> float:
+        """How much larger the network sees the world."""
+        return NEAR / self.near
+
+
+def whole_span(cameras: Cameras) -> Span:
+    """From the nearest near to the farthest far of the cameras."""
+    return Span(float(cameras.near.min()), float(cameras.far.max()))
+
+
+def answer(
+    model: Callable[[Views], Prediction],
+    views: Views,
+    span: Span,
+    device: torch.device | str = "cpu",
+) -> Prediction:
+    """The model's answer, in the unit of the views, on `device`; no gradient.
+
+    Networks learn sizes in a unit in which near is 0.5, the same for all views: the scene is scaled
+    until that of `span` is; depths and Gaussians are scaled back.
+    """
+    cameras = views.cameras
+    near = torch.full_like(cameras.near, span.near)
+    far = torch.full_like(cameras.far, span.far)
+    scaled = replace(cameras, near=near, far=far).scaled(span.scale)
+    with torch.no_grad():
+        found = model(Views(views.images, scaled).to(device))
+    back = 1 / span.scale
+    return Prediction(
+        tuple(depth * back for depth in found.depths),
+        tuple(level.scaled(back) for level in found.gaussians),
+    )
