@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .errors import UserError
 from .geometry import gaussian as gaussian_geometry
 
 B = TypeVar("B", bound="Bundle")
@@ -189,6 +190,17 @@ class StepOutput(Bundle):
     batch: Batch
     prediction: Prediction
     renderings: tuple[Rendering, ...]
+
+    @property
+    def rendering(self) -> Rendering:
+        """The answer, drawn; UserError where nothing was."""
+        if not self.renderings:
+            raise UserError(
+                "nothing rendered, because the model predicts depth alone",
+                "a model with Gaussians for a loss on colour",
+                "train with loss=depth, or with model.gaussians=true",
+            )
+        return self.renderings[-1]
 
     def up_to(self, level: int) -> "StepOutput":
         """The same step as if refinement had stopped at `level`: its answer is that level's."""

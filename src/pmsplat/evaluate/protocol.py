@@ -113,9 +113,10 @@ def evaluate(
 ) -> Result:
     """Measures `run` on one batch (of one scene) after the other.
 
-    psnr, ssim and, where a network is given, lpips of the last rendering; abs_rel, rmse and delta1
-    of the context depth where prediction and data both have one. A network is put into eval mode by
-    its owner (`evaluating`). `on_row` sees each scene as it is done. UserError where there is none.
+    psnr, ssim and, where a network is given, lpips of the last rendering, if there is one; abs_rel,
+    rmse and delta1 of the context depth where prediction and data both have one. A network is put
+    into eval mode by its owner (`evaluating`). `on_row` sees each scene as it is done. UserError
+    where there is no scene, or nothing to measure in any.
     """
     rows = []
     network = None if lpips is None else lpips.to(device)
@@ -129,24 +130,45 @@ def evaluate(
             "at least one scene of the index in the dataset",
             "check dataset.root and dataset.index",
         )
+    if not any(row.values for row in rows):
+        raise UserError(
+            f"a model that predicts depth alone, and no known depth in {len(rows)} scenes",
+            "data with depth, or a model with Gaussians",
+            "choose another dataset or another model",
+        )
     return Result(rows)
 
 
 @torch.no_grad()
 def measure(step: StepOutput, lpips: lpips_network.LPIPS | None = None) -> Row:
-    """The metrics of one scene; colour is measured as rendered (each metric says what it clips)."""
+    """The metrics of one scene: of colour where it was rendered, of depth where it is known."""
     batch = step.batch
     assert len(batch.scene) == 1, "the protocol is one scene at a time"
-    color, images = step.renderings[-1].color.detach(), batch.target.images
-    values = {"psnr": metrics.psnr(color, images), "ssim": metrics.ssim(color, images)}
-    if lpips is not None:
-        values["lpips"] = metrics.lpips(color, images, lpips)
-    means = {name: value.mean().item() for name, value in values.items()}
-    if step.prediction.depths and batch.context.depth is not None:
-        depth = depth_metrics(step.prediction.depths[-1].detach(), batch.context.depth)
-        if depth.pixels:
-            means |= {"abs_rel": depth.abs_rel, "rmse": depth.rmse, "delta1": depth.delta1}
-    return Row(batch.scene[0], images.shape[1], means)
+    values = _color_values(step, lpips) | _depth_values(step)
+    return Row(batch.scene[0], batch.target.images.shape[1], values)
+
+
+def _color_values(step: StepOutput, lpips: lpips_network.LPIPS | None) -> dict[str, float]:
+    """Of the answer as rendered: each metric says what it clips."""
+    images = step.batch.target.images
+    values: dict[str, torch.Tensor] = {}
+    for rendering in step.renderings[-1:]:
+        color = rendering.color.detach()
+        values = {"psnr": metrics.psnr(color, images), "ssim": metrics.ssim(color, images)}
+        if lpips is not None:
+            values["lpips"] = metrics.lpips(color, images, lpips)
+    return {name: value.mean().item() for name, value in values.items()}
+
+
+def _depth_values(step: StepOutput) -> dict[str, float]:
+    """Of the answer's depth of the context views, where the data knows any of it."""
+    known = step.batch.context.depth
+    if known is None or not step.prediction.depths:
+        return {}
+    depth = depth_metrics(step.prediction.depths[-1], known)
+    if not depth.pixels:
+        return {}
+    return {"abs_rel": depth.abs_rel, "rmse": depth.rmse, "delta1": depth.delta1}
 
 
 def find_lpips(

@@ -14,31 +14,29 @@ from rich.table import Table
 from ..io.files import write_text
 from .protocol import Result, Row
 
-# How a metric is written: heading, decimals, factor.
+# How a metric is written: heading, decimals.
 COLUMNS = {
-    "psnr": ("PSNR ↑", 2, 1),
-    "ssim": ("SSIM ↑", 3, 1),
-    "lpips": ("LPIPS ↓", 3, 1),
-    "abs_rel": ("AbsRel ↓", 3, 1),
-    "rmse": ("RMSE ↓", 3, 1),
-    "delta1": ("δ<1.25 ↑", 3, 1),
+    "psnr": ("PSNR ↑", 2),
+    "ssim": ("SSIM ↑", 3),
+    "lpips": ("LPIPS ↓", 3),
+    "abs_rel": ("AbsRel ↓", 3),
+    "rmse": ("RMSE ↓", 3),
+    "delta1": ("δ<1.25 ↑", 3),
 }
 
 
 def table(results: Mapping[str, Result], title: str = "") -> Table:
     """One line per method, one column per metric; a metric that a method lacks is a dash."""
-    names = dict.fromkeys(name for result in results.values() for name in result.means)
+    found = {name for result in results.values() for name in result.means}
+    names = sorted(found, key=list(COLUMNS).index)
     drawn = Table(title=title or None)
     drawn.add_column("")
     drawn.add_column("scenes", justify="right")
     for name in names:
-        drawn.add_column(COLUMNS.get(name, (name, 3, 1))[0], justify="right")
+        drawn.add_column(COLUMNS[name][0], justify="right")
     for label, result in results.items():
         means = result.means
-        cells = [
-            f"{means[name]:.{COLUMNS.get(name, (name, 3, 1))[1]}f}" if name in means else "–"
-            for name in names
-        ]
+        cells = [f"{means[name]:.{COLUMNS[name][1]}f}" if name in means else "–" for name in names]
         drawn.add_row(label, str(len(result.rows)), *cells)
     notes = dict.fromkeys(note for result in results.values() for note in result.notes)
     drawn.caption = "\n".join(notes) or None
@@ -64,6 +62,8 @@ def write_json(path: str | os.PathLike, result: Result, about: Mapping[str, Any]
 def rows_as_they_come(path: str | os.PathLike) -> Iterator[Callable[[Row], None]]:
     """A function that appends a scene to a CSV: NAME.partial.csv, renamed to `path` at the end.
 
+    A column per metric; a metric that a scene lacks is empty.
+
     After an interruption the partial file stays, with the scenes done so far; the next run begins
     anew and replaces it.
     """
@@ -71,15 +71,11 @@ def rows_as_they_come(path: str | os.PathLike) -> Iterator[Callable[[Row], None]
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_suffix(f".partial{final.suffix}")
     with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        columns: list[str] = []
+        writer = csv.DictWriter(file, ["scene", "targets", *COLUMNS], restval="")
+        writer.writeheader()
 
         def append(row: Row) -> None:
-            if not columns:
-                columns.extend(["scene", "targets", *row.values])
-                writer.writerow(columns)
-            values = {"scene": row.scene, "targets": row.targets, **row.values}
-            writer.writerow([values.get(name, "") for name in columns])
+            writer.writerow({"scene": row.scene, "targets": row.targets, **row.values})
             file.flush()
 
         yield append

@@ -19,12 +19,13 @@ class Config:
 def build(cfg: Config) -> Loss:
     """The mean LPIPS between the last rendering, not clamped, and the target images.
 
-    Gradients reach the rendering alone. Raises Unavailable where the weights cannot be had.
+    Gradients reach the rendering alone. Raises Unavailable where the weights cannot be had,
+    UserError for a model that predicts depth alone.
     """
     distance = load(cfg.net, cfg.weights)
 
     def lpips(step: StepOutput) -> Float[Tensor, ""]:
-        color = step.renderings[-1].color
+        color = step.rendering.color
         distance.to(color.device)
         return distance(color.flatten(0, 1), step.batch.target.images.flatten(0, 1)).mean()
 

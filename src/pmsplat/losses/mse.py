@@ -15,9 +15,12 @@ class Config:
 
 
 def build(cfg: Config) -> Loss:
-    """The squared difference between the last rendering, not clamped, and the target images."""
+    """The squared difference between the last rendering, not clamped, and the target images.
+
+    Raises UserError for a model that predicts depth alone.
+    """
 
     def mse(step: StepOutput) -> Float[Tensor, ""]:
-        return (step.renderings[-1].color - step.batch.target.images).square().mean()
+        return (step.rendering.color - step.batch.target.images).square().mean()
 
     return mse

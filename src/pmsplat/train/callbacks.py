@@ -19,13 +19,17 @@ from ..types import Batch, StepOutput
 from ..view.figures import colorize_depth, contact_sheet, depth_range
 
 LAST = "last.ckpt"
-SHARE = 0.9  # of the old value in the running PSNR
+SHARE = 0.9  # of the old value in a running mean
+SHOWN = {"loss": "loss {:.4g}", "psnr": "PSNR {:.2f} dB", "abs_rel": "AbsRel {:.3f}"}
 PLAIN_LINES = 20  # of progress, where the output is no terminal
 PICTURES = 4  # scenes per validation
 
 
 class ProgressBar(Callback):
-    """A bar with remaining time, running PSNR and samples per second; plain lines in a file."""
+    """A bar with remaining time, running means and samples per second; plain lines in a file.
+
+    The means are of what a training step returns, the loss and how good the answer is.
+    """
 
     def __init__(self, steps: int, batch_size: int) -> None:
         self.steps, self.batch_size = steps, batch_size
@@ -39,7 +43,7 @@ class ProgressBar(Callback):
             console=self.console,
         )
         self.task = self.bar.add_task("", total=steps, text="")
-        self.psnr: Tensor | None = None
+        self.means: dict[str, Tensor] = {}
         self.start = (0, 0.0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,9 +55,8 @@ class ProgressBar(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = outputs["psnr"]
-        psnr = now if self.psnr is None else SHARE * self.psnr + (1 - SHARE) * now
-        self.psnr = psnr
+        for name, value in outputs.items():
+            self.means[name] = _running(self.means.get(name, value), value)
         every = 10 if self.console.is_terminal else max(1, self.steps // PLAIN_LINES)
         if trainer.global_step % every and trainer.global_step != self.steps:
             return
@@ -61,7 +64,8 @@ class ProgressBar(Callback):
         done = (trainer.global_step - first) * self.batch_size * trainer.world_size
         rate = done / (time.perf_counter() - began)
         pl_module.log("train/samples_per_second", rate, batch_size=1)
-        text = f"PSNR {psnr.item():.2f} dB, {rate:.3g} samples/s"
+        means = [SHOWN[name].format(mean.item()) for name, mean in self.means.items()]
+        text = ", ".join([*means, f"{rate:.3g} samples/s"])
         self.bar.update(self.task, completed=trainer.global_step, text=text)
         if trainer.is_global_zero and not self.console.is_terminal:
             left = self.bar.tasks[0].time_remaining
@@ -75,6 +79,12 @@ class ProgressBar(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self.bar.stop()
+
+
+def _running(mean: Tensor, value: Tensor) -> Tensor:
+    """The mean a step later; a NaN on either side counts for nothing."""
+    moved = SHARE * mean + (1 - SHARE) * value
+    return torch.where(moved.isnan(), torch.where(value.isnan(), mean, value), moved)
 
 
 class Checkpoints(Callback):
@@ -132,7 +142,7 @@ class Checkpoints(Callback):
 
 
 class Pictures(Callback):
-    """At every validation FOLDER/step_NNNNNNN.png: context, target, render and its depth.
+    """At every validation FOLDER/step_NNNNNNN.png: what was seen, and what came of it.
 
     One row per scene, of the first few; also to TensorBoard, where that logs.
     """
@@ -151,8 +161,7 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if trainer.is_global_zero and len(self.rows) < PICTURES:
-            label = f"{batch.scene[0]}: context, target, render, depth"
-            self.rows.append((label, pictures_of(outputs)))
+            self.rows.append(row_of(outputs))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows, self.rows = self.rows, []
@@ -167,15 +176,26 @@ class Pictures(Callback):
                     logger.experiment.add_image(f"val/scene_{i}", picture, trainer.global_step)
 
 
-def pictures_of(step: StepOutput) -> list[Tensor]:
-    """The context views, the first target, its rendering, and the rendering's depth in colour."""
-    rendering = step.renderings[-1]
-    depth = rendering.depth[0, 0]
-    near, far = depth_range(depth)
-    images = [
-        *step.batch.context.images[0],
-        step.batch.target.images[0, 0],
-        rendering.color[0, 0].clamp(0, 1),
-        colorize_depth(depth, near, far),
-    ]
-    return [image.detach().float().cpu() for image in images]
+def row_of(step: StepOutput) -> tuple[str, list[Tensor]]:
+    """A scene's label and pictures: all context views; then, as far as there is any, the first
+    target with its rendering, and depth in colour.
+
+    Of the first context view the known and the predicted depth, of the first target the rendered
+    one; they share the range of the first of these.
+    """
+    context, target = step.batch.context, step.batch.target
+    names, images, depths = ["context"], [*context.images[0]], {}
+    if context.depth is not None:
+        depths["known depth"] = context.depth
+    for depth in step.prediction.depths[-1:]:
+        depths["predicted depth"] = depth
+    for rendering in step.renderings[-1:]:
+        names += ["target", "render"]
+        images += [target.images[0, 0], rendering.color[0, 0].clamp(0, 1)]
+        depths["rendered depth"] = rendering.depth
+    maps = [depth[0, 0].detach() for depth in depths.values()]
+    if maps:
+        near, far = depth_range(maps[0])
+        images += [colorize_depth(depth, near, far) for depth in maps]
+    label = f"{step.batch.scene[0]}: {', '.join([*names, *depths])}"
+    return label, [image.detach().float().cpu() for image in images]

@@ -57,7 +57,7 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
-        shown = {"loss": outcome.loss.detach(), "psnr": outcome.psnr}
+        shown = {"loss": outcome.loss.detach(), **outcome.quality}
         shown |= {f"loss/{name}": value for name, value in outcome.terms.items()}
         shown["skipped"] = torch.tensor(float(self.skipped))
         for group in self.trainer.optimizers[0].param_groups:
@@ -65,7 +65,7 @@ class TrainingModule(LightningModule):
         self.log_dict(
             {f"train/{name}": value for name, value in shown.items()}, batch_size=len(batch.scene)
         )
-        return {"loss": outcome.loss, "psnr": outcome.psnr}
+        return {"loss": outcome.loss, **outcome.quality}
 
     def configure_gradient_clipping(
         self,

@@ -14,11 +14,15 @@ from ..types import Batch, StepOutput
 
 @dataclass(frozen=True)
 class Outcome:
-    """The scalar to minimise, what each term adds to it, and the mean PSNR in dB of the answer."""
+    """The scalar to minimise, what each term adds to it, and how good the answer is.
+
+    `quality` has the mean "psnr" in dB where something was rendered, and "abs_rel" of the context
+    depth where the data brings depth (NaN where none of its pixels is known).
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
-    psnr: Tensor
+    quality: dict[str, Tensor]
     step: StepOutput
 
 
@@ -32,5 +36,19 @@ def training_step(
     step = run(batch)
     with torch.autocast(batch.target.images.device.type, enabled=False):
         loss, values = total(step, terms, global_step)
-        quality = psnr(step.renderings[-1].color, batch.target.images).mean()
-    return Outcome(loss, values, quality, step)
+        return Outcome(loss, values, _quality(step), step)
+
+
+def _quality(step: StepOutput) -> dict[str, Tensor]:
+    """Left on the device: a training step does not wait for its numbers."""
+    values = {
+        "psnr": psnr(rendering.color, step.batch.target.images).mean()
+        for rendering in step.renderings[-1:]
+    }
+    known = step.batch.context.depth
+    if known is not None:
+        counts = known > 0
+        for depth in step.prediction.depths[-1:]:
+            error = (depth.detach() - known).abs() / torch.where(counts, known, 1)
+            values["abs_rel"] = torch.where(counts, error, 0).sum() / counts.sum()
+    return values

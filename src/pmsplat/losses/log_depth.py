@@ -1,0 +1,31 @@
+"""Ratio of the predicted depth of the context views to known depth."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..types import StepOutput
+from ._schedule import Loss
+from .depth import known_depth
+
+
+@dataclass
+class Config:
+    """Nothing to set: the error is relative, so scenes of any scale count alike."""
+
+
+def build(cfg: Config) -> Loss:
+    """The mean |log(depth / known depth)| over the context pixels that have one.
+
+    0 where no pixel has one. Gradients reach the depth, not the Gaussians. Raises UserError for
+    data without depth.
+    """
+
+    def log_depth(step: StepOutput) -> Float[Tensor, ""]:
+        known = known_depth(step, "log_depth")
+        counts = known > 0
+        ratio = step.prediction.depths[-1].float()[counts] / known[counts]
+        return ratio.log().abs().sum() / counts.sum().clamp(min=1)
+
+    return log_depth
