@@ -24,7 +24,7 @@ def test_every_experiment_composes(name: str) -> None:
     assert isinstance(
         experiment.model.settings, registry.module("models", experiment.model.name).Config
     )
-    own = {"depth"} if name == "demo_tiny" else set()  # what the experiment itself adds stays
+    own = {"log_depth"} if name == "demo_tiny" else set()  # what the experiment itself adds stays
     assert set(config.compose([f"+experiment={name}", "loss=mse"]).loss) == {"mse"} | own
 
 
@@ -71,7 +71,7 @@ def test_values_may_name_others_which_may_be_overridden() -> None:
 def test_losses_are_added_changed_and_dropped() -> None:
     base = ["+experiment=demo_tiny"]
     added = config.compose([*base, "+loss.tests.lab.sparsity.weight=0.1"]).loss
-    assert set(added) == {"mse", "depth", "tests.lab.sparsity"}
+    assert set(added) == {"mse", "log_depth", "tests.lab.sparsity"}
     term = added["tests.lab.sparsity"]
     assert isinstance(term, LossTerm)
     assert (term.name, term.weight, term.settings.power) == ("tests.lab.sparsity", 0.1, 1)

@@ -55,7 +55,8 @@ class ProgressBar(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for name, value in outputs.items():
+        now: dict[str, Tensor] = outputs
+        for name, value in now.items():
             self.means[name] = _running(self.means.get(name, value), value)
         every = 10 if self.console.is_terminal else max(1, self.steps // PLAIN_LINES)
         if trainer.global_step % every and trainer.global_step != self.steps:

@@ -41,10 +41,9 @@ def training_step(
 
 def _quality(step: StepOutput) -> dict[str, Tensor]:
     """Left on the device: a training step does not wait for its numbers."""
-    values = {
-        "psnr": psnr(rendering.color, step.batch.target.images).mean()
-        for rendering in step.renderings[-1:]
-    }
+    values: dict[str, Tensor] = {}
+    for rendering in step.renderings[-1:]:
+        values["psnr"] = psnr(rendering.color, step.batch.target.images).mean()
     known = step.batch.context.depth
     if known is not None:
         counts = known > 0
