@@ -23,8 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path)
     parser.add_argument("--views", type=int, metavar="N", help="context views (default: up to 4)")
-    parser.add_argument("--context", type=_indices, metavar="0,5,9", help="these photos instead")
-    parser.add_argument("--size", type=_size, metavar="HxW", help="default: that of the photos")
+    parser.add_argument("--context", type=indices, metavar="0,5,9", help="these photos instead")
+    parser.add_argument("--size", type=size, metavar="HxW", help="default: that of the photos")
     parser.add_argument("--held-out", type=int, default=12, metavar="N", help="photos to compare")
     parser.add_argument("--stabilise", action="store_true", help="a steadier camera in the video")
     parser.add_argument("--fps", type=int, default=30, help="of the video (default: 30)")
@@ -67,13 +67,15 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(f"{summary.gaussians} Gaussians and the rest are in {arguments.output}/.")
 
 
-def _indices(text: str) -> tuple[int, ...]:
+def indices(text: str) -> tuple[int, ...]:
+    """0,5,9: numbers of photos, as an option has them."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers with commas, such as 0,5,9")
     return tuple(int(part) for part in text.split(","))
 
 
-def _size(text: str) -> tuple[int, int]:
+def size(text: str) -> tuple[int, int]:
+    """256x448: (height, width), as an option has them."""
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}; wanted HEIGHTxWIDTH, such as 256x448")

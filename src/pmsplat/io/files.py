@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -36,6 +38,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """`text` as the UTF-8 content of `path`, all or nothing."""
     write_bytes(path, text.encode())
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """`array` as a .npy file, all or nothing."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def _umask() -> int:

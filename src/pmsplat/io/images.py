@@ -5,6 +5,7 @@ map is a uint16 array [height, width] of counts; what one count means is told by
 """
 
 import io
+import math
 import struct
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from ..errors import UserError
 from .files import write_bytes
 
 Source = str | Path | bytes
+
+FULL_SCALE = 65535  # the largest count of a depth map
+MILLIMETRE = 1e-3  # of one count, where the unit is a metre: what sensors and readers expect
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
 """What Pillow raises on damaged files of various formats."""
@@ -110,6 +114,30 @@ def write_image(
 def write_depth(path: str | Path, counts: UInt16[np.ndarray, "height width"]) -> None:
     """A depth map as a 16-bit PNG file, whole or not at all."""
     write_bytes(path, encode_depth(counts))
+
+
+def to_counts(
+    depth: Float[np.ndarray, "height width"], scale: float
+) -> UInt16[np.ndarray, "height width"]:
+    """Depth as counts of `scale`, rounded; 0 stays 0 (none), and nothing else becomes 0.
+
+    Depth beyond the largest count is clipped to it.
+    """
+    counts = np.round(depth.astype(np.float64) / scale).clip(1, FULL_SCALE)
+    return np.where(depth > 0, counts, 0).astype(np.uint16)
+
+
+def count_scale(near: float, far: float) -> float:
+    """A round number for one count, with which depths from `near` to `far` are kept.
+
+    A thousandth, if the farthest fits and the nearest has 100 counts or more; else the smallest
+    of 1, 2 or 5 times a power of ten with which the farthest fits.
+    """
+    if far <= MILLIMETRE * FULL_SCALE and near >= 100 * MILLIMETRE:
+        return MILLIMETRE
+    exponent = math.floor(math.log10(far / FULL_SCALE))
+    steps = (float(f"{digit}e{exponent}") for digit in (1, 2, 5, 10))
+    return next(step for step in steps if far <= step * FULL_SCALE)
 
 
 def to_uint8(image: Float[Tensor, "3 height width"]) -> UInt8[np.ndarray, "height width 3"]:

@@ -99,6 +99,17 @@ class Survey:
     depth_scale: float = 1e-3
 
 
+@dataclass(frozen=True)
+class DepthFiles:
+    """Depth maps as 16-bit PNG files, one of each picture, named as seen from the camera file.
+
+    `scale`: scene units of one count.
+    """
+
+    names: tuple[str, ...]
+    scale: float
+
+
 def read_transforms(path: str | Path) -> Survey:
     """A transforms.json of nerfstudio or instant-ngp, shots in the order of the file.
 
@@ -135,6 +146,7 @@ def read_cameras(path: str | Path) -> Survey:
         name = frame["name"]
         height, width = (int(_number(path, content, side)) for side in ("height", "width"))
         K = _matrix(path, name, frame.get("K"), (3, 3))
+        depth_file = frame.get("depth_file")
         shots.append(
             Shot(
                 file=name,
@@ -144,11 +156,12 @@ def read_cameras(path: str | Path) -> Survey:
                     center=(K[0, 2] * width, K[1, 2] * height),
                 ),
                 c2w=_rigid(path, name, _matrix(path, name, frame.get("c2w"), (4, 4))),
+                depth_file=depth_file if isinstance(depth_file, str) else None,
                 near=_number(path, frame, "near"),
                 far=_number(path, frame, "far"),
             )
         )
-    return Survey(tuple(shots))
+    return Survey(tuple(shots), depth_scale=_number(path, content, "depth_scale", 1e-3))
 
 
 def write_cameras(
@@ -157,12 +170,15 @@ def write_cameras(
     names: Sequence[str],
     size: tuple[int, int],
     scale: float = 1.0,
+    depth: DepthFiles | None = None,
 ) -> None:
     """The cameras of one scene (batch 1) as cameras.json.
 
     `size` is the (height, width) of their pictures; `scale` records by what the scene was
-    multiplied before the network saw it (the cameras written are those of the user's world).
+    multiplied before the network saw it (the cameras written are those of the user's world);
+    `depth` where the depth maps of the pictures are.
     """
+    files = [{}] * len(names) if depth is None else [{"depth_file": file} for file in depth.names]
     frames = [
         {
             "name": name,
@@ -170,8 +186,9 @@ def write_cameras(
             "K": cameras.K[0, i].tolist(),
             "near": float(cameras.near[0, i]),
             "far": float(cameras.far[0, i]),
+            **file,
         }
-        for i, name in enumerate(names)
+        for i, (name, file) in enumerate(zip(names, files, strict=True))
     ]
     head = {
         "convention": "c2w: camera to world, OpenCV axes; K divided by (width, height)",
@@ -179,6 +196,7 @@ def write_cameras(
         "width": size[1],
         "scale": scale,
     }
+    head |= {} if depth is None else {"depth_scale": depth.scale}
     write_text(path, json.dumps(head | {"frames": frames}, indent=1) + "\n")
 
 

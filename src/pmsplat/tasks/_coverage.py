@@ -1,6 +1,7 @@
 """Which cameras see the same things, and which of them to show to a network."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,14 @@ from ..types import Cameras
 GRID = 8  # points per side of an image from which overlap is estimated
 WIDEST = math.radians(30)  # angle under which two rays to a point still see the same of it
 ENOUGH = 0.6  # overlap that a new view keeps with the ones chosen before it
+
+
+@dataclass(frozen=True)
+class Group:
+    """Views that go through the network together; `fresh` are those that no earlier group held."""
+
+    views: list[int]
+    fresh: list[int]
 
 
 def overlaps(cameras: Cameras) -> Float[Tensor, "view view"]:
@@ -61,3 +70,27 @@ def held_out(overlap: Float[Tensor, "view view"], context: list[int], count: int
         return seen
     picks = torch.linspace(0, len(seen) - 1, count).round().long().tolist()
     return [seen[i] for i in picks]
+
+
+def groups(overlap: Float[Tensor, "view view"], count: int) -> list[Group]:
+    """Groups of `count` views, until every view was in one.
+
+    Each is built around the first view that was in none. Added are, again and again, of the views
+    that share ENOUGH with it the one that is farthest from those in the group: depth needs
+    parallax; views that were in no group come first. Where none shares enough, the one that shares
+    most is added.
+    """
+    found, missing = [], torch.ones(len(overlap), dtype=torch.bool)
+    while missing.any():
+        first = int(missing.int().argmax())
+        chosen = [first]
+        while len(chosen) < count:
+            apart = 1 - overlap[:, chosen].amax(dim=1)
+            enough = overlap[first] >= ENOUGH
+            score = torch.where(enough, 1 + missing.float() + apart, overlap[first])
+            score[chosen] = -1
+            chosen.append(int(score.argmax()))
+        chosen.sort()
+        found.append(Group(chosen, [i for i in chosen if missing[i]]))
+        missing[chosen] = False
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..evaluate.depth import depth_metrics
 from ..evaluate.metrics import psnr, ssim
-from ..io.files import atomic, write_text
+from ..io.files import write_array, write_text
 from ..io.images import to_uint8, write_image
 from ..io.ply import save_ply
 from ..io.poses import write_cameras
@@ -67,8 +67,7 @@ def write(folder: Path, result: Result, track: Track) -> Summary:
     save_ply(result.gaussians, folder / "gaussians.ply")
     for name, colored, depth in zip(context, depths, result.depth[0].cpu(), strict=True):
         write_image(folder / "depth" / f"{name}.png", colored)
-        with atomic(folder / "depth" / f"{name}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, depth.numpy())
+        write_array(folder / "depth" / f"{name}.npy", depth.numpy())
     drawn, held_out = [], {}
     for i, name in enumerate(track(others, "rendering held-out photos", len(others))):
         assert result.held_out is not None
@@ -87,8 +86,8 @@ def write(folder: Path, result: Result, track: Track) -> Summary:
         held_out=held_out,
         means=_means(result, held_out),
     )
-    write_text(folder / "metrics.json", json.dumps(asdict(summary), indent=1) + "\n")
-    _write_cameras(folder / MARK, result)
+    _write_cameras(folder / "cameras.json", result)
+    write_text(folder / MARK, json.dumps(asdict(summary), indent=1) + "\n")
     return summary
 
 

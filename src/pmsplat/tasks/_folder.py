@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import UserError
 
-MARK = "cameras.json"  # a folder with this file is a result of ours: predict's, or depth's
+MARK = "metrics.json"  # a folder with this file is a result of ours: predict's, or depth's
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..io.images import to_uint8, write_image
 
 COLORMAP = "viridis"  # perceptually even, and readable by the colour-blind and in print
+ERROR_COLORMAP = "Reds"  # from white
 MARGIN, LABEL, FONT = 6, 22, 14  # pixels of a sheet: between images, for a label, of its letters
 
 
@@ -40,10 +41,21 @@ def colorize_depth(
     known = depth > 0
     inverse = 1 / torch.where(known, depth, torch.full_like(depth, far))
     level = ((inverse - 1 / far) / (1 / near - 1 / far)).clamp(0, 1).nan_to_num(0)
-    table = torch.tensor(matplotlib.colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3])
-    table = table.to(device=depth.device, dtype=torch.float32)
-    colors = table[(level.detach() * 255).round().long()] * known[..., None]
-    return rearrange(colors, "... h w c -> ... c h w")
+    return _colored(level, known, COLORMAP)
+
+
+def colorize_error(
+    depth: Float[Tensor, "*batch height width"],
+    truth: Float[Tensor, "*batch height width"],
+    most: float = 0.25,
+) -> Float[Tensor, "*batch 3 height width"]:
+    """|depth - truth| / truth as colour in [0, 1]: white is none, dark red is `most` or more.
+
+    Black where the truth is unknown (0). No gradient.
+    """
+    known = truth > 0
+    error = (depth - truth).abs() / torch.where(known, truth, torch.ones_like(truth))
+    return _colored((error / most).clamp(0, 1), known, ERROR_COLORMAP)
 
 
 def color_bar(
@@ -62,6 +74,15 @@ def color_bar(
         text = f"{1 / inverse[row].item():.3g}"
         draw.text((width // 4 + 4, y - 2), text, fill="black", font=ImageFont.load_default(FONT))
     return rearrange(torch.from_numpy(np.array(sheet)).float() / 255, "h w c -> c h w")
+
+
+def beside_bar(
+    colored: Float[Tensor, "3 height width"], near: float, far: float
+) -> Float[Tensor, "3 height wider"]:
+    """A picture of `colorize_depth` with its legend at the right side."""
+    height = colored.shape[1]
+    gap = torch.ones(3, height, MARGIN)
+    return torch.cat([colored, gap, color_bar(near, far, height)], dim=-1)
 
 
 def contact_sheet(
@@ -89,6 +110,14 @@ def contact_sheet(
             left += image.width + MARGIN
         top += row_height
     write_image(path, np.array(sheet))
+
+
+def _colored(level: Tensor, known: Tensor, colormap: str) -> Tensor:
+    """Levels from 0 to 1 as colour; black where nothing is known."""
+    table = torch.tensor(matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3])
+    table = table.to(device=level.device, dtype=torch.float32)
+    colors = table[(level.detach() * 255).round().long()] * known[..., None]
+    return rearrange(colors, "... h w c -> ... c h w")
 
 
 def _to_pil(image: Float[Tensor, "3 height width"], height: int = 0) -> Image.Image:

@@ -1,0 +1,71 @@
+"""depth of photographs: numbers, 16-bit pictures, colours, and errors where a sensor knows it
+
+INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk of scenes
+(DATA/test:KEY), a video, or a folder of bare photos; the last two are posed by pycolmap first.
+
+    pmsplat depth desk/ --model depthsplat-depth-small-352x640-randview2-8 --output desk-depth/
+
+Every photo gets depth: z in the unit of the input's cameras. Photos that see the same things go
+through the model together, N at a time; a model of Gaussians will do too. With --context, only
+these photos, all together. In the output folder afterwards: depth/ (.npy, and 16-bit .png whose
+unit cameras.json and metrics.json tell), color/, sheet.png, metrics.json (AbsRel, RMSE and
+delta < 1.25 where the input has sensor depth, as predicted and after scaling each photo's median)
+and cameras.json.
+"""
+
+import argparse
+from pathlib import Path
+
+from .predict import indices, size
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    parser.add_argument("input", metavar="INPUT", help="photos, video or chunk, see above")
+    parser.add_argument("--model", required=True, metavar="NAME|PATH", help="published or yours")
+    parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
+    parser.add_argument("--output", required=True, metavar="DIR", type=Path)
+    parser.add_argument("--views", type=int, metavar="N", help="at a time (default: up to 4)")
+    parser.add_argument("--context", type=indices, metavar="0,5,9", help="these photos only")
+    parser.add_argument("--size", type=size, metavar="HxW", help="default: that of the photos")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--overwrite", action="store_true", help="write among other files")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Predicts depth, and says how good it is and where."""
+    from functools import partial
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..tasks.depth import Options, depth
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    options = Options(
+        views=arguments.views,
+        context=arguments.context,
+        size=arguments.size,
+        device=arguments.device,
+        overwrite=arguments.overwrite,
+    )
+    summary = depth(
+        arguments.input,
+        arguments.model,
+        arguments.output,
+        options,
+        arguments.weights,
+        tell=console.print,
+        track=partial(track, console=console, transient=True, disable=not console.is_terminal),
+    )
+    for how, accuracy in (
+        ("as predicted", summary.as_predicted),
+        ("after median scaling", summary.median_scaled),
+    ):
+        if accuracy is not None:
+            mean = accuracy.mean
+            console.print(
+                f"Against sensor depth of {len(accuracy.photos)} photos, {how}: "
+                f"AbsRel {mean.abs_rel:.3f}, RMSE {mean.rmse:.3f}, delta<1.25 {mean.delta1:.3f}."
+            )
+    console.print(f"Depth of {len(summary.photos)} photos is in {arguments.output}/.")

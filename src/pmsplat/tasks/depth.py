@@ -1,0 +1,119 @@
+"""Photographs in, the depth of each of them out: numbers, 16-bit pictures, colours, errors."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..data.folder import PhotoScene, open_scene
+from ..models import _zoo
+from . import _coverage, _folder, _maps, _memory
+from ._choices import by, fit_size, pick_device, so_many_views, these_photos
+from ._network import answer, whole_span
+from ._progress import Track, silently
+
+log = logging.getLogger(__name__)
+
+VIEWS = 4  # at a time, where nobody asks for another number
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen; None leaves it to `depth`, which says what it chose.
+
+    `views` is how many photos go through the network together; `context` names those that get
+    depth, by index, and then all of them go together. `size` is (height, width).
+    """
+
+    views: int | None = None
+    context: tuple[int, ...] | None = None
+    size: tuple[int, int] | None = None
+    device: str = "auto"
+    overwrite: bool = False
+
+
+def depth(
+    source: str | Path,
+    model: str | Path | nn.Module,
+    output: str | Path,
+    options: Options | None = None,
+    weights: str | Path | None = None,
+    tell: Callable[[str], None] = log.info,
+    track: Track = silently,
+) -> _maps.Summary:
+    """Predicts the depth of a scene's photos and writes it to `output`.
+
+    `source` is anything that `open_scene` opens, `model` a name or path for `pmsplat.load`, or an
+    encoder, of depth alone or of Gaussians. Unless some are named, all photos get depth: they go
+    through the network in groups that see the same things. Depth is z in the unit of the input's
+    cameras, and one scale holds for the whole scene.
+
+        depth/PHOTO.npy       float32 [height, width]
+        depth/PHOTO.png       16 bits, depth = count * depth_scale, 0 = none
+        color/PHOTO.png       in colours of one range for all photos, with their legend
+        sheet.png             photos above their depth, and above its error where a sensor knows it
+        metrics.json          AbsRel, RMSE, delta < 1.25 where a sensor knows depth: `Summary`
+        cameras.json          of the depth maps, which it names: beside the photos (uncut, that is
+                              without `size`) it opens as a scene with depth
+
+    `tell` gets what was decided, a sentence at a time. Raises UserError before hours are lost where
+    the input, the options, the free memory or the output folder will not do. The folder appears
+    whole or not at all.
+    """
+    chosen = options or Options()
+    device = pick_device(chosen.device)
+    with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
+        scene = open_scene(source)
+        size = fit_size(scene.size, 1, chosen.size)  # encoders take any size
+        overlap = _coverage.overlaps(scene.cameras)
+        groups = group_photos(scene, overlap, chosen)
+        encoder = model if isinstance(model, nn.Module) else _zoo.load(model, weights)
+        encoder = encoder.to(device).eval()
+        if size != scene.size:
+            tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
+        tell(_about(overlap, groups))
+        at_once = max(len(group.views) for group in groups)
+        multiple = getattr(encoder, "multiple", 1)
+        _memory.check(encoder, _memory.Plan(at_once, size, multiple), device)
+        tell(f"Predicting on {device}.")
+        photos = sorted(i for group in groups for i in group.fresh)
+        stems = _folder.file_names([scene.names[i] for i in photos])
+        span = whole_span(scene.cameras.at(photos))
+        maps: dict[int, _maps.DepthMap] = {}
+        for group in track(groups, "predicting depth", len(groups)):
+            views = scene.views(group.views, size)
+            found = answer(encoder, views, span, device).depths[-1][0].float().cpu()
+            for at, i in enumerate(group.views):
+                if i in group.fresh:
+                    stem = stems[photos.index(i)]
+                    maps[i] = _maps.keep(folder, views.at([at]), found[at], i, stem)
+        summary = _maps.write(folder, scene, size, [maps[i] for i in photos], span.scale, track)
+    tell(f"One count of depth/*.png is {summary.depth_scale:g} in the unit of the cameras.")
+    return summary
+
+
+def group_photos(
+    scene: PhotoScene, overlap: Float[Tensor, "view view"], options: Options
+) -> list[_coverage.Group]:
+    """Which photos go through the network together; UserError for what the scene has not."""
+    if options.context is not None:
+        named = these_photos(options.context, len(scene))
+        return [_coverage.Group(named, named)]
+    count = so_many_views(options.views, max(2, min(VIEWS, len(scene))), len(scene))
+    return _coverage.groups(overlap, count)
+
+
+def _about(overlap: Float[Tensor, "view view"], groups: list[_coverage.Group]) -> str:
+    least = 1.0
+    for group in groups:
+        shared = overlap[group.views][:, group.views].clone().fill_diagonal_(0).amax(dim=1)
+        least = min(least, shared.min().item())
+    photos = sum(len(group.fresh) for group in groups)
+    passes = "one pass" if len(groups) == 1 else f"{len(groups)} passes"
+    return (
+        f"Depth of {photos} of {len(overlap)} photos in {passes} of {len(groups[0].views)} views. "
+        f"Each shares at least {least:.0%} of its picture with another of its pass."
+    )
