@@ -4,9 +4,15 @@ Ours are safetensors files whose header names the model and its settings. Others
 which are pickles: they are read as data, never executed.
 """
 
+import errno
+import hashlib
 import json
+import os
 import pickle
-import zipfile
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from . import _pickles
 from .files import atomic
 
 FORMAT = 1  # of our own checkpoints
@@ -35,33 +42,33 @@ class Header:
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Every tensor of a torch or safetensors checkpoint by its key, on the CPU.
 
-    A wrapper (`state_dict`, `model`) is taken off. Nothing in the file is executed. Raises
-    UserError for a file that is missing, truncated, no checkpoint, or asks for code to be run.
+    A wrapper (`state_dict`, `model`) is taken off. Nothing in the file is executed: of a Lightning
+    checkpoint the tensors are kept, and all the rest comes to nothing. Raises UserError for a file
+    that is missing, truncated, no checkpoint, or asks for code to be run.
     """
     path = _existing(path)
     if path.suffix == ".safetensors":
         with _open(path) as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        content = _pickles.load(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors ({_first_line(error)})",
             "a file of tensors, which can be read without running code from it",
             "get the checkpoint from its authors again",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _pickles.DAMAGED as error:
         raise _damaged(path, error) from error
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not content:
         raise _damaged(path, TypeError(f"it holds a {type(content).__name__}"))
+    parts = _pickles.part_sizes(path)
     for key, value in content.items():
-        if not isinstance(value, Tensor):
-            raise _damaged(path, TypeError(f"{key!r} is a {type(value).__name__}, not a tensor"))
+        if (fault := _fault(key, value, path.stat().st_size, parts)) is not None:
+            raise _damaged(path, ValueError(f"{key!r} {fault}"))
     return content
 
 
@@ -98,32 +105,154 @@ def read_header(path: str | Path) -> Header | None:
     return header
 
 
+@dataclass(frozen=True)
+class Source:
+    """A released file on the Hugging Face hub: the repository, its commit, the file's path in it,
+    and its SHA-256, or the first characters of it ("" where none was published)."""
+
+    repository: str
+    revision: str
+    file: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """What the file is called in `pretrained/`."""
+        return Path(self.file).name
+
+    @property
+    def url(self) -> str:
+        """Where a browser finds it."""
+        return f"https://huggingface.co/{self.repository}/resolve/{self.revision}/{self.file}"
+
+
 def pretrained_folder() -> Path:
     """Where downloaded weights are kept: `pretrained/` of the repository, else the user's cache."""
     here = Path(__file__).resolve().parents[3] / "pretrained"
     return here if here.is_dir() else Path.home() / ".cache" / "pmsplat"
 
 
-def fetch(repository: str, name: str) -> Path:
-    """A file of a Hugging Face repository, from `pretrained_folder()` or downloaded into it.
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file in hexadecimal (1 s for about 1.5 GB)."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    Raises UserError where it is not there and cannot be downloaded.
+
+def fetch(source: Source, folder: Path | None = None) -> Path:
+    """A released file, verified: from `folder` (`pretrained_folder()`), or downloaded into it.
+
+    A file that is there is hashed each time. A download that was interrupted goes on where it
+    stopped; it is checked against `source.sha256` and the hub's own SHA-256, and appears whole or
+    not at all, whatever other processes fetch at the same time. Raises UserError where the file is
+    another one, or is not there and cannot be downloaded.
     """
-    folder = pretrained_folder()
-    if (folder / name).is_file():
-        return folder / name
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    folder = folder or pretrained_folder()
+    path = folder / source.name
+    if not path.is_file():
+        with _explained(source, folder):
+            _download(source, path)
+    elif not (digest := sha256(path)).startswith(source.sha256):
+        raise UserError(
+            f"{path} with SHA-256 {digest[:16]}…",
+            f"the released file, {source.sha256[:16]}…",
+            f"move it away to have it downloaded again, or put {source.url} in its place",
+        )
+    return path
+
+
+def _download(source: Source, path: Path) -> None:
+    """Downloads into `.incoming/` beside `path`, verifies, renames.
+
+    huggingface_hub's own `hf_hub_download` starts again from nothing in a new process, so this
+    calls the parts that it is made of.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    url = hf_hub_url(source.repository, source.file, revision=source.revision)
+    told = get_hf_file_metadata(url)
+    wanted = source.sha256
+    if told.etag and re.fullmatch("[0-9a-f]{64}", told.etag):  # so the hub marks large files
+        wanted = told.etag
+    if not wanted or not wanted.startswith(source.sha256):
+        raise _Unobtainable(f"{source.repository} offers a file with SHA-256 {wanted[:16] or '?'}…")
+    staging = path.parent / ".incoming"
+    staging.mkdir(parents=True, exist_ok=True)
+    part = staging / f"{path.name}.{wanted[:16]}.part"
+    with WeakFileLock(staging / f"{path.name}.lock"):
+        if path.is_file():  # another process was quicker
+            return
+        with part.open("ab") as file:
+            if told.size is not None and file.tell() > told.size:
+                file.truncate(0)
+            _check_space(staging, (told.size or 0) - file.tell())
+            http_get(
+                url,
+                file,
+                resume_size=file.tell(),
+                headers=build_hf_headers(),
+                expected_size=told.size,
+            )
+        if not (digest := sha256(part)).startswith(wanted):
+            part.unlink()
+            raise _Unobtainable(f"what {source.repository} sent has SHA-256 {digest[:16]}…")
+        os.replace(part, path)
+
+
+class _Unobtainable(Exception):
+    """Why there is no download, in a few words."""
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise _Unobtainable(
+            f"there is no room: it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
+        )
+
+
+@contextmanager
+def _explained(source: Source, folder: Path) -> Iterator[None]:
+    """Turns whatever stops a download into one sentence with the way to do it by hand."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
-        return Path(hf_hub_download(repository, name, local_dir=folder))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"no {name} in {folder}, and no way to download it ({_first_line(error)})",
-            "the file, or a connection to huggingface.co",
-            f"fetch it from https://huggingface.co/{repository} and put it there, or give its path "
-            "as weights",
-        ) from error
+        yield
+        return
+    except _Unobtainable as error:
+        why, cause = str(error), error
+    except OfflineModeIsEnabled as error:
+        why, cause = "downloads are switched off by HF_HUB_OFFLINE", error
+    except HfHubHTTPError as error:
+        why, cause = _answered(source, error.response.status_code), error
+    except HTTPError as error:  # of the transport
+        why, cause = f"there is no connection to the hub ({_first_line(error)})", error
+    except OSError as error:
+        why, cause = _unwritable(error), error
+    wanted = f"{source.name}" + (f" with SHA-256 {source.sha256[:16]}…" if source.sha256 else "")
+    raise UserError(
+        f"{source.name} is not in {folder}, and {why}",
+        wanted,
+        f"try again, or put {source.url} there by hand, or give its path as weights",
+    ) from cause
+
+
+def _answered(source: Source, status: int) -> str:
+    """What a status of the hub means."""
+    if status == 404:
+        return f"{source.repository} has no {source.file} at revision {source.revision}"
+    if status in (401, 403):
+        return f"{source.repository} may not be read (status {status}; HF_TOKEN holds a token)"
+    return f"the hub answers with status {status}"
+
+
+def _unwritable(error: OSError) -> str:
+    if error.errno is None:  # raised for a transfer of the wrong length
+        return f"the transfer broke off ({_first_line(error)})"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"there is no room for it ({error.strerror})"
+    return f"the folder cannot be written ({error.strerror})"
 
 
 def _existing(path: str | Path) -> Path:
@@ -131,6 +260,18 @@ def _existing(path: str | Path) -> Path:
     if not path.is_file():
         raise UserError(f"no file at {path}", "a checkpoint", "check the path")
     return path
+
+
+def _fault(key: Any, value: Any, size: int, parts: set[int] | None) -> str | None:
+    """What is wrong with an entry of the state dict of a file with `size` bytes, if anything."""
+    if not isinstance(key, str) or not isinstance(value, Tensor):
+        return "is not a tensor"
+    if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
+        return "is not an ordinary tensor"
+    memory = value.untyped_storage().nbytes()
+    if value.numel() * value.element_size() > size or (parts is not None and memory not in parts):
+        return "is larger than what the file holds of it"
+    return None
 
 
 def _open(path: Path) -> Any:
@@ -150,5 +291,5 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
     return text.splitlines()[0].partition(". ")[0][:200]
