@@ -66,6 +66,29 @@ def test_depth_is_measured_where_it_is_known(generator: torch.Generator) -> None
     assert result.means["abs_rel"] == pytest.approx(1.0)
 
 
+def depth_alone(batch: Batch) -> StepOutput:
+    """Answers with depth a tenth too far where there is one to compare with, and draws nothing."""
+    known = batch.context.depth
+    depth = torch.ones_like(batch.context.images[:, :, 0]) if known is None else 1.1 * known
+    return StepOutput(batch, Prediction((depth,), ()), ())
+
+
+def test_a_model_that_predicts_depth_alone_is_measured_by_depth(generator: torch.Generator) -> None:
+    batches = [scene("without", 1, generator), scene("with", 1, generator, depth=True)]
+    result = protocol.evaluate(depth_alone, batches)
+    assert [set(row.values) for row in result.rows] == [set(), {"abs_rel", "rmse", "delta1"}]
+    assert result.means["abs_rel"] == pytest.approx(0.1, rel=1e-5)
+    assert result.means["delta1"] == 1.0
+
+
+def test_depth_alone_without_depth_to_compare_with_is_told(generator: torch.Generator) -> None:
+    blank = scene("b", 1, generator, depth=True)
+    assert blank.context.depth is not None
+    blank.context.depth.zero_()
+    with pytest.raises(UserError, match=r"depth alone.*no known depth in 2 scenes.*another model"):
+        protocol.evaluate(depth_alone, [scene("a", 1, generator), blank])
+
+
 def test_pipeline_draws_every_level_of_a_model_in_any_number_of_pieces(
     generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +169,14 @@ def test_json_and_csv_hold_every_scene(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["scene"] for row in rows] == ["a", "b"]
     assert float(rows[0]["psnr"]) == 20.0
+
+
+def test_a_first_scene_without_depth_leaves_that_of_the_others(tmp_path: Path) -> None:
+    with report.rows_as_they_come(tmp_path / "scenes.csv") as append:
+        for row in a_result().rows:
+            append(row)
+    with (tmp_path / "scenes.csv").open() as file:
+        assert [row["abs_rel"] for row in csv.DictReader(file)] == ["", "0.25"]
 
 
 def test_interrupted_rows_stay_in_a_partial_file(tmp_path: Path) -> None:
