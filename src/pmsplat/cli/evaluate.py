@@ -6,8 +6,8 @@
 
 The experiment says which data and renderer; overrides as in `pmsplat train`. PSNR, SSIM and LPIPS
 (VGG-16) are averaged over the targets of a scene, then over scenes, as in the published tables;
-depth is measured where the data has it. LPIPS is left out, and that is said, where its weights
-cannot be had.
+depth is measured where the data has it, and alone where the model predicts nothing else. LPIPS is
+left out, and that is said, where its weights cannot be had.
 
 Writes evaluation/results.json and evaluation/scenes.csv (a row per scene, as they come) into the
 experiment's output folder, or into --output; with --baselines also nearest_view.json and
