@@ -120,6 +120,35 @@ def test_depth_counts_survive(tmp_path: Path) -> None:
         images.read_depth(tmp_path / "rgb.png")
 
 
+def test_depth_survives_as_counts(tmp_path: Path) -> None:
+    depth = RNG.uniform(0.3, 40, (20, 30)).astype(np.float32)
+    depth[0, :3] = 0, 1e-9, 100
+    images.write_depth(tmp_path / "d.png", images.to_counts(depth, 1e-3))
+    back = images.read_depth(tmp_path / "d.png") * 1e-3
+    assert back[0, 0] == 0 and back[0, 1] == 1e-3  # none stays none, and nothing becomes it
+    assert back[0, 2] == 65.535
+    assert np.abs(back - depth)[1:].max() <= 0.0005 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "scale"),
+    [
+        (0.3, 6.0, 1e-3),
+        (0.1, 65.535, 1e-3),
+        (0.3, 65.6, 2e-3),
+        (1.0, 131.1, 5e-3),
+        (1.0, 327.675, 5e-3),
+        (1.0, 500.0, 1e-2),
+        (1.0, 1e6, 20.0),
+        (0.01, 6.0, 1e-4),
+        (1e-4, 2e-3, 5e-8),
+    ],
+)
+def test_one_count_is_round_and_holds_the_farthest(near: float, far: float, scale: float) -> None:
+    assert images.count_scale(near, far) == scale
+    assert far / scale <= 65535 or far / scale == pytest.approx(65535)
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images.write_image(tmp_path / "a.png", PIXELS)
     before = (tmp_path / "a.png").read_bytes()

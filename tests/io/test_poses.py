@@ -269,4 +269,14 @@ def test_cameras_json_round_trip(tmp_path: Path, generator: torch.Generator) -> 
         assert shot.near == pytest.approx(float(cameras.near[0, i]))
         assert shot.far == pytest.approx(float(cameras.far[0, i]))
         assert shot.lens.size == (48, 64)
+        assert shot.depth_file is None
     assert json.loads((tmp_path / "cameras.json").read_text())["scale"] == 2.0
+
+
+def test_cameras_json_names_depth_maps(tmp_path: Path, generator: torch.Generator) -> None:
+    path, cameras = tmp_path / "cameras.json", random_cameras(2, generator)
+    files = poses.DepthFiles(("depth/a.png", "depth/b.png"), 0.005)
+    poses.write_cameras(path, cameras, ["a", "b"], (48, 64), depth=files)
+    survey = poses.read_cameras(path)
+    assert survey.depth_scale == 0.005
+    assert [shot.depth_file for shot in survey.shots] == ["depth/a.png", "depth/b.png"]

@@ -70,3 +70,39 @@ def test_turning_on_the_spot_loses_overlap() -> None:
     overlap = _coverage.overlaps(cameras_at(torch.zeros(4, 3), ahead))[0]
     assert (overlap.diff() < 0).all() and overlap[3] == 0
     assert math.isclose(overlap[0].item(), 1)
+
+
+def test_groups_give_every_view_depth_once() -> None:
+    overlap = _coverage.overlaps(walk(30, 0.1))
+    groups = _coverage.groups(overlap, 4)
+    assert sorted(i for group in groups for i in group.fresh) == list(range(30))
+    for group in groups:
+        assert group.views == sorted(set(group.views)) and len(group.views) == 4
+        assert set(group.fresh) <= set(group.views)
+        first = group.fresh[0]  # what the others are added to
+        assert overlap[first, group.views].min() >= _coverage.ENOUGH
+        assert group.views[-1] - group.views[0] >= 7  # parallax, not the very next photos
+    assert len(groups) == 8 and groups[0].fresh == groups[0].views
+
+
+def test_groups_without_overlap_take_what_shares_most() -> None:
+    overlap = torch.eye(5)
+    overlap[0, 3] = overlap[3, 0] = 0.3
+    groups = _coverage.groups(overlap, 2)
+    assert groups[0].views == [0, 3] and groups[3].views == [0, 3]
+    assert [group.fresh for group in groups] == [[0], [1], [2], [3], [4]]
+    assert all(len(group.views) == 2 for group in _coverage.groups(overlap, 4))
+
+
+def test_groups_grow_only_by_views_that_see_the_same() -> None:
+    """Two rooms: three photos of one, two of the other."""
+    overlap = torch.block_diag(torch.ones(3, 3), torch.ones(2, 2))
+    groups = _coverage.groups(overlap, 4)
+    assert [group.views for group in groups] == [[0, 1, 2], [3, 4]]
+    assert all(group.fresh == group.views for group in groups)
+
+
+def test_the_last_group_borrows_views_that_have_depth() -> None:
+    groups = _coverage.groups(torch.ones(5, 5), 3)
+    assert [len(group.fresh) for group in groups] == [3, 2]
+    assert len(groups[1].views) == 3

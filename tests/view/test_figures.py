@@ -63,6 +63,22 @@ def test_bar_runs_from_near_to_far() -> None:
     assert torch.allclose(bar[:, [0, -1], 0], ends[..., 0], atol=1 / 255)
 
 
+def test_a_legend_stands_beside() -> None:
+    colored = figures.colorize_depth(torch.linspace(1, 4, 60).reshape(6, 10), 1, 4)
+    both = figures.beside_bar(colored, 1, 4)
+    assert torch.equal(both[:, :, :10], colored)
+    assert torch.equal(both[:, :, 10 + figures.MARGIN :], figures.color_bar(1, 4, 6))
+
+
+def test_errors_run_from_white_to_red() -> None:
+    truth = torch.tensor([[2.0, 2.0, 2.0, 2.0, 0.0]])
+    depth = torch.tensor([[2.0, 2.25, 1.5, 9.0, 1.0]])
+    colors = figures.colorize_error(depth, truth, most=0.25)[:, 0]
+    reds = torch.tensor(matplotlib.colormaps["Reds"](np.array([0, 128, 255]))[:, :3].T)
+    assert torch.allclose(colors[:, :3].double(), reds, atol=0.02)  # none, an eighth, a quarter
+    assert torch.equal(colors[:, 3], colors[:, 2]) and (colors[:, 4] == 0).all()
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

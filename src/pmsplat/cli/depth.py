@@ -6,8 +6,8 @@ INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk 
     pmsplat depth desk/ --model depthsplat-depth-small-352x640-randview2-8 --output desk-depth/
 
 Every photo gets depth: z in the unit of the input's cameras. Photos that see the same things go
-through the model together, N at a time; a model of Gaussians will do too. With --context, only
-these photos, all together. In the output folder afterwards: depth/ (.npy, and 16-bit .png whose
+through the model together, up to N at a time; a model of Gaussians will do too. With --context,
+only these photos, all together. In the output folder afterwards: depth/ (.npy, and 16-bit .png whose
 unit cameras.json and metrics.json tell), color/, sheet.png, metrics.json (AbsRel, RMSE and
 delta < 1.25 where the input has sensor depth, as predicted and after scaling each photo's median)
 and cameras.json.
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME|PATH", help="published or yours")
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path)
-    parser.add_argument("--views", type=int, metavar="N", help="at a time (default: up to 4)")
+    parser.add_argument("--views", type=int, metavar="N", help="at most, at a time (default: 4)")
     parser.add_argument("--context", type=indices, metavar="0,5,9", help="these photos only")
     parser.add_argument("--size", type=size, metavar="HxW", help="default: that of the photos")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -13,6 +13,7 @@ from ..types import Cameras
 
 GRID = 8  # points per side of an image from which overlap is estimated
 WIDEST = math.radians(30)  # angle under which two rays to a point still see the same of it
+TIE = 0.5 / GRID**2  # less than one point of the grid
 ENOUGH = 0.6  # overlap that a new view keeps with the ones chosen before it
 
 
@@ -73,24 +74,28 @@ def held_out(overlap: Float[Tensor, "view view"], context: list[int], count: int
 
 
 def groups(overlap: Float[Tensor, "view view"], count: int) -> list[Group]:
-    """Groups of `count` views, until every view was in one.
+    """Groups of two to `count` views that see the same things, until every view was fresh in one.
 
-    Each is built around the first view that was in none. Added are, again and again, of the views
-    that share ENOUGH with it the one that is farthest from those in the group: depth needs
-    parallax; views that were in no group come first. Where none shares enough, the one that shares
-    most is added.
+    Each is built around the first view that was not: added are, again and again, of the views that
+    share ENOUGH with it the one that is farthest from those in the group, since depth needs
+    parallax. Views that were not fresh yet come first, except as the second view, which sets the
+    baseline. A view with which none shares enough is paired with the one that shares most.
     """
     found, missing = [], torch.ones(len(overlap), dtype=torch.bool)
     while missing.any():
         first = int(missing.int().argmax())
-        chosen = [first]
-        while len(chosen) < count:
+        chosen, enough = [first], overlap[first] >= ENOUGH
+        enough[first] = False
+        while len(chosen) < count and enough.any():
             apart = 1 - overlap[:, chosen].amax(dim=1)
-            enough = overlap[first] >= ENOUGH
-            score = torch.where(enough, 1 + missing.float() + apart, overlap[first])
-            score[chosen] = -1
-            chosen.append(int(score.argmax()))
-        chosen.sort()
-        found.append(Group(chosen, [i for i in chosen if missing[i]]))
-        missing[chosen] = False
+            score = apart + missing * (TIE if len(chosen) == 1 else 1.0)
+            chosen.append(int(torch.where(enough, score, -1).argmax()))
+            enough[chosen] = False
+        fresh = [i for i in sorted(chosen) if missing[i]]
+        if len(chosen) == 1:
+            others = overlap[first].clone()
+            others[first] = -1
+            chosen.append(int(others.argmax()))
+        found.append(Group(sorted(chosen), fresh))
+        missing[fresh] = False
     return found

@@ -24,8 +24,8 @@ VIEWS = 4  # at a time, where nobody asks for another number
 class Options:
     """What may be chosen; None leaves it to `depth`, which says what it chose.
 
-    `views` is how many photos go through the network together; `context` names those that get
-    depth, by index, and then all of them go together. `size` is (height, width).
+    `views` is how many photos go through the network together, at most; `context` names those that
+    get depth, by index, and then all of them go together. `size` is (height, width).
     """
 
     views: int | None = None
@@ -109,11 +109,14 @@ def group_photos(
 def _about(overlap: Float[Tensor, "view view"], groups: list[_coverage.Group]) -> str:
     least = 1.0
     for group in groups:
-        shared = overlap[group.views][:, group.views].clone().fill_diagonal_(0).amax(dim=1)
-        least = min(least, shared.min().item())
+        among = overlap[:, group.views].clone()
+        among[group.views, range(len(group.views))] = 0
+        least = min(least, among[group.fresh].amax(dim=1).min().item())
     photos = sum(len(group.fresh) for group in groups)
+    views = sorted({len(group.views) for group in groups})
+    span = f"{views[0]} to {views[-1]}" if len(views) > 1 else f"{views[0]}"
     passes = "one pass" if len(groups) == 1 else f"{len(groups)} passes"
     return (
-        f"Depth of {photos} of {len(overlap)} photos in {passes} of {len(groups[0].views)} views. "
+        f"Depth of {photos} of {len(overlap)} photos in {passes} of {span} views. "
         f"Each shares at least {least:.0%} of its picture with another of its pass."
     )
