@@ -7,10 +7,11 @@ INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk 
 
 Every photo gets depth: z in the unit of the input's cameras. Photos that see the same things go
 through the model together, up to N at a time; a model of Gaussians will do too. With --context,
-only these photos, all together. In the output folder afterwards: depth/ (.npy, and 16-bit .png whose
-unit cameras.json and metrics.json tell), color/, sheet.png, metrics.json (AbsRel, RMSE and
-delta < 1.25 where the input has sensor depth, as predicted and after scaling each photo's median)
-and cameras.json.
+only these photos, all together.
+
+In the output folder afterwards: depth/ (.npy, and .png of 16 bits: depth_scale in cameras.json is
+one count), color/, sheet.png, cameras.json, and metrics.json: AbsRel, RMSE and delta < 1.25 where
+the input has sensor depth, as predicted and after scaling each photo to the sensor's median.
 """
 
 import argparse
