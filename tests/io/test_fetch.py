@@ -1,0 +1,303 @@
+"""The real download, in processes of their own, from a local server with the hub's protocol."""
+
+import hashlib
+import multiprocessing
+import os
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pmsplat.errors import UserError
+from pmsplat.io import weights
+from pmsplat.io.weights import Source
+
+MB = 1_000_000
+CHUNK = 10 * 1024 * 1024  # the bytes that the hub's client writes at a time
+CONTENT = np.random.default_rng(0).bytes(25 * MB)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+SOURCE = Source("team/models", "a" * 40, "nested/model.pth", DIGEST[:8])
+URL = f"https://huggingface.co/team/models/resolve/{'a' * 40}/nested/model.pth"
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves `content` as SOURCE and remembers what it was asked for."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.content, self.etag, self.size = CONTENT, DIGEST, len(CONTENT)
+        self.status = 200
+        self.cuts = 0  # so many answers break off in the middle
+        self.stall: int | None = None  # bytes after which an answer stands still
+        self.requests: list[tuple[str, str | None]] = []
+
+    def gets(self) -> list[str | None]:
+        """The Range header of each GET."""
+        return [wanted for method, wanted in self.requests if method == "GET"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+    def do_HEAD(self) -> None:
+        self._answer(None)
+
+    def do_GET(self) -> None:
+        self._answer(self.headers.get("Range"))
+
+    def _answer(self, wanted: str | None) -> None:
+        hub = self.server
+        assert isinstance(hub, Hub)
+        known = self.path == URL.removeprefix("https://huggingface.co")
+        if known:
+            hub.requests.append((self.command, wanted))
+        if hub.status != 200 or not known:  # the client also asks for news of its own
+            self.send_response(404 if not known else hub.status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", '"of-the-storage"')
+        self.send_header("X-Linked-ETag", f'"{hub.etag}"')
+        self.send_header("X-Linked-Size", str(hub.size))
+        self.send_header("X-Repo-Commit", SOURCE.revision)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(hub.content) - start))
+        if start:
+            size = len(hub.content)
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        self.end_headers()
+        if self.command == "GET":
+            self._send(hub, start)
+
+    def _send(self, hub: Hub, start: int) -> None:
+        middle = (start + len(hub.content)) // 2
+        if hub.cuts > 0:
+            hub.cuts -= 1
+            self.wfile.write(hub.content[start:middle])
+            self.close_connection = True
+        elif hub.stall is not None:
+            self.wfile.write(hub.content[start : hub.stall])
+            time.sleep(30)
+        else:
+            self.wfile.write(hub.content[start:])
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+processes = multiprocessing.get_context("forkserver")  # forked once torch is imported, so quick
+processes.set_forkserver_preload(["pmsplat.io.weights", "pytest", "numpy"])
+
+
+def work(
+    answer: Connection, settings: dict[str, str], limit: int, folder: Path, source: Source
+) -> None:
+    """Fetches with the hub of `settings`, where no file may grow beyond `limit` bytes."""
+    for name in [name for name in os.environ if name.startswith("HF_")]:
+        del os.environ[name]
+    os.environ.update(settings)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        answer.send(weights.fetch(source, folder))
+    except UserError as error:
+        answer.send(str(error))
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """A process that fetches into `folder`."""
+
+    process: Any
+    answer: Connection
+    folder: Path
+
+    def said(self) -> Path | str:
+        try:
+            assert self.answer.poll(60), "no answer"
+            return self.answer.recv()
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.answer.close()
+
+
+def start(
+    folder: Path,
+    endpoint: str,
+    source: Source = SOURCE,
+    limit: int = resource.RLIM_INFINITY,
+    **settings: str,
+) -> Fetching:
+    """Begins to fetch; `endpoint` is what is taken for the hub."""
+    settings |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder.parent / "hf")}
+    answer, theirs = processes.Pipe(duplex=False)
+    process = processes.Process(target=work, args=(theirs, settings, limit, folder, source))
+    process.start()
+    theirs.close()
+    return Fetching(process, answer, folder)
+
+
+def told(fetching: Fetching) -> str:
+    """The one sentence with which it failed, which always says how to do it by hand."""
+    sentence = fetching.said()
+    assert isinstance(sentence, str), "it succeeded"
+    assert f"put {URL} there by hand" in sentence and "\n" not in sentence
+    return sentence
+
+
+def fetched(fetching: Fetching) -> None:
+    """It succeeded."""
+    path = fetching.folder / "model.pth"
+    assert fetching.said() == path
+    assert path.read_bytes() == CONTENT
+    assert not list(fetching.folder.rglob("*.part"))
+
+
+def address(hub: Hub) -> str:
+    return f"http://127.0.0.1:{hub.server_port}"
+
+
+def test_a_file_is_downloaded_once(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "pretrained"
+    fetched(start(folder, address(hub)))
+    assert hub.gets() == [None]
+    before = len(hub.requests)
+    fetched(start(folder, address(hub)))
+    assert len(hub.requests) == before
+
+
+def test_a_cut_transfer_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
+    hub.cuts = 1
+    folder = tmp_path / "pretrained"
+    fetched(start(folder, address(hub)))
+    first, second = hub.gets()
+    assert first is None and second == f"bytes={CHUNK}-"
+
+
+def test_a_killed_download_is_resumed_by_the_next(hub: Hub, tmp_path: Path) -> None:
+    hub.stall = 24 * MB
+    folder = tmp_path / "pretrained"
+    fetching = start(folder, address(hub))
+    deadline = time.monotonic() + 40
+    while not (parts := [p for p in folder.rglob("*.part") if p.stat().st_size >= CHUNK]):
+        assert time.monotonic() < deadline and fetching.process.is_alive()
+        time.sleep(0.05)
+    fetching.kill()
+    assert not (folder / "model.pth").exists()
+    kept = parts[0].stat().st_size
+    hub.stall = None
+    fetched(start(folder, address(hub)))
+    assert hub.gets() == [None, f"bytes={kept}-"]
+
+
+def test_processes_do_not_harm_each_other(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "pretrained"
+    for fetching in [start(folder, address(hub)) for _ in range(3)]:
+        fetched(fetching)
+    assert hub.gets() == [None]
+
+
+def test_a_wrong_file_from_the_hub_is_removed(hub: Hub, tmp_path: Path) -> None:
+    hub.content = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    folder = tmp_path / "pretrained"
+    sentence = told(start(folder, address(hub)))
+    assert hashlib.sha256(hub.content).hexdigest()[:16] in sentence and DIGEST[:8] in sentence
+    assert [path.suffix for path in folder.rglob("*") if path.is_file()] == [".lock"]
+    hub.content = CONTENT
+    fetched(start(folder, address(hub)))
+    assert hub.gets() == [None, None]
+
+
+def test_another_file_under_the_name_is_not_even_downloaded(hub: Hub, tmp_path: Path) -> None:
+    hub.etag = "0" * 64
+    assert "offers a file with SHA-256 0000" in told(start(tmp_path, address(hub)))
+    assert hub.gets() == []
+
+
+def test_without_a_published_hash_the_hubs_own_counts(hub: Hub, tmp_path: Path) -> None:
+    unknown = Source(SOURCE.repository, SOURCE.revision, SOURCE.file, "")
+    hub.content = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    assert "has SHA-256" in told(start(tmp_path, address(hub), unknown))
+    hub.content = CONTENT
+    fetched(start(tmp_path, address(hub), unknown))
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (404, f"team/models has no nested/model.pth at revision {'a' * 40}"),
+        (401, "team/models may not be read (status 401; HF_TOKEN holds a token)"),
+        (403, "team/models may not be read (status 403; HF_TOKEN holds a token)"),
+        (500, "the hub answers with status 500"),
+    ],
+)
+def test_refusals_are_told(hub: Hub, tmp_path: Path, status: int, sentence: str) -> None:
+    hub.status = status
+    assert sentence in told(start(tmp_path, address(hub)))
+
+
+def test_no_connection_is_told_within_seconds(hub: Hub, tmp_path: Path) -> None:
+    gone = address(hub)
+    hub.server_close()
+    begun = time.monotonic()
+    sentence = told(start(tmp_path, gone))
+    assert "there is no connection to the hub" in sentence and URL in sentence
+    sentence = told(start(tmp_path, gone, HF_HUB_OFFLINE="1"))
+    assert "switched off by HF_HUB_OFFLINE" in sentence and URL in sentence
+    assert time.monotonic() - begun < 30
+
+
+def test_a_full_disk_is_told_beforehand(hub: Hub, tmp_path: Path) -> None:
+    hub.size = 10**15
+    assert "there is no room: it needs 1,000,000,000 MB" in told(start(tmp_path, address(hub)))
+    assert hub.gets() == []
+
+
+def test_a_disk_that_fills_up_is_told_and_what_came_is_kept(hub: Hub, tmp_path: Path) -> None:
+    sentence = told(start(tmp_path, address(hub), limit=12 * MB))
+    assert "there is no room for it" in sentence
+    fetched(start(tmp_path, address(hub)))
+    assert hub.gets() == [None, f"bytes={12 * MB}-"]
+
+
+def test_a_folder_that_cannot_be_written_is_told(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sentence = told(start(tmp_path / "file" / "pretrained", address(hub)))
+    assert "the folder cannot be written (" in sentence
+
+
+def test_a_file_put_there_by_hand_is_verified_and_never_removed(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"released")
+    digest = hashlib.sha256(b"released").hexdigest()
+    for known in (digest, digest[:8], ""):
+        assert weights.fetch(Source("team/models", "main", "nested/model.pth", known), tmp_path)
+    with pytest.raises(UserError, match=f"{path} with SHA-256 {digest[:16]}") as caught:
+        weights.fetch(SOURCE, tmp_path)
+    assert URL in str(caught.value) and path.read_bytes() == b"released"
