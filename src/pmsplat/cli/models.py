@@ -1,0 +1,163 @@
+"""List, fetch and convert published models.
+
+pmsplat models
+    what `pmsplat.load` knows by name: parameters, training data, source, licence, what is here
+pmsplat models fetch depthsplat-gs-small-re10k-256x256-view2
+    downloads into pretrained/, or goes on with a download that was interrupted, and verifies
+pmsplat models convert last.ckpt mine.safetensors --name mvsplat-re10k
+    an official file -> a checkpoint of pmsplat, which loads without a name: no pickle, settings in
+    it; --name says which published model the file is, where its hash does not tell
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..models._zoo import Published
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The list, and two sub-verbs with their options."""
+    parser.set_defaults(action=_list)
+    verbs = parser.add_subparsers(metavar="[ACTION]")
+
+    fetching = verbs.add_parser("fetch", help="download and verify")
+    fetching.add_argument("names", nargs="*", metavar="NAME", help="published names")
+    fetching.add_argument("--all", action="store_true", help="every published model")
+    fetching.set_defaults(action=_fetch)
+
+    converting = verbs.add_parser("convert", help="an official file -> a checkpoint of pmsplat")
+    converting.add_argument("file", metavar="FILE", type=Path)
+    converting.add_argument("output", metavar="OUT.safetensors", type=Path)
+    converting.add_argument("--name", help="which published model FILE is")
+    converting.set_defaults(action=_convert)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Does what was asked for, the list by default."""
+    arguments.action(arguments)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published model and its file, which is there or not."""
+
+    name: str
+    published: "Published"
+    path: Path
+
+    @property
+    def bytes(self) -> int | None:
+        """Of the file, if it is there (fetching verifies it, a list does not)."""
+        return self.path.stat().st_size if self.path.is_file() else None
+
+
+def entries() -> list[Entry]:
+    """Every published model, in the order of the table of published models."""
+    from ..io.weights import pretrained_folder
+    from ..models._zoo import ZOO
+
+    folder = pretrained_folder()
+    return [Entry(name, it, folder / it.source.name) for name, it in ZOO.items()]
+
+
+def fetch(names: Sequence[str], tell: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """The verified files of published models, downloaded where they are missing.
+
+    Raises UserError for an unknown name, before anything is downloaded, and for a download that
+    fails (see `io.weights.fetch`).
+    """
+    from ..io import weights
+    from ..models._zoo import ZOO
+
+    for name in names:
+        _known(name)
+    paths = []
+    for name in dict.fromkeys(names):
+        paths.append(weights.fetch(ZOO[name].source))
+        tell(f"{name}: {paths[-1]}")
+    return paths
+
+
+def convert(file: Path, output: Path, name: str | None = None) -> None:
+    """Writes an official file, or any that `pmsplat.load` reads, as a checkpoint of ours.
+
+    `name` is the published model that it is, where its hash does not tell. Raises UserError where
+    `output` exists or is not called .safetensors, and for a file that does not fit.
+    """
+    from ..models import _zoo
+
+    if name is not None:
+        _known(name)
+    if output.suffix != ".safetensors":
+        raise UserError(f"the output {output}", "a .safetensors file", "call it so")
+    if output.exists():
+        raise UserError(f"{output}, which exists", "a new file", "choose another name")
+    model = _zoo.load(file) if name is None else _zoo.load(name, weights=file)
+    component = type(model).__module__.rpartition(".")[2]
+    _zoo.save(model, output, component)
+
+
+def _known(name: str) -> None:
+    from ..models._zoo import ZOO
+    from ..registry import suggest
+
+    if name not in ZOO:
+        raise UserError(
+            f"{name!r}, which is no published model",
+            "a name that `pmsplat models` lists",
+            suggest(name, list(ZOO)),
+        )
+
+
+def _list(_arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # rich takes 80 for a pipe
+    found = entries()
+    console.print(_table(found))
+    console.print(f"Files are kept in {found[0].path.parent}/.", soft_wrap=True)
+
+
+def _table(found: list[Entry]) -> "Table":
+    """The models, under a line for each repository that they come from."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold", min_width=53)
+    table.add_column("parameters", justify="right")
+    table.add_column("trained on", overflow="fold")
+    table.add_column("file here", justify="right")
+    for origin, group in itertools.groupby(found, _origin):
+        table.add_row(origin, style="italic")
+        for entry in group:
+            size = "-" if entry.bytes is None else f"{entry.bytes / 1e6:,.0f} MB"
+            count = f"{entry.published.parameters / 1e6:.1f} M"
+            table.add_row(f"  {entry.name}", count, entry.published.data, size)
+    return table
+
+
+def _origin(entry: Entry) -> str:
+    return f"huggingface.co/{entry.published.source.repository}, {entry.published.license}"
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    names = [entry.name for entry in entries()] if arguments.all else arguments.names
+    if not names:
+        raise UserError("no model", "its name, or --all", "`pmsplat models` lists the names")
+    fetch(names, print)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    convert(arguments.file, arguments.output, arguments.name)
+    print(f"pmsplat.load({str(arguments.output)!r}) loads it.")  # noqa: T201
