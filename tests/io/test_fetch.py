@@ -25,11 +25,13 @@ CHUNK = 10 * 1024 * 1024  # the bytes that the hub's client writes at a time
 CONTENT = np.random.default_rng(0).bytes(25 * MB)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 SOURCE = Source("team/models", "a" * 40, "nested/model.pth", DIGEST[:8])
-URL = f"https://huggingface.co/team/models/resolve/{'a' * 40}/nested/model.pth"
+PATH = f"/team/models/resolve/{'a' * 40}/nested/model.pth"
+URL = f"https://huggingface.co{PATH}"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `content` as SOURCE and remembers what it was asked for."""
+    """Answers for SOURCE as the hub does, with a redirection to a storage on another host, is that
+    storage too, serving `content`, and remembers what it was asked for."""
 
     daemon_threads = True
 
@@ -39,11 +41,9 @@ class Hub(ThreadingHTTPServer):
         self.status = 200
         self.cuts = 0  # so many answers break off in the middle
         self.stall: int | None = None  # bytes after which an answer stands still
-        self.requests: list[tuple[str, str | None]] = []
-
-    def gets(self) -> list[str | None]:
-        """The Range header of each GET."""
-        return [wanted for method, wanted in self.requests if method == "GET"]
+        self.asked = 0  # requests for SOURCE
+        self.ranges: list[str | None] = []  # the Range header of each request to the storage
+        self.tokens: dict[str, str | None] = {}  # the last Authorization header, by path
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -53,36 +53,49 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
     def do_HEAD(self) -> None:
-        self._answer(None)
+        self.do_GET()
 
     def do_GET(self) -> None:
-        self._answer(self.headers.get("Range"))
-
-    def _answer(self, wanted: str | None) -> None:
         hub = self.server
         assert isinstance(hub, Hub)
-        known = self.path == URL.removeprefix("https://huggingface.co")
-        if known:
-            hub.requests.append((self.command, wanted))
-        if hub.status != 200 or not known:  # the client also asks for news of its own
-            self.send_response(404 if not known else hub.status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
+        hub.tokens[self.path] = self.headers.get("Authorization")
+        if self.path == "/storage":
+            self._content(hub)
+        elif self.path == PATH:
+            hub.asked += 1
+            self._redirection(hub)
+        else:  # the client also asks for news of its own
+            self._empty(404)
+
+    def _empty(self, status: int, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": "0"}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+    def _redirection(self, hub: Hub) -> None:
+        if hub.status != 200:
+            self._empty(hub.status)
+        else:
+            self._empty(
+                302,
+                Location=f"http://localhost:{hub.server_port}/storage",
+                ETag='"of-the-redirection"',
+                X_Linked_ETag=f'"{hub.etag}"',
+                X_Linked_Size=str(hub.size),
+                X_Repo_Commit=SOURCE.revision,
+            )
+
+    def _content(self, hub: Hub) -> None:
+        wanted, size = self.headers.get("Range"), len(hub.content)
+        hub.ranges.append(wanted)
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        self.send_response(206 if start else 200)
-        self.send_header("ETag", '"of-the-storage"')
-        self.send_header("X-Linked-ETag", f'"{hub.etag}"')
-        self.send_header("X-Linked-Size", str(hub.size))
-        self.send_header("X-Repo-Commit", SOURCE.revision)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(hub.content) - start))
-        if start:
-            size = len(hub.content)
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(size - start))
+        if wanted:
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         self.end_headers()
-        if self.command == "GET":
-            self._send(hub, start)
+        self._send(hub, start)
 
     def _send(self, hub: Hub, start: int) -> None:
         middle = (start + len(hub.content)) // 2
@@ -186,17 +199,22 @@ def address(hub: Hub) -> str:
 def test_a_file_is_downloaded_once(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "pretrained"
     fetched(start(folder, address(hub)))
-    assert hub.gets() == [None]
-    before = len(hub.requests)
+    assert hub.ranges == [None]
+    before = hub.asked
     fetched(start(folder, address(hub)))
-    assert len(hub.requests) == before
+    assert hub.asked == before
+
+
+def test_a_token_reaches_the_hub_and_no_other_host(hub: Hub, tmp_path: Path) -> None:
+    fetched(start(tmp_path, address(hub), HF_TOKEN="hf_secret"))
+    assert hub.tokens[PATH] == "Bearer hf_secret" and hub.tokens["/storage"] is None
 
 
 def test_a_cut_transfer_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
     hub.cuts = 1
     folder = tmp_path / "pretrained"
     fetched(start(folder, address(hub)))
-    first, second = hub.gets()
+    first, second = hub.ranges
     assert first is None and second == f"bytes={CHUNK}-"
 
 
@@ -213,14 +231,22 @@ def test_a_killed_download_is_resumed_by_the_next(hub: Hub, tmp_path: Path) -> N
     kept = parts[0].stat().st_size
     hub.stall = None
     fetched(start(folder, address(hub)))
-    assert hub.gets() == [None, f"bytes={kept}-"]
+    assert hub.ranges == [None, f"bytes={kept}-"]
+
+
+def test_a_part_longer_than_the_file_is_begun_anew(hub: Hub, tmp_path: Path) -> None:
+    part = tmp_path / ".incoming" / f"model.pth.{DIGEST[:16]}.part"
+    part.parent.mkdir()
+    part.write_bytes(CONTENT + b"more")
+    fetched(start(tmp_path, address(hub)))
+    assert hub.ranges == [None]
 
 
 def test_processes_do_not_harm_each_other(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "pretrained"
     for fetching in [start(folder, address(hub)) for _ in range(3)]:
         fetched(fetching)
-    assert hub.gets() == [None]
+    assert hub.ranges == [None]
 
 
 def test_a_wrong_file_from_the_hub_is_removed(hub: Hub, tmp_path: Path) -> None:
@@ -231,13 +257,13 @@ def test_a_wrong_file_from_the_hub_is_removed(hub: Hub, tmp_path: Path) -> None:
     assert [path.suffix for path in folder.rglob("*") if path.is_file()] == [".lock"]
     hub.content = CONTENT
     fetched(start(folder, address(hub)))
-    assert hub.gets() == [None, None]
+    assert hub.ranges == [None, None]
 
 
 def test_another_file_under_the_name_is_not_even_downloaded(hub: Hub, tmp_path: Path) -> None:
     hub.etag = "0" * 64
     assert "offers a file with SHA-256 0000" in told(start(tmp_path, address(hub)))
-    assert hub.gets() == []
+    assert hub.ranges == []
 
 
 def test_without_a_published_hash_the_hubs_own_counts(hub: Hub, tmp_path: Path) -> None:
@@ -276,14 +302,14 @@ def test_no_connection_is_told_within_seconds(hub: Hub, tmp_path: Path) -> None:
 def test_a_full_disk_is_told_beforehand(hub: Hub, tmp_path: Path) -> None:
     hub.size = 10**15
     assert "there is no room: it needs 1,000,000,000 MB" in told(start(tmp_path, address(hub)))
-    assert hub.gets() == []
+    assert hub.ranges == []
 
 
 def test_a_disk_that_fills_up_is_told_and_what_came_is_kept(hub: Hub, tmp_path: Path) -> None:
     sentence = told(start(tmp_path, address(hub), limit=12 * MB))
     assert "there is no room for it" in sentence
     fetched(start(tmp_path, address(hub)))
-    assert hub.gets() == [None, f"bytes={12 * MB}-"]
+    assert hub.ranges == [None, f"bytes={12 * MB}-"]
 
 
 def test_a_folder_that_cannot_be_written_is_told(hub: Hub, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints: others' read safely, ours written with what is needed to build the model again.
 
 Ours are safetensors files whose header names the model and its settings. Others' are torch files,
-which are pickles: they are read as data, never executed.
+which are pickles: they are read as data, never executed. Released ones are fetched from the Hugging
+Face hub and verified.
 """
 
 import errno
@@ -141,7 +142,7 @@ def sha256(path: str | Path) -> str:
 def fetch(source: Source, folder: Path | None = None) -> Path:
     """A released file, verified: from `folder` (`pretrained_folder()`), or downloaded into it.
 
-    A file that is there is hashed each time. A download that was interrupted goes on where it
+    A file that is there is hashed each time, if its hash was published. A download that was interrupted goes on where it
     stopped; it is checked against `source.sha256` and the hub's own SHA-256, and appears whole or
     not at all, whatever other processes fetch at the same time. Raises UserError where the file is
     another one, or is not there and cannot be downloaded.
@@ -151,7 +152,7 @@ def fetch(source: Source, folder: Path | None = None) -> Path:
     if not path.is_file():
         with _explained(source, folder):
             _download(source, path)
-    elif not (digest := sha256(path)).startswith(source.sha256):
+    elif source.sha256 and not (digest := sha256(path)).startswith(source.sha256):
         raise UserError(
             f"{path} with SHA-256 {digest[:16]}…",
             f"the released file, {source.sha256[:16]}…",
@@ -163,8 +164,8 @@ def fetch(source: Source, folder: Path | None = None) -> Path:
 def _download(source: Source, path: Path) -> None:
     """Downloads into `.incoming/` beside `path`, verifies, renames.
 
-    huggingface_hub's own `hf_hub_download` starts again from nothing in a new process, so this
-    calls the parts that it is made of.
+    The parts of huggingface_hub's `hf_hub_download`, which itself starts again from nothing in a
+    new process.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -186,6 +187,7 @@ def _download(source: Source, path: Path) -> None:
         with part.open("ab") as file:
             if told.size is not None and file.tell() > told.size:
                 file.truncate(0)
+                file.seek(0)
             _check_space(staging, (told.size or 0) - file.tell())
             http_get(
                 url,
