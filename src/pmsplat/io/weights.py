@@ -142,10 +142,10 @@ def sha256(path: str | Path) -> str:
 def fetch(source: Source, folder: Path | None = None) -> Path:
     """A released file, verified: from `folder` (`pretrained_folder()`), or downloaded into it.
 
-    A file that is there is hashed each time, if its hash was published. A download that was interrupted goes on where it
-    stopped; it is checked against `source.sha256` and the hub's own SHA-256, and appears whole or
-    not at all, whatever other processes fetch at the same time. Raises UserError where the file is
-    another one, or is not there and cannot be downloaded.
+    A file that is there is hashed each time, if its hash was published. A download that was
+    interrupted goes on where it stopped; it is checked against `source.sha256` and the hub's own
+    SHA-256, and appears whole or not at all, whatever other processes fetch at the same time.
+    Raises UserError where the file is another one, or is not there and cannot be downloaded.
     """
     folder = folder or pretrained_folder()
     path = folder / source.name
