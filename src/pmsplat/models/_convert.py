@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ._depth import Layout
+from .depthsplat import DepthSplat
+from .depthsplat2024 import DepthSplat2024, Enlarge
+from .mvsplat import FINE_LEVELS, MVSplat
 
 Names = dict[str, tuple[str, ...]]  # our module -> official modules, without the prefixes below
-ENCODER, DEPTH = "encoder.", "depth_predictor."
+ENCODER, DEPTH, BACKBONE = "encoder.", "depth_predictor.", "backbone."
 
 
 def _under(ours: str, theirs: str, names: dict[str, str | tuple[str, ...]]) -> Names:
@@ -51,15 +54,17 @@ def transformer(ours: str, theirs: str, layers: int) -> Names:
     return out
 
 
-def unet(ours: str, theirs: str, levels: int) -> Names:
-    """Normalisation first. The official lists count blocks and moves alike."""
+def unet(ours: str, theirs: str, levels: int, post_norm: bool = False) -> Names:
+    """The official lists count blocks and moves alike; the order of normalisation and convolution
+    decides their numbers."""
+    norm, conv1, conv2 = (1, 0, 0) if post_norm else (0, 2, 3)
 
     def block(our: str, their: str) -> Names:
         inside = {
-            "norm1": "in_layers.0",
-            "conv1": "in_layers.2",
-            "norm2": "out_layers.0",
-            "conv2": "out_layers.3",
+            "norm1": f"in_layers.{norm}",
+            "conv1": f"in_layers.{conv1}",
+            "norm2": f"out_layers.{norm}",
+            "conv2": f"out_layers.{conv2}",
             "skip": "skip_connection",
         }
         return _under(f"{ours}.{our}", f"{theirs}.{their}", {**inside})
@@ -68,7 +73,8 @@ def unet(ours: str, theirs: str, levels: int) -> Names:
         inside = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
         return _under(f"{ours}.{our}", f"{theirs}.{their}", {**inside})
 
-    out = _under(ours, theirs, {"stem": "input_blocks.0.0", "norm": "out.0", "out": "out.2"})
+    ends = {"stem": "input_blocks.0.0", "norm": f"out.{norm}", "out": f"out.{conv1}"}
+    out = _under(ours, theirs, {**ends})
     for level in range(levels):
         down, up = 2 * level + 1, 2 * level
         out |= block(f"encoder.{level}.blocks.0", f"input_blocks.{down}.0")
@@ -124,14 +130,65 @@ def depth_network(layout: Layout) -> Names:
     return {f"depth.{o}": tuple(DEPTH + part for part in t) for o, t in out.items()}
 
 
-def depthsplat(layout: Layout) -> Names:
+def depthsplat(model: DepthSplat) -> Names:
     """The encoder of 2025."""
     return {
-        **depth_network(layout),
+        **depth_network(model.layout),
         **dpt("head.features", "feature_upsampler"),
         "head.regressor": ("gaussian_regressor",),
         "head.out": ("gaussian_head",),
     }
+
+
+def depthsplat2024(model: DepthSplat2024) -> Names:
+    """The encoder of 2024."""
+    out = depth_network(model.layout)
+    if model.head is None:
+        return out
+    for scale, enlarge in enumerate(model.head.enlarge):
+        assert isinstance(enlarge, Enlarge)
+        ours, theirs = f"head.enlarge.{scale}", f"feature_upsampler.upsampler.{scale}"
+        out |= {f"{ours}.project": (f"{theirs}.0",)}
+        for step in range(len(enlarge.steps)):
+            out |= {f"{ours}.steps.{step}": (f"{theirs}.{3 * step + 2}",)}
+    levels = len(model.head.unet.encoder)
+    return {
+        **out,
+        **unet("head.unet", "gaussian_regressor.3", levels),
+        "head.stem": ("gaussian_regressor",),
+        "head.smooth": ("gaussian_regressor.4",),
+        "head.out": ("gaussian_head",),
+    }
+
+
+def mvsplat(model: MVSplat) -> Names:
+    """The encoder of MVSplat."""
+    coarse, fine = f"{DEPTH}corr_refine_net", f"{DEPTH}refine_unet"
+    return {
+        **cnn("cnn", f"{BACKBONE}backbone"),
+        **transformer("transformer", f"{BACKBONE}transformer", model.cfg.transformer_layers),
+        **unet("regressor.unet", f"{coarse}.3", 3, post_norm=True),
+        "regressor.stem": (coarse,),
+        "regressor.out": (f"{coarse}.4",),
+        "regressor.residual": (f"{DEPTH}regressor_residual",),
+        "regressor.logits": (f"{DEPTH}depth_head_lowres",),
+        "up": (f"{DEPTH}upsampler.0",),
+        "narrow": (f"{DEPTH}proj_feature",),
+        **unet("unet", f"{fine}.3", FINE_LEVELS, post_norm=True),
+        "stem": (fine,),
+        "out": (f"{DEPTH}to_gaussians",),
+        "residual": (f"{DEPTH}to_disparity",),
+    }
+
+
+def names_of(model: nn.Module) -> Names:
+    """The official modules that each module of `model` is made from."""
+    if isinstance(model, DepthSplat2024):
+        return depthsplat2024(model)
+    if isinstance(model, DepthSplat):
+        return depthsplat(model)
+    assert isinstance(model, MVSplat), type(model)
+    return mvsplat(model)
 
 
 def official_keys(name: str, names: Names) -> list[str]:
@@ -158,13 +215,12 @@ def _columns(name: str, layout: Layout) -> list[int] | None:
     return official[:cnn] + official[cnn + matched :] + official[cnn : cnn + matched]
 
 
-def convert(
-    official: dict[str, Tensor], model: nn.Module, names: Names, layout: Layout
-) -> dict[str, Tensor]:
+def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The state dict of `model` from an official one of the same architecture.
 
     Raises UserError naming the first key that is missing, left over, or of another shape.
     """
+    names = names_of(model)
     bare = not any(key.startswith(ENCODER) for key in official)  # depth-only files
     left = {ENCODER + DEPTH + k if bare else k: v for k, v in official.items()}
     state = {}
@@ -173,16 +229,22 @@ def convert(
         for key in keys:
             if key not in left:
                 raise _mismatch(f"a checkpoint without {key!r}", "that parameter")
-        value = torch.cat([left.pop(key) for key in keys])
-        if value.ndim == wanted.ndim + 1 and value.shape[-1] == 1:
-            value = value[..., 0]  # their 1-D convolutions of width one are our linear layers
+        value = joined([left.pop(key) for key in keys], wanted)
         if value.shape != wanted.shape:
             raise _mismatch(f"{keys[0]!r} of shape {list(value.shape)}", f"{list(wanted.shape)}")
-        columns = _columns(name, layout)
+        columns = _columns(name, model.layout) if isinstance(model, DepthSplat) else None
         state[name] = value if columns is None else value[:, columns]
     if left:
         raise _mismatch(f"{next(iter(left))!r} in the checkpoint", "no such parameter")
     return state
+
+
+def joined(parts: list[Tensor], wanted: Tensor) -> Tensor:
+    """One parameter of ours from its official parts."""
+    value = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if value.ndim == wanted.ndim + 1 and value.shape[-1] == 1:
+        value = value[..., 0]  # their 1-D convolutions of width one are our linear layers
+    return value
 
 
 def _mismatch(got: str, wanted: str) -> UserError:

@@ -3,13 +3,17 @@
 Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..errors import UserError
+from ..kernels.attention import BACKENDS
 from ..nn import cost_volume
 from ..nn.cnn import CNN
 from ..nn.dpt import DPT
@@ -29,6 +33,14 @@ DPT_WIDTHS = {
 }
 
 
+CHOICES = {
+    "vit": tuple(VIT_WIDTHS),
+    "scales": (1, 2),
+    "lowest": (4, 8),
+    "attention": BACKENDS,
+}
+
+
 @dataclass(frozen=True)
 class Layout:
     """What the depth network is made of; the models' settings say it to their users."""
@@ -41,7 +53,16 @@ class Layout:
     transformer_layers: int
     attention: str
     published: bool
-    pretrained: bool
+
+    @classmethod
+    def of(cls, cfg: Any) -> "Layout":
+        """The layout that a model's Config describes; UserError for a value that none has."""
+        layout = cls(**{f.name: getattr(cfg, f.name) for f in fields(cls)})
+        for name, valid in CHOICES.items():
+            check_choice(name, getattr(layout, name), valid)
+        if layout.width % 16:
+            raise UserError(f"width = {layout.width}", "a multiple of 16", "choose one, such as 32")
+        return layout
 
     @property
     def vit_width(self) -> int:
@@ -68,6 +89,10 @@ class Layout:
         """Height and width of the images must be multiples of this."""
         return 4 * self.lowest
 
+    def known_widths(self, scale: int) -> int:
+        """Channels of `Features.at(scale)` together."""
+        return self.cnn_widths[2 - scale] + (self.width >> scale) + (self.vit_width >> scale)
+
     def dpt(self, features: int, with_depth: bool) -> DPT:
         """A dense head over the maps that `Features.before` and `.after` list."""
         before, after = [0, 0, 0, 0], [0, 0, 0, 0]
@@ -85,6 +110,13 @@ class Layout:
         return DPT(self.vit_width, widths, before, after, features)
 
 
+def check_choice(name: str, value: Any, valid: Sequence[Any]) -> None:
+    """UserError for a setting that is not one of `valid`."""
+    if value not in valid:
+        wanted = ", ".join(map(str, valid))
+        raise UserError(f"{name} = {value!r}", f"one of {wanted}", "choose one of them")
+
+
 @dataclass(frozen=True)
 class Features:
     """The maps of all views that the heads read, (batch view) first."""
@@ -92,6 +124,15 @@ class Features:
     cnn: tuple[Tensor, ...]  # high to low resolution
     matched: tuple[Tensor, ...]  # low to high resolution, informed by the other views
     vit: tuple[Tensor, ...]  # four levels at 1/8, empty without a backbone
+    monocular: tuple[Tensor, ...]  # of the ViT, as large as `matched`; empty without a backbone
+
+    def at(self, scale: int) -> list[Tensor]:
+        """What is known of every pixel at one scale, coarse to fine, all of one resolution."""
+        return [
+            self.cnn[len(self.cnn) - 1 - scale],
+            self.matched[scale],
+            *self.monocular[scale : scale + 1],
+        ]
 
     def before(self, height: int) -> list[list[Tensor]]:
         """What a dense head reads before the ViT's map, at 1/2, 1/4, 1/8, 1/16 of `height`."""
@@ -149,18 +190,16 @@ class DepthNetwork(nn.Module):
         if vit_width:
             from ..foundation.dinov2 import DinoV2  # late: timm takes a second to import
 
-            self.vit = DinoV2(layout.vit, attention, layout.pretrained)
+            self.vit = DinoV2(layout.vit, attention)
         fine = layout.scales > 1
         self.matched_pyramid = Pyramid(width) if fine else None
         self.vit_pyramid = Pyramid(vit_width) if fine and vit_width else None
         self.regressors = nn.ModuleList()
         for scale in range(layout.scales):
             planes = layout.planes if scale == 0 else FINE_PLANES
-            maps = (layout.cnn_widths[2 - scale], width >> scale, vit_width >> scale)
+            inputs = planes + layout.known_widths(scale)
             self.regressors.append(
-                cost_volume.Regressor(
-                    planes + sum(maps), width >> scale, 3 + scale, planes, attention
-                )
+                cost_volume.Regressor(inputs, width >> scale, 3 + scale, planes, attention)
             )
         _, features, _ = layout.dpt_widths
         self.refine = layout.dpt(features, with_depth=True)
@@ -181,7 +220,6 @@ class DepthNetwork(nn.Module):
         """`others[b, v]` lists the views that view v is matched with."""
         batch, views, _, height, width = images.shape
         normalised = ((images - self.mean) / self.std).flatten(0, 1)
-        normalised = normalised.contiguous(memory_format=torch.channels_last)
         features = self._features(normalised, others)
         near, far = cameras.near.flatten().float(), cameras.far.flatten().float()
         whole = cost_volume.full_range(near, far, self.layout.planes)
@@ -201,8 +239,7 @@ class DepthNetwork(nn.Module):
                 candidates,
                 self.layout.published,
             )
-            maps = [volume, features.cnn[2 - scale], matched, *self._monocular(features, scale)]
-            matches.append(regressor(maps, candidates, views))
+            matches.append(regressor([volume, *features.at(scale)], candidates, views))
         low = matches[-1].inv_depth[:, None]
         refined = self.refine(features.vit, features.before(height), features.after(height, low))
         inv_depth = resize(low, (height, width)) + self.residual(refined).float()
@@ -220,19 +257,11 @@ class DepthNetwork(nn.Module):
         matched = [self.transformer(coarse, others).flatten(0, 1)]
         if self.matched_pyramid is not None:
             matched.append(self.matched_pyramid(matched[0]))
-        vit: tuple[Tensor, ...] = ()
-        if self.vit is not None:
-            height, width = images.shape[-2:]
-            vit = tuple(resize(x, (height // 8, width // 8)) for x in self.vit(images))
-        return Features(cnn, tuple(matched), vit)
-
-    def _monocular(self, features: Features, scale: int) -> list[Tensor]:
-        """The last ViT map at the resolution of a scale; nothing without a backbone."""
-        if not features.vit:
-            return []
-        height, width = features.matched[0].shape[-2:]
-        x = resize(features.vit[-1], (height, width))
-        if scale == 0:
-            return [x]
-        assert self.vit_pyramid is not None
-        return [self.vit_pyramid(x)]
+        if self.vit is None:
+            return Features(cnn, tuple(matched), (), ())
+        height, width = images.shape[-2:]
+        vit = tuple(resize(x, (height // 8, width // 8)) for x in self.vit(images))
+        monocular = [resize(vit[-1], (coarse.shape[-2], coarse.shape[-1]))]
+        if self.vit_pyramid is not None:
+            monocular.append(self.vit_pyramid(monocular[0]))
+        return Features(cnn, tuple(matched), vit, tuple(monocular))

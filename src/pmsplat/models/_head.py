@@ -9,8 +9,8 @@ from functools import cache
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import normalize, softplus
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize, softplus
 
 from ..geometry import camera, gaussian, sh
 from ..types import Cameras, Gaussians
@@ -18,25 +18,54 @@ from ..types import Cameras, Gaussians
 # channels of a pixel: opacity, offset, scale, quaternion xyzw, then SH colour by colour
 OPACITY, OFFSET, SCALE, QUATERNION, SH = 0, slice(1, 3), slice(3, 6), slice(6, 10), slice(10, None)
 MIN_SCALE = 1e-10
+RENDERED_DEGREE = 3  # published networks give degree 4 too, which their renderer never evaluates
 
 
 def channels(sh_degree: int) -> int:
+    """How many numbers describe a pixel's Gaussian."""
     return SH.start + 3 * (sh_degree + 1) ** 2
+
+
+def out_convolutions(inputs: int, hidden: int, sh_degree: int) -> nn.Sequential:
+    """Maps at full size -> the numbers of every pixel; every Gaussian starts round, and with its
+    pixel's colour."""
+    last = nn.Conv2d(hidden, channels(sh_degree), 3, padding=1, padding_mode="replicate")
+    with torch.no_grad():
+        for rows in (SCALE, SH):
+            last.weight[rows] = 0
+            if last.bias is not None:
+                last.bias[rows] = 0
+    first = nn.Conv2d(inputs, hidden, 3, padding=1, padding_mode="replicate")
+    return nn.Sequential(first, nn.GELU(), last)
+
+
+def enlarged(
+    confidence: Float[Tensor, "n _ _"], size: tuple[int, int]
+) -> Float[Tensor, "n 1 {size[0]} {size[1]}"]:
+    """The confidence of the finest match for every pixel of the image."""
+    return interpolate(confidence[:, None], size=size, mode="nearest")
 
 
 @dataclass(frozen=True)
 class Rules:
     """How numbers become Gaussians.
 
-    `scale_unit`: "world" is softplus(s - 4), at most `scale_max`, in scene units; "pixel" is
-    between 0.1 and 3 pixel footprints at the Gaussian's depth. `published` turns the harmonics as
-    the released networks were trained (see `sh_matrix`).
+    `scale` says what a Gaussian's size is: "softplus", softplus(s - 4), or "exp", exp(s - 4), in
+    scene units and at most `scale_max`; or "pixel", from 0.5 to 15 tenths of a pixel's footprint at
+    the Gaussian's depth. Means move within their pixel, or, with `free_offset`, by half a pixel for
+    every unit that the network says. `along_ray` takes the depth for a distance from the camera's
+    centre: wrong, but what the networks of 2024 were trained with. `image_color` adds the input
+    pixel's colour to degree 0. `published` turns harmonics as the released networks were trained
+    (see `sh_matrix`), and drops what their renderer does not evaluate.
     """
 
     sh_degree: int
-    scale_unit: str
+    scale: str
     scale_max: float
     published: bool
+    free_offset: bool = False
+    along_ray: bool = False
+    image_color: bool = True
 
 
 def gaussians_at(
@@ -49,17 +78,21 @@ def gaussians_at(
     """One set of Gaussians for each of `depths` (z in scene units), one Gaussian for each pixel.
 
     Everything but place (and size, where it is in pixels) is shared. Gradients flow to `raw` and to
-    the depths. The colour of degree 0 is an addition to that of the input pixel.
+    the depths.
     """
     height, width = images.shape[-2:]
     with torch.autocast(raw.device.type, enabled=False):
         pixels = raw.float().permute(0, 1, 3, 4, 2).flatten(2, 3)
         c2w, K = cameras.c2w.float(), cameras.K.float()
         rotation = c2w[..., :3, :3]
-        x, y = (pixels[..., OFFSET].sigmoid() - 0.5).unbind(dim=-1)
+        offset = pixels[..., OFFSET]
+        offset = 0.5 * offset if rules.free_offset else offset.sigmoid() - 0.5
         grid = camera.pixel_grid(height, width, like=pixels).flatten(0, 1)
-        xy = grid + torch.stack([x / width, y / height], dim=-1)
-        rays = camera.directions(xy, K[:, :, None]) @ rotation.transpose(-1, -2)
+        xy = grid + offset / offset.new_tensor([width, height])
+        rays = camera.directions(xy, K[:, :, None])
+        if rules.along_ray:
+            rays = normalize(rays, dim=-1)
+        rays = rays @ rotation.transpose(-1, -2)
         opacities = pixels[..., OPACITY].sigmoid().flatten(1)
         quats = world_quats(pixels[..., QUATERNION], rotation).flatten(1, 2)
         harmonics = world_sh(pixels[..., SH], images, rotation, rules).flatten(1, 2)
@@ -68,7 +101,7 @@ def gaussians_at(
         for depth in depths:
             z = depth.flatten(2)[..., None]
             means = c2w[:, :, None, :3, 3] + z * rays
-            scales = unit if rules.scale_unit == "world" else unit * z
+            scales = unit * z if rules.scale == "pixel" else unit
             out.append(
                 Gaussians(means.flatten(1, 2), scales.flatten(1, 2), quats, opacities, harmonics)
             )
@@ -81,9 +114,11 @@ def world_scales(
     K: Float[Tensor, "batch view 3 3"],
     size: tuple[int, int],
 ) -> Float[Tensor, "batch view pixel 3"]:
-    """Standard deviations in scene units ("world"), or for depth 1 ("pixel")."""
-    if rules.scale_unit == "world":
+    """Standard deviations in scene units, or, where they are in pixels, those at depth 1."""
+    if rules.scale == "softplus":
         return softplus(raw - 4).clamp(MIN_SCALE, rules.scale_max)
+    if rules.scale == "exp":
+        return (raw - 4).exp().clamp(max=rules.scale_max)
     # a tenth of a pixel's width plus its height at depth 1, as MVSplat has it
     across, down = torch.linalg.inv(K[..., :2, :2]).sum(dim=-2).unbind(dim=-1)
     footprint = across / size[1] + down / size[0]
@@ -110,11 +145,14 @@ def world_sh(
     rules: Rules,
 ) -> Float[Tensor, "batch view pixel sh 3"]:
     """Harmonics in the world and the standard basis: damped by degree, coloured, turned."""
-    degree = rules.sh_degree
-    count = (degree + 1) ** 2
+    said = (rules.sh_degree + 1) ** 2
+    degree = min(rules.sh_degree, RENDERED_DEGREE) if rules.published else rules.sh_degree
     matrix = sh_matrix(rotation, degree, rules.published)
     matrix = matrix * _damping(degree, matrix.device)
-    turned = torch.einsum("bvij,bvpcj->bvpic", matrix, raw.unflatten(-1, (3, count)))
+    used = raw.unflatten(-1, (3, said))[..., : matrix.shape[-1]]
+    turned = torch.einsum("bvij,bvpcj->bvpic", matrix, used)
+    if not rules.image_color:
+        return turned
     base = (images.flatten(3).transpose(-1, -2) - 0.5) / sh.C0
     return torch.cat([turned[..., :1, :] + base[..., None, :], turned[..., 1:, :]], dim=-2)
 
@@ -133,7 +171,20 @@ def sh_matrix(
         return exact
     standard, signs = (x.to(exact) for x in _published_basis(degree, rotation.device))
     wigner = signs[:, None] * (standard.T @ exact @ standard) * signs
-    return standard @ wigner
+    return _as_rendered(standard) @ wigner
+
+
+def _as_rendered(standard: Float[Tensor, "sh sh"]) -> Float[Tensor, "sh sh"]:
+    """The basis change, with a fault of the renderer that published networks of degree 3 learnt
+    with: it draws z(z² - x²) for coefficient 14, where its basis has y(z² - x²). On the unit sphere
+    that is a sum of the standard basis functions 2, 12 and 14.
+    """
+    if len(standard) <= 14:
+        return standard
+    rendered = standard.clone()
+    rendered[:, 14] = 0
+    rendered[[2, 12, 14], 14] = standard.new_tensor([1.4**0.5, 0.3 * 15**0.5, -0.5])
+    return rendered
 
 
 @cache

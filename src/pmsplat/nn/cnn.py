@@ -4,20 +4,11 @@ The layout is that of GMFlow (Xu et al., "GMFlow: Learning Optical Flow via Glob
 CVPR 2022), so that its weights can be converted.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import group_norm
+from torch.nn.functional import instance_norm
 
-from .maps import for_group_norm
-
-
-def instance_norm(x: Float[Tensor, "n channel height width"]) -> Tensor:
-    """Every channel of every image to mean 0 and variance 1.
-
-    Group norm with one channel a group: the same numbers, by a faster CPU kernel.
-    """
-    return group_norm(for_group_norm(x), x.shape[1])
+from .maps import ChannelsFirst
 
 
 class ResidualBlock(nn.Module):
@@ -38,7 +29,7 @@ class ResidualBlock(nn.Module):
         return (x + y).relu()
 
 
-class CNN(nn.Module):
+class CNN(ChannelsFirst):
     """Images -> feature maps, high to low resolution, one per stage of two residual blocks.
 
     The stem halves the resolution, `strides` say what each stage does to it; the last map goes
@@ -56,9 +47,9 @@ class CNN(nn.Module):
         self.out = nn.Conv2d(widths[-1], widths[-1], 1)
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, ...]:
-        x = instance_norm(self.stem(images)).relu()
+        x = instance_norm(self.stem(images.contiguous())).relu()
         maps = []
         for stage in self.stages:
-            x = stage(x).contiguous(memory_format=torch.channels_last)
+            x = stage(x)
             maps.append(x)
         return (*maps[:-1], self.out(x))

@@ -24,12 +24,14 @@ def all_others(c2w: Float[Tensor, "batch view 4 4"]) -> Int[Tensor, "batch view 
 
 def nearest_others(
     c2w: Float[Tensor, "batch view 4 4"], count: int
-) -> Int[Tensor, "batch view {count}"]:
-    """The `count` other views whose camera centres are nearest, nearest first."""
+) -> Int[Tensor, "batch view other"]:
+    """The (at most) `count` other views whose camera centres are nearest, nearest first."""
     centers = c2w[..., :3, 3].float()
     distance = (centers[:, :, None] - centers[:, None]).norm(dim=-1)
     oneself = torch.eye(distance.shape[-1], dtype=torch.bool, device=c2w.device)
-    return distance.masked_fill(oneself, torch.inf).argsort(dim=-1, stable=True)[..., :count]
+    return distance.masked_fill(oneself, torch.inf).argsort(dim=-1, stable=True)[
+        ..., : min(count, c2w.shape[1] - 1)
+    ]
 
 
 def homographies(
@@ -131,18 +133,27 @@ class Regressor(nn.Module):
     hypotheses, whose mean is the answer.
     """
 
-    def __init__(self, inputs: int, width: int, levels: int, planes: int, backend: str) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        levels: int,
+        planes: int,
+        backend: str,
+        post_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(inputs, width, 3, padding=1), GroupNorm(width), nn.GELU()
         )
-        self.unet = UNet((width,) * levels, backend=backend)
+        self.unet = UNet((width,) * levels, post_norm=post_norm, backend=backend)
         self.out = nn.Conv2d(width, width, 3, padding=1)
         self.residual = nn.Conv2d(inputs, width, 1)
+        border = "zeros" if post_norm else "replicate"  # MVSplat's, and DepthSplat's
         self.logits = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, padding=1, padding_mode="replicate"),
+            nn.Conv2d(width, 2 * width, 3, padding=1, padding_mode=border),
             nn.GELU(),
-            nn.Conv2d(2 * width, planes, 3, padding=1, padding_mode="replicate"),
+            nn.Conv2d(2 * width, planes, 3, padding=1, padding_mode=border),
         )
 
     def forward(self, maps: list[Tensor], candidates: Candidates, views: int) -> Match:

@@ -1,17 +1,39 @@
-"""Feature maps [n, channel, height, width], stored channels last: joined, resized, normalised."""
+"""Feature maps [n, channel, height, width]: joined, resized, normalised, and how they are stored.
+
+Convolutions are fastest channels last, except where they take turns with a normalisation, whose CPU
+kernel wants channels first (there they are more accurate, too).
+"""
 
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
+
+
+class ChannelsFirst(nn.Module):
+    """A block that computes channels first, whatever comes in."""
+
+
+def store(model: nn.Module) -> None:
+    """Puts the weights of every convolution into the layout that its block computes in."""
+    first = {
+        id(part)
+        for block in model.modules()
+        if isinstance(block, ChannelsFirst)
+        for part in block.modules()
+    }
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            form = torch.contiguous_format if id(module) in first else torch.channels_last
+            module.weight.data = module.weight.data.contiguous(memory_format=form)
 
 
 def join(
     maps: Sequence[Float[Tensor, "n _ height width"]],
 ) -> Float[Tensor, "n channel height width"]:
-    """Maps behind each other along the channels, channels last whatever came in.
+    """Maps behind each other along the channels, channels last if any of them is.
 
     `torch.cat` falls back to channels first as soon as one map has a single channel, and under
     autocast to the widest dtype, which the next convolution would only narrow again.
@@ -19,7 +41,13 @@ def join(
     device = maps[0].device.type
     narrow = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if narrow else maps[0].dtype
+    if not any(_channels_last(x) for x in maps):
+        return torch.cat([x.to(dtype) for x in maps], dim=1)
     return torch.cat([x.to(dtype).permute(0, 2, 3, 1) for x in maps], dim=-1).permute(0, 3, 1, 2)
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def for_group_norm(x: Float[Tensor, "n channel *size"]) -> Float[Tensor, "n channel *size"]:
@@ -36,3 +64,13 @@ def resize(
 ) -> Float[Tensor, "n channel _ _"]:
     """Bilinear, corners aligned, to (height, width)."""
     return interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+class UpConv(nn.Conv2d):
+    """A map at twice the resolution, nearest neighbours, then a 3x3 convolution."""
+
+    def __init__(self, inputs: int, outputs: int, padding_mode: str = "zeros") -> None:
+        super().__init__(inputs, outputs, 3, padding=1, padding_mode=padding_mode)
+
+    def forward(self, input: Float[Tensor, "n _ height width"]) -> Tensor:
+        return super().forward(interpolate(input, scale_factor=2, mode="nearest"))

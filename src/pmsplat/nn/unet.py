@@ -8,18 +8,18 @@ normalisation before the convolutions (DepthSplat) or after them (MVSplat).
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, silu
+from torch.nn.functional import silu
 
 from ..kernels.attention import attention
 from .linear import Linear
-from .maps import for_group_norm, join
+from .maps import ChannelsFirst, UpConv, for_group_norm, join
 
 
 class GroupNorm(nn.GroupNorm):
-    """Eight groups where the channels allow it, else four."""
+    """So many groups; by default eight where the channels allow it, else four."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(8 if channels % 8 == 0 else 4, channels)
+    def __init__(self, channels: int, groups: int | None = None) -> None:
+        super().__init__(groups or (8 if channels % 8 == 0 else 4), channels)
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(for_group_norm(input))
@@ -95,7 +95,7 @@ class Level(nn.Module):
         return self.attentions[index](x, views) if self.attentions else x
 
 
-class UNet(nn.Module):
+class UNet(ChannelsFirst):
     """Maps [(batch view), channel, height, width] -> the same shape.
 
     `widths` from the finest level to the coarsest, each level at half the resolution of the one
@@ -135,7 +135,7 @@ class UNet(nn.Module):
             level(
                 i,
                 [above[i] + w, w + before[i]],
-                nn.Conv2d(w, w, 3, padding=1) if i > 0 else None,
+                UpConv(w, w) if i > 0 else None,
             )
             for i, w in reversed(list(enumerate(widths)))
         )
@@ -145,7 +145,7 @@ class UNet(nn.Module):
             zeroed(self.out)
 
     def forward(self, x: Float[Tensor, "n channel height width"], views: int) -> Tensor:
-        x = self.stem(x)
+        x = self.stem(x.contiguous())
         skips = [x]
         for level in self.encoder:
             assert isinstance(level, Level)
@@ -161,7 +161,7 @@ class UNet(nn.Module):
             x = level.block(0, join([x, skips.pop()]), views)
             x = level.block(1, join([x, skips.pop()]), views)
             if level.move is not None:
-                x = level.move(interpolate(x, scale_factor=2, mode="nearest"))
+                x = level.move(x)
         if self.post_norm:
             return silu(self.norm(self.out(x)))
         return self.out(silu(self.norm(x)))

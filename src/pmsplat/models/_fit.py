@@ -1,0 +1,55 @@
+"""Any number of views of any size, for networks that want multiples."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch.nn.functional import pad
+
+from ..errors import UserError
+from ..types import Gaussians, Prediction, Views
+
+
+def fitted(network: Callable[[Views], Prediction], views: Views, multiple: int) -> Prediction:
+    """What `network` says of the views, whatever their size.
+
+    Where height or width is no multiple, the images' last row and column are repeated until it is,
+    the intrinsics follow, and what is predicted for the repeated pixels is cut off. A warning says
+    so once. Raises UserError for fewer than two views.
+    """
+    count, (height, width) = views.images.shape[1], views.size
+    if count < 2:
+        raise UserError(
+            f"{count} view", "two or more views of the same scene", "give more photographs"
+        )
+    down, right = -height % multiple, -width % multiple
+    if not (down or right):
+        return network(views)
+    warnings.warn(
+        f"images of {height}x{width} pixels are padded to {height + down}x{width + right}, "
+        f"multiples of {multiple}, and the prediction is cut back",
+        stacklevel=3,
+    )
+    images = pad(views.images.flatten(0, 1), (0, right, 0, down), mode="replicate")
+    shrink = torch.tensor([width / (width + right), height / (height + down), 1.0])
+    K = views.cameras.K * shrink.to(views.cameras.K)[:, None]
+    cameras = replace(views.cameras, K=K)
+    larger = Views(images.unflatten(0, views.images.shape[:2]), cameras)
+    return _cut(network(larger), count, larger.size, (height, width))
+
+
+def _cut(
+    prediction: Prediction, views: int, size: tuple[int, int], wanted: tuple[int, int]
+) -> Prediction:
+    """The top left part of a prediction for images of `size`."""
+    height, width = wanted
+    grid = (views, *size)
+
+    def part(gaussians: Gaussians) -> Gaussians:
+        return gaussians.map(
+            lambda x: x.unflatten(1, grid)[:, :, :height, :width].flatten(1, 3)
+        )
+
+    depths = tuple(depth[..., :height, :width] for depth in prediction.depths)
+    return Prediction(depths, tuple(part(level) for level in prediction.gaussians))

@@ -1,0 +1,147 @@
+"""DepthSplat as first released, in October 2024, and the network that PM-Loss fine-tunes.
+
+The depth network is that of `depthsplat`; a U-Net at full resolution makes the Gaussians. Xu et
+al., "DepthSplat: Connecting Gaussian Splatting and Depth", arXiv 2410.13862; Shi et al.,
+"Revisiting Depth Representations for Feed-Forward 3D Gaussian Splatting", arXiv 2506.05327.
+"""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from ..nn.cost_volume import all_others, nearest_others
+from ..nn.maps import UpConv, join, store
+from ..nn.unet import GroupNorm, UNet
+from ._depth import DepthEstimate, DepthNetwork, Layout, check_choice
+from ._head import Rules, channels, enlarged, out_convolutions
+from .depthsplat import DepthSplat
+
+UNET_LEVELS = (1, 2, 4, 4, 4)  # times `unet_width`, from full resolution to 1/16
+HEAD = 32  # channels of an attention head of the U-Net; 16 in the narrowest
+WIDE = 128  # from so many features on, the last convolutions are twice as wide as their output
+OFFSETS = ("bounded", "free")
+
+
+@dataclass
+class Config:
+    vit: str = "vits"  # monocular backbone: vits, vitb, vitl (DINOv2), or none
+    init_from: list[str] = field(default_factory=list)
+    """Weights that training starts from: dinov2, names of `_init.SOURCES`, or files."""
+    scales: int = 1  # 2 refines the depth at twice the resolution
+    lowest: int = 4  # the coarsest features have 1/4 or 1/8 of the image's resolution
+    planes: int = 128  # depth hypotheses of the coarsest scale
+    width: int = 128  # channels of the matched features
+    transformer_layers: int = 6
+    neighbors: int = 0  # nearest views that each view is matched with; 0: all others
+    gaussians: bool = True  # False: depth only
+    features: int = 64  # channels of the full-size features that the Gaussians are made from
+    unet_width: int = 16  # of the U-Net that makes them, at full size
+    sh_degree: int = 4
+    scale_max: float = 0.3  # of Gaussians, in scene units
+    offsets: str = "bounded"  # Gaussians stay in their pixel, or are "free" to leave it (PM-Loss)
+    attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
+    published: bool = False  # reproduce what the released weights were trained with, faults too
+
+    def __post_init__(self) -> None:
+        Layout.of(self)
+        check_choice("sh_degree", self.sh_degree, range(5))
+        check_choice("offsets", self.offsets, OFFSETS)
+
+
+class DepthSplat2024(DepthSplat):
+    """The encoder; what `DepthSplat` says of views, sizes and modes holds.
+
+    In train mode the prediction also holds every scale's depth before the last refinement.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        nn.Module.__init__(self)
+        self.cfg = cfg
+        self.layout = Layout.of(cfg)
+        self.rules = Rules(
+            cfg.sh_degree,
+            "exp",
+            cfg.scale_max,
+            cfg.published,
+            free_offset=cfg.offsets == "free",
+            along_ray=cfg.published,
+        )
+        self.depth = DepthNetwork(self.layout)
+        self.head = (
+            Head(self.layout, cfg.features, cfg.unet_width, cfg.sh_degree)
+            if cfg.gaussians
+            else None
+        )
+        store(self)
+
+    def others(self, c2w: Float[Tensor, "batch view 4 4"]) -> Int[Tensor, "batch view other"]:
+        return nearest_others(c2w, self.cfg.neighbors) if self.cfg.neighbors else all_others(c2w)
+
+    def coarse(self, estimate: DepthEstimate) -> tuple[Tensor, ...]:
+        return estimate.scales
+
+
+class Enlarge(nn.Module):
+    """Everything that is known of the pixels at one scale -> `outputs` channels at full size."""
+
+    def __init__(self, inputs: int, doublings: int, outputs: int) -> None:
+        super().__init__()
+        width = 2 * outputs * max(doublings - 1, 1)
+        self.project = nn.Conv2d(inputs, width, 1)
+        self.steps = nn.ModuleList()
+        for step in range(doublings):
+            following = outputs if step == doublings - 1 else width // 2
+            self.steps.append(UpConv(width, following, "replicate"))
+            width = following
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project(x)
+        for index, step in enumerate(self.steps):
+            x = step(x if index == 0 else gelu(x))
+        return x
+
+
+class Head(nn.Module):
+    """Image, depth, confidence and the depth network's maps -> the numbers of every pixel."""
+
+    def __init__(self, layout: Layout, features: int, unet_width: int, sh_degree: int) -> None:
+        super().__init__()
+        self.enlarge = nn.ModuleList(
+            Enlarge(
+                layout.known_widths(scale),
+                (layout.lowest >> scale).bit_length() - 1,
+                features // layout.scales,
+            )
+            for scale in range(layout.scales)
+        )
+        self.stem = nn.Sequential(
+            nn.Conv2d(3 + 1 + 1 + features, unet_width, 3, padding=1),
+            GroupNorm(unet_width),
+            nn.GELU(),
+        )
+        widths = tuple(unet_width * level for level in UNET_LEVELS)
+        self.unet = UNet(widths, head=min(HEAD, unet_width), backend=layout.attention)
+        self.smooth = nn.Conv2d(unet_width, unet_width, 3, padding=1)
+        hidden = channels(sh_degree) * (2 if features >= WIDE else 1)
+        self.out = out_convolutions(unet_width + 3 + features + 1, hidden, sh_degree)
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch view 3 height width"],
+        depth: Float[Tensor, "batch view height width"],
+        estimate: DepthEstimate,
+    ) -> Float[Tensor, "batch view channel height width"]:
+        flat = images.flatten(0, 1)
+        features = [
+            enlarge(join(estimate.features.at(scale))) for scale, enlarge in enumerate(self.enlarge)
+        ]
+        confidence = enlarged(estimate.confidence, (images.shape[-2], images.shape[-1]))
+        x = self.stem(join([flat, depth.flatten(0, 1)[:, None], confidence, *features]))
+        x = self.smooth(self.unet(x, images.shape[1]))
+        x = self.out(join([x, flat, *features, confidence]))
+        return x.unflatten(0, images.shape[:2])
+
+
+build = DepthSplat2024

@@ -1,0 +1,125 @@
+"""MVSplat: posed photographs -> 3D Gaussians by plane sweep alone, without a pretrained backbone.
+
+Chen et al., "MVSplat: Efficient 3D Gaussian Splatting from Sparse Multi-View Images", ECCV 2024.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from ..kernels.attention import BACKENDS
+from ..nn.cnn import CNN
+from ..nn.cost_volume import Regressor, all_others, cost_volume, full_range
+from ..nn.maps import ChannelsFirst, join, resize
+from ..nn.multiview import MultiViewTransformer
+from ..nn.unet import GroupNorm, UNet
+from ..types import Prediction, Views
+from ._depth import MEAN, STD, check_choice
+from ._fit import fitted
+from ._head import Rules, channels, enlarged, gaussians_at
+
+FINE, FINE_LEVELS, FINE_GROUPS = 32, 5, 4  # the U-Net at full size: width, levels, first norm
+
+
+@dataclass
+class Config:
+    init_from: list[str] = field(default_factory=list)
+    """Weights that training starts from: names of `_init.SOURCES`, or files."""
+    planes: int = 128  # depth hypotheses
+    width: int = 128  # channels of the matched features
+    transformer_layers: int = 6
+    sh_degree: int = 4
+    attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
+    published: bool = False  # reproduce what the released weights were trained with, faults too
+
+    def __post_init__(self) -> None:
+        check_choice("sh_degree", self.sh_degree, range(5))
+        check_choice("attention", self.attention, BACKENDS)
+
+
+class MVSplat(ChannelsFirst):
+    """The encoder: any number of views from two, of any size (`_fit.fitted`).
+
+    With `published`, depth is z in the sweep but a distance along the ray where the Gaussians are
+    placed, as its released weights were trained; what is returned is the former.
+    """
+
+    multiple = 16
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__()
+        self.cfg = cfg
+        width = cfg.width
+        self.rules = Rules(
+            cfg.sh_degree,
+            "pixel",
+            torch.inf,
+            cfg.published,
+            along_ray=cfg.published,
+            image_color=False,
+        )
+        for name, value in (("mean", MEAN), ("std", STD)):
+            buffer = torch.tensor(value, device="cpu")[:, None, None]
+            self.register_buffer(name, buffer, persistent=False)
+        self.cnn = CNN((width // 2, width * 3 // 4, width), (1, 2, 1))
+        self.transformer = MultiViewTransformer(
+            width, cfg.transformer_layers, cfg.published, cfg.attention
+        )
+        self.regressor = Regressor(
+            cfg.planes + width, width, 3, cfg.planes, cfg.attention, post_norm=True
+        )
+        self.up = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.narrow = nn.Conv2d(width, FINE, 3, padding=1)
+        self.stem = nn.Sequential(
+            nn.Conv2d(FINE + 5, FINE, 3, padding=1), GroupNorm(FINE, FINE_GROUPS), nn.GELU()
+        )
+        self.unet = UNet((FINE,) * FINE_LEVELS, post_norm=True, backend=cfg.attention)
+        outputs = channels(cfg.sh_degree) - 1
+        self.out = nn.Sequential(
+            nn.Conv2d(FINE + 3 + width, 2 * outputs, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(2 * outputs, outputs, 3, padding=1),
+        )
+        self.residual = nn.Sequential(
+            nn.Conv2d(FINE, 2 * FINE, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(2 * FINE, 2, 3, padding=1),
+        )
+
+    def forward(self, views: Views) -> Prediction:
+        return fitted(self._predict, views, self.multiple)
+
+    def _predict(self, views: Views) -> Prediction:
+        images, cameras = views.images, views.cameras
+        batch, count = images.shape[:2]
+        flat = images.flatten(0, 1)
+        normalised = (flat - self.mean) / self.std
+        cnn = self.cnn(normalised)[-1]
+        others = all_others(cameras.c2w)
+        matched = self.transformer(cnn.unflatten(0, (batch, count)), others)
+        whole = full_range(
+            cameras.near.flatten().float(), cameras.far.flatten().float(), self.cfg.planes
+        )
+        volume = cost_volume(matched, cameras, others, whole, self.cfg.published)
+        matched = matched.flatten(0, 1).contiguous()
+        match = self.regressor([volume.contiguous(), matched], whole, count)
+
+        coarse = resize(match.inv_depth[:, None], views.size)
+        confidence = enlarged(match.confidence, views.size)
+        features = gelu(resize(self.up(join([matched, cnn])), views.size))
+        x = self.stem(join([flat, self.narrow(features), coarse, confidence]))
+        x = self.unet(x, count)
+        raw = self.out(join([x, flat, features]))
+        correction = self.residual(x).float()
+        inv_depth = torch.clamp(coarse[:, 0] + correction[:, 0], whole.low, whole.high)
+        depths = ((1 / inv_depth).unflatten(0, (batch, count)),)
+        numbers = torch.cat([correction[:, 1:], raw.float()], dim=1).unflatten(0, (batch, count))
+        return Prediction(depths, gaussians_at(numbers, depths, images, cameras, self.rules))
+
+
+build = MVSplat
