@@ -122,7 +122,8 @@ def depth_network(layout: Layout) -> Names:
         ours, theirs = f"regressors.{scale}", f"regressor.{scale}"
         out |= unet(f"{ours}.unet", f"{theirs}.3", 3 + scale)
         out |= {
-            f"{ours}.stem": (theirs,),
+            f"{ours}.stem": (f"{theirs}.0",),
+            f"{ours}.norm": (f"{theirs}.1",),
             f"{ours}.out": (f"{theirs}.4",),
             f"{ours}.residual": (f"regressor_residual.{scale}",),
             f"{ours}.logits": (f"depth_head.{scale}",),
@@ -168,7 +169,8 @@ def mvsplat(model: MVSplat) -> Names:
         **cnn("cnn", f"{BACKBONE}backbone"),
         **transformer("transformer", f"{BACKBONE}transformer", model.cfg.transformer_layers),
         **unet("regressor.unet", f"{coarse}.3", 3, post_norm=True),
-        "regressor.stem": (coarse,),
+        "regressor.stem": (f"{coarse}.0",),
+        "regressor.norm": (f"{coarse}.1",),
         "regressor.out": (f"{coarse}.4",),
         "regressor.residual": (f"{DEPTH}regressor_residual",),
         "regressor.logits": (f"{DEPTH}depth_head_lowres",),

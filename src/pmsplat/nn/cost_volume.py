@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from ..geometry import camera, se3, sweep
 from ..kernels.cost_volume import Sweep, correlation
 from ..types import Cameras
-from .maps import join
+from .maps import ChannelsFirst, conv_of
 from .unet import GroupNorm, UNet
 
 
@@ -126,7 +127,7 @@ class Match:
     confidence: Float[Tensor, "n height width"]
 
 
-class Regressor(nn.Module):
+class Regressor(ChannelsFirst):
     """Cost volume and feature maps of one scale -> inverse depth.
 
     A U-Net of `levels` levels with attention over all views at the deepest, then a softmax over the
@@ -143,9 +144,8 @@ class Regressor(nn.Module):
         post_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(inputs, width, 3, padding=1), GroupNorm(width), nn.GELU()
-        )
+        self.stem = nn.Conv2d(inputs, width, 3, padding=1)
+        self.norm = GroupNorm(width)
         self.unet = UNet((width,) * levels, post_norm=post_norm, backend=backend)
         self.out = nn.Conv2d(width, width, 3, padding=1)
         self.residual = nn.Conv2d(inputs, width, 1)
@@ -157,7 +157,8 @@ class Regressor(nn.Module):
         )
 
     def forward(self, maps: list[Tensor], candidates: Candidates, views: int) -> Match:
-        x = join(maps)
-        x = self.out(self.unet(self.stem(x), views)) + self.residual(x)
+        maps = [x.contiguous() for x in maps]
+        x = gelu(self.norm(conv_of(self.stem, maps)))
+        x = self.out(self.unet(x, views)) + conv_of(self.residual, maps)
         probability = self.logits(x).permute(0, 2, 3, 1).float().softmax(dim=-1)
         return Match(candidates.expected(probability), probability.amax(dim=-1))

@@ -9,7 +9,22 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate
+
+
+def conv_of(
+    conv: nn.Conv2d, maps: Sequence[Float[Tensor, "n _ height width"]]
+) -> Float[Tensor, "n channel height width"]:
+    """What `conv` says of maps behind each other along the channels, without putting them there.
+
+    The sum over maps of what it says of each: less memory than `join`, and less rounding, since no
+    sum is as long.
+    """
+    weights = conv.weight.split([x.shape[1] for x in maps], dim=1)
+    out = conv2d(maps[0], weights[0], conv.bias, conv.stride, conv.padding)
+    for x, weight in zip(maps[1:], weights[1:], strict=True):
+        out += conv2d(x, weight, None, conv.stride, conv.padding)
+    return out
 
 
 class ChannelsFirst(nn.Module):
