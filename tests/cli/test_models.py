@@ -49,7 +49,9 @@ def test_the_list_has_every_model_on_a_line_of_at_most_100_characters(
     assert len(ZOO) == 19 and set(ZOO) <= set(rows)
     for name, published in ZOO.items():
         assert f"{published.parameters / 1e6:.1f} M" in rows[name] and published.data in rows[name]
-        assert rows[name].endswith("3 MB" if name == "pmloss" else "-")
+        size = 3e6 if name == "pmloss" else published.bytes
+        here = "yes" if name == "pmloss" else "-"
+        assert f"{size / 1e6:,.0f} MB {here} " in rows[name]
         place = f"huggingface.co/{published.source.repository}, {published.license}"
         assert place in lines[: lines.index(rows[name])]
 
@@ -74,7 +76,7 @@ def test_fetch_verifies_what_is_there(
     [
         (["fetch"], "no model; wanted its name, or --all"),
         (["fetch", NAME, "mvsplat-re10"], "did you mean 'mvsplat-re10k'?"),
-        (["fetch", NAME], "put https://huggingface.co/donydchen/mvsplat/resolve/"),
+        (["fetch", NAME], "put https://huggingface.co/dylanebert/mvsplat/resolve/124fd69"),
         (["fetch", "--all"], "downloads are switched off by HF_HUB_OFFLINE"),
         (["convert", "x.ckpt", "out.pth"], "wanted a .safetensors file"),
         (["convert", "x.ckpt", "out.safetensors"], "'x.ckpt', which is neither"),

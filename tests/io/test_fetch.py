@@ -26,6 +26,7 @@ CONTENT = np.random.default_rng(0).bytes(25 * MB)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 SOURCE = Source("team/models", "a" * 40, "nested/model.pth", DIGEST[:8])
 PATH = f"/team/models/resolve/{'a' * 40}/nested/model.pth"
+NEWEST_PATH = "/team/models/resolve/main/nested/model.pth"
 URL = f"https://huggingface.co{PATH}"
 
 
@@ -39,6 +40,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content, self.etag, self.size = CONTENT, DIGEST, len(CONTENT)
         self.status = 200
+        self.moved = False  # only the newest revision has the file
         self.cuts = 0  # so many answers break off in the middle
         self.stall: int | None = None  # bytes after which an answer stands still
         self.asked = 0  # requests for SOURCE
@@ -61,7 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub.tokens[self.path] = self.headers.get("Authorization")
         if self.path == "/storage":
             self._content(hub)
-        elif self.path == PATH:
+        elif self.path == PATH and hub.moved:
+            self._empty(404, X_Error_Code="EntryNotFound")
+        elif self.path == (NEWEST_PATH if hub.moved else PATH):
             hub.asked += 1
             self._redirection(hub)
         else:  # the client also asks for news of its own
@@ -203,6 +207,13 @@ def test_a_file_is_downloaded_once(hub: Hub, tmp_path: Path) -> None:
     before = hub.asked
     fetched(start(folder, address(hub)))
     assert hub.asked == before
+
+
+def test_a_file_that_left_its_revision_is_found_in_the_newest(hub: Hub, tmp_path: Path) -> None:
+    hub.moved = True
+    fetched(start(tmp_path, address(hub)))
+    unknown = Source(SOURCE.repository, SOURCE.revision, SOURCE.file, "")
+    assert "no nested/model.pth at revision" in told(start(tmp_path / "x", address(hub), unknown))
 
 
 def test_a_token_reaches_the_hub_and_no_other_host(hub: Hub, tmp_path: Path) -> None:

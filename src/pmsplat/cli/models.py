@@ -126,6 +126,7 @@ def _list(_arguments: argparse.Namespace) -> None:
         console.width = 120  # rich takes 80 for a pipe
     found = entries()
     console.print(_table(found))
+    console.print("depth: ScanNet, TartanAir, VKITTI2; for those of 2024 also DeMoN.")
     console.print(f"Files are kept in {found[0].path.parent}/.", soft_wrap=True)
 
 
@@ -134,16 +135,22 @@ def _table(found: list[Entry]) -> "Table":
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("model", overflow="fold", min_width=53)
-    table.add_column("parameters", justify="right")
-    table.add_column("trained on", overflow="fold")
-    table.add_column("file here", justify="right")
+    table.add_column("model", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("file", justify="right", no_wrap=True)
+    table.add_column("here", no_wrap=True)
+    table.add_column("trained on")
     for origin, group in itertools.groupby(found, _origin):
         table.add_row(origin, style="italic")
         for entry in group:
-            size = "-" if entry.bytes is None else f"{entry.bytes / 1e6:,.0f} MB"
-            count = f"{entry.published.parameters / 1e6:.1f} M"
-            table.add_row(f"  {entry.name}", count, entry.published.data, size)
+            size = entry.published.bytes if entry.bytes is None else entry.bytes
+            table.add_row(
+                f"  {entry.name}",
+                f"{entry.published.parameters / 1e6:.1f} M",
+                f"{size / 1e6:,.0f} MB",
+                "-" if entry.bytes is None else "yes",
+                entry.published.data,
+            )
     return table
 
 

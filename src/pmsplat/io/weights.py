@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from .files import atomic
 
 FORMAT = 1  # of our own checkpoints
 HEADER = "pmsplat"
+NEWEST = "main"  # the revision of a repository of the hub that everybody sees
 WRAPPERS = ("state_dict", "model")  # under which official files keep their parameters
 
 
@@ -71,6 +72,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         if (fault := _fault(key, value, path.stat().st_size, parts)) is not None:
             raise _damaged(path, ValueError(f"{key!r} {fault}"))
     return content
+
+
+def check_same(given: Mapping[str, Tensor], model: Mapping[str, Tensor], where: str) -> None:
+    """UserError naming the first tensor in which what `where` holds differs from a model's."""
+    for name in [*model, *given]:
+        shapes = [list(state[name].shape) if name in state else None for state in (given, model)]
+        if shapes[0] != shapes[1]:
+            theirs, ours = (shape or "nothing" for shape in shapes)
+            raise UserError(
+                f"{where} has {theirs} at {name!r}",
+                f"{ours} there, as the model has",
+                "give the settings that it was written with (config.json beside it)",
+            )
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Tensor], header: Header) -> None:
@@ -167,12 +181,10 @@ def _download(source: Source, path: Path) -> None:
     The parts of huggingface_hub's `hf_hub_download`, which itself starts again from nothing in a
     new process.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-    url = hf_hub_url(source.repository, source.file, revision=source.revision)
-    told = get_hf_file_metadata(url)
+    url, told = _located(source)
     wanted = source.sha256
     if told.etag and re.fullmatch("[0-9a-f]{64}", told.etag):  # so the hub marks large files
         wanted = told.etag
@@ -200,6 +212,25 @@ def _download(source: Source, path: Path) -> None:
             part.unlink()
             raise _Unobtainable(f"what {source.repository} sent has SHA-256 {digest[:16]}…")
         os.replace(part, path)
+
+
+def _located(source: Source) -> tuple[str, Any]:
+    """The file's address and what the hub says of it.
+
+    Where it is not at its revision any more but its hash is known, the newest one will do: the hash
+    decides.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
+    url = hf_hub_url(source.repository, source.file, revision=source.revision)
+    try:
+        return url, get_hf_file_metadata(url)
+    except (EntryNotFoundError, RevisionNotFoundError):
+        if not source.sha256 or source.revision == NEWEST:
+            raise
+    url = hf_hub_url(source.repository, source.file, revision=NEWEST)
+    return url, get_hf_file_metadata(url)
 
 
 class _Unobtainable(Exception):

@@ -202,29 +202,35 @@ def official_keys(name: str, names: Names) -> list[str]:
     return [ENCODER + part + name[len(module) :] for part in names[module]]
 
 
-def _columns(name: str, layout: Layout) -> list[int] | None:
-    """The order of input channels, where the official network concatenates its maps otherwise.
+def ordered(name: str, value: Tensor, model: nn.Module) -> Tensor:
+    """A parameter with its input channels in our order.
 
-    Two scales from 1/4: the finest dense level there is CNN, matched, depth, ViT; ours, as on all
-    other levels, CNN, ViT, matched, depth.
+    The official network concatenates its maps otherwise in one place. Two scales from 1/4: the
+    finest dense level there is CNN, matched, depth, ViT; ours, as on all other levels, CNN, ViT,
+    matched, depth.
     """
-    if not name.endswith("join.0.weight") or (layout.scales, layout.lowest) != (2, 4):
-        return None
+    if not isinstance(model, DepthSplat) or not name.endswith("join.0.weight"):
+        return value
+    layout = model.layout
+    if (layout.scales, layout.lowest) != (2, 4):
+        return value
     cnn = layout.cnn_widths[0] + layout.cnn_widths[1]
     matched = layout.width // 2 + (1 if name.startswith("depth.") else 0)
     vit = layout.dpt_widths[0][0]
     official = list(range(cnn + matched + vit))
-    return official[:cnn] + official[cnn + matched :] + official[cnn : cnn + matched]
+    return value[:, official[:cnn] + official[cnn + matched :] + official[cnn : cnn + matched]]
 
 
 def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The state dict of `model` from an official one of the same architecture.
 
+    What a training checkpoint holds beside its encoder (networks of losses) is not looked at.
     Raises UserError naming the first key that is missing, left over, or of another shape.
     """
     names = names_of(model)
-    bare = not any(key.startswith(ENCODER) for key in official)  # depth-only files
-    left = {ENCODER + DEPTH + k if bare else k: v for k, v in official.items()}
+    left = {key: value for key, value in official.items() if key.startswith(ENCODER)}
+    if not left:  # files of depth alone have no prefix
+        left = {ENCODER + DEPTH + key: value for key, value in official.items()}
     state = {}
     for name, wanted in model.state_dict().items():
         keys = official_keys(name, names)
@@ -234,8 +240,7 @@ def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         value = joined([left.pop(key) for key in keys], wanted)
         if value.shape != wanted.shape:
             raise _mismatch(f"{keys[0]!r} of shape {list(value.shape)}", f"{list(wanted.shape)}")
-        columns = _columns(name, model.layout) if isinstance(model, DepthSplat) else None
-        state[name] = value if columns is None else value[:, columns]
+        state[name] = ordered(name, value, model)
     if left:
         raise _mismatch(f"{next(iter(left))!r} in the checkpoint", "no such parameter")
     return state
@@ -250,8 +255,4 @@ def joined(parts: list[Tensor], wanted: Tensor) -> Tensor:
 
 
 def _mismatch(got: str, wanted: str) -> UserError:
-    return UserError(
-        got,
-        f"{wanted}, as in the chosen model",
-        "it looks like the checkpoint of another model: choose the one the file is named for",
-    )
+    return UserError(got, wanted, "choose the model that the file is of")

@@ -47,9 +47,7 @@ def _cut(
     grid = (views, *size)
 
     def part(gaussians: Gaussians) -> Gaussians:
-        return gaussians.map(
-            lambda x: x.unflatten(1, grid)[:, :, :height, :width].flatten(1, 3)
-        )
+        return gaussians.map(lambda x: x.unflatten(1, grid)[:, :, :height, :width].flatten(1, 3))
 
     depths = tuple(depth[..., :height, :width] for depth in prediction.depths)
     return Prediction(depths, tuple(part(level) for level in prediction.gaussians))

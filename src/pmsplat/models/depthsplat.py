@@ -37,6 +37,7 @@ class Config:
     sh_degree: int = 2
     scale_unit: str = "world"  # Gaussian sizes in scene units, or in "pixel" footprints
     scale_max: float = 3.0  # in scene units
+    near: float = 0.5  # of the scenes it learns from; others are scaled to it for prediction
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     published: bool = False  # reproduce what the released weights were trained with, faults too
 
@@ -71,6 +72,11 @@ class DepthSplat(nn.Module):
     def multiple(self) -> int:
         """Images whose height and width are multiples of this are taken as they are."""
         return self.layout.multiple
+
+    @property
+    def near(self) -> float:
+        """The nearest depth of the scenes it learned from, in its own unit."""
+        return self.cfg.near
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the monocular ViT."""

@@ -41,6 +41,7 @@ class Config:
     sh_degree: int = 4
     scale_max: float = 0.3  # of Gaussians, in scene units
     offsets: str = "bounded"  # Gaussians stay in their pixel, or are "free" to leave it (PM-Loss)
+    near: float = 0.5  # of the scenes it learns from; others are scaled to it for prediction
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     published: bool = False  # reproduce what the released weights were trained with, faults too
 

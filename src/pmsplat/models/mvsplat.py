@@ -6,7 +6,6 @@ Chen et al., "MVSplat: Efficient 3D Gaussian Splatting from Sparse Multi-View Im
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
@@ -32,6 +31,7 @@ class Config:
     width: int = 128  # channels of the matched features
     transformer_layers: int = 6
     sh_degree: int = 4
+    near: float = 1.0  # of the scenes it learns from; others are scaled to it for prediction
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     published: bool = False  # reproduce what the released weights were trained with, faults too
 
@@ -90,6 +90,11 @@ class MVSplat(ChannelsFirst):
             nn.GELU(),
             nn.Conv2d(2 * FINE, 2, 3, padding=1),
         )
+
+    @property
+    def near(self) -> float:
+        """The nearest depth of the scenes it learned from, in its own unit."""
+        return self.cfg.near
 
     def forward(self, views: Views) -> Prediction:
         return fitted(self._predict, views, self.multiple)

@@ -5,6 +5,7 @@ kernel wants channels first (there they are more accurate, too).
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -84,8 +85,10 @@ def resize(
 class UpConv(nn.Conv2d):
     """A map at twice the resolution, nearest neighbours, then a 3x3 convolution."""
 
-    def __init__(self, inputs: int, outputs: int, padding_mode: str = "zeros") -> None:
-        super().__init__(inputs, outputs, 3, padding=1, padding_mode=padding_mode)
+    def __init__(
+        self, inputs: int, outputs: int, border: Literal["zeros", "replicate"] = "zeros"
+    ) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, padding_mode=border)
 
     def forward(self, input: Float[Tensor, "n _ height width"]) -> Tensor:
         return super().forward(interpolate(input, scale_factor=2, mode="nearest"))

@@ -7,25 +7,29 @@ import torch
 
 from ..types import Cameras, Prediction, Views
 
-NEAR = 0.5  # the near that published models were trained with, in their unit
+NEAR = 0.5  # the near of the scenes that most networks learned from, in their unit
 
 
 @dataclass(frozen=True)
 class Span:
-    """The depths that the network searches in every view of a scene, in the user's unit."""
+    """The depths that the network searches in every view of a scene, in the user's unit, and the
+    near of the scenes it learned from, in its own."""
 
     near: float
     far: float
+    learned: float
 
     @property
     def scale(self) -> float:
         """How much larger the network sees the world."""
-        return NEAR / self.near
+        return self.learned / self.near
 
 
-def whole_span(cameras: Cameras) -> Span:
-    """From the nearest near to the farthest far of the cameras."""
-    return Span(float(cameras.near.min()), float(cameras.far.max()))
+def whole_span(cameras: Cameras, model: Callable[[Views], Prediction]) -> Span:
+    """From the nearest near to the farthest far of the cameras, for an encoder that may say its
+    `near`."""
+    learned = getattr(model, "near", NEAR)
+    return Span(float(cameras.near.min()), float(cameras.far.max()), learned)
 
 
 def answer(
@@ -36,8 +40,8 @@ def answer(
 ) -> Prediction:
     """The model's answer, in the unit of the views, on `device`; no gradient.
 
-    Networks learn sizes in a unit in which near is 0.5, the same for all views: the scene is scaled
-    until that of `span` is; depths and Gaussians are scaled back.
+    Networks learn sizes in a unit in which near is always the same: the scene is scaled until that
+    of `span` is it; depths and Gaussians are scaled back.
     """
     cameras = views.cameras
     near = torch.full_like(cameras.near, span.near)

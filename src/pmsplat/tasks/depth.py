@@ -81,7 +81,7 @@ def depth(
         tell(f"Predicting on {device}.")
         photos = sorted(i for group in groups for i in group.fresh)
         stems = _folder.file_names([scene.names[i] for i in photos])
-        span = whole_span(scene.cameras.at(photos))
+        span = whole_span(scene.cameras.at(photos), encoder)
         maps: dict[int, _maps.DepthMap] = {}
         for group in track(groups, "predicting depth", len(groups)):
             views = scene.views(group.views, size)

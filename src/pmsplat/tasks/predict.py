@@ -113,7 +113,7 @@ def reconstruct(
     One span holds for all, from the nearest near to the farthest far: see `_network.answer`. Raises
     UserError for a model that predicts depth alone.
     """
-    span = whole_span(views.cameras)
+    span = whole_span(views.cameras, model)
     prediction = answer(model, views, span, device)
     if not prediction.gaussians:
         raise UserError(

@@ -1,0 +1,158 @@
+"""What was released, by whom, trained on what, and the settings that make our encoders it.
+
+Facts are the authors' own (MODEL_ZOO.md of cvg/depthsplat at 1f5e548 and 5796161, README.md of
+aim-uofa/PM-Loss and donydchen/mvsplat, the pages of their files on the hub).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..io.weights import Source
+
+
+@dataclass(frozen=True)
+class Published:
+    """A released model: the component that computes it, the settings that the shapes of its
+    parameters do not all tell, its file, and what its authors say of it."""
+
+    model: str
+    settings: dict[str, Any]
+    source: Source
+    parameters: int
+    data: str
+    license: str = "MIT"
+    copies: int = 1  # of each parameter in the file: Adam's two beside it, where training was saved
+
+    @property
+    def bytes(self) -> int:
+        """About how large the file is."""
+        return 4 * self.parameters * self.copies
+
+
+# Repositories of the hub, at commits that hold the files as they were released.
+OCTOBER_2024 = "haofeixu/depthsplat", "d3ea957dcc0a7721a88176526f7f229ec36a9e1d"
+APRIL_2025 = "haofeixu/depthsplat", "ed5116c11f7932fff3714989e2b65716730f6f87"
+PMLOSS = "dc-walker/PM-Loss", "main"  # neither commit nor hash is published: the hub's own decides
+MVSPLAT = "dylanebert/mvsplat", "124fd69083b1207b3ebcc1ba91e5ab673ce60cd1"  # the authors' own file
+
+RE10K = "RE10K"
+DL3DV = "RE10K, DL3DV"
+DEPTH_2024 = "RE10K, depth"  # depth of ScanNet, DeMoN, TartanAir and VKITTI2
+DEPTH_2025 = "RE10K, DL3DV, depth"  # the same without DeMoN
+
+SMALL: dict[str, Any] = {}
+BASE = {"vit": "vitb", "scales": 2}
+LARGE = {"vit": "vitl", "scales": 2}
+EIGHTH = {"lowest": 8}
+HIGH = {"lowest": 8, "scale_max": 0.1}
+DEPTH_ONLY = {"lowest": 8, "gaussians": False}
+WIDE = {"features": 128, "unet_width": 32}
+TUNED = BASE | WIDE | {"lowest": 8, "neighbors": 2, "near": 1.0}
+
+
+def _of_2025(name: str, sha256: str, parameters: int, data: str, settings: dict) -> Published:
+    """The name of a DepthSplat's file ends in the start of its SHA-256."""
+    source = Source(*APRIL_2025, f"{name}-{sha256[:8]}.pth", sha256)
+    return Published("depthsplat", settings, source, parameters, data)
+
+
+def _of_2024(name: str, sha256: str, parameters: int, data: str, settings: dict) -> Published:
+    source = Source(*OCTOBER_2024, f"{name}-{sha256[:8]}.pth", sha256)
+    return Published("depthsplat2024", settings, source, parameters, data)
+
+
+def _pmloss(name: str, offsets: str) -> Published:
+    source = Source(*PMLOSS, f"{name}.ckpt", "")
+    return Published(
+        "depthsplat2024", TUNED | {"offsets": offsets}, source, 118_140_194, DL3DV, copies=3
+    )
+
+
+_RELEASES_2025 = {
+    "depthsplat-gs-small-re10k-256x256-view2": (
+        "cfeab6b10077ad9bd4097b82b029737221bfbbbd3b4dfca5fc0feaf860276506",
+        38_346_416, RE10K, SMALL,
+    ),
+    "depthsplat-gs-base-re10k-256x256-view2": ("ca7b6795", 120_747_896, RE10K, BASE),
+    "depthsplat-gs-large-re10k-256x256-view2": (
+        "e0f0f27a1213e69b0bfd7758e2408b2bcb2ce0928b3559a78c2ba2b934939c4b",
+        354_337_760, RE10K, LARGE,
+    ),
+    "depthsplat-gs-base-re10k-256x448-view2": (
+        "fea94f65", 120_877_016, RE10K, BASE | EIGHTH,
+    ),
+    "depthsplat-gs-base-dl3dv-256x448-randview2-6": (
+        "02c7b19d8d038f71b512ef434d42b49698c3288d8ed65b748c04bd43d298f37a",
+        120_877_016, DL3DV, BASE | EIGHTH,
+    ),
+    "depthsplat-gs-small-re10kdl3dv-448x768-randview4-10": (
+        "c08188db", 38_404_880, DL3DV, SMALL | HIGH,
+    ),
+    "depthsplat-gs-base-re10kdl3dv-448x768-randview2-6": (
+        "f8ddd845", 120_877_016, DL3DV, BASE | HIGH,
+    ),
+    "depthsplat-depth-small-352x640-randview2-8": (
+        "e807bd82", 35_534_721, DEPTH_2025, SMALL | DEPTH_ONLY,
+    ),
+    "depthsplat-depth-base-352x640-randview2-8": (
+        "65a892c5", 111_229_753, DEPTH_2025, BASE | DEPTH_ONLY,
+    ),
+}  # fmt: skip
+
+_RELEASES_2024 = {
+    "depthsplat-gs-small-re10k-256x256": (
+        "49b2d15cada75e1bb1b3a243567a7e0b52fa98bf4bc1d2719a99b73d4bf9b9ae",
+        37_252_272, RE10K, SMALL,
+    ),
+    "depthsplat-gs-base-re10k-256x256": ("044fdb17", 117_612_418, RE10K, BASE | WIDE),
+    "depthsplat-gs-large-re10k-256x256": (
+        "288d9b26734528d12e16172da0d0af8215f20da0fd9a32efa183f5a32c763d6b",
+        360_910_058, RE10K, LARGE | WIDE | {"unet_width": 64},
+    ),
+    "depthsplat-gs-base-dl3dv-256x448": ("75cc0183", 118_140_194, DL3DV, TUNED),
+    "depthsplat-depth-small": ("3d79dd5e", 35_534_721, DEPTH_2024, SMALL | DEPTH_ONLY),
+    "depthsplat-depth-base": ("f57113bd", 111_229_753, DEPTH_2024, BASE | DEPTH_ONLY),
+    "depthsplat-depth-large": ("50d3d7cf", 337_518_529, DEPTH_2024, LARGE | DEPTH_ONLY),
+}  # fmt: skip
+
+ZOO = {
+    **{name: _of_2025(name, *facts) for name, facts in _RELEASES_2025.items()},
+    **{name: _of_2024(name, *facts) for name, facts in _RELEASES_2024.items()},
+    "pmloss": _pmloss("pmloss", "free"),
+    "ori_depthsplat_tuned": _pmloss("ori_depthsplat_tuned", "bounded"),
+    "mvsplat-re10k": Published(
+        "mvsplat",
+        {},
+        Source(
+            *MVSPLAT,
+            "re10k.ckpt",
+            "83d0d9eaa753fa4a1f925288dc1f90b8c3297fad0ab0f6ed1f11a1c5946da25a",
+        ),
+        11_955_734,
+        RE10K,
+    ),
+}
+
+# The files of March 2025 share names and shapes with those that replaced them a month later; only
+# their hash tells that they were trained with Gaussian sizes in pixels.
+MARCH_2025 = {
+    "20f39ed8": "depthsplat-gs-small-re10k-256x256-view2",
+    "fbe87117": "depthsplat-gs-base-re10k-256x256-view2",
+    "8ee2ec2c": "depthsplat-gs-large-re10k-256x256-view2",
+    "76a0605a": "depthsplat-gs-base-re10k-256x448-view2",
+    "d94d996f": "depthsplat-gs-base-dl3dv-256x448-randview2-6",
+    "1e257b90": "depthsplat-gs-small-re10kdl3dv-448x768-randview4-10",
+    "f40abc4f": "depthsplat-gs-base-re10kdl3dv-448x768-randview2-6",
+}
+MARCH_SETTINGS = {"scale_unit": "pixel"}
+
+
+def recognised(digest: str) -> tuple[str, dict[str, Any]] | None:
+    """The name and the settings of the published file with that SHA-256, if there is one."""
+    for name, published in ZOO.items():
+        if published.source.sha256 and digest.startswith(published.source.sha256[:8]):
+            return name, published.settings
+    for start, name in MARCH_2025.items():
+        if digest.startswith(start):
+            return name, ZOO[name].settings | MARCH_SETTINGS
+    return None

@@ -1,0 +1,60 @@
+"""What the keys and shapes of an official checkpoint say of the model that it is of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .. import registry
+from ._convert import DEPTH, ENCODER
+from ._published import ZOO
+
+VITS = {384: "vits", 768: "vitb", 1024: "vitl"}
+CONFIDENCE = 1  # rows that a variant of PM-Loss' head has more than others
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Which published models have such shapes, and the shapes in words."""
+
+    names: tuple[str, ...]
+    text: str
+
+
+def likeness(state: Mapping[str, Tensor]) -> Likeness:
+    """What `state`, an official checkpoint or something else, looks like."""
+    shapes = {key.removeprefix(ENCODER): tuple(value.shape) for key, value in state.items()}
+    if f"{DEPTH}corr_refine_net.0.weight" in shapes:
+        return Likeness(("mvsplat-re10k",), "MVSplat")
+    prefix = DEPTH if f"{DEPTH}pretrained.pos_embed" in shapes else ""
+    ends = [f"{prefix}pretrained.pos_embed", f"{prefix}upsampler.concat_projects.2.weight"]
+    if any(end not in shapes for end in ends):
+        first, shape = next(iter(shapes.items()))
+        count = f"{len(shapes)} parameters, the first {first!r} {list(shape)}"
+        return Likeness((), f"no model that pmsplat knows ({count})")
+    outputs, inputs, *_ = shapes[ends[1]]
+    found: dict[str, Any] = {
+        "vit": VITS.get(shapes[ends[0]][-1], f"width {shapes[ends[0]][-1]}"),
+        "scales": 2 if f"{prefix}regressor.1.0.weight" in shapes else 1,
+        "lowest": 4 if inputs == outputs else 8,
+        "gaussians": bool(prefix),
+    }
+    october = "feature_upsampler.upsampler.0.0.weight" in shapes
+    if october:
+        width, inputs, *_ = shapes["gaussian_regressor.0.weight"]
+        found |= {"unet_width": width, "features": inputs - 5}
+    kinds = ("depthsplat2024",) if october else ("depthsplat",)
+    kinds = kinds if prefix else ("depthsplat", "depthsplat2024")
+    names = tuple(name for name in ZOO if ZOO[name].model in kinds and _agrees(name, found))
+    release = "DepthSplat" + (" of 2024" if october else " of 2025" if prefix else "'s depth")
+    words = ", ".join(f"{key}={value}" for key, value in found.items() if key != "gaussians")
+    return Likeness(names, f"{release} ({words})")
+
+
+def _agrees(name: str, found: Mapping[str, Any]) -> bool:
+    published = ZOO[name]
+    default = registry.module("models", published.model).Config()
+    return all(
+        published.settings.get(key, getattr(default, key)) == value for key, value in found.items()
+    )
