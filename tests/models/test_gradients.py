@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def harmonics(model: nn.Module, views: pmsplat.Views) -> tuple[pmsplat.Predictio
     Degree 2 is what we say, undone by the matrix of the reference. Of degree 4 we keep less than
     the official models do: those coefficients are made from the head's numbers.
     """
-    raw: list[Tensor] = []
+    raw: list[Any] = []
     last = model.get_submodule("out" if isinstance(model, MVSplat) else "head.out")
     hook = last.register_forward_hook(lambda _module, _inputs, out: raw.append(out))
     prediction = model(views)
