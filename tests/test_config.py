@@ -3,13 +3,15 @@
 import ast
 import re
 import shlex
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from pmsplat import config, registry
 from pmsplat.errors import UserError
+from pmsplat.models import _init
+from pmsplat.models._published import ZOO
 from pmsplat.train import Experiment, LossTerm
 
 PACKAGE = Path(config.__file__).parent
@@ -48,6 +50,51 @@ def test_the_published_experiments_have_the_published_settings() -> None:
     wide = config.compose(["+experiment=dl3dv_base_256x448"])
     assert (wide.trainer.steps, wide.trainer.batch_size) == (100_000, 1)
     assert (wide.model.settings.lowest, wide.dataset.settings.target_views) == (8, 8)
+    assert config.compose(["+experiment=re10k_small_2024"]).trainer.batch_size == 4
+    tuned = config.compose(["+experiment=dl3dv_base_256x448_2024"])
+    assert (tuned.dataset.settings.near, tuned.dataset.settings.far) == (1.0, 200.0)
+    mvsplat = config.compose(["+experiment=re10k_mvsplat"])
+    assert (mvsplat.trainer.steps, mvsplat.trainer.batch_size) == (300_001, 14)
+    assert (mvsplat.optimizer.lr, mvsplat.optimizer.weight_decay) == (2e-4, 0.0)
+    assert (mvsplat.dataset.settings.near, mvsplat.dataset.settings.far) == (1.0, 100.0)
+
+
+@pytest.mark.parametrize("name", config.choices("model"))
+def test_every_model_starts_from_weights_that_there_are(name: str) -> None:
+    start = config.compose([f"model={name}"]).model.settings.init_from
+    assert set(start) <= set(_init.SOURCES)
+    assert bool(start) == (name != "depthsplat_tiny")
+
+
+def test_weights_to_start_from_are_chosen_by_name_or_path() -> None:
+    chosen = "model.init_from=[dinov2,gmflow,depth-anything-v2-small,a/b-c.pth]"
+    names = config.compose(["+experiment=re10k_small", chosen]).model.settings.init_from
+    assert names == ["dinov2", "gmflow", "depth-anything-v2-small", "a/b-c.pth"]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("depthsplat-gs-small-re10k-256x256-view2", ["model=depthsplat_small"]),
+        ("depthsplat-gs-base-re10k-256x256-view2", ["model=depthsplat_base"]),
+        ("depthsplat-gs-large-re10k-256x256-view2", ["model=depthsplat_large"]),
+        ("depthsplat-gs-base-re10k-256x448-view2", ["+experiment=re10k_base_256x448"]),
+        ("depthsplat-gs-base-dl3dv-256x448-randview2-6", ["+experiment=dl3dv_base_256x448"]),
+        ("depthsplat-depth-small-352x640-randview2-8", ["+experiment=depth_small"]),
+        ("depthsplat-depth-base-352x640-randview2-8", ["+experiment=depth_base"]),
+        ("depthsplat-gs-small-re10k-256x256", ["model=depthsplat2024_small"]),
+        ("depthsplat-gs-base-re10k-256x256", ["model=depthsplat2024_base"]),
+        ("depthsplat-gs-large-re10k-256x256", ["model=depthsplat2024_large"]),
+        ("depthsplat-gs-base-dl3dv-256x448", ["+experiment=dl3dv_base_256x448_2024"]),
+        ("mvsplat-re10k", ["+experiment=re10k_mvsplat"]),
+    ],
+)
+def test_what_is_trained_is_what_was_published(name: str, overrides: list[str]) -> None:
+    model = config.compose(overrides).model
+    published = ZOO[name]
+    schema = registry.module("models", published.model).Config
+    assert model.name == published.model
+    assert replace(model.settings, init_from=[]) == schema(**published.settings)
 
 
 def test_values_are_set_typed_and_nested() -> None:

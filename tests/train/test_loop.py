@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
 from pmsplat.train import Experiment, loop
 from pmsplat.train.callbacks import Checkpoints
+from tests.models.test_init import unimatch
 
 
 @pytest.fixture(scope="session")
@@ -157,7 +159,7 @@ def test_the_command_says_how_to_go_on(
 ) -> None:
     from pmsplat.cli import main
 
-    def interrupted(experiment: Experiment) -> Path:
+    def interrupted(experiment: Experiment, tell: Callable[[str], None]) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "run", interrupted)
@@ -230,30 +232,52 @@ def test_weights_to_start_from_are_taken_and_checked(
         train.run(other)
 
 
-def test_a_pretrained_backbone_is_fetched_by_a_new_run_alone(
+SMALL = (
+    "model=depthsplat", "model.vit=none", "model.planes=16", "model.width=32",
+    "model.transformer_layers=1", "model.head_width=16", "trainer.batch_size=1",
+    "optimizer.lr=1e-12",
+)  # fmt: skip
+
+
+def test_a_new_run_starts_from_the_weights_that_its_model_names(
+    setting: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    flow, told = unimatch(width=32, layers=1), []
+    path = tmp_path / "flow.pth"
+    torch.save({"model": flow}, path)
+    first = setting(*SMALL, f"model.init_from=[{path}]", "trainer.steps=4")
+    interrupt_at(2, first)
+    path.unlink()  # is not looked for when a run goes on, nor when its result is loaded
+    resumed = replace(first, trainer=replace(first.trainer, resume=True))
+    checkpoint = train.run(resumed, told.append)
+    found = pmsplat.load(checkpoint).state_dict()
+    for ours, theirs in (("cnn.stem", "backbone.conv1"), ("cnn.out", "backbone.conv2")):
+        wanted = flow[f"{theirs}.weight"]
+        assert torch.allclose(found[f"depth.{ours}.weight"], wanted, atol=1e-6)
+    parts = [flow[f"transformer.layers.0.self_attn.{x}_proj.weight"] for x in "qkv"]
+    joined = found["depth.transformer.layers.0.self_qkv.weight"]
+    assert torch.allclose(joined, torch.cat(parts), atol=1e-6)
+
+    other = setting(
+        *SMALL, f"model.init_from=[{path}]", f"trainer.initial={checkpoint}",
+        "trainer.steps=1", f"output={tmp_path / 'other'}",
+    )  # fmt: skip
+    train.run(other, told.append)
+    assert not told
+    with pytest.raises(
+        UserError, match=r"flow\.pth' in model\.init_from.*neither a name nor a file"
+    ):
+        train.run(replace(first, output=str(tmp_path / "third")))
+
+
+def test_dinov2_that_cannot_be_had_is_told(
     setting: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import timm
-
-    original, asked = timm.create_model, []
-
-    def create(name: str, pretrained: bool, **settings: Any) -> Any:
-        asked.append(pretrained)
-        if pretrained:
-            raise FileNotFoundError("no network")
-        return original(name, pretrained=False, **settings)
-
-    monkeypatch.setattr(timm, "create_model", create)
-    small = ("model=depthsplat", "model.vit=vits", "model.planes=16", "trainer.batch_size=1")
-    with pytest.raises(UserError, match=r"DINOv2's weights.*model\.pretrained=false"):
-        train.run(setting(*small, "model.pretrained=true"))
-    first = train.run(setting(*small, "trainer.steps=1"))
-    more = setting(
-        *small, "model.pretrained=true", "trainer.steps=1", f"trainer.initial={first}",
-        f"output={tmp_path / 'more'}",
-    )  # fmt: skip
-    assert pmsplat.load(train.run(more)) is not None
-    assert asked.count(True) == 1
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    few = ("model=depthsplat", "model.planes=16", "model.init_from=[dinov2]")
+    with pytest.raises(UserError, match=r"DINOv2's weights.*model\.init_from"):
+        train.run(setting(*few))
 
 
 def test_mistakes_before_the_first_step_are_told(

@@ -35,11 +35,16 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.print:
         Console(soft_wrap=True).print(config.to_yaml(experiment), end="", markup=False)
         return
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes that train together
+
+    def tell(said: str) -> None:
+        if first:
+            console.print(said, markup=False, soft_wrap=True)
+
     try:
-        checkpoint = train.run(experiment)
+        checkpoint = train.run(experiment, tell)
     except KeyboardInterrupt:
         again = shlex.join([*arguments.overrides, "trainer.resume=true"])
-        console.print(f"go on with: pmsplat train {again}", markup=False, soft_wrap=True)
+        tell(f"go on with: pmsplat train {again}")
         raise
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        console.print(f"trained: {checkpoint}", markup=False, soft_wrap=True)
+    tell(f"trained: {checkpoint}")

@@ -72,29 +72,21 @@ class DinoV2(nn.Module):
     """Normalised images -> four maps [n, channel, height/14, width/14], each through the last norm.
 
     `size` is vits, vitb or vitl. Images are first resized to the multiples of 14 below their size,
-    bilinearly with aligned corners. `pretrained` fetches the released weights through timm.
+    bilinearly with aligned corners.
     """
 
-    def __init__(self, size: str, backend: str = "sdpa", pretrained: bool = False) -> None:
+    def __init__(self, size: str, backend: str = "sdpa") -> None:
         super().__init__()
         if size not in NAMES:
             raise UserError(f"vit {size!r}", f"one of {', '.join(NAMES)}", "choose one of them")
         self.taps = TAPS[size]
-        try:
-            vit = timm.create_model(
-                NAMES[size],
-                pretrained=pretrained,
-                num_classes=0,
-                norm_layer=partial(nn.LayerNorm, eps=1e-6),
-                attn_layer=_Attention,
-                mlp_layer=_Mlp,
-            )
-        except OSError as error:  # a hub that cannot be reached is one, too
-            raise UserError(
-                f"DINOv2's weights ({NAMES[size]}) are not here and cannot be downloaded",
-                "a connection to huggingface.co once",
-                "set model.pretrained=false, or start from a checkpoint (trainer.initial=...)",
-            ) from error
+        vit = timm.create_model(
+            NAMES[size],
+            num_classes=0,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            attn_layer=_Attention,
+            mlp_layer=_Mlp,
+        )
         assert isinstance(vit, VisionTransformer)
         for module in vit.modules():
             if isinstance(module, _Attention):
@@ -128,3 +120,18 @@ class DinoV2(nn.Module):
                 tokens = self.vit.norm(x)[:, 1:]
                 maps.append(tokens.transpose(1, 2).unflatten(2, (height, width)))
         return tuple(maps)
+
+
+def released(size: str) -> dict[str, Tensor]:
+    """The released weights, by the names of the parameters of `DinoV2(size).vit`, through timm.
+
+    Raises UserError where they are not in the hub's cache and cannot be downloaded.
+    """
+    try:
+        return timm.create_model(NAMES[size], pretrained=True, num_classes=0).state_dict()
+    except OSError as error:  # a hub that cannot be reached is one, too
+        raise UserError(
+            f"DINOv2's weights ({NAMES[size]}) are not here and cannot be downloaded",
+            "a connection to huggingface.co once",
+            "try again, or start from other weights or none (model.init_from=[...])",
+        ) from error

@@ -6,9 +6,9 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -23,10 +23,13 @@ from ..io.files import write_text
 from ..io.weights import Header, save_checkpoint
 from ..losses._schedule import Term
 from ..models import _zoo
+from ..models._init import initialise
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
 from .module import TrainingModule
 from .settings import Component, Experiment, Trainer
+
+log = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
 ADVICE = (  # of Lightning, on things that are decided here
@@ -36,9 +39,11 @@ ADVICE = (  # of Lightning, on things that are decided here
 )
 
 
-def run(experiment: Experiment) -> Path:
+def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     """Trains, and returns the checkpoint OUTPUT/model.safetensors, ready for `pmsplat.load`.
 
+    A new run starts from `trainer.initial`, or from what its model names in `init_from`, or from
+    nothing; `tell` hears what came from where.
     Also in OUTPUT: last.ckpt (to resume), config.json, the logs, pictures/. With the same seed and
     settings on CPU the losses are the same run after run, and after a resumption. Raises UserError
     for what the user can mend, KeyboardInterrupt after Ctrl-C, when last.ckpt has been written.
@@ -49,8 +54,6 @@ def run(experiment: Experiment) -> Path:
     with _quiet(), _matmul("highest" if cfg.precision == "float32" else "high"):
         data = _data(experiment)
         component = experiment.model
-        if resumed or cfg.initial:
-            component = _without_download(component)
         torch.manual_seed(experiment.seed)
         model = registry.build("models", component.name, component.settings)
         terms = {
@@ -63,6 +66,8 @@ def run(experiment: Experiment) -> Path:
             _check_resumed(resumed, model)
         elif cfg.initial:
             start_from(model, cfg.initial)
+        elif hasattr(component.settings, "init_from"):
+            initialise(model, component.settings.init_from, tell)
         write_text(output / "config.json", json.dumps(asdict(experiment), indent=1) + "\n")
         lpips = find_lpips()[0] if "lpips" in experiment.loss else None
         module = TrainingModule(experiment, model, terms, lpips)
@@ -99,13 +104,6 @@ def _data(experiment: Experiment) -> DataModule:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes start later
         data.prepare_data()
     return data
-
-
-def _without_download(component: Component) -> Component:
-    """The same model, not starting from weights that are about to be replaced."""
-    if not getattr(component.settings, "pretrained", False):
-        return component
-    return Component(component.name, replace(component.settings, pretrained=False))
 
 
 def _check_resumed(path: Path, model: nn.Module) -> None:
@@ -206,16 +204,16 @@ def _matmul(precision: str) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning without its banners and its advice on things decided here."""
-    log = logging.getLogger("pytorch_lightning")
-    before = log.level
-    log.setLevel(logging.WARNING)
+    lightning = logging.getLogger("pytorch_lightning")
+    before = lightning.level
+    lightning.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             for advice in ADVICE:
                 warnings.filterwarnings("ignore", message=advice)
             yield
     finally:
-        log.setLevel(before)
+        lightning.setLevel(before)
 
 
 def start_from(model: nn.Module, name_or_path: str) -> None:
@@ -227,5 +225,5 @@ def start_from(model: nn.Module, name_or_path: str) -> None:
 
 
 def _export(model: nn.Module, component: Component, path: Path) -> None:
-    header = Header(component.name, asdict(_without_download(component).settings))
+    header = Header(component.name, asdict(component.settings))
     save_checkpoint(path, model.state_dict(), header)

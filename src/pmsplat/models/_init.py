@@ -1,0 +1,159 @@
+"""Weights that training starts from: parts of other networks, as the official recipes take them.
+
+DepthSplat starts from the ViT of Depth Anything V2 (Yang et al., NeurIPS 2024; itself DINOv2's) and
+the CNN and transformer of GMFlow (Xu et al., CVPR 2022), MVSplat from the latter two as UniMatch
+(Xu et al., PAMI 2023) trained them for depth. What else their files hold is left.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from .. import registry
+from ..errors import UserError
+from ..io.weights import Source, fetch, read_checkpoint, read_header
+from ._convert import BACKBONE, DEPTH, ENCODER, joined, names_of, official_keys, ordered
+from ._published import ZOO
+from .depthsplat import DepthSplat
+from .mvsplat import MVSplat
+
+log = logging.getLogger(__name__)
+
+DINOV2 = "dinov2"
+SOURCES = {
+    "depth-anything-v2-small": Source(  # Apache 2.0
+        "depth-anything/Depth-Anything-V2-Small",
+        "03876f8651c73a60fe4c2c48294e09fcb6838fcf",
+        "depth_anything_v2_vits.pth",
+        "715fade13be8f229f8a70cc02066f656f2423a59effd0579197bbf57860e1378",
+    ),
+    "depth-anything-v2-base": Source(
+        "depth-anything/Depth-Anything-V2-Base",
+        "a4e71a6c2ce52fe50df0f212066b0d4a87be9b5e",
+        "depth_anything_v2_vitb.pth",
+        "0d2b7002e62d39d655571c371333340bd88f67ab95050c03591555aa05645328",
+    ),
+    "depth-anything-v2-large": Source(
+        "depth-anything/Depth-Anything-V2-Large",
+        "cbbb86a30ce19b5684b7a05155dc7e6cbc7685b9",
+        "depth_anything_v2_vitl.pth",
+        "a7ea19fa0ed99244e67b624c72b8580b7e9553043245905be58796a608eb9345",
+    ),
+    # A copy of the file that UniMatch's MODEL_ZOO.md has on a server of its own; MIT.
+    "gmflow": Source(
+        "pranay-ar/unimatch",
+        "4cbb8c73a0f6d821f38fcbc300afc643c552f0db",
+        "gmflow-scale1-things-e9887eda.pth",
+        "e9887eda6165e0813c03f35998d6af86e265aafce2e3349af93d691a59696088",
+    ),
+}
+NON_COMMERCIAL = {name: "CC-BY-NC-4.0" for name in SOURCES if name.endswith(("-base", "-large"))}
+
+# Where in the official encoder the keys of a file may begin: released encoders; encoders alone;
+# depth networks, and what DepthSplat's starts from; what MVSplat's starts from.
+ROOTS = ("", ENCODER, ENCODER + DEPTH, ENCODER + BACKBONE)
+
+
+def initialise(
+    model: nn.Module, names: Sequence[str], tell: Callable[[str], None] = log.info
+) -> None:
+    """Fills the parts of an encoder that other networks were trained for, from each name in turn.
+
+    A name is "dinov2" (the ViT as its authors released it), one of SOURCES, a published model, or
+    the path of such a file or of a checkpoint of ours. Of every part (ViT, CNN, transformer, head,
+    …) that a file knows, all parameters are copied; the others stay, and what the file has besides
+    is left. `tell` hears what came from where. Raises UserError for an unknown name, for a file
+    that cannot be had, or of which nothing fits, or a part only in part.
+    """
+    for name in names:
+        _check(model, name)
+    for name in names:
+        if name in NON_COMMERCIAL:
+            tell(f"{name} may not be used commercially: its licence is {NON_COMMERCIAL[name]}")
+        keys, tensors = _read(model, name)
+        fitting = _fitting(model, keys, tensors, name)
+        model.load_state_dict(fitting, strict=False)
+        counts = Counter(_part(parameter) for parameter in fitting)
+        tell(f"{name}: " + ", ".join(f"{n} parameters of {part}" for part, n in counts.items()))
+
+
+def _check(model: nn.Module, name: str) -> None:
+    """UserError where there can be no such weights, before any are fetched."""
+    if not isinstance(model, (DepthSplat, MVSplat)):
+        raise UserError(
+            f"model.init_from for a {type(model).__name__}",
+            "an encoder of pmsplat's own, whose parts others have trained",
+            "start from a checkpoint of the same model instead (trainer.initial=...)",
+        )
+    if name == DINOV2:
+        if isinstance(model, MVSplat) or model.depth.vit is None:
+            raise UserError(
+                f"{name!r} in model.init_from", "a model with a ViT", "take it out of the list"
+            )
+    elif name not in SOURCES and name not in ZOO and not Path(name).is_file():
+        known = [DINOV2, *SOURCES]
+        raise UserError(
+            f"{name!r} in model.init_from, which is neither a name nor a file",
+            f"{', '.join(known)}, a published model, or the path of a checkpoint",
+            registry.suggest(name, [*known, *ZOO]),
+        )
+
+
+def _read(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
+    """The tensors of a file, and the keys there of which each of our parameters is made."""
+    ours = list(model.state_dict())
+    if name == DINOV2:
+        from ..foundation import dinov2  # late: timm takes a second to import
+
+        assert isinstance(model, DepthSplat)
+        released = dinov2.released(model.layout.vit)
+        tensors = {f"pretrained.{key}": value for key, value in released.items()}
+    else:
+        sources = SOURCES | {model_name: published.source for model_name, published in ZOO.items()}
+        path = fetch(sources[name]) if name in sources else Path(name)
+        tensors = read_checkpoint(path)
+        if read_header(path) is not None:
+            return {parameter: [parameter] for parameter in ours}, tensors
+    names = names_of(model)
+    keys = {parameter: official_keys(parameter, names) for parameter in ours}
+    known = {key for parts in keys.values() for key in parts}
+    rooted = [{root + key: value for key, value in tensors.items()} for root in ROOTS]
+    return keys, max(rooted, key=lambda placed: len(known & placed.keys()))
+
+
+def _fitting(
+    model: nn.Module, keys: dict[str, list[str]], tensors: dict[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Our parameters that the file holds: of every part all or none."""
+    known = {_part(name) for name in keys if any(key in tensors for key in keys[name])}
+    if not known:
+        raise UserError(
+            f"{where} holds nothing of this model (its keys are like {next(iter(tensors), '')!r})",
+            "parameters of Depth Anything V2, GMFlow, UniMatch, DepthSplat or MVSplat",
+            "take it out of model.init_from, or give the authors' own file",
+        )
+    fitting = {}
+    for name, wanted in model.state_dict().items():
+        if _part(name) not in known:
+            continue
+        parts = [tensors[key] for key in keys[name] if key in tensors]
+        whole = len(parts) == len(keys[name]) and len({part.shape for part in parts}) == 1
+        value = joined(parts, wanted) if whole and parts[0].ndim else None
+        if value is None or value.shape != wanted.shape:
+            there = " and ".join(str(list(part.shape)) for part in parts) or "nothing"
+            raise UserError(
+                f"{where} fits {_part(name)} only in part: it has {there} at {keys[name][0]!r}",
+                f"{list(wanted.shape)} for {name}",
+                "give a file of a network as large as the model, or take it out of model.init_from",
+            )
+        fitting[name] = value if keys[name] == [name] else ordered(name, value, model)
+    return fitting
+
+
+def _part(name: str) -> str:
+    """The part of an encoder that a parameter belongs to, such as depth.vit, head, transformer."""
+    first, second, *_ = name.split(".")
+    return f"{first}.{second}" if first == "depth" else first
