@@ -3,11 +3,16 @@
     pmsplat train +experiment=demo_tiny
     pmsplat train +experiment=re10k_small dataset.root=/data/re10k trainer.batch_size=4
     pmsplat train +experiment=re10k_small trainer.resume=true
+    pmsplat train +experiment=re10k_base 'model.init_from=[dinov2,gmflow]'
 
 Settings are Hydra overrides: `+experiment=NAME` (a file of config/experiment), `model=`,
 `dataset=`, `loss=`, `renderer=` (files of those folders, or the name of a component of yours), and
 any field as `GROUP.FIELD=VALUE`. `+loss.my.module.weight=0.1` adds a loss, `~loss.lpips` drops one.
 A mistyped name is refused with the nearest valid one. `--print` shows every setting.
+
+`model.init_from` lists the weights that a new run starts from, downloaded where they have a name:
+dinov2, depth-anything-v2-small, -base, -large, gmflow, a published model, or paths of such files.
+`trainer.initial` starts from all of a trained model instead.
 
 In the folder `output` (outputs/EXPERIMENT): model.safetensors (for `--model` of other verbs),
 last.ckpt (for trainer.resume=true), pictures/, tensorboard/, csv/. Ctrl-C ends the step at hand,

@@ -20,7 +20,7 @@ from .. import registry
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
 from ..io.files import write_text
-from ..io.weights import Header, save_checkpoint
+from ..io.weights import Header, check_same, save_checkpoint
 from ..losses._schedule import Term
 from ..models import _zoo
 from ..models._init import initialise
@@ -114,21 +114,8 @@ def _check_resumed(path: Path, model: nn.Module) -> None:
         raise UserError(
             f"{path} is not a readable checkpoint", "one that pmsplat wrote", "start a new run"
         ) from error
-    theirs = {name.removeprefix("model."): tuple(value.shape) for name, value in saved.items()}
-    compare_weights(theirs, model, str(path))
-
-
-def compare_weights(theirs: dict[str, tuple[int, ...]], model: nn.Module, where: str) -> None:
-    """UserError naming the first tensor in which a checkpoint and `model` differ."""
-    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            shapes = [str(list(x[name])) if name in x else "nothing" for x in (theirs, ours)]
-            raise UserError(
-                f"{where} is of another model: it has {shapes[0]} at {name}",
-                f"{shapes[1]} there",
-                "give the settings it was trained with (config.json beside it)",
-            )
+    theirs = {name.removeprefix("model."): value for name, value in saved.items()}
+    check_same(theirs, model.state_dict(), str(path))
 
 
 def _check_devices(cfg: Trainer) -> None:
@@ -219,8 +206,7 @@ def _quiet() -> Iterator[None]:
 def start_from(model: nn.Module, name_or_path: str) -> None:
     """Copies the weights of a published model or a checkpoint; UserError where shapes differ."""
     weights = _zoo.load(name_or_path).state_dict()
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    compare_weights(shapes, model, name_or_path)
+    check_same(weights, model.state_dict(), name_or_path)
     model.load_state_dict(weights)
 
 
