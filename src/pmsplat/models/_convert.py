@@ -156,7 +156,8 @@ def depthsplat2024(model: DepthSplat2024) -> Names:
     return {
         **out,
         **unet("head.unet", "gaussian_regressor.3", levels),
-        "head.stem": ("gaussian_regressor",),
+        "head.stem": ("gaussian_regressor.0",),
+        "head.norm": ("gaussian_regressor.1",),
         "head.smooth": ("gaussian_regressor.4",),
         "head.out": ("gaussian_head",),
     }

@@ -17,7 +17,7 @@ from ..kernels.attention import BACKENDS
 from ..nn import cost_volume
 from ..nn.cnn import CNN
 from ..nn.dpt import DPT
-from ..nn.maps import resize
+from ..nn.maps import pieces, resize
 from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import zeroed
 from ..types import Cameras
@@ -134,6 +134,10 @@ class Features:
             *self.monocular[scale : scale + 1],
         ]
 
+    def of(self, images: slice) -> "Features":
+        """The maps of some images."""
+        return Features(*(tuple(x[images] for x in getattr(self, f.name)) for f in fields(self)))
+
     def before(self, height: int) -> list[list[Tensor]]:
         """What a dense head reads before the ViT's map, at 1/2, 1/4, 1/8, 1/16 of `height`."""
         return [[x for x in self.cnn if x.shape[-2] * s == height] for s in (2, 4, 8, 16)]
@@ -241,15 +245,22 @@ class DepthNetwork(nn.Module):
             )
             matches.append(regressor([volume, *features.at(scale)], candidates, views))
         low = matches[-1].inv_depth[:, None]
-        refined = self.refine(features.vit, features.before(height), features.after(height, low))
-        inv_depth = resize(low, (height, width)) + self.residual(refined).float()
-        inv_depth = torch.minimum(torch.maximum(inv_depth[:, 0], whole.low), whole.high)
+        residual = torch.cat(
+            [self._residual(features.of(part), low[part], height) for part in pieces(normalised)]
+        )
+        inv_depth = (resize(low, (height, width)) + residual)[:, 0]
+        inv_depth = torch.minimum(torch.maximum(inv_depth, whole.low), whole.high)
         return DepthEstimate(
             tuple(rearrange(m.inv_depth, "(b v) h w -> b v h w", v=views) for m in matches),
             inv_depth.unflatten(0, (batch, views)),
             matches[-1].confidence,
             features,
         )
+
+    def _residual(self, features: Features, low: Tensor, height: int) -> Tensor:
+        """What full resolution adds to the inverse depth of the finest scale."""
+        maps = self.refine(features.vit, features.before(height), features.after(height, low))
+        return self.residual(maps).float()
 
     def _features(self, images: Tensor, others: Tensor) -> Features:
         cnn = self.cnn(images)

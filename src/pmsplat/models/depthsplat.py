@@ -7,13 +7,14 @@ Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025 (the
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..nn.cost_volume import all_others, nearest_others
-from ..nn.maps import join, resize, store
+from ..nn.maps import join, pieces, resize, store
 from ..types import Prediction, Views
-from ._depth import DepthEstimate, DepthNetwork, Layout, check_choice
+from ._depth import DepthEstimate, DepthNetwork, Features, Layout, check_choice
 from ._fit import fitted
 from ._head import Rules, channels, enlarged, gaussians_at, out_convolutions
 
@@ -128,15 +129,22 @@ class Head(nn.Module):
         depth: Float[Tensor, "batch view height width"],
         estimate: DepthEstimate,
     ) -> Float[Tensor, "batch view channel height width"]:
-        height, width = images.shape[-2:]
-        maps = estimate.features
+        size = (images.shape[-2], images.shape[-1])
+        flat, metric = images.flatten(0, 1), depth.flatten(0, 1)[:, None]
+        confidence = enlarged(estimate.confidence, size)
+        parts = [
+            self._numbers(flat[part], metric[part], confidence[part], estimate.features.of(part))
+            for part in pieces(flat)
+        ]
+        return torch.cat(parts).unflatten(0, images.shape[:2])
+
+    def _numbers(
+        self, images: Tensor, depth: Tensor, confidence: Tensor, maps: Features
+    ) -> Float[Tensor, "n channel height width"]:
+        height = images.shape[-2]
         features = self.features(maps.vit, maps.before(height), maps.after(height))
-        flat = images.flatten(0, 1)
-        confidence = enlarged(estimate.confidence, (height, width))
-        x = join([flat, depth.flatten(0, 1)[:, None], confidence, features])
-        x = self.regressor(x)
-        x = self.out(join([x, flat, features, confidence]))
-        return x.unflatten(0, images.shape[:2])
+        x = self.regressor(join([images, depth, confidence, features]))
+        return self.out(join([x, images, features, confidence]))
 
 
 build = DepthSplat

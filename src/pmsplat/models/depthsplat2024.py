@@ -7,14 +7,15 @@ al., "DepthSplat: Connecting Gaussian Splatting and Depth", arXiv 2410.13862; Sh
 
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from ..nn.cost_volume import all_others, nearest_others
-from ..nn.maps import UpConv, join, store
+from ..nn.maps import UpConv, join, pieces, store
 from ..nn.unet import GroupNorm, UNet
-from ._depth import DepthEstimate, DepthNetwork, Layout, check_choice
+from ._depth import DepthEstimate, DepthNetwork, Features, Layout, check_choice
 from ._head import Rules, channels, enlarged, out_convolutions
 from .depthsplat import DepthSplat
 
@@ -117,11 +118,8 @@ class Head(nn.Module):
             )
             for scale in range(layout.scales)
         )
-        self.stem = nn.Sequential(
-            nn.Conv2d(3 + 1 + 1 + features, unet_width, 3, padding=1),
-            GroupNorm(unet_width),
-            nn.GELU(),
-        )
+        self.stem = nn.Conv2d(3 + 1 + 1 + features, unet_width, 3, padding=1)
+        self.norm = GroupNorm(unet_width)
         widths = tuple(unet_width * level for level in UNET_LEVELS)
         self.unet = UNet(widths, head=min(HEAD, unet_width), backend=layout.attention)
         self.smooth = nn.Conv2d(unet_width, unet_width, 3, padding=1)
@@ -134,15 +132,19 @@ class Head(nn.Module):
         depth: Float[Tensor, "batch view height width"],
         estimate: DepthEstimate,
     ) -> Float[Tensor, "batch view channel height width"]:
-        flat = images.flatten(0, 1)
-        features = [
-            enlarge(join(estimate.features.at(scale))) for scale, enlarge in enumerate(self.enlarge)
-        ]
+        flat, metric = images.flatten(0, 1), depth.flatten(0, 1)[:, None]
         confidence = enlarged(estimate.confidence, (images.shape[-2], images.shape[-1]))
-        x = self.stem(join([flat, depth.flatten(0, 1)[:, None], confidence, *features]))
-        x = self.smooth(self.unet(x, images.shape[1]))
-        x = self.out(join([x, flat, *features, confidence]))
-        return x.unflatten(0, images.shape[:2])
+        parts = pieces(flat)
+        features = torch.cat([self._features(estimate.features.of(part)) for part in parts])
+        stems = [self.stem(join([flat[p], metric[p], confidence[p], features[p]])) for p in parts]
+        x = self.unet(gelu(self.norm(torch.cat(stems))), images.shape[1])
+        numbers = [
+            self.out(join([self.smooth(x[p]), flat[p], features[p], confidence[p]])) for p in parts
+        ]
+        return torch.cat(numbers).unflatten(0, images.shape[:2])
+
+    def _features(self, maps: Features) -> Float[Tensor, "n channel height width"]:
+        return join([enlarge(join(maps.at(i))) for i, enlarge in enumerate(self.enlarge)])
 
 
 build = DepthSplat2024

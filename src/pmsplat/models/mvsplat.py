@@ -12,7 +12,7 @@ from torch.nn.functional import gelu
 from ..kernels.attention import BACKENDS
 from ..nn.cnn import CNN
 from ..nn.cost_volume import Regressor, all_others, cost_volume, full_range
-from ..nn.maps import ChannelsFirst, join, resize
+from ..nn.maps import ChannelsFirst, join, pieces, resize
 from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import GroupNorm, UNet
 from ..types import Prediction, Views
@@ -119,7 +119,7 @@ class MVSplat(ChannelsFirst):
         features = gelu(resize(self.up(join([matched, cnn])), views.size))
         x = self.stem(join([flat, self.narrow(features), coarse, confidence]))
         x = self.unet(x, count)
-        raw = self.out(join([x, flat, features]))
+        raw = torch.cat([self.out(join([x[p], flat[p], features[p]])) for p in pieces(flat)])
         correction = self.residual(x).float()
         inv_depth = torch.clamp(coarse[:, 0] + correction[:, 0], whole.low, whole.high)
         depths = ((1 / inv_depth).unflatten(0, (batch, count)),)

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 
+PIECE = {"cpu": 2**16, "cuda": 2**21}  # pixels that `pieces` puts together
+
 
 def conv_of(
     conv: nn.Conv2d, maps: Sequence[Float[Tensor, "n _ height width"]]
@@ -26,6 +28,18 @@ def conv_of(
     for x, weight in zip(maps[1:], weights[1:], strict=True):
         out += conv2d(x, weight, None, conv.stride, conv.padding)
     return out
+
+
+def pieces(images: Float[Tensor, "n _ height width"]) -> list[slice]:
+    """Runs of images that a head at full size may take one after the other, to hold less memory.
+
+    All in one where gradients are wanted, which hold everything anyway.
+    """
+    count, _, height, width = images.shape
+    at_once = count
+    if not torch.is_grad_enabled():
+        at_once = max(1, PIECE[images.device.type] // (height * width))
+    return [slice(start, start + at_once) for start in range(0, count, at_once)]
 
 
 class ChannelsFirst(nn.Module):

@@ -1,0 +1,105 @@
+"""Which published model a file is of: by its hash, and in words by its shapes."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import pmsplat
+from pmsplat.errors import UserError
+from pmsplat.models import _published, _zoo
+from pmsplat.models._convert import names_of, official_keys
+from pmsplat.models._published import MARCH_2025, ZOO, Published, recognised
+from pmsplat.models._shapes import likeness
+from pmsplat.models.depthsplat import Config, DepthSplat
+
+NAME = "depthsplat-gs-small-re10k-256x256-view2"
+TINY = {"vit": "none", "width": 32, "planes": 16, "transformer_layers": 0, "head_width": 16}
+ALIKE = [
+    {"depthsplat-gs-base-re10k-256x448-view2", "depthsplat-gs-base-dl3dv-256x448-randview2-6",
+     "depthsplat-gs-base-re10kdl3dv-448x768-randview2-6"},
+    {"depthsplat-depth-small-352x640-randview2-8", "depthsplat-depth-small"},
+    {"depthsplat-depth-base-352x640-randview2-8", "depthsplat-depth-base"},
+    {"depthsplat-gs-base-dl3dv-256x448", "pmloss", "ori_depthsplat_tuned"},
+]  # fmt: skip
+
+
+def key_list(shared: Path, name: str) -> dict[str, Tensor]:
+    """An official file of that name, without its numbers."""
+    described = json.loads((shared / "reference" / f"{name}.keys.json").read_text())
+    shapes = {key: shape for key, (shape, _) in described["keys"].items()}
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An official file of a released model that the zoo takes for a tiny one."""
+    torch.manual_seed(0)
+    model = DepthSplat(Config(**TINY, published=True))  # pyright: ignore[reportArgumentType]
+    official = {}
+    for key, value in model.state_dict().items():
+        parts = official_keys(key, names_of(model))
+        official |= dict(zip(parts, value.chunk(len(parts)), strict=True))
+    path = tmp_path / f"{NAME}-20f39ed8.pth"
+    torch.save({"state_dict": official}, path)
+    entry = ZOO[NAME]
+    small = Published(entry.model, TINY, entry.source, entry.parameters, entry.data)
+    monkeypatch.setitem(_published.ZOO, NAME, small)
+    return path
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_shapes_name_the_models_that_have_them(name: str, shared: Path) -> None:
+    alike = next((names for names in ALIKE if name in names), {name})
+    found = likeness(key_list(shared, name))
+    assert set(found.names) == alike
+    assert ("MVSplat" if name.startswith("mvsplat") else "DepthSplat") in found.text
+
+
+def test_other_files_look_like_nothing() -> None:
+    found = likeness({"conv.weight": torch.zeros(3, 2), "conv.bias": torch.zeros(3)})
+    assert found.names == () and "2 parameters, the first 'conv.weight' [3, 2]" in found.text
+
+
+def test_the_hash_alone_tells_the_files_of_march_2025(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = pmsplat.load(NAME, weights=tiny)
+    assert later.cfg == Config(**TINY, published=True)  # pyright: ignore[reportArgumentType]
+    digest = hashlib.sha256(tiny.read_bytes()).hexdigest()
+    monkeypatch.setitem(MARCH_2025, digest[:8], NAME)
+    for model in (pmsplat.load(NAME, weights=tiny), pmsplat.load(tiny)):
+        assert isinstance(model, DepthSplat)
+        assert model.cfg.scale_unit == "pixel" and model.cfg.published
+
+
+def test_every_release_is_known_by_its_hash() -> None:
+    for start, name in MARCH_2025.items():
+        found = recognised(start + "0" * 56)
+        assert found == (name, ZOO[name].settings | {"scale_unit": "pixel"})
+    for name, published in ZOO.items():
+        start = published.source.sha256[:8]
+        assert not start or recognised(start + "0" * 56) == (name, published.settings)
+    assert recognised("0" * 64) is None
+
+
+def test_an_unknown_official_file_asks_for_its_name(tiny: Path) -> None:
+    official = torch.load(tiny, weights_only=True)["state_dict"]
+    fake = {"encoder.depth_predictor.corr_refine_net.0.weight": torch.zeros(1)}
+    torch.save(fake, tiny.with_name("mv.ckpt"))
+    with pytest.raises(
+        UserError, match=r"looks like MVSplat.*say which model it is, mvsplat-re10k"
+    ):
+        pmsplat.load(tiny.with_name("mv.ckpt"))
+    with pytest.raises(UserError, match="looks like no model that pmsplat knows"):
+        pmsplat.load(tiny)
+    official |= {"encoder.extra": torch.zeros(1), "losses.lpips.weight": torch.zeros(1)}
+    torch.save(official, tiny)
+    with pytest.raises(UserError, match=r"'encoder\.extra' in the checkpoint; wanted no such"):
+        _zoo.load(NAME, weights=tiny)
+    del official["encoder.extra"]
+    torch.save(official, tiny)
+    assert isinstance(_zoo.load(NAME, weights=tiny), DepthSplat)  # losses' networks are passed over
