@@ -1,18 +1,10 @@
 """The CNN, the U-Net and the dense head: what their docstrings promise."""
 
 import torch
-from torch.nn.functional import instance_norm as torch_instance_norm
 
-from pmsplat.nn import maps
-from pmsplat.nn.cnn import CNN, instance_norm
+from pmsplat.nn.cnn import CNN
 from pmsplat.nn.dpt import DPT
 from pmsplat.nn.unet import UNet
-
-
-def test_instance_norm_is_torchs_even_far_from_zero() -> None:
-    x = (torch.randn(2, 5, 64, 48).relu() + 0.3).to(memory_format=torch.channels_last)
-    expected = torch_instance_norm(x.double()).float()
-    torch.testing.assert_close(instance_norm(x), expected, atol=5e-6, rtol=1e-5)
 
 
 def test_cnn_resolutions_follow_the_strides() -> None:
@@ -26,6 +18,19 @@ def test_cnn_resolutions_follow_the_strides() -> None:
         assert [x.shape[1:] for x in found] == [
             (c, 32 // s, 48 // s) for c, s in zip((8, 12, 16), expected, strict=True)
         ]
+
+
+def test_cnn_does_not_see_contrast_or_brightness() -> None:
+    """Instance norms take both away, and take maps far from zero as well as any."""
+    torch.manual_seed(0)
+    cnn = CNN((8, 12, 16), (1, 1, 2))
+    images = torch.rand(2, 3, 32, 48)
+    exact = cnn.double()(images.double())
+    found = cnn.float()(images)
+    for x, y in zip(found, exact, strict=True):
+        torch.testing.assert_close(x.double(), y, atol=2e-4, rtol=0)
+    brighter = cnn(3 * images)
+    torch.testing.assert_close(brighter[-1], found[-1], atol=2e-2, rtol=0)
 
 
 def test_a_unet_starts_silent_and_lets_views_talk() -> None:
@@ -43,13 +48,6 @@ def test_a_unet_starts_silent_and_lets_views_talk() -> None:
         assert moved[0] > 1e-5 and moved[1] > 1e-5  # views of one scene
         assert (moved[2:] == 0).all()  # and not of another
         assert unet(x, 2).shape == x.shape
-
-
-def test_join_keeps_order_and_stores_channels_last() -> None:
-    a, b = torch.randn(2, 3, 4, 5), torch.randn(2, 1, 4, 5)
-    found = maps.join([a, b])
-    assert torch.equal(found, torch.cat([a, b], dim=1))
-    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_dense_head_doubles_its_finest_level_with_or_without_a_backbone() -> None:

@@ -2,7 +2,9 @@ from dataclasses import replace
 
 import torch
 
+from pmsplat.geometry import camera
 from pmsplat.nn import cost_volume
+from pmsplat.types import Cameras
 from tests.scenes import random_cameras
 
 
@@ -19,17 +21,61 @@ def test_nearest_others_are_near_and_never_oneself() -> None:
     assert found == [[1, 2], [0, 2], [3, 1], [2, 1], [2, 3]]
 
 
-def test_the_reference_K_matters_where_intrinsics_differ(generator: torch.Generator) -> None:
+def test_fewer_views_than_asked_for_are_all_the_others() -> None:
+    c2w = torch.eye(4).repeat(1, 3, 1, 1)
+    c2w[0, :, 0, 3] = torch.tensor([0.0, 5.0, 1.0])
+    assert cost_volume.nearest_others(c2w, 9)[0].tolist() == [[2, 1], [2, 0], [0, 1]]
+    assert cost_volume.nearest_others(c2w[:, :2], 2)[0].tolist() == [[1], [0]]
+
+
+def carried(cameras: Cameras, reference_K: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where homographies take the pixels of view 0 into view 1, and where those points are seen."""
+    height, width = 6, 8
+    size = torch.tensor([width, height])
+    depth = 1 + torch.rand(1, height, width, generator=torch.Generator().manual_seed(0))
+    c2w, K = cameras.c2w, cameras.K
+    points = camera.unproject_depth(depth, c2w[:, 0], K[:, 0]).flatten(1, 2)
+    expected = camera.project_world(points, c2w[:, 1], K[:, 1])[..., :2] * size
+    others = cost_volume.all_others(c2w)
+    H = cost_volume.homographies(cameras, others, height, width, reference_K)[0, 0, 0]
+    pixels = camera.pixel_grid(height, width, like=depth) * size
+    rays = torch.cat([pixels, torch.ones(height, width, 1)], dim=-1)
+    moved = ((rays @ H[:, :3].T) * depth[0, ..., None] + H[:, 3]).flatten(0, 1)
+    return moved[:, :2] / moved[:, 2:], expected[0]
+
+
+def test_homographies_carry_points_under_each_views_own_K(generator: torch.Generator) -> None:
     cameras = random_cameras(2, generator)
-    others = cost_volume.all_others(cameras.c2w)
-    own = cost_volume.homographies(cameras, others, 8, 8)
-    published = cost_volume.homographies(cameras, others, 8, 8, reference_K=True)
-    assert (own - published).abs().max() > 0.05
+    found, expected = carried(cameras, reference_K=False)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    published, _ = carried(cameras, reference_K=True)
+    assert (published - expected).abs().max() > 0.2
     alike = replace(cameras, K=cameras.K[:, :1].expand(-1, 2, -1, -1))
-    torch.testing.assert_close(
-        cost_volume.homographies(alike, others, 8, 8),
-        cost_volume.homographies(alike, others, 8, 8, reference_K=True),
-    )
+    found, expected = carried(alike, reference_K=True)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_sweep_finds_a_wall_though_intrinsics_differ(generator: torch.Generator) -> None:
+    """A textured wall seen by two cameras, the second zoomed in: its depth agrees best."""
+    cameras, size, right = random_cameras(2, generator, spread=0.0), (24, 32), 4
+    c2w, K = torch.eye(4).repeat(1, 2, 1, 1), cameras.K.clone()
+    c2w[0, 1, 0, 3] = 0.3
+    K[:, 1, :2, :2] *= 1.5
+    cameras = replace(cameras, c2w=c2w, K=K)
+    candidates = cost_volume.full_range(torch.full((2,), 0.5), torch.full((2,), 8.0), 12)
+    wall = (1 / candidates.inv_depth[0, right, 0, 0]).expand(1, 2, *size)
+    points = camera.unproject_depth(wall, c2w, K)
+    angles = points[..., :2] @ (6 * torch.randn(2, 16, generator=generator))
+    features = torch.cat([angles.sin(), angles.cos()], dim=-1).permute(0, 1, 4, 2, 3)
+    others = cost_volume.all_others(c2w)
+    seen = camera.project_world(points[:, 0].flatten(1, 2), c2w[:, 1], K[:, 1])[0, :, :2]
+    visible = ((seen > 0) & (seen < 1)).all(dim=-1).unflatten(0, size)
+    found = []
+    for published in (False, True):
+        volume = cost_volume.cost_volume(features, cameras, others, candidates, published)
+        best = volume[0].argmax(dim=0)[visible]
+        found.append((best == right).float().mean().item())
+    assert visible.sum() > 200 and found[0] == 1 and found[1] < 0.3
 
 
 def test_fine_candidates_lie_half_a_step_apart_around_the_coarse_answer() -> None:
