@@ -7,6 +7,7 @@ import torch
 
 from pmsplat import registry
 from pmsplat.errors import UserError
+from pmsplat.nn import maps
 from tests.models.tiny import MODELS, SETTINGS, shaken, tiny, views
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -92,6 +93,23 @@ def test_scenes_of_a_batch_do_not_meet(name: str, generator: torch.Generator) ->
         alone = model(given.map(lambda x: x[1:]))
     torch.testing.assert_close(both.depths[-1][1:], alone.depths[-1], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(both.gaussians[-1].sh[1:], alone.gaussians[-1].sh, atol=1e-3, rtol=0)
+
+
+@every_model
+def test_pieces_and_gradients_change_nothing(
+    name: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradients some images are computed after others, and attention in blocks."""
+    model, given = shaken(tiny(name)), views(generator, 3, batch=2)
+    whole = model(given)
+    for pixels in (1, 2 * 32 * 48, 2**16):
+        monkeypatch.setitem(maps.PIECE, "cpu", pixels)
+        with torch.no_grad():
+            found = model(given)
+        torch.testing.assert_close(1 / found.depths[-1], 1 / whole.depths[-1], atol=1e-5, rtol=1e-4)
+        for part in ("means", "scales", "opacities", "sh"):
+            a, b = (getattr(p.gaussians[-1], part) for p in (found, whole))
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-4)
 
 
 @every_model

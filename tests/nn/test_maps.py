@@ -105,6 +105,16 @@ def test_enlarging_is_nearest_neighbours_and_then_a_convolution(
         torch.testing.assert_close(a, b, atol=1e-11, rtol=0)
 
 
+def test_pieces_cover_every_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.zeros(7, 3, 4, 5)
+    monkeypatch.setitem(maps.PIECE, "cpu", 65)
+    with torch.no_grad():
+        taken = [torch.arange(7)[piece].tolist() for piece in maps.pieces(images)]
+        assert taken == [[0, 1, 2], [3, 4, 5], [6]]
+        assert len(maps.pieces(torch.zeros(2, 3, 9, 9))) == 2  # never less than an image
+    assert [torch.arange(7)[piece].tolist() for piece in maps.pieces(images)] == [list(range(7))]
+
+
 def test_enlarging_knows_both_layouts() -> None:
     torch.manual_seed(0)
     layer, x = maps.UpConv(8, 4, "replicate"), torch.randn(1, 8, 6, 6)
