@@ -14,7 +14,8 @@ from ..errors import UserError
 from .linear import linear
 
 BACKENDS = ("sdpa", "xformers", "plain")
-WORTHWHILE = 2**16  # scores of a head from which `blocked` pays
+WORTHWHILE = 2**16  # scores of a head from which `blocked` pays; below, `plain` is quickest
+WIDE = 64  # channels of a head from which products beat torch's fused kernel on CPUs
 BLOCK = 2**18  # scores that `blocked` holds at a time: they should stay in a core's cache
 
 
@@ -33,8 +34,8 @@ def attention(
     if backend == "sdpa":
         trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         large = q.shape[-2] * k.shape[-2] >= WORTHWHILE
-        if q.device.type == "cpu" and large and not trains:
-            return blocked(q, k, v, mask)
+        if q.device.type == "cpu" and q.shape[-1] >= WIDE and not trains:
+            return blocked(q, k, v, mask) if large else plain(q, k, v, _like(mask, q))
         return scaled_dot_product_attention(q, k, v, attn_mask=_like(mask, q))
     if backend == "plain":
         return plain(q, k, v, mask)
