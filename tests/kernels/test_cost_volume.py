@@ -68,7 +68,7 @@ def test_the_memory_budget_changes_nothing(
     features, where = scene(generator, 3, False)
     results = []
     for budget in (2**30, rows * 4 * 48):
-        monkeypatch.setitem(cost_volume.BUDGET, "cpu", budget)
+        monkeypatch.setattr(cost_volume, "BUDGET_CPU", budget)
         leaf = features.float().requires_grad_()
         found = correlation(leaf, single(where), "all_pairs")
         found.square().sum().backward()

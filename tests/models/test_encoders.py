@@ -103,7 +103,7 @@ def test_pieces_and_gradients_change_nothing(
     model, given = shaken(tiny(name)), views(generator, 3, batch=2)
     whole = model(given)
     for pixels in (1, 2 * 32 * 48, 2**16):
-        monkeypatch.setitem(maps.PIECE, "cpu", pixels)
+        monkeypatch.setattr(maps, "PIECE_CPU", pixels)
         with torch.no_grad():
             found = model(given)
         torch.testing.assert_close(1 / found.depths[-1], 1 / whole.depths[-1], atol=1e-5, rtol=1e-4)

@@ -61,7 +61,7 @@ def test_shapes_name_the_models_that_have_them(name: str, shared: Path) -> None:
 
 def test_other_files_look_like_nothing() -> None:
     found = likeness({"conv.weight": torch.zeros(3, 2), "conv.bias": torch.zeros(3)})
-    assert found.names == () and "2 parameters, the first 'conv.weight' [3, 2]" in found.text
+    assert found.names == () and "the first of 2 tensors is 'conv.weight' [3, 2]" in found.text
 
 
 def test_the_hash_alone_tells_the_files_of_march_2025(

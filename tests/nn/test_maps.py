@@ -107,7 +107,7 @@ def test_enlarging_is_nearest_neighbours_and_then_a_convolution(
 
 def test_pieces_cover_every_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.zeros(7, 3, 4, 5)
-    monkeypatch.setitem(maps.PIECE, "cpu", 65)
+    monkeypatch.setattr(maps, "PIECE_CPU", 65)
     with torch.no_grad():
         taken = [torch.arange(7)[piece].tolist() for piece in maps.pieces(images)]
         assert taken == [[0, 1, 2], [3, 4, 5], [6]]

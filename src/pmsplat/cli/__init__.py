@@ -9,6 +9,7 @@ import errno
 import importlib
 import pkgutil
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ..errors import UserError
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb: 0 on success, 2 with one sentence on wrong input, 130 on Ctrl-C."""
     arguments = parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _plainly
+            arguments.run(arguments)
     except UserError as error:
         print(f"pmsplat: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
@@ -60,3 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("pmsplat: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     return 0
+
+
+def _plainly(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a line for people, who need no line of code."""
+    print(f"pmsplat: {message}", file=sys.stderr)  # noqa: T201

@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="a checkpoint or a published name (default: what `pmsplat train` left)"
     )
+    parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
     parser.add_argument(
         "--baselines",
         action="store_true",
@@ -57,8 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--device cuda without a CUDA device", "cpu", "leave --device out")
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
     scenes = dataset.evaluation(arguments.limit)
-    model = load(model_path).to(device).eval()
-    lpips, notes = protocol.find_lpips()
+    model = load(model_path, arguments.weights).to(device).eval()
+    lpips, notes = protocol.find_lpips() if getattr(model, "draws", True) else (None, ())
 
     console = Console()
     for note in notes:

@@ -74,7 +74,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return content
 
 
-def check_same(given: Mapping[str, Tensor], model: Mapping[str, Tensor], where: str) -> None:
+def check_same(
+    given: Mapping[str, Tensor], model: Mapping[str, Tensor], where: str, remedy: str
+) -> None:
     """UserError naming the first tensor in which what `where` holds differs from a model's."""
     for name in [*model, *given]:
         shapes = [list(state[name].shape) if name in state else None for state in (given, model)]
@@ -83,7 +85,7 @@ def check_same(given: Mapping[str, Tensor], model: Mapping[str, Tensor], where: 
             raise UserError(
                 f"{where} has {theirs} at {name!r}",
                 f"{ours} there, as the model has",
-                "give the settings that it was written with (config.json beside it)",
+                remedy,
             )
 
 
@@ -267,7 +269,7 @@ def _explained(source: Source, folder: Path) -> Iterator[None]:
     raise UserError(
         f"{source.name} is not in {folder}, and {why}",
         wanted,
-        f"try again, or put {source.url} there by hand, or give its path as weights",
+        f"try again, or put {source.url} there by hand, or give its path",
     ) from cause
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import grid_sample
 
 from ..geometry import sweep
 
-BUDGET = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # bytes of correlations held at a time
+BUDGET_CPU, BUDGET = 32 * 2**20, 512 * 2**20  # bytes of correlations held, on CPUs and elsewhere
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,10 @@ def _chunks(where: Sweep, height: int, width: int, budget: int) -> Iterator[_Chu
                 )
 
 
+def _budget(features: Tensor) -> int:
+    return BUDGET_CPU if features.device.type == "cpu" else BUDGET
+
+
 class _AllPairs(torch.autograd.Function):
     """The look-up's gradient needs no forward values, so nothing but the features is kept."""
 
@@ -160,7 +164,7 @@ class _AllPairs(torch.autograd.Function):
         tokens = features.flatten(0, 1).flatten(2)
         planes = where.inv_depth.shape[2]
         out = features.new_zeros(batch * views, height * width, planes)
-        budget = BUDGET[features.device.type]
+        budget = _budget(features)
         for chunk in _chunks(where, height, width, budget):
             reference = tokens[chunk.views, :, chunk.pixels].transpose(1, 2)
             scores = reference @ tokens[chunk.source]
@@ -182,7 +186,7 @@ class _AllPairs(torch.autograd.Function):
         scale = 1 / (where.others.shape[-1] * channels**0.5)
         wanted = gradients[0].flatten(0, 1).flatten(2).transpose(1, 2) * scale
         out = torch.zeros_like(tokens)
-        for chunk in _chunks(where, height, width, BUDGET[features.device.type]):
+        for chunk in _chunks(where, height, width, _budget(features)):
             reference = tokens[chunk.views, :, chunk.pixels]
             gradient = wanted[chunk.views, chunk.pixels]
             rows = gradient.shape[0] * gradient.shape[1]

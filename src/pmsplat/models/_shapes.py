@@ -11,7 +11,6 @@ from ._convert import DEPTH, ENCODER
 from ._published import ZOO
 
 VITS = {384: "vits", 768: "vitb", 1024: "vitl"}
-CONFIDENCE = 1  # rows that a variant of PM-Loss' head has more than others
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ def likeness(state: Mapping[str, Tensor]) -> Likeness:
     ends = [f"{prefix}pretrained.pos_embed", f"{prefix}upsampler.concat_projects.2.weight"]
     if any(end not in shapes for end in ends):
         first, shape = next(iter(shapes.items()))
-        count = f"{len(shapes)} parameters, the first {first!r} {list(shape)}"
-        return Likeness((), f"no model that pmsplat knows ({count})")
+        what = f"the first of {len(shapes)} tensors is {first!r} {list(shape)}"
+        return Likeness((), f"no model that pmsplat knows ({what})")
     outputs, inputs, *_ = shapes[ends[1]]
     found: dict[str, Any] = {
         "vit": VITS.get(shapes[ends[0]][-1], f"width {shapes[ends[0]][-1]}"),

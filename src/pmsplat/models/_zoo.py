@@ -54,7 +54,8 @@ def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Modu
         return _published(*found, path)
     model = registry.build("models", header.model, header.settings)
     state = files.read_checkpoint(path)
-    files.check_same(state, model.state_dict(), str(path))
+    remedy = "load it with the version of pmsplat that wrote it"
+    files.check_same(state, model.state_dict(), str(path), remedy)
     model.load_state_dict(state)
     store(model)
     return model.eval()

@@ -75,6 +75,11 @@ class DepthSplat(nn.Module):
         return self.layout.multiple
 
     @property
+    def draws(self) -> bool:
+        """Whether it predicts Gaussians, not depth alone."""
+        return self.cfg.gaussians
+
+    @property
     def near(self) -> float:
         """The nearest depth of the scenes it learned from, in its own unit."""
         return self.cfg.near

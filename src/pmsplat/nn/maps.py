@@ -12,17 +12,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, interpolate, pad
 
-PIECE = {"cpu": 2**16, "cuda": 2**21}  # pixels that `pieces` puts together
+PIECE_CPU, PIECE = 2**16, 2**21  # pixels that `pieces` puts together, on CPUs and elsewhere
 
 
 def conv_of(
     conv: nn.Conv2d, maps: Sequence[Float[Tensor, "n _ height width"]]
-) -> Float[Tensor, "n channel height width"]:
+) -> Float[Tensor, "n channel _ _"]:
     """What `conv` says of maps behind each other along the channels, without putting them there.
 
     The sum over maps of what it says of each: less memory than `join`, and less rounding, since no
     sum is as long.
     """
+    assert conv.padding_mode == "zeros" and conv.groups == 1 and conv.dilation == (1, 1)
     weights = conv.weight.split([x.shape[1] for x in maps], dim=1)
     out = conv2d(maps[0], weights[0], conv.bias, conv.stride, conv.padding)
     for x, weight in zip(maps[1:], weights[1:], strict=True):
@@ -38,7 +39,8 @@ def pieces(images: Float[Tensor, "n _ height width"]) -> list[slice]:
     count, _, height, width = images.shape
     at_once = count
     if not torch.is_grad_enabled():
-        at_once = max(1, PIECE[images.device.type] // (height * width))
+        piece = PIECE_CPU if images.device.type == "cpu" else PIECE
+        at_once = max(1, piece // (height * width))
     return [slice(start, start + at_once) for start in range(0, count, at_once)]
 
 

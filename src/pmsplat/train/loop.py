@@ -32,6 +32,7 @@ from .settings import Component, Experiment, Trainer
 log = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
+AS_WRITTEN = "give the settings that it was written with (config.json beside it)"
 ADVICE = (  # of Lightning, on things that are decided here
     ".*does not have many workers.*",
     ".*`IterableDataset` has `__len__` defined.*",
@@ -115,7 +116,7 @@ def _check_resumed(path: Path, model: nn.Module) -> None:
             f"{path} is not a readable checkpoint", "one that pmsplat wrote", "start a new run"
         ) from error
     theirs = {name.removeprefix("model."): value for name, value in saved.items()}
-    check_same(theirs, model.state_dict(), str(path))
+    check_same(theirs, model.state_dict(), str(path), AS_WRITTEN)
 
 
 def _check_devices(cfg: Trainer) -> None:
@@ -206,7 +207,7 @@ def _quiet() -> Iterator[None]:
 def start_from(model: nn.Module, name_or_path: str) -> None:
     """Copies the weights of a published model or a checkpoint; UserError where shapes differ."""
     weights = _zoo.load(name_or_path).state_dict()
-    check_same(weights, model.state_dict(), name_or_path)
+    check_same(weights, model.state_dict(), name_or_path, AS_WRITTEN)
     model.load_state_dict(weights)
 
 
