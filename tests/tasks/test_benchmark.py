@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pmsplat.cli import benchmark, main
-from pmsplat.tasks.benchmark import _measure
+from pmsplat.tasks.benchmark import _measure, published
 
 
 def test_rasterize_leaves_figures_and_conditions(
@@ -25,6 +25,15 @@ def test_rasterize_leaves_figures_and_conditions(
         assert whole["figures"][views]["backward"]["calls"] == 2
     assert whole["conditions"]["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_published_architectures_have_a_row_each(capsys: pytest.CaptureFixture[str]) -> None:
+    names = published.architectures()
+    assert len(names) == 13 and "pmloss" not in names  # which is gs-base-dl3dv with other weights
+    words = "benchmark published --models mvsplat-re10k --size 32 32 --repeats 1"
+    assert main(words.split()) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[:3] == ["mvsplat-re10k", "12.0", "M"] and float(row[3]) > 0
 
 
 def test_every_question_explains_itself() -> None:

@@ -1,0 +1,52 @@
+"""Seconds and memory of one forward pass of every published architecture.
+
+pmsplat benchmark published --size 256 256 --views 2
+    with random weights, which do not change the speed, so nothing is downloaded
+
+Models that differ in weights or settings alone share a row, under the name of the first. Peak
+memory is what stands above the loaded model.
+"""
+
+import argparse
+from typing import Any
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of this question."""
+    parser.add_argument("--models", nargs="*", metavar="NAME", help="only these")
+    parser.add_argument("--size", type=int, nargs=2, default=[256, 256], help="height width")
+    parser.add_argument("--views", type=int, default=2, help="context views (default: 2)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls (default: 5)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prints a row per architecture; gives the figures by name."""
+    import torch
+
+    from ... import registry
+    from ...models._zoo import ZOO
+    from .encoder import measure, photographs
+
+    views = photographs(arguments.views, arguments.size[0], arguments.size[1])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = {}
+    print(f"{'model':52} parameters  forward s  peak MiB above the model")  # noqa: T201
+    for name in arguments.models or architectures():
+        torch.manual_seed(0)
+        model = registry.build("models", ZOO[name].model, ZOO[name].settings | {"published": True})
+        figures = measure(model.to(device).eval(), views.to(device), "float32", arguments.repeats)
+        count = f"{ZOO[name].parameters / 1e6:.1f} M"
+        seconds = figures["forward"]["median_ms"] / 1000
+        print(f"{name:52} {count:>10}  {seconds:9.2f}  {figures['peak_mib']}")  # noqa: T201
+        found[name] = {"parameters": ZOO[name].parameters, **figures}
+    return {"size": arguments.size, "views": arguments.views, "models": found}
+
+
+def architectures() -> list[str]:
+    """The first published name of each architecture."""
+    from ...models._zoo import ZOO
+
+    first: dict[int, str] = {}
+    for name, published in ZOO.items():
+        first.setdefault(published.parameters, name)
+    return list(first.values())
