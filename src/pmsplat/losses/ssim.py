@@ -1,0 +1,71 @@
+"""Structural dissimilarity of the rendered colour, 1 - SSIM.
+
+Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", TIP 2004;
+as a loss of Gaussians: Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field
+Rendering", 2023, whose code calls 1 - SSIM the D-SSIM.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from ..errors import UserError
+from ..types import StepOutput
+from ._schedule import Loss
+
+WINDOW, SIGMA = 11, 1.5  # of the Gaussian weights, in pixels
+C1, C2 = 0.01**2, 0.03**2  # keep the quotients finite, for images in [0, 1]
+
+
+@dataclass
+class Config:
+    """Nothing to set: the mean runs over scenes, targets, channels and windows."""
+
+
+def build(cfg: Config) -> Loss:
+    """1 - SSIM of the last rendering, not clamped, and the target images.
+
+    Raises UserError for images below 11 pixels and for a model that predicts depth alone.
+    """
+
+    def dissimilarity(step: StepOutput) -> Float[Tensor, ""]:
+        return 1 - ssim(step.rendering.color, step.batch.target.images).mean()
+
+    return dissimilarity
+
+
+def ssim(
+    image: Float[Tensor, "*batch channel height width"],
+    target: Float[Tensor, "*batch channel height width"],
+) -> Float[Tensor, "*batch"]:
+    """Structural similarity of images in [0, 1], at most 1, with gradients to both.
+
+    The mean over channels and over the windows that lie whole inside the image, with the weighted
+    (biased) variances of the paper. The code of 3DGS differs at the border alone, where it pads
+    with black. Raises UserError for images with a side below 11 pixels.
+    """
+    height, width = image.shape[-2:]
+    if min(height, width) < WINDOW:
+        raise UserError(
+            f"images of {height}x{width} pixels for SSIM",
+            f"sides of at least {WINDOW}",
+            "use larger images, or a loss without SSIM",
+        )
+    x, y = (tensor.reshape(-1, 1, height, width) for tensor in (image, target))
+    offsets = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
+    weights = torch.exp(-0.5 * (offsets / SIGMA) ** 2)
+    weights = weights / weights.sum()
+
+    def blurred(*maps: Tensor) -> tuple[Tensor, ...]:
+        rows = conv2d(torch.cat(maps), weights.view(1, 1, -1, 1))
+        return conv2d(rows, weights.view(1, 1, 1, -1)).chunk(len(maps))
+
+    mean_x, mean_y, square_x, square_y, product = blurred(x, y, x * x, y * y, x * y)
+    mean_xy, mean_xx, mean_yy = mean_x * mean_y, mean_x * mean_x, mean_y * mean_y
+    numerator = (2 * mean_xy + C1) * (2 * (product - mean_xy) + C2)
+    variances = (square_x - mean_xx) + (square_y - mean_yy)
+    similarity = numerator / ((mean_xx + mean_yy + C1) * (variances + C2))
+    return similarity.view(*image.shape[:-3], -1).mean(dim=-1)
