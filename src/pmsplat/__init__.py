@@ -17,9 +17,11 @@ _PUBLIC = {
     "UserError": "errors",
     "Views": "types",
     "load": "models._zoo",
+    "load_gaussians": "io.gaussians",
     "load_ply": "io.ply",
     "rasterize": "render",
     "read_views": "data.folder",
+    "save_gaussians": "io.gaussians",
     "save_ply": "io.ply",
 }
 

@@ -162,7 +162,7 @@ def test_gaussians_that_are_not_finite_are_counted(
     struct.pack_into("<f", data, body + 17 * 4, float("nan"))  # x of the second
     (tmp_path / "a.ply").write_bytes(data)
     assert ply.load_ply(tmp_path / "a.ply").means.shape == (1, 3, 3)
-    assert "1 Gaussians are not finite" in caplog.text
+    assert "1 of 4 Gaussians are not finite" in caplog.text
 
 
 def test_refused_on_saving(tmp_path: Path, generator: torch.Generator) -> None:
@@ -209,7 +209,6 @@ def gaussian_header(count: int, form: str = "binary_little_endian") -> bytes:
         (gaussian_header(10**15), "1000000000000000 Gaussians in 0 bytes"),
         (gaussian_header(10**15, "ascii"), "1000000000000000 Gaussians in 0 bytes"),
         (gaussian_header(10) + b"\0" * 559, "10 Gaussians in 559 bytes"),
-        (gaussian_header(0), "no vertices"),
         (gaussian_header(1, "ascii") + b"word " * 20 + b"\n", "malformed"),
         (
             b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\n"
@@ -232,11 +231,9 @@ def test_number_of_coefficients_must_be_a_degree(tmp_path: Path) -> None:
         ply.load_ply(tmp_path / "a.ply")
 
 
-def test_a_missing_file_and_a_compressed_one(tmp_path: Path, shared: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
         ply.load_ply(tmp_path / "absent.ply")
-    with pytest.raises(UserError, match="a compressed"):
-        ply.load_ply(shared / "scenes/pretrained_3dgs/guitar.compressed.ply")
 
 
 @pytest.mark.parametrize("degree", [0, 3])

@@ -1,0 +1,62 @@
+"""The door of files of Gaussians: any known format in, any known format out.
+
+A format is a module of this folder. It is recognised by how the file begins, and where the format
+has no such mark, by the suffix.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import UserError
+from ..types import Gaussians
+from . import ply, splat
+
+F = TypeVar("F")
+
+Reader = Callable[[str | Path], Gaussians]
+Writer = Callable[[Gaussians, str | Path], None]
+
+BEGINNINGS: dict[bytes, Reader] = {b"ply": ply.load_ply}
+READERS: dict[str, Reader] = {".ply": ply.load_ply, ".splat": splat.read}
+WRITERS: dict[str, Writer] = {".ply": ply.save_ply, ".splat": splat.write}
+
+
+def load_gaussians(path: str | Path) -> Gaussians:
+    """The Gaussians of a file of any known format, as batch 1 on the CPU, float32.
+
+    Standard 3DGS basis, linear scales, opacities in [0, 1], unit quaternions; in our axes where the
+    format names its own (.spz), else in those of the file (.ply, .splat). A file of no Gaussians
+    gives none. Raises UserError for a file that is missing, damaged or of an unknown kind.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise UserError(f"no file {path}", _one_of(READERS), "check the path")
+    with source.open("rb") as file:
+        head = file.read(16)
+    marked = (reader for beginning, reader in BEGINNINGS.items() if head.startswith(beginning))
+    reader = next(marked, None) or _of_suffix(READERS, source)
+    return reader(source)
+
+
+def save_gaussians(gaussians: Gaussians, path: str | Path) -> None:
+    """Writes the Gaussians of one scene in the format that the suffix names, whole or not at all.
+
+    What a format cannot hold (see its module) is lost, and said in the log. Raises UserError for an
+    unknown suffix, for a batch of several scenes, or for values that are not finite.
+    """
+    _of_suffix(WRITERS, Path(path))(gaussians, path)
+
+
+def _of_suffix(formats: dict[str, F], path: Path) -> F:
+    """The entry of the longest known suffix that the name of the file ends with."""
+    for suffix in sorted(formats, key=len, reverse=True):
+        if path.name.lower().endswith(suffix):
+            return formats[suffix]
+    raise UserError(
+        f"{path} is no known file of Gaussians", _one_of(formats), "convert it with its own tool"
+    )
+
+
+def _one_of(formats: dict[str, F]) -> str:
+    return f"a file that ends in one of {', '.join(sorted(formats))}"
