@@ -1,7 +1,8 @@
 import torch
 
-from pmsplat.geometry import camera
-from pmsplat.types import Batch, Prediction, Rendering, StepOutput, Views
+from pmsplat.geometry import camera, gaussian, se3
+from pmsplat.render import rasterize
+from pmsplat.types import Batch, Cameras, Prediction, Rendering, StepOutput, Views
 from tests.scenes import random_cameras, random_gaussians
 
 
@@ -52,3 +53,44 @@ def test_up_to_makes_an_earlier_level_the_answer(generator: torch.Generator) -> 
     assert coarse.prediction.gaussians[-1] is levels[0]
     assert len(coarse.renderings) == len(coarse.prediction.depths) == 1
     assert step.up_to(1).renderings[-1] is renderings[1]
+
+
+def test_a_transformed_scene_looks_the_same_from_transformed_cameras(
+    generator: torch.Generator,
+) -> None:
+    """Means, shapes and harmonics of degree 3 follow one similarity, cameras the same one."""
+    cameras = random_cameras(2, generator, dtype=torch.float64)
+    gaussians = random_gaussians(40, generator, degree=3, dtype=torch.float64)
+    quat = torch.nn.functional.normalize(torch.randn(4, generator=generator).double(), dim=0)
+    turn = se3.compose(
+        gaussian.quat_to_rotation(quat), torch.randn(3, generator=generator).double()
+    )
+    grown = cameras.scaled(1.7)
+    moved = Cameras(turn @ grown.c2w, grown.K, grown.near, grown.far)
+    similarity = turn @ torch.diag(torch.tensor([1.7, 1.7, 1.7, 1.0], dtype=torch.float64))
+    before = rasterize(gaussians, cameras, (24, 32), backend="reference")
+    after = rasterize(gaussians.transformed(similarity), moved, (24, 32), backend="reference")
+    torch.testing.assert_close(after.color, before.color, rtol=0, atol=1e-9)
+    torch.testing.assert_close(after.depth, 1.7 * before.depth, rtol=1e-9, atol=1e-9)
+
+
+def test_half_turns_are_exact(generator: torch.Generator) -> None:
+    gaussians = random_gaussians(50, generator, degree=4)
+    for signs in ([1.0, -1, -1, 1], [-1.0, 1, -1, 1], [-1.0, -1, 1, 1]):
+        turn = torch.diag(torch.tensor(signs))
+        there = gaussians.transformed(turn)
+        assert torch.equal(there.sh.abs(), gaussians.sh.abs())
+        assert torch.equal(there.quats_wxyz.abs().sort()[0], gaussians.quats_wxyz.abs().sort()[0])
+        back = there.transformed(turn)
+        assert torch.equal(back.sh, gaussians.sh) and torch.equal(back.means, gaussians.means)
+        assert torch.equal(back.quats_wxyz, -gaussians.quats_wxyz)  # the same rotation
+
+
+def test_similarities_are_told_from_other_matrices() -> None:
+    eye = torch.eye(4)
+    stretched, mirrored, broken = eye.clone(), eye.clone(), eye.clone()
+    stretched[0, 0], mirrored[0, 0], broken[0, 3] = 2.0, -1.0, float("nan")
+    scaled = torch.diag(torch.tensor([3.0, 3.0, 3.0, 1.0]))
+    given = torch.stack([eye, scaled, stretched, mirrored, broken, torch.zeros(4, 4)])
+    assert se3.is_similarity(given).tolist() == [True, True, False, False, False, False]
+    torch.testing.assert_close(se3.similarity_scale(scaled), torch.tensor(3.0))

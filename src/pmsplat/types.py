@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .errors import UserError
 from .geometry import gaussian as gaussian_geometry
+from .geometry import se3
+from .geometry import sh as harmonics
 
 B = TypeVar("B", bound="Bundle")
 
@@ -138,6 +140,26 @@ class Gaussians(Bundle):
     def scaled(self, factor: float) -> "Gaussians":
         """The same Gaussians in a world `factor` times as large."""
         return replace(self, means=self.means * factor, scales=self.scales * factor)
+
+    def transformed(self, similarity: Float[Tensor, "4 4"]) -> "Gaussians":
+        """The same Gaussians turned, scaled and moved: means, scales, quaternions and harmonics.
+
+        `similarity` is a rotation times one scale, and a translation (`se3.is_similarity`). Half
+        turns about the axes change signs and nothing else, to the bit.
+        """
+        exact = similarity.double()
+        scale = se3.similarity_scale(exact)
+        rotation = exact[:3, :3] / scale
+        quat = gaussian_geometry.rotation_to_quat(rotation)
+        mixing = harmonics.rotation_matrix(rotation, self.sh_degree)
+        mixing = torch.where(mixing.abs() < 1e-12, 0, mixing)  # what the solve left of zeros
+        return Gaussians(
+            means=se3.transform(exact.to(self.means), self.means),
+            scales=self.scales * scale.to(self.scales),
+            quats_wxyz=gaussian_geometry.quat_multiply(quat.to(self.means), self.quats_wxyz),
+            opacities=self.opacities,
+            sh=torch.einsum("kj,bgjc->bgkc", mixing.to(self.sh), self.sh),
+        )
 
 
 @dataclass(frozen=True)

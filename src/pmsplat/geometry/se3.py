@@ -65,3 +65,18 @@ def is_rigid(motion: Float[Tensor, "*#batch 4 4"], tolerance: float = 1e-3) -> T
     finite = motion.isfinite().all(dim=-1).all(dim=-1)
     proper = torch.linalg.det(torch.where(finite[..., None, None], rotation, eye)) > 0
     return finite & (error < tolerance) & proper & (last.abs().amax(dim=-1) < tolerance)
+
+
+def similarity_scale(motion: Float[Tensor, "*#batch 4 4"]) -> Float[Tensor, "*_"]:
+    """How many times longer a similarity makes things; 0 for a mirror, which is none."""
+    return torch.linalg.det(motion[..., :3, :3]).clamp_min(0) ** (1 / 3)
+
+
+def is_similarity(motion: Float[Tensor, "*#batch 4 4"], tolerance: float = 1e-3) -> Tensor:
+    """Whether each matrix is finite, and a rigid motion but for one scale of all axes."""
+    finite = motion.isfinite().all(dim=-1).all(dim=-1)
+    safe = torch.where(finite[..., None, None], motion, torch.zeros_like(motion))
+    scale = similarity_scale(safe)
+    rotation = safe[..., :3, :3] / scale.clamp_min(torch.finfo(motion.dtype).tiny)[..., None, None]
+    rigid = torch.cat([torch.cat([rotation, safe[..., :3, 3:]], -1), safe[..., 3:, :]], -2)
+    return finite & (scale > 0) & is_rigid(rigid, tolerance)
