@@ -1,7 +1,7 @@
 """Gaussians to images: one door, `rasterize`; every other file is a backend behind it.
 
-A backend is a module with `obstacle(device)`, which says why it cannot draw there, and `blend`,
-which projects and blends. Adding a file adds one.
+A backend is a module with `obstacle(device)`, which says why it cannot draw there, `blend`, which
+projects and blends, and its `LICENCE`. Adding a file adds one.
 """
 
 import importlib
@@ -49,7 +49,9 @@ def rasterize(
       nor one wider or farther off the image than 1e8 pixels.
 
     `gsplat` differs in details: alpha is capped at 0.999, and the clamp is asymmetric where the
-    principal point is off centre.
+    principal point is off centre. `diff_gaussian` draws a Gaussian to three standard deviations
+    only, which cuts something off where its opacity is above 0.35, and leaves a part of the
+    gradient out where the clamp acts.
 
     Args:
         gaussians: world space, several scenes of equal count; any count, also 0.
@@ -57,8 +59,9 @@ def rasterize(
         size: (height, width) in pixels.
         backend: "reference" (plain torch, any device and dtype), "cpu" (numba; deterministic to the
             bit for any number of threads; do not call it in a forked DataLoader worker), "gsplat"
-            (CUDA), or "auto": gsplat on CUDA if it can be used, cpu for CPU tensors, else
-            reference. A backend asked for by name is used or refused, never replaced.
+            (CUDA), "diff_gaussian" (CUDA; the installed relative of diff-gaussian-rasterization,
+            not for commercial use), or "auto": gsplat on CUDA if it can be used, cpu for CPU
+            tensors, else reference. A backend asked for by name is used or refused, never replaced.
         background: linear RGB behind everything, per scene or for all; None is black.
         attributes: more features to blend with the weights of the colour, without background.
         sh_degree: evaluates fewer SH bands than are stored.
@@ -71,7 +74,7 @@ def rasterize(
         Σ weight, 0 where nothing was hit); alpha [batch, target, h, w]; attributes
         [batch, target, channel, h, w] if given. All differentiable in means, scales, quats,
         opacities, sh, attributes and background; float32 (also under autocast), or float64 if the
-        means are (gsplat: always float32).
+        means are (gsplat, diff_gaussian: always float32).
 
     Raises:
         UserError: shapes that do not fit together, an unknown backend or one that cannot be used.
@@ -104,22 +107,36 @@ def backends() -> list[str]:
     return sorted(name for name in found if not name.startswith("_"))
 
 
+def obstacle(backend: str, device: torch.device) -> UserError | None:
+    """Why `backend` cannot draw tensors of `device`, if so; to find out may take a first build."""
+    return _module(backend).obstacle(device)
+
+
+def licence(backend: str) -> str:
+    """The licence under which the code of `backend` comes, in a few words."""
+    return _module(backend).LICENCE
+
+
 def _backend(name: str, device: torch.device) -> ModuleType:
-    known = backends()
-    if name != "auto" and name not in known:
-        raise UserError(
-            f"there is no renderer {name!r}",
-            f"one of auto, {', '.join(known)}",
-            suggest(name, ["auto", *known]),
-        )
     for candidate in PREFERRED if name == "auto" else (name,):
-        module = importlib.import_module(f".{candidate}", __name__)
+        module = _module(candidate)
         problem = module.obstacle(device)
         if problem is None:
             return module
         if name != "auto":
             raise problem
     raise AssertionError("the reference draws on every device")
+
+
+def _module(name: str) -> ModuleType:
+    known = backends()
+    if name not in known:
+        raise UserError(
+            f"there is no renderer {name!r}",
+            f"one of auto, {', '.join(known)}",
+            suggest(name, ["auto", *known]),
+        )
+    return importlib.import_module(f".{name}", __name__)
 
 
 def _over(drawn: Blend, background: Tensor | None) -> Tensor:

@@ -1,0 +1,354 @@
+"""Rasterisation on CUDA with whichever relative of diff-gaussian-rasterization is installed.
+
+The CUDA rasteriser of Kerbl et al., "3D Gaussian Splatting", 2023, and its forks: Charatan's
+(pixelSplat), leo-frank's with depth and weight, Tang's (ashawkey) with depth and alpha, Luiten's
+with median depth. They take the same arguments, share module names, and the same signature has
+meant different things at different commits: some return a depth or an alpha whose gradient is not
+complete. So a fork is known by what it does: two Gaussians are drawn once, and of what it returns
+beside the colour only that is used whose values and gradients are right. Everything else is drawn
+as colours, three channels a pass, which every fork differentiates in full: z, ones, attributes.
+
+All of them are under Inria's licence, which forbids commercial use; `auto` never chooses them.
+"""
+
+import functools
+import importlib
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..errors import UserError
+from ..geometry import camera, se3
+from ..types import Cameras, Gaussians, Screen
+from ._projection import NEAR_FRACTION, Blend, finite, view_color, world_to_camera
+
+LICENCE = "Inria's, non-commercial"
+MODULES = ("diff_gaussian_rasterization", "diff_gaussian_rasterization_depth")
+CULLED_AT = 0.2  # z at which all forks cull; the world is scaled so that this is ours
+NO_MEDIAN = 15.0  # what Luiten's fork writes where no median is found
+REQUIRED = {
+    "image_height", "image_width", "tanfovx", "tanfovy", "bg", "scale_modifier", "viewmatrix",
+    "projmatrix", "sh_degree", "campos", "prefiltered",
+}  # fmt: skip
+OPTIONAL = {"debug", "antialiasing"}
+UPPER = ((0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2))
+
+
+@dataclass(frozen=True)
+class Fork:
+    """An installed fork, and where in what it returns the usable images are (None: nowhere).
+
+    `depth` is Σ z·weight and `alpha` Σ weight, both with complete gradients; `median` is the depth
+    at half transmittance.
+    """
+
+    module: ModuleType
+    depth: int | None
+    alpha: int | None
+    median: int | None
+
+    def __str__(self) -> str:
+        named = {"depth": self.depth, "alpha": self.alpha, "median depth": self.median}
+        own = ", ".join(["colour", *(name for name, at in named.items() if at is not None)])
+        return f"{self.module.__name__}: {own}"
+
+
+def obstacle(device: torch.device) -> UserError | None:
+    """Why this backend cannot draw tensors of `device`, if so."""
+    if device.type != "cuda":
+        return UserError(
+            f"the renderer 'diff_gaussian' was given tensors on {device}",
+            "tensors on a CUDA device",
+            "move them with .to('cuda') or choose backend='auto'",
+        )
+    try:
+        installed_fork(device)
+    except UserError as problem:
+        return problem
+    return None
+
+
+def installed_fork(device: torch.device) -> Fork:
+    """The first of MODULES that is installed, recognised; UserError if there is none to use."""
+    for name in MODULES:
+        try:
+            return _recognised(importlib.import_module(name), device)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise _broken(name, error) from error
+        except (ImportError, OSError) as error:
+            raise _broken(name, error) from error
+    raise UserError(
+        "no relative of diff-gaussian-rasterization is installed",
+        f"a package with the module {' or '.join(MODULES)}",
+        "install one, as github.com/graphdeco-inria/diff-gaussian-rasterization (non-commercial; "
+        "needs nvcc), or choose backend='gsplat'",
+    )
+
+
+def _broken(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"{name} does not load ({error})",
+        "an extension built for this torch and CUDA",
+        "build it again, or choose backend='gsplat'",
+    )
+
+
+@functools.cache
+def _recognised(module: ModuleType, device: torch.device) -> Fork:
+    """What a fork's images are, found out by drawing; says its licence.
+
+    Colours (z, 1, 0) make the colour image tell what depth and alpha must be. Two faint Gaussians,
+    one before the other, so that the gradients tell all terms apart and no median is found.
+    """
+    settings = set(getattr(module.GaussianRasterizationSettings, "_fields", ()))
+    if not REQUIRED <= settings <= REQUIRED | OPTIONAL:
+        odd = sorted((REQUIRED - settings) | (settings - REQUIRED - OPTIONAL))
+        raise UserError(
+            f"the installed {module.__name__} differs in the settings {', '.join(odd)}",
+            "a fork with the settings of graphdeco's rasteriser",
+            "install another fork, or choose backend='gsplat'",
+        )
+    with torch.inference_mode(False), torch.enable_grad():
+        means = torch.tensor([[0.05, -0.1, 2.0], [-0.1, 0.05, 3.0]], device=device)
+        opacities = torch.tensor([0.2, 0.25], device=device)
+        covariances = 0.01 * torch.tensor([[1.0, 0, 0, 1, 0, 1]], device=device).repeat(2, 1)
+        leaves = [tensor.requires_grad_() for tensor in (means, opacities, covariances)]
+        z = means[:, 2:]
+        colors = torch.cat([z, torch.ones_like(z), torch.zeros_like(z)], dim=-1)
+        unit = torch.eye(4, device=device)
+        view = _View(unit, torch.eye(3), (24, 40), torch.zeros_like(means))
+        color, _, *others = _call(module, view, means, covariances, opacities, colors)
+        depth, alpha = color[0], color[1]
+        found: dict[str, int] = {}
+        for at, image in enumerate(others, start=2):
+            if not image.is_floating_point() or image.numel() != alpha.numel():
+                continue
+            image = image.reshape(alpha.shape)
+            if _same(image, depth, leaves):
+                found["depth"] = at
+            elif _same(image, alpha, leaves):
+                found["alpha"] = at
+            elif (image == NO_MEDIAN).all():
+                found["median"] = at
+    warnings.warn(
+        f"{module.__name__} is under Inria's licence: research and evaluation only, no commercial "
+        "use",
+        stacklevel=2,
+    )
+    return Fork(module, found.get("depth"), found.get("alpha"), found.get("median"))
+
+
+def _same(image: Tensor, wanted: Tensor, leaves: list[Tensor]) -> bool:
+    """Whether two images agree in values and in the gradients of a weighted sum."""
+    if not image.requires_grad or not torch.allclose(image, wanted, rtol=1e-4, atol=1e-5):
+        return False
+    weights = torch.linspace(0.5, 1.5, wanted.numel(), device=wanted.device).view_as(wanted)
+    pairs = [
+        torch.autograd.grad(
+            (values * weights).sum(), leaves, retain_graph=True, materialize_grads=True
+        )
+        for values in (image, wanted)
+    ]
+    return all(torch.allclose(a, b, rtol=1e-2, atol=1e-3) for a, b in zip(*pairs, strict=True))
+
+
+@dataclass(frozen=True)
+class _View:
+    """A camera as the forks want it, in a world where they cull at the right depth.
+
+    `K` is divided by (width, height) and lies on the CPU; `screen` has no value, but receives the
+    gradient of the positions on the image.
+    """
+
+    w2c: Float[Tensor, "4 4"]
+    K: Float[Tensor, "3 3"]
+    size: tuple[int, int]
+    screen: Float[Tensor, "gaussian 3"]
+
+
+def _settings(module: ModuleType, view: _View) -> Any:
+    """The principal point goes into the projection matrix, which alone places the Gaussians.
+
+    Matrices are for row vectors. Of the projected z only w, its divisor, is looked at.
+    """
+    height, width = view.size
+    (fx, _, cx), (_, fy, cy), _ = view.K.tolist()
+    projection = view.w2c.new_tensor(
+        [[2 * fx, 0, 2 * cx - 1, 0], [0, 2 * fy, 2 * cy - 1, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
+    )
+    values = {
+        "image_height": height,
+        "image_width": width,
+        "tanfovx": 0.5 / fx,
+        "tanfovy": 0.5 / fy,
+        "bg": view.w2c.new_zeros(3),
+        "scale_modifier": 1.0,
+        "viewmatrix": view.w2c.T.contiguous(),
+        "projmatrix": (projection @ view.w2c).T.contiguous(),
+        "sh_degree": 0,
+        "campos": view.w2c.new_zeros(3),  # read for harmonics only, and the colours are ours
+        "prefiltered": False,
+        "debug": False,
+        "antialiasing": False,
+    }
+    fields = module.GaussianRasterizationSettings._fields
+    return module.GaussianRasterizationSettings(**{name: values[name] for name in fields})
+
+
+def _call(
+    module: ModuleType,
+    view: _View,
+    means: Tensor,
+    covariances: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+) -> tuple[Any, ...]:
+    """One pass: what the fork returns for three channels."""
+    with torch.cuda.device_of(means):  # the forks launch on the current device, whatever they get
+        returned = module.GaussianRasterizer(_settings(module, view))(
+            means3D=means,
+            means2D=view.screen,
+            opacities=opacities[:, None],
+            colors_precomp=colors.contiguous(),
+            cov3D_precomp=covariances.contiguous(),
+        )
+    shapes = [list(getattr(value, "shape", ())) for value in returned]
+    if shapes[:2] != [[3, *view.size], [len(means)]]:
+        raise UserError(
+            f"the installed {module.__name__} returned shapes {shapes}",
+            "colour [3, height, width] and radii [gaussian] first",
+            "install another fork, or choose backend='gsplat'",
+        )
+    return tuple(returned)
+
+
+def blend(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: tuple[int, int],
+    attributes: Tensor | None,
+    sh_degree: int | None,
+    median: bool,
+) -> Blend:
+    """What `rasterize` wants of a backend, in float32 whatever comes in, one view at a time."""
+    fork = installed_fork(gaussians.means.device)
+    if median and fork.median is None:
+        raise UserError(
+            f"the installed fork draws no median depth ({fork})",
+            "extras without 'depth_median', or Luiten's fork",
+            "choose backend='reference', or move to the CPU for backend='cpu'",
+        )
+    gaussians, cameras = gaussians.to(torch.float32), cameras.to(torch.float32)
+    gaussians, attributes = finite(gaussians, None if attributes is None else attributes.float())
+    means_cam = se3.transform(world_to_camera(cameras), gaussians.means[:, None])
+    z = means_cam[..., 2:]
+    splatted = {"color": view_color(gaussians, cameras, sh_degree)}
+    if attributes is not None:
+        splatted["attributes"] = attributes[:, None].expand(-1, z.shape[1], -1, -1)
+    if fork.depth is None:
+        splatted["depth"] = z
+    if fork.alpha is None:
+        splatted["alpha"] = torch.ones_like(z)
+    own = {"depth": fork.depth, "alpha": fork.alpha, "median": fork.median if median else None}
+    taken = {name: at for name, at in own.items() if at is not None}
+    positions = _positions(means_cam, cameras, size)
+
+    # A world scaled by this looks the same from a camera that is scaled too, and there the culling
+    # plane of all forks, z = 0.2, is ours.
+    grow = CULLED_AT / (NEAR_FRACTION * cameras.near)
+    views = _views(cameras, grow, positions, size)
+    features = torch.cat(list(splatted.values()), dim=-1)
+    covariances = gaussians.covariances[..., UPPER[0], UPPER[1]]
+    images, radii = [], []
+    for (b, t), view in zip(itertools.product(*map(range, grow.shape)), views, strict=True):
+        factor = grow[b, t]
+        image, radius = _draw(
+            fork.module, view, gaussians.means[b] * factor, covariances[b] * factor**2,
+            gaussians.opacities[b], features[b, t], list(taken.values()),
+        )  # fmt: skip
+        images.append(image)
+        radii.append(radius)
+    widths = [feature.shape[-1] for feature in splatted.values()] + [1] * len(taken)
+    drawn = _grid(images, grow.shape, (sum(widths), *size), features).split(widths, dim=2)
+    planes = dict(zip([*splatted, *taken], drawn, strict=True))
+    depth, alpha = planes["depth"][:, :, 0], planes["alpha"][:, :, 0]
+    return Blend(
+        color=planes["color"],
+        depth=depth if fork.depth is None else depth / grow[..., None, None],
+        alpha=alpha,
+        attributes=planes.get("attributes"),
+        depth_median=_median(planes["median"][:, :, 0], alpha, grow) if median else None,
+        screen=Screen(positions, _grid(radii, grow.shape, z.shape[2:3], features)),
+    )
+
+
+def _positions(means_cam: Tensor, cameras: Cameras, size: tuple[int, int]) -> Tensor:
+    """Where the means fall on the images, in pixels: a leaf that receives their gradients.
+
+    It is cut from the means, for the forks carry the same gradients on to them.
+    """
+    K = camera.K_px(cameras.K, *size)
+    z = means_cam[..., 2:].detach()
+    visible = torch.where(z > NEAR_FRACTION * cameras.near[..., None, None], z, 1)
+    focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], dim=-1)[..., None, :]
+    positions = means_cam[..., :2].detach() / visible * focal + K[..., None, :2, 2]
+    return positions.requires_grad_(means_cam.requires_grad and torch.is_grad_enabled())
+
+
+def _views(
+    cameras: Cameras, grow: Tensor, positions: Tensor, size: tuple[int, int]
+) -> Iterator[_View]:
+    """All views, row by row of [batch, target], in worlds that are `grow` times as large."""
+    height, width = size
+    w2c = world_to_camera(cameras)
+    w2c[..., :3, 3] *= grow[..., None]
+    # Zero, but with the gradient of the positions: the forks count -1 to 1 across an image
+    half = positions.new_tensor([width / 2, height / 2])
+    screens = pad((positions - positions.detach()) / half, (0, 1))
+    rows = (tensor.flatten(0, 1) for tensor in (w2c, cameras.K.cpu(), screens))
+    for motion, K, screen in zip(*rows, strict=True):
+        yield _View(motion, K, size, screen)
+
+
+def _draw(
+    module: ModuleType,
+    view: _View,
+    means: Tensor,
+    covariances: Tensor,
+    opacities: Tensor,
+    features: Tensor,
+    taken: Sequence[int],
+) -> tuple[Float[Tensor, "channel height width"], Float[Tensor, " gaussian"]]:
+    """All features, three a pass, and after them the images `taken` from the fork; and radii."""
+    channels = features.shape[-1]
+    passes = [
+        _call(module, view, means, covariances, opacities, colors)
+        for colors in pad(features, (0, -channels % 3)).split(3, dim=-1)
+    ]
+    first = passes[0]
+    splatted = torch.cat([returned[0] for returned in passes])[:channels]
+    own = [first[at].reshape(1, *view.size) for at in taken]
+    return torch.cat([splatted, *own]), first[1].to(means.dtype)
+
+
+def _grid(
+    parts: list[Tensor], views: tuple[int, ...], shape: tuple[int, ...], like: Tensor
+) -> Tensor:
+    """What the views gave, as [batch, target, ...]; also of no views."""
+    whole = torch.stack(parts) if parts else like.new_zeros(0, *shape)
+    return whole.reshape(*views, *shape)
+
+
+def _median(median: Tensor, alpha: Tensor, grow: Tensor) -> Tensor:
+    """Luiten's median depth in scene units; 0 where the transmittance stays above one half."""
+    none = (median == NO_MEDIAN) & (alpha < 0.5 + 1e-3)
+    return torch.where(none, 0, median / grow[..., None, None]).detach()
