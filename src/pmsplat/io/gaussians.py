@@ -10,16 +10,35 @@ from typing import TypeVar
 
 from ..errors import UserError
 from ..types import Gaussians
-from . import ply, splat
+from . import _compressed_ply, gltf, ply, splat, spz, usd
 
 F = TypeVar("F")
 
 Reader = Callable[[str | Path], Gaussians]
 Writer = Callable[[Gaussians, str | Path], None]
 
-BEGINNINGS: dict[bytes, Reader] = {b"ply": ply.load_ply}
-READERS: dict[str, Reader] = {".ply": ply.load_ply, ".splat": splat.read}
-WRITERS: dict[str, Writer] = {".ply": ply.save_ply, ".splat": splat.write}
+BEGINNINGS: dict[bytes, Reader] = {
+    b"ply": ply.load_ply,
+    spz.MAGIC: spz.read,
+    spz.GZIP: spz.read,
+    gltf.MAGIC: gltf.read,
+    usd.BINARY: usd.read,
+    usd.TEXT: usd.read,
+}
+READERS: dict[str, Reader] = {
+    ".ply": ply.load_ply,
+    ".splat": splat.read,
+    ".spz": spz.read,
+    ".glb": gltf.read,
+    ".gltf": gltf.read,
+} | dict.fromkeys(usd.SUFFIXES, usd.read)
+WRITERS: dict[str, Writer] = {
+    ".ply": ply.save_ply,
+    ".compressed.ply": _compressed_ply.write,
+    ".splat": splat.write,
+    ".spz": spz.write,
+    ".glb": gltf.write,
+} | dict.fromkeys(usd.SUFFIXES, usd.write)
 
 
 def load_gaussians(path: str | Path) -> Gaussians:

@@ -24,6 +24,7 @@ from plyfile import PlyData, PlyElement, PlyParseError
 from ..errors import UserError
 from ..geometry import sh
 from ..types import Gaussians
+from . import _compressed_ply as compressed
 from ._blocks import broken, read_blocks, write_blocks
 from .files import atomic
 
@@ -35,7 +36,6 @@ HEADER_LIMIT = 1 << 16  # bytes in which a header must end
 SIZES = {"char": 1, "uchar": 1, "short": 2, "ushort": 2, "int": 4, "uint": 4, "float": 4}
 SIZES |= {"double": 8, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4}
 SIZES |= {"float32": 4, "float64": 8}
-FORMATS = ("ascii", "binary_little_endian", "binary_big_endian")
 
 
 def save_ply(gaussians: Gaussians, path: str | Path) -> None:
@@ -88,7 +88,8 @@ def _say_that_degree_is_cut() -> None:
 
 
 def load_ply(path: str | Path) -> Gaussians:
-    """The Gaussians of a .ply file as batch 1 on the CPU: INRIA's, gsplat's, nerfstudio's or ours.
+    """The Gaussians of a .ply file as batch 1 on the CPU: INRIA's, gsplat's, nerfstudio's or ours,
+    or PlayCanvas' compressed one (`_compressed_ply`).
 
     Degrees 0 to 4, with or without normals, binary of either byte order or text; other properties
     are ignored, quaternions come back normalised. Gaussians with values that are not finite are
@@ -99,12 +100,15 @@ def load_ply(path: str | Path) -> Gaussians:
     header = _read_header(path)
     elements = {element.name: element for element in header.elements}
     vertex = elements.get("vertex", _Element("vertex", 0, (), ()))
+    if set(compressed.PACKED) <= set(vertex.properties):
+        coefficients, decode = compressed.decoder(path, _read_elements(path, header))
+        return read_blocks(path, vertex.count, coefficients, decode)
     wanted = set(_properties(0)) - {"nx", "ny", "nz"}
     if missing := sorted(wanted - set(vertex.properties)):
         raise UserError(
-            f"{path} is {_kind(vertex)} (its vertices have no {missing[0]})",
+            f"{path} is a mesh or a point cloud, not Gaussians (no {missing[0]} in its vertices)",
             "the .ply of trained Gaussians, whose vertices have x y z f_dc opacity scale rot",
-            "export uncompressed Gaussians from the tool that made it",
+            "export Gaussians from the tool that made it",
         )
     rest = [f"f_rest_{i}" for i in range(sum(n.startswith("f_rest_") for n in vertex.properties))]
     try:
@@ -123,7 +127,8 @@ def _decoder(vertices: np.ndarray, rest: list[str]) -> Callable[[int, int], Gaus
 
         def columns(*names: str) -> torch.Tensor:
             table = np.stack([block[name] for name in names], axis=-1)
-            return torch.from_numpy(table.astype(np.float64))[None]
+            with np.errstate(invalid="ignore"):  # what is not finite is counted later
+                return torch.from_numpy(table.astype(np.float64))[None]
 
         coefficients = columns("f_dc_0", "f_dc_1", "f_dc_2")[:, :, None]
         if rest:
@@ -211,9 +216,3 @@ def _read_elements(path: str | Path, header: _Header) -> dict[str, np.ndarray]:
         return {element.name: element.data for element in data.elements}
     except (PlyParseError, ValueError, OverflowError) as error:
         raise broken(path, str(error)) from error
-
-
-def _kind(vertex: _Element) -> str:
-    if any(name.startswith("packed_") for name in vertex.properties):
-        return "a compressed .ply"
-    return "a mesh or a point cloud, not Gaussians"
