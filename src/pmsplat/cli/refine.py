@@ -1,0 +1,100 @@
+"""optimise Gaussians on the photos of one scene (3D Gaussian Splatting), or on one picture
+
+SCENE is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk of scenes
+(DATA/test:KEY), a video, or a folder of bare photos; the last two are posed by pycolmap first.
+
+    pmsplat refine kitchen/ --output kitchen-3dgs/
+    pmsplat refine kitchen/ --output kitchen-3dgs/ --init kitchen-3d/gaussians.ply
+
+It starts from the sparse points of the cameras, from points at random, from the prediction of a
+model (--model), or from a file of Gaussians (--init). Every eighth photo is held out and compared.
+In the output folder afterwards: gaussians.ply, sheet.png (before and after), psnr.png (held-out
+PSNR over the steps), metrics.json, and state.pt. After Ctrl-C, the same command with --resume goes
+on.
+
+    pmsplat refine --image photo.jpg --output photo-splats/
+
+fits Gaussians on a plane to one picture, with few of them and with more: error.png shows how the
+error falls.
+"""
+
+import argparse
+from pathlib import Path
+
+from .predict import size
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    parser.add_argument("input", nargs="?", metavar="SCENE", help="posed photos, see above")
+    parser.add_argument("--image", metavar="FILE", help="fit one picture instead")
+    parser.add_argument("--output", required=True, metavar="DIR", type=Path)
+    parser.add_argument("--start", metavar="points|random|prediction|file", help="where from")
+    parser.add_argument("--model", metavar="NAME|PATH", help="start from its prediction")
+    parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
+    parser.add_argument("--init", metavar="FILE", help="start from these Gaussians")
+    parser.add_argument("--strategy", default="default", metavar="default|mcmc", help="of growth")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: 3000 (picture: 500)")
+    parser.add_argument("--size", type=size, metavar="HxW", help="default: small on the CPU")
+    parser.add_argument("--most", type=int, metavar="N", help="bound of the number of Gaussians")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=500, metavar="N", help="steps")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Optimises, and says what was gained and where everything is."""
+    from functools import partial
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..errors import UserError
+    from ..tasks.refine import Options, fit_image, refine
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    shown = partial(track, console=console, transient=True, disable=not console.is_terminal)
+    if (arguments.input is None) == (arguments.image is None):
+        raise UserError(
+            "no input" if arguments.input is None else "a scene and --image",
+            "SCENE, or --image FILE",
+            "give one of them",
+        )
+    if arguments.image is not None:
+        points = fit_image(
+            arguments.image,
+            arguments.output,
+            steps=arguments.steps or 500,
+            size=arguments.size,
+            seed=arguments.seed,
+            device=arguments.device,
+            overwrite=arguments.overwrite,
+            tell=console.print,
+            track=shown,
+        )
+        console.print(f"{len(points)} fits are in {arguments.output}/.")
+        return
+    options = Options(
+        start=arguments.start,
+        model=arguments.model,
+        weights=arguments.weights,
+        init=arguments.init,
+        strategy=arguments.strategy,
+        steps=3000 if arguments.steps is None else arguments.steps,
+        size=arguments.size,
+        most=arguments.most,
+        seed=arguments.seed,
+        save_every=arguments.save_every,
+        resume=arguments.resume,
+        device=arguments.device,
+        overwrite=arguments.overwrite,
+    )
+    summary = refine(arguments.input, arguments.output, options, tell=console.print, track=shown)
+    before, after = summary.before, summary.after
+    console.print(
+        f"Held-out PSNR {before.psnr:.2f} -> {after.psnr:.2f} dB, "
+        f"SSIM {before.ssim:.3f} -> {after.ssim:.3f}."
+    )
+    console.print(f"{after.gaussians} Gaussians and the rest are in {arguments.output}/.")

@@ -1,0 +1,99 @@
+"""What an optimisation leaves behind: Gaussians, figures, plots, a sheet."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ...io.files import atomic, write_text
+from ...io.ply import save_ply
+from ...types import Views
+from ...view.figures import colorize_depth, contact_sheet, depth_range
+from ._fit import Fit, Moment
+
+PICTURED, SHEET_HEIGHT = 4, 240  # photos on the sheet, and their height in pixels
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What metrics.json says: `history` from before the first step to after the last.
+
+    `size` is (height, width); `held_out` and `trained_on` count photos; `seconds_per_step` is
+    without the comparisons.
+    """
+
+    start: str
+    strategy: str
+    size: tuple[int, int]
+    trained_on: int
+    held_out: int
+    seconds_per_step: float
+    history: tuple[Moment, ...]
+
+    @property
+    def before(self) -> Moment:
+        return self.history[0]
+
+    @property
+    def after(self) -> Moment:
+        return self.history[-1]
+
+
+def pictures(fit: Fit, held_out: Views) -> UInt8[Tensor, "photo 3 height width"]:
+    """Renderings of the first few held-out photos, 8 bits."""
+    few = held_out.at(slice(0, PICTURED))
+    drawn = torch.cat([rendering.color[0].cpu() for rendering in fit.drawn(few)])
+    return (drawn.clamp(0, 1) * 255).round().byte()
+
+
+def write(folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summary) -> None:
+    """gaussians.ply, sheet.png, psnr.png and, last, metrics.json."""
+    save_ply(fit.gaussians, folder / "gaussians.ply")
+    few = held_out.at(slice(0, PICTURED))
+    drawn = list(fit.drawn(few))
+    depths = torch.cat([rendering.depth[0].cpu() for rendering in drawn])
+    near, far = depth_range(depths)
+    rows = [
+        ("held-out photo", list(few.images[0])),
+        (f"before: {_quality(summary.before)}", list(before.float() / 255)),
+        (f"after: {_quality(summary.after)}", [r.color[0, 0].cpu() for r in drawn]),
+        (f"depth, {near:.3g} to {far:.3g}", list(colorize_depth(depths, near, far))),
+    ]
+    contact_sheet(rows, folder / "sheet.png", height=SHEET_HEIGHT)
+    curve(
+        folder / "psnr.png",
+        [moment.step for moment in summary.history],
+        [moment.psnr for moment in summary.history],
+        f"from {summary.start}, strategy {summary.strategy}",
+        ("step", "PSNR of held-out photos, dB"),
+    )
+    write_text(folder / "metrics.json", json.dumps(asdict(summary), indent=1) + "\n")
+
+
+def curve(
+    path: Path,
+    x: list[int],
+    y: list[float],
+    title: str,
+    axes: tuple[str, str],
+    logarithmic: bool = False,
+) -> None:
+    """A line through points as a picture; `axes` are the labels of x and y."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    plot = figure.subplots()
+    plot.plot(x, y, marker="o", markersize=3)
+    if logarithmic:
+        plot.set_xscale("log", base=2)
+        plot.set_xticks(x, [str(value) for value in x])
+    plot.set(xlabel=axes[0], ylabel=axes[1], title=title)
+    plot.grid(alpha=0.3)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _quality(moment: Moment) -> str:
+    return f"{moment.psnr:.2f} dB, SSIM {moment.ssim:.3f}, {moment.gaussians} Gaussians"
