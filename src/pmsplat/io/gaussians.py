@@ -18,35 +18,39 @@ Reader = Callable[[str | Path], Gaussians]
 Writer = Callable[[Gaussians, str | Path], None]
 
 BEGINNINGS: dict[bytes, Reader] = {
-    b"ply": ply.load_ply,
+    b"ply\n": ply.load_ply,
+    b"ply\r": ply.load_ply,
     spz.MAGIC: spz.read,
     spz.GZIP: spz.read,
-    gltf.MAGIC: gltf.read,
-    usd.BINARY: usd.read,
-    usd.TEXT: usd.read,
+    b"glTF": gltf.read,
+    b"PXR-USDC": usd.read,
+    b"#usda": usd.read,
+    b"PK\x03\x04": usd.read,
 }
 READERS: dict[str, Reader] = {
     ".ply": ply.load_ply,
     ".splat": splat.read,
     ".spz": spz.read,
-    ".glb": gltf.read,
-    ".gltf": gltf.read,
-} | dict.fromkeys(usd.SUFFIXES, usd.read)
+    **dict.fromkeys((".glb", ".gltf"), gltf.read),
+    **dict.fromkeys((".usd", ".usda", ".usdc", ".usdz"), usd.read),
+}
 WRITERS: dict[str, Writer] = {
     ".ply": ply.save_ply,
     ".compressed.ply": _compressed_ply.write,
     ".splat": splat.write,
     ".spz": spz.write,
     ".glb": gltf.write,
-} | dict.fromkeys(usd.SUFFIXES, usd.write)
+    **dict.fromkeys((".usd", ".usda", ".usdc", ".usdz"), usd.write),
+}
 
 
 def load_gaussians(path: str | Path) -> Gaussians:
     """The Gaussians of a file of any known format, as batch 1 on the CPU, float32.
 
     Standard 3DGS basis, linear scales, opacities in [0, 1], unit quaternions; in our axes where the
-    format names its own (.spz), else in those of the file (.ply, .splat). A file of no Gaussians
-    gives none. Raises UserError for a file that is missing, damaged or of an unknown kind.
+    format names its own (.spz, glTF, USD), else in those of the file (.ply, .splat). A .ply, .splat
+    or .spz of no Gaussians gives none. Raises UserError for a file that is missing, damaged or of
+    an unknown kind.
     """
     source = Path(path)
     if not source.is_file():

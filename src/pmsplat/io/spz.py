@@ -34,7 +34,7 @@ from .files import write_bytes
 
 log = logging.getLogger(__name__)
 
-GZIP, MAGIC = b"\x1f\x8b", b"NGSP"
+GZIP, MAGIC = b"\x1f\x8b\x08", b"NGSP"
 COLOR_SCALE = 0.15  # of coefficient 0, so that a byte reaches ±3.33
 HALF = 0.5**0.5  # the largest that the second largest of a unit quaternion can be
 FIRST_BUCKET, BUCKET = (
