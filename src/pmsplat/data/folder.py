@@ -19,7 +19,6 @@ from ._photos import Photo, PhotoScene, surveyed
 from ._posing import PHOTO_SUFFIXES, VIDEO_SUFFIXES, pose_photos, pose_video
 from ._sampling import Gap, Spread
 
-_MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 _PUBLISHED_RANGE = (0.5, 100.0)  # of RealEstate10K's unit, for chunk scenes that carry none
 _CAMERA_FILES = "transforms.json, cameras.json or sparse/0"
 
@@ -109,7 +108,7 @@ def open_scene(
     for name in ("transforms.json", "cameras.json"):
         if (path / name).is_file():
             return _json_scene(path / name, images_folder)
-    if _model_folder(path) is not None:
+    if colmap.model_folder(path) is not None:
         return _colmap(path, path.resolve().name, images_folder)
     photos = _photos_in(path, images_folder)
     if not photos:
@@ -196,7 +195,7 @@ def _json_scene(path: Path, images_folder: str | None) -> PhotoScene:
 
 
 def _colmap(folder: Path, name: str, images_folder: str | None) -> PhotoScene:
-    model = _model_folder(folder)
+    model = colmap.model_folder(folder)
     assert model is not None
     survey = colmap.read_colmap(model)
     files = [folder / (images_folder or "images") / shot.file for shot in survey.shots]
@@ -205,13 +204,6 @@ def _colmap(folder: Path, name: str, images_folder: str | None) -> PhotoScene:
         for shot, file in zip(survey.shots, files, strict=True)
     ]
     return surveyed(name, survey, photos)
-
-
-def _model_folder(folder: Path) -> Path | None:
-    for name in _MODEL_FOLDERS:
-        if any((folder / name / f"cameras{kind}").is_file() for kind in (".bin", ".txt")):
-            return folder / name
-    return None
 
 
 def _photo_path(folder: Path, file: str, images_folder: str | None) -> Path:

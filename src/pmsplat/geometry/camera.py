@@ -7,6 +7,7 @@ A normalised pixel coordinate xy lies in [0, 1]²; the centre of pixel (column, 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from . import se3
 
@@ -72,6 +73,36 @@ def unproject_depth(
     return world + c2w[..., None, None, :3, 3]
 
 
+def normals(
+    depth: Float[Tensor, "*#batch height width"], K: Float[Tensor, "*#batch 3 3"]
+) -> Float[Tensor, "*_ height width 3"]:
+    """Unit normals of the surface that a depth map shows: camera axes, turned towards the camera.
+
+    From the differences of the unprojected neighbours on both sides (at the borders, of the pixel
+    and its neighbour), so exact on planes. Zero where the pixel or one of them has depth 0 (none).
+    Any unit of depth; differentiable.
+    """
+    height, width = depth.shape[-2:]
+    points = unproject(pixel_grid(height, width, like=K), depth, K[..., None, None, :, :])
+    known = depth > 0
+    across, seen_across = _difference(points, known, -2)
+    down, seen_down = _difference(points, known, -3)
+    seen = (known & seen_across & seen_down)[..., None]
+    unit = torch.where(known, depth, 1)[..., None]  # keeps the product away from underflow
+    facing = torch.linalg.cross(down / unit, across / unit)
+    return torch.where(seen, normalize(torch.where(seen, facing, 1), dim=-1), 0)
+
+
+def _difference(points: Tensor, known: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The next minus the previous point along an axis, and whether both are known."""
+    length = points.shape[axis]
+    at = torch.arange(length, device=points.device)
+    before, after = (at - 1).clamp(min=0), (at + 1).clamp(max=length - 1)
+    step = points.index_select(axis, after) - points.index_select(axis, before)
+    both = known.index_select(axis + 1, after) & known.index_select(axis + 1, before)
+    return step, both
+
+
 def project_world(
     points_world: Float[Tensor, "*#batch point 3"],
     c2w: Float[Tensor, "*#batch 4 4"],
@@ -102,7 +133,7 @@ def crop_K(
 def field_of_view(K: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*_ 2"]:
     """Horizontal and vertical angle in radians between the rays through opposite edge midpoints."""
     edges = K.new_tensor([[0.0, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, 1.0]])
-    rays = torch.nn.functional.normalize(directions(edges, K[..., None, :, :]), dim=-1)
+    rays = normalize(directions(edges, K[..., None, :, :]), dim=-1)
     left, right, top, bottom = rays.unbind(dim=-2)
     cosines = torch.stack([(left * right).sum(-1), (top * bottom).sum(-1)], dim=-1)
     return cosines.clamp(-1, 1).acos()

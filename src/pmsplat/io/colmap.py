@@ -24,6 +24,7 @@ from .poses import (
     unknown_lens,
 )
 
+_MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 _OTHER_MODELS = {
     5: "OPENCV_FISHEYE",
     7: "FOV",
@@ -32,6 +33,14 @@ _OTHER_MODELS = {
     10: "THIN_PRISM_FISHEYE",
     11: "RAD_TAN_THIN_PRISM_FISHEYE",
 }
+
+
+def model_folder(folder: Path) -> Path | None:
+    """The folder of the sparse model that belongs to a folder of photos; None where it has none."""
+    for name in _MODEL_FOLDERS:
+        if any((folder / name / f"cameras{kind}").is_file() for kind in (".bin", ".txt")):
+            return folder / name
+    return None
 
 
 def read_colmap(folder: str | Path) -> Survey:

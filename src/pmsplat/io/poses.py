@@ -125,8 +125,8 @@ def read_transforms(path: str | Path) -> Survey:
         raise UserError(f"{path} has no frames", "a list `frames` of at least one", "export again")
     shots = tuple(_transforms_shot(path, content, frame) for frame in frames)
     unit = content.get("depth_unit_scale_factor", content.get("integer_depth_scale", 1e-3))
-    scale = _number(path, {"depth unit": unit}, "depth unit")
-    scale *= _number(path, content, "applied_scale", 1.0)
+    scale = number(path, {"depth unit": unit}, "depth unit")
+    scale *= number(path, content, "applied_scale", 1.0)
     cloud = content.get("ply_file_path")
     points = _ply_points(path.parent / cloud) if isinstance(cloud, str) else None
     return Survey(shots, points, scale)
@@ -144,8 +144,8 @@ def read_cameras(path: str | Path) -> Survey:
         if not isinstance(frame, dict) or not isinstance(frame.get("name"), str):
             raise UserError(f"a frame of {path} has no name", "name, c2w and K", "export again")
         name = frame["name"]
-        height, width = (int(_number(path, content, side)) for side in ("height", "width"))
-        K = _matrix(path, name, frame.get("K"), (3, 3))
+        height, width = (int(number(path, content, side)) for side in ("height", "width"))
+        K = checked_matrix(path, name, frame.get("K"), (3, 3))
         depth_file = frame.get("depth_file")
         shots.append(
             Shot(
@@ -155,13 +155,13 @@ def read_cameras(path: str | Path) -> Survey:
                     focal=(K[0, 0] * width, K[1, 1] * height),
                     center=(K[0, 2] * width, K[1, 2] * height),
                 ),
-                c2w=_rigid(path, name, _matrix(path, name, frame.get("c2w"), (4, 4))),
+                c2w=checked_pose(path, name, checked_matrix(path, name, frame.get("c2w"), (4, 4))),
                 depth_file=depth_file if isinstance(depth_file, str) else None,
-                near=_number(path, frame, "near"),
-                far=_number(path, frame, "far"),
+                near=number(path, frame, "near"),
+                far=number(path, frame, "far"),
             )
         )
-    return Survey(tuple(shots), depth_scale=_number(path, content, "depth_scale", 1e-3))
+    return Survey(tuple(shots), depth_scale=number(path, content, "depth_scale", 1e-3))
 
 
 def write_cameras(
@@ -205,16 +205,16 @@ def _transforms_shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
         raise UserError(f"a frame of {path} has no file_path", "a photo's path", "export again")
     file = _with_suffix(path.parent, frame["file_path"])
     depth_file = frame.get("depth_file_path", frame.get("depth_path"))
-    matrix = _matrix(path, file, frame.get("transform_matrix"), (4, 4))
-    c2w = _rigid(path, file, matrix) * np.array([1.0, -1.0, -1.0, 1.0])  # OpenGL -> OpenCV
+    matrix = checked_matrix(path, file, frame.get("transform_matrix"), (4, 4))
+    c2w = checked_pose(path, file, matrix) * np.array([1.0, -1.0, -1.0, 1.0])  # OpenGL -> OpenCV
     told = content | frame
     return Shot(
         file=file,
         lens=_transforms_lens(path, file, told),
         c2w=c2w,
         depth_file=depth_file if isinstance(depth_file, str) else None,
-        near=_number(path, told, "near") if "near" in told else None,
-        far=_number(path, told, "far") if "far" in told else None,
+        near=number(path, told, "near") if "near" in told else None,
+        far=number(path, told, "far") if "far" in told else None,
     )
 
 
@@ -223,16 +223,16 @@ def _transforms_lens(path: Path, file: str, told: dict[str, Any]) -> Lens:
     if model not in {known.name for known in LENS_MODELS.values()} or told.get("is_fisheye"):
         raise unknown_lens(path, "fisheye" if told.get("is_fisheye") else str(model))
     if "w" in told and "h" in told:
-        size = checked_size(path, int(_number(path, told, "h")), int(_number(path, told, "w")))
+        size = checked_size(path, int(number(path, told, "h")), int(number(path, told, "w")))
     else:
         size = images.image_size(path.parent / file)
     height, width = size
 
     def focal(key: str, angle: str, side: int) -> float | None:
         if key in told:
-            return _number(path, told, key)
+            return number(path, told, key)
         if angle in told:
-            return 0.5 * side / math.tan(0.5 * _number(path, told, angle))
+            return 0.5 * side / math.tan(0.5 * number(path, told, angle))
         return None
 
     fx = focal("fl_x", "camera_angle_x", width)
@@ -247,9 +247,9 @@ def _transforms_lens(path: Path, file: str, told: dict[str, Any]) -> Lens:
     lens = Lens(
         size=size,
         focal=(fx, fy),
-        center=(_number(path, told, "cx", width / 2), _number(path, told, "cy", height / 2)),
-        radial=tuple(_number(path, told, f"k{i}", 0.0) for i in range(1, 7)),
-        tangential=(_number(path, told, "p1", 0.0), _number(path, told, "p2", 0.0)),
+        center=(number(path, told, "cx", width / 2), number(path, told, "cy", height / 2)),
+        radial=tuple(number(path, told, f"k{i}", 0.0) for i in range(1, 7)),
+        tangential=(number(path, told, "p1", 0.0), number(path, told, "p2", 0.0)),
     )
     return checked_lens(path, lens)
 
@@ -276,19 +276,25 @@ def _ply_points(path: Path) -> np.ndarray | None:
         ) from error
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; raises UserError where there is none, or something else."""
     try:
-        content = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}", "a camera file", "check the path") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error})", "a camera file", "export again") from error
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object", "a camera file", "export again")
     return content
 
 
-def _number(path: Path, told: dict[str, Any], key: str, default: float | None = None) -> float:
+def number(path: Path, told: dict[str, Any], key: str, default: float | None = None) -> float:
+    """The number at `key`; raises UserError for what is none, or not finite."""
     value = told.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{path} has {key}={value!r}", "a finite number", "export again")
@@ -316,7 +322,8 @@ def checked_lens(path: Path, lens: Lens) -> Lens:
     return lens
 
 
-def _matrix(path: Path, name: str, value: Any, shape: tuple[int, int]) -> np.ndarray:
+def checked_matrix(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """What the file gives for `name` as float64 of `shape`; raises UserError for anything else."""
     try:
         matrix = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
@@ -325,13 +332,13 @@ def _matrix(path: Path, name: str, value: Any, shape: tuple[int, int]) -> np.nda
         got = "none" if value is None else f"shape {list(matrix.shape)}"
         raise UserError(
             f"{path} has a matrix of {got} for {name}",
-            f"{shape[0]} rows of {shape[1]} numbers",
+            f"{' rows of '.join(map(str, shape))} numbers",
             "export the cameras again",
         )
     return matrix
 
 
-def _rigid(path: Path, name: str, motion: np.ndarray) -> np.ndarray:
+def checked_pose(path: Path, name: str, motion: np.ndarray) -> np.ndarray:
     """The pose with its rotation made exactly orthonormal; raises UserError where it is none."""
     if not np.isfinite(motion).all():
         raise bad_pose(path, name, "is not finite")

@@ -58,6 +58,18 @@ def colorize_error(
     return _colored((error / most).clamp(0, 1), known, ERROR_COLORMAP)
 
 
+def colorize_normals(
+    normals: Float[Tensor, "*batch height width 3"],
+) -> Float[Tensor, "*batch 3 height width"]:
+    """Unit normals in camera axes as colour in [0, 1]; zero (none) is black.
+
+    Red grows to the right, green upwards, blue towards the camera, as textures of normals have it.
+    """
+    known = (normals != 0).any(dim=-1, keepdim=True)
+    colors = (0.5 + 0.5 * normals * normals.new_tensor([1.0, -1.0, -1.0])) * known
+    return rearrange(colors, "... h w c -> ... c h w")
+
+
 def color_bar(
     near: float, far: float, height: int, width: int = 70
 ) -> Float[Tensor, "3 height width"]:

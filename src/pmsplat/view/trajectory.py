@@ -73,6 +73,20 @@ def orbit(cameras: Cameras, frames: int, focus: float, turn: float = 2 * math.pi
     return Cameras(moved, still.K, still.near, still.far)
 
 
+def around(
+    eye: Float[Tensor, "3"], point: Float[Tensor, "3"], up: Float[Tensor, "3"], frames: int
+) -> Float[Tensor, "frame 4 4"]:
+    """Poses (c2w) once around a point, from `eye` on, all looking at it with `up` upwards.
+
+    The circle lies across `up` and is closed: the frame after the last would be the first. `eye`
+    must not lie straight above or below the point.
+    """
+    up = normalize(up, dim=-1)
+    half = torch.arange(frames).to(eye)[:, None] * (math.pi / frames)
+    rotation = gaussian.quat_to_rotation(torch.cat([half.cos(), half.sin() * up], dim=-1))
+    return se3.look_at(point + rotation @ (eye - point), point, up)
+
+
 def stabilise(cameras: Cameras, width: float) -> Cameras:
     """The path with the tremble of a hand taken out: a Gaussian low-pass over frames.
 

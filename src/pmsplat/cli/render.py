@@ -1,0 +1,98 @@
+"""draw any trained Gaussians: colour, depth, alpha, normals and attributes, and a video
+
+SCENE is a file of Gaussians (.ply and the other formats that `pmsplat convert` reads). CAMERAS is
+the cameras.json of INRIA's 3D Gaussian Splatting or ours, transforms.json, a COLMAP model, or a
+folder or chunk with cameras.
+
+    pmsplat render point_cloud.ply --cameras cameras.json --photos images/ --output drawn/
+    pmsplat render point_cloud.ply --orbit 120 --output around/
+
+Depth is z in the unit of the scene, splatted with the weights of the colour, so it needs no
+training. With --orbit the camera goes around the scene, with the lens and the upward direction of
+CAMERAS if they are given too; without, -y is up, or --up y.
+
+In the output folder afterwards: color/, depth/ and depth_median/ (.npy, and .png of 16 bits:
+depth_scale in cameras.json is one count), depth_color/, alpha/, normals/, attributes/, sheet.png,
+video.mp4, cameras.json, and metrics.json: PSNR against --photos, of the whole picture and inside
+the scene (alpha of one half or more).
+"""
+
+import argparse
+from pathlib import Path
+
+from .predict import size
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    parser.add_argument("scene", metavar="SCENE", type=Path, help="a file of Gaussians")
+    parser.add_argument("--cameras", metavar="CAMERAS", help="see above")
+    parser.add_argument("--orbit", type=int, metavar="N", help="so many pictures around the scene")
+    parser.add_argument("--up", metavar="AXIS", help="of the orbit: x, y, z or --up=-z")
+    parser.add_argument("--output", required=True, metavar="DIR", type=Path)
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="photos to compare with")
+    parser.add_argument(
+        "--attributes", type=Path, metavar="FILE.npy", help="[gaussian, channel], drawn too"
+    )
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th camera only")
+    parser.add_argument("--limit", type=int, metavar="N", help="so many cameras at most")
+    parser.add_argument("--size", type=size, metavar="HxW", help="default: that of the cameras")
+    parser.add_argument(
+        "--background", type=rgb, default=(0.0, 0.0, 0.0), metavar="R,G,B", help="black, white, …"
+    )
+    parser.add_argument("--no-video", action="store_true", help="pictures alone")
+    parser.add_argument("--fps", type=float, help="of the video (30 on an orbit, else 4)")
+    parser.add_argument("--backend", default="auto", help="the rasteriser (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--overwrite", action="store_true", help="write among other files")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draws, and says how close it comes to the photos."""
+    from functools import partial
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..tasks.render import Options, render
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    options = Options(
+        orbit=arguments.orbit,
+        up=arguments.up,
+        photos=arguments.photos,
+        attributes=arguments.attributes,
+        every=arguments.every,
+        limit=arguments.limit,
+        size=arguments.size,
+        background=arguments.background,
+        video=not arguments.no_video,
+        fps=arguments.fps,
+        backend=arguments.backend,
+        device=arguments.device,
+        overwrite=arguments.overwrite,
+    )
+    summary = render(
+        arguments.scene,
+        arguments.cameras,
+        arguments.output,
+        options,
+        tell=console.print,
+        track=partial(track, console=console, transient=True, disable=not console.is_terminal),
+    )
+    means = ", ".join(f"{name} {value:.3f}" for name, value in summary.means.items())
+    console.print(f"Means over {len(summary.views)} pictures: {means}.")
+    console.print(f"The pictures are in {arguments.output}/.")
+
+
+def rgb(text: str) -> tuple[float, float, float]:
+    """black, white, or 0.2,0.4,1: RGB in [0, 1], as an option has it."""
+    named = {"black": "0,0,0", "white": "1,1,1"}.get(text, text)
+    try:
+        red, green, blue = (float(part) for part in named.split(","))
+    except ValueError as error:
+        wanted = "black, white, or three numbers such as 0.2,0.4,1"
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted {wanted}") from error
+    if not all(0 <= part <= 1 for part in (red, green, blue)):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers from 0 to 1")
+    return red, green, blue

@@ -1,0 +1,244 @@
+"""Which pictures `render` draws: from cameras in a file, or on a circle around the scene."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..data._photos import Photo
+from ..data._posing import PHOTO_SUFFIXES
+from ..data._transforms import fit_K
+from ..data._undistort import pinhole
+from ..data.folder import open_scene
+from ..errors import UserError
+from ..geometry import camera
+from ..io import images
+from ..io.camera_files import find_cameras, read_survey
+from ..io.poses import Lens, Shot
+from ..types import Cameras, Gaussians
+from ..view import trajectory
+
+SAMPLE = 100_000  # Gaussians that tell where the scene is
+PERCENTILES, MARGIN = (0.01, 0.99), 1.25  # of their depths: near and far, and somewhat beyond
+ORBIT_SIZE, ORBIT_VIEW = (540, 960), math.radians(50)  # of orbits without a file, and how tall
+ORBIT_RADIUS = 0.95  # share of the Gaussians that the picture of an orbit has room for
+ELEVATION = math.radians(20)  # of their camera above the horizon
+LEVEL = 0.01  # how little the horizon of cameras must vary before it no longer tells what is up
+UPWARD = {sign + axis for sign in ("", "-") for axis in "xyz"}
+STEEPEST = math.radians(60)  # above which a camera of a file does not begin an orbit
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to draw, from `camera` (batch 1, view 1), and the photo to compare it with.
+
+    near and far of the camera are NaN where nobody has told them.
+    """
+
+    name: str
+    size: tuple[int, int]
+    camera: Cameras
+    photo: Photo | None = None
+
+
+def from_file(
+    source: str | Path, photos: Path | None, every: int, limit: int | None
+) -> list[Picture]:
+    """Every so-many-th camera of a file, model or scene, at most `limit`; all of one size.
+
+    `source` is what `find_cameras` or `open_scene` takes. Photos, undistorted, come from the folder
+    `photos` by their names without suffix, or from a scene that has them inside. The size is that
+    of the first photo, or of its lens. Raises UserError where nothing fits.
+    """
+    if every < 1 or (limit is not None and limit < 1):
+        raise UserError(
+            f"--every {every} --limit {limit}", "whole numbers from 1", "leave them out for all"
+        )
+    chosen = slice(None, None if limit is None else every * limit, every)
+    found = find_cameras(source)
+    if found is None:
+        scene = open_scene(source)
+        pictures = [
+            Picture(photo.name, photo.size, scene.cameras.at([i]), photo)
+            for i, photo in list(enumerate(scene.photos))[chosen]
+        ]
+    else:
+        shots = read_survey(found).shots[chosen]
+        known = {} if photos is None else _photos_in(photos)
+        pictures = [_picture(shot, known) for shot in shots]
+        if photos is not None and not any(picture.photo for picture in pictures):
+            raise UserError(
+                f"none of the {len(known)} photos in {photos} is named like a camera of {source}",
+                f"photos named like {pictures[0].name}",
+                "give the folder of the photos that the scene was made from",
+            )
+    return resized(pictures, pictures[0].size)
+
+
+def resized(pictures: list[Picture], size: tuple[int, int]) -> list[Picture]:
+    """The pictures scaled to cover `size` and cut to it around the centre."""
+    return [
+        replace(
+            picture,
+            size=size,
+            camera=replace(picture.camera, K=fit_K(picture.camera.K, picture.size, size)),
+        )
+        for picture in pictures
+    ]
+
+
+def on_orbit(
+    gaussians: Gaussians, frames: int, like: list[Picture], up: str | None = None
+) -> list[Picture]:
+    """Pictures from a closed circle around the middle of the scene.
+
+    With cameras it is the circle that the first of them begins (the first that does not look down
+    too steeply), and lens and size are its own; up is as `upward` finds it. Without, `up` is -y
+    unless an axis is named ("z", "-x"), and the camera stands so far away that most of the scene is
+    in the picture.
+    """
+    if frames < 1 or (up is not None and up not in UPWARD):
+        raise UserError(
+            f"--orbit {frames}" + (f" --up {up}" if up else ""),
+            "at least one picture, and an axis",
+            "such as --orbit 120 --up z",
+        )
+    means = _some(gaussians)
+    middle = means.median(dim=0).values
+    sky = _axis(up or "-y").to(means)
+    if like:
+        c2w = torch.cat([picture.camera.c2w[0] for picture in like])
+        sky = sky if up else upward(c2w)
+        slope = normalize(c2w[:, :3, 3] - middle, dim=-1) @ sky
+        level = slope.abs() < math.sin(STEEPEST)
+        if not level.any():
+            raise UserError(
+                "cameras that all look down on the scene",
+                "one beside it, to carry around it",
+                "leave out --cameras for a circle around the scene",
+            )
+        first = like[int(level.int().argmax())]
+        eye, K, size = first.camera.c2w[0, 0, :3, 3], first.camera.K, first.size
+    else:
+        ahead = _axis("-y" if up in ("z", "-z") else "-z").to(means)
+        radius = (means - middle).norm(dim=-1).quantile(ORBIT_RADIUS)
+        away = math.cos(ELEVATION) * ahead + math.sin(ELEVATION) * sky
+        eye = middle + radius / math.sin(ORBIT_VIEW / 2) * away
+        focal, size = 0.5 / math.tan(ORBIT_VIEW / 2), ORBIT_SIZE
+        K = torch.eye(3).repeat(1, 1, 1, 1)
+        K[..., 0, 0], K[..., 1, 1], K[..., :2, 2] = focal * size[0] / size[1], focal, 0.5
+    poses = trajectory.around(eye, middle, sky, frames)
+    unknown = torch.full((1, 1), math.nan)
+    return [
+        Picture(f"{i:04d}", size, Cameras(pose[None, None], K, unknown, unknown))
+        for i, pose in enumerate(poses)
+    ]
+
+
+def upward(c2w: Float[Tensor, "view 4 4"]) -> Float[Tensor, "3"]:
+    """The direction that photographers held for up: their cameras tilt, but seldom roll.
+
+    The mean upward direction of the pictures, less what of it lies along their horizontal axes.
+    """
+    right, up = c2w[:, :3, 0], -c2w[:, :3, 1].mean(dim=0)
+    along = right.T @ right / len(right) + LEVEL * torch.eye(3).to(right)
+    return normalize(torch.linalg.solve(along, up), dim=-1)
+
+
+def _axis(name: str) -> Float[Tensor, "3"]:
+    unit = torch.eye(3)["xyz".index(name[-1])]
+    return -unit if name.startswith("-") else unit
+
+
+def bounded(pictures: list[Picture], gaussians: Gaussians) -> list[Picture]:
+    """The pictures, near and far told where they were not: the 1st and 99th percentile of depth.
+
+    Counted are Gaussians whose centres lie in the picture; where there are none, near and far are
+    those of the other pictures. Raises UserError where there are none in any picture.
+    """
+    some = _some(gaussians)
+    ranges = [
+        _depths(some, picture) or _depths(gaussians.means[0], picture) for picture in pictures
+    ]
+    known = [found for found in ranges if found is not None]
+    if not known:
+        raise UserError(
+            f"none of the {len(pictures)} cameras sees one of the {gaussians.means.shape[1]} "
+            "Gaussians",
+            "cameras in the world of the scene",
+            "give the cameras that the scene was made with, or --orbit 120",
+        )
+    others = (min(near for near, _ in known), max(far for _, far in known))
+    out = []
+    for picture, found in zip(pictures, ranges, strict=True):
+        near, far = (torch.full((1, 1), value) for value in found or others)
+        told = picture.camera
+        if not told.near.isnan().any():
+            near, far = told.near, told.far
+        out.append(replace(picture, camera=replace(told, near=near, far=far)))
+    return out
+
+
+def _depths(means: Float[Tensor, "gaussian 3"], picture: Picture) -> tuple[float, float] | None:
+    """(near, far) of what lies in the picture."""
+    c2w, K = picture.camera.c2w[0, 0], picture.camera.K[0, 0]
+    x, y, z = camera.project_world(means, c2w, K).unbind(dim=-1)
+    seen = z[(z > 0) & (x > 0) & (x < 1) & (y > 0) & (y < 1)]
+    if not len(seen):
+        return None
+    seen = seen[:: -(-len(seen) // SAMPLE)]  # quantile takes at most 16M values
+    near, far = torch.quantile(seen, seen.new_tensor(PERCENTILES)).tolist()
+    return near / MARGIN, far * MARGIN
+
+
+def _some(gaussians: Gaussians) -> Float[Tensor, "gaussian 3"]:
+    """Centres of Gaussians from all over the scene."""
+    means = gaussians.means[0].detach().float().cpu()
+    return means[:: -(-len(means) // SAMPLE)]
+
+
+def _picture(shot: Shot, photos: dict[str, Path]) -> Picture:
+    lens = pinhole(shot.lens)
+    size, K = lens.size, torch.from_numpy(lens.K).float()[None, None]
+    near, far = shot.near or math.nan, shot.far or math.nan
+    if not 0 < near < far:
+        near = far = math.nan
+    file = photos.get(_stem(shot.file))
+    photo = None
+    if file is not None:
+        photo = Photo(shot.file, file, shot.lens, upright=not _as_stored(file, shot.lens))
+        photo.check()
+        size = photo.size
+    cameras = Cameras(
+        torch.from_numpy(shot.c2w).float()[None, None],
+        K,
+        torch.full((1, 1), near),
+        torch.full((1, 1), far),
+    )
+    return Picture(shot.file, size, cameras, photo)
+
+
+def _photos_in(folder: Path) -> dict[str, Path]:
+    """Photos of a folder and those below it by name, the nearest to the top first."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}", "a folder of photos", "check --photos")
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES]
+    found.sort(key=lambda path: (-len(path.parts), path))
+    return {_stem(path.name): path for path in found}
+
+
+def _stem(file: str) -> str:
+    """A photo's name whatever its format and folder; formats of cameras differ in both."""
+    name = Path(file).name
+    known = Path(name).suffix.lower() in PHOTO_SUFFIXES
+    return (Path(name).stem if known else name).lower()
+
+
+def _as_stored(file: Path, lens: Lens) -> bool:
+    """Whether the lens is that of the pixels as they are stored, whatever EXIF says."""
+    height, width = images.image_size(file, upright=False)
+    return (height > width) == (lens.size[0] > lens.size[1])

@@ -1,0 +1,267 @@
+"""Gaussians from anywhere, and cameras: colour, depth, alpha, normals and attributes of them."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError
+from ..io.files import write_array
+from ..io.gaussians import load_gaussians
+from ..render import rasterize
+from ..types import Gaussians, Rendering
+from . import _drawings, _folder, _memory, _pictures
+from ._choices import by, pick_device
+from ._pictures import Picture
+from ._progress import Track, silently
+
+log = logging.getLogger(__name__)
+
+CHANNELS = 16  # attributes that are drawn at a time, which bounds memory
+FPS = {"orbit": 30.0, "file": 4.0}  # of the video: an orbit is smooth, photos jump
+PROBED = 20_000, 5  # Gaussians and pictures from which the need of memory is told
+TILE = 16  # pixels per side of what rasterisers take at a time
+GAUSSIAN_BYTES, PAIR_BYTES, PIXEL_BYTES = 150, 48, 300  # measured: of the cpu backend, rounded up
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen; None leaves it to `render`.
+
+    `orbit` is how many pictures to take from a circle around the scene, and `up` the axis that is
+    up then ("z", "-x"; see `_pictures.on_orbit`). `photos` is a folder of photos to compare with,
+    `attributes` a .npy file [gaussian, channel]. Of the cameras of a file every `every`-th is
+    drawn, at most `limit`. `size` is (height, width), `background` RGB in [0, 1].
+    """
+
+    orbit: int | None = None
+    up: str | None = None
+    photos: Path | None = None
+    attributes: Path | None = None
+    every: int = 1
+    limit: int | None = None
+    size: tuple[int, int] | None = None
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    video: bool = True
+    fps: float | None = None
+    backend: str = "auto"
+    device: str = "auto"
+    overwrite: bool = False
+
+
+def render(
+    scene: str | Path | Gaussians,
+    cameras: str | Path | None,
+    output: str | Path,
+    options: Options | None = None,
+    tell: Callable[[str], None] = log.info,
+    track: Track = silently,
+) -> _drawings.Summary:
+    """Draws trained Gaussians into cameras, with depth, and writes what is seen to `output`.
+
+    `scene` is a file of Gaussians, or Gaussians (batch 1); `cameras` is INRIA's or our
+    cameras.json, transforms.json, a COLMAP model, or anything that `open_scene` opens; lenses with
+    distortion become the pinholes that their photos are undistorted to. Depth is z in the unit of
+    the scene; VIEW is the name of the camera's photo, or a number on an orbit.
+
+        color/VIEW.png                  over the background
+        depth/VIEW.npy, .png            expected depth Σzαt / Σαt; 16 bits, count * depth_scale
+        depth_median/VIEW.npy, .png     where transmittance falls to one half; 0 = none
+        depth_color/VIEW.png            expected depth where alpha is one half or more, one range
+        alpha/VIEW.npy, .png            16 bits, count / 65535
+        normals/VIEW.npy, .png          of the expected depth: float16 [height, width, 3], camera
+                                        axes (x right, y down, z forward), 0 = none; and as colour
+        attributes/VIEW.npy             [channel, height, width], weights of the colour
+        sheet.png, video.mp4            some at a glance; all, colour beside depth
+        metrics.json                    `Summary`
+        cameras.json                    of the pictures: the folder opens as a scene with depth
+
+    Each picture is drawn and written by itself. `tell` gets what was decided, a sentence at a time.
+    Raises UserError where the files, the options, the free memory or the output folder will not do,
+    or where no camera sees the scene. The folder appears whole or not at all.
+    """
+    chosen = options or Options()
+    device = pick_device(chosen.device)
+    with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
+        gaussians = scene if isinstance(scene, Gaussians) else load_gaussians(scene)
+        pictures = choose_pictures(gaussians, cameras, chosen)
+        attributes = None
+        if chosen.attributes is not None:
+            attributes = read_attributes(chosen.attributes, gaussians.means.shape[1])
+        channels = 0 if attributes is None else attributes.shape[1]
+        check_memory(gaussians, pictures, channels, device)
+        tell(_about(gaussians, pictures, device))
+        gaussians = gaussians.to(device)
+        stems = _folder.file_names([picture.name for picture in pictures])
+        drawings, start = [], time.perf_counter()
+        for picture, stem in track(zip(pictures, stems, strict=True), "drawing", len(pictures)):
+            rendering = draw(gaussians, picture, chosen)
+            drawings.append(_drawings.keep(folder, picture, stem, rendering))
+            if attributes is not None:
+                drawn = draw_attributes(gaussians, attributes, picture, chosen)
+                write_array(folder / "attributes" / f"{stem}.npy", drawn.numpy())
+        tell(f"{(time.perf_counter() - start) / len(pictures):.2f} s per picture.")
+        _say_empty(drawings, tell)
+        fps = chosen.fps or FPS["orbit" if chosen.orbit else "file"]
+        count = gaussians.means.shape[1]
+        return _drawings.write(folder, drawings, count, fps if chosen.video else 0, track)
+
+
+def choose_pictures(
+    gaussians: Gaussians, cameras: str | Path | None, options: Options
+) -> list[Picture]:
+    """What to draw, of one size, with near and far; UserError for what cannot be."""
+    if cameras is None and options.orbit is None:
+        raise UserError(
+            "neither cameras nor an orbit",
+            "somewhere to look from",
+            "give --cameras FILE, or --orbit 120",
+        )
+    if options.orbit is not None and options.photos is not None:
+        raise UserError(
+            "--photos together with --orbit",
+            "cameras that took the photos",
+            "leave out one of the two",
+        )
+    if gaussians.means.shape[:2].numel() == 0 or len(gaussians.means) != 1:
+        raise UserError(
+            f"{gaussians.means.shape[0]} scenes of {gaussians.means.shape[1]} Gaussians",
+            "one scene with at least one",
+            "draw them one at a time, and none that is empty",
+        )
+    pictures = []
+    if cameras is not None:
+        every, limit = options.every, options.limit
+        pictures = _pictures.from_file(cameras, options.photos, every, limit)
+    if options.orbit is not None:
+        pictures = _pictures.on_orbit(gaussians, options.orbit, pictures, options.up)
+    if options.size is not None:
+        if min(options.size) < 1:
+            raise UserError(f"--size {by(options.size)}", "at least 1x1", "such as 540x960")
+        pictures = _pictures.resized(pictures, options.size)
+    return _pictures.bounded(pictures, gaussians)
+
+
+def read_attributes(path: Path, gaussians: int) -> Float[np.ndarray, "gaussian channel"]:
+    """A .npy file of numbers for every Gaussian, mapped, not read; UserError for anything else."""
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read as an array ({error})",
+            "a .npy file [gaussian, channel]",
+            "write it with numpy.save",
+        ) from error
+    fits = isinstance(table, np.ndarray) and table.ndim in (1, 2) and table.dtype.kind in "fiub"
+    if not fits or len(table) != gaussians or table.size == 0:
+        got = f"shape {list(table.shape)} and type {table.dtype}" if fits else "something else"
+        raise UserError(
+            f"{path} holds {got}",
+            f"numbers [gaussian, channel] for {gaussians} Gaussians",
+            "write one row for each Gaussian, in the order of the scene's file",
+        )
+    return table.reshape(gaussians, -1)
+
+
+@torch.no_grad()
+def draw(gaussians: Gaussians, picture: Picture, options: Options) -> Rendering:
+    """One picture with its median depth, on the CPU."""
+    device = gaussians.means.device
+    return rasterize(
+        gaussians,
+        picture.camera.to(device),
+        picture.size,
+        options.backend,
+        torch.tensor(options.background, device=device),
+        extras=("depth_median",),
+    ).to("cpu")
+
+
+@torch.no_grad()
+def draw_attributes(
+    gaussians: Gaussians,
+    table: Float[np.ndarray, "gaussian channel"],
+    picture: Picture,
+    options: Options,
+) -> Float[Tensor, "channel height width"]:
+    """Attributes blended with the weights of the colour, CHANNELS at a time, on the CPU."""
+    device, parts = gaussians.means.device, []
+    for first in range(0, table.shape[1], CHANNELS):
+        some = np.array(table[:, first : first + CHANNELS], dtype=np.float32)
+        drawn = rasterize(
+            gaussians,
+            picture.camera.to(device),
+            picture.size,
+            options.backend,
+            attributes=torch.from_numpy(some)[None].to(device),
+            sh_degree=0,
+        )
+        assert drawn.attributes is not None
+        parts.append(drawn.attributes[0, 0].cpu())
+    return torch.cat(parts)
+
+
+def check_memory(
+    gaussians: Gaussians, pictures: list[Picture], channels: int, device: torch.device
+) -> None:
+    """Raises UserError where a picture with so many attributes will not fit into free memory.
+
+    What a picture takes grows with its pixels, with the Gaussians, and with how many squares of
+    TILE pixels they touch, which is counted on a sample, for pictures spread over all.
+    """
+    free = _memory.free_bytes(device)
+    if free is None:
+        return
+    count, size = gaussians.means.shape[1], pictures[0].size
+    some = gaussians.map(lambda tensor: tensor[:, :: -(-count // PROBED[0])])
+    spread = torch.linspace(0, len(pictures) - 1, min(PROBED[1], len(pictures))).long().tolist()
+    tiles = max(_tiles(some, pictures[i]) for i in spread) / some.means.shape[1]
+    at_once = min(channels, CHANNELS)
+    need = count * (GAUSSIAN_BYTES + tiles * (PAIR_BYTES + 4 * at_once))
+    need += size[0] * size[1] * (PIXEL_BYTES + 8 * channels)
+    if need > _memory.SPARE * free:
+        raise UserError(
+            f"{count} Gaussians in pictures of {by(size)} need about {need / 2**30:.1f} GiB",
+            f"at most the {free / 2**30:.1f} GiB that are free on {device}",
+            "use a smaller --size, fewer Gaussians, or a machine with more memory",
+        )
+
+
+@torch.no_grad()
+def _tiles(gaussians: Gaussians, picture: Picture) -> float:
+    """How many (Gaussian, tile) pairs a picture has."""
+    screen = rasterize(gaussians, picture.camera, picture.size, extras=("screen",)).screen
+    assert screen is not None
+    radii, image = screen.radii[0, 0, :, None], screen.means.new_tensor(picture.size).flip(0)
+    low = torch.minimum((screen.means[0, 0] - radii).clamp_min(0), image)
+    high = torch.minimum((screen.means[0, 0] + radii).clamp_min(0), image)
+    return (((high - low) / TILE + 1).prod(dim=-1) * (radii[:, 0] > 0)).sum().item()
+
+
+def _about(gaussians: Gaussians, pictures: list[Picture], device: torch.device) -> str:
+    with_photo = sum(picture.photo is not None for picture in pictures)
+    beside = f", {with_photo} of them beside their photo" if with_photo else ""
+    return (
+        f"Drawing {gaussians.means.shape[1]} Gaussians of SH degree {gaussians.sh_degree} into "
+        f"{len(pictures)} pictures of {by(pictures[0].size)} (height x width) on {device}{beside}."
+    )
+
+
+def _say_empty(drawings: list[_drawings.Drawing], tell: Callable[[str], None]) -> None:
+    """Says which pictures are empty; UserError where all are."""
+    empty = [drawing.picture.name for drawing in drawings if drawing.metrics["covered"] == 0]
+    if len(empty) == len(drawings):
+        raise UserError(
+            f"nothing is visible in any of the {len(drawings)} pictures",
+            "cameras that see the scene",
+            "give the cameras that the scene was made with, or --orbit 120",
+        )
+    if empty:
+        some = ", ".join(empty[:3]) + (", …" if len(empty) > 3 else "")
+        tell(f"Nothing of the scene is visible in {len(empty)} pictures: {some}.")
