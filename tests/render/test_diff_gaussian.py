@@ -117,7 +117,7 @@ def test_only_what_is_right_is_taken_from_a_fork(
 ) -> None:
     """Depth and alpha of a fork save passes where they, and their gradients, are complete."""
     install(name)
-    assert str(backend.installed_fork(CPU)) == f"diff_gaussian_rasterization: {OWN[name]}"
+    assert str(backend.installed_fork(CPU)) == f"diff_gaussian_rasterization ({OWN[name]})"
     install.calls.clear()
     gaussians, cameras = scene(generator)
     rasterize(gaussians, cameras, SIZE, "diff_gaussian")
@@ -165,7 +165,7 @@ def test_a_wall_at_fifteen_has_a_median(install: Installed) -> None:
 
 def test_other_forks_have_no_median(install: Installed, generator: torch.Generator) -> None:
     install("ashawkey")
-    with pytest.raises(UserError, match=r"no median depth \(diff_gaussian_rasterization: colour, "):
+    with pytest.raises(UserError, match=r"no median depth: diff_gaussian_rasterization \(colour, "):
         rasterize(*scene(generator), SIZE, "diff_gaussian", extras=["depth_median"])
 
 
@@ -191,7 +191,7 @@ def test_pictures_without_gradients(install: Installed, generator: torch.Generat
 
 def test_the_licence_is_said_once(install: Installed, generator: torch.Generator) -> None:
     install("leo-frank", backend.MODULES[1])
-    with pytest.warns(UserWarning, match="_depth is under Inria's licence.*no commercial") as said:
+    with pytest.warns(UserWarning, match=r"_depth \(colour\); it is .* no commercial") as said:
         rasterize(*scene(generator), SIZE, "diff_gaussian")
         rasterize(*scene(generator), SIZE, "diff_gaussian")
     assert len(said) == 1
@@ -199,6 +199,10 @@ def test_the_licence_is_said_once(install: Installed, generator: torch.Generator
 
 def _poses(install: Installed) -> None:
     install("graphdeco").GaussianRasterizationSettings = WithPose  # type: ignore[attr-defined]
+
+
+def _bare(install: Installed) -> None:
+    del install("graphdeco").GaussianRasterizationSettings
 
 
 def _turned(install: Installed) -> None:
@@ -212,6 +216,7 @@ def _turned(install: Installed) -> None:
     [
         (lambda install: None, ["no relative", "install one", "non-commercial"]),
         (_poses, ["settings", "projmatrix_raw", "another fork"]),
+        (_bare, ["settings", "bg, campos", "another fork"]),
         (_turned, ["returned shapes [[2], [3, 24, 40]]", "colour [3, height, width]"]),
     ],
 )

@@ -50,8 +50,8 @@ def rasterize(
 
     `gsplat` differs in details: alpha is capped at 0.999, and the clamp is asymmetric where the
     principal point is off centre. `diff_gaussian` draws a Gaussian to three standard deviations
-    only, which cuts something off where its opacity is above 0.35, and leaves a part of the
-    gradient out where the clamp acts.
+    only, which cuts something off where its opacity is above 0.35, and its gradient is not exact
+    where the clamp acts.
 
     Args:
         gaussians: world space, several scenes of equal count; any count, also 0.

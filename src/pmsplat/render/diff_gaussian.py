@@ -7,6 +7,7 @@ meant different things at different commits: some return a depth or an alpha who
 complete. So a fork is known by what it does: two Gaussians are drawn once, and of what it returns
 beside the colour only that is used whose values and gradients are right. Everything else is drawn
 as colours, three channels a pass, which every fork differentiates in full: z, ones, attributes.
+Colours are evaluated by us, for the harmonics of the forks differ, and so are covariances.
 
 All of them are under Inria's licence, which forbids commercial use; `auto` never chooses them.
 """
@@ -58,7 +59,7 @@ class Fork:
     def __str__(self) -> str:
         named = {"depth": self.depth, "alpha": self.alpha, "median depth": self.median}
         own = ", ".join(["colour", *(name for name, at in named.items() if at is not None)])
-        return f"{self.module.__name__}: {own}"
+        return f"{self.module.__name__} ({own})"
 
 
 def obstacle(device: torch.device) -> UserError | None:
@@ -104,12 +105,9 @@ def _broken(name: str, error: Exception) -> UserError:
 
 @functools.cache
 def _recognised(module: ModuleType, device: torch.device) -> Fork:
-    """What a fork's images are, found out by drawing; says its licence.
-
-    Colours (z, 1, 0) make the colour image tell what depth and alpha must be. Two faint Gaussians,
-    one before the other, so that the gradients tell all terms apart and no median is found.
-    """
-    settings = set(getattr(module.GaussianRasterizationSettings, "_fields", ()))
+    """The fork that a module is, if it takes the settings we know; says its licence."""
+    settings_type = getattr(module, "GaussianRasterizationSettings", None)
+    settings = set(getattr(settings_type, "_fields", ()))
     if not REQUIRED <= settings <= REQUIRED | OPTIONAL:
         odd = sorted((REQUIRED - settings) | (settings - REQUIRED - OPTIONAL))
         raise UserError(
@@ -118,32 +116,42 @@ def _recognised(module: ModuleType, device: torch.device) -> Fork:
             "install another fork, or choose backend='gsplat'",
         )
     with torch.inference_mode(False), torch.enable_grad():
-        means = torch.tensor([[0.05, -0.1, 2.0], [-0.1, 0.05, 3.0]], device=device)
-        opacities = torch.tensor([0.2, 0.25], device=device)
-        covariances = 0.01 * torch.tensor([[1.0, 0, 0, 1, 0, 1]], device=device).repeat(2, 1)
-        leaves = [tensor.requires_grad_() for tensor in (means, opacities, covariances)]
-        z = means[:, 2:]
-        colors = torch.cat([z, torch.ones_like(z), torch.zeros_like(z)], dim=-1)
-        unit = torch.eye(4, device=device)
-        view = _View(unit, torch.eye(3), (24, 40), torch.zeros_like(means))
-        color, _, *others = _call(module, view, means, covariances, opacities, colors)
-        depth, alpha = color[0], color[1]
-        found: dict[str, int] = {}
-        for at, image in enumerate(others, start=2):
-            if not image.is_floating_point() or image.numel() != alpha.numel():
-                continue
-            image = image.reshape(alpha.shape)
-            if _same(image, depth, leaves):
-                found["depth"] = at
-            elif _same(image, alpha, leaves):
-                found["alpha"] = at
-            elif (image == NO_MEDIAN).all():
-                found["median"] = at
+        fork = _tried(module, device)
     warnings.warn(
-        f"{module.__name__} is under Inria's licence: research and evaluation only, no commercial "
-        "use",
+        f"drawing with {fork}; it is under Inria's licence: research and evaluation only, no "
+        "commercial use",
         stacklevel=2,
     )
+    return fork
+
+
+def _tried(module: ModuleType, device: torch.device) -> Fork:
+    """What the images of a fork are, found out by drawing.
+
+    Colours (z, 1, 0) make the colour image tell what depth and alpha must be. Two faint Gaussians,
+    one before the other, so that the gradients tell all terms apart and no median is found.
+    """
+    means = torch.tensor([[0.05, -0.1, 2.0], [-0.1, 0.05, 3.0]], device=device)
+    opacities = torch.tensor([0.2, 0.25], device=device)
+    covariances = 0.01 * torch.tensor([[1.0, 0, 0, 1, 0, 1]], device=device).repeat(2, 1)
+    leaves = [tensor.requires_grad_() for tensor in (means, opacities, covariances)]
+    z = means[:, 2:]
+    colors = torch.cat([z, torch.ones_like(z), torch.zeros_like(z)], dim=-1)
+    K = torch.tensor([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    view = _View(torch.eye(4, device=device), K, (24, 40), torch.zeros_like(means))
+    color, _, *others = _call(module, view, means, covariances, opacities, colors)
+    depth, alpha = color[0], color[1]
+    found: dict[str, int] = {}
+    for at, image in enumerate(others, start=2):
+        if not image.is_floating_point() or image.numel() != alpha.numel():
+            continue
+        image = image.reshape(alpha.shape)
+        if _same(image, depth, leaves):
+            found["depth"] = at
+        elif _same(image, alpha, leaves):
+            found["alpha"] = at
+        elif (image == NO_MEDIAN).all():
+            found["median"] = at
     return Fork(module, found.get("depth"), found.get("alpha"), found.get("median"))
 
 
@@ -243,7 +251,7 @@ def blend(
     fork = installed_fork(gaussians.means.device)
     if median and fork.median is None:
         raise UserError(
-            f"the installed fork draws no median depth ({fork})",
+            f"the installed fork draws no median depth: {fork}",
             "extras without 'depth_median', or Luiten's fork",
             "choose backend='reference', or move to the CPU for backend='cpu'",
         )

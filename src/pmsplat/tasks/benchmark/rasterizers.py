@@ -1,0 +1,110 @@
+"""Every renderer side by side: usable here or why not, licence, accuracy, time and memory.
+
+pmsplat benchmark rasterizers --size 64 --json benchmarks/renderers.json
+    8,192 Gaussians drawn into 2 views of 64x64 by every renderer that works on this machine
+
+Errors are relative (norm of the difference over norm) to the reference in float64: the worst of
+colour, depth and alpha, and the worst gradient of a loss on all three. They are taken where all
+renderers follow the same rules: opacities below 0.35, centred principal points, nothing outside the
+field of view. Time and memory are those of `pmsplat benchmark rasterize`.
+"""
+
+import argparse
+from typing import Any
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of this question."""
+    parser.add_argument("--size", type=int, default=64, help="height and width (default: 64)")
+    parser.add_argument("--views", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls (default: 5)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prints a table; gives the figures by name."""
+    from ... import render
+
+    found = {}
+    print(  # noqa: T201
+        f"{'renderer':14} {'licence':24} error    gradient  forward ms  backward ms  peak MiB"
+    )
+    for backend in render.backends():
+        licence = render.licence(backend)
+        problem = render.obstacle(backend, device_for(backend))
+        label = f"{backend:14} {licence:24}"
+        if problem is not None:
+            print(f"{label} not usable here: {problem.got}; wanted {problem.wanted}")  # noqa: T201
+            found[backend] = {"licence": licence, "obstacle": str(problem)}
+            continue
+        figures = measure(backend, arguments.size, arguments.views, arguments.repeats)
+        print(  # noqa: T201
+            f"{label} {figures['error']:7.1e}  {figures['gradient_error']:8.1e}  "
+            f"{figures['forward']['median_ms']:10.1f}  {figures['backward']['median_ms']:11.1f}  "
+            f"{figures['peak_mib']}"
+        )
+        found[backend] = {"licence": licence, "obstacle": None, **figures}
+    return {
+        "gaussians": 2 * arguments.size**2,
+        "size": [arguments.size, arguments.size],
+        "views": arguments.views,
+        "renderers": found,
+    }
+
+
+def device_for(backend: str) -> Any:
+    """Where `backend` is measured: on the GPU if there is one, but for the renderer of the CPU."""
+    import torch
+
+    gpu = torch.cuda.is_available() and backend != "cpu"
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def measure(backend: str, size: int, views: int, repeats: int) -> dict[str, Any]:
+    """Accuracy, time and memory of one renderer.
+
+    Where there is a GPU, memory is the GPU's, and not told of a renderer that works on the CPU.
+    """
+    import torch
+
+    from . import rasterize
+
+    device = device_for(backend)
+    got = _images_and_gradients(backend, device, torch.float32, size, views)
+    wanted = _images_and_gradients("reference", torch.device("cpu"), torch.float64, size, views)
+    errors = [
+        float((a - b).norm() / b.norm()) for a, b in zip(got, wanted, strict=True) if b.norm() > 0
+    ]
+    figures = rasterize.measure(size, views, backend, repeats)
+    if torch.cuda.is_available() and device.type == "cpu":
+        figures["peak_mib"] = None
+    return {
+        "device": device.type,
+        "error": max(errors[:3]),
+        "gradient_error": max(errors[3:]),
+        **figures,
+    }
+
+
+def _images_and_gradients(backend: str, device: Any, dtype: Any, size: int, views: int) -> list:
+    """Colour, depth, alpha, then the gradients to every parameter, in float64 on the CPU."""
+    from dataclasses import fields, replace
+
+    import torch
+
+    from ...render import rasterize
+    from .rasterize import scene
+
+    gaussians, cameras = scene(size, views)
+    gaussians = replace(gaussians, opacities=0.35 * gaussians.opacities).to(dtype).to(device)
+    leaves = gaussians.map(lambda tensor: tensor.requires_grad_())
+    drawn = rasterize(leaves, cameras.to(dtype).to(device), (size, size), backend)
+    images = [drawn.color, drawn.depth, drawn.alpha]
+    flat = torch.cat([image.flatten() for image in images])
+    (flat * torch.arange(len(flat), device=device).to(dtype).sin()).mean().backward()
+    gradients = [_gradient(getattr(leaves, f.name)) for f in fields(leaves)]
+    return [tensor.detach().double().cpu() for tensor in [*images, *gradients]]
+
+
+def _gradient(leaf: Any) -> Any:
+    """What a backward pass left; zeros, which are as wrong, where a renderer leaves nothing."""
+    return leaf.grad if leaf.grad is not None else 0 * leaf
