@@ -202,7 +202,7 @@ def _poses(install: Installed) -> None:
 
 
 def _bare(install: Installed) -> None:
-    del install("graphdeco").GaussianRasterizationSettings
+    del install("graphdeco").__dict__["GaussianRasterizationSettings"]
 
 
 def _turned(install: Installed) -> None:
