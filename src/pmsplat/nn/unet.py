@@ -5,6 +5,7 @@ CVPR 2022, without its time embedding; both flavours that the encoders here were
 normalisation before the convolutions (DepthSplat) or after them (MVSplat).
 """
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn.functional import silu
 
 from ..kernels.attention import attention
 from .linear import Linear
-from .maps import ChannelsFirst, UpConv, for_group_norm, join
+from .maps import ChannelsFirst, UpConv, for_group_norm, join, pieces
 
 
 class GroupNorm(nn.GroupNorm):
@@ -90,8 +91,11 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList(attentions)
         self.move = move
 
-    def block(self, index: int, x: Tensor, views: int) -> Tensor:
-        x = self.blocks[index](x)
+    def block(self, index: int, maps: list[Tensor], views: int) -> Tensor:
+        """One block, of maps behind each other."""
+        block = self.blocks[index]
+        parts = [block(join([x[part] for x in maps])) for part in pieces(maps[0])]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.attentions[index](x, views) if self.attentions else x
 
 
@@ -149,7 +153,7 @@ class UNet(ChannelsFirst):
         skips = [x]
         for level in self.encoder:
             assert isinstance(level, Level)
-            x = level.block(0, x, views)
+            x = level.block(0, [x], views)
             skips.append(x)
             if level.move is not None:
                 x = level.move(x)
@@ -158,8 +162,8 @@ class UNet(ChannelsFirst):
             x = block(x)
         for level in self.decoder:
             assert isinstance(level, Level)
-            x = level.block(0, join([x, skips.pop()]), views)
-            x = level.block(1, join([x, skips.pop()]), views)
+            x = level.block(0, [x, skips.pop()], views)
+            x = level.block(1, [x, skips.pop()], views)
             if level.move is not None:
                 x = level.move(x)
         if self.post_norm:
