@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         points = fit_image(
             arguments.image,
             arguments.output,
-            steps=arguments.steps or 500,
+            steps=500 if arguments.steps is None else arguments.steps,
             size=arguments.size,
             seed=arguments.seed,
             device=arguments.device,

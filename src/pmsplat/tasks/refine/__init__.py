@@ -24,7 +24,7 @@ from .._progress import Track, silently
 from ..predict import reconstruct
 from . import _report, _start
 from ._cloud import Cloud, Parameters
-from ._fit import Fit, Moment, default_size, load_state, save_state, told_to_stop
+from ._fit import Fit, Moment, choose_size, load_state, save_state, told_to_stop
 from ._image import fit_image
 from ._strategy import STRATEGIES, Schedule
 
@@ -104,7 +104,7 @@ def refine(
             f"{photos} photos", "three or more: one is held out", "add photos of the scene"
         )
     start = _start_of(scene, chosen)
-    size = chosen.size or default_size(scene.size, device)
+    size = choose_size(chosen.size, scene.size, device)
     train, test = scene.views(rest, size), scene.views(held, size)
     settings: dict[str, Any] = {
         "photos": list(scene.names), "size": list(size), "start": start, "seed": chosen.seed,

@@ -35,14 +35,14 @@ class Parameters(Bundle):
     @classmethod
     def of(cls, gaussians: Gaussians) -> "Parameters":
         """The parameters of Gaussians, batch 1."""
-        one = gaussians.detach().map(lambda tensor: tensor[0].float())
+        one = gaussians.detach().to(torch.float32)
         return cls(
-            means=one.means,
-            log_scales=one.scales.clamp_min(torch.finfo(torch.float32).tiny).log(),
-            quats_wxyz=normalize(one.quats_wxyz, dim=-1),
-            logits=one.opacities.clamp(MARGIN, 1 - MARGIN).logit(),
-            sh_dc=one.sh[:, :1],
-            sh_rest=one.sh[:, 1:],
+            means=one.means[0],
+            log_scales=one.scales[0].clamp_min(torch.finfo(torch.float32).tiny).log(),
+            quats_wxyz=normalize(one.quats_wxyz[0], dim=-1),
+            logits=one.opacities[0].clamp(MARGIN, 1 - MARGIN).logit(),
+            sh_dc=one.sh[0, :, :1],
+            sh_rest=one.sh[0, :, 1:],
         )
 
     def gaussians(self) -> Gaussians:

@@ -21,10 +21,11 @@ from torch import Tensor
 from ...errors import UserError
 from ...evaluate.metrics import psnr, ssim
 from ...io.files import atomic
+from ...losses.ssim import WINDOW
 from ...losses.ssim import ssim as similarity
 from ...render import rasterize
 from ...types import Gaussians, Rendering, Views
-from .._choices import fit_size
+from .._choices import by, fit_size
 from ._cloud import Cloud
 from ._strategy import Schedule, Strategy
 
@@ -103,7 +104,8 @@ class Fit:
         for v in range(photos.images.shape[1]):
             camera = photos.cameras.at([v]).to(gaussians.means.device)
             with torch.no_grad():
-                yield rasterize(gaussians, camera, photos.size, sh_degree=self.degree)
+                rendering = rasterize(gaussians, camera, photos.size, sh_degree=self.degree)
+            yield rendering
 
     def _next(self, photos: int) -> int:
         if not self.order:
@@ -136,12 +138,24 @@ class Fit:
         self.history = [Moment(**moment) for moment in state["history"]]
 
 
-def default_size(photo: tuple[int, int], device: torch.device) -> tuple[int, int]:
-    """(height, width) for photos of such a size: theirs, within what the device does in minutes."""
-    height, width = fit_size(photo, 1, None)
-    longest = LONGEST_ON_CPU if device.type == "cpu" else max(height, width)
-    factor = min(1.0, longest / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
+def choose_size(
+    wanted: tuple[int, int] | None, photo: tuple[int, int], device: torch.device
+) -> tuple[int, int]:
+    """(height, width) as wanted, else the photo's, within what the device does in minutes.
+
+    Raises UserError where that is too small for SSIM.
+    """
+    height, width = wanted or fit_size(photo, 1, None)
+    if wanted is None and device.type == "cpu":
+        factor = min(1.0, LONGEST_ON_CPU / max(height, width))
+        height, width = round(height * factor), round(width * factor)
+    if min(height, width) < WINDOW:
+        raise UserError(
+            f"photos of {by(photo)}, to be optimised at --size {by((height, width))}",
+            f"height and width of at least {WINDOW}",
+            "choose a larger --size",
+        )
+    return height, width
 
 
 def photometric(

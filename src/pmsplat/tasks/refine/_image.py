@@ -29,7 +29,7 @@ from .._choices import by, pick_device
 from .._folder import MARK, results
 from .._progress import Track, silently
 from ._cloud import Cloud, Parameters
-from ._fit import default_size, photometric
+from ._fit import choose_size, photometric
 from ._report import SHEET_HEIGHT, curve
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def fit_image(
         raise UserError(f"{steps} steps", "at least 1", "choose more")
     pixels = read_image(file)
     with results(output, MARK, overwrite) as folder:
-        size = size or default_size((pixels.shape[0], pixels.shape[1]), where)
+        size = choose_size(size, (pixels.shape[0], pixels.shape[1]), where)
         picture = to_tensor([fit_pixels(pixels, size)])[0, 0].to(where)
         tell(f"A picture of {by(size)} (height x width), {steps} steps for each fit, on {where}.")
         fitted, drawn, gaussians = [], [], None

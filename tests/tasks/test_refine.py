@@ -1,0 +1,514 @@
+"""Optimising Gaussians: each rule against a closed form, and whole runs on small scenes."""
+
+import json
+import math
+import os
+import re
+import signal
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pmsplat
+from pmsplat import cli
+from pmsplat.data import synthetic
+from pmsplat.data.folder import open_scene
+from pmsplat.evaluate.metrics import psnr
+from pmsplat.geometry import camera
+from pmsplat.geometry.gaussian import rotation_to_quat
+from pmsplat.io.images import write_image
+from pmsplat.models import depthsplat
+from pmsplat.render import rasterize
+from pmsplat.tasks.refine import Options, _image, _start, _strategy, fit_image, refine
+from pmsplat.tasks.refine._cloud import Cloud, Parameters
+from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
+from pmsplat.types import Cameras, Gaussians, Screen, Views
+
+from ..scenes import random_cameras, random_gaussians
+
+SIZE = (40, 52)
+INTRINSICS = ((0, 0), (1, 1), (0, 2), (1, 2))  # fx, fy, cx, cy in K
+QUICK = Options(steps=40, size=SIZE, random_points=600, save_every=1000, device="cpu")
+
+
+def a_cloud(count: int, extent: float = 5.0, degree: int = 1, seed: int = 0) -> Cloud:
+    gaussians = random_gaussians(count, torch.Generator().manual_seed(seed), degree=degree)
+    return Cloud(Parameters.of(gaussians), extent, 100)
+
+
+def draw(cloud: Cloud, seed: int = 1) -> torch.Tensor:
+    """One optimiser step towards black; the loss before it."""
+    cameras = random_cameras(1, torch.Generator().manual_seed(seed))
+    color = rasterize(cloud.parameters.gaussians(), cameras, (24, 32)).color
+    loss = color.square().mean()
+    loss.backward()
+    cloud.update(0)
+    return loss.detach()
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One procedural scene of 10 photos of 54x70, without sparse points, as a chunk."""
+    root = tmp_path_factory.mktemp("rooms")
+    synthetic.write(root, scenes=1, frames=10, size=(54, 70), seed=0, split="test")
+    return str(root / "test")
+
+
+@pytest.fixture(scope="module")
+def model_folder(room: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a COLMAP model, whose points are true ones of the surfaces."""
+    folder = tmp_path_factory.mktemp("colmap")
+    sparse = folder / "sparse" / "0"
+    sparse.mkdir(parents=True)
+    views = open_scene(room).views()
+    assert views.names is not None and views.depth is not None
+    height, width = views.size
+    world = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)[0, ::3]
+    points = world[views.depth[0, ::3] > 0][::17]
+    lenses, images = [], []
+    for i, name in enumerate(views.names[0]):
+        c2w, K = views.cameras.c2w[0, i], views.cameras.K[0, i]
+        fx, fy, cx, cy = (camera.K_px(K, height, width)[at].item() for at in INTRINSICS)
+        lenses.append(f"{i + 1} PINHOLE {width} {height} {fx} {fy} {cx} {cy}\n")
+        w2c = torch.linalg.inv(c2w.double())
+        pose = [*rotation_to_quat(w2c[:3, :3]).tolist(), *w2c[:3, 3].tolist()]
+        seen = camera.project_world(points, c2w, K)
+        inside = (seen[:, :2] > 0).all(-1) & (seen[:, :2] < 1).all(-1) & (seen[:, 2] > 0)
+        observed = " ".join(f"0 0 {point}" for point in inside.nonzero()[:, 0].tolist())
+        images.append(f"{i + 1} {' '.join(map(str, pose))} {i + 1} {name}.png\n{observed}\n")
+        write_image(folder / "images" / f"{name}.png", views.images[0, i])
+    rows = [f"{i} {x} {y} {z} 0 0 0 0\n" for i, (x, y, z) in enumerate(points.tolist())]
+    for name, lines in (("cameras", lenses), ("images", images), ("points3D", rows)):
+        (sparse / f"{name}.txt").write_text("".join(lines))
+    return folder
+
+
+def test_parameters_give_back_their_gaussians() -> None:
+    gaussians = random_gaussians(50, torch.Generator().manual_seed(0))
+    back = Parameters.of(gaussians).gaussians()
+    for field in fields(Gaussians):
+        torch.testing.assert_close(getattr(back, field.name), getattr(gaussians, field.name))
+
+
+def test_steps_of_the_means_shrink_a_hundredfold_and_scale_with_the_scene() -> None:
+    cloud = a_cloud(5, extent=3.0)
+    rates = []
+    for step in (0, 50, 100):
+        cloud.parameters.means.grad = torch.zeros_like(cloud.parameters.means)
+        cloud.update(step)
+        rates.append(cloud.means_rate)
+    assert rates == pytest.approx([3 * 1.6e-4, 3 * 1.6e-5, 3 * 1.6e-6])
+
+
+def test_moments_follow_the_gaussians_that_are_taken() -> None:
+    """Kept ones step on as if nothing happened; fresh ones as if they had just begun."""
+    whole, taken = a_cloud(8), a_cloud(8)
+    gradients = torch.randn(3, 8, 3, generator=torch.Generator().manual_seed(2))
+
+    def step(cloud: Cloud, gradient: torch.Tensor, at: int) -> torch.Tensor:
+        before = cloud.parameters.means.detach().clone()
+        cloud.parameters.means.grad = gradient.clone()
+        cloud.update(at)
+        return cloud.parameters.means.detach() - before
+
+    for at in (0, 1):
+        step(whole, gradients[at], at)
+        step(taken, gradients[at], at)
+    rows = torch.tensor([6, 1, 4, 6])
+    taken.take(rows, torch.tensor([False, False, False, True]))
+    torch.testing.assert_close(taken.parameters.means, whole.parameters.means[rows])
+    moved = step(taken, gradients[2][rows], 2)
+    torch.testing.assert_close(moved[:3], step(whole, gradients[2], 2)[rows[:3]])
+    state = taken.adam.state[taken.parameters.means]
+    torch.testing.assert_close(state["exp_avg"][3], 0.1 * gradients[2][6])
+    torch.testing.assert_close(state["exp_avg_sq"][3], 1e-3 * gradients[2][6].square())
+
+
+def test_a_clone_and_its_twin_hide_what_one_did() -> None:
+    cloud = a_cloud(1)
+    with torch.no_grad():
+        cloud.parameters.means.copy_(torch.tensor([[0.0, 0.0, 4.0]]))
+        cloud.parameters.log_scales.fill_(math.log(0.4))
+    cameras = Cameras(
+        torch.eye(4)[None, None],
+        torch.tensor([[1.0, 0, 0.5], [0, 1.0, 0.5], [0, 0, 1]])[None, None],
+        torch.full((1, 1), 0.1),
+        torch.full((1, 1), 10.0),
+    )
+    before = rasterize(cloud.parameters.gaussians(), cameras, (33, 33)).detach()
+    cloud.take(torch.tensor([0, 0]), torch.tensor([False, True]))
+    doubled = rasterize(cloud.parameters.gaussians(), cameras, (33, 33)).detach()
+    _strategy.clone(cloud, torch.tensor([[0], [1]]))
+    after = rasterize(cloud.parameters.gaussians(), cameras, (33, 33)).detach()
+    middle = (0, 0, 16, 16)
+    assert after.alpha[middle].item() == pytest.approx(before.alpha[middle].item(), abs=1e-5)
+    assert doubled.alpha[middle] > before.alpha[middle] + 0.05
+    assert (after.alpha - before.alpha).abs().max() < (doubled.alpha - before.alpha).abs().max()
+
+
+def test_the_halves_of_a_split_cover_its_place() -> None:
+    """Their centres are spread like the Gaussian itself, and they are 1.6 times smaller."""
+    count = 20_000
+    one = random_gaussians(1, torch.Generator().manual_seed(3))
+    cloud = Cloud(Parameters.of(one.map(lambda t: t.expand(1, 2 * count, *t.shape[2:]))), 5.0, 10)
+    twins = torch.arange(2 * count).view(2, count)
+    _strategy.split(cloud, twins, torch.Generator().manual_seed(4))
+    halves = cloud.parameters.gaussians().detach()
+    torch.testing.assert_close(halves.scales, one.scales.expand_as(halves.scales) / 1.6)
+    assert torch.equal(halves.opacities, halves.opacities[:1, :1].expand(1, 2 * count))
+    offsets = (halves.means - one.means)[0]
+    spread = offsets.T @ offsets / len(offsets)
+    scale = one.covariances[0, 0].diagonal().max().item()
+    assert (spread - one.covariances[0, 0]).abs().max().item() < 0.03 * scale
+    assert offsets.mean(dim=0).abs().max().item() < 0.03 * scale**0.5
+
+
+def steep(cloud: Cloud, pull: list[float]) -> Densify:
+    """A strategy that has seen such mean gradients, twice each."""
+    strategy = Densify(Schedule.planned(100), most=10)
+    screen_pull = torch.tensor(pull)
+    strategy.restore({"pull": 2 * screen_pull, "seen": torch.full_like(screen_pull, 2)})
+    return strategy
+
+
+def test_small_ones_are_cloned_large_ones_split_and_the_rest_is_left_alone() -> None:
+    cloud = a_cloud(4, extent=10.0)
+    with torch.no_grad():
+        sizes = torch.tensor([0.05, 0.5, 0.05, 0.5])  # a hundredth of the extent is 0.1
+        cloud.parameters.log_scales.copy_(sizes.log()[:, None].expand(4, 3))
+    before = cloud.parameters.map(lambda tensor: tensor.detach().clone())
+    strategy = steep(cloud, [3e-4, 3e-4, 1e-4, 1e-4])
+    strategy.grow(cloud, torch.Generator().manual_seed(0))
+    after = cloud.parameters
+    assert len(cloud) == 6
+    for kept in (2, 3):
+        for field in fields(Parameters):
+            assert torch.equal(getattr(after, field.name)[kept], getattr(before, field.name)[kept])
+    assert torch.equal(after.means[4], before.means[0]) and torch.equal(
+        after.means[0], before.means[0]
+    )
+    opacity = before.logits[0].sigmoid()
+    assert (1 - after.logits[[0, 4]].sigmoid()).prod().item() == pytest.approx(1 - opacity.item())
+    torch.testing.assert_close(after.log_scales[[1, 5]].exp(), torch.full((2, 3), 0.5 / 1.6))
+    assert not torch.equal(after.means[1], before.means[1])
+    assert torch.equal(after.sh_rest[5], before.sh_rest[1])
+
+
+def test_where_room_is_short_the_steepest_grow() -> None:
+    cloud = a_cloud(8, extent=1e6)  # all are small
+    before = cloud.parameters.means.detach().clone()
+    steep(cloud, [0, 5e-4, 3e-4, 9e-4, 2.5e-4, 0, 0, 0]).grow(cloud, torch.Generator())
+    assert torch.equal(cloud.parameters.means, before[[*range(8), 1, 3]])
+    steep(cloud, [1.0] * 10).grow(cloud, torch.Generator())
+    assert len(cloud) == 10
+
+
+def test_gradients_count_in_half_images_where_a_gaussian_is_seen() -> None:
+    strategy = Densify(Schedule.planned(3000), most=10)
+    cloud = a_cloud(2)
+    for radii in ([3.0, 0.0], [3.0, 2.0]):
+        means = torch.zeros(1, 1, 2, 2, requires_grad=True)
+        means.grad = (
+            torch.tensor([[[[0.03, 0.0], [0.0, 0.02]]]]) * (torch.tensor(radii) > 0)[:, None]
+        )
+        screen = Screen(means, torch.tensor(radii)[None, None])
+        strategy.after(cloud, screen, (20, 30), 1, torch.Generator())
+    torch.testing.assert_close(strategy.state()["pull"], torch.tensor([2 * 0.03 * 15, 0.02 * 10]))
+    assert strategy.state()["seen"].tolist() == [2, 1]
+
+
+def test_faint_and_overgrown_ones_are_pruned_but_never_all() -> None:
+    cloud = a_cloud(4, extent=1.0)
+    with torch.no_grad():
+        cloud.parameters.logits.copy_(torch.tensor([0.5, 0.004, 0.3, 0.006]).logit())
+        cloud.parameters.log_scales.copy_(torch.tensor([0.05, 0.05, 0.2, 0.05]).log()[:, None])
+    _strategy.prune(cloud, too_large=False)
+    assert len(cloud) == 3
+    _strategy.prune(cloud, too_large=True)
+    assert cloud.parameters.logits.sigmoid().tolist() == pytest.approx([0.5, 0.006])
+    with torch.no_grad():
+        cloud.parameters.logits.copy_(torch.tensor([1e-3, 2e-3]).logit())
+    _strategy.prune(cloud, too_large=True)
+    assert cloud.parameters.logits.sigmoid().tolist() == pytest.approx([2e-3])
+
+
+def test_a_reset_takes_opacities_down_and_forgets_where_they_were_going() -> None:
+    cloud = a_cloud(30)
+    draw(cloud)
+    faint = cloud.parameters.logits.sigmoid().min().item()
+    cloud.cap_opacities(0.01)
+    opacities = cloud.parameters.logits.sigmoid()
+    assert opacities.max().item() == pytest.approx(0.01)
+    assert opacities.min().item() == pytest.approx(min(faint, 0.01))
+    assert not cloud.adam.state[cloud.parameters.logits]["exp_avg"].any()
+    assert cloud.adam.state[cloud.parameters.means]["exp_avg"].any()
+
+
+def test_thirty_thousand_steps_go_by_the_papers() -> None:
+    plan = Schedule.planned(30_000)
+    assert plan == Schedule(30_000, 1000, 500, 15_000, 100, 3000)
+    changes = [step for step in range(1, 30_001) if plan.changes(step)]
+    assert changes == list(range(600, 15_001, 100))
+    resets = [step for step in range(1, 30_001) if plan.resets(step)]
+    assert resets == [3000, 6000, 9000, 12_000, 15_000]
+    assert Schedule.planned(30_000, mcmc=True).change_until == 25_000
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 7, 51])
+@pytest.mark.parametrize("opacity", [0.01, 0.4, 0.95])
+def test_shared_gaussians_look_like_one(copies: int, opacity: float) -> None:
+    """By quadrature: the copies, one behind the other, integrate to what the one did."""
+    new, factor = _strategy.share(
+        torch.tensor([opacity], dtype=torch.float64), torch.tensor([copies])
+    )
+    x = np.linspace(-12, 12, 200_001)
+    one = opacity * np.exp(-0.5 * x**2)
+    many = 1 - (1 - new.item() * np.exp(-0.5 * (x / factor.item()) ** 2)) ** copies
+    assert np.trapezoid(many, x) == pytest.approx(np.trapezoid(one, x), rel=1e-6)
+    assert many.max() == pytest.approx(opacity, rel=1e-9)
+
+
+def test_dead_gaussians_move_onto_living_ones_and_some_are_added() -> None:
+    cloud = a_cloud(100)
+    draw(cloud)
+    with torch.no_grad():
+        cloud.parameters.logits[:30] = -8.0
+        cloud.parameters.logits[30:] = 0.0
+    before = cloud.parameters.map(lambda tensor: tensor.detach().clone())
+    strategy = MCMC(Schedule.planned(100), most=103)
+    strategy.move_and_add(cloud, torch.Generator().manual_seed(0))
+    after = cloud.parameters
+    assert len(cloud) == 103
+    same = (after.means[:, None] == before.means).all(dim=-1)
+    assert (same.sum(dim=1) == 1).all() and not same[:, :30].any()
+    origin = same.int().argmax(dim=1)
+    for source in range(30, 100):
+        copies = (origin == source).nonzero()[:, 0]
+        hidden = 1 - (1 - after.logits[copies].sigmoid()).prod()
+        assert hidden.item() == pytest.approx(0.5, abs=1e-4)
+        moment = cloud.adam.state[after.means]["exp_avg"][copies]
+        assert len(copies) == 1 or not moment.any()
+    assert torch.equal(after.means[30:100], before.means[30:])
+
+
+def test_noise_has_the_shape_of_the_gaussian_and_spares_the_opaque() -> None:
+    count = 20_000
+    one = random_gaussians(1, torch.Generator().manual_seed(3))
+    many = one.map(lambda t: t.expand(1, count, *t.shape[2:]).clone())
+    opacities = torch.where(torch.arange(count) % 2 == 0, 0.0002, 0.5)[None]
+    cloud = Cloud(Parameters.of(replace(many, opacities=opacities)), 2.0, 10)
+    _strategy.tremble(cloud, torch.Generator().manual_seed(5))
+    moved = cloud.parameters.means.detach() - one.means[0]
+    assert moved[1::2].abs().max() < 1e-9 + 1e-6 * moved[::2].abs().max()
+    gate = 1 / (1 + math.exp(100 * (0.0002 - 0.005)))
+    covariance = one.covariances[0, 0] / 2.0**2  # in extents
+    expected = (5e5 * 1.6e-4 * gate) ** 2 * covariance @ covariance.T * 2.0**2
+    spread = moved[::2].T @ moved[::2] / (count // 2)
+    assert (spread - expected).abs().max().item() < 0.05 * expected.abs().max().item()
+
+
+def test_points_get_the_size_of_their_gaps_and_the_colour_of_the_photos() -> None:
+    grid = torch.stack(torch.meshgrid(*[torch.arange(5.0)] * 3, indexing="ij"), dim=-1)
+    points = grid.flatten(0, 2) * 0.1 - torch.tensor([0.2, 0.2, -2.0])
+    K = torch.tensor([[1.0, 0, 0.5], [0, 1.0, 0.5], [0, 0, 1]]).expand(1, 3, 3, 3)
+    ends = torch.ones(1, 3)
+    cameras = Cameras(torch.eye(4).expand(1, 3, 4, 4), K, 0.1 * ends, 9 * ends)
+    images = torch.rand(1, 3, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    gaussians = _start.from_points(points, Views(images, cameras), degree=2)
+    torch.testing.assert_close(gaussians.scales, torch.full_like(gaussians.scales, 0.1))
+    assert gaussians.sh.shape == (1, 125, 9, 3) and not gaussians.sh[:, :, 1:].any()
+    seen = 0.5 + 0.28209479177387814 * gaussians.sh[0, 0, 0]
+    column, row = int(30 * (0.5 - 0.1)), int(20 * (0.5 - 0.1))
+    torch.testing.assert_close(seen, images[0, :, :, row, column].median(dim=0).values)
+    behind = _start.colors(torch.tensor([[0.0, 0, -3]]), Views(images, cameras))
+    assert behind.tolist() == [[0.5, 0.5, 0.5]]
+
+
+def test_random_points_are_seen_twice() -> None:
+    cameras = random_cameras(5, torch.Generator().manual_seed(0))
+    points = _start.at_random(cameras, 500, torch.Generator().manual_seed(1))
+    assert points.shape == (500, 3)
+    counts = torch.zeros(500)
+    for v in range(5):
+        inside = camera.project_world(points, cameras.c2w[0, v], cameras.K[0, v])
+        counts += (inside[:, :2].clamp(0, 1) == inside[:, :2]).all(-1) & (inside[:, 2] > 0)
+    assert counts.min() >= 2
+    away = replace(cameras, c2w=cameras.c2w.clone(), far=2 * cameras.near).at([0, 1])
+    away.c2w[0, 1, :3, 3] += 1e6
+    with pytest.raises(pmsplat.UserError, match="share too little"):
+        _start.at_random(away, 500, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("start", "strategy"), [("random", "default"), ("random", "mcmc"), ("points", "default")]
+)
+def test_held_out_photos_come_closer(
+    start: str, strategy: str, model_folder: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    options = replace(QUICK, start=start, strategy=strategy, steps=60)
+    summary = refine(model_folder, tmp_path / "out", options, tell=said.append)
+    assert summary.trained_on == 8 and summary.held_out == 2
+    assert summary.after.psnr > summary.before.psnr + 1.5
+    assert summary.after.ssim > summary.before.ssim
+    assert summary.after.gaussians != summary.before.gaussians
+    assert [m.step for m in summary.history] == list(range(0, 61, 3))
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "gaussians.ply", "metrics.json", "psnr.png", "sheet.png", "state.pt"
+    ]  # fmt: skip
+    scene = open_scene(model_folder).views([0, 8], SIZE)
+    drawn = pmsplat.rasterize(pmsplat.load_ply(out / "gaussians.ply"), scene.cameras, SIZE)
+    value = psnr(drawn.color, scene.images).mean().item()
+    assert value == pytest.approx(summary.after.psnr, abs=1e-3)
+    assert json.loads((out / "metrics.json").read_text())["history"][-1]["psnr"] == pytest.approx(
+        value, abs=1e-3
+    )
+    for picture in ("psnr.png", "sheet.png"):
+        with Image.open(out / picture) as image:
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20
+    assert f"start: {start}, strategy: {strategy}" in said[0] and "s/step" in said[-1]
+
+
+@pytest.mark.parametrize("strategy", ["default", "mcmc"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    strategy: str, room: str, tmp_path: Path
+) -> None:
+    options = replace(QUICK, strategy=strategy, most=900)
+    whole = refine(room, tmp_path / "whole", options)
+
+    def interrupt(sentence: str) -> None:
+        if sentence.startswith("Step 22 of 40"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        refine(room, tmp_path / "parts", options, tell=interrupt)
+    assert [p.name for p in (tmp_path / "parts").iterdir()] == ["state.pt"]
+    said: list[str] = []
+    resumed = replace(options, resume=True)
+    parts = refine(room, tmp_path / "parts", resumed, tell=said.append)
+    assert "Going on after step 22 of 40." in said
+    for name in ("gaussians.ply", "sheet.png"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [replace(m, seconds=0) for m in parts.history] == [
+        replace(m, seconds=0) for m in whole.history
+    ]
+    again = refine(room, tmp_path / "parts", resumed)
+    assert again.history == parts.history
+    other = refine(room, tmp_path / "other", replace(options, seed=1))
+    assert other.after.psnr != whole.after.psnr
+
+
+def test_from_a_prediction_and_from_a_file(room: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = depthsplat.Config(
+        vit="none", width=16, planes=8, transformer_layers=1, head_width=16, sh_degree=1
+    )
+    model = depthsplat.build(config).eval()
+    few = replace(QUICK, model=model, steps=10, size=(32, 48))
+    summary = refine(room, tmp_path / "predicted", few)
+    assert summary.start == "prediction"
+    assert summary.before.gaussians == 4 * 32 * 48
+    assert summary.after.psnr > summary.before.psnr
+
+    file = tmp_path / "predicted" / "gaussians.ply"
+    views = open_scene(room).views([0, 8], (32, 48))
+    drawn = pmsplat.rasterize(pmsplat.load_ply(file), views.cameras, (32, 48))
+    onward = refine(room, tmp_path / "onward", replace(few, model=None, init=file))
+    assert onward.start == "file"
+    assert onward.before.psnr == pytest.approx(
+        psnr(drawn.color, views.images).mean().item(), abs=0.01
+    )
+    assert onward.after.psnr > onward.before.psnr
+
+
+def test_more_splats_come_closer_to_a_picture(room: str, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    write_image(picture, open_scene(room).views([3]).images[0, 0])
+    fits = fit_image(picture, tmp_path / "out", steps=40, counts=(16, 64, 256), device="cpu")
+    assert [one.splats for one in fits] == [16, 64, 256]
+    assert fits[1].psnr > fits[0].psnr + 1 and fits[2].psnr > fits[1].psnr + 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "error.png", "gaussians.ply", "metrics.json", "sheet.png"
+    ]  # fmt: skip
+    splats = pmsplat.load_ply(tmp_path / "out" / "gaussians.ply")
+    assert splats.means.shape == (1, 256, 3)
+    torch.testing.assert_close(splats.means[..., 2], torch.ones(1, 256))
+    drawn = pmsplat.rasterize(splats, _image.looking_at_plane(54, 70), (54, 70)).color[0, 0]
+    target = open_scene(room).views([3]).images[0, 0]
+    assert psnr(drawn, target).item() == pytest.approx(fits[2].psnr, abs=0.05)
+
+
+def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--steps", "4", "--size", "24x32", "--device", "cpu", "--output", str(tmp_path / "out")]
+    assert cli.main(["refine", room, *more]) == 0
+    told = capsys.readouterr().err
+    assert "start: random" in told and "Held-out PSNR" in told and "are in" in told
+    assert cli.main(["refine", room, *more]) == 2
+    assert "holds a run; wanted a new or empty folder; go on with" in capsys.readouterr().err
+    assert cli.main(["refine", room, *more, "--resume", "--strategy", "mcmc"]) == 2
+    assert "was begun with strategy default, not mcmc" in capsys.readouterr().err
+    (tmp_path / "out" / "state.pt").write_bytes(b"nonsense")
+    assert cli.main(["refine", room, *more, "--resume"]) == 2
+    assert "not a readable state" in capsys.readouterr().err
+    assert cli.main(["refine", room, *more, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], r"no input; wanted SCENE, or --image FILE"),
+        (["ROOM", "--image", "x.png"], r"a scene and --image; wanted"),
+        (["ROOM", "--start", "pionts"], r"--start pionts; wanted one of .*did you mean 'points'"),
+        (["ROOM", "--start", "points"], r"has no sparse points; .*--start random"),
+        (["ROOM", "--start", "prediction"], r"--start prediction alone; .*--model"),
+        (["ROOM", "--start", "random", "--init", "x.ply"], r"--init with --start random"),
+        (["ROOM", "--strategy", "mcmv"], r"--strategy mcmv; .*did you mean 'mcmc'"),
+        (["ROOM", "--steps", "0"], r"steps = 0; wanted at least 1"),
+        (["ROOM", "--most", "0"], r"most = 0; wanted at least 1"),
+        (["ROOM", "--resume"], r"there is no .*state\.pt; wanted an interrupted run"),
+        (["ROOM", "--init", "x.ply"], r"no file x\.ply"),
+        (["ROOM", "--size", "8x32"], r"--size 8x32; wanted height and width of at least 11"),
+        (["--image", "x.png"], r"no image at x\.png"),
+        (["--image", "PICTURE", "--size", "9x32"], r"--size 9x32; wanted .* at least 11"),
+        (["--image", "PICTURE", "--steps", "0"], r"0 steps; wanted at least 1"),
+        (["nowhere"], r"no scene at nowhere"),
+    ],
+)
+def test_bad_input_is_told(
+    arguments: list[str],
+    sentence: str,
+    room: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image("picture.png", torch.rand(3, 20, 24))
+    places = {"ROOM": room, "PICTURE": "picture.png"}
+    given = [places.get(argument, argument) for argument in arguments]
+    assert cli.main(["refine", *given, "--output", "out", "--device", "cpu"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(sentence, told), told
+    assert told.strip().splitlines()[-1].startswith("pmsplat: ")
+
+
+def test_one_place_and_few_photos_are_told(tmp_path: Path) -> None:
+    cameras = random_cameras(4, torch.Generator().manual_seed(0), spread=0.0)
+    with pytest.raises(pmsplat.UserError, match="taken from one place"):
+        _start.extent(cameras)
+    root = tmp_path / "two"
+    synthetic.write(root, scenes=1, frames=2, size=(32, 32), seed=0, split="test")
+    with pytest.raises(pmsplat.UserError, match="2 photos; wanted three or more"):
+        refine(root / "test", tmp_path / "out", QUICK)
+
+
+def test_sfm_points_of_real_photos(shared: Path, tmp_path: Path) -> None:
+    options = replace(QUICK, steps=25, size=(48, 64), start=None)
+    summary = refine(shared / "scenes" / "bonsai", tmp_path / "out", options)
+    assert summary.start == "points"
+    assert summary.after.psnr > summary.before.psnr + 1
