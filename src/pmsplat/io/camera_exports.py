@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from plyfile import PlyData, PlyElement
 
+from ..errors import UserError
 from ..geometry import gaussian
 from .files import atomic, write_bytes, write_text
 from .poses import LENS_MODELS, Lens, Shot
@@ -42,8 +43,16 @@ def write_colmap(
     """A sparse model in `folder`: cameras, images and points3D, all .bin, or all .txt with `text`.
 
     Cameras of equal lens are one camera. Binary poses and lenses are float64 to the bit; text has
-    as many digits as that needs.
+    as many digits as that needs. Raises UserError for names with spaces in text, where COLMAP reads
+    no further than those.
     """
+    spaced = [_name(shot) for shot in shots if text and len(_name(shot).split()) != 1]
+    if spaced:
+        raise UserError(
+            f"a photo called {spaced[0]!r} in a COLMAP model as text",
+            "names without spaces",
+            "write the model as .bin",
+        )
     lenses = list(dict.fromkeys(shot.lens for shot in shots))
     numbers = {lens: i + 1 for i, lens in enumerate(lenses)}
     write = _text_model if text else _binary_model

@@ -1,0 +1,97 @@
+"""turn a file of Gaussians into another format, crop, thin out or move it, export its cameras
+
+IN and OUT are told apart by their names: .ply, .compressed.ply, .splat, .spz, .glb (.gltf is read
+only), .usdc, .usda, .usdz. Formats that say which way is up are turned, harmonics included.
+
+    pmsplat convert point_cloud.ply scene.glb
+    pmsplat convert scene.ply small.spz --min-opacity 0.05 --sh-degree 1 --crop=-2,-2,0,2,2,4
+    pmsplat convert scene.ply moved.ply --transform=0,-1,0,0,1,0,0,0,0,0,1,2,0,0,0,1
+
+What is kept is chosen in the world of IN: by a box around the means, by opacity, by what the
+cameras see. --transform comes last: a rotation times one scale, and a translation, 16 numbers row
+by row, or a file with them. Numbers that begin with a minus need the = between option and value.
+
+With --cameras, a folder OUT-cameras/ appears beside OUT: sparse/0 (COLMAP) and transforms.json
+(nerfstudio) of these cameras, moved like the scene, with the Gaussians' centres as points, for
+other trainers to start from; put the photos into its images/.
+"""
+
+import argparse
+import os
+import re
+from math import isfinite
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    cameras = "cameras.json (INRIA's or ours), transforms.json or a COLMAP model"
+    parser.add_argument("input", metavar="IN", type=Path, help="a file of Gaussians")
+    parser.add_argument("output", metavar="OUT", type=Path, help="the file to write")
+    parser.add_argument("--crop", type=box, metavar="X0,Y0,Z0,X1,Y1,Z1", help="means in this box")
+    parser.add_argument("--min-opacity", type=float, default=0.0, metavar="A", help="0 to 1")
+    parser.add_argument("--seen-by", type=Path, metavar="CAMERAS", help=f"by one of {cameras}")
+    parser.add_argument("--sh-degree", type=int, metavar="N", help="drop harmonics above")
+    parser.add_argument(
+        "--transform", type=matrix, metavar="16 NUMBERS|FILE", help="4x4, row by row"
+    )
+    parser.add_argument("--spz-version", type=int, choices=(3, 4), help="of .spz (default: 3)")
+    parser.add_argument("--cameras", type=Path, metavar="CAMERAS", help="export these beside OUT")
+    parser.add_argument("--colmap-text", action="store_true", help="sparse/0 as .txt, not .bin")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Converts, and says how much of it."""
+    import torch
+    from rich.console import Console
+
+    from ..tasks.convert import Box, Options, convert
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    crop, rows = arguments.crop, arguments.transform
+    options = Options(
+        crop=None if crop is None else Box(crop[:3], crop[3:]),
+        min_opacity=arguments.min_opacity,
+        seen_by=arguments.seen_by,
+        sh_degree=arguments.sh_degree,
+        similarity=None if rows is None else torch.tensor(rows, dtype=torch.float64).reshape(4, 4),
+        cameras=arguments.cameras,
+        colmap_text=arguments.colmap_text,
+        spz_version=arguments.spz_version,
+    )
+    summary = convert(arguments.input, arguments.output, options, tell=console.print)
+    size = arguments.output.stat().st_size / 1e6
+    console.print(f"{summary.written} Gaussians are in {arguments.output} ({size:.1f} MB).")
+    if summary.cameras is not None:
+        console.print(f"Their cameras are in {summary.cameras}/.")
+
+
+def box(text: str) -> tuple[float, ...]:
+    """-1,-1,0,1,1,4: the low and the high corner of a box, as an option has them."""
+    values = numbers(text)
+    if values is None or len(values) != 6 or any(values[i] > values[3 + i] for i in range(3)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; wanted six numbers, the low corner first, such as -1,-1,0,1,1,4"
+        )
+    return values
+
+
+def matrix(text: str) -> tuple[float, ...]:
+    """16 numbers with commas, or from a file that has them (JSON will do)."""
+    values = numbers(text)
+    if values is None and os.path.isfile(text) and os.path.getsize(text) < 1 << 16:
+        values = numbers(Path(text).read_text(errors="replace"))
+    if values is None or len(values) != 16:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; wanted 16 finite numbers, row by row, or a file with them"
+        )
+    return values
+
+
+def numbers(text: str) -> tuple[float, ...] | None:
+    """The finite numbers of a text, apart by commas, spaces or brackets; None if it has others."""
+    try:
+        values = tuple(float(word) for word in re.split(r"[\s,\[\]]+", text) if word)
+    except ValueError:
+        return None
+    return values if all(map(isfinite, values)) else None

@@ -1,0 +1,239 @@
+"""A file of Gaussians in, another out: any format to any other, less of them, or moved."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..errors import UserError
+from ..geometry import se3, sh
+from ..io import camera_exports, spz
+from ..io.camera_files import KINDS, find_cameras, read_survey
+from ..io.gaussians import WRITERS, load_gaussians, save_gaussians
+from ..io.poses import Shot, Survey
+from ..types import Gaussians
+
+log = logging.getLogger(__name__)
+
+REACH = 3.0  # standard deviations within which a Gaussian counts as seen
+CLOUD = 200_000  # points at most beside exported cameras
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-aligned box, corners included, in the world of the file that is read."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is kept, in the world of the input and in this order, and how that is moved at the end.
+
+    `crop` looks at means; `min_opacity` is in [0, 1]; `seen_by` is a file or folder of cameras of
+    which one at least must see the Gaussian; `sh_degree` the highest degree that stays;
+    `similarity` a 4x4 matrix, rotation times scale and translation, that also moves the cameras.
+    `cameras` are exported beside the output, as a COLMAP model (text or binary) and as
+    transforms.json. `spz_version` is 3 or 4.
+    """
+
+    crop: Box | None = None
+    min_opacity: float = 0.0
+    seen_by: str | Path | None = None
+    sh_degree: int | None = None
+    similarity: Float[Tensor, "4 4"] | None = None
+    cameras: str | Path | None = None
+    colmap_text: bool = False
+    spz_version: int | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How many Gaussians were read and written, and the folder of exported cameras, if any."""
+
+    read: int
+    written: int
+    cameras: Path | None
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    options: Options | None = None,
+    tell: Callable[[str], None] = log.info,
+) -> Summary:
+    """Reads Gaussians of any known format and writes them, or some of them, in another.
+
+    Formats that name their axes (.spz, glTF, OpenUSD) are turned with everything in them, so the
+    scene is the same in all. Cameras go to a folder beside the output, "STEM-cameras", with
+    sparse/0, transforms.json and the Gaussians' centres as points. `tell` gets what was left out.
+    Raises UserError, before anything is read where that can be, for a format that is not known, an
+    output that is the input, a camera folder that is there already, and where nothing is left.
+    """
+    chosen = options or Options()
+    source, output = Path(source), Path(output)
+    _check(source, output, chosen)
+    shown = None if chosen.cameras is None else _survey(chosen.cameras)
+    seen_by = None if chosen.seen_by is None else _survey(chosen.seen_by)
+    gaussians = load_gaussians(source)
+    kept = _keep(gaussians, chosen, seen_by, tell)
+    if chosen.sh_degree is not None:
+        kept = replace(kept, sh=kept.sh[:, :, : (chosen.sh_degree + 1) ** 2])
+    if chosen.similarity is not None:
+        kept = kept.transformed(chosen.similarity)
+    if chosen.spz_version is not None:
+        spz.write(kept, output, chosen.spz_version)
+    else:
+        save_gaussians(kept, output)
+    folder = None
+    if shown is not None:
+        folder = camera_folder(output)
+        shots = [_moved(shot, chosen.similarity) for shot in shown.shots]
+        export_cameras(folder, shots, kept, chosen.colmap_text)
+    return Summary(gaussians.means.shape[1], kept.means.shape[1], folder)
+
+
+def inside(means: Float[Tensor, "gaussian 3"], box: Box) -> Bool[Tensor, " gaussian"]:
+    """Which points lie in the box."""
+    low, high = means.new_tensor(box.low), means.new_tensor(box.high)
+    return ((means >= low) & (means <= high)).all(dim=-1)
+
+
+def seen(gaussians: Gaussians, shots: Sequence[Shot]) -> Bool[Tensor, " gaussian"]:
+    """Which Gaussians of batch 1 reach into the frustum of at least one camera.
+
+    A Gaussian is taken as a ball of REACH times its largest scale, a frustum as the half spaces
+    before the camera and within the edges of its image (lens distortion is not looked at), without
+    near and far. A few beside the edges of a frustum count as in it.
+    """
+    means = gaussians.means[0].double()
+    radii = REACH * gaussians.scales[0].double().amax(dim=-1)
+    found = torch.zeros(len(means), dtype=torch.bool)
+    for shot in shots:
+        K, c2w = torch.from_numpy(shot.lens.K), torch.from_numpy(shot.c2w)
+        across, down, depth = K.unbind()  # of the products with a point: >= 0, <= depth inside
+        inward = torch.stack([across, depth - across, down, depth - down, depth])
+        points_cam = se3.transform(se3.invert(c2w), means)
+        distances = points_cam @ normalize(inward, dim=-1).T
+        found |= (distances >= -radii[:, None]).all(dim=-1)
+    return found
+
+
+def camera_folder(output: str | Path) -> Path:
+    """Where `convert` puts the cameras of an output."""
+    return Path(output).with_name(f"{Path(output).name.partition('.')[0]}-cameras")
+
+
+def export_cameras(
+    folder: str | Path, shots: Sequence[Shot], gaussians: Gaussians, text: bool = False
+) -> None:
+    """Cameras, and the centres of the Gaussians as points, for other trainers to start from.
+
+    In `folder`, which appears whole, sparse/0 (COLMAP), transforms.json and points.ply
+    (nerfstudio); the photographs belong in images/. The points are at most CLOUD, taken evenly from
+    all Gaussians, in the colour that these have on the average over directions.
+    """
+    folder = Path(folder)
+    count = gaussians.means.shape[1]
+    rows = torch.linspace(0, count - 1, min(count, CLOUD), dtype=torch.float64).round().long()
+    rgb = (0.5 + sh.C0 * gaussians.sh[0, rows, 0]).clamp(0, 1).mul(255).round().to(torch.uint8)
+    points = camera_exports.Points(gaussians.means[0, rows].double().numpy(), rgb.numpy())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        camera_exports.write_colmap(staged / "sparse" / "0", shots, points, text)
+        camera_exports.write_transforms(staged / "transforms.json", shots, points)
+        staged.chmod(0o755)
+        os.replace(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _check(source: Path, output: Path, options: Options) -> None:
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"{output} is the input", "another file to write", "choose another name")
+    known = sorted(WRITERS)
+    if not output.name.lower().endswith(tuple(known)) or output.is_dir():
+        raise UserError(
+            f"{output} to write", f"a file that ends in {', '.join(known)}", "choose another name"
+        )
+    if options.spz_version is not None and output.suffix.lower() != ".spz":
+        raise UserError(f"{output} with a version of .spz", "an output in .spz", "leave it out")
+    if not 0 <= options.min_opacity <= 1:
+        raise UserError(f"opacity {options.min_opacity}", "a number in [0, 1]", "choose another")
+    if options.sh_degree is not None and not 0 <= options.sh_degree <= sh.MAX_DEGREE:
+        raise UserError(
+            f"harmonics of degree {options.sh_degree}", f"0 to {sh.MAX_DEGREE}", "choose another"
+        )
+    if options.similarity is not None and not bool(se3.is_similarity(options.similarity.double())):
+        raise UserError(
+            "a transform that mirrors, shears, stretches or is not finite",
+            "a rotation times one scale, a translation, and the last row 0 0 0 1",
+            "give it row by row",
+        )
+    folder = camera_folder(output)
+    if options.cameras is not None and folder.exists():
+        raise UserError(f"{folder} is there already", "a new folder for cameras", "remove it")
+
+
+def _survey(cameras: str | Path) -> Survey:
+    found = find_cameras(cameras)
+    if found is None:
+        raise UserError(f"no cameras at {cameras}", KINDS, "check the path")
+    return read_survey(found)
+
+
+def _keep(
+    gaussians: Gaussians, options: Options, seen_by: Survey | None, tell: Callable[[str], None]
+) -> Gaussians:
+    """Those that pass every test; each test says how many it took away."""
+    kept = gaussians
+    tests: list[tuple[str, Callable[[Gaussians], Tensor]]] = []
+    if options.crop is not None:
+        box = options.crop
+        tests.append(("outside the box", lambda g: inside(g.means[0], box)))
+    if options.min_opacity > 0:
+        least = options.min_opacity
+        tests.append((f"of opacity below {least:g}", lambda g: g.opacities[0] >= least))
+    if seen_by is not None:
+        shots = seen_by.shots
+        tests.append((f"that none of {len(shots)} cameras sees", lambda g: seen(g, shots)))
+    for what, test in tests:
+        before = kept.means.shape[1]
+        chosen = test(kept)
+        kept = kept.map(lambda tensor, rows=chosen: tensor[:, rows])
+        after = kept.means.shape[1]
+        tell(f"{before - after} of {before} Gaussians {what} are left out.")
+        if before and not after:
+            raise UserError(
+                f"not one of {before} Gaussians is left without those {what}",
+                "at least one to write",
+                "look at the unit and the axes of the scene, or ask for less",
+            )
+    return kept
+
+
+def _moved(shot: Shot, similarity: Tensor | None) -> Shot:
+    """The camera that sees of the moved scene what this one sees of the scene."""
+    if similarity is None:
+        return shot
+    motion = similarity.double()
+    scale = float(se3.similarity_scale(motion))
+    c2w = motion.numpy() @ shot.c2w
+    c2w[:3, :3] /= scale
+    return replace(
+        shot,
+        c2w=np.ascontiguousarray(c2w),
+        near=None if shot.near is None else shot.near * scale,
+        far=None if shot.far is None else shot.far * scale,
+    )

@@ -1,0 +1,238 @@
+"""Conversion from file to file: every format, what is kept, what is moved, what is told."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pmsplat import cli
+from pmsplat.errors import UserError
+from pmsplat.geometry import camera, gaussian, se3
+from pmsplat.io import colmap, poses
+from pmsplat.io.gaussians import load_gaussians, save_gaussians
+from pmsplat.render import rasterize
+from pmsplat.tasks.convert import Box, Options, camera_folder, convert, seen
+from pmsplat.types import Cameras, Gaussians
+
+from ..scenes import random_cameras, random_gaussians
+
+SIZE = (32, 40)
+FORMATS = (".ply", ".splat", ".spz", ".glb", ".usdc", ".compressed.ply")
+
+
+def look(gaussians: Gaussians, cameras: Cameras) -> torch.Tensor:
+    return rasterize(gaussians, cameras, SIZE, backend="reference").color
+
+
+@pytest.fixture
+def scene(generator: torch.Generator) -> Gaussians:
+    """Asymmetric, of degree 3, in a range of colours that 8 bits can hold."""
+    gaussians = random_gaussians(80, generator, degree=3)
+    return replace(gaussians, sh=0.5 * gaussians.sh)
+
+
+@pytest.fixture
+def cameras(generator: torch.Generator) -> Cameras:
+    return random_cameras(3, generator)
+
+
+@pytest.fixture
+def source(tmp_path: Path, scene: Gaussians) -> Path:
+    save_gaussians(scene, tmp_path / "in.ply")
+    return tmp_path / "in.ply"
+
+
+@pytest.fixture
+def camera_file(tmp_path: Path, cameras: Cameras) -> Path:
+    (tmp_path / "given").mkdir()
+    path = tmp_path / "given" / "cameras.json"
+    poses.write_cameras(path, cameras, ["a.png", "b.png", "c.png"], SIZE)
+    return path
+
+
+def skip_without(suffix: str) -> None:
+    if suffix.startswith(".usd"):
+        pytest.importorskip("pxr.UsdVol")
+
+
+@pytest.mark.parametrize("there", FORMATS)
+@pytest.mark.parametrize("back", [".ply", ".glb", ".usdc"])
+def test_the_scene_looks_the_same_in_every_format(
+    tmp_path: Path, source: Path, scene: Gaussians, cameras: Cameras, there: str, back: str
+) -> None:
+    """One way up and one handedness everywhere; errors are those of the coarser format
+    (.spz keeps 4 bits of the higher harmonics)."""
+    skip_without(there)
+    skip_without(back)
+    convert(source, tmp_path / f"there{there}")
+    convert(tmp_path / f"there{there}", tmp_path / f"back{back}")
+    result = load_gaussians(tmp_path / f"back{back}")
+    if there == ".splat":  # which has no harmonics beyond the first
+        scene = replace(scene, sh=scene.sh[:, :, :1])
+    tolerance = {".splat": 0.04, ".spz": 0.12, ".compressed.ply": 0.06}.get(there, 2e-5)
+    expected = look(scene, cameras)
+    assert (look(result, cameras) - expected).abs().max() < tolerance
+    assert expected.std() > 0.1
+    upside_down = look(result.transformed(torch.diag(torch.tensor([1.0, -1, -1, 1]))), cameras)
+    assert (upside_down - expected).abs().max() > 0.3
+
+
+def test_box_opacity_and_degree(tmp_path: Path, source: Path, scene: Gaussians) -> None:
+    told: list[str] = []
+    options = Options(
+        crop=Box((-1, -1, 3.5), (1, 0.5, 5)), min_opacity=0.4, sh_degree=1, spz_version=None
+    )
+    summary = convert(source, tmp_path / "out.ply", options, told.append)
+    means, opacities = scene.means[0].numpy(), scene.opacities[0].numpy()
+    inside = ((means >= [-1, -1, 3.5]) & (means <= [1, 0.5, 5])).all(axis=1)
+    rows = torch.from_numpy(inside & (opacities >= 0.4))
+    assert 0 < rows.sum() < inside.sum() < 80
+    kept = load_gaussians(tmp_path / "out.ply")
+    assert torch.equal(kept.means, scene.means[:, rows])
+    assert torch.equal(kept.sh, scene.sh[:, rows, :4])
+    assert (summary.read, summary.written) == (80, int(rows.sum()))
+    assert told[0] == f"{80 - inside.sum()} of 80 Gaussians outside the box are left out."
+    assert len(told) == 2 and "opacity below 0.4" in told[1]
+
+
+def test_transform_moves_scene_and_cameras_together(
+    tmp_path: Path, source: Path, scene: Gaussians, cameras: Cameras, camera_file: Path
+) -> None:
+    quat = torch.tensor([0.5, -0.1, 0.7, 0.3], dtype=torch.float64)
+    turn = 2.5 * gaussian.quat_to_rotation(quat)
+    similarity = se3.compose(turn, torch.tensor([1.0, -2, 3], dtype=torch.float64))
+    options = Options(similarity=similarity, cameras=camera_file, colmap_text=True)
+    summary = convert(source, tmp_path / "out.glb", options)
+    assert summary.cameras == tmp_path / "out-cameras" == camera_folder(tmp_path / "out.glb")
+    expected = look(scene, cameras)
+    assert summary.cameras is not None
+    model = colmap.read_colmap(summary.cameras / "sparse" / "0")
+    frames = poses.read_transforms(summary.cameras / "transforms.json")
+    moved = load_gaussians(tmp_path / "out.glb")
+    for survey in (model, frames):
+        shots = survey.shots
+        c2w, K = (np.stack(rows) for rows in zip(*((s.c2w, s.lens.K) for s in shots), strict=True))
+        again = Cameras(
+            torch.from_numpy(c2w)[None].float(),
+            torch.from_numpy(K)[None].float(),
+            2.5 * cameras.near,
+            2.5 * cameras.far,
+        )
+        torch.testing.assert_close(look(moved, again), expected, rtol=0, atol=1e-4)
+        assert survey.points is not None
+        np.testing.assert_allclose(survey.points, moved.means[0].numpy(), atol=1e-5)
+    assert frames.shots[0].far == pytest.approx(2.5 * float(cameras.far[0, 0]))
+
+
+def test_seen_is_what_projects_into_the_image_and_a_margin(
+    scene: Gaussians, cameras: Cameras, camera_file: Path, generator: torch.Generator
+) -> None:
+    """A point is seen where its projection is in an image; a ball also where it reaches in."""
+    far = torch.randn(1, 4000, 3, generator=generator) * 4
+    points = random_gaussians(4000, generator)
+    points = replace(points, means=far, scales=points.scales * 0)
+    shots = poses.read_cameras(camera_file).shots
+    expected = torch.zeros(4000, dtype=torch.bool)
+    for i in range(3):
+        xyz = camera.project_world(far[0], cameras.c2w[0, i], cameras.K[0, i])
+        xy = xyz[:, :2]
+        expected |= ((xy >= 0) & (xy <= 1)).all(dim=-1) & (xyz[:, 2] > 0)
+    found = seen(points, shots)
+    assert 100 < expected.sum() < 3900
+    assert (found != expected).sum() <= 2  # on an edge, float32 and float64 may disagree
+    balls = seen(replace(points, scales=points.scales + 0.2), shots)
+    assert (balls | ~found).all() and balls.sum() > found.sum()
+    drawn = rasterize(scene, cameras, SIZE, backend="reference", extras=("screen",)).screen
+    assert drawn is not None
+    visible = (drawn.radii[0] > 0).any(dim=0)
+    assert seen(scene, shots)[visible].all()
+
+
+def test_seen_by_drops_what_no_camera_sees(
+    tmp_path: Path, scene: Gaussians, cameras: Cameras, camera_file: Path
+) -> None:
+    behind = replace(scene, means=scene.means * torch.tensor([1.0, 1, -1]))
+    both = Gaussians(*(torch.cat([getattr(g, n) for g in (scene, behind)], dim=1)
+                       for n in ("means", "scales", "quats_wxyz", "opacities", "sh")))  # fmt: skip
+    save_gaussians(both, tmp_path / "both.ply")
+    told: list[str] = []
+    convert(tmp_path / "both.ply", tmp_path / "out.ply", Options(seen_by=camera_file), told.append)
+    kept = load_gaussians(tmp_path / "out.ply")
+    assert kept.means.shape[1] <= 80 and "none of 3 cameras sees" in told[0]
+    torch.testing.assert_close(look(kept, cameras), look(scene, cameras), rtol=0, atol=1e-5)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "opacity": ({"min_opacity": 1.5}, r"opacity 1\.5"),
+    "degree": ({"sh_degree": 5}, "degree 5"),
+    "mirror": ({"similarity": torch.diag(torch.tensor([1.0, 1, -1, 1]))}, "mirrors"),
+    "nan": ({"similarity": torch.full((4, 4), float("nan"))}, "not finite"),
+    "nothing": ({"crop": Box((9, 9, 9), (10, 10, 10))}, "not one of 80 Gaussians is left"),
+    "no cameras": ({"seen_by": "absent"}, "no cameras at absent"),
+    "spz": ({"spz_version": 4}, "version of .spz"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(tmp_path: Path, source: Path, case: str) -> None:
+    change, told = REFUSED[case]
+    with pytest.raises(UserError, match=told):
+        convert(source, tmp_path / "out.ply", Options(**change))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.ply"]
+
+
+def test_names_that_are_refused(tmp_path: Path, source: Path, camera_file: Path) -> None:
+    before = source.read_bytes()
+    (tmp_path / "link.ply").symlink_to(source)
+    for name, told in (
+        ("in.ply", "is the input"),
+        ("link.ply", "is the input"),
+        ("out.obj", "a file that ends in"),
+        ("out.gltf", "a file that ends in"),
+    ):
+        with pytest.raises(UserError, match=told):
+            convert(source, tmp_path / name)
+    with pytest.raises(UserError, match="no file"):
+        convert(tmp_path / "absent.ply", tmp_path / "out.ply")
+    (tmp_path / "out-cameras").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        convert(source, tmp_path / "out.ply", Options(cameras=camera_file))
+    assert source.read_bytes() == before and not (tmp_path / "out.ply").exists()
+
+
+def test_command_line(
+    tmp_path: Path, source: Path, camera_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.json").write_text("[[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 1], [0, 0, 0, 1]]")
+    out = tmp_path / "out.spz"
+    options = ["--crop=-9,-9,0,9,9,9", "--min-opacity", "0.1", "--sh-degree", "1"]
+    options += ["--seen-by", str(camera_file), "--transform", str(tmp_path / "m.json")]
+    options += ["--spz-version", "3", "--cameras", str(camera_file), "--colmap-text"]
+    assert cli.main(["convert", str(source), str(out), *options]) == 0
+    told = capsys.readouterr().err
+    assert "Gaussians are in" in told and "out-cameras/" in told
+    assert load_gaussians(out).sh.shape[2] == 4
+    assert (tmp_path / "out-cameras" / "sparse" / "0" / "images.txt").is_file()
+    assert cli.main(["convert", str(source), str(source)]) == 2
+    assert "is the input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--crop=1,2,3", "six numbers"),
+        ("--crop=1,0,0,0,1,1", "low corner first"),
+        ("--transform=1,2", "16 finite numbers"),
+        ("--transform=" + ",".join(["nan"] * 16), "16 finite numbers"),
+        ("--transform=" + "x" * 5000, "16 finite numbers"),
+    ],
+)
+def test_options_that_make_no_sense(
+    source: Path, capsys: pytest.CaptureFixture[str], option: str, told: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["convert", str(source), "out.ply", option])
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
