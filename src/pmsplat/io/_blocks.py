@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
@@ -39,7 +40,8 @@ def read_blocks(
     )
     kept = 0
     for start in range(0, count, BLOCK):
-        block = decode(start, min(start + BLOCK, count)).to(torch.float32)
+        with np.errstate(all="ignore"):  # what is not finite is counted below
+            block = decode(start, min(start + BLOCK, count)).to(torch.float32)
         usable = _usable(block)
         if not usable.all():
             block = block.map(lambda tensor, chosen=usable: tensor[:, chosen])

@@ -136,20 +136,21 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
     harmonics = np.empty((len(order), 3 * (coefficients - 1)), np.uint8)
     for start in range(0, len(order), BLOCK):
         rows = order[start : start + BLOCK]
-        block = gaussians.detach().map(lambda tensor, rows=rows: tensor[0, rows.to(tensor.device)])
-        block = block.to("cpu").to(torch.float64)
-        values = [block.means, block.scales.clamp_min(1e-30).log().clamp(-LOG_SCALE, LOG_SCALE)]
-        values.append(0.5 + sh.C0 * block.sh[:, 0])
-        bounds = [_bounds(part.numpy()) for part in values]
-        place, size, rgb = map(_fraction, (part.numpy() for part in values), bounds)
+        block = gaussians.map(lambda tensor, rows=rows: tensor[:, rows.to(tensor.device)])
+        block = block.detach().to("cpu").to(torch.float64)
+        log_scales = block.scales.clamp_min(1e-30).log().clamp(-LOG_SCALE, LOG_SCALE)
+        colors = 0.5 + sh.C0 * block.sh[:, :, 0]
+        values = [part[0].numpy() for part in (block.means, log_scales, colors)]
+        bounds = [_bounds(part) for part in values]
+        place, size, rgb = map(_fraction, values, bounds)
+        rest = rearrange(block.sh[0, :, 1:coefficients], "g k c -> g (c k)").numpy()
         stop = start + len(rows)
-        color = np.concatenate([rgb, block.opacities.numpy()[:, None]], axis=-1)
         words[start:stop, 0] = _pack(place, 11, 10, 11)
-        words[start:stop, 1] = _pack_rotation(block.quats_wxyz.numpy())
+        words[start:stop, 1] = _pack_rotation(block.quats_wxyz[0].numpy())
         words[start:stop, 2] = _pack(size, 11, 10, 11)
-        words[start:stop, 3] = _pack(color, 8, 8, 8, 8)
+        rgba = np.concatenate([rgb, block.opacities.T.numpy()], axis=-1)
+        words[start:stop, 3] = _pack(rgba, 8, 8, 8, 8)
         chunks[start // CHUNK : -(-stop // CHUNK)] = np.concatenate(bounds, axis=-1)
-        rest = rearrange(block.sh[:, 1:coefficients], "g k c -> g (c k)").numpy()
         harmonics[start:stop] = np.floor(128 * (rest / SH_RANGE + 1)).clip(0, 255)
     tables = {"chunk": _named(chunks, BOUNDS), "vertex": _named(words, PACKED)}
     if coefficients > 1:

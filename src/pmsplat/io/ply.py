@@ -127,8 +127,7 @@ def _decoder(vertices: np.ndarray, rest: list[str]) -> Callable[[int, int], Gaus
 
         def columns(*names: str) -> torch.Tensor:
             table = np.stack([block[name] for name in names], axis=-1)
-            with np.errstate(invalid="ignore"):  # what is not finite is counted later
-                return torch.from_numpy(table.astype(np.float64))[None]
+            return torch.from_numpy(table.astype(np.float64))[None]
 
         coefficients = columns("f_dc_0", "f_dc_1", "f_dc_2")[:, :, None]
         if rest:
