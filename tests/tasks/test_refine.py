@@ -497,6 +497,17 @@ def test_bad_input_is_told(
     assert told.strip().splitlines()[-1].startswith("pmsplat: ")
 
 
+def test_gaussians_of_another_scene_and_none_are_told(room: str, tmp_path: Path) -> None:
+    far = random_gaussians(10, torch.Generator().manual_seed(0))
+    pmsplat.save_ply(replace(far, means=far.means + 1e4), tmp_path / "far.ply")
+    with pytest.raises(pmsplat.UserError, match="that no photo of the scene sees"):
+        refine(room, tmp_path / "out", replace(QUICK, init=tmp_path / "far.ply"))
+    (tmp_path / "none.splat").write_bytes(b"")
+    with pytest.raises(pmsplat.UserError, match=r"none\.splat"):
+        refine(room, tmp_path / "out", replace(QUICK, init=tmp_path / "none.splat"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_place_and_few_photos_are_told(tmp_path: Path) -> None:
     cameras = random_cameras(4, torch.Generator().manual_seed(0), spread=0.0)
     with pytest.raises(pmsplat.UserError, match="taken from one place"):

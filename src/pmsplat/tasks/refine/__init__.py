@@ -5,66 +5,37 @@ Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", SI
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from ...data.folder import PhotoScene, open_scene
+from ...data.folder import open_scene
 from ...errors import UserError
 from ...io.gaussians import load_gaussians
 from ...models import _zoo
-from ...registry import suggest
 from ...types import Gaussians, Views
 from .. import _coverage, _memory
-from .._choices import by, fit_size, pick_device
+from .._choices import by, pick_device
 from .._progress import Track, silently
 from ..predict import reconstruct
 from . import _report, _start
 from ._cloud import Cloud, Parameters
 from ._fit import Fit, Moment, choose_size, load_state, save_state, told_to_stop
 from ._image import fit_image
+from ._options import MOST, MOST_ON_CPU, STATE, Options, check, check_folder, choose_start
 from ._strategy import STRATEGIES, Schedule
 
 __all__ = ["Options", "fit_image", "refine"]
 
 log = logging.getLogger(__name__)
 
-STARTS = ("points", "random", "prediction", "file")
-STATE = "state.pt"
-HELD_OUT = 8  # every so manieth photo is kept from the optimisation, as in the paper
-MOST, MOST_ON_CPU = 1_000_000, 50_000
+HELD_OUT = 8  # every eighth photo is kept from the optimisation, as in the paper
 CONTEXT = 4  # photos shown to the encoder, at most
 JUDGEMENTS = 20  # comparisons with the held-out photos in a run
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may be chosen; None leaves it to `refine`, which says what it chose.
-
-    `start` is one of STARTS: sparse points if there are any, else random ones, where nothing is
-    said; a `model` or a file `init` say it too. `size` is (height, width). `most` bounds the number
-    of Gaussians: MOST, on the CPU MOST_ON_CPU. `random_points` is how many to start from at random.
-    `sh_degree` is reached step by step. The state is saved every `save_every` steps.
-    """
-
-    start: str | None = None
-    model: str | Path | nn.Module | None = None
-    weights: str | Path | None = None
-    init: str | Path | None = None
-    strategy: str = "default"
-    steps: int = 3000
-    size: tuple[int, int] | None = None
-    most: int | None = None
-    random_points: int = 10_000
-    sh_degree: int = 3
-    seed: int = 0
-    save_every: int = 500
-    resume: bool = False
-    device: str = "auto"
-    overwrite: bool = False
 
 
 def refine(
@@ -93,8 +64,8 @@ def refine(
     device = pick_device(chosen.device)
     if chosen.most is None:
         chosen = replace(chosen, most=MOST if device.type == "cuda" else MOST_ON_CPU)
-    _check(chosen)
-    _check_folder(folder, chosen)
+    check(chosen)
+    check_folder(folder, chosen)
     scene = open_scene(source)
     photos = len(scene)
     held = list(range(0, photos, HELD_OUT))
@@ -103,7 +74,7 @@ def refine(
         raise UserError(
             f"{photos} photos", "three or more: one is held out", "add photos of the scene"
         )
-    start = _start_of(scene, chosen)
+    start = choose_start(scene, chosen)
     size = choose_size(chosen.size, scene.size, device)
     train, test = scene.views(rest, size), scene.views(held, size)
     settings: dict[str, Any] = {
@@ -118,9 +89,13 @@ def refine(
     )
     extent = _start.extent(train.cameras)
     if state is None:
-        fit = _begin(_started(start, scene, rest, train, chosen, device), extent, chosen, device)
-        state = {"settings": settings, "before": _report.pictures(fit, test)}
+        fit = _begin(_started(start, scene.points, train, chosen, device), extent, chosen, device)
+        _check_seen(fit, train, start)
         tell(f"Before: {_said(fit.judge(test))}")
+        state = {"settings": settings, "before": _report.pictures(fit, test)}
+        for name in _report.FILES:  # of an earlier run
+            (folder / name).unlink(missing_ok=True)
+        save_state(folder / STATE, state | fit.state())
     else:
         fit = _begin(Parameters(**state["cloud"]["parameters"]).gaussians(), extent, chosen, device)
         fit.restore(state)
@@ -167,23 +142,9 @@ def _run(
                 raise KeyboardInterrupt
 
 
-def _begin(gaussians: Gaussians, extent: float, options: Options, device: torch.device) -> Fit:
-    """A fit at step 0; SH of the start are drawn from the first step on."""
-    stored = gaussians.sh_degree
-    missing = (options.sh_degree + 1) ** 2 - gaussians.sh.shape[-2]
-    padded = torch.nn.functional.pad(gaussians.sh, (0, 0, 0, max(missing, 0)))
-    kept = padded[:, :, : (options.sh_degree + 1) ** 2]
-    used = int(bool(kept[:, :, 1:].any())) * min(stored, options.sh_degree)
-    parameters = Parameters.of(replace(gaussians, sh=kept).to(device))
-    schedule = Schedule.planned(options.steps, mcmc=options.strategy == "mcmc")
-    strategy = STRATEGIES[options.strategy](schedule, options.most)
-    return Fit(Cloud(parameters, extent, options.steps), strategy, schedule, used, options.seed)
-
-
 def _started(
     start: str,
-    scene: PhotoScene,
-    rest: list[int],
+    points: Float[Tensor, "point 3"] | None,
     train: Views,
     options: Options,
     device: torch.device,
@@ -191,92 +152,60 @@ def _started(
     """The Gaussians to start from; held-out photos have no part in them."""
     if start == "file":
         assert options.init is not None
-        return load_gaussians(options.init)
+        gaussians = load_gaussians(options.init)
+        if not gaussians.means.shape[1]:
+            raise UserError(
+                f"{options.init} holds no Gaussians", "one at least", "choose another --init"
+            )
+        return gaussians
     if start == "prediction":
         assert options.model is not None
-        model = options.model
-        encoder = model if isinstance(model, nn.Module) else _zoo.load(model, options.weights)
-        encoder = encoder.to(device).eval()
-        overlap = _coverage.overlaps(train.cameras)
-        context = _coverage.choose_context(overlap, min(CONTEXT, len(rest)))
-        multiple = getattr(encoder, "multiple", 1)
-        size = fit_size(train.size, 1, None)
-        _memory.check(encoder, _memory.Plan(len(context), size, multiple), device)
-        views = scene.views([rest[i] for i in context], size)
-        return reconstruct(encoder, views, device).prediction.gaussians[-1]
+        return _predicted(options.model, options.weights, train, device)
     if start == "points":
-        assert scene.points is not None
-        return _start.from_points(scene.points, train, options.sh_degree)
+        assert points is not None
+        return _start.from_points(points, train, options.sh_degree)
     generator = torch.Generator().manual_seed(options.seed)
     points = _start.at_random(train.cameras, options.random_points, generator)
     return _start.from_points(points, train, options.sh_degree)
 
 
-def _start_of(scene: PhotoScene, options: Options) -> str:
-    """One of STARTS; UserError where what it needs is not there, or what it does not is."""
-    given = options.start
-    if given is None:
-        given = "file" if options.init else "prediction" if options.model else None
-    if given is None:
-        given = "random" if scene.points is None else "points"
-    if given not in STARTS:
-        raise UserError(
-            f"--start {given}", f"one of {', '.join(STARTS)}", suggest(given, list(STARTS))
-        )
-    if given == "points" and scene.points is None:
-        raise UserError(
-            f"{scene.name} has no sparse points",
-            "the points of a COLMAP model",
-            "start from random ones: --start random",
-        )
-    for start, option, value in (
-        ("prediction", "model", options.model),
-        ("file", "init", options.init),
-    ):
-        if (given == start) != (value is not None):
-            got = (
-                f"--{option} with --start {given}"
-                if value is not None
-                else f"--start {start} alone"
-            )
-            raise UserError(
-                got, f"--start {start} and --{option} together", f"add or drop --{option}"
-            )
-    return given
+def _predicted(
+    model: str | Path | nn.Module,
+    weights: str | Path | None,
+    train: Views,
+    device: torch.device,
+) -> Gaussians:
+    """What an encoder says of up to CONTEXT photos, spread as far as they still overlap."""
+    encoder = model if isinstance(model, nn.Module) else _zoo.load(model, weights)
+    encoder = encoder.to(device).eval()
+    overlap = _coverage.overlaps(train.cameras)
+    context = _coverage.choose_context(overlap, min(CONTEXT, len(overlap)))
+    plan = _memory.Plan(len(context), train.size, getattr(encoder, "multiple", 1))
+    _memory.check(encoder, plan, device)
+    return reconstruct(encoder, train.at(context), device).prediction.gaussians[-1]
 
 
-def _check(options: Options) -> None:
-    if options.strategy not in STRATEGIES:
-        raise UserError(
-            f"--strategy {options.strategy}",
-            f"one of {', '.join(STRATEGIES)}",
-            suggest(options.strategy, list(STRATEGIES)),
-        )
-    for name in ("steps", "most", "random_points", "save_every"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{name} = {getattr(options, name)}", "at least 1", "choose more")
-    if not 0 <= options.sh_degree <= 3:
-        raise UserError(f"sh_degree = {options.sh_degree}", "0 to 3", "choose one of them")
+def _begin(gaussians: Gaussians, extent: float, options: Options, device: torch.device) -> Fit:
+    """A fit at step 0; what SH the start has are drawn from the first step on."""
+    wanted = (options.sh_degree + 1) ** 2
+    missing = max(wanted - gaussians.sh.shape[2], 0)
+    padded = torch.nn.functional.pad(gaussians.sh, (0, 0, 0, missing))[:, :, :wanted]
+    used = min(gaussians.sh_degree, options.sh_degree) if padded[:, :, 1:].any() else 0
+    parameters = Parameters.of(replace(gaussians, sh=padded).to(device))
+    schedule = Schedule.planned(options.steps, mcmc=options.strategy == "mcmc")
+    assert options.most is not None
+    strategy = STRATEGIES[options.strategy](schedule, options.most)
+    return Fit(Cloud(parameters, extent, options.steps), strategy, schedule, used, options.seed)
 
 
-def _check_folder(folder: Path, options: Options) -> None:
-    """Makes the folder; UserError where it holds another run, other files, or nothing to resume."""
-    state = folder / STATE
-    if folder.exists() and not folder.is_dir():
+def _check_seen(fit: Fit, train: Views, start: str) -> None:
+    """Raises UserError where no photo has any of the Gaussians in its picture."""
+    if not any(bool(rendering.alpha.any()) for rendering in fit.drawn(train)):
         raise UserError(
-            f"{folder} is a file", "a folder for the results", "choose another --output"
+            f"Gaussians (start: {start}) that no photo of the scene sees",
+            "Gaussians in the world of the cameras",
+            "start from those of this scene, or from --start random",
         )
-    if options.resume and not state.is_file():
-        raise UserError(f"there is no {state}", "an interrupted run", "drop --resume")
-    if not options.resume and not options.overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder} holds a run" if state.exists() else f"{folder} holds other files",
-            "a new or empty folder",
-            "go on with --resume, begin anew with --overwrite, or choose another --output"
-            if state.exists()
-            else "choose another --output, or add --overwrite to write among them",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _said(moment: Moment) -> str:

@@ -15,6 +15,7 @@ from ...types import Views
 from ...view.figures import colorize_depth, contact_sheet, depth_range
 from ._fit import Fit, Moment
 
+FILES = ("gaussians.ply", "sheet.png", "psnr.png", "metrics.json")
 PICTURED, SHEET_HEIGHT = 4, 240  # photos on the sheet, and their height in pixels
 
 
