@@ -75,3 +75,35 @@ def test_is_rigid_finds_every_fault() -> None:
     projective[3, 0] = 1
     verdict = se3.is_rigid(torch.stack([good, scaled, mirrored, hollow, projective]))
     assert verdict.tolist() == [True, False, False, False, False]
+
+
+def test_normals_of_a_plane_are_exact(generator: torch.Generator) -> None:
+    K = random_cameras(3, generator, dtype=torch.float64).K[0]
+    wanted = torch.nn.functional.normalize(
+        torch.tensor([[0.0, 0, -1], [0.5, -0.3, -1], [-0.2, 0.8, -1]]).double(), dim=-1
+    )
+    for unit in (1.0, 1e-6, 1e6):
+        rays = camera.rays(torch.eye(4).double(), K, 12, 16)
+        depth = -unit / torch.einsum("vhwi,vi->vhw", rays, wanted)  # of the plane n · x = -unit
+        assert (depth > 0).all()
+        normals = camera.normals(depth, K)
+        torch.testing.assert_close(normals, wanted[:, None, None].expand(3, 12, 16, 3))
+
+
+def test_normals_end_where_depth_does(generator: torch.Generator) -> None:
+    K = random_cameras(1, generator, dtype=torch.float64).K[0, 0]
+    depth = 1 + torch.rand(5, 6, generator=generator, dtype=torch.float64)
+    depth[2, 3] = 0
+    normals = camera.normals(depth, K)
+    unknown = torch.zeros(5, 6, dtype=torch.bool)
+    unknown[2, 2:5] = unknown[1:4, 3] = True
+    assert (normals[unknown] == 0).all()
+    torch.testing.assert_close(normals[~unknown].norm(dim=-1), torch.ones(25).double())
+    towards = (normals * camera.directions(camera.pixel_grid(5, 6, K), K)).sum(dim=-1)
+    assert (towards[~unknown] < 0).all()
+    depth[2, 3] = 1.5
+    depth.requires_grad_()
+    assert torch.autograd.gradcheck(lambda d: camera.normals(d, K), (depth,))
+    hole = torch.where(unknown, 0, depth)
+    (gradient,) = torch.autograd.grad(camera.normals(hole, K).sum(), depth)
+    assert gradient.isfinite().all()

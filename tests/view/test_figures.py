@@ -79,6 +79,13 @@ def test_errors_run_from_white_to_red() -> None:
     assert torch.equal(colors[:, 3], colors[:, 2]) and (colors[:, 4] == 0).all()
 
 
+def test_normals_as_textures_have_them() -> None:
+    normals = torch.tensor([[[1.0, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, 0]]])
+    colors = figures.colorize_normals(normals)[:, 0].T
+    wanted = [[1, 0.5, 0.5], [0.5, 1, 0.5], [0.5, 0.5, 1], [0, 0, 0]]  # right, up, at us, none
+    assert torch.equal(colors, torch.tensor(wanted))
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -97,6 +97,19 @@ def test_orbit_keeps_distance_and_height() -> None:
     torch.testing.assert_close(eye[18], -eye[0])
 
 
+def test_around_a_point() -> None:
+    eye, point, up = (torch.tensor(x).double() for x in ([3.0, 1, 2], [1.0, 1, 1], [0.0, 3, 4]))
+    c2w = trajectory.around(eye, point, up, 24)
+    assert se3.is_rigid(c2w, tolerance=1e-9).all()
+    arms = c2w[:, :3, 3] - point
+    torch.testing.assert_close(c2w[0, :3, 3], eye)
+    torch.testing.assert_close(c2w[:, :3, 2], -arms / math.sqrt(5))  # they all look at it
+    torch.testing.assert_close(arms @ up, (arms[0] @ up).expand(24))  # at one height
+    assert (c2w[:, :3, 0] @ up).abs().max() < 1e-9 and (c2w[:, :3, 1] @ up < 0).all()
+    steps = (c2w.roll(-1, 0) - c2w)[:, :3, 3].norm(dim=-1)
+    torch.testing.assert_close(steps, steps[:1].expand(24))
+
+
 def test_stabilising_removes_tremble_and_keeps_the_way(generator: torch.Generator) -> None:
     smooth = trajectory.through(circle(13, turn=3.0), 120)
     noise = torch.randn(1, 120, 4, generator=generator, dtype=torch.float64)

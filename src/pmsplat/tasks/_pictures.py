@@ -27,7 +27,7 @@ PERCENTILES, MARGIN = (0.01, 0.99), 1.25  # of their depths: near and far, and s
 ORBIT_SIZE, ORBIT_VIEW = (540, 960), math.radians(50)  # of orbits without a file, and how tall
 ORBIT_RADIUS = 0.95  # share of the Gaussians that the picture of an orbit has room for
 ELEVATION = math.radians(20)  # of their camera above the horizon
-LEVEL = 0.01  # how little the horizon of cameras must vary before it no longer tells what is up
+LEVEL = 1e-3  # how little the horizon of cameras must vary before it no longer tells what is up
 UPWARD = {sign + axis for sign in ("", "-") for axis in "xyz"}
 STEEPEST = math.radians(60)  # above which a camera of a file does not begin an orbit
 

@@ -1,6 +1,7 @@
 """Gaussians from anywhere, and cameras: colour, depth, alpha, normals and attributes of them."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 CHANNELS = 16  # attributes that are drawn at a time, which bounds memory
 FPS = {"orbit": 30.0, "file": 4.0}  # of the video: an orbit is smooth, photos jump
 PROBED = 20_000, 5  # Gaussians and pictures from which the need of memory is told
+BLOCK = 1 << 20  # numbers of attributes that are looked at at a time
 TILE = 16  # pixels per side of what rasterisers take at a time
 GAUSSIAN_BYTES, PAIR_BYTES, PIXEL_BYTES = 150, 48, 300  # measured: of the cpu backend, rounded up
 
@@ -135,6 +137,10 @@ def choose_pictures(
             "one scene with at least one",
             "draw them one at a time, and none that is empty",
         )
+    if options.fps is not None and not 0 < options.fps < math.inf:
+        raise UserError(
+            f"--fps {options.fps:g}", "a positive number", "leave out the video with --no-video"
+        )
     pictures = []
     if cameras is not None:
         every, limit = options.every, options.limit
@@ -166,7 +172,13 @@ def read_attributes(path: Path, gaussians: int) -> Float[np.ndarray, "gaussian c
             f"numbers [gaussian, channel] for {gaussians} Gaussians",
             "write one row for each Gaussian, in the order of the scene's file",
         )
-    return table.reshape(gaussians, -1)
+    table = table.reshape(gaussians, -1)
+    step = max(1, BLOCK // table.shape[1])
+    if not all(np.isfinite(table[i : i + step]).all() for i in range(0, gaussians, step)):
+        raise UserError(
+            f"{path} holds numbers that are not finite", "finite numbers", "replace them, by 0 say"
+        )
+    return table
 
 
 @torch.no_grad()

@@ -1,0 +1,450 @@
+"""Pictures of Gaussians: known surfaces, any unit, any camera file, any refusal."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pmsplat import cli
+from pmsplat.data.folder import open_scene
+from pmsplat.errors import UserError
+from pmsplat.geometry import camera, gaussian, se3
+from pmsplat.io.colmap import read_colmap
+from pmsplat.io.gaussians import load_gaussians, save_gaussians
+from pmsplat.io.poses import read_cameras, write_cameras
+from pmsplat.io.video import read_frames
+from pmsplat.render import rasterize
+from pmsplat.tasks import _memory, _pictures
+from pmsplat.tasks.render import CHANNELS, Options, check_memory, choose_pictures, render
+from pmsplat.types import Cameras, Gaussians
+
+SIZE = (48, 64)
+FOCAL = 60.0  # pixels
+QUIET = Options(video=False, device="cpu", backend="cpu")
+GL = np.diag([1.0, -1, -1, 1])
+NAMES = ("front", "slanted", "beside")
+
+
+def wall(unit: float = 1.0) -> Gaussians:
+    """A dense opaque plane at z = 4, of mixed colours, degree 1."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.meshgrid(torch.linspace(-5, 5, 140), torch.linspace(-4, 4, 112), indexing="xy")
+    means = torch.stack([x, y, torch.full_like(x, 4.0)], dim=-1).reshape(1, -1, 3)
+    count = means.shape[1]
+    return Gaussians(
+        means=unit * means,
+        scales=unit * torch.tensor([0.05, 0.05, 1e-5]).repeat(1, count, 1),
+        quats_wxyz=torch.tensor([1.0, 0, 0, 0]).repeat(1, count, 1),
+        opacities=torch.full((1, count), 0.9),
+        sh=torch.randn(1, count, 4, 3, generator=generator) * 0.5,
+    )
+
+
+def lookers(unit: float = 1.0) -> Cameras:
+    """Three cameras before the wall: straight, slanted by 30 degrees, and to the side of it."""
+    turns = torch.tensor([0.0, math.radians(30), math.radians(-10)])
+    rotation = gaussian.quat_to_rotation(
+        torch.stack([(turns / 2).cos(), 0 * turns, (turns / 2).sin(), 0 * turns], dim=-1)
+    )
+    eyes = unit * torch.tensor([[0.2, 0.1, 0], [-1.0, 0, 0.5], [0.8, -0.3, 1.0]])
+    K = torch.tensor([[FOCAL / SIZE[1], 0, 0.5], [0, FOCAL / SIZE[0], 0.5], [0, 0, 1]])
+    near = torch.full((1, 3), unit)
+    return Cameras(se3.compose(rotation, eyes)[None], K.repeat(1, 3, 1, 1), near, 10 * near)
+
+
+def ours(folder: Path, cameras: Cameras) -> Path:
+    write_cameras(folder / "ours.json", cameras, NAMES, SIZE)
+    return folder / "ours.json"
+
+
+def inria(folder: Path, cameras: Cameras) -> Path:
+    entries = [
+        {
+            "id": i,
+            "img_name": name,
+            "width": SIZE[1],
+            "height": SIZE[0],
+            "position": c2w[:3, 3].tolist(),
+            "rotation": c2w[:3, :3].tolist(),
+            "fx": FOCAL,
+            "fy": FOCAL,
+        }
+        for i, (name, c2w) in enumerate(zip(NAMES, cameras.c2w[0], strict=True))
+    ]
+    (folder / "cameras.json").write_text(json.dumps(entries))
+    return folder / "cameras.json"
+
+
+def transforms(folder: Path, cameras: Cameras) -> Path:
+    frames = [
+        {"file_path": f"images/{name}.png", "transform_matrix": (c2w.numpy() @ GL).tolist()}
+        for name, c2w in zip(NAMES, cameras.c2w[0], strict=True)
+    ]
+    head = {"w": SIZE[1], "h": SIZE[0], "fl_x": FOCAL}
+    (folder / "transforms.json").write_text(json.dumps(head | {"frames": frames}))
+    return folder
+
+
+def model(folder: Path, cameras: Cameras) -> Path:
+    """COLMAP's text, names such that their order is that of the others."""
+    place = folder / "sparse/0"
+    place.mkdir(parents=True)
+    lines = []
+    w2c = se3.invert(cameras.c2w[0])
+    for i, (motion, name) in enumerate(zip(w2c, NAMES, strict=True)):
+        quat = gaussian.rotation_to_quat(motion[:3, :3])
+        numbers = " ".join(f"{x:.9g}" for x in [*quat, *motion[:3, 3]])
+        lines += [f"{i + 1} {numbers} 1 {i}_{name}.png", ""]
+    (place / "images.txt").write_text("\n".join(lines) + "\n")
+    (place / "points3D.txt").write_text("# none\n")
+    h, w = SIZE
+    (place / "cameras.txt").write_text(f"1 SIMPLE_PINHOLE {w} {h} {FOCAL} {w / 2} {h / 2}\n")
+    return folder
+
+
+def world_to_camera(folder: Path, cameras: Cameras) -> Path:
+    frames = [
+        {"file": f"{name}.JPG", "R": motion[:3, :3].tolist(), "t": motion[:3, 3].tolist()}
+        for name, motion in zip(NAMES, se3.invert(cameras.c2w[0]), strict=True)
+    ]
+    head = {"H": SIZE[0], "W": SIZE[1], "fx": FOCAL, "fy": FOCAL, "cx": 32.0, "cy": 24.0}
+    (folder / "w2c.json").write_text(json.dumps(head | {"frames": frames}))
+    return folder / "w2c.json"
+
+
+def array(folder: Path, kind: str, name: str) -> Tensor:
+    return torch.from_numpy(np.load(folder / kind / f"{name}.npy")).float()
+
+
+def surface(cameras: Cameras, unit: float = 1.0) -> Tensor:
+    """Depth [view, height, width] of the plane z = 4, in closed form."""
+    rays = camera.rays(cameras.c2w[0], cameras.K[0], *SIZE)
+    away = 4 * unit - cameras.c2w[0, :, 2, 3]
+    return away[:, None, None] / rays[..., 2]
+
+
+@pytest.fixture
+def cli_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs `pmsplat render` on the wall: (exit code, what it said)."""
+    save_gaussians(wall(), tmp_path / "wall.ply")
+
+    def run(*more: str, scene: str = str(tmp_path / "wall.ply")) -> tuple[int, str]:
+        out = ["--output", str(tmp_path / "out"), "--device", "cpu", "--backend", "cpu"]
+        code = cli.main(["render", scene, *out, *more])
+        return code, capsys.readouterr().err.strip()
+
+    return run
+
+
+@pytest.mark.parametrize("unit", [1.0, 100.0, 1e-3])
+def test_a_plane_in_any_unit(tmp_path: Path, unit: float) -> None:
+    cameras = lookers(unit)
+    out = tmp_path / "out"
+    summary = render(wall(unit), inria(tmp_path, cameras), out, QUIET)
+    truth = surface(cameras, unit)
+    normal = torch.einsum("vij,i->vj", cameras.c2w[0, :, :3, :3], torch.tensor([0.0, 0, -1]))
+    for i, name in enumerate(NAMES):
+        assert summary.views[name]["covered"] > 0.99
+        exact = 1e-6 if i == 0 else 0.02  # a Gaussian has one depth, three deviations around it too
+        torch.testing.assert_close(array(out, "depth", name), truth[i], rtol=exact, atol=0)
+        median = array(out, "depth_median", name)
+        torch.testing.assert_close(median, truth[i], rtol=exact, atol=0)
+        normals = array(out, "normals", name)
+        assert (normals.norm(dim=-1) - 1).abs().max() < 1e-3
+        angle = (normals @ normal[i]).clamp(-1, 1).acos().rad2deg()
+        assert angle.max() < (0.1 if i == 0 else 8) and angle.mean() < (0.1 if i == 0 else 2)
+        with Image.open(out / "depth" / f"{name}.png") as counts:
+            depth = np.asarray(counts) * summary.depth_scale
+        np.testing.assert_allclose(depth, truth[i], rtol=exact, atol=summary.depth_scale)
+        with Image.open(out / "alpha" / f"{name}.png") as counts:
+            alpha = np.asarray(counts) / 65535
+        np.testing.assert_allclose(alpha, array(out, "alpha", name), atol=1e-5)
+
+
+@pytest.mark.parametrize("write", [ours, transforms, model, world_to_camera])
+def test_every_camera_file_gives_the_same_pictures(
+    tmp_path: Path, write: Callable[[Path, Cameras], Path]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    cameras = lookers()
+    render(wall(), inria(tmp_path / "a", cameras), tmp_path / "wanted", QUIET)
+    summary = render(wall(), write(tmp_path / "b", cameras), tmp_path / "got", QUIET)
+    shots = read_cameras(tmp_path / "got/cameras.json").shots
+    assert len(summary.views) == len(shots) == 3
+    for wanted, shot in zip(NAMES, shots, strict=True):
+        got = Path(shot.file).stem
+        assert wanted in got
+        for kind in ("depth", "alpha"):
+            torch.testing.assert_close(
+                array(tmp_path / "got", kind, got),
+                array(tmp_path / "wanted", kind, wanted),
+                rtol=1e-5,
+                atol=1e-5,
+            )
+        pictures = [
+            np.asarray(Image.open(tmp_path / folder / "color" / f"{name}.png")).astype(int)
+            for folder, name in (("got", got), ("wanted", wanted))
+        ]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_colours_are_those_of_rasterize_and_the_result_is_a_scene(tmp_path: Path) -> None:
+    cameras, gaussians = lookers(), wall()
+    white = replace(QUIET, background=(1.0, 1.0, 1.0), size=(40, 40))
+    summary = render(gaussians, ours(tmp_path, cameras), tmp_path / "out", white)
+    assert summary.size == (40, 40)
+    scene = open_scene(tmp_path / "out")
+    views = scene.views()
+    torch.testing.assert_close(views.cameras.c2w, cameras.c2w)
+    drawn = rasterize(gaussians, views.cameras, (40, 40), "cpu", background=torch.ones(3))
+    assert (drawn.color.clamp(0, 1) - views.images).abs().max() <= 0.5 / 255 + 1e-6
+    assert views.depth is not None
+    assert (drawn.depth - views.depth).abs().max() <= 0.5 * summary.depth_scale + 1e-6
+    assert torch.equal(views.cameras.near, cameras.near)  # as the file says
+    survey = read_cameras(tmp_path / "out/cameras.json")
+    assert [shot.file for shot in survey.shots] == [f"color/{name}.png" for name in NAMES]
+
+
+def test_photos_are_compared_and_the_rest_of_them_is_not(tmp_path: Path) -> None:
+    """Photos are the rendering itself, 0.1 darker, and noise where no surface is."""
+    gaussians = wall()
+    gaussians = gaussians.map(lambda x: x[:, gaussians.means[0, :, 0] < 0])  # half of the wall
+    gaussians = replace(gaussians, sh=0.3 * gaussians.sh)
+    path = inria(tmp_path, lookers())
+    first = render(gaussians, path, tmp_path / "out", QUIET)
+    photos = tmp_path / "photos/deeper"
+    photos.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in NAMES[:2]:
+        pixels = np.asarray(Image.open(tmp_path / "out/color" / f"{name}.png")).astype(int)
+        empty = np.load(tmp_path / "out/alpha" / f"{name}.npy") < 0.5
+        changed = np.where(empty[..., None], rng.integers(0, 255, (*SIZE, 3)), pixels - 26)
+        assert pixels[~empty].min() >= 26
+        Image.fromarray(changed.astype(np.uint8)).save(photos / f"{name.upper()}.PNG")
+    summary = render(gaussians, path, tmp_path / "out", replace(QUIET, photos=tmp_path / "photos"))
+    assert set(first.views["front"]) == set(summary.views["beside"]) == {"covered"}
+    for name in NAMES[:2]:
+        found = summary.views[name]
+        assert found["psnr_inside"] == pytest.approx(-20 * math.log10(26 / 255), abs=0.1)
+        assert found["psnr"] < 12
+    assert summary.means["psnr"] == pytest.approx(
+        sum(summary.views[name]["psnr"] for name in NAMES[:2]) / 2
+    )
+
+
+def test_attributes_have_the_weights_of_the_colour(tmp_path: Path) -> None:
+    gaussians, channels = wall(), 2 * CHANNELS + 1
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(gaussians.means.shape[1], channels, generator=generator)
+    table[:, 0], table[:, -1] = 1, gaussians.means[0, :, 2]
+    np.save(tmp_path / "features.npy", table.double().numpy())
+    options = replace(QUIET, attributes=tmp_path / "features.npy", limit=1)
+    out = tmp_path / "out"
+    render(gaussians, inria(tmp_path, lookers()), out, options)
+    drawn = array(out, "attributes", "front")
+    alpha, depth = array(out, "alpha", "front"), array(out, "depth", "front")
+    assert drawn.shape == (channels, *SIZE)
+    torch.testing.assert_close(drawn[0], alpha)
+    torch.testing.assert_close(drawn[-1], alpha * depth)
+    at_once = rasterize(
+        gaussians, lookers().at([0]), SIZE, "reference", attributes=table[None]
+    ).attributes
+    assert at_once is not None
+    torch.testing.assert_close(drawn, at_once[0, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_an_orbit_sees_the_scene_from_all_sides(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ball = replace(
+        wall(),
+        means=torch.nn.functional.normalize(
+            torch.randn(1, 140 * 112, 3, generator=generator), dim=-1
+        )
+        + torch.tensor([5.0, 0, 2]),
+        scales=torch.full((1, 140 * 112, 3), 0.03),
+    )
+    out = tmp_path / "out"
+    said: list[str] = []
+    options = Options(orbit=12, size=(60, 80), device="cpu", backend="cpu")
+    summary = render(ball, None, out, options, tell=said.append)
+    assert list(summary.views) == [f"{i:04d}" for i in range(12)]
+    covered = [view["covered"] for view in summary.views.values()]
+    assert min(covered) > 0.15 and max(covered) / min(covered) < 1.05
+    centre = array(out, "depth", "0000")[30, 40]
+    distance = 1 / math.sin(_pictures.ORBIT_VIEW / 2)
+    assert centre == pytest.approx(distance - 1, rel=0.03)
+    frames = read_frames(out / "video.mp4")
+    assert len(frames) == 12 and frames[0].shape[0] == 60 and frames[0].shape[1] > 160
+    assert "12 pictures of 60x80" in said[0]
+
+    for up, axis in (("z", 2), ("-x", 0)):
+        pictures = choose_pictures(ball, None, replace(options, up=up))
+        c2w = torch.cat([picture.camera.c2w[0] for picture in pictures])
+        assert c2w[:, axis, 0].abs().max() < 1e-5  # level
+        assert (c2w[:, axis, 1] * (-1 if up == "z" else 1) > 0).all()  # down is not up
+
+
+def test_an_orbit_like_given_cameras(tmp_path: Path) -> None:
+    """Up is what cameras that tilt but do not roll have in common, from one side too."""
+    up = torch.nn.functional.normalize(torch.tensor([0.1, -0.9, -0.3]), dim=0)
+    middle = wall().means[0].median(dim=0).values
+    angles = torch.linspace(0, 1.5, 7)
+    e1 = torch.nn.functional.normalize(torch.linalg.cross(up, torch.tensor([1.0, 0, 0])), dim=0)
+    e2 = torch.linalg.cross(up, e1)
+    eyes = middle + 3 * (
+        angles.cos()[:, None] * e1 + angles.sin()[:, None] * e2 + 0.8 * up
+    )  # looking down by 39 degrees
+    c2w = se3.look_at(eyes, middle, up)
+    assert (_pictures.upward(c2w) @ up).acos().rad2deg() < 1
+    ahead = torch.eye(4).repeat(5, 1, 1)
+    assert torch.allclose(_pictures.upward(ahead), torch.tensor([0.0, -1, 0]))
+    given = lookers().at([0] * 7)
+    path = tmp_path / "cameras.json"
+    write_cameras(path, replace(given, c2w=c2w[None]), [str(i) for i in range(7)], SIZE)
+    pictures = choose_pictures(wall(), path, Options(orbit=8))
+    first = pictures[0].camera
+    torch.testing.assert_close(first.c2w[0, 0], c2w[0], rtol=0, atol=0.05)
+    assert pictures[0].size == SIZE and torch.allclose(first.K, given.K[:, :1])
+    below = se3.look_at(middle + torch.tensor([0.01, 0.0, -3.0]), middle, e1)
+    write_cameras(path, replace(given.at([0]), c2w=below[None, None]), ["a"], SIZE)
+    with pytest.raises(UserError, match="look down"):
+        choose_pictures(wall(), path, Options(orbit=8, up="-z"))
+
+
+def test_a_second_run_replaces_the_first_and_foreign_files_stay(
+    tmp_path: Path, cli_run: Callable[..., tuple[int, str]]
+) -> None:
+    cameras = str(inria(tmp_path, lookers()))
+    assert cli_run("--cameras", cameras, "--no-video")[0] == 0
+    code, said = cli_run("--cameras", cameras, "--every", "2", "--fps", "2")
+    assert code == 0 and "into 2 pictures of 48x64" in said and "covered" in said
+    out = tmp_path / "out"
+    assert sorted(path.name for path in (out / "color").iterdir()) == ["beside.png", "front.png"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "alpha", "cameras.json", "color", "depth", "depth_color", "depth_median", "metrics.json",
+        "normals", "sheet.png", "video.mp4",
+    ]  # fmt: skip
+    assert len(read_frames(out / "video.mp4")) == 2
+    (out / "metrics.json").unlink()
+    code, said = cli_run("--cameras", cameras)
+    assert code == 2 and "holds other files" in said
+
+
+def test_cameras_of_another_scene(tmp_path: Path) -> None:
+    cameras = lookers()
+    away = cameras.c2w.clone()
+    away[..., :3, :3] *= torch.tensor([-1.0, 1, -1])  # turned round
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="none of the 3 cameras sees one of the 15680 Gaussians"):
+        render(wall(), ours(tmp_path, replace(cameras, c2w=away)), out, QUIET)
+    assert not out.exists()
+    away[:, 1] = cameras.c2w[:, 1]
+    said: list[str] = []
+    path = inria(tmp_path, replace(cameras, c2w=away))
+    summary = render(wall(), path, out, QUIET, tell=said.append)
+    assert said[-1] == "Nothing of the scene is visible in 2 pictures: front, beside."
+    assert [view["covered"] > 0 for view in summary.views.values()] == [False, True, False]
+    faint = replace(wall(), opacities=torch.full((1, 15680), 1e-3))
+    with pytest.raises(UserError, match="nothing is visible in any of the 3 pictures"):
+        render(faint, path, tmp_path / "other", QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "neither cameras nor an orbit"),
+        (["--cameras", "none.json"], "there is no none.json"),
+        (["--cameras", "none"], "there is no scene at none"),
+        (["--orbit", "0"], "--orbit 0"),
+        (["--orbit", "3", "--up", "w"], "--up w"),
+        (["--orbit", "3", "--photos", "."], "--photos together with --orbit"),
+        (["--orbit", "3", "--size", "0x9"], "--size 0x9"),
+        (["--orbit", "3", "--backend", "cpuu"], "'cpuu'"),
+        (["--orbit", "3", "--attributes", "none.npy"], "cannot be read as an array"),
+        (["--orbit", "3", "--attributes", "TMP/short.npy"], r"wanted numbers [gaussian, channel]"),
+        (["--orbit", "3", "--attributes", "TMP/words.npy"], r"wanted numbers [gaussian, channel]"),
+        (["--orbit", "3", "--attributes", "TMP/nan.npy"], "not finite"),
+        (["--cameras", "TMP/cameras.json", "--every", "0"], "--every 0"),
+        (["--cameras", "TMP/cameras.json", "--limit", "0"], "--limit 0"),
+        (["--cameras", "TMP/cameras.json", "--photos", "TMP"], "is named like a camera"),
+        (["--cameras", "TMP/cameras.json", "--photos", "none"], "no folder none"),
+        (["--cameras", "TMP/cameras.json", "--fps", "0"], "--fps 0"),
+    ],
+)
+def test_what_a_user_may_get_wrong(
+    tmp_path: Path, cli_run: Callable[..., tuple[int, str]], options: list[str], message: str
+) -> None:
+    inria(tmp_path, lookers())
+    Image.new("RGB", (64, 48)).save(tmp_path / "foreign.png")
+    np.save(tmp_path / "short.npy", np.zeros((7, 2)))
+    np.save(tmp_path / "words.npy", np.full(15680, "word"))
+    np.save(tmp_path / "nan.npy", np.full(15680, np.nan))
+    code, said = cli_run(*(option.replace("TMP", str(tmp_path)) for option in options))
+    assert code == 2 and message in said and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("pmsplat: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_scene_no_gaussians_and_two_scenes(
+    tmp_path: Path, cli_run: Callable[..., tuple[int, str]]
+) -> None:
+    code, said = cli_run("--orbit", "3", scene="none.ply")
+    assert code == 2 and "none.ply" in said
+    for some in (wall().map(lambda x: x[:, :0]), wall().map(lambda x: x.repeat_interleave(2, 0))):
+        with pytest.raises(UserError, match="wanted one scene"):
+            render(some, None, tmp_path / "out", replace(QUIET, orbit=3))
+
+
+def test_memory_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = choose_pictures(wall(), None, Options(orbit=3))
+    device = torch.device("cpu")
+    check_memory(wall(), pictures, 0, device)
+    needs = []
+    for factor in (1, 3):
+        larger = _pictures.resized(pictures, (540 * factor, 960 * factor))
+        for channels in (0, 64):
+            monkeypatch.setattr(_memory, "free_bytes", lambda _: 1 << 20)
+            with pytest.raises(UserError, match="need about") as caught:
+                check_memory(wall(), larger, channels, device)
+            needs.append(float(caught.value.got.split("about ")[1].split()[0]))
+    assert needs == sorted(needs) and needs[-1] > 4 * needs[0] > 0
+
+
+@pytest.mark.slow
+def test_a_trained_scene_against_its_photos_and_points(shared: Path, tmp_path: Path) -> None:
+    """Bonsai: PSNR inside the object, and depth at COLMAP's points but for one scale."""
+    trained, photos = shared / "scenes/pretrained_3dgs", shared / "scenes/bonsai"
+    cameras, out = trained / "bonsai_mini_cameras40.json", tmp_path / "out"
+    options = replace(QUIET, photos=photos / "images")
+    gaussians = load_gaussians(trained / "bonsai-7k-mini.splat")
+    summary = render(gaussians, cameras, out, options)
+    inside = [view["psnr_inside"] for view in summary.views.values()]
+    assert len(inside) == 40 and min(inside) > 19.5 and summary.means["psnr_inside"] > 21
+
+    survey, ratios = read_colmap(photos / "sparse/0"), []
+    drawn = {shot.file: shot for shot in read_cameras(out / "cameras.json").shots}
+    assert survey.points is not None
+    for shot in survey.shots:
+        stem = Path(shot.file).stem
+        assert shot.seen is not None
+        points = torch.from_numpy(survey.points[shot.seen])
+        K = torch.from_numpy(drawn[f"color/{stem}.png"].lens.K)  # a pinhole of the same pose
+        found = camera.project_world(points, torch.from_numpy(shot.c2w), K)
+        column, row = (found[:, 0] * 800).long(), (found[:, 1] * 533).long()
+        within = (column >= 0) & (column < 800) & (row >= 0) & (row < 533)
+        column, row, z = column[within], row[within], found[within, 2]
+        sure = array(out, "alpha", stem)[row, column] > 0.95
+        ratios.append((array(out, "depth", stem)[row, column] / z)[sure])
+    ratio = torch.cat(ratios)
+    scale = ratio.median()
+    spread = ((ratio - scale).abs().median() / scale).item()
+    print(f"PSNR inside {summary.means}, {len(ratio)} points, MAD/median {spread:.2%}")
+    assert len(ratio) > 5000 and spread < 0.006
