@@ -114,6 +114,12 @@ READERS: dict[str, tuple[str, Remake | None, Mutate]] = {
 
 
 @pytest.mark.slow
+def test_the_bound_on_memory_holds() -> None:
+    with at_most(MEMORY), pytest.raises(RuntimeError, match="memory"):
+        torch.empty(2 * MEMORY, dtype=torch.uint8)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_every_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
     suffix, remake, damage = READERS[name]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import plyfile
 import pytest
 import torch
 
@@ -253,3 +254,56 @@ def test_gsply_reads_the_same(tmp_path: Path, generator: torch.Generator, degree
     )
     if degree:
         torch.testing.assert_close(torch.as_tensor(np.array(data.shN)), gaussians.sh[0, :, 1:])
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_other_orders_types_and_properties(
+    tmp_path: Path, generator: torch.Generator, byte_order: str
+) -> None:
+    """Big-endian, doubles, and properties and elements that mean nothing to us."""
+    gaussians = random_gaussians(50, generator, degree=2)
+    ply.save_ply(gaussians, tmp_path / "a.ply")
+    vertex = plyfile.PlyData.read(str(tmp_path / "a.ply"))["vertex"].data
+    types = [(name, "f8" if name in "xyz" else "f4") for name in vertex.dtype.names]
+    types.insert(3, ("label", "u1"))
+    wider = np.zeros(50, types)
+    for name in vertex.dtype.names:
+        wider[name] = vertex[name]
+    rows = np.zeros(3, [("near", "f4"), ("far", "i2")])
+    elements = [plyfile.PlyElement.describe(t, n) for t, n in ((rows, "camera"), (wider, "vertex"))]
+    plyfile.PlyData(elements, byte_order=byte_order).write(str(tmp_path / "b.ply"))
+    found, expected = ply.load_ply(tmp_path / "b.ply"), ply.load_ply(tmp_path / "a.ply")
+    for name in ("means", "scales", "quats_wxyz", "opacities", "sh"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_degree_four_is_read(tmp_path: Path) -> None:
+    properties = [*ply._properties(24)]
+    row = [0.0] * len(properties)
+    row[properties.index("rot_0")] = 1
+    for i in range(72):
+        row[properties.index(f"f_rest_{i}")] = float(i)
+    write_ascii(tmp_path / "a.ply", properties, [row, row])
+    found = ply.load_ply(tmp_path / "a.ply")
+    assert found.sh_degree == 4
+    assert found.sh[0, 1, 1:, 1].tolist() == list(range(24, 48))  # green
+
+
+def test_lists_and_odd_headers_are_refused(tmp_path: Path) -> None:
+    good = gaussian_header(1) + bytes(56)
+    names = b"property float x\n"
+    for old, new, said in (
+        (names, names + b"property list uchar int more\n", "element 'vertex' has lists"),
+        (names, names + names, "two properties of one name"),
+        (names, b"property quaternion x\n", "the line 'property quaternion x'"),
+        (b"element vertex 1\n", b"element vertex many\n", "the line 'element vertex many'"),
+        (b"element vertex", b"element vertex 1\nelement vertex", "two elements of one name"),
+        (b"format binary_little_endian 1.0\n", b"", "no format"),
+        (b"end_header", b"element x 1099511627776\nend_header", "1099511627776 rows of 'x' in"),
+    ):
+        assert good.count(old) == 1
+        (tmp_path / "a.ply").write_bytes(good.replace(old, new))
+        with pytest.raises(UserError, match=said):
+            ply.load_ply(tmp_path / "a.ply")
+    (tmp_path / "a.ply").write_bytes(good)
+    assert ply.load_ply(tmp_path / "a.ply").opacities.tolist() == [[0.5]]
