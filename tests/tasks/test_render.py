@@ -240,6 +240,23 @@ def test_photos_are_compared_and_the_rest_of_them_is_not(tmp_path: Path) -> None
     )
 
 
+def test_a_lens_that_distorts_becomes_the_pinhole_of_its_undistorted_photo(tmp_path: Path) -> None:
+    transforms(tmp_path, lookers())
+    content = json.loads((tmp_path / "transforms.json").read_text())
+    content |= {"k1": -0.2, "p1": 0.01, "near": 1, "far": 9}
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+    (tmp_path / "images").mkdir()
+    for name in NAMES:  # half as large as the file says
+        Image.new("RGB", (SIZE[1] // 2, SIZE[0] // 2)).save(tmp_path / "images" / f"{name}.png")
+    views = open_scene(tmp_path).views()
+    pictures = _pictures.from_file(tmp_path, tmp_path / "images", every=1, limit=None)
+    for i, picture in enumerate(pictures):
+        assert picture.size == views.size == (24, 32) and picture.photo is not None
+        torch.testing.assert_close(picture.camera.K[0, 0], views.cameras.K[0, i])
+        torch.testing.assert_close(picture.camera.c2w[0, 0], views.cameras.c2w[0, i])
+    assert pictures[0].camera.K[0, 0, 0, 0] != lookers().K[0, 0, 0, 0]
+
+
 def test_attributes_have_the_weights_of_the_colour(tmp_path: Path) -> None:
     gaussians, channels = wall(), 2 * CHANNELS + 1
     generator = torch.Generator().manual_seed(0)
@@ -377,6 +394,7 @@ def test_cameras_of_another_scene(tmp_path: Path) -> None:
         (["--cameras", "TMP/cameras.json", "--photos", "TMP"], "is named like a camera"),
         (["--cameras", "TMP/cameras.json", "--photos", "none"], "no folder none"),
         (["--cameras", "TMP/cameras.json", "--fps", "0"], "--fps 0"),
+        (["--cameras", "TMP/bare", "--photos", "TMP"], "brings its own"),
     ],
 )
 def test_what_a_user_may_get_wrong(

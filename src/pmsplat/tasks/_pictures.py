@@ -61,6 +61,12 @@ def from_file(
     chosen = slice(None, None if limit is None else every * limit, every)
     found = find_cameras(source)
     if found is None:
+        if photos is not None:
+            raise UserError(
+                f"--photos for {source}, which is no camera file",
+                "cameras alone, for photos from elsewhere",
+                "leave out --photos: a scene of photos brings its own",
+            )
         scene = open_scene(source)
         pictures = [
             Picture(photo.name, photo.size, scene.cameras.at([i]), photo)
@@ -162,7 +168,8 @@ def bounded(pictures: list[Picture], gaussians: Gaussians) -> list[Picture]:
     """
     some = _some(gaussians)
     ranges = [
-        _depths(some, picture) or _depths(gaussians.means[0], picture) for picture in pictures
+        _depths(some, picture) or _depths(gaussians.means[0].float(), picture)
+        for picture in pictures
     ]
     known = [found for found in ranges if found is not None]
     if not known:

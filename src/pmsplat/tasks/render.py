@@ -91,7 +91,8 @@ def render(
     chosen = options or Options()
     device = pick_device(chosen.device)
     with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
-        gaussians = scene if isinstance(scene, Gaussians) else load_gaussians(scene)
+        given = scene if isinstance(scene, Gaussians) else load_gaussians(scene)
+        gaussians = given.detach().to("cpu")
         pictures = choose_pictures(gaussians, cameras, chosen)
         attributes = None
         if chosen.attributes is not None:
