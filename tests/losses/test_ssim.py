@@ -51,6 +51,13 @@ def test_in_float32_too() -> None:
     assert ssim(image, target).item() < 0.9
 
 
+def test_low_precision_around_it_changes_nothing() -> None:
+    image, target = (tensor.float() for tensor in pair(1, 3, 20, 30))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = ssim(image, target)
+    assert torch.equal(inside, ssim(image, target))
+
+
 def test_the_loss_is_one_minus_the_mean_and_pulls_on_the_last_rendering() -> None:
     step = a_step(torch.Generator().manual_seed(0))
     value = registry.build("losses", "ssim")(step)

@@ -476,6 +476,9 @@ def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--image", "x.png"], r"no image at x\.png"),
         (["--image", "PICTURE", "--size", "9x32"], r"--size 9x32; wanted .* at least 11"),
         (["--image", "PICTURE", "--steps", "0"], r"0 steps; wanted at least 1"),
+        (["--image", "PICTURE", "--resume"], r"--image with --resume; wanted a scene"),
+        (["ROOM", "--weights", "x.ckpt"], r"--weights alone; wanted the --model"),
+        (["ROOM", "--strategy", "mcmc", "--most", "99999999"], r"most = 99999999 .* at most 1677"),
         (["nowhere"], r"no scene at nowhere"),
     ],
 )

@@ -23,6 +23,8 @@ from pathlib import Path
 
 from .predict import size
 
+OF_SCENES = ("start", "model", "weights", "init", "most", "resume")  # and not of a picture
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
@@ -63,7 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
             "give one of them",
         )
     if arguments.image is not None:
-        points = fit_image(
+        given = [name for name in OF_SCENES if getattr(arguments, name) not in (None, False)]
+        if given:
+            raise UserError(f"--image with --{given[0]}", "a scene for that", f"drop --{given[0]}")
+        fits = fit_image(
             arguments.image,
             arguments.output,
             steps=500 if arguments.steps is None else arguments.steps,
@@ -74,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
             tell=console.print,
             track=shown,
         )
-        console.print(f"{len(points)} fits are in {arguments.output}/.")
+        console.print(f"{len(fits)} fits are in {arguments.output}/.")
         return
     options = Options(
         start=arguments.start,

@@ -71,7 +71,7 @@ class Cloud:
             {"params": [getattr(self.parameters, field.name)], "lr": rate}
             for field, rate in zip(fields(Parameters), rates, strict=True)
         ]
-        self.adam = torch.optim.Adam(groups, eps=EPSILON)
+        self.adam = torch.optim.Adam(groups, eps=EPSILON, fused=True)
 
     def __len__(self) -> int:
         return len(self.parameters.means)

@@ -13,6 +13,7 @@ from ._strategy import STRATEGIES
 STARTS = ("points", "random", "prediction", "file")
 STATE = "state.pt"
 MOST, MOST_ON_CPU = 1_000_000, 50_000
+DRAWN_FROM = 2**24  # the most categories of torch.multinomial
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ def check(options: Options) -> None:
     for name in ("steps", "most", "random_points", "save_every"):
         if getattr(options, name) < 1:
             raise UserError(f"{name} = {getattr(options, name)}", "at least 1", "choose more")
+    if options.strategy == "mcmc" and (options.most or 0) > DRAWN_FROM:
+        raise UserError(
+            f"most = {options.most} with --strategy mcmc",
+            f"at most {DRAWN_FROM}, from which torch can draw at random",
+            "choose fewer, or --strategy default",
+        )
+    if options.weights is not None and options.model is None:
+        raise UserError("--weights alone", "the --model that they belong to", "add --model")
     if not 0 <= options.sh_degree <= 3:
         raise UserError(f"sh_degree = {options.sh_degree}", "0 to 3", "choose one of them")
 
