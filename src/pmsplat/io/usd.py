@@ -4,11 +4,13 @@ https://openusd.org: since 26.03 the schema holds positions, linear scales, orie
 in [0, 1] and the harmonics of 3DGS, all coefficients of a particle together. Files are written in a
 stage with +y up, like glTF: means, quaternions and harmonics are turned by half a turn about x on
 the way out, and on the way in from whatever the stage says is up. OpenUSD's own library
-(`usd-core`) parses the files, references and all; it is no guard against hostile ones.
+(`usd-core`) reads the files, references and all, in a process of its own: see `_usd_stage`.
 """
 
-import importlib
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,13 @@ from ..errors import UserError
 from ..geometry import se3, sh
 from ..types import Gaussians
 from ._blocks import broken, check, joined, read_blocks
+from ._usd_stage import ARRAYS, openusd
 from .files import atomic
 
 SUFFIXES = (".usd", ".usda", ".usdc", ".usdz")
 BINARY, TEXT = b"PXR-USDC", b"#usda"  # how files begin that are no package
 EXTENT = 3.0  # standard deviations around the means that the extent of the field takes in
+PATIENCE, SLOWEST = 60.0, 1e6  # seconds for any file, and bytes that are read in one more
 PRIM, ROOT = "/Scene/Gaussians", "/Scene"
 
 FROM_UP = {
@@ -41,7 +45,7 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
     several scenes, for values that are not finite, and where usd-core is not installed. The file is
     complete or absent.
     """
-    pxr = _openusd(path)
+    pxr = openusd(path)
     check(gaussians, path)
     suffix = Path(path).suffix.lower()
     one = gaussians.detach().to("cpu").to(torch.float32).transformed(FROM_UP["Y"])
@@ -101,26 +105,21 @@ def read(path: str | Path) -> Gaussians:
     drawn are left out, and counted in the log. Raises UserError for what is no stage, holds no
     field, or does not fit together, and where usd-core is not installed.
     """
-    pxr = _openusd(path)
-    Usd, UsdGeom, Schema = pxr.Usd, pxr.UsdGeom, pxr.UsdVol.ParticleField3DGaussianSplat
+    openusd(path)
     if not Path(path).is_file():
         raise UserError(f"no file {path}", "a .usd, .usda, .usdc or .usdz file", "check the path")
-    try:
-        stage = Usd.Stage.Open(str(path))
-    except pxr.Tf.ErrorException as error:
-        raise broken(path, "OpenUSD cannot open it") from error
-    up = FROM_UP.get(str(UsdGeom.GetStageUpAxis(stage)))
-    if up is None:
-        raise broken(path, f"its axis {UsdGeom.GetStageUpAxis(stage)} is up, neither Y nor Z")
-    when = Usd.TimeCode.EarliestTime()
-    places = UsdGeom.XformCache(when)
-    parts = []
-    for prim in stage.Traverse(Usd.TraverseInstanceProxies()):
-        if prim.IsA(Schema):
-            motion = torch.tensor(places.GetLocalToWorldTransform(prim), dtype=torch.float64).T
+    with tempfile.TemporaryDirectory() as folder:
+        stage = _extracted(path, Path(folder))
+        up = FROM_UP.get(stage["up"])
+        if up is None:
+            raise broken(path, f"its axis {stage['up']} is up, neither Y nor Z")
+        parts = []
+        for i, field in enumerate(stage["fields"]):
+            motion = torch.tensor(field["motion"], dtype=torch.float64)
             if not bool(se3.is_similarity(motion)):
-                raise broken(path, f"{prim.GetPath()} is mirrored, sheared or stretched")
-            parts.append(_field(path, Schema(prim), when).transformed(up @ motion))
+                raise broken(path, f"{field['path']} is mirrored, sheared or stretched")
+            part = _field(path, Path(folder) / str(i), field["degree"])
+            parts.append(part.transformed(up @ motion))
     if not parts:
         raise UserError(
             f"{path} has no Gaussians",
@@ -130,22 +129,30 @@ def read(path: str | Path) -> Gaussians:
     return joined(parts)
 
 
-def _field(path: str | Path, field: Any, when: Any) -> Gaussians:
-    def values(name: str, width: int) -> np.ndarray:
-        full = getattr(field, f"Get{name}Attr")().Get(when)
-        given = full if full else getattr(field, f"Get{name}hAttr")().Get(when)
-        try:
-            return np.array(given if given else (), dtype=np.float32).reshape(-1, width)
-        except (TypeError, ValueError) as error:
-            raise broken(path, f"its {name} are no numbers ({error})") from error
+def _extracted(path: str | Path, folder: Path) -> dict[str, Any]:
+    """What `_usd_stage` says of the stage, whose arrays it has left in `folder`."""
+    command = [sys.executable, "-m", "pmsplat.io._usd_stage", str(path), str(folder)]
+    patience = PATIENCE + os.path.getsize(path) / SLOWEST
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=patience)
+    except subprocess.TimeoutExpired as error:
+        raise broken(path, f"OpenUSD has not read it after {patience:.0f} s") from error
+    if done.returncode:
+        raise broken(path, "OpenUSD fails on it")
+    stage = json.loads((folder / "stage.json").read_text())
+    if "error" in stage:
+        raise broken(path, stage["error"])
+    return stage
 
-    means, scales = values("Positions", 3), values("Scales", 3)
-    quats_xyzw, opacities = values("Orientations", 4), values("Opacities", 1)
-    radiance = values("RadianceSphericalHarmonicsCoefficients", 3)
-    degree, count = field.GetRadianceSphericalHarmonicsDegreeAttr().Get(when), len(means)
-    if degree not in range(sh.MAX_DEGREE + 1):
+
+def _field(path: str | Path, folder: Path, degree: int) -> Gaussians:
+    """The Gaussians of one field, from its arrays."""
+    means, scales, quats_xyzw, opacities, radiance = (
+        np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in ARRAYS
+    )
+    if not 0 <= degree <= sh.MAX_DEGREE:
         raise broken(path, f"harmonics of degree {degree}")
-    bands = (int(degree) + 1) ** 2
+    count, bands = len(means), (degree + 1) ** 2
     lengths = (len(scales), len(quats_xyzw), len(opacities), len(radiance))
     if lengths != (count, count, count, count * bands):
         raise broken(path, f"{count} positions, but {lengths} of the rest, at degree {degree}")
@@ -162,17 +169,3 @@ def _field(path: str | Path, field: Any, when: Any) -> Gaussians:
         )
 
     return read_blocks(path, count, bands, decode)
-
-
-def _openusd(path: str | Path) -> Any:
-    """The package of OpenUSD, which is loaded only here; Any, since it has no types."""
-    try:
-        for name in ("Tf", "Usd", "UsdGeom", "UsdUtils", "UsdVol", "Vt"):
-            importlib.import_module(f"pxr.{name}")
-    except ImportError as error:
-        raise UserError(
-            f"{path} is OpenUSD, and the package usd-core is not installed",
-            "usd-core 26.3 or newer",
-            "pip install 'usd-core==26.11'",
-        ) from error
-    return importlib.import_module("pxr")
