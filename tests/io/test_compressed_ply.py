@@ -102,6 +102,14 @@ def test_gsply_reads_the_same(tmp_path: Path, shared: Path, generator: torch.Gen
             )
 
 
+def test_degree_four_is_cut(
+    tmp_path: Path, generator: torch.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_gaussians(random_gaussians(9, generator, degree=4), tmp_path / "a.compressed.ply")
+    assert "harmonics of degree 3 and below only" in caplog.text
+    assert load_gaussians(tmp_path / "a.compressed.ply").sh_degree == 3
+
+
 def test_neighbours_share_a_chunk(generator: torch.Generator) -> None:
     """The curve makes chunks of 256 of points in a cube small: a fifth of its edge and less."""
     points = torch.rand(64 * 256, 3, generator=generator).double().numpy()

@@ -12,6 +12,7 @@ Precision, with e the extent of a chunk in the quantity: position and logarithm 
 √2/2046, a coefficient to 1/64 (1/32 near the ends of its range).
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from ..types import Gaussians
 from . import _quaternions
 from ._blocks import BLOCK, broken, check
 from .files import atomic
+
+log = logging.getLogger(__name__)
 
 CHUNK = 256
 PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
@@ -124,12 +127,14 @@ def _harmonics(block: np.ndarray) -> np.ndarray:
 def write(gaussians: Gaussians, path: str | Path) -> None:
     """Writes the Gaussians of one scene, neighbours in space side by side, not in their order.
 
-    Degree 4 is written as degree 3; scales are cut to e^±20, coefficients beyond degree 0 to
-    [-4, 4], opacities to steps of 1/255. Raises UserError for a batch of several scenes or for
+    Degree 4 is written as degree 3, which is logged; scales are cut to e^±20, coefficients beyond
+    degree 0 to [-4, 4]. Raises UserError for a batch of several scenes or for
     values that are not finite. The file is complete or absent.
     """
     check(gaussians, path)
     coefficients = min(gaussians.sh.shape[-2], (DEGREE + 1) ** 2)
+    if coefficients < gaussians.sh.shape[-2]:
+        log.warning("%s: harmonics of degree %d and below only", path, DEGREE)
     order = torch.from_numpy(_along_curve(gaussians.means[0].detach().cpu().double().numpy()))
     chunks = np.empty((-(-len(order) // CHUNK), len(BOUNDS)), "<f4")
     words = np.empty((len(order), len(PACKED)), "<u4")

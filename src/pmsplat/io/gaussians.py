@@ -1,7 +1,7 @@
 """The door of files of Gaussians: any known format in, any known format out.
 
 A format is a module of this folder. It is recognised by how the file begins, and where the format
-has no such mark, by the suffix.
+has no such mark (.splat), or its library asks for the suffix (USD), by that.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,6 @@ BEGINNINGS: dict[bytes, Reader] = {
     spz.MAGIC: spz.read,
     spz.GZIP: spz.read,
     b"glTF": gltf.read,
-    b"PXR-USDC": usd.read,
-    b"#usda": usd.read,
-    b"PK\x03\x04": usd.read,
 }
 READERS: dict[str, Reader] = {
     ".ply": ply.load_ply,
