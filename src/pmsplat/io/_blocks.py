@@ -61,7 +61,7 @@ def read_blocks(
 
 
 def write_blocks(gaussians: Gaussians, path: str | Path) -> Iterator[Gaussians]:
-    """The one scene of `gaussians` in blocks on the CPU, float64; checked before the first.
+    """The one scene of `gaussians`, float32, in blocks of float64 on the CPU; checked before.
 
     Raises UserError for a batch of several scenes, and for values that are not finite.
     """
@@ -89,7 +89,7 @@ def check(gaussians: Gaussians, path: str | Path) -> None:
 def _blocks(gaussians: Gaussians) -> Iterator[Gaussians]:
     for start in range(0, gaussians.means.shape[1], BLOCK):
         block = gaussians.map(lambda tensor, first=start: tensor[:, first : first + BLOCK])
-        yield block.detach().to("cpu").to(torch.float64)
+        yield block.detach().to("cpu").to(torch.float32).to(torch.float64)
 
 
 def joined(parts: list[Gaussians]) -> Gaussians:
