@@ -54,7 +54,7 @@ def test_every_override_of_the_table_is_a_setting() -> None:
 
 def test_public_names_of_the_examples_exist() -> None:
     names = set(re.findall(r"pmsplat\.(\w+)\(", "".join(blocks("python"))))
-    assert names >= {"read_views", "load", "save_ply", "load_ply", "rasterize"}
+    assert names >= {"read_views", "load", "infer", "save_gaussians", "load_gaussians", "rasterize"}
     assert all(hasattr(pmsplat, name) for name in names)
 
 

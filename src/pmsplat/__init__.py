@@ -16,6 +16,7 @@ _PUBLIC = {
     "StepOutput": "types",
     "UserError": "errors",
     "Views": "types",
+    "infer": "tasks.predict",
     "load": "models._zoo",
     "load_gaussians": "io.gaussians",
     "load_ply": "io.ply",

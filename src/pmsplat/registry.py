@@ -79,5 +79,6 @@ def check_keys(given: Any, valid: list[str], owner: str) -> None:
 
 def suggest(word: str, valid: list[str]) -> str:
     """The remedy for a mistyped word: the nearest valid one, or a look at the list."""
-    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
+    longer = [name for name in valid if word and name.startswith(word)]
+    near = longer or difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
     return f"did you mean {near[0]!r}?" if near else "check the spelling"

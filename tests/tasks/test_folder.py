@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pmsplat.errors import UserError
-from pmsplat.tasks._folder import results
+from pmsplat.tasks._folder import MARK, results
 
 
 def fill(folder: Path, names: list[str], content: str) -> None:
@@ -58,3 +58,17 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
     with pytest.raises(UserError, match="is a file"), results(tmp_path / "out", "mark"):
         pytest.fail("nothing may be computed")
+
+
+def test_what_only_an_earlier_result_had_goes(tmp_path: Path) -> None:
+    """Whatever verb made it; what is foreign among it stays."""
+    target = tmp_path / "out"
+    with results(target, MARK) as folder:
+        (folder / "color").mkdir()
+        for name in ("color/0.png", "sheet.png", MARK):
+            (folder / name).write_text("earlier")
+    (target / "notes.txt").write_text("mine")
+    with results(target, MARK) as folder:
+        (folder / "render").mkdir()
+        (folder / MARK).write_text("later")
+    assert sorted(path.name for path in target.iterdir()) == [MARK, "notes.txt", "render"]

@@ -92,7 +92,7 @@ def missing_scene(trained: list[str], folder: Path) -> list[str]:
         ("train", lambda t, f: no_root([*t, f"output={f}"], f), "none"),
         ("evaluate", no_root, "none"),
         ("evaluate", no_model, "neither a published model nor a file"),
-        ("evaluate", foreign_model, "no checkpoint of ours and no published file"),
+        ("evaluate", foreign_model, "another kind of file; wanted a checkpoint"),
         ("evaluate", missing_scene, "no-such-scene"),
     ],
 )

@@ -290,7 +290,9 @@ def test_mistakes_before_the_first_step_are_told(
     with pytest.raises(UserError, match=r"already holds a run.*trainer\.resume=true"):
         train.run(done)
     with pytest.raises(UserError, match=r"last\.ckpt has \[8, 3, 3, 3\] at 'net\."):
-        train.run(setting("trainer.resume=true", "model.width=4"))
+        train.run(setting("trainer.resume=true", "trainer.steps=1", "model.width=4"))
+    with pytest.raises(UserError, match=r"wanted trainer\.steps as before \(1\); start a new run"):
+        train.run(setting("trainer.resume=true", "trainer.steps=2"))
     (Path(done.output) / "last.ckpt").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(UserError, match=r"not a readable checkpoint"):
         train.run(setting("trainer.resume=true"))

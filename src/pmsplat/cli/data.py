@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     synthetic.add_argument("--scenes", type=int, default=64)
     synthetic.add_argument("--test-scenes", type=int, default=16)
     synthetic.add_argument("--frames", type=int, default=16, help="photos of a scene, 5 cm apart")
-    synthetic.add_argument("--size", type=_size, default=(96, 96), help="HxW (default: 96x96)")
+    synthetic.add_argument("--size", type=_size, default=(64, 64), help="HxW (default: 64x64)")
     synthetic.add_argument("--seed", type=int, default=0)
     synthetic.set_defaults(action=_synthetic)
 

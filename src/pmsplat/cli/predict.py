@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     means = ", ".join(f"{name} {value:.3f}" for name, value in summary.means.items())
     if means:
-        console.print(f"Means over {len(summary.held_out)} held-out photos: {means}.")
+        seen = f"{len(summary.held_out)} held-out photos" if summary.held_out else "the views"
+        console.print(f"Means over {seen}: {means}.")
     console.print(f"{summary.gaussians} Gaussians and the rest are in {arguments.output}/.")
 
 

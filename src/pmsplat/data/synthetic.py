@@ -40,7 +40,7 @@ class Config:
     test_scenes: int = 16
     frames: int = 16
     """Frames of a walk, 5 cm apart."""
-    size: list[int] = field(default_factory=lambda: [96, 96])
+    size: list[int] = field(default_factory=lambda: [64, 64])
     """Height and width."""
     seed: int = 0
     """Of the rooms."""

@@ -52,6 +52,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         with _open(path) as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    _check_kind(path)
     try:
         content = _pickles.load(path)
     except pickle.UnpicklingError as error:
@@ -295,6 +296,21 @@ def _existing(path: str | Path) -> Path:
     if not path.is_file():
         raise UserError(f"no file at {path}", "a checkpoint", "check the path")
     return path
+
+
+def _check_kind(path: Path) -> None:
+    """UserError for what is no torch file at all; downloads often leave pages and pointers."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith((b"PK", b"\x80")):  # of a zip archive, and of a pickle
+        return
+    kinds = {b"<": "a web page", b"version https://git-lfs": "a git-LFS pointer"}
+    kind = next((kind for beginning, kind in kinds.items() if start.startswith(beginning)), None)
+    raise UserError(
+        f"{path} ({path.stat().st_size} bytes), which is {kind or 'another kind of file'}",
+        "a checkpoint",
+        "download the file itself, for a published model by `pmsplat models fetch`",
+    )
 
 
 def _fault(key: Any, value: Any, size: int, parts: set[int] | None) -> str | None:

@@ -230,8 +230,9 @@ def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """
     names = names_of(model)
     left = {key: value for key, value in official.items() if key.startswith(ENCODER)}
-    if not left:  # files of depth alone have no prefix
-        left = {ENCODER + DEPTH + key: value for key, value in official.items()}
+    if not left:  # the encoder alone, or files of depth alone, whose keys have no prefix
+        prefix = ENCODER if any(key.startswith(DEPTH) for key in official) else ENCODER + DEPTH
+        left = {prefix + key: value for key, value in official.items()}
     state = {}
     for name, wanted in model.state_dict().items():
         keys = official_keys(name, names)

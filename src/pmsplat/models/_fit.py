@@ -29,7 +29,7 @@ def fitted(network: Callable[[Views], Prediction], views: Views, multiple: int) 
     warnings.warn(
         f"images of {height}x{width} pixels are padded to {height + down}x{width + right}, "
         f"multiples of {multiple}, and the prediction is cut back",
-        stacklevel=3,
+        stacklevel=5,  # whoever calls the encoder, through torch,
     )
     images = pad(views.images.flatten(0, 1), (0, right, 0, down), mode="replicate")
     shrink = torch.tensor([width / (width + right), height / (height + down), 1.0])

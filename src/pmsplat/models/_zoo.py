@@ -33,6 +33,12 @@ def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Modu
             path, settings = files.fetch(ZOO[name].source), ZOO[name].settings
         else:
             path = Path(weights)
+            if files.read_header(path) is not None:
+                raise UserError(
+                    f"{path}, a checkpoint of pmsplat, as the weights of {name}",
+                    "an official file",
+                    "leave the name out: the checkpoint says itself what it is",
+                )
             settings = ZOO[name].settings | _of_its_release(name, path)
         return _published(name, settings, path)
     path = Path(name_or_path)
@@ -75,8 +81,11 @@ def _published(name: str, settings: dict[str, Any], path: Path) -> nn.Module:
         state = _convert.convert(official, model)
     except UserError as error:
         like = likeness(official)
-        others = f": load it as {' or '.join(like.names)}" if like.names else ""
-        remedy = f"{path} looks like {like.text}{others}"
+        if name in like.names:
+            remedy = f"{path} was damaged or changed: fetch it again (pmsplat models fetch {name})"
+        else:
+            others = f": load it as {' or '.join(like.names)}" if like.names else ""
+            remedy = f"{path} looks like {like.text}{others}"
         raise UserError(error.got, f"{error.wanted}, as {name} has it", remedy) from error
     model.load_state_dict(state, assign=True)
     store(model)
@@ -98,6 +107,7 @@ def _unrecognised(path: Path) -> UserError:
         return UserError(got, wanted, f"it looks like {like.text}: check which file it is")
     return UserError(
         f"{got}; it looks like {like.text}",
-        "the name of its model, since several share their shapes and differ in settings",
-        f"say which model it is, {' or '.join(like.names)}: load(NAME, weights={str(path)!r})",
+        "the name of its model, since shapes do not tell its settings",
+        f"say which model it is, {' or '.join(like.names)}: load(NAME, weights={str(path)!r}), on "
+        f"the command line --model NAME --weights {path}",
     )

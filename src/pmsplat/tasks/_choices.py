@@ -5,6 +5,7 @@ import torch
 from ..errors import UserError
 
 LONGEST = 960  # pixels of the longer side of the largest images that models were published for
+SHORTEST = 16  # pixels of a side: less is no picture
 
 
 def these_photos(context: tuple[int, ...], photos: int) -> list[int]:
@@ -37,30 +38,19 @@ def so_many_views(wanted: int | None, default: int, photos: int) -> int:
     return count
 
 
-def fit_size(
-    photo: tuple[int, int], multiple: int, wanted: tuple[int, int] | None
-) -> tuple[int, int]:
-    """(height, width) for the network: as asked, or the photo's, in multiples that the model takes.
+def fit_size(photo: tuple[int, int], wanted: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) for the network: as asked, or the photo's.
 
     Without a wish, photos with a side beyond LONGEST are scaled down to it. Raises UserError for a
-    wish that is no multiple, and for photos smaller than one.
+    side below SHORTEST.
     """
-    if wanted is not None:
-        fitting = (_nearest(wanted[0], multiple), _nearest(wanted[1], multiple))
-        if fitting != wanted:
-            raise UserError(
-                f"--size {by(wanted)}",
-                f"height and width in multiples of {multiple} for this model",
-                f"use --size {by(fitting)}",
-            )
-        return wanted
     factor = min(1.0, LONGEST / max(photo))
-    height, width = (int(round(side * factor) // multiple * multiple) for side in photo)
-    if min(height, width) == 0:
+    height, width = wanted or (round(photo[0] * factor), round(photo[1] * factor))
+    if min(height, width) < SHORTEST:
         raise UserError(
-            f"photos of {by(photo)} pixels",
-            f"sides of at least {multiple} for this model",
-            f"use larger photos, or enlarge these with --size {multiple}x{multiple}",
+            f"--size {by(wanted)}" if wanted else f"photos of {by(photo)} pixels",
+            f"sides of at least {SHORTEST}",
+            "use larger photos, or another --size HxW",
         )
     return height, width
 
@@ -84,7 +74,3 @@ def pick_device(name: str) -> torch.device:
             "use --device cpu, or install a build of torch for your card",
         )
     return device
-
-
-def _nearest(side: int, multiple: int) -> int:
-    return max(multiple, round(side / multiple) * multiple)

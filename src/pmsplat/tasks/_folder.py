@@ -9,7 +9,18 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import UserError
 
-MARK = "metrics.json"  # a folder with this file is a result of ours: predict's, or depth's
+MARK = "metrics.json"  # a folder with this file is a result of ours
+FOLDERS = (
+    "alpha",
+    "attributes",
+    "color",
+    "depth",
+    "depth_color",
+    "depth_median",
+    "normals",
+    "render",
+)
+FILES = ("cameras.json", "error.png", "gaussians.ply", "psnr.png", "sheet.png", "video.mp4")
 
 
 @contextmanager
@@ -17,13 +28,15 @@ def results(path: str | Path, mark: str, overwrite: bool = False) -> Iterator[Pa
     """An empty folder to write into; what is in it is moved to `path` when the block ends well.
 
     After an exception (Ctrl-C included) nothing is left of it and `path` is as it was. An earlier
-    result, known by its file `mark`, is replaced entry by entry; a folder that holds anything else
-    is refused unless `overwrite`, and then what is foreign in it stays. Raises UserError.
+    result, known by its file `mark`, is replaced, whatever of ours made it; a folder that holds
+    anything else is refused unless `overwrite`, and then what is foreign in it stays. Raises
+    UserError.
     """
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise UserError(f"{path} is a file", "a folder for the results", "choose another --output")
-    foreign = target.is_dir() and any(target.iterdir()) and not (target / mark).is_file()
+    earlier = (target / mark).is_file()
+    foreign = target.is_dir() and any(target.iterdir()) and not earlier
     if foreign and not overwrite:
         raise UserError(
             f"{path} holds other files",
@@ -35,13 +48,24 @@ def results(path: str | Path, mark: str, overwrite: bool = False) -> Iterator[Pa
     try:
         yield staged
         target.mkdir(exist_ok=True)
+        for name in FOLDERS + FILES if earlier else ():
+            if not (staged / name).exists():
+                _remove(target / name)
         for entry in sorted(staged.iterdir(), key=lambda entry: entry.name == mark):  # mark last
             place = target / entry.name
-            if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
+            if place.is_dir():
+                _remove(place)
             os.replace(entry, place)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """A file or folder of an earlier result, if it is there; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def file_names(photos: list[str]) -> list[str]:

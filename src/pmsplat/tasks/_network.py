@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..models._fit import fitted
 from ..types import Cameras, Prediction, Views
 
 NEAR = 0.5  # the near of the scenes that most networks learned from, in their unit
@@ -41,14 +42,15 @@ def answer(
     """The model's answer, in the unit of the views, on `device`; no gradient.
 
     Networks learn sizes in a unit in which near is always the same: the scene is scaled until that
-    of `span` is it; depths and Gaussians are scaled back.
+    of `span` is it; depths and Gaussians are scaled back. Images of any size will do.
     """
     cameras = views.cameras
     near = torch.full_like(cameras.near, span.near)
     far = torch.full_like(cameras.far, span.far)
     scaled = replace(cameras, near=near, far=far).scaled(span.scale)
     with torch.no_grad():
-        found = model(Views(views.images, scaled).to(device))
+        multiple = getattr(model, "multiple", 1)
+        found = fitted(model, Views(views.images, scaled).to(device), multiple)
     back = 1 / span.scale
     return Prediction(
         tuple(depth * back for depth in found.depths),

@@ -49,7 +49,8 @@ def depth(
     `source` is anything that `open_scene` opens, `model` a name or path for `pmsplat.load`, or an
     encoder, of depth alone or of Gaussians. Unless some are named, all photos get depth: they go
     through the network in groups that see the same things. Depth is z in the unit of the input's
-    cameras, and one scale holds for the whole scene.
+    cameras, and one scale holds for the whole scene; it is looked for between the near and far of
+    the input, which come from its sparse points, or its sensor depth, where it has them.
 
         depth/PHOTO.npy       float32 [height, width]
         depth/PHOTO.png       16 bits, depth = count * depth_scale, 0 = none
@@ -67,7 +68,7 @@ def depth(
     device = pick_device(chosen.device)
     with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
         scene = open_scene(source)
-        size = fit_size(scene.size, 1, chosen.size)  # encoders take any size
+        size = fit_size(scene.size, chosen.size)
         overlap = _coverage.overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)
         encoder = model if isinstance(model, nn.Module) else _zoo.load(model, weights)
@@ -118,5 +119,5 @@ def _about(overlap: Float[Tensor, "view view"], groups: list[_coverage.Group]) -
     passes = "one pass" if len(groups) == 1 else f"{len(groups)} passes"
     return (
         f"Depth of {photos} of {len(overlap)} photos in {passes} of {span} views. "
-        f"Each shares at least {least:.0%} of its picture with another of its pass."
+        f"By the cameras, each shares about {least:.0%} of its picture or more with another."
     )

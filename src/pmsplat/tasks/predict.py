@@ -81,14 +81,16 @@ def predict(
         scene = open_scene(source)
         encoder = model if isinstance(model, nn.Module) else _zoo.load(model, weights)
         encoder = encoder.to(device).eval()
-        multiple = getattr(encoder, "multiple", 1)
-        size = fit_size(scene.size, multiple, chosen.size)
+        if not getattr(encoder, "draws", True):
+            raise _depth_alone()
+        size = fit_size(scene.size, chosen.size)
         if size != scene.size:
             tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
         overlap = _coverage.overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)
         tell(_about(scene, context, overlap))
-        _memory.check(encoder, _memory.Plan(len(context), size, multiple), device)
+        plan = _memory.Plan(len(context), size, getattr(encoder, "multiple", 1))
+        _memory.check(encoder, plan, device)
         views = scene.views(context, size)
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
         found = reconstruct(encoder, views, device)
@@ -105,6 +107,19 @@ def predict(
         return _export.write(folder, result, track)
 
 
+def infer(model: Callable[[Views], Prediction], views: Views) -> Prediction:
+    """What an encoder says of photographs, in their unit of length and on its device; no gradient.
+
+    As `predict` and `depth` ask it: with the scene scaled to the unit that the encoder learned in,
+    and one range of depth for all views. `model(views)` itself takes the unit as it is, which is
+    right for data in the encoder's own unit (RealEstate10K, DL3DV), and for training.
+    """
+    device = views.images.device
+    if isinstance(model, nn.Module):
+        device = next((parameter.device for parameter in model.parameters()), device)
+    return answer(model, views, whole_span(views.cameras, model), device)
+
+
 def reconstruct(
     model: Callable[[Views], Prediction], views: Views, device: torch.device | str = "cpu"
 ) -> Reconstruction:
@@ -116,12 +131,16 @@ def reconstruct(
     span = whole_span(views.cameras, model)
     prediction = answer(model, views, span, device)
     if not prediction.gaussians:
-        raise UserError(
-            "a model that predicts depth alone",
-            "one that predicts Gaussians",
-            "choose another --model, or run `pmsplat depth`",
-        )
+        raise _depth_alone()
     return Reconstruction(prediction, span.scale)
+
+
+def _depth_alone() -> UserError:
+    return UserError(
+        "a model that predicts depth alone",
+        "one that predicts Gaussians",
+        "choose another --model, or run `pmsplat depth`",
+    )
 
 
 def choose_views(
@@ -140,5 +159,5 @@ def _about(scene: PhotoScene, context: list[int], overlap: Float[Tensor, "view v
     names = ", ".join(f"{i} ({scene.names[i]})" for i in context)
     return (
         f"Context: {len(context)} of {len(scene)} photos: {names}. "
-        f"Each shares at least {shared:.0%} of its picture with another."
+        f"By the cameras, each shares about {shared:.0%} of its picture or more with another."
     )

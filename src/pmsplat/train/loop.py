@@ -24,6 +24,7 @@ from ..io.weights import Header, check_same, save_checkpoint
 from ..losses._schedule import Term
 from ..models import _zoo
 from ..models._init import initialise
+from . import optim
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
 from .module import TrainingModule
@@ -64,7 +65,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
             for name, term in experiment.loss.items()
         }
         if resumed:
-            _check_resumed(resumed, model)
+            _check_resumed(resumed, model, cfg.steps)
         elif cfg.initial:
             start_from(model, cfg.initial)
         elif hasattr(component.settings, "init_from"):
@@ -107,14 +108,22 @@ def _data(experiment: Experiment) -> DataModule:
     return data
 
 
-def _check_resumed(path: Path, model: nn.Module) -> None:
-    """UserError where the checkpoint is damaged or of another model."""
+def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
+    """UserError where the checkpoint is damaged, of another model, or of a run of another length,
+    whose learning rates were made for that."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved, planned = content["state_dict"], content["lr_schedulers"][0]["total_steps"]
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{path} is not a readable checkpoint", "one that pmsplat wrote", "start a new run"
         ) from error
+    if planned != optim.total_steps(steps):
+        raise UserError(
+            f"{path} of a run whose learning rate was planned for other than {steps} steps",
+            f"trainer.steps as before ({planned - optim.total_steps(0)})",
+            f"start a new run from its weights: trainer.initial={path.with_name(MODEL)} output=...",
+        )
     theirs = {name.removeprefix("model."): value for name, value in saved.items()}
     check_same(theirs, model.state_dict(), str(path), AS_WRITTEN)
 

@@ -29,6 +29,11 @@ def parameter_groups(model: nn.Module, cfg: Config) -> list[dict]:
     return [group | {"name": name} for group, name in named if group["params"]]
 
 
+def total_steps(steps: int) -> int:
+    """Over how many steps the learning rate is planned."""
+    return steps + 10
+
+
 def build(
     model: nn.Module, cfg: Config, steps: int
 ) -> tuple[optim.AdamW, optim.lr_scheduler.OneCycleLR]:
@@ -42,7 +47,7 @@ def build(
     schedule = optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in groups],
-        total_steps=steps + 10,
+        total_steps=total_steps(steps),
         pct_start=cfg.warm_up,
         cycle_momentum=False,
         anneal_strategy="cos",

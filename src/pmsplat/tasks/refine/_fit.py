@@ -145,7 +145,7 @@ def choose_size(
 
     Raises UserError where that is too small for SSIM.
     """
-    height, width = wanted or fit_size(photo, 1, None)
+    height, width = wanted or fit_size(photo, None)
     if wanted is None and device.type == "cpu":
         factor = min(1.0, LONGEST_ON_CPU / max(height, width))
         height, width = round(height * factor), round(width * factor)
