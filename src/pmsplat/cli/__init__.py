@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 from ..errors import UserError
+from ..kernels import heap
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb: 0 on success, 2 with one sentence on wrong input, 130 on Ctrl-C."""
     arguments = parser().parse_args(argv)
+    heap.keep()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _plainly

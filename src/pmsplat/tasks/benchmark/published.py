@@ -3,8 +3,8 @@
 pmsplat benchmark published --size 256 256 --views 2
     with random weights, which do not change the speed, so nothing is downloaded
 
-Models that differ in weights or settings alone share a row, under the name of the first. Peak
-memory is what stands above the loaded model.
+Models that differ in weights or settings alone share a row, under the name of the first. Each is
+measured in a process of its own; peak memory is what stands above the loaded model.
 """
 
 import argparse
@@ -21,25 +21,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints a row per architecture; gives the figures by name."""
-    import torch
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
 
-    from ... import registry
     from ...models._zoo import ZOO
-    from .encoder import measure, photographs
 
-    views = photographs(arguments.views, arguments.size[0], arguments.size[1])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {}
+    spawning = multiprocessing.get_context("spawn")
     print(f"{'model':52} parameters  forward s  peak MiB above the model")  # noqa: T201
     for name in arguments.models or architectures():
-        torch.manual_seed(0)
-        model = registry.build("models", ZOO[name].model, ZOO[name].settings | {"published": True})
-        figures = measure(model.to(device).eval(), views.to(device), "float32", arguments.repeats)
+        with ProcessPoolExecutor(1, mp_context=spawning) as alone:
+            figures = alone.submit(forward, name, arguments).result()
         count = f"{ZOO[name].parameters / 1e6:.1f} M"
         seconds = figures["forward"]["median_ms"] / 1000
         print(f"{name:52} {count:>10}  {seconds:9.2f}  {figures['peak_mib']}")  # noqa: T201
         found[name] = {"parameters": ZOO[name].parameters, **figures}
     return {"size": arguments.size, "views": arguments.views, "models": found}
+
+
+def forward(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time and memory of one model."""
+    import torch
+
+    from ... import registry
+    from ...kernels import heap
+    from ...models._zoo import ZOO
+    from ._measure import use_threads
+    from .encoder import measure, photographs
+
+    heap.keep()
+    use_threads(arguments.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    model = registry.build("models", ZOO[name].model, ZOO[name].settings | {"published": True})
+    views = photographs(arguments.views, *arguments.size).to(device)
+    return measure(model.to(device).eval(), views, "float32", arguments.repeats)
 
 
 def architectures() -> list[str]:
