@@ -5,7 +5,7 @@ a forward pass are such: getting their pages anew costs a fifth of its time on a
 """
 
 import ctypes
-import ctypes.util
+import sys
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 KEPT = 2**30  # free bytes at the end of the heap that stay
@@ -17,8 +17,9 @@ def keep() -> None:
 
     For programs of our own, not for libraries: it holds for all of the process.
     """
-    name = ctypes.util.find_library("c")
-    libc = ctypes.CDLL(name) if name else None
-    if libc is not None and hasattr(libc, "mallopt"):
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)  # what is loaded already
+    if hasattr(libc, "mallopt"):
         libc.mallopt(TRIM_THRESHOLD, KEPT)
         libc.mallopt(MMAP_THRESHOLD, LARGEST)

@@ -16,6 +16,9 @@ from .mvsplat import FINE_LEVELS, MVSplat
 
 Names = dict[str, tuple[str, ...]]  # our module -> official modules, without the prefixes below
 ENCODER, DEPTH, BACKBONE = "encoder.", "depth_predictor.", "backbone."
+# Where in the official encoder the keys of a file may begin: released encoders; encoders alone;
+# depth networks, and what DepthSplat's starts from; what MVSplat's starts from.
+ROOTS = ("", ENCODER, ENCODER + DEPTH, ENCODER + BACKBONE)
 
 
 def _under(ours: str, theirs: str, names: dict[str, str | tuple[str, ...]]) -> Names:
@@ -222,6 +225,13 @@ def ordered(name: str, value: Tensor, model: nn.Module) -> Tensor:
     return value[:, official[:cnn] + official[cnn + matched :] + official[cnn : cnn + matched]]
 
 
+def rooted(tensors: dict[str, Tensor], parts: dict[str, list[str]]) -> dict[str, Tensor]:
+    """The tensors of a file under the root that makes most of their keys some of `parts`."""
+    known = {key for keys in parts.values() for key in keys}
+    placed = [{root + key: value for key, value in tensors.items()} for root in ROOTS]
+    return max(placed, key=lambda tensors: len(known & tensors.keys()))
+
+
 def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The state dict of `model` from an official one of the same architecture.
 
@@ -229,13 +239,12 @@ def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     Raises UserError naming the first key that is missing, left over, or of another shape.
     """
     names = names_of(model)
-    left = {key: value for key, value in official.items() if key.startswith(ENCODER)}
-    if not left:  # the encoder alone, or files of depth alone, whose keys have no prefix
-        prefix = ENCODER if any(key.startswith(DEPTH) for key in official) else ENCODER + DEPTH
-        left = {prefix + key: value for key, value in official.items()}
+    parts = {name: official_keys(name, names) for name in model.state_dict()}
+    placed = rooted(official, parts)
+    left = {key: value for key, value in placed.items() if key.startswith(ENCODER)}
     state = {}
     for name, wanted in model.state_dict().items():
-        keys = official_keys(name, names)
+        keys = parts[name]
         for key in keys:
             if key not in left:
                 raise _mismatch(f"a checkpoint without {key!r}", "that parameter")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import registry
 from ..errors import UserError
 from ..io.weights import Source, fetch, read_checkpoint, read_header
-from ._convert import BACKBONE, DEPTH, ENCODER, joined, names_of, official_keys, ordered
+from ._convert import joined, names_of, official_keys, ordered, rooted
 from ._published import ZOO
 from .depthsplat import DepthSplat
 from .mvsplat import MVSplat
@@ -51,10 +51,6 @@ SOURCES = {
     ),
 }
 NON_COMMERCIAL = {name: "CC-BY-NC-4.0" for name in SOURCES if name.endswith(("-base", "-large"))}
-
-# Where in the official encoder the keys of a file may begin: released encoders; encoders alone;
-# depth networks, and what DepthSplat's starts from; what MVSplat's starts from.
-ROOTS = ("", ENCODER, ENCODER + DEPTH, ENCODER + BACKBONE)
 
 
 def initialise(
@@ -119,9 +115,7 @@ def _read(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str, 
             return {parameter: [parameter] for parameter in ours}, tensors
     names = names_of(model)
     keys = {parameter: official_keys(parameter, names) for parameter in ours}
-    known = {key for parts in keys.values() for key in parts}
-    rooted = [{root + key: value for key, value in tensors.items()} for root in ROOTS]
-    return keys, max(rooted, key=lambda placed: len(known & placed.keys()))
+    return keys, rooted(tensors, keys)
 
 
 def _fitting(
