@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ._depth import Layout
 from .depthsplat import DepthSplat
-from .depthsplat2024 import DepthSplat2024, Enlarge
+from .depthsplat2024 import DepthSplat2024, Enlarge, Head
 from .mvsplat import FINE_LEVELS, MVSplat
 
 Names = dict[str, tuple[str, ...]]  # our module -> official modules, without the prefixes below
@@ -149,6 +149,7 @@ def depthsplat2024(model: DepthSplat2024) -> Names:
     out = depth_network(model.layout)
     if model.head is None:
         return out
+    assert isinstance(model.head, Head)
     for scale, enlarge in enumerate(model.head.enlarge):
         assert isinstance(enlarge, Enlarge)
         ours, theirs = f"head.enlarge.{scale}", f"feature_upsampler.upsampler.{scale}"

@@ -6,6 +6,7 @@ Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025 (the
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -60,14 +61,22 @@ class DepthSplat(nn.Module):
     their names start with `depth.vit.`.
     """
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.cfg = cfg
         self.layout = Layout.of(cfg)
-        self.rules = Rules(cfg.sh_degree, SCALES[cfg.scale_unit], cfg.scale_max, cfg.published)
+        self.rules = self._rules()
         self.depth = DepthNetwork(self.layout)
-        self.head = Head(self.layout, cfg.head_width, cfg.sh_degree) if cfg.gaussians else None
+        self.head = self._head() if cfg.gaussians else None
         store(self)
+
+    def _rules(self) -> Rules:
+        cfg: Config = self.cfg
+        return Rules(cfg.sh_degree, SCALES[cfg.scale_unit], cfg.scale_max, cfg.published)
+
+    def _head(self) -> nn.Module:
+        cfg: Config = self.cfg
+        return Head(self.layout, cfg.head_width, cfg.sh_degree)
 
     @property
     def multiple(self) -> int:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from ..nn.cost_volume import all_others, nearest_others
-from ..nn.maps import UpConv, join, pieces, store
+from ..nn.maps import UpConv, join, pieces
 from ..nn.unet import GroupNorm, UNet
-from ._depth import DepthEstimate, DepthNetwork, Features, Layout, check_choice
+from ._depth import DepthEstimate, Features, Layout, check_choice
 from ._head import Rules, channels, enlarged, out_convolutions
 from .depthsplat import DepthSplat
 
@@ -58,11 +58,9 @@ class DepthSplat2024(DepthSplat):
     In train mode the prediction also holds every scale's depth before the last refinement.
     """
 
-    def __init__(self, cfg: Config) -> None:
-        nn.Module.__init__(self)
-        self.cfg = cfg
-        self.layout = Layout.of(cfg)
-        self.rules = Rules(
+    def _rules(self) -> Rules:
+        cfg: Config = self.cfg
+        return Rules(
             cfg.sh_degree,
             "exp",
             cfg.scale_max,
@@ -70,13 +68,10 @@ class DepthSplat2024(DepthSplat):
             free_offset=cfg.offsets == "free",
             along_ray=cfg.published,
         )
-        self.depth = DepthNetwork(self.layout)
-        self.head = (
-            Head(self.layout, cfg.features, cfg.unet_width, cfg.sh_degree)
-            if cfg.gaussians
-            else None
-        )
-        store(self)
+
+    def _head(self) -> nn.Module:
+        cfg: Config = self.cfg
+        return Head(self.layout, cfg.features, cfg.unet_width, cfg.sh_degree)
 
     def others(self, c2w: Float[Tensor, "batch view 4 4"]) -> Int[Tensor, "batch view other"]:
         return nearest_others(c2w, self.cfg.neighbors) if self.cfg.neighbors else all_others(c2w)
