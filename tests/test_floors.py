@@ -29,9 +29,12 @@ THIRD_PARTY = {
     "omegaconf": ("config.py", "cli/"),
     "timm": ("foundation/",),
     "xformers": ("kernels/attention.py",),
-    "gsplat": ("render/gsplat.py", "tasks/refine.py"),
+    "gsplat": ("render/gsplat.py", "tasks/refine/"),
     "diff_gaussian_rasterization": ("render/diff_gaussian.py",),
     "huggingface_hub": ("io/weights.py",),
+    "vggt": ("foundation/",),
+    "depth_anything_3": ("foundation/",),
+    "viser": ("view/server.py",),
     "numba": ("render/cpu.py", "render/_cpu", "kernels/"),
     "triton": ("render/", "kernels/"),
 }

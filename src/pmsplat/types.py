@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .errors import UserError
@@ -48,6 +48,23 @@ class Bundle:
 
 
 @dataclass(frozen=True)
+class Pointmap(Bundle):
+    """Where a teacher sees every pixel of some views: points of one frame and one unit, its own.
+
+    The frame is right-handed, and a similarity takes it to the world. `confidence` is positive and
+    only its proportions mean something; 0 where the teacher knows nothing (sky, no depth).
+    """
+
+    points: Float[Tensor, "batch view height width 3"]
+    confidence: Float[Tensor, "batch view height width"]
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch view height width"]:
+        """Where the teacher says anything."""
+        return self.confidence > 0
+
+
+@dataclass(frozen=True)
 class Cameras(Bundle):
     """Pinhole cameras of several scenes.
 
@@ -80,13 +97,15 @@ class Views(Bundle):
     """Posed photographs, with what else is known of every pixel.
 
     `images` in [0, 1]; `depth` is sensor or exact z in scene units (0 = none); `pointmap` is a
-    teacher's points, in the teacher's own frame; `names` say where each view came from.
+    teacher's points, in the teacher's own frame, and `pointmap_confidence` how far to trust each (see
+    `Pointmap`); `names` say where each view came from.
     """
 
     images: Float[Tensor, "batch view 3 height width"]
     cameras: Cameras
     depth: Float[Tensor, "batch view height width"] | None = None
     pointmap: Float[Tensor, "batch view height width 3"] | None = None
+    pointmap_confidence: Float[Tensor, "batch view height width"] | None = None
     names: tuple[tuple[str, ...], ...] | None = None
 
     @property
