@@ -97,8 +97,8 @@ class Views(Bundle):
     """Posed photographs, with what else is known of every pixel.
 
     `images` in [0, 1]; `depth` is sensor or exact z in scene units (0 = none); `pointmap` is a
-    teacher's points, in the teacher's own frame, and `pointmap_confidence` how far to trust each (see
-    `Pointmap`); `names` say where each view came from.
+    teacher's points, in the teacher's own frame, and `pointmap_confidence` how far to trust each
+    (see `Pointmap`); `names` say where each view came from.
     """
 
     images: Float[Tensor, "batch view 3 height width"]
