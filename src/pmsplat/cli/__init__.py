@@ -7,11 +7,11 @@ what they need inside `run`, so `--help` answers at once.
 import argparse
 import errno
 import importlib
-import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
 
+from .. import registry
 from ..errors import UserError
 from ..kernels import heap
 
@@ -26,11 +26,11 @@ def parser() -> argparse.ArgumentParser:
         epilog="`pmsplat VERB --help` explains a verb with an example.",
     )
     verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for found in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f".{found.name}", __name__)
+    for name in registry.names("cli"):
+        module = importlib.import_module(f".{name}", __name__)
         text = module.__doc__ or ""
         verb = verbs.add_parser(
-            found.name,
+            name,
             help=text.partition("\n")[0],
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,

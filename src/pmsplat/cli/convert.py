@@ -22,6 +22,8 @@ import re
 from math import isfinite
 from pathlib import Path
 
+from ._shared import terminal
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
@@ -43,11 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Converts, and says how much of it."""
     import torch
-    from rich.console import Console
 
     from ..tasks.convert import Box, Options, convert
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    show = terminal()
     crop, rows = arguments.crop, arguments.transform
     options = Options(
         crop=None if crop is None else Box(crop[:3], crop[3:]),
@@ -59,11 +60,11 @@ def run(arguments: argparse.Namespace) -> None:
         colmap_text=arguments.colmap_text,
         spz_version=arguments.spz_version,
     )
-    summary = convert(arguments.input, arguments.output, options, tell=console.print)
+    summary = convert(arguments.input, arguments.output, options, tell=show.tell)
     size = arguments.output.stat().st_size / 1e6
-    console.print(f"{summary.written} Gaussians are in {arguments.output} ({size:.1f} MB).")
+    show.tell(f"{summary.written} Gaussians are in {arguments.output} ({size:.1f} MB).")
     if summary.cameras is not None:
-        console.print(f"Their cameras are in {summary.cameras}/.")
+        show.tell(f"Their cameras are in {summary.cameras}/.")
 
 
 def box(text: str) -> tuple[float, ...]:

@@ -11,6 +11,8 @@ second demo in the same folder replaces the first.
 
 import argparse
 
+from ._shared import terminal
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
@@ -22,15 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the demo, and says where everything is."""
     import time
-    from functools import partial
 
     from rich.console import Console
-    from rich.progress import track
 
     from .. import config
     from ..tasks.demo import demo
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    show = terminal()
     overrides = ["+experiment=demo_tiny", f"seed={arguments.seed}"]
     if arguments.steps is not None:
         overrides.append(f"trainer.steps={arguments.steps}")
@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
     outcome = demo(
         config.compose(overrides),
         arguments.output,
-        tell=console.print,
-        track=partial(track, console=console, transient=True, disable=not console.is_terminal),
+        tell=show.tell,
+        track=show.track,
     )
     Console().print(outcome.table)
     places = {
@@ -51,5 +51,5 @@ def run(arguments: argparse.Namespace) -> None:
         "trained model": outcome.checkpoint,
     }
     for what, where in places.items():
-        console.print(f"{what}: {where}", markup=False)
-    console.print(f"done in {time.monotonic() - began:.0f} s")
+        show.tell(f"{what}: {where}")
+    show.tell(f"done in {time.monotonic() - began:.0f} s")

@@ -17,7 +17,7 @@ the input has sensor depth, as predicted and after scaling each photo to the sen
 import argparse
 from pathlib import Path
 
-from .predict import indices, size
+from ._shared import add_device, add_overwrite, indices, size, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,20 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--views", type=int, metavar="N", help="at most, at a time (default: 4)")
     parser.add_argument("--context", type=indices, metavar="0,5,9", help="these photos only")
     parser.add_argument("--size", type=size, metavar="HxW", help="default: that of the photos")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--overwrite", action="store_true", help="write among other files")
+    add_device(parser)
+    add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts depth, and says how good it is and where."""
-    from functools import partial
-
-    from rich.console import Console
-    from rich.progress import track
-
     from ..tasks.depth import Options, depth
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    show = terminal()
     options = Options(
         views=arguments.views,
         context=arguments.context,
@@ -56,8 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.output,
         options,
         arguments.weights,
-        tell=console.print,
-        track=partial(track, console=console, transient=True, disable=not console.is_terminal),
+        tell=show.tell,
+        track=show.track,
     )
     for how, accuracy in (
         ("as predicted", summary.as_predicted),
@@ -65,8 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
     ):
         if accuracy is not None:
             mean = accuracy.mean
-            console.print(
+            show.tell(
                 f"Against sensor depth of {len(accuracy.photos)} photos, {how}: "
                 f"AbsRel {mean.abs_rel:.3f}, RMSE {mean.rmse:.3f}, delta<1.25 {mean.delta1:.3f}."
             )
-    console.print(f"Depth of {len(summary.photos)} photos is in {arguments.output}/.")
+    show.tell(f"Depth of {len(summary.photos)} photos is in {arguments.output}/.")

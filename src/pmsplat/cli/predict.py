@@ -12,8 +12,9 @@ of the input's cameras.
 """
 
 import argparse
-import re
 from pathlib import Path
+
+from ._shared import add_device, add_overwrite, indices, size, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,20 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out", type=int, default=12, metavar="N", help="photos to compare")
     parser.add_argument("--stabilise", action="store_true", help="a steadier camera in the video")
     parser.add_argument("--fps", type=int, default=30, help="of the video (default: 30)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--overwrite", action="store_true", help="write among other files")
+    add_device(parser)
+    add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts, and says where everything is."""
-    from functools import partial
-
-    from rich.console import Console
-    from rich.progress import track
-
     from ..tasks.predict import Options, predict
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    show = terminal()
     options = Options(
         views=arguments.views,
         context=arguments.context,
@@ -58,26 +54,11 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.output,
         options,
         arguments.weights,
-        tell=console.print,
-        track=partial(track, console=console, transient=True, disable=not console.is_terminal),
+        tell=show.tell,
+        track=show.track,
     )
     means = ", ".join(f"{name} {value:.3f}" for name, value in summary.means.items())
     if means:
         seen = f"{len(summary.held_out)} held-out photos" if summary.held_out else "the views"
-        console.print(f"Means over {seen}: {means}.")
-    console.print(f"{summary.gaussians} Gaussians and the rest are in {arguments.output}/.")
-
-
-def indices(text: str) -> tuple[int, ...]:
-    """0,5,9: numbers of photos, as an option has them."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers with commas, such as 0,5,9")
-    return tuple(int(part) for part in text.split(","))
-
-
-def size(text: str) -> tuple[int, int]:
-    """256x448: (height, width), as an option has them."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted HEIGHTxWIDTH, such as 256x448")
-    return int(found[1]), int(found[2])
+        show.tell(f"Means over {seen}: {means}.")
+    show.tell(f"{summary.gaussians} Gaussians and the rest are in {arguments.output}/.")

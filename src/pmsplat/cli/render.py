@@ -20,7 +20,7 @@ the scene (alpha of one half or more).
 import argparse
 from pathlib import Path
 
-from .predict import size
+from ._shared import add_device, add_overwrite, size, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,20 +43,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-video", action="store_true", help="pictures alone")
     parser.add_argument("--fps", type=float, help="of the video (30 on an orbit, else 4)")
     parser.add_argument("--backend", default="auto", help="the rasteriser (default: auto)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--overwrite", action="store_true", help="write among other files")
+    add_device(parser)
+    add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Draws, and says how close it comes to the photos."""
-    from functools import partial
-
-    from rich.console import Console
-    from rich.progress import track
-
     from ..tasks.render import Options, render
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    show = terminal()
     options = Options(
         orbit=arguments.orbit,
         up=arguments.up,
@@ -77,12 +72,12 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.cameras,
         arguments.output,
         options,
-        tell=console.print,
-        track=partial(track, console=console, transient=True, disable=not console.is_terminal),
+        tell=show.tell,
+        track=show.track,
     )
     means = ", ".join(f"{name} {value:.3f}" for name, value in summary.means.items())
-    console.print(f"Means over {len(summary.views)} pictures: {means}.")
-    console.print(f"The pictures are in {arguments.output}/.")
+    show.tell(f"Means over {len(summary.views)} pictures: {means}.")
+    show.tell(f"The pictures are in {arguments.output}/.")
 
 
 def rgb(text: str) -> tuple[float, float, float]:

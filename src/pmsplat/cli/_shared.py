@@ -1,0 +1,52 @@
+"""What verbs share: how they speak and show progress, and options that mean the same in each."""
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Standard error: `tell` prints a line, `track` is a task's progress, a bar where one looks."""
+
+    tell: Callable[[str], None]
+    track: Any
+
+
+def terminal() -> Terminal:
+    """The terminal of this run; what is told is text, whatever brackets it holds."""
+    from functools import partial
+
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    hidden = not console.is_terminal
+    return Terminal(console.print, partial(track, console=console, transient=True, disable=hidden))
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where the work is done."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def add_overwrite(parser: argparse.ArgumentParser, what: str = "write among other files") -> None:
+    """What happens to a folder that is not empty."""
+    parser.add_argument("--overwrite", action="store_true", help=what)
+
+
+def indices(text: str) -> tuple[int, ...]:
+    """0,5,9: numbers of photos, as an option has them."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers with commas, such as 0,5,9")
+    return tuple(int(part) for part in text.split(","))
+
+
+def size(text: str) -> tuple[int, int]:
+    """256x448: (height, width), as an option has them."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted HEIGHTxWIDTH, such as 256x448")
+    return int(found[1]), int(found[2])
