@@ -11,6 +11,7 @@ from pmsplat import registry
 from pmsplat.cli import main
 from pmsplat.data import _chunks, _convert, synthetic
 from pmsplat.data._index import read_index
+from pmsplat.data._sampling import Frames
 from pmsplat.data.folder import open_scene
 from pmsplat.io import images
 from tests.data.test_chunks import ours
@@ -108,6 +109,20 @@ def test_index_of_a_dataset_and_within_another(
     (tmp_path / "published.json").write_text(json.dumps({"a": entry, "gone": entry, "b": None}))
     assert run("index", tmp_path / "test", out, "--within", tmp_path / "published.json") == 0
     assert list(read_index(out)) == ["a"]
+
+
+def test_index_outside_the_context_views(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3)])
+    out = tmp_path / "out.json"
+    asked = ("--gap", "4", "--targets", "4", "--outside", "2")
+    assert run("index", tmp_path, out, *asked, "--start", "2") == 0
+    assert read_index(out) == {"a": Frames((2, 6), (0, 1, 7, 8))}
+    assert run("index", tmp_path, out, *asked, "--start", "1") == 2
+    assert "wanted 2 frames before them for targets" in capsys.readouterr().err
+    assert run("index", tmp_path, out, "--start", "1") == 2
+    assert "--start without --outside" in capsys.readouterr().err
 
 
 def test_info_of_splits_and_photos(

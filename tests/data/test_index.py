@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmsplat.data._index import make_index, read_index, write_index
+from pmsplat.data._index import make_index, make_outside_index, read_index, write_index
 from pmsplat.data._sampling import Frames
 from pmsplat.errors import UserError
 
@@ -14,6 +14,7 @@ PUBLISHED = {
     "evaluation_index_re10k.json": (6474, 2, 3),
     "evaluation_index_acid.json": (1595, 2, 3),
     "dl3dv_bound_aware.json": (140, 2, 20),
+    "re10k_bound_aware.json": (2934, 2, 20),
 }
 
 
@@ -78,3 +79,81 @@ def test_impossible_wishes_are_told(generator: torch.Generator) -> None:
         make_index({"a": 5}, 8, 2, 3, generator)
     with pytest.raises(UserError, match="ask for a gap of at least 4"):
         make_index({"a": 50}, 3, 2, 3, generator)
+
+
+@pytest.mark.parametrize(("name", "beyond"), [("dl3dv", 10), ("re10k", 30)])
+def test_published_bound_aware_targets_are_all_outside(
+    shared: Path, name: str, beyond: int
+) -> None:
+    for frames in read_index(shared / "indices" / f"{name}_bound_aware.json").values():
+        left, right = frames.context
+        assert {left - i for i in frames.target if i < left} <= set(range(1, beyond + 1))
+        assert {i - right for i in frames.target if i >= left} <= set(range(1, beyond + 1))
+
+
+def test_published_bound_aware_dl3dv_is_made_again(
+    shared: Path, generator: torch.Generator
+) -> None:
+    """Where all frames outside are targets nothing is left to chance, but for the moved views."""
+    published = read_index(shared / "indices" / "dl3dv_bound_aware.json")
+    lengths = dict.fromkeys(published, 300)
+    made = make_outside_index(lengths, 20, 2, 20, 10, generator, start=50)
+    assert sum(made[key] == published[key] for key in published) == 130
+    for key in published:  # and those too, from where the published views are
+        left, right = published[key].context
+        again = make_outside_index({key: 300}, right - left, 2, 20, 10, generator, start=left)
+        assert again[key] == published[key]
+
+
+def test_published_bound_aware_re10k_is_of_the_same_kind(
+    shared: Path, generator: torch.Generator
+) -> None:
+    """20 of 60 frames by chance: the same context, the same reach, and each frame as often."""
+    published = read_index(shared / "indices" / "re10k_bound_aware.json")
+    lengths = dict.fromkeys(published, 300)
+    made = make_outside_index(lengths, 75, 2, 20, 30, generator, start=30)
+    usual = {key for key in published if published[key].context == (30, 105)}
+    assert len(usual) == 2897 and {made[key].context for key in usual} == {(30, 105)}
+    for index in (made, published):
+        counts = torch.zeros(136)
+        for key in usual:
+            assert len(set(index[key].target)) == 20
+            assert index[key].target == tuple(sorted(index[key].target))
+            counts[list(index[key].target)] += 1
+        assert counts[30:106].sum() == 0
+        outside = torch.cat([counts[:30], counts[106:]]) / len(usual)
+        spread = (1 / 3 * 2 / 3 / len(usual)) ** 0.5  # of the share of scenes that have a frame
+        assert (outside - 1 / 3).abs().max() < 5 * spread
+
+
+def test_outside_indices_fill_scenes_that_are_long_enough(generator: torch.Generator) -> None:
+    lengths = {f"s{i}": i for i in range(40)}
+    index = make_outside_index(lengths, 8, 3, 5, 4, generator)
+    assert set(index) == {key for key, count in lengths.items() if count > 16}
+    for key, frames in index.items():
+        left, middle, right = frames.context
+        assert (middle - left, right - left) == (4, 8)
+        assert frames.target[0] >= 0 and frames.target[-1] < lengths[key]
+        assert all(1 <= max(left - i, i - right) <= 4 for i in frames.target)
+    assert len({frames.context[0] for frames in index.values()}) > 3  # at random places
+    assert set(make_outside_index(lengths, 8, 2, 8, 4, generator, start=20)) == {
+        key for key, count in lengths.items() if count > 32
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ((8, 2, 9, 4), "9 targets among 4 frames before and 4 after 2 context views"),
+        ((8, 1, 3, 4), "room for all"),
+        ((8, 2, 3, -1), "room for all"),
+        ((8, 2, 3, 4, 3), "from frame 3 on; wanted 4 frames before them for targets"),
+        ((40, 2, 3, 6), "no scene has more than 52 frames, the longest 50"),
+    ],
+)
+def test_impossible_wishes_outside_are_told(
+    generator: torch.Generator, asked: tuple[int, ...], told: str
+) -> None:
+    gap, views, targets, beyond, *start = asked
+    with pytest.raises(UserError, match=told):
+        make_outside_index({"a": 50}, gap, views, targets, beyond, generator, *start)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pmsplat.data._sampling import Bounded, Frames, Gap, Spread, farthest_points
+from pmsplat.errors import UserError
 
 DRAWS = 6000
 
@@ -91,6 +92,51 @@ def test_targets_repeat_only_where_frames_run_out() -> None:
     frames = Spread(Gap((3, 3), (3, 3)), (2, 2), targets=8)(centers(9), 0, generator)
     assert frames is not None
     assert sorted(Counter(frames.target).values()) == [2, 2, 2, 2]
+
+
+def test_without_extrapolation_the_frames_are_those_of_ever() -> None:
+    """Drawn by the samplers before they could extrapolate; the generator is left where it was."""
+    generator = torch.Generator().manual_seed(7)
+    bounded = Bounded(Gap((4, 4), (9, 9)), 4, extrapolate=0)
+    spread = Spread(Gap((8, 8), (12, 12)), (2, 4), 4, extrapolate=0)
+    assert [bounded(centers(40), 0, generator) for _ in range(3)] == [
+        Frames((25, 32), (26, 31, 28, 28)),
+        Frames((16, 25), (24, 17, 24, 17)),
+        Frames((15, 21), (17, 16, 15, 18)),
+    ]
+    assert [spread(centers(40), 0, generator) for _ in range(3)] == [
+        Frames((12, 16), (12, 14, 15, 16)),
+        Frames((27, 32, 35, 38), (30, 31, 32, 33)),
+        Frames((21, 24, 27, 33), (21, 24, 25, 33)),
+    ]
+    assert int(torch.randint(0, 10**6, (), generator=generator)) == 985800
+
+
+@pytest.mark.parametrize("kind", ["bounded", "spread"])
+def test_extrapolation_reaches_as_far_as_asked_and_as_the_scene_goes(kind: str) -> None:
+    gap = Gap((3, 3), (3, 3))
+    sampler = Bounded(gap, 2, 2) if kind == "bounded" else Spread(gap, (2, 2), 2, 2)
+    drawn = draw(sampler, 9)
+    for left, frames in ((0, range(6)), (2, range(8)), (5, range(3, 9))):
+        found = Counter(i for f in drawn if f.context[0] == left for i in f.target)
+        check_distribution(found, dict.fromkeys(frames, 1 / len(frames)))
+    assert {(f.context[0], f.context[-1]) for f in drawn} == {(i, i + 3) for i in range(6)}
+
+
+def test_extrapolation_leaves_the_context_views_alone() -> None:
+    contexts = []
+    for beyond in (0, 3):
+        generator = torch.Generator().manual_seed(3)
+        sampler = Spread(Gap((8, 8), (12, 12)), (4, 4), 5, beyond)
+        frames = sampler(centers(40), 0, generator)
+        assert frames is not None
+        contexts.append(frames.context)
+    assert contexts[0] == contexts[1]
+
+
+def test_a_negative_reach_is_told() -> None:
+    with pytest.raises(UserError, match=r"dataset\.extrapolate=-1; wanted 0 or more frames"):
+        Bounded(Gap((1, 1), (2, 2)), 1, -1)
 
 
 def test_farthest_points_against_the_definition(generator: torch.Generator) -> None:

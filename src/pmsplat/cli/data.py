@@ -7,6 +7,8 @@ pmsplat data synthetic datasets/synthetic --scenes 64
     procedural rooms with exact depth: train, test and evaluation index
 pmsplat data index datasets/mine mine.json --gap 8 --targets 3
     an evaluation index: which frames are looked at, and which are measured
+pmsplat data index datasets/re10k out.json --gap 75 --outside 30 --targets 20 --start 30
+    one whose targets all lie outside the context views, by up to 30 frames
 pmsplat data info datasets/mine/test
     what is in a split, a chunk, or a folder of photos
 """
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..data._chunks import Split
+    from ..data._index import Index
     from ..data._photos import PhotoScene
 
 
@@ -48,7 +51,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     index.add_argument("output", type=Path, help="the JSON file to write")
     index.add_argument("--gap", type=int, default=8, help="frames from first to last context view")
     index.add_argument("--context", type=int, default=2, help="context views (default: 2)")
-    index.add_argument("--targets", type=int, default=3, help="target views between (default: 3)")
+    index.add_argument("--targets", type=int, default=3, help="target views (default: 3)")
+    index.add_argument(
+        "--outside", type=int, metavar="N", help="targets up to N frames outside, not between"
+    )
+    index.add_argument(
+        "--start", type=int, metavar="FRAME", help="first context view, with --outside"
+    )
     index.add_argument("--seed", type=int, default=0, help="of the places in the scenes")
     index.add_argument(
         "--within", type=Path, metavar="INDEX", help="keep of this index what is in the data"
@@ -108,10 +117,9 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    import torch
     from rich.console import Console
 
-    from ..data._index import check_scenes, make_index, read_index, write_index
+    from ..data._index import check_scenes, read_index, write_index
 
     split = _split(arguments.root)
     if arguments.within:
@@ -119,13 +127,25 @@ def _index(arguments: argparse.Namespace) -> None:
         known = split.chunk_of
         index = {key: frames for key, frames in index.items() if key in known}
     else:
-        generator = torch.Generator().manual_seed(arguments.seed)
-        index = make_index(
-            _lengths(split), arguments.gap, arguments.context, arguments.targets, generator
-        )
+        index = _new_index(arguments, split)
     check_scenes(index, split, arguments.output)
     write_index(arguments.output, index)
     Console().print(f"{len(index)} scenes in {arguments.output}", highlight=False)
+
+
+def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
+    import torch
+
+    from ..data._index import make_index, make_outside_index
+    from ..errors import UserError
+
+    if arguments.start is not None and arguments.outside is None:
+        raise UserError("--start without --outside", "both", "leave --start out")
+    generator = torch.Generator().manual_seed(arguments.seed)
+    asked = _lengths(split), arguments.gap, arguments.context, arguments.targets
+    if arguments.outside is None:
+        return make_index(*asked, generator)
+    return make_outside_index(*asked, arguments.outside, generator, arguments.start)
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -94,7 +94,7 @@ def make_index(
         if count <= gap:
             continue
         left = int(torch.randint(0, count - gap, (), generator=generator))
-        context = [left + round(gap * i / (views - 1)) for i in range(views)]
+        context = _context(left, gap, views)
         between = [i for i in range(left + 1, left + gap) if i not in context]
         if len(between) < targets or len(set(context)) < views:
             raise UserError(
@@ -103,11 +103,67 @@ def make_index(
                 f"ask for a gap of at least {views + targets - 1}",
             )
         chosen = [between[int((i + 0.5) * len(between) / targets)] for i in range(targets)]
-        index[key] = Frames(tuple(context), tuple(chosen))
+        index[key] = Frames(context, tuple(chosen))
+    return _some(index, gap, lengths)
+
+
+def make_outside_index(
+    lengths: dict[str, int],
+    gap: int,
+    views: int,
+    targets: int,
+    beyond: int,
+    generator: torch.Generator,
+    start: int | None = None,
+) -> Index:
+    """Frames for every long enough scene whose targets all lie outside the baseline.
+
+    `views` context frames evenly over `gap` frames from frame `start` on (None: a random place);
+    `targets` of the `beyond` frames before the first and the `beyond` after the last, drawn without
+    replacement, in order. The bound-aware evaluation of PM-Loss (arXiv 2506.05327) is, but for the
+    few scenes whose context views its authors moved together: gap 75, beyond 30, start 30 for
+    RealEstate10K; gap 20, beyond 10, start 50 for DL3DV (there all 20 of them); 20 targets each.
+    """
+    if not 0 < targets <= 2 * beyond or not 2 <= views <= gap + 1:
+        raise UserError(
+            f"{targets} targets among {beyond} frames before and {beyond} after {views} context "
+            f"views {gap} frames apart",
+            "room for all of them",
+            "ask for fewer views, or for more frames",
+        )
+    if start is not None and start < beyond:
+        raise UserError(
+            f"context views from frame {start} on",
+            f"{beyond} frames before them for targets",
+            f"start at frame {beyond} or later",
+        )
+    index = {}
+    for key, count in lengths.items():
+        latest = count - 1 - beyond - gap
+        if latest < (beyond if start is None else start):
+            continue
+        left = start
+        if left is None:
+            left = int(torch.randint(beyond, latest + 1, (), generator=generator))
+        right = left + gap
+        outside = [*range(left - beyond, left), *range(right + 1, right + beyond + 1)]
+        drawn = torch.randperm(len(outside), generator=generator)[:targets].sort().values
+        chosen = tuple(outside[i] for i in drawn.tolist())
+        index[key] = Frames(_context(left, gap, views), chosen)
+    return _some(index, gap + (start or beyond) + beyond, lengths)
+
+
+def _context(left: int, gap: int, views: int) -> tuple[int, ...]:
+    return tuple(left + round(gap * i / (views - 1)) for i in range(views))
+
+
+def _some(index: Index, frames: int, lengths: dict[str, int]) -> Index:
+    """The index; UserError where no scene was long enough."""
     if not index:
         raise UserError(
-            f"no scene has more than {gap} frames, the longest {max(lengths.values(), default=0)}",
-            "scenes longer than the gap",
+            f"no scene has more than {frames} frames, the longest "
+            f"{max(lengths.values(), default=0)}",
+            "longer scenes",
             "ask for a smaller gap",
         )
     return index

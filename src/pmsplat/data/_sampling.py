@@ -3,6 +3,9 @@
 `Bounded` is the sampler of RealEstate10K training (pixelSplat, MVSplat, DepthSplat), `Spread` the
 "boundedv2" of DepthSplat's DL3DV training. MVSplat's code overwrites its longest gap by the
 shortest, so that its gap never varies (a fault inherited from pixelSplat); that is not reproduced.
+
+Either may draw targets from outside the baseline too (`extrapolate`): for views from there Ren et
+al., "TokenGS", CVPR 2026 (arXiv 2604.15239), fine-tune so, with no other supervision.
 """
 
 from dataclasses import dataclass
@@ -11,6 +14,8 @@ from typing import Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,16 @@ class Gap:
 class Bounded:
     """Two context views a random gap apart; targets between them, drawn with replacement.
 
-    The context frames themselves may be targets.
+    The context frames themselves may be targets, and so may the `extrapolate` frames before the
+    first and after the last, as far as the scene goes.
     """
 
     gap: Gap
     targets: int
+    extrapolate: int = 0
+
+    def __post_init__(self) -> None:
+        _check_extrapolate(self.extrapolate)
 
     def __call__(
         self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
@@ -68,7 +78,8 @@ class Bounded:
         if ends is None:
             return None
         left, right = ends
-        target = torch.randint(left, right + 1, (self.targets,), generator=generator)
+        first, last = _reach(ends, self.extrapolate, len(centers))
+        target = torch.randint(first, last + 1, (self.targets,), generator=generator)
         return Frames((left, right), tuple(target.tolist()))
 
 
@@ -78,12 +89,17 @@ class Spread:
 
     The gap shrinks with fewer views (divided by most // views). Of more than two views all are
     chosen by farthest point sampling of the camera centres between the ends. Targets are drawn
-    from there without replacement; where there are too few frames some come again.
+    from there, and from the `extrapolate` frames before and after as far as the scene goes, without
+    replacement; where there are too few frames some come again.
     """
 
     gap: Gap
     views: tuple[int, int]
     targets: int
+    extrapolate: int = 0
+
+    def __post_init__(self) -> None:
+        _check_extrapolate(self.extrapolate)
 
     def __call__(
         self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
@@ -102,8 +118,9 @@ class Spread:
         if views > 2:
             chosen = farthest_points(centers[left : right + 1], views)
             context = sorted(left + index for index in chosen)
-        order = torch.randperm(right - left + 1, generator=generator).tolist()
-        repeated = [left + order[i % len(order)] for i in range(self.targets)]
+        first, last = _reach(ends, self.extrapolate, len(centers))
+        order = torch.randperm(last - first + 1, generator=generator).tolist()
+        repeated = [first + order[i % len(order)] for i in range(self.targets)]
         return Frames(tuple(context), tuple(sorted(repeated)))
 
 
@@ -126,6 +143,20 @@ def _ends(count: int, gaps: tuple[int, int], generator: torch.Generator) -> tupl
     gap = _uniform(shortest, longest, generator)
     left = _uniform(0, count - gap - 1, generator)
     return left, left + gap
+
+
+def _reach(ends: tuple[int, int], beyond: int, count: int) -> tuple[int, int]:
+    """The first and the last frame that may be a target."""
+    return max(ends[0] - beyond, 0), min(ends[1] + beyond, count - 1)
+
+
+def _check_extrapolate(frames: int) -> None:
+    if frames < 0:
+        raise UserError(
+            f"dataset.extrapolate={frames}",
+            "0 or more frames beyond the context views",
+            "leave it at 0 for targets between them",
+        )
 
 
 def _uniform(low: int, high: int, generator: torch.Generator) -> int:

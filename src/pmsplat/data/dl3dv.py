@@ -24,6 +24,8 @@ class Config:
     views: list[int] = field(default_factory=lambda: [2, 6])
     """Fewest and most context views of a training example; a range wants batch size 1."""
     target_views: int = 8
+    extrapolate: int = 0
+    """Frames before the first and after the last context view that may be targets as well."""
     min_gap: list[int] = field(default_factory=lambda: [15, 20])
     """Fewest frames from first to last context view: at the start, after `gap_warm_up` steps."""
     max_gap: list[int] = field(default_factory=lambda: [30, 50])
@@ -43,6 +45,7 @@ def build(cfg: Config) -> ChunkDataset:
             gap=Gap(pair(cfg.min_gap, "min_gap"), pair(cfg.max_gap, "max_gap"), cfg.gap_warm_up),
             views=pair(cfg.views, "views"),
             targets=cfg.target_views,
+            extrapolate=cfg.extrapolate,
         ),
         near=cfg.near,
         far=cfg.far,

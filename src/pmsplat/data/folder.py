@@ -40,6 +40,8 @@ class Config:
     views: list[int] = field(default_factory=lambda: [2, 2])
     """Fewest and most context views of a training example; a range wants batch size 1."""
     target_views: int = 4
+    extrapolate: int = 0
+    """Frames before the first and after the last context view that may be targets as well."""
     gap: list[int] = field(default_factory=lambda: [2, 8])
     """Fewest and most photos from the first to the last context view."""
     flip: float = 0.5
@@ -55,6 +57,7 @@ def build(cfg: Config) -> ChunkDataset:
             gap=Gap((shortest, shortest), (longest, longest)),
             views=pair(cfg.views, "views"),
             targets=cfg.target_views,
+            extrapolate=cfg.extrapolate,
         ),
         near=cfg.near,
         far=cfg.far,

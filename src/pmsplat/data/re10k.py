@@ -18,6 +18,8 @@ class Config:
     near: float = 0.5
     far: float = 100.0
     target_views: int = 4
+    extrapolate: int = 0
+    """Frames before the first and after the last context view that may be targets as well."""
     min_gap: list[int] = field(default_factory=lambda: [25, 45])
     """Fewest frames between the two context views: at the start, and after `gap_warm_up` steps."""
     max_gap: list[int] = field(default_factory=lambda: [45, 135])
@@ -36,6 +38,7 @@ def build(cfg: Config) -> ChunkDataset:
         sampler=Bounded(
             gap=Gap(pair(cfg.min_gap, "min_gap"), pair(cfg.max_gap, "max_gap"), cfg.gap_warm_up),
             targets=cfg.target_views,
+            extrapolate=cfg.extrapolate,
         ),
         near=cfg.near,
         far=cfg.far,

@@ -45,6 +45,8 @@ class Config:
     seed: int = 0
     """Of the rooms."""
     target_views: int = 2
+    extrapolate: int = 0
+    """Frames before the first and after the last context view that may be targets as well."""
     gap: list[int] = field(default_factory=lambda: [4, 8])
     """Fewest and most frames between the two context views."""
     flip: float = 0.5
@@ -57,7 +59,9 @@ def build(cfg: Config) -> ChunkDataset:
     recipe = Recipe(
         size=pair(cfg.size, "size"),
         sampler=Bounded(
-            gap=Gap((shortest, shortest), (longest, longest)), targets=cfg.target_views
+            gap=Gap((shortest, shortest), (longest, longest)),
+            targets=cfg.target_views,
+            extrapolate=cfg.extrapolate,
         ),
         flip=cfg.flip,
     )
