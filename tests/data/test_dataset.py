@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from pmsplat.data import _chunks, _dataset, dl3dv, folder, re10k
-from pmsplat.data._dataset import ChunkDataset, Recipe, collate
+from pmsplat.data._batches import Recipe, collate
+from pmsplat.data._dataset import ChunkDataset
 from pmsplat.data._index import write_index
 from pmsplat.data._sampling import Bounded, Frames, Gap, Spread
 from pmsplat.errors import UserError

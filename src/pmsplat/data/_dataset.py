@@ -10,8 +10,8 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from math import ceil, degrees
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -19,38 +19,15 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import UserError
-from ..geometry import camera
-from ..types import Batch, Cameras, Views
+from ..types import Batch, Pointmap
 from . import _transforms
+from ._batches import Recipe, Unusable, check, make_batch
 from ._chunks import Chunk, ChunkScene, Split, read_split
 from ._index import Index, check_frames, check_scenes, read_index
-from ._sampling import Frames, Sampler
+from ._pointmaps import Lessons, Missing, Shelf, Snapped, Stale
+from ._sampling import Frames
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How scenes become batches.
-
-    `size` is the (height, width) of the batch; `resize` scales photos to cover it before the centre
-    is cut out, else it is cut from the photos as stored. `exact` principal points or the published
-    ones: see `_transforms`. `near` and `far` in scene units, None: those that the scene carries.
-    `scale_near`: scale the scene so that the nearest context view's near is this. Scenes with a
-    field of view beyond `max_fov` degrees or a camera coordinate beyond `max_translation` are
-    skipped. `flip` is the probability of a mirrored training example.
-    """
-
-    size: tuple[int, int]
-    sampler: Sampler
-    near: float | None = None
-    far: float | None = None
-    resize: bool = True
-    exact: bool = True
-    scale_near: float | None = None
-    flip: float = 0.0
-    max_fov: float = 100.0
-    max_translation: float = float("inf")
 
 
 class ChunkDataset:
@@ -76,10 +53,18 @@ class ChunkDataset:
         the DataLoader (workers take turns by batches): then the sequence goes on as if it had never
         stopped, with as many ranks and workers as before.
         """
-        self._make()
-        return TrainingStream(
-            read_split(self.root / "train"), self.recipe, seed, step, skip, batch_size
-        )
+        return TrainingStream(self.split("train"), self.recipe, seed, step, skip, batch_size)
+
+    def split(self, name: str) -> Split:
+        """The chunks of ROOT/`name`, made first where the dataset makes itself."""
+        if self._prepare is not None:
+            self._prepare()
+        return read_split(self.root / name)
+
+    def taught(self, lessons: Lessons) -> "ChunkDataset":
+        """The same dataset, whose training examples bring a teacher's pointmaps."""
+        recipe = replace(self.recipe, lessons=lessons)
+        return ChunkDataset(str(self.root), recipe, self._index, self._prepare)
 
     def evaluation(self, limit: int | None = None) -> "EvaluationStream":
         """One Batch, with a batch axis of 1, for each of the first `limit` scenes of the index.
@@ -87,7 +72,7 @@ class ChunkDataset:
         In the order of the index, but scenes of one chunk come together. Ranks and workers share
         the scenes; a DataLoader of batch size 1 or None keeps the order.
         """
-        self._make()
+        split = self.split("test")
         if self._index is None:
             raise UserError(
                 f"{self.root} has no evaluation index",
@@ -95,16 +80,11 @@ class ChunkDataset:
                 "set dataset.index to the published file, or write one with "
                 f"`pmsplat data index {self.root} OUT.json`",
             )
-        split = read_split(self.root / "test")
         index = read_index(self._index)
         check_scenes(index, split, self._index)
         if limit is not None:
             index = dict(list(index.items())[:limit])
         return EvaluationStream(split, self.recipe, index)
-
-    def _make(self) -> None:
-        if self._prepare is not None:
-            self._prepare()
 
 
 class TrainingStream(IterableDataset[Batch]):
@@ -142,12 +122,12 @@ class TrainingStream(IterableDataset[Batch]):
         for chunk, key in order.following(item):
             try:
                 scene = loader.scene(chunk, key)
-                _check(scene, self.recipe)
+                check(scene, self.recipe)
                 frames = self.recipe.sampler(scene.c2w[:, :3, 3], int(self.step), generator)
                 if frames is None:
-                    raise _Unusable("too few frames for the gap")
-                batch = make_batch(scene, frames, self.recipe)
-            except _Unusable as reason:
+                    raise Unusable("too few frames for the gap")
+                batch = self._batch(scene, frames, loader)
+            except Unusable as reason:
                 reasons[str(reason)] += 1
                 continue
             skipped.update(reasons)
@@ -155,6 +135,21 @@ class TrainingStream(IterableDataset[Batch]):
                 batch = _transforms.flip(batch)
             return batch
         raise _none_usable(self.split, reasons)
+
+    def _batch(self, scene: ChunkScene, frames: Frames, loader: "_Loader") -> Batch:
+        lessons = self.recipe.lessons
+        if lessons is None:
+            return make_batch(scene, frames, self.recipe)
+        snapped = lessons.identity.windows.snap(frames, len(scene))
+        if snapped is None:
+            raise Unusable("context views that no window of the teacher tells apart")
+        try:
+            pointmap = loader.pointmap(lessons, scene.key, snapped)
+        except (Missing, Stale):
+            if lessons.required:
+                raise
+            pointmap = None
+        return make_batch(scene, snapped.frames, self.recipe, pointmap)
 
 
 class EvaluationStream(IterableDataset[Batch]):
@@ -180,14 +175,14 @@ class EvaluationStream(IterableDataset[Batch]):
         for chunk, key in mine:
             try:
                 scene = loader.scene(chunk, key)
-                _check(scene, self.recipe)
-            except _Unusable as reason:
+                check(scene, self.recipe)
+            except Unusable as reason:
                 skipped[str(reason)] += 1
                 continue
             check_frames(self.index[key], len(scene), key)
             try:
                 yield make_batch(scene, self.index[key], self.recipe)
-            except _Unusable as reason:
+            except Unusable as reason:
                 raise UserError(
                     f"scene {key!r} of {self.split.folder / chunk} has {reason}",
                     "every scene of the evaluation index whole",
@@ -199,28 +194,6 @@ class EvaluationStream(IterableDataset[Batch]):
             raise _none_usable(self.split, skipped)
 
 
-def make_batch(scene: ChunkScene, frames: Frames, recipe: Recipe) -> Batch:
-    """The context and target views of one scene, batch axis 1."""
-    context = _views(scene, frames.context, recipe)
-    target = _views(scene, frames.target, recipe)
-    if recipe.scale_near is not None:
-        factor = recipe.scale_near / float(context.cameras.near.min())
-        context, target = _scaled(context, factor), _scaled(target, factor)
-    return Batch(context=context, target=target, scene=[scene.key])
-
-
-def collate(batches: list[Batch]) -> Batch:
-    """Several batches as one, along the batch axis.
-
-    Depth that some scenes lack is 0 there. Raises UserError where sizes or view counts differ.
-    """
-    return Batch(
-        context=_join([batch.context for batch in batches]),
-        target=_join([batch.target for batch in batches]),
-        scene=[key for batch in batches for key in batch.scene],
-    )
-
-
 def pair(values: list[int], name: str) -> tuple[int, int]:
     """The two whole numbers of a setting; raises UserError where there are not two."""
     if len(values) != 2:
@@ -230,10 +203,6 @@ def pair(values: list[int], name: str) -> tuple[int, int]:
     return values[0], values[1]
 
 
-class _Unusable(Exception):
-    """Why a scene is passed over, in the words of the log."""
-
-
 class _Loader:
     """Scenes of a split; the chunk read last stays open."""
 
@@ -241,13 +210,21 @@ class _Loader:
         self.split = split
         self.name: str | None = None
         self.chunk = Chunk()
+        self.shelf: Shelf | None = None
 
     def scene(self, chunk: str, key: str) -> ChunkScene:
         if chunk != self.name:
             self.name, self.chunk = chunk, self.split.chunk(chunk)
         if key in self.chunk.faults:
-            raise _Unusable(self.chunk.faults[key])
+            raise Unusable(self.chunk.faults[key])
         return self.chunk.scenes[key]
+
+    def pointmap(self, lessons: Lessons, key: str, snapped: Snapped) -> Pointmap:
+        """A teacher's pointmap of a scene of the chunk read last."""
+        assert self.name is not None
+        if self.shelf is None:
+            self.shelf = Shelf(lessons.folder, lessons.identity)
+        return self.shelf.read(self.split.folder / self.name, key, snapped)
 
 
 class _Order:
@@ -285,95 +262,6 @@ class _Order:
             shuffled = torch.randperm(len(keys), generator=generator).tolist()
             order += [(chunks[c], keys[k]) for k in shuffled]
         return order
-
-
-def _check(scene: ChunkScene, recipe: Recipe) -> None:
-    if degrees(float(camera.field_of_view(scene.K).max())) > recipe.max_fov:
-        raise _Unusable(f"a field of view beyond {recipe.max_fov:g} degrees")
-    if float(scene.c2w[:, :3, 3].abs().max()) > recipe.max_translation:
-        raise _Unusable(f"camera positions beyond {recipe.max_translation:g}")
-    if scene.near is None and (recipe.near is None or recipe.far is None):
-        raise UserError(
-            f"scene {scene.key!r} carries no near and far, and none are set",
-            "the depth range to search",
-            "set dataset.near and dataset.far",
-        )
-
-
-def _views(scene: ChunkScene, frames: tuple[int, ...], recipe: Recipe) -> Views:
-    images, depths, intrinsics = [], [], []
-    for frame in frames:
-        try:
-            image, depth = scene.image(frame), scene.depth(frame)
-        except UserError as error:
-            raise _Unusable("an unreadable image") from error
-        before = (image.shape[0], image.shape[1])
-        if depth is not None and depth.shape != before:
-            raise _Unusable("depth of another size than its photo")
-        size = recipe.size if recipe.resize else before
-        images.append(_transforms.fit_image(image, size))
-        intrinsics.append(_transforms.fit_K(scene.K[frame], before, size, recipe.exact))
-        if depth is not None:
-            depths.append(torch.from_numpy(_transforms.fit_depth(depth, size)))
-    if len({image.shape for image in images}) > 1:
-        raise _Unusable("photos of different sizes")
-    if any(have < want for have, want in zip(images[0].shape, recipe.size, strict=False)):
-        raise _Unusable(f"photos smaller than {recipe.size[0]}x{recipe.size[1]}")
-    index = list(frames)
-    cameras = Cameras(
-        c2w=scene.c2w[index][None],
-        K=torch.stack(intrinsics)[None],
-        near=_bound(scene.near, recipe.near, index),
-        far=_bound(scene.far, recipe.far, index),
-    )
-    views = Views(
-        images=_transforms.to_tensor(images),
-        cameras=cameras,
-        depth=torch.stack(depths)[None] if depths else None,
-        names=(tuple(f"{frame:06d}" for frame in frames),),
-    )
-    return _transforms.crop(views, recipe.size, recipe.exact)
-
-
-def _bound(carried: Tensor | None, given: float | None, index: list[int]) -> Tensor:
-    if given is not None:
-        return torch.full((1, len(index)), given)
-    assert carried is not None
-    return carried[index][None]
-
-
-def _scaled(views: Views, factor: float) -> Views:
-    depth = None if views.depth is None else views.depth * factor
-    return replace(views, cameras=views.cameras.scaled(factor), depth=depth)
-
-
-def _join(parts: list[Views]) -> Views:
-    shapes = {tuple(views.images.shape[1:]) for views in parts}
-    if len(shapes) > 1:
-        told = " and ".join(f"{v} views of {h}x{w}" for v, _, h, w in sorted(shapes))
-        raise UserError(
-            f"examples of {told} in one batch",
-            "one size and one number of views",
-            "use batch size 1, or the same number of views for every example",
-        )
-    depth = None
-    if any(views.depth is not None for views in parts):
-        blank = torch.zeros_like(parts[0].images[:, :, 0])
-        depth = torch.cat([blank if views.depth is None else views.depth for views in parts])
-    pointmaps = [views.pointmap for views in parts if views.pointmap is not None]
-    cameras = [views.cameras for views in parts]
-    return Views(
-        images=torch.cat([views.images for views in parts]),
-        cameras=Cameras(
-            c2w=torch.cat([c.c2w for c in cameras]),
-            K=torch.cat([c.K for c in cameras]),
-            near=torch.cat([c.near for c in cameras]),
-            far=torch.cat([c.far for c in cameras]),
-        ),
-        depth=depth,
-        pointmap=torch.cat(pointmaps) if len(pointmaps) == len(parts) else None,
-        names=tuple(row for views in parts for row in views.names or ()) or None,
-    )
 
 
 def _rank() -> tuple[int, int]:

@@ -13,8 +13,9 @@ from ..errors import UserError
 from ..io import colmap, images, poses
 from ..io.poses import Lens, Shot, Survey
 from ..types import Views
+from ._batches import Recipe
 from ._chunks import INDEX, ChunkScene, read_chunk, read_split
-from ._dataset import ChunkDataset, Recipe, pair
+from ._dataset import ChunkDataset, pair
 from ._photos import Photo, PhotoScene, surveyed
 from ._posing import PHOTO_SUFFIXES, VIDEO_SUFFIXES, pose_photos, pose_video
 from ._sampling import Gap, Spread

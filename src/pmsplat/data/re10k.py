@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ._dataset import ChunkDataset, Recipe, pair
+from ._batches import Recipe
+from ._dataset import ChunkDataset, pair
 from ._sampling import Bounded, Gap
 
 

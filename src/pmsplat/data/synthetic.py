@@ -17,8 +17,9 @@ from ..errors import UserError
 from ..io import images
 from ..io.files import write_text
 from . import _rooms
+from ._batches import Recipe
 from ._chunks import INDEX, ChunkScene, append
-from ._dataset import ChunkDataset, Recipe, pair
+from ._dataset import ChunkDataset, pair
 from ._index import make_index, write_index
 from ._ranges import depth_range
 from ._sampling import Bounded, Gap

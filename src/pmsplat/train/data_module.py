@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from ..data._dataset import collate
+from ..data._batches import collate
 from ..types import Batch
 from .settings import Experiment
 

@@ -1,0 +1,320 @@
+"""A teacher's pointmaps on disk, beside the chunks they belong to: taught once, read often.
+
+FOLDER/000000.zip has the answers for every scene of 000000.torch. What a teacher says of a photo
+depends on the photos it sees with it, so scenes are shown to it in fixed windows of frames, and the
+context views of a training example are taken from one window. A frame is a member of the archive:
+x, y, z and confidence as float16, x, y and z moved and scaled into [-1, 1] window by window (what
+undoes it stands in the archive's manifest), stored as planes of high and of low bytes, deflated,
+with a CRC. The manifest also names all that an answer depends on.
+"""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16
+from torch import Tensor
+
+from ..errors import UserError
+from ..io.files import atomic
+from ..types import Pointmap
+from ._sampling import Frames
+
+MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 1 << 28  # bytes
+FAINTEST = 2.0**-14  # of the greatest confidence of a window: the smallest that float16 holds well
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which frames of a scene a teacher sees together: every `every`-th, at most `frames` of them.
+
+    Of longer scenes the next window begins `hop` of those frames later, so context views up to
+    (`frames` - `hop`) · `every` frames apart always fit into one.
+    """
+
+    frames: int = 24
+    every: int = 8
+    hop: int = 7
+
+    def __post_init__(self) -> None:
+        for name, low in (("frames", 2), ("every", 1), ("hop", 1)):
+            if getattr(self, name) < low:
+                raise UserError(
+                    f"teacher.windows.{name}={getattr(self, name)}", f"at least {low}", "mend it"
+                )
+
+    def of(self, count: int) -> list[tuple[int, ...]]:
+        """The windows of a scene of `count` frames, in order; the last ends with the last frame."""
+        kept = tuple(range(0, count, self.every))
+        if len(kept) <= self.frames:
+            return [kept]
+        last = len(kept) - self.frames
+        starts = [*range(0, last, self.hop), last]
+        return [kept[start : start + self.frames] for start in starts]
+
+    def snap(self, frames: Frames, count: int) -> "Snapped | None":
+        """The example moved onto the frames of the window that moves its context views least.
+
+        Context views go to the nearest frames of the window, targets with them: their place
+        between the outer context views, or beyond, stays. None where two context views meet.
+        """
+        found: tuple[int, int, tuple[int, ...]] | None = None
+        for number, window in enumerate(self.of(count)):
+            context = tuple(min(window, key=lambda w: (abs(w - f), w)) for f in frames.context)
+            moved = sum(abs(a - b) for a, b in zip(context, frames.context, strict=True))
+            if len(set(context)) == len(context) and (found is None or moved < found[0]):
+                found = moved, number, context
+        if found is None:
+            return None
+        _, number, context = found
+        old, new = (
+            (min(views), max(views) - min(views) or 1) for views in (frames.context, context)
+        )
+        stretched = (new[0] + round((t - old[0]) * new[1] / old[1]) for t in frames.target)
+        return Snapped(Frames(context, tuple(min(max(t, 0), count - 1) for t in stretched)), number)
+
+
+@dataclass(frozen=True)
+class Snapped:
+    """Frames whose context views lie in one window, and its number."""
+
+    frames: Frames
+    window: int
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that a stored pointmap depends on beside the photos."""
+
+    teacher: str
+    revision: str
+    size: tuple[int, int]
+    fit: str  # how photos were brought to that size
+    windows: Windows
+
+    def check(self, stored: dict[str, Any], path: Path) -> None:
+        """Raises `Stale` naming the first difference from a manifest's identity."""
+        for name, value in _plain(self).items():
+            if stored.get(name) != value:
+                raise Stale(
+                    f"{path} was made with {name} {_told(stored.get(name))}",
+                    f"{name} {_told(value)}",
+                    "make it anew with `pmsplat teacher cache --overwrite` and the settings of "
+                    "this run, or choose another teacher.cache",
+                )
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Where a teacher's pointmaps of the training scenes are kept, and what they must be of.
+
+    Context views are then taken from the frames that it saw together. Where some are missing or
+    stale, `required` makes that an error; else examples come without.
+    """
+
+    folder: Path
+    identity: Identity
+    required: bool = True
+
+
+class Stale(UserError):
+    """Pointmaps that are there and do not fit the run."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher says of one window of a scene, batch axis 1."""
+
+    scene: str
+    frames: int  # of the whole scene
+    window: int
+    pointmap: Pointmap
+
+
+def write(path: Path, identity: Identity, chunk_bytes: int, answers: Iterable[Answer]) -> int:
+    """Writes the pointmaps of one chunk, whole or not at all; returns the bytes on disk.
+
+    `answers` come scene by scene, their windows in order. Points that are not finite are stored as
+    unknown.
+    """
+    scenes: dict[str, dict[str, Any]] = {}
+    with atomic(path) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for answer in answers:
+                scene = scenes.setdefault(answer.scene, {"frames": answer.frames, "windows": []})
+                assert len(scene["windows"]) == answer.window, "windows come in order"
+                packed = _packed(answer.pointmap)
+                scene["windows"].append(list(packed.placement))
+                for i, frame in enumerate(identity.windows.of(answer.frames)[answer.window]):
+                    name = _name(list(scenes).index(answer.scene), answer.window, frame)
+                    archive.writestr(name, _planes(packed.values[i]))
+            manifest = {"identity": _plain(identity), "chunk_bytes": chunk_bytes, "scenes": scenes}
+            archive.writestr(MANIFEST, json.dumps(manifest))
+        size = temporary.stat().st_size
+    return size
+
+
+class Shelf:
+    """The pointmaps of a split; the file read last stays open.
+
+    Raises `Missing` where there is none, `Stale` where it was made with other settings or from
+    another chunk, UserError where it is damaged.
+    """
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        self.folder, self.identity = folder, identity
+        self._open: tuple[str, _File] | None = None
+
+    def read(self, chunk: Path, scene: str, snapped: Snapped) -> Pointmap:
+        """The pointmap of the context views, batch axis 1."""
+        return self._file(chunk).read(scene, snapped)
+
+    def check(self, chunk: Path) -> None:
+        """Raises as `read` does, without reading a pointmap."""
+        self._file(chunk)
+
+    def path(self, chunk: Path) -> Path:
+        """Where the pointmaps of a chunk are, or would be."""
+        return self.folder / f"{chunk.stem}.zip"
+
+    def _file(self, chunk: Path) -> "_File":
+        if self._open is None or self._open[0] != chunk.name:
+            self._open = (chunk.name, _File(self.path(chunk), self.identity, chunk.stat().st_size))
+        return self._open[1]
+
+
+class Missing(UserError):
+    """Pointmaps that are not there."""
+
+
+class _File:
+    def __init__(self, path: Path, identity: Identity, chunk_bytes: int) -> None:
+        self.path, self.identity = path, identity
+        if not path.is_file():
+            raise Missing(
+                f"there are no pointmaps at {path}",
+                "those of every chunk",
+                "make them with `pmsplat teacher cache` and the settings of this run, or let them "
+                "be computed in training: teacher.missing=compute",
+            )
+        try:
+            self.archive = zipfile.ZipFile(path)
+            manifest = json.loads(self._member(MANIFEST, range(LARGEST_MANIFEST)))
+            stored, made_of = dict(manifest["identity"]), manifest["chunk_bytes"]
+            self.scenes = dict(manifest["scenes"])
+        except _DAMAGED as error:
+            raise self._damaged(error) from error
+        identity.check(stored, path)
+        if made_of != chunk_bytes:
+            raise Stale(
+                f"{path} was made from a chunk of {made_of} bytes",
+                f"one made from the chunk that is there, of {chunk_bytes}",
+                "make it anew with `pmsplat teacher cache --overwrite`",
+            )
+        self.numbers = {key: number for number, key in enumerate(self.scenes)}
+
+    def read(self, scene: str, snapped: Snapped) -> Pointmap:
+        if scene not in self.numbers:
+            raise Missing(
+                f"{self.path} has no pointmaps of scene {scene!r}",
+                "all scenes of its chunk",
+                "make it anew with `pmsplat teacher cache --overwrite`",
+            )
+        try:
+            place = torch.tensor(self.scenes[scene]["windows"][snapped.window])
+            if place.shape != (4,) or not bool(place.isfinite().all() & (place[3] > 0)):
+                raise ValueError(f"window {snapped.window} of {scene!r} has no place")
+            values = torch.stack(
+                [
+                    self._values(_name(self.numbers[scene], snapped.window, frame))
+                    for frame in snapped.frames.context
+                ]
+            )[None].float()
+        except _DAMAGED as error:
+            raise self._damaged(error) from error
+        points = values[:, :, :3].movedim(2, -1) * place[3] + place[:3]
+        return Pointmap(points.contiguous(), values[:, :, 3].contiguous())
+
+    def _values(self, name: str) -> Float16[Tensor, "4 height width"]:
+        height, width = self.identity.size
+        wanted = 2 * 4 * height * width
+        planes = np.frombuffer(self._member(name, range(wanted, wanted + 1)), np.uint8)
+        values = planes.reshape(2, -1).T.copy().view("<f2").reshape(4, height, width)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} has numbers that are not finite")
+        return torch.from_numpy(values)
+
+    def _member(self, name: str, sizes: range) -> bytes:
+        """A member whose size is one of `sizes`, known before anything is unpacked."""
+        info = self.archive.getinfo(name)
+        if info.file_size not in sizes:
+            raise ValueError(f"{name} of {info.file_size} bytes")
+        return self.archive.read(info)
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.path} is damaged ({type(error).__name__}: {error})",
+            "a file that `pmsplat teacher cache` wrote",
+            "delete it and run that again: it makes what is missing",
+        )
+
+
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+)
+"""What zipfile, json and a look into what they give raise on damaged files."""
+
+
+@dataclass(frozen=True)
+class _Packed:
+    values: Float[Tensor, "view 4 height width"]
+    placement: tuple[float, ...]  # centre, then scale
+
+
+def _packed(pointmap: Pointmap) -> _Packed:
+    points = pointmap.points[0].float()
+    confidence = pointmap.confidence[0].float()
+    known = (confidence > 0) & points.isfinite().all(dim=-1) & confidence.isfinite()
+    points = torch.where(known[..., None], points, 0)
+    confidence = torch.where(known, confidence, 0)
+    centre, scale, greatest = points.new_zeros(3), points.new_ones(()), points.new_ones(())
+    if bool(known.any()):
+        low, high = points[known].amin(dim=0), points[known].amax(dim=0)
+        centre, scale = (low + high) / 2, ((high - low).max() / 2).clamp_min(1e-30)
+        greatest = confidence.max()
+    placed = torch.where(known[..., None], (points - centre) / scale, 0)
+    share = torch.where(known, (confidence / greatest).clamp_min(FAINTEST), 0)
+    values = torch.cat([placed.movedim(-1, 1), share[:, None]], dim=1)
+    return _Packed(values, (*centre.tolist(), float(scale)))
+
+
+def _planes(values: Float[Tensor, "4 height width"]) -> bytes:
+    half = values.cpu().numpy().astype("<f2")
+    return np.ascontiguousarray(half.reshape(-1, 1).view(np.uint8).T).tobytes()
+
+
+def _name(scene: int, window: int, frame: int) -> str:
+    return f"{scene}/{window}/{frame}"
+
+
+def _plain(identity: Identity) -> dict[str, Any]:
+    """As JSON has it."""
+    return json.loads(json.dumps(asdict(identity)))
+
+
+def _told(value: Any) -> str:
+    return "unknown" if value is None else json.dumps(value)
