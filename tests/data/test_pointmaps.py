@@ -1,0 +1,279 @@
+"""Pointmaps on disk: windows, what is kept of them, and every way in which they may not fit."""
+
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pmsplat.data import _pointmaps, _transforms, synthetic
+from pmsplat.data._batches import fitted_views
+from pmsplat.data._dataset import ChunkDataset
+from pmsplat.data._pointmaps import (
+    Answer,
+    Identity,
+    Lessons,
+    Missing,
+    Shelf,
+    Snapped,
+    Stale,
+    Windows,
+)
+from pmsplat.data._sampling import Frames
+from pmsplat.errors import UserError
+from pmsplat.geometry import camera
+from pmsplat.geometry.align import umeyama
+from pmsplat.types import Pointmap
+
+SIZE = (24, 32)
+IDENTITY = Identity("given", "1", SIZE, "scaled", Windows(frames=3, every=2, hop=1))
+
+
+def exact(dataset: ChunkDataset, lessons: Lessons) -> None:
+    """Writes the true points of every window of every scene."""
+    split = dataset.split("train")
+    for name in split.keys:
+        chunk = split.folder / name
+
+        def answers(name: str = name):
+            for key, scene in split.chunk(name).scenes.items():
+                for number, window in enumerate(lessons.identity.windows.of(len(scene))):
+                    views = fitted_views(scene, window, dataset.recipe)
+                    assert views.depth is not None
+                    cameras = views.cameras
+                    points = camera.unproject_depth(views.depth, cameras.c2w, cameras.K)
+                    confidence = (views.depth > 0).float() * 3
+                    yield Answer(key, len(scene), number, Pointmap(points, confidence))
+
+        path = Shelf(lessons.folder, lessons.identity).path(chunk)
+        _pointmaps.write(path, lessons.identity, chunk.stat().st_size, answers())
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> ChunkDataset:
+    cfg = synthetic.Config(
+        root=str(tmp_path_factory.mktemp("rooms")), scenes=2, test_scenes=1, frames=9,
+        size=list(SIZE), flip=0.5,
+    )  # fmt: skip
+    return synthetic.build(cfg)
+
+
+@pytest.fixture(scope="module")
+def lessons(rooms: ChunkDataset) -> Lessons:
+    lessons = Lessons(rooms.root / "pointmaps", IDENTITY)
+    exact(rooms, lessons)
+    return lessons
+
+
+@pytest.fixture
+def copy(rooms: ChunkDataset, lessons: Lessons, tmp_path: Path) -> tuple[Path, Shelf, Path]:
+    """(the chunk, a shelf of its own, the file on it)."""
+    split = rooms.split("train")
+    chunk = split.folder / next(iter(split.keys))
+    shelf = Shelf(tmp_path, IDENTITY)
+    original = Shelf(lessons.folder, IDENTITY).path(chunk)
+    shelf.path(chunk).write_bytes(original.read_bytes())
+    return chunk, shelf, shelf.path(chunk)
+
+
+def test_windows_cover_a_scene_and_end_with_it() -> None:
+    windows = Windows(frames=4, every=3, hop=2)
+    assert windows.of(7) == [(0, 3, 6)]
+    assert windows.of(22) == [(0, 3, 6, 9), (6, 9, 12, 15), (12, 15, 18, 21)]
+    assert windows.of(25) == [(0, 3, 6, 9), (6, 9, 12, 15), (12, 15, 18, 21), (15, 18, 21, 24)]
+
+
+def test_frames_up_to_the_overlap_apart_always_fit_a_window() -> None:
+    windows = Windows(frames=10, every=4, hop=3)
+    for left in range(0, 200 - 28, 4):
+        snapped = windows.snap(Frames((left, left + 28), ()), 200)
+        assert snapped is not None and snapped.frames.context == (left, left + 28)
+
+
+@pytest.mark.parametrize("context", [(1, 8), (3, 17, 30)])
+def test_snapping_keeps_targets_in_their_place(context: tuple[int, ...]) -> None:
+    windows = Windows(frames=8, every=5, hop=4)
+    left, right = context[0], context[-1]
+    inside, outside = tuple(range(left, right + 1)), (right + 6, right + 12)
+    snapped = windows.snap(Frames(context, inside + outside), 60)
+    assert snapped is not None
+    first, last = min(snapped.frames.context), max(snapped.frames.context)
+    assert set(snapped.frames.context) <= set(windows.of(60)[snapped.window])
+    moved = snapped.frames.target
+    assert moved[0] == first and moved[len(inside) - 1] == last
+    assert all(first <= t <= last for t in moved[: len(inside)])
+    assert all(last < t < 60 for t in moved[len(inside) :])
+
+
+def test_views_that_meet_cannot_be_snapped() -> None:
+    assert Windows(frames=4, every=50, hop=1).snap(Frames((3, 9), (4,)), 60) is None
+
+
+def test_examples_bring_true_points_mirrored_or_not(rooms: ChunkDataset, lessons: Lessons) -> None:
+    """float16 of a window's extent; the mirrored example's points are those of its own depth."""
+    stream = iter(rooms.taught(lessons).train(0, torch.zeros((), dtype=torch.int64)))
+    mirrored = 0
+    for batch in (next(stream) for _ in range(8)):
+        views = batch.context
+        assert views.depth is not None and views.pointmap is not None
+        points = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)
+        known = views.depth > 0
+        torch.testing.assert_close(views.pointmap[known], points[known], rtol=0, atol=4e-3)
+        assert views.pointmap_confidence is not None
+        assert torch.equal(views.pointmap_confidence > 0, known)
+        handed = torch.linalg.det(views.cameras.c2w[0, 0, :3, :3])
+        assert float(handed) > 0
+        similarity = umeyama(views.pointmap[known].double(), points[known].double())
+        assert float((similarity - torch.eye(4).double()).abs().max()) < 1e-2
+        mirrored += not torch.equal(views.images, _unmirrored(rooms, batch.scene[0], views.names))
+    assert 0 < mirrored < 8
+
+
+def _unmirrored(rooms: ChunkDataset, scene: str, names: tuple | None) -> Tensor:
+    split = rooms.split("train")
+    assert names is not None
+    frames = tuple(int(name) for name in names[0])
+    chunk = split.chunk(split.chunk_of[scene])
+    return fitted_views(chunk.scenes[scene], frames, rooms.recipe).images
+
+
+def test_a_scaled_scene_scales_its_pointmap(rooms: ChunkDataset, lessons: Lessons) -> None:
+    larger = replace(rooms.recipe, scale_near=5.0, flip=0.0)
+    dataset = ChunkDataset(str(rooms.root), larger).taught(lessons)
+    batch = next(iter(dataset.train(0, torch.zeros((), dtype=torch.int64))))
+    views = batch.context
+    assert views.depth is not None and views.pointmap is not None
+    points = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)
+    known = views.depth > 0
+    reach = float(points[known].abs().max())
+    torch.testing.assert_close(views.pointmap[known], points[known], rtol=0, atol=1e-3 * reach)
+
+
+def test_cropping_takes_points_and_confidence_along(rooms: ChunkDataset, lessons: Lessons) -> None:
+    batch = next(iter(rooms.taught(lessons).train(0, torch.zeros((), dtype=torch.int64))))
+    small = _transforms.crop(batch.context, (12, 16))
+    assert batch.context.pointmap is not None and batch.context.pointmap_confidence is not None
+    assert small.pointmap is not None and small.pointmap_confidence is not None
+    assert torch.equal(small.pointmap, batch.context.pointmap[:, :, 6:18, 8:24])
+    assert torch.equal(
+        small.pointmap_confidence, batch.context.pointmap_confidence[..., 6:18, 8:24]
+    )
+
+
+def test_what_is_not_finite_is_unknown(tmp_path: Path) -> None:
+    windows = Windows(frames=2, every=1, hop=1)
+    identity = replace(IDENTITY, windows=windows)
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(1, 2, *SIZE, 3, generator=generator) * 1e6  # beyond float16
+    confidence = torch.rand(1, 2, *SIZE, generator=generator) + 1e-9
+    points[0, 0, 3, 4, 1], points[0, 1, 5, 6] = torch.nan, torch.inf
+    confidence[0, 0, 0, 0] = torch.nan
+    chunk = tmp_path / "000007.torch"
+    chunk.write_bytes(b"12345")
+    shelf = Shelf(tmp_path / "maps", identity)
+    answer = Answer("a/b", 2, 0, Pointmap(points, confidence))
+    _pointmaps.write(shelf.path(chunk), identity, 5, [answer])
+    read = shelf.read(chunk, "a/b", Snapped(Frames((0, 1), ()), 0))
+    unknown = torch.zeros(1, 2, *SIZE, dtype=torch.bool)
+    unknown[0, 0, 3, 4] = unknown[0, 1, 5, 6] = unknown[0, 0, 0, 0] = True
+    assert torch.equal(read.confidence == 0, unknown)
+    error = (read.points - points)[~unknown].abs().max() / points[~unknown].abs().max()
+    assert float(error) < 2**-11
+
+
+def test_the_same_answers_give_the_same_points(copy: tuple[Path, Shelf, Path]) -> None:
+    """One frame read alone is the frame read among others."""
+    chunk, shelf, _ = copy
+    scene = next(
+        iter(json.loads(zipfile.ZipFile(shelf.path(chunk)).read("manifest.json"))["scenes"])
+    )
+    both = shelf.read(chunk, scene, Snapped(Frames((4, 2), ()), 0))
+    alone = shelf.read(chunk, scene, Snapped(Frames((2,), ()), 0))
+    assert torch.equal(both.points[:, 1:], alone.points)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"teacher": "vggt"}, 'made with teacher "given"'),
+        ({"revision": "2"}, 'revision "1"'),
+        ({"size": (48, 64)}, r"size \[24, 32\]"),
+        ({"fit": "cut"}, 'fit "scaled"'),
+        ({"windows": Windows(4, 2, 1)}, "windows"),
+    ],
+)
+def test_pointmaps_of_other_settings_are_stale(
+    copy: tuple[Path, Shelf, Path], changed: dict, told: str
+) -> None:
+    chunk, shelf, _ = copy
+    with pytest.raises(Stale, match=told):
+        Shelf(shelf.folder, replace(IDENTITY, **changed)).check(chunk)
+
+
+def test_pointmaps_of_another_chunk_are_stale(
+    copy: tuple[Path, Shelf, Path], tmp_path: Path
+) -> None:
+    chunk, shelf, _ = copy
+    other = tmp_path / chunk.name
+    other.write_bytes(chunk.read_bytes() + b" ")
+    with pytest.raises(Stale, match="made from a chunk of"):
+        shelf.check(other)
+
+
+def test_missing_files_and_scenes_are_named(copy: tuple[Path, Shelf, Path], tmp_path: Path) -> None:
+    chunk, shelf, _ = copy
+    with pytest.raises(Missing, match="no pointmaps of scene 'nobody'"):
+        shelf.read(chunk, "nobody", Snapped(Frames((0,), ()), 0))
+    with pytest.raises(Missing, match="teacher cache"):
+        Shelf(tmp_path / "elsewhere", IDENTITY).check(chunk)
+
+
+def test_training_without_them_is_an_error_or_goes_on_as_configured(
+    rooms: ChunkDataset, tmp_path: Path
+) -> None:
+    step = torch.zeros((), dtype=torch.int64)
+    absent = Lessons(tmp_path, IDENTITY)
+    with pytest.raises(Missing):
+        next(iter(rooms.taught(absent).train(0, step)))
+    batch = next(iter(rooms.taught(replace(absent, required=False)).train(0, step)))
+    assert batch.context.pointmap is None
+
+
+def test_a_lying_size_is_refused_before_it_is_unpacked(copy: tuple[Path, Shelf, Path]) -> None:
+    chunk, shelf, path = copy
+    with zipfile.ZipFile(path) as archive:
+        manifest = archive.read("manifest.json")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", manifest)
+        archive.writestr("0/0/0", bytes(1 << 24))  # 16 kB in the file
+    scene = next(iter(json.loads(manifest)["scenes"]))
+    with pytest.raises(UserError, match="0/0/0 of 16777216 bytes"):
+        shelf.read(chunk, scene, Snapped(Frames((0,), ()), 0))
+
+
+def test_damage_of_any_kind_is_one_sentence(copy: tuple[Path, Shelf, Path]) -> None:
+    """500 truncated or mutated files: the same points, or a UserError."""
+    chunk, shelf, path = copy
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        scene = next(iter(json.loads(archive.read("manifest.json"))["scenes"]))
+    where = Snapped(Frames((0, 4), ()), 0)
+    true = shelf.read(chunk, scene, where)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for number in range(500):
+        data = bytearray(whole[: rng.integers(len(whole))] if number % 5 == 0 else whole)
+        for place in rng.integers(len(data), size=rng.integers(1, 40)) if len(data) else ():
+            data[place] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            read = Shelf(shelf.folder, IDENTITY).read(chunk, scene, where)
+        except UserError:
+            refused += 1
+            continue
+        assert read.points.isfinite().all() and read.points.shape == true.points.shape
+    assert refused > 100
