@@ -1,0 +1,118 @@
+"""What pretrained teachers have in common: their image size, their unit, their doubts, their file.
+
+The sizes are those of the published PM-Loss (aim-uofa/PM-Loss): images go down to the multiples of
+the patch below them, and the answer comes back up without mixing neighbouring pixels.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ...errors import UserError
+from ...geometry import camera
+from ...io.weights import Source, check_same, fetch, pretrained_folder, read_checkpoint
+from ...types import Cameras, Pointmap
+
+PATCH = 14  # pixels a side, of every ViT here
+
+
+def reduced(images: Float[Tensor, "batch view 3 height width"]) -> Tensor:
+    """The images at the multiples of 14 at or below their size, bilinearly."""
+    height, width = images.shape[-2:]
+    size = (height // PATCH * PATCH, width // PATCH * PATCH)
+    if 0 in size:
+        raise UserError(
+            f"images of {height} by {width} pixels",
+            f"at least {PATCH} by {PATCH} for this teacher",
+            "use larger images",
+        )
+    if size == (height, width):
+        return images
+    small = interpolate(images.flatten(0, 1), size, mode="bilinear", align_corners=False)
+    return small.unflatten(0, images.shape[:2])
+
+
+def restored(
+    maps: Float[Tensor, "batch view rows columns channel"], height: int, width: int
+) -> Float[Tensor, "batch view {height} {width} channel"]:
+    """Maps of the reduced images at the size of the images: each pixel takes its nearest value."""
+    flat = maps.flatten(0, 1).permute(0, 3, 1, 2)
+    full = interpolate(flat, (height, width), mode="nearest").permute(0, 2, 3, 1)
+    return full.unflatten(0, maps.shape[:2])
+
+
+def unprojected(
+    depth: Float[Tensor, "batch view rows columns"],
+    c2w: Float[Tensor, "batch view 4 4"],
+    cameras: Cameras,
+    height: int,
+    width: int,
+) -> Float[Tensor, "batch view {height} {width} 3"]:
+    """World points of depth that a network gives in its own unit, by known cameras.
+
+    `c2w` is where the network thinks the cameras are, in any frame: how far they are apart tells
+    its unit. Where all centres coincide the unit stays the network's; it is free then, being a
+    similarity about that centre.
+    """
+    spread, ours = _spread(c2w), _spread(cameras.c2w)
+    told = (spread > 0) & (ours > 0)
+    unit = torch.where(told, ours / torch.where(told, spread, 1), 1)
+    full = restored(depth[..., None], height, width)[..., 0] * unit[:, None, None, None]
+    return camera.unproject_depth(full, cameras.c2w, cameras.K)
+
+
+def _spread(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, " batch"]:
+    """Root mean square distance of the camera centres from their mean."""
+    centres = c2w[..., :3, 3]
+    return (centres - centres.mean(dim=1, keepdim=True)).square().sum(-1).mean(-1).sqrt()
+
+
+def believed(
+    points: Float[Tensor, "batch view height width 3"],
+    confidence: Float[Tensor, "batch view height width"],
+    border: int,
+    drop: float,
+) -> Pointmap:
+    """The pointmap, nothing known of `border` pixels along the edges of each view, of the `drop`
+    share of each scene's pixels that are least confident, and of points that are not finite."""
+    known = points.isfinite().all(dim=-1) & confidence.isfinite() & (confidence > 0)
+    height, width = points.shape[2:4]
+    if border:
+        inner = torch.zeros(height, width, dtype=torch.bool, device=points.device)
+        inner[border : height - border, border : width - border] = True
+        known = known & inner
+    if drop:
+        ranked = confidence.flatten(1)
+        least = ranked.kthvalue(1 + math.floor(drop * ranked.shape[1]), dim=1).values
+        known = known & (confidence >= least[:, None, None, None])
+    return Pointmap(
+        torch.where(known[..., None], points, 0).float(), torch.where(known, confidence, 0).float()
+    )
+
+
+def check_doubts(teacher: str, border: int, drop: float) -> None:
+    """UserError for a border or a share of doubtful pixels that means nothing."""
+    if border < 0 or not 0 <= drop < 1:
+        raise UserError(
+            f"{teacher} with border={border} and drop={drop:g}",
+            "a border of 0 or more pixels, and a share from 0 up to, not including, 1",
+            "mend the settings of the teacher",
+        )
+
+
+def load(network: nn.Module, source: Source, prefix: str, unused: tuple[str, ...]) -> nn.Module:
+    """The network with its released weights, frozen, in eval mode, on the CPU.
+
+    `prefix` is taken off the names of the file; names that then begin with one of `unused` belong
+    to parts that are not built. Each repository's file has a folder of its own, because they are
+    all called alike. Raises UserError where the file cannot be had or is not this network's.
+    """
+    path = fetch(source, pretrained_folder() / source.repository.rpartition("/")[2])
+    given = {name.removeprefix(prefix): tensor for name, tensor in read_checkpoint(path).items()}
+    state = {name: tensor for name, tensor in given.items() if not name.startswith(unused)}
+    check_same(state, network.state_dict(), str(path), f"put {source.url} in its place")
+    network.load_state_dict(state)
+    return network.requires_grad_(False).eval()

@@ -1,0 +1,142 @@
+"""VGGT as a teacher: the pointmap of a transformer that is given photographs alone.
+
+Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025, run by its authors' own code
+(facebookresearch/vggt). `head: point` is the teacher of the published PM-Loss: Shi et al.,
+"Revisiting Depth Representations for Feed-Forward 3D Gaussian Splatting", 3DV 2026.
+
+Its frame: OpenCV axes of the first camera, and a unit of its own, in which its points lie about 1
+from that camera. Its intrinsics have the principal point at width/2, which is ours with pixel
+centres at index + 0.5; its own unprojection counts whole pixels and is half a pixel off.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...geometry import se3
+from ...io.weights import Source
+from ...types import Pointmap, Views
+from . import _network
+
+CODE = "git+https://github.com/facebookresearch/vggt@e56963328b7476e615ce8dda9164d381f8dc07a3"
+SOURCES = {
+    "VGGT-1B": Source(
+        "facebook/VGGT-1B",
+        "860abec7937da0a4c03c41d3c269c366e82abdf9",
+        "model.safetensors",
+        "f164acf60724910d8fe1578bb499d800850c7bb0948db7555c413f9fbe60467e",
+    ),
+    "VGGT-1B-Commercial": Source(
+        "facebook/VGGT-1B-Commercial",
+        "ebb29a532abe92960eeb6903a5530f16990ef4ab",
+        "model.safetensors",
+        "2b766b284359bc47ce26be107254621f685b758a0282082ff109f3ff02788b53",
+    ),
+}
+LICENCES = {
+    "VGGT-1B": "is under CC BY-NC 4.0: no commercial use (VGGT-1B-Commercial permits it)",
+    "VGGT-1B-Commercial": "is under the VGGT License: no military use; access is asked for at "
+    "huggingface.co/facebook/VGGT-1B-Commercial",
+}
+HEADS = {"point": ("point_head.",), "depth": ("depth_head.", "camera_head.")}
+
+
+@dataclass
+class Config:
+    model: str = "VGGT-1B"  # or VGGT-1B-Commercial, as good, under another licence
+    head: str = "point"  # "point", as published; or "depth", unprojected by the known cameras
+    border: int = 0  # pixels along the edges of each view that are not believed
+    drop: float = 0.0  # share of a scene's pixels, the least confident, that are not believed
+
+
+class Vggt:
+    """A `Teacher`. Images at the multiples of 14 below their size, the answer at its own size.
+
+    `head: point` knows nothing of our cameras and answers in its own frame; `head: depth` answers
+    in the world, its unit told by its own guess of how far the cameras are apart. Confidence is the
+    head's, 1 and more. bf16 on CUDA devices that have it, as published, and float32 on others. The
+    network goes to the device of the images.
+    """
+
+    joint = True
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.name = "vggt"
+        self.posed = config.head == "depth"
+        commit = SOURCES[config.model].revision
+        doubts = f"border={config.border},drop={config.drop:g}"
+        self.revision = f"{config.model}@{commit[:12]},head={config.head},{doubts}"
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The frozen network, with the heads that are asked for and no others."""
+        build = _installed()
+        kept = HEADS[self.config.head]
+        parts = {part: f"{part}_head." in kept for part in ("camera", "point", "depth", "track")}
+        network = build(**{f"enable_{part}": on for part, on in parts.items()})
+        unused = tuple(f"{part}_head." for part, on in parts.items() if not on)
+        return _network.load(network, SOURCES[self.config.model], "", unused)
+
+    @torch.no_grad()
+    def __call__(self, views: Views) -> Pointmap:
+        device = views.images.device
+        network, images = self.network.to(device), _network.reduced(views.images)
+        capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+        with torch.autocast(device.type, torch.bfloat16, enabled=capable):
+            tokens, start = network.get_submodule("aggregator")(images)
+        with torch.autocast(device.type, enabled=False):
+            if self.posed:
+                points, confidence = _by_depth(network, tokens, images, start, views)
+            else:
+                head = network.get_submodule("point_head")
+                points, confidence = head(tokens, images=images, patch_start_idx=start)
+                points = _network.restored(points, *views.size)
+        confidence = _network.restored(confidence[..., None], *views.size)[..., 0]
+        return _network.believed(points, confidence, self.config.border, self.config.drop)
+
+
+def _by_depth(
+    network: nn.Module, tokens: list[Tensor], images: Tensor, start: int, views: Views
+) -> tuple[Tensor, Tensor]:
+    """World points of the depth head at the size of the views, and its confidence at its own."""
+    from vggt.utils.pose_enc import pose_encoding_to_extri_intri
+
+    head = network.get_submodule("depth_head")
+    depth, confidence = head(tokens, images=images, patch_start_idx=start)
+    poses = network.get_submodule("camera_head")(tokens)[-1]
+    w2c = pose_encoding_to_extri_intri(poses, build_intrinsics=False)[0]
+    c2w = se3.invert(se3.compose(w2c[..., :3], w2c[..., 3]))
+    return _network.unprojected(depth[..., 0], c2w, views.cameras, *views.size), confidence
+
+
+def _installed() -> type[nn.Module]:
+    """The class of the network; UserError where its package is not installed."""
+    try:
+        from vggt.models.vggt import VGGT
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the teacher 'vggt' needs the module {error.name!r}, which is not installed",
+            "the authors' own code",
+            f"pip install --no-deps {CODE}",
+        ) from error
+    return VGGT
+
+
+def build(config: Config) -> Vggt:
+    """The teacher; says the licence of its weights. Raises UserError for unknown settings."""
+    if config.model not in SOURCES:
+        raise UserError(
+            f"vggt model {config.model!r}", f"one of {', '.join(SOURCES)}", "choose one of them"
+        )
+    if config.head not in HEADS:
+        raise UserError(
+            f"vggt head {config.head!r}", f"one of {', '.join(HEADS)}", "choose one of them"
+        )
+    _network.check_doubts("vggt", config.border, config.drop)
+    warnings.warn(f"the teacher {config.model} {LICENCES[config.model]}", stacklevel=2)
+    return Vggt(config)
