@@ -225,12 +225,13 @@ class StepOutput(Bundle):
     """All that a loss or a metric may look at: the data, the prediction and its renderings.
 
     `renderings[i]` draws `prediction.gaussians[i]` into the target cameras; empty where a task does
-    not render.
+    not render. `levels_left` counts the refinements that follow the last level here; 0: the answer.
     """
 
     batch: Batch
     prediction: Prediction
     renderings: tuple[Rendering, ...]
+    levels_left: int = 0
 
     @property
     def rendering(self) -> Rendering:
@@ -245,7 +246,7 @@ class StepOutput(Bundle):
 
     def up_to(self, level: int) -> "StepOutput":
         """The same step as if refinement had stopped at `level`: its answer is that level's."""
-        cut = Prediction(
-            self.prediction.depths[: level + 1], self.prediction.gaussians[: level + 1]
-        )
-        return StepOutput(self.batch, cut, self.renderings[: level + 1])
+        depths, gaussians = self.prediction.depths, self.prediction.gaussians
+        cut = Prediction(depths[: level + 1], gaussians[: level + 1])
+        left = self.levels_left + len(depths) - 1 - level
+        return StepOutput(self.batch, cut, self.renderings[: level + 1], left)

@@ -122,7 +122,8 @@ def test_every_level_counts_its_share(generator: torch.Generator) -> None:
     coarse, known = random_depths(generator)
     fine, _ = random_depths(generator)
     terms = {"depth": Term(registry.build("losses", "depth"), weight=0.5)}
-    loss, values = total(depth_only((coarse, fine), known), terms, 0)
+    found = total(depth_only((coarse, fine), known), terms, 0)
+    loss, values = found.loss, found.terms
     one, other = by_hand(coarse, known, 20, 20), by_hand(fine, known, 20, 20)
     assert list(values) == ["depth/0", "depth"]
     assert loss.item() == pytest.approx(0.5 * (0.9 * one + other))

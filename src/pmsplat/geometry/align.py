@@ -1,8 +1,24 @@
-"""Alignment of points and depths in closed form."""
+"""Alignment of points in closed form, stable where singular values meet.
+
+Horn, "Closed-form solution of absolute orientation using unit quaternions", JOSA A 1987; Umeyama,
+"Least-squares estimation of transformation parameters between two point patterns", PAMI 1991. No
+singular value decomposition: its gradient divides by differences of singular values, which are
+zero for round and for flat sets of points, though the rotation there is as smooth as elsewhere;
+and on CUDA it waits for the device. All sums are in float64, whatever the points are: over 10^5
+points float32 loses digits and TF32 most of them.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from . import se3
+
+UNDEFINED = 1e-6  # relative spread below which points are a line, or one point
+SQUARINGS = 28  # separate eigenvalues that are UNDEFINED apart, to 16 digits
 
 
 def umeyama(
@@ -12,23 +28,152 @@ def umeyama(
 ) -> Float[Tensor, "*_ 4 4"]:
     """The similarity [sR t] that takes `source` to `target` with least weighted squared error.
 
-    Weights are non-negative, uniform by default. Differentiable in points and weights where the
-    singular values differ. Umeyama, "Least-squares estimation of transformation parameters between
-    two point patterns", PAMI 1991.
+    Weights are non-negative, uniform by default. NaN, with zero gradients, where it is undefined:
+    weights of sum 0, a set that is constant or collinear, sets that share no such direction. Else
+    differentiable in points and weights, and never a reflection.
     """
-    if weights is None:
-        weights = torch.ones_like(source[..., 0])
-    w = (weights / weights.sum(dim=-1, keepdim=True))[..., None]
-    mean_source = (w * source).sum(dim=-2, keepdim=True)
-    mean_target = (w * target).sum(dim=-2, keepdim=True)
-    x, y = source - mean_source, target - mean_target
-    u, s, vh = torch.linalg.svd((w * y).transpose(-1, -2) @ x)
-    sign = torch.linalg.det(u) * torch.linalg.det(vh)
-    flip = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign.sign()], dim=-1)
-    rotation = (u * flip[..., None, :]) @ vh
-    scale = (s * flip).sum(dim=-1) / (w * x * x).sum(dim=(-1, -2))
+    kind = torch.promote_types(source.dtype, target.dtype)
+    x, y = source.double(), target.double()
+    w = torch.ones_like(x[..., 0]) if weights is None else weights.double()
+    total = w.sum(dim=-1, keepdim=True)
+    w = (w / torch.where(total > 0, total, 1))[..., None]
+    mean_x, mean_y = (w * x).sum(dim=-2, keepdim=True), (w * y).sum(dim=-2, keepdim=True)
+    apart = _apart(x, mean_x, w) & _apart(y, mean_y, w)
+    x, y = x - mean_x, y - mean_y
+    covariance = (w * y).transpose(-1, -2) @ x
+    rotation = nearest_rotation(covariance)
+    defined = apart & _unique(_stretch(rotation.detach(), covariance.detach()))
+    spread = (w * x * x).sum(dim=(-1, -2))
+    scale = (rotation * covariance).sum(dim=(-1, -2)) / torch.where(defined, spread, 1)
     linear = scale[..., None, None] * rotation
-    translation = mean_target - mean_source @ linear.transpose(-1, -2)
-    top = torch.cat([linear, translation.transpose(-1, -2)], dim=-1)
-    bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
-    return torch.cat([top, bottom], dim=-2)
+    moved = mean_y - mean_x @ linear.transpose(-1, -2)
+    similarity = se3.compose(linear, moved[..., 0, :])
+    return torch.where(defined[..., None, None], similarity, torch.nan).to(kind)
+
+
+def scaling(
+    source: Float[Tensor, "*#batch point 3"],
+    target: Float[Tensor, "*#batch point 3"],
+    weights: Float[Tensor, "*#batch point"] | None = None,
+) -> Float[Tensor, "*_"]:
+    """The factor about the origin that takes `source` to `target` with least squared error.
+
+    NaN, with zero gradients, where it is undefined or not positive.
+    """
+    kind = torch.promote_types(source.dtype, target.dtype)
+    x, y = source.double(), target.double()
+    w = torch.ones_like(x[..., 0]) if weights is None else weights.double()
+    along, length = (w * (x * y).sum(dim=-1)).sum(dim=-1), (w * (x * x).sum(dim=-1)).sum(dim=-1)
+    defined = (along > 0) & (length > 0)
+    return torch.where(defined, along / torch.where(defined, length, 1), torch.nan).to(kind)
+
+
+def trusted(
+    fit: Callable[[Tensor], Tensor],
+    target: Float[Tensor, "*batch point 3"],
+    weights: Float[Tensor, "*batch point"],
+    rounds: int,
+) -> Float[Tensor, "*batch point"]:
+    """The weights, lessened where points do not follow the rest: `rounds` of reweighting.
+
+    `fit(weights)` gives the aligned source. Each round multiplies `weights` by (m² / (m² + r²))²,
+    r the distance of a pair and m the median distance over points of positive weight: the
+    estimator of Geman and McClure (1985) by iteratively reweighted least squares (Holland and
+    Welsch, 1977), its width following the residuals. Without gradient.
+    """
+    found, target = weights.detach(), target.detach()
+    with torch.no_grad():
+        for _ in range(rounds):
+            squared = (fit(found) - target).double().square().sum(dim=-1)
+            known = torch.where(weights > 0, squared, torch.nan)
+            width = known.nanmedian(dim=-1, keepdim=True).values.clamp_min(1e-300)
+            found = weights * (width / (width + squared)).square().to(weights.dtype)
+    return found
+
+
+def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """The rotation R with the largest tr(RᵀM): the nearest to M, never a reflection.
+
+    Differentiable wherever it is unique, equal singular values included; elsewhere the result
+    means nothing and its gradient is zero.
+    """
+    return _NearestRotation.apply(matrix)  # pyright: ignore[reportReturnType]
+
+
+class _NearestRotation(torch.autograd.Function):
+    """tr(RᵀM) = qᵀNq for the unit quaternion q of R; squaring N leaves its largest eigenvector.
+
+    Backwards: M = RS with S symmetric, so RᵀdM - dMᵀR = ΩS + SΩ for dR = RΩ; of axial vectors,
+    (tr(S)·1 - S) ω, whose eigenvalues are sums of singular values and never their differences.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        forms = matrix.new_tensor(_FORMS)
+        power = torch.einsum("baij,...ba->...ij", forms, matrix)
+        size = power.square().sum(dim=(-1, -2), keepdim=True).sqrt()
+        tiny = torch.finfo(matrix.dtype).tiny
+        power = power / size.clamp_min(tiny) + torch.eye(
+            4, dtype=matrix.dtype, device=matrix.device
+        )
+        for _ in range(SQUARINGS):
+            power = power @ power
+            power = power / power.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None]
+        rotation = torch.einsum("baij,...ij->...ba", forms, power)  # power is qqᵀ by now
+        ctx.save_for_backward(matrix, rotation)
+        return rotation
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        matrix, rotation = ctx.saved_tensors
+        stretch = _stretch(rotation, matrix)
+        unique = _unique(stretch)
+        inner = rotation.transpose(-1, -2) @ gradients[0]
+        twist = _axis(inner - inner.transpose(-1, -2))
+        eye = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+        solvable = torch.where(unique[..., None, None], stretch, eye)
+        turned = (torch.linalg.inv_ex(solvable).inverse @ twist[..., None])[..., 0]
+        turned = torch.where(unique[..., None], turned, 0)
+        return torch.linalg.cross(rotation, turned[..., None, :].expand_as(rotation), dim=-1)
+
+
+def _stretch(rotation: Tensor, matrix: Tensor) -> Tensor:
+    """tr(S)·1 - S of M = RS."""
+    s = rotation.transpose(-1, -2) @ matrix
+    s = (s + s.transpose(-1, -2)) / 2
+    eye = torch.eye(3, dtype=s.dtype, device=s.device)
+    return s.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None] * eye - s
+
+
+def _unique(stretch: Tensor) -> Tensor:
+    """Whether one rotation is best: the product of the sums of two singular values is not small."""
+    trace = stretch.diagonal(dim1=-2, dim2=-1).sum(dim=-1) / 2
+    return (trace > 0) & (torch.linalg.det(stretch) > UNDEFINED * trace**3)
+
+
+def _axis(antisymmetric: Tensor) -> Tensor:
+    """v of the matrix [v]× that takes u to v × u."""
+    a = antisymmetric
+    return torch.stack([a[..., 2, 1], a[..., 0, 2], a[..., 1, 0]], dim=-1)
+
+
+def _apart(points: Tensor, mean: Tensor, w: Tensor) -> Tensor:
+    """Whether points spread further than the rounding of their coordinates."""
+    variance = (w * (points - mean).square()).detach().sum(dim=(-1, -2))
+    return variance > UNDEFINED**2 * mean.detach().square().sum(dim=(-1, -2))
+
+
+def _forms() -> list[list[list[list[float]]]]:
+    """Entry [b][a] of the rotation of a unit quaternion wxyz, as the matrix F of qᵀFq."""
+    forms = torch.zeros(3, 3, 4, 4)
+    for a in range(3):
+        forms[a, a] = torch.diag(torch.tensor([1.0, *(1.0 if i == a else -1.0 for i in range(3))]))
+        b, c = (a + 1) % 3, (a + 2) % 3
+        for row, column, sign in ((b, c, -1.0), (c, b, 1.0)):
+            f = forms[row, column]
+            f[1 + b, 1 + c] = f[1 + c, 1 + b] = 1.0
+            f[0, 1 + a] = f[1 + a, 0] = sign
+    return forms.tolist()
+
+
+_FORMS = _forms()

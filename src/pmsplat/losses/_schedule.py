@@ -9,7 +9,16 @@ from ..types import StepOutput
 
 DECAY = 0.9  # a level that is n refinements from the answer counts 0.9^n (DepthSplat)
 
-Loss = Callable[[StepOutput], Tensor]
+
+@dataclass(frozen=True)
+class Partial:
+    """A loss that passed over some samples of the batch, and how many: a count on the device."""
+
+    value: Tensor
+    skipped: Tensor
+
+
+Loss = Callable[[StepOutput], Tensor | Partial | None]  # None: nothing to say of this level
 
 
 @dataclass(frozen=True)
@@ -21,24 +30,41 @@ class Term:
     start_step: int = 0
 
 
-def total(
-    step: StepOutput, terms: Mapping[str, Term], global_step: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The scalar to minimise, and what each term adds to it (weighted, detached).
+@dataclass(frozen=True)
+class Total:
+    """The scalar to minimise; what each term adds to it (weighted, detached); samples passed over.
+
+    Of the answer under the name of the term, of an earlier level under "name/level".
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    skipped: dict[str, Tensor]
+
+
+def total(step: StepOutput, terms: Mapping[str, Term], global_step: int) -> Total:
+    """The weighted sum of all terms.
 
     Every term looks at every level of the prediction as if refinement had stopped there; level i
-    of n counts 0.9^(n-1-i). Values of the answer carry the name of the term, those of an
-    earlier level "name/level". Terms with a later first step, or weight 0, are not computed.
+    of n counts 0.9^(n-1-i). Terms with a later first step, or weight 0, are not computed.
     """
     levels = len(step.prediction.depths)
-    values: dict[str, Tensor] = {}
     loss = step.prediction.depths[-1].new_zeros(())
+    values: dict[str, Tensor] = {}
+    skipped: dict[str, Tensor] = {}
     for level in range(levels):
         view = step.up_to(level)
         for name, term in terms.items():
             if global_step < term.start_step or term.weight == 0:
                 continue
-            value = term.weight * DECAY ** (levels - 1 - level) * term.loss(view)
+            found = term.loss(view)
+            if found is None:
+                continue
+            label = name if level == levels - 1 else f"{name}/{level}"
+            if isinstance(found, Partial):
+                skipped[label] = found.skipped
+                found = found.value
+            value = term.weight * DECAY ** (levels - 1 - level) * found
             loss = loss + value
-            values[name if level == levels - 1 else f"{name}/{level}"] = value.detach()
-    return loss, values
+            values[label] = value.detach()
+    return Total(loss, values, skipped)

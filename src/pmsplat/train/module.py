@@ -1,6 +1,6 @@
 """The training step and its optimiser, as Lightning wants them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class TrainingModule(LightningModule):
     """Trains `model`; its checkpoints hold the weights of `model` and nothing else that learns.
 
     A step whose gradients are not finite is passed over on all devices alike and counted
-    ("train/skipped"); BAD_STEPS in a row raise UserError.
+    ("train/skipped"); BAD_STEPS in a row raise UserError. Samples that a loss passes over are
+    counted too ("train/skipped/NAME", since the process began).
     """
 
     def __init__(
@@ -34,13 +35,15 @@ class TrainingModule(LightningModule):
         model: nn.Module,
         terms: Mapping[str, Term],
         lpips: LPIPS | None = None,
+        ask: Callable[[Batch], Batch] | None = None,
     ) -> None:
         super().__init__()
-        self.experiment, self.model, self.terms = experiment, model, terms
+        self.experiment, self.model, self.terms, self.ask = experiment, model, terms, ask
         self.lpips = [lpips]  # in a list: measured with, not trained and not saved
         renderer = experiment.renderer
         self.pipeline = protocol.pipeline(model, renderer.name, renderer.background)
         self.skipped, self.skipped_in_a_row = 0, 0
+        self.passed_over: dict[str, Tensor] = {}  # samples, by loss; on the device
 
     def configure_optimizers(self) -> Any:
         cfg = self.experiment
@@ -55,11 +58,18 @@ class TrainingModule(LightningModule):
         assert isinstance(data, DataModule)
         data.step.fill_(self.global_step)
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Asks the teacher, on the training device, about batches that come without its answer."""
+        return self.ask(batch) if self.ask and self.trainer.training else batch
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
         shown = {"loss": outcome.loss.detach(), **outcome.quality}
         shown |= {f"loss/{name}": value for name, value in outcome.terms.items()}
         shown["skipped"] = torch.tensor(float(self.skipped))
+        for name, samples in outcome.skipped.items():
+            self.passed_over[name] = self.passed_over.get(name, 0) + samples.float()
+            shown[f"skipped/{name}"] = self.passed_over[name]
         for group in self.trainer.optimizers[0].param_groups:
             shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
         self.log_dict(

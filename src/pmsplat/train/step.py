@@ -16,12 +16,14 @@ from ..types import Batch, StepOutput
 class Outcome:
     """The scalar to minimise, what each term adds to it, and how good the answer is.
 
+    `skipped` has, for terms that cannot look at every sample, how many they passed over.
     `quality` has the mean "psnr" in dB where something was rendered, and "abs_rel" of the context
     depth where the data brings depth (NaN where none of its pixels is known).
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
+    skipped: dict[str, Tensor]
     quality: dict[str, Tensor]
     step: StepOutput
 
@@ -35,8 +37,8 @@ def training_step(
     """
     step = run(batch)
     with torch.autocast(batch.target.images.device.type, enabled=False):
-        loss, values = total(step, terms, global_step)
-        return Outcome(loss, values, _quality(step), step)
+        found = total(step, terms, global_step)
+        return Outcome(found.loss, found.terms, found.skipped, _quality(step), step)
 
 
 def _quality(step: StepOutput) -> dict[str, Tensor]:

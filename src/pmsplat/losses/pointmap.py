@@ -1,0 +1,287 @@
+"""PM-Loss: predicted points lie on the surface that a teacher sees, whatever its frame and unit.
+
+Shi et al., "Revisiting Depth Representations for Feed-Forward 3D Gaussian Splatting", 3DV 2026
+(arXiv 2506.05327). The defaults are what the released code does; each option says what it mends.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..errors import UserError
+from ..geometry import align, camera, se3
+from ..geometry.neighbors import FARTHEST
+from ..kernels import neighbors
+from ..types import StepOutput, Views
+from ._schedule import Loss, Partial
+
+ALIGNMENTS = ("similarity", "scale")
+
+
+@dataclass
+class Config:
+    alignment: str = "similarity"  # scale: the teacher's depth along the known poses has no other
+    detach: bool = False  # True: fitting the alignment is no way to please the loss
+    robust: int = 0  # rounds of reweighting: wrong pixels of the teacher do not tilt the alignment
+    confidence: bool = False  # True: pixels count as much as the teacher trusts them
+    distrust: float = 0.0  # share of pixels to mask, the least trusted: they are mostly wrong
+    border: int = 0  # pixels to mask at the images' edges, where teachers and encoders see least
+    trim: float = 0.0  # share of distances to drop, the largest: no surface of the teacher is there
+    clip: float | None = 100.0  # samples above it count 1e-5 of their value; None: all in full
+    coarse: bool = False  # True: coarser levels are held to the teacher too
+
+    def __post_init__(self) -> None:
+        if self.alignment not in ALIGNMENTS:
+            raise UserError(
+                f"loss.pointmap.alignment={self.alignment}",
+                f"one of {', '.join(ALIGNMENTS)}",
+                "mend it",
+            )
+        if not 0 <= self.distrust < 1 or self.border < 0:
+            raise UserError(
+                f"loss.pointmap with distrust={self.distrust} and border={self.border}",
+                "a share of at least 0 and below 1, and a number of pixels",
+                "mend it",
+            )
+        _check_options(self.robust, self.trim)
+
+
+def build(cfg: Config) -> Loss:
+    """The mean of `pointmap_loss` over the batch: the answer's points against `context.pointmap`.
+
+    Points are the means of the Gaussians, one for each pixel, or the unprojected depth of a model
+    without. Pixels of confidence 0 are masked. Samples whose alignment is undefined count 0 and
+    are told as skipped. Coarser levels are left out unless `coarse` is set. Raises UserError for
+    data without pointmaps and for models with other than one Gaussian per pixel.
+    """
+
+    def pointmap(step: StepOutput) -> Partial | None:
+        if step.levels_left and not cfg.coarse:
+            return None
+        context = step.batch.context
+        teacher = _taught(context)
+        trust = context.pointmap_confidence
+        centers = context.cameras.c2w[..., :3, 3] if cfg.alignment == "scale" else None
+        values, defined = _per_sample(
+            _points(step), teacher, trust if cfg.confidence else None, _mask(context, cfg),
+            None, centers, cfg.robust, cfg.detach, cfg.trim, cfg.clip,
+        )  # fmt: skip
+        return Partial(values.mean(), (~defined).sum())
+
+    return pointmap
+
+
+def pointmap_loss(
+    points: Float[Tensor, "batch *pixel 3"],
+    pointmap: Float[Tensor, "batch *pixel 3"],
+    confidence: Float[Tensor, " batch *pixel"] | None = None,
+    mask: Bool[Tensor, " batch *pixel"] | None = None,
+    *,
+    grid: tuple[int, int] | None = None,
+    centers: Float[Tensor, "batch view 3"] | None = None,
+    robust: int = 0,
+    detach: bool = False,
+    trim: float = 0.0,
+    clip: float | None = 100.0,
+) -> Float[Tensor, " batch"]:
+    """Mean squared distance from predicted points to the teacher's surface, aligned: [batch].
+
+    `points` and `pointmap` are pixel-aligned: [batch, n, 3], or [batch, view, height, width, 3],
+    which is faster, as is `grid` = (height, width) for lists in that order. The teacher is taken to
+    the prediction by the similarity that fits corresponding pixels best; then each predicted point
+    goes to its nearest neighbour among the aligned points, in squared units of `points`. Gradients
+    reach both, through the alignment too, unless `detach`. float32 (or float64 if `points` are).
+
+    `confidence` (>= 0) weighs pixels in the alignment and in the mean. Pixels outside `mask`, or of
+    confidence 0, are nowhere: not in the alignment, not on the teacher's surface, not in the mean,
+    so their prediction gets no pull; what stands there may be NaN. `centers`: the pointmap is depth
+    along known poses, in the world but for its unit, so each view's points keep to their rays from
+    its camera centre, and one scale for all of a sample is fitted. `robust`: rounds of
+    `align.trusted`. `trim`: share of the weight to drop at the largest distances. `clip`: samples
+    above it are multiplied by 1e-5, None leaves them.
+
+    0 with zero gradients for a sample whose alignment is undefined: fewer than three pixels, points
+    in a line or all in one place, or not finite. Raises UserError for shapes that do not fit.
+    """
+    options = grid, centers, robust, detach, trim, clip
+    return _per_sample(points, pointmap, confidence, mask, *options)[0]
+
+
+def _per_sample(
+    points: Tensor,
+    pointmap: Tensor,
+    confidence: Tensor | None,
+    mask: Tensor | None,
+    grid: tuple[int, int] | None,
+    centers: Tensor | None,
+    robust: int,
+    detach: bool,
+    trim: float,
+    clip: float | None,
+) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """The loss of each sample, and whether it could be computed. Nothing waits for the device."""
+    _check(points, pointmap, confidence, mask)
+    _check_options(robust, trim)
+    if points.dim() == 5:
+        grid = points.shape[2], points.shape[3]
+    kind = torch.promote_types(points.dtype, torch.float32)
+    points, pointmap = points.flatten(1, -2).to(kind), pointmap.flatten(1, -2).double()
+    weights = torch.ones_like(points[..., 0], dtype=torch.float64)
+    if confidence is not None:
+        trust = confidence.flatten(1).double()
+        weights = torch.where((trust > 0) & trust.isfinite(), trust, 0)
+    if mask is not None:
+        weights = torch.where(mask.flatten(1), weights, 0)
+    there, taught = _finite(points), _finite(pointmap)
+    defined = ((there & taught) | (weights == 0)).all(dim=-1) & (weights > 0).any(dim=-1)
+    points = torch.where(there[..., None], points, 0)
+    pointmap = torch.where(taught[..., None], pointmap, 0)
+    weights = torch.where(defined[:, None], weights, 1)
+    aligned, fitted = _aligned(points, pointmap, weights, centers, robust)
+    defined = defined & fitted
+    aligned = (aligned.detach() if detach else aligned).to(kind)
+
+    # An undefined sample is searched as points on a line: equal ones make a search slow.
+    line = torch.arange(points.shape[1], dtype=kind, device=points.device)[:, None].expand(-1, 3)
+    points = torch.where(defined[:, None, None], points, line)
+    aligned = torch.where(defined[:, None, None], aligned, line)
+    counts = (weights > 0) | ~defined[:, None]
+    masked = None if confidence is None and mask is None else counts
+    distances = neighbors.squared_distance(points, aligned, grid, masked)
+    values = _mean(distances, weights, trim)
+    if clip is not None:
+        values = torch.where(values > clip, 1e-5 * values, values)
+    return torch.where(defined, values, 0), defined
+
+
+def _aligned(
+    points: Tensor, pointmap: Tensor, weights: Tensor, centers: Tensor | None, robust: int
+) -> tuple[Float[Tensor, "batch n 3"], Bool[Tensor, " batch"]]:
+    """The teacher's points in the frame and unit of the prediction, and whether that is defined."""
+    goal, origins = points.double(), torch.zeros_like(points[:, :1], dtype=torch.float64)
+    if centers is not None:
+        _check_centers(centers, points)
+        origins = centers.double().repeat_interleave(points.shape[1] // centers.shape[1], dim=1)
+    source, target = pointmap - origins, goal - origins
+
+    def similarity(w: Tensor) -> Tensor:
+        return align.umeyama(source, target, w)
+
+    def scale(w: Tensor) -> Tensor:
+        factor = align.scaling(source, target, w)[:, None, None]
+        return torch.eye(4, dtype=factor.dtype, device=factor.device) * factor
+
+    motion = similarity if centers is None else scale
+    if robust:
+        weights = align.trusted(lambda w: se3.transform(motion(w), source), target, weights, robust)
+    found = motion(weights)
+    defined = found.isfinite().all(dim=-1).all(dim=-1)
+    eye = torch.eye(4, dtype=found.dtype, device=found.device)
+    found = torch.where(defined[:, None, None], found, eye)
+    return origins + se3.transform(found, source), defined
+
+
+def _mean(distances: Tensor, weights: Tensor, trim: float) -> Float[Tensor, " batch"]:
+    """The weighted mean without the share `trim` of the weight that is farthest."""
+    if trim:
+        order = distances.detach().argsort(dim=-1)
+        nearer = weights.gather(-1, order)
+        before = nearer.cumsum(dim=-1) - nearer
+        kept = before < (1 - trim) * nearer.sum(dim=-1, keepdim=True)
+        weights = torch.zeros_like(weights).scatter(-1, order, nearer * kept)
+    weights = (weights / weights.sum(dim=-1, keepdim=True)).to(distances.dtype)
+    return (weights * distances).sum(dim=-1)
+
+
+def _finite(points: Tensor) -> Bool[Tensor, "batch n"]:
+    return (points.detach().abs() < FARTHEST).all(dim=-1)
+
+
+def _taught(context: Views) -> Float[Tensor, "batch view height width 3"]:
+    if context.pointmap is None:
+        raise UserError(
+            "loss.pointmap on data without a teacher's pointmaps",
+            "data that brings them",
+            "write them with `pmsplat teacher cache` and name them in the dataset, or drop the "
+            "loss: ~loss.pointmap",
+        )
+    return context.pointmap
+
+
+def _points(step: StepOutput) -> Float[Tensor, "batch view height width 3"]:
+    """The predicted point of every context pixel."""
+    context = step.batch.context
+    if not step.prediction.gaussians:
+        cameras = context.cameras
+        return camera.unproject_depth(step.prediction.depths[-1], cameras.c2w, cameras.K)
+    means = step.prediction.gaussians[-1].means
+    batch, views, _, height, width = context.images.shape
+    if means.shape[1] != views * height * width:
+        raise UserError(
+            f"loss.pointmap of {means.shape[1]} Gaussians for {views} views of {height}x{width}",
+            "one Gaussian for each context pixel",
+            "train such a model, or drop the loss: ~loss.pointmap",
+        )
+    return means.reshape(batch, views, height, width, 3)
+
+
+def _mask(context: Views, cfg: Config) -> Bool[Tensor, "batch view height width"] | None:
+    """Where the teacher counts; None where it does everywhere."""
+    trust = context.pointmap_confidence
+    if trust is None and (cfg.confidence or cfg.distrust):
+        raise UserError(
+            "loss.pointmap with confidence or distrust on data without pointmap_confidence",
+            "a teacher that says how far to trust it",
+            "leave both at their defaults",
+        )
+    mask = None if trust is None else trust > 0
+    if cfg.distrust:
+        assert trust is not None and mask is not None
+        known = torch.where(mask, trust, torch.nan).flatten(1).float()
+        lowest = known.nanquantile(cfg.distrust, dim=1)[:, None, None, None]
+        mask = mask & (trust >= lowest)
+    if cfg.border:
+        inside = torch.zeros_like(_taught(context)[..., 0], dtype=torch.bool)
+        inside[..., cfg.border : -cfg.border, cfg.border : -cfg.border] = True
+        mask = inside if mask is None else mask & inside
+    return mask
+
+
+def _check(
+    points: Tensor, pointmap: Tensor, confidence: Tensor | None, mask: Tensor | None
+) -> None:
+    shape = tuple(points.shape)
+    if points.dim() not in (3, 5) or shape[-1] != 3 or 0 in shape[1:]:
+        raise UserError(
+            f"points of shape {shape}",
+            "[batch, n, 3] or [batch, view, height, width, 3]",
+            "bring them into one of these forms",
+        )
+    others = {"pointmap": (pointmap, shape), "confidence": (confidence, shape[:-1])}
+    for name, (given, wanted) in {**others, "mask": (mask, shape[:-1])}.items():
+        if given is not None and tuple(given.shape) != wanted:
+            raise UserError(
+                f"points of shape {shape} with {name} of shape {tuple(given.shape)}",
+                f"{name} of shape {wanted}, pixel by pixel those of the points",
+                "bring the teacher to the size of the prediction",
+            )
+
+
+def _check_options(robust: int, trim: float) -> None:
+    if robust < 0 or not 0 <= trim < 1:
+        raise UserError(
+            f"a pointmap loss with robust={robust} and trim={trim}",
+            "a number of rounds, and a share of at least 0 and below 1",
+            "mend them",
+        )
+
+
+def _check_centers(centers: Tensor, points: Tensor) -> None:
+    if centers.dim() != 3 or centers.shape[0] != len(points) or points.shape[1] % centers.shape[1]:
+        raise UserError(
+            f"centers of shape {tuple(centers.shape)} for {points.shape[1]} points a sample",
+            "[batch, view, 3], with as many points for each view",
+            "give the camera centre of every view",
+        )
