@@ -19,7 +19,6 @@ from pmsplat.data import synthetic
 from pmsplat.data.folder import open_scene
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.geometry import camera
-from pmsplat.geometry.gaussian import rotation_to_quat
 from pmsplat.io.images import write_image
 from pmsplat.models import depthsplat
 from pmsplat.render import rasterize
@@ -31,7 +30,6 @@ from pmsplat.types import Cameras, Gaussians, Screen, Views
 from ..scenes import random_cameras, random_gaussians
 
 SIZE = (40, 52)
-INTRINSICS = ((0, 0), (1, 1), (0, 2), (1, 2))  # fx, fy, cx, cy in K
 QUICK = Options(steps=40, size=SIZE, random_points=600, save_every=1000, device="cpu")
 
 
@@ -48,43 +46,6 @@ def draw(cloud: Cloud, seed: int = 1) -> torch.Tensor:
     loss.backward()
     cloud.update(0)
     return loss.detach()
-
-
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One procedural scene of 10 photos of 54x70, without sparse points, as a chunk."""
-    root = tmp_path_factory.mktemp("rooms")
-    synthetic.write(root, scenes=1, frames=10, size=(54, 70), seed=0, split="test")
-    return str(root / "test")
-
-
-@pytest.fixture(scope="module")
-def model_folder(room: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a COLMAP model, whose points are true ones of the surfaces."""
-    folder = tmp_path_factory.mktemp("colmap")
-    sparse = folder / "sparse" / "0"
-    sparse.mkdir(parents=True)
-    views = open_scene(room).views()
-    assert views.names is not None and views.depth is not None
-    height, width = views.size
-    world = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)[0, ::3]
-    points = world[views.depth[0, ::3] > 0][::17]
-    lenses, images = [], []
-    for i, name in enumerate(views.names[0]):
-        c2w, K = views.cameras.c2w[0, i], views.cameras.K[0, i]
-        fx, fy, cx, cy = (camera.K_px(K, height, width)[at].item() for at in INTRINSICS)
-        lenses.append(f"{i + 1} PINHOLE {width} {height} {fx} {fy} {cx} {cy}\n")
-        w2c = torch.linalg.inv(c2w.double())
-        pose = [*rotation_to_quat(w2c[:3, :3]).tolist(), *w2c[:3, 3].tolist()]
-        seen = camera.project_world(points, c2w, K)
-        inside = (seen[:, :2] > 0).all(-1) & (seen[:, :2] < 1).all(-1) & (seen[:, 2] > 0)
-        observed = " ".join(f"0 0 {point}" for point in inside.nonzero()[:, 0].tolist())
-        images.append(f"{i + 1} {' '.join(map(str, pose))} {i + 1} {name}.png\n{observed}\n")
-        write_image(folder / "images" / f"{name}.png", views.images[0, i])
-    rows = [f"{i} {x} {y} {z} 0 0 0 0\n" for i, (x, y, z) in enumerate(points.tolist())]
-    for name, lines in (("cameras", lenses), ("images", images), ("points3D", rows)):
-        (sparse / f"{name}.txt").write_text("".join(lines))
-    return folder
 
 
 def test_parameters_give_back_their_gaussians() -> None:
@@ -351,6 +312,8 @@ def test_held_out_photos_come_closer(
 ) -> None:
     said: list[str] = []
     options = replace(QUICK, start=start, strategy=strategy, steps=60)
+    if start == "points":
+        options = replace(options, random_points=None)
     summary = refine(model_folder, tmp_path / "out", options, tell=said.append)
     assert summary.trained_on == 8 and summary.held_out == 2
     assert summary.after.psnr > summary.before.psnr + 1.5
@@ -409,7 +372,7 @@ def test_from_a_prediction_and_from_a_file(room: str, tmp_path: Path) -> None:
         vit="none", width=16, planes=8, transformer_layers=1, head_width=16, sh_degree=1
     )
     model = depthsplat.build(config).eval()
-    few = replace(QUICK, model=model, steps=10, size=(32, 48))
+    few = replace(QUICK, model=model, steps=10, size=(32, 48), random_points=None)
     summary = refine(room, tmp_path / "predicted", few)
     assert summary.start == "prediction"
     assert summary.before.gaussians == 4 * 32 * 48
@@ -445,8 +408,11 @@ def test_more_splats_come_closer_to_a_picture(room: str, tmp_path: Path) -> None
 
 def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--steps", "4", "--size", "24x32", "--device", "cpu", "--output", str(tmp_path / "out")]
-    assert cli.main(["refine", room, *more]) == 0
+    few = ["--sh-degree", "0", "--random-points", "300", "--test-every", "4", "--seed", "0"]
+    assert cli.main(["refine", room, *more, *few]) == 0
     told = capsys.readouterr().err
+    assert "7 photos of 24x32" in told and "3 held out" in told and "Before: 300 Gaussians" in told
+    assert pmsplat.load_ply(tmp_path / "out" / "gaussians.ply").sh_degree == 0
     assert "start: random" in told and "Held-out PSNR" in told and "are in" in told
     assert cli.main(["refine", room, *more]) == 2
     assert "holds a run; wanted a new or empty folder; go on with" in capsys.readouterr().err
@@ -469,6 +435,12 @@ def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["ROOM", "--start", "random", "--init", "x.ply"], r"--init with --start random"),
         (["ROOM", "--strategy", "mcmv"], r"--strategy mcmv; .*did you mean 'mcmc'"),
         (["ROOM", "--steps", "0"], r"steps = 0; wanted at least 1"),
+        (["ROOM", "--test-every", "1"], r"test_every = 1; wanted at least 2"),
+        (["ROOM", "--sh-degree", "4"], r"sh_degree = 4; wanted 0 to 3"),
+        (["ROOM", "--random-points", "0"], r"random_points = 0; wanted at least 1"),
+        (["ROOM", "--init", "x.ply", "--random-points", "9"], r"--random-points with --start file"),
+        (["ROOM", "--strategy", "gsplat-mcmc"], r"gsplat is not installed|gsplat-mcmc on cpu"),
+        (["--image", "x.png", "--sh-degree", "0"], r"--image with --sh-degree"),
         (["ROOM", "--most", "0"], r"most = 0; wanted at least 1"),
         (["ROOM", "--resume"], r"there is no .*state\.pt; wanted an interrupted run"),
         (["ROOM", "--init", "x.ply"], r"no file x\.ply"),
@@ -504,10 +476,14 @@ def test_gaussians_of_another_scene_and_none_are_told(room: str, tmp_path: Path)
     far = random_gaussians(10, torch.Generator().manual_seed(0))
     pmsplat.save_ply(replace(far, means=far.means + 1e4), tmp_path / "far.ply")
     with pytest.raises(pmsplat.UserError, match="that no photo of the scene sees"):
-        refine(room, tmp_path / "out", replace(QUICK, init=tmp_path / "far.ply"))
+        refine(
+            room, tmp_path / "out", replace(QUICK, random_points=None, init=tmp_path / "far.ply")
+        )
     (tmp_path / "none.splat").write_bytes(b"")
     with pytest.raises(pmsplat.UserError, match=r"none\.splat"):
-        refine(room, tmp_path / "out", replace(QUICK, init=tmp_path / "none.splat"))
+        refine(
+            room, tmp_path / "out", replace(QUICK, random_points=None, init=tmp_path / "none.splat")
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -517,12 +493,12 @@ def test_one_place_and_few_photos_are_told(tmp_path: Path) -> None:
         _start.extent(cameras)
     root = tmp_path / "two"
     synthetic.write(root, scenes=1, frames=2, size=(32, 32), seed=0, split="test")
-    with pytest.raises(pmsplat.UserError, match="2 photos; wanted three or more"):
+    with pytest.raises(pmsplat.UserError, match="2 photos, 1 of them held out; wanted two or more"):
         refine(root / "test", tmp_path / "out", QUICK)
 
 
 def test_sfm_points_of_real_photos(shared: Path, tmp_path: Path) -> None:
-    options = replace(QUICK, steps=25, size=(48, 64), start=None)
+    options = replace(QUICK, steps=25, size=(48, 64), random_points=None)
     summary = refine(shared / "scenes" / "bonsai", tmp_path / "out", options)
     assert summary.start == "points"
     assert summary.after.psnr > summary.before.psnr + 1

@@ -8,6 +8,8 @@ SCENE is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk 
 
 It starts from the sparse points of the cameras, from points at random, from the prediction of a
 model (--model), or from a file of Gaussians (--init). Every eighth photo is held out and compared.
+Gaussians are added and removed by gsplat's default strategy where gsplat draws (CUDA), else by
+ours; --strategy chooses: default and mcmc are ours, gsplat-default and gsplat-mcmc gsplat's.
 In the output folder afterwards: gaussians.ply, sheet.png (before and after), psnr.png (held-out
 PSNR over the steps), metrics.json, and state.pt. After Ctrl-C, the same command with --resume goes
 on.
@@ -23,7 +25,11 @@ from pathlib import Path
 
 from .predict import size
 
-OF_SCENES = ("start", "model", "weights", "init", "most", "resume")  # and not of a picture
+OF_SCENES = (  # and not of a picture
+    "start", "model", "weights", "init", "strategy", "most", "sh_degree", "random_points",
+    "test_every", "save_every", "resume",
+)  # fmt: skip
+OF_BOTH = ("steps", "size", "seed", "device", "overwrite")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +41,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME|PATH", help="start from its prediction")
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
     parser.add_argument("--init", metavar="FILE", help="start from these Gaussians")
-    parser.add_argument("--strategy", default="default", metavar="default|mcmc", help="of growth")
+    parser.add_argument("--strategy", metavar="NAME", help="of growth, see above")
     parser.add_argument("--steps", type=int, metavar="N", help="default: 3000 (picture: 500)")
     parser.add_argument("--size", type=size, metavar="HxW", help="default: small on the CPU")
     parser.add_argument("--most", type=int, metavar="N", help="bound of the number of Gaussians")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=500, metavar="N", help="steps")
+    parser.add_argument("--sh-degree", type=int, metavar="N", help="0 to 3 (default: 3)")
+    parser.add_argument(
+        "--random-points", type=int, metavar="N", help="to start from (default: 10000)"
+    )
+    parser.add_argument("--test-every", type=int, metavar="N", help="is held out (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+    parser.add_argument("--save-every", type=int, metavar="N", help="steps (default: 500)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run")
@@ -64,38 +75,16 @@ def run(arguments: argparse.Namespace) -> None:
             "SCENE, or --image FILE",
             "give one of them",
         )
+    said = {name: getattr(arguments, name) for name in OF_SCENES + OF_BOTH}
+    said = {name: value for name, value in said.items() if value is not None and value is not False}
     if arguments.image is not None:
-        given = [name for name in OF_SCENES if getattr(arguments, name) not in (None, False)]
-        if given:
-            raise UserError(f"--image with --{given[0]}", "a scene for that", f"drop --{given[0]}")
-        fits = fit_image(
-            arguments.image,
-            arguments.output,
-            steps=500 if arguments.steps is None else arguments.steps,
-            size=arguments.size,
-            seed=arguments.seed,
-            device=arguments.device,
-            overwrite=arguments.overwrite,
-            tell=console.print,
-            track=shown,
-        )
+        odd = [f"--{name.replace('_', '-')}" for name in OF_SCENES if name in said]
+        if odd:
+            raise UserError(f"--image with {odd[0]}", "a scene for that", f"drop {odd[0]}")
+        fits = fit_image(arguments.image, arguments.output, **said, tell=console.print, track=shown)
         console.print(f"{len(fits)} fits are in {arguments.output}/.")
         return
-    options = Options(
-        start=arguments.start,
-        model=arguments.model,
-        weights=arguments.weights,
-        init=arguments.init,
-        strategy=arguments.strategy,
-        steps=3000 if arguments.steps is None else arguments.steps,
-        size=arguments.size,
-        most=arguments.most,
-        seed=arguments.seed,
-        save_every=arguments.save_every,
-        resume=arguments.resume,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-    )
+    options = Options(**said)
     summary = refine(arguments.input, arguments.output, options, tell=console.print, track=shown)
     before, after = summary.before, summary.after
     console.print(

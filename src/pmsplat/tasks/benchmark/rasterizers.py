@@ -1,6 +1,6 @@
 """Every renderer side by side: usable here or why not, licence, accuracy, time and memory.
 
-pmsplat benchmark rasterizers --size 64 --json benchmarks/renderers.json
+pmsplat benchmark rasterizers --size 64 --json benchmarks/rasterizers.json
     8,192 Gaussians drawn into 2 views of 64x64 by every renderer that works on this machine
 
 Errors are relative (norm of the difference over norm) to the reference in float64: the worst of

@@ -4,6 +4,7 @@ Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", SI
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,15 +27,26 @@ from . import _report, _start
 from ._cloud import Cloud, Parameters
 from ._fit import Fit, Moment, choose_size, load_state, save_state, told_to_stop
 from ._image import fit_image
-from ._options import MOST, MOST_ON_CPU, STATE, Options, check, check_folder, choose_start
-from ._strategy import STRATEGIES, Schedule
+from ._options import (
+    MOST,
+    MOST_ON_CPU,
+    RANDOM_POINTS,
+    STATE,
+    STRATEGIES,
+    Options,
+    check,
+    check_folder,
+    choose_start,
+    choose_strategy,
+)
+from ._strategy import Schedule
 
 __all__ = ["Options", "fit_image", "refine"]
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 8  # every eighth photo is kept from the optimisation, as in the paper
 CONTEXT = 4  # photos shown to the encoder, at most
+OF_RESULT = ("seed", "strategy", "steps", "most", "sh_degree", "random_points", "test_every")
 JUDGEMENTS = 20  # comparisons with the held-out photos in a run
 
 
@@ -47,8 +59,8 @@ def refine(
 ) -> _report.Summary:
     """Optimises Gaussians on the photos of a scene, and writes what became of them to `output`.
 
-    `source` is anything that `open_scene` opens. Every eighth photo is held out and compared with
-    before, on the way, and after. In the world and the unit of the input's cameras:
+    `source` is anything that `open_scene` opens. Every eighth photo (`test_every`) is held out and
+    compared with before, on the way, and after. In the world and the unit of the input's cameras:
 
         gaussians.ply     loads in standard viewers
         psnr.png          PSNR of the held-out photos over the steps
@@ -60,27 +72,17 @@ def refine(
     gets what was decided and how far it is, a sentence at a time. Raises UserError for what the
     user can mend, before anything slow.
     """
-    chosen, folder = options or Options(), Path(output)
-    device = pick_device(chosen.device)
-    if chosen.most is None:
-        chosen = replace(chosen, most=MOST if device.type == "cuda" else MOST_ON_CPU)
-    check(chosen)
+    chosen, device = _settled(options or Options())
+    folder = Path(output)
     check_folder(folder, chosen)
     scene = open_scene(source)
-    photos = len(scene)
-    held = list(range(0, photos, HELD_OUT))
-    rest = [i for i in range(photos) if i not in held]
-    if len(rest) < 2:
-        raise UserError(
-            f"{photos} photos", "three or more: one is held out", "add photos of the scene"
-        )
+    rest, held = _shared_out(len(scene), chosen.test_every)
     start = choose_start(scene, chosen)
     size = choose_size(chosen.size, scene.size, device)
     train, test = scene.views(rest, size), scene.views(held, size)
     settings: dict[str, Any] = {
-        "photos": list(scene.names), "size": list(size), "start": start, "seed": chosen.seed,
-        "strategy": chosen.strategy, "steps": chosen.steps, "most": chosen.most,
-        "sh_degree": chosen.sh_degree, "random_points": chosen.random_points,
+        "photos": list(scene.names), "size": list(size), "start": start,
+        **{name: getattr(chosen, name) for name in OF_RESULT},
     }  # fmt: skip
     state = load_state(folder / STATE, settings) if chosen.resume else None
     tell(
@@ -89,10 +91,13 @@ def refine(
     )
     extent = _start.extent(train.cameras)
     if state is None:
+        began = time.perf_counter()
         fit = _begin(_started(start, scene.points, train, chosen, device), extent, chosen, device)
+        took = time.perf_counter() - began
         _check_seen(fit, train, start)
         tell(f"Before: {_said(fit.judge(test))}")
-        state = {"settings": settings, "before": _report.pictures(fit, test)}
+        before = _report.pictures(fit, test)
+        state = {"settings": settings, "before": before, "start_seconds": took}
         for name in _report.FILES:  # of an earlier run
             (folder / name).unlink(missing_ok=True)
         save_state(folder / STATE, state | fit.state())
@@ -100,19 +105,45 @@ def refine(
         fit = _begin(Parameters(**state["cloud"]["parameters"]).gaussians(), extent, chosen, device)
         fit.restore(state)
         tell(f"Going on after step {fit.step} of {chosen.steps}.")
-    kept = {name: state[name] for name in ("settings", "before")}
+    kept = {name: state[name] for name in ("settings", "before", "start_seconds")}
     _run(fit, train, test, folder, kept, chosen, tell, track)
     summary = _report.Summary(
         start=start,
-        strategy=chosen.strategy,
+        strategy=settings["strategy"],
         size=size,
         trained_on=len(rest),
         held_out=len(held),
+        start_seconds=kept["start_seconds"],
         seconds_per_step=fit.seconds / max(fit.step, 1),
         history=tuple(fit.history),
     )
     _report.write(folder, fit, test, kept["before"], summary)
     return summary
+
+
+def _settled(options: Options) -> tuple[Options, torch.device]:
+    """Options with what was left open chosen for the device; UserError for what cannot be."""
+    device = pick_device(options.device)
+    strategy = choose_strategy(options.strategy, device)
+    most = MOST if device.type == "cuda" else MOST_ON_CPU
+    chosen = replace(
+        options, strategy=strategy, most=most if options.most is None else options.most
+    )
+    check(chosen)
+    return chosen, device
+
+
+def _shared_out(photos: int, test_every: int) -> tuple[list[int], list[int]]:
+    """Indices of the photos to optimise on, and of those held out."""
+    held = range(0, photos, test_every)
+    rest = [i for i in range(photos) if i not in held]
+    if len(rest) < 2:
+        raise UserError(
+            f"{photos} photos, {len(held)} of them held out",
+            "two or more to optimise on",
+            "add photos of the scene, or hold out fewer with --test-every",
+        )
+    return rest, list(held)
 
 
 def _run(
@@ -165,7 +196,8 @@ def _started(
         assert points is not None
         return _start.from_points(points, train, options.sh_degree)
     generator = torch.Generator().manual_seed(options.seed)
-    points = _start.at_random(train.cameras, options.random_points, generator)
+    count = options.random_points or RANDOM_POINTS
+    points = _start.at_random(train.cameras, count, generator)
     return _start.from_points(points, train, options.sh_degree)
 
 
@@ -192,8 +224,8 @@ def _begin(gaussians: Gaussians, extent: float, options: Options, device: torch.
     padded = torch.nn.functional.pad(gaussians.sh, (0, 0, 0, missing))[:, :, :wanted]
     used = min(gaussians.sh_degree, options.sh_degree) if padded[:, :, 1:].any() else 0
     parameters = Parameters.of(replace(gaussians, sh=padded).to(device))
-    schedule = Schedule.planned(options.steps, mcmc=options.strategy == "mcmc")
-    assert options.most is not None
+    assert options.strategy is not None and options.most is not None
+    schedule = Schedule.planned(options.steps, mcmc=options.strategy.endswith("mcmc"))
     strategy = STRATEGIES[options.strategy](schedule, options.most)
     return Fit(Cloud(parameters, extent, options.steps), strategy, schedule, used, options.seed)
 

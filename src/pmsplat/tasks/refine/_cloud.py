@@ -57,7 +57,7 @@ class Parameters(Bundle):
 
 
 class Cloud:
-    """Parameters and their optimiser. All that changes their number is `take`.
+    """Parameters and their optimiser. All of ours that changes their number is `take`.
 
     `extent` is the size of the scene, in its unit, by which the steps of the means are measured;
     they shrink exponentially over `steps`.

@@ -1,18 +1,29 @@
 """What may be chosen for an optimisation, and what cannot be."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from ... import render
 from ...data.folder import PhotoScene
 from ...errors import UserError
 from ...registry import suggest
-from ._strategy import STRATEGIES
+from . import _gsplat
+from ._strategy import MCMC, Densify, Schedule, Strategy
 
+STRATEGIES: dict[str, Callable[[Schedule, int], Strategy]] = {
+    "default": Densify,
+    "mcmc": MCMC,
+    "gsplat-default": _gsplat.GsplatDefault,
+    "gsplat-mcmc": _gsplat.GsplatMCMC,
+}
 STARTS = ("points", "random", "prediction", "file")
 STATE = "state.pt"
 MOST, MOST_ON_CPU = 1_000_000, 50_000
+RANDOM_POINTS = 10_000
 DRAWN_FROM = 2**24  # the most categories of torch.multinomial
 
 
@@ -21,21 +32,24 @@ class Options:
     """What may be chosen; None leaves it to `refine`, which says what it chose.
 
     `start` is one of STARTS: sparse points if there are any, else random ones, where nothing is
-    said; a `model` or a file `init` say it too. `size` is (height, width). `most` bounds the number
-    of Gaussians: MOST, on the CPU MOST_ON_CPU. `random_points` is how many to start from at random.
-    `sh_degree` is reached step by step. The state is saved every `save_every` steps.
+    said; a `model` or a file `init` say it too. `strategy` is one of STRATEGIES: gsplat's default
+    one where gsplat draws, else ours. `size` is (height, width). `most` bounds the number of
+    Gaussians: MOST, on the CPU MOST_ON_CPU. `random_points` is how many to start from at random,
+    RANDOM_POINTS. `sh_degree` is reached step by step. Every `test_every`-th photo is held out,
+    from the first on. The state is saved every `save_every` steps.
     """
 
     start: str | None = None
     model: str | Path | nn.Module | None = None
     weights: str | Path | None = None
     init: str | Path | None = None
-    strategy: str = "default"
+    strategy: str | None = None
     steps: int = 3000
     size: tuple[int, int] | None = None
     most: int | None = None
-    random_points: int = 10_000
+    random_points: int | None = None
     sh_degree: int = 3
+    test_every: int = 8
     seed: int = 0
     save_every: int = 500
     resume: bool = False
@@ -45,15 +59,11 @@ class Options:
 
 def check(options: Options) -> None:
     """Raises UserError for what no run can do."""
-    if options.strategy not in STRATEGIES:
-        raise UserError(
-            f"--strategy {options.strategy}",
-            f"one of {', '.join(STRATEGIES)}",
-            suggest(options.strategy, list(STRATEGIES)),
-        )
-    for name in ("steps", "most", "random_points", "save_every"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{name} = {getattr(options, name)}", "at least 1", "choose more")
+    least = {"steps": 1, "most": 1, "random_points": 1, "save_every": 1, "test_every": 2}
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and value < bound:
+            raise UserError(f"{name} = {value}", f"at least {bound}", "choose more")
     if options.strategy == "mcmc" and (options.most or 0) > DRAWN_FROM:
         raise UserError(
             f"most = {options.most} with --strategy mcmc",
@@ -64,6 +74,22 @@ def check(options: Options) -> None:
         raise UserError("--weights alone", "the --model that they belong to", "add --model")
     if not 0 <= options.sh_degree <= 3:
         raise UserError(f"sh_degree = {options.sh_degree}", "0 to 3", "choose one of them")
+
+
+def choose_strategy(wanted: str | None, device: torch.device) -> str:
+    """One of STRATEGIES; UserError for one that is not known, or not to be had on the device."""
+    if wanted is None:
+        return "default" if render.obstacle("gsplat", device) else "gsplat-default"
+    if wanted not in STRATEGIES:
+        raise UserError(
+            f"--strategy {wanted}",
+            f"one of {', '.join(STRATEGIES)}",
+            suggest(wanted, list(STRATEGIES)),
+        )
+    problem = _gsplat.obstacle(wanted, device) if wanted.startswith("gsplat") else None
+    if problem is not None:
+        raise problem
+    return wanted
 
 
 def check_folder(folder: Path, options: Options) -> None:
@@ -101,6 +127,10 @@ def choose_start(scene: PhotoScene, options: Options) -> str:
             f"{scene.name} has no sparse points",
             "the points of a COLMAP model",
             "start from random ones: --start random",
+        )
+    if given != "random" and options.random_points is not None:
+        raise UserError(
+            f"--random-points with --start {given}", "it with --start random", "add or drop one"
         )
     for start, option, value in (
         ("prediction", "model", options.model),

@@ -23,8 +23,8 @@ PICTURED, SHEET_HEIGHT = 4, 240  # photos on the sheet, and their height in pixe
 class Summary:
     """What metrics.json says: `history` from before the first step to after the last.
 
-    `size` is (height, width); `held_out` and `trained_on` count photos; `seconds_per_step` is
-    without the comparisons.
+    `size` is (height, width); `held_out` and `trained_on` count photos; `start_seconds` went by
+    until there were Gaussians to start from; `seconds_per_step` is without the comparisons.
     """
 
     start: str
@@ -32,6 +32,7 @@ class Summary:
     size: tuple[int, int]
     trained_on: int
     held_out: int
+    start_seconds: float
     seconds_per_step: float
     history: tuple[Moment, ...]
 

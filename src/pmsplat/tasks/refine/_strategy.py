@@ -268,6 +268,3 @@ def tremble(cloud: Cloud, g: torch.Generator) -> None:
     noise = torch.randn(parts.means.shape, generator=g, device=parts.means.device)
     moved = torch.einsum("gij,gj->gi", covariances, noise * gate[:, None])
     parts.means.add_(moved, alpha=NOISE * cloud.means_rate / cloud.extent**2)
-
-
-STRATEGIES = {"default": Densify, "mcmc": MCMC}
