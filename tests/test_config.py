@@ -115,6 +115,26 @@ def test_values_may_name_others_which_may_be_overridden() -> None:
         config.compose(["dataset.index=${dataset.nowhere}"])
 
 
+@pytest.mark.parametrize(
+    ("override", "weight", "robust"),
+    [
+        ("+loss.pointmap={}", 0.005, 0),
+        ("+loss.pointmap.robust=5", 0.005, 5),
+        ("+loss.pointmap={robust: 3}", 0.005, 3),
+        ("+loss.pointmap={weight: 0.1, robust: 3}", 0.1, 3),
+        ("loss=[photometric,pointmap]", 0.005, 0),
+    ],
+)
+def test_a_loss_with_a_file_is_added_as_its_file_has_it(
+    override: str, weight: float, robust: int
+) -> None:
+    loss = config.compose(["+experiment=re10k_small", override]).loss
+    assert {name: term.weight for name, term in loss.items()} == {
+        "mse": 1.0, "lpips": 0.05, "pointmap": weight,
+    }  # fmt: skip
+    assert loss["pointmap"].settings.robust == robust
+
+
 def test_losses_are_added_changed_and_dropped() -> None:
     base = ["+experiment=demo_tiny"]
     added = config.compose([*base, "+loss.tests.lab.sparsity.weight=0.1"]).loss
@@ -142,6 +162,7 @@ def test_a_component_without_yaml_is_chosen_by_its_name() -> None:
     [
         (["+experiment=re10k_smal"], r"no experiment 're10k_smal'.*did you mean 're10k_small'"),
         (["model=depthsplat_smal"], r"no model 'depthsplat_smal'.*did you mean 'depthsplat_small'"),
+        (["loss=[mse,pointmp]"], r"no loss 'pointmp'.*did you mean 'pointmap'"),
         (["loss=photometrc"], r"no loss 'photometrc'.*did you mean 'photometric'"),
         (["model.plnes=3"], r"model 'depthsplat' has no setting 'plnes'.*did you mean 'planes'"),
         (["trainr.steps=3"], r"no setting 'trainr'.*did you mean 'trainer'"),

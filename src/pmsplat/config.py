@@ -7,7 +7,9 @@ against the dataclass it belongs to. A key that no dataclass has is an error tha
     model=depthsplat_base           a file of config/model, or the name of a component
     model.scales=2                  a field of that component's Config
     loss.lpips.weight=0.1           of a loss: weight, start_step, or a field of its Config
-    +loss.lab.sparsity.weight=0.1   a further loss, here module lab.sparsity; ~loss.lpips drops one
+    +loss.pointmap={}               a further loss, as config/loss/pointmap.yaml has it
+    +loss.lab.sparsity.weight=0.1   one of yours, here module lab.sparsity; ~loss.lpips drops one
+    loss=[photometric,pointmap]     several files of config/loss together
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,6 +83,8 @@ def compose(overrides: Sequence[str]) -> Experiment:
         value = override.value()
         if group not in (*GROUPS, "experiment") or override.is_delete() or isinstance(value, dict):
             values.append(override)
+        elif group == "loss" and isinstance(value, list):
+            files.append(f"loss=[{','.join(name for name in value if _has_file(group, name))}]")
         elif _has_file(group, value):
             files.append(f"{'+' if group == 'experiment' else ''}{group}={value}")
         else:
@@ -152,6 +156,7 @@ def _apply(tree: dict[str, Any], override: Override) -> None:
     if head == "loss" and rest:  # names of losses may have dots, their settings never
         whole = override.is_delete() or isinstance(override.value(), dict) or len(rest) == 1
         path = ["loss", ".".join(rest)] if whole else ["loss", ".".join(rest[:-1]), rest[-1]]
+    usual = _usual_loss(tree, path) if head == "loss" and not override.is_delete() else {}
     *parents, last = path
     node = tree
     for key in parents:
@@ -161,12 +166,24 @@ def _apply(tree: dict[str, Any], override: Override) -> None:
                 f"{override.input_line}: {key!r} is a single value", f"{key}=VALUE", "mend the key"
             )
     if not override.is_delete():
-        node[last] = override.value()
+        value = override.value()
+        node[last] = usual | value if isinstance(value, dict) else value
     elif head == "loss" and rest:
         registry.check_keys([last], list(node), "the mapping of losses")
         del node[last]
     else:
         raise UserError(override.input_line or "~", "~loss.NAME", "only losses can be dropped")
+
+
+def _usual_loss(tree: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """What config/loss/NAME.yaml says of loss NAME, written into a run that has no such loss."""
+    losses, name = tree.get("loss"), path[1] if len(path) > 1 else ""
+    if not isinstance(losses, dict) or name in losses or name not in choices("loss"):
+        return {}
+    file = OmegaConf.to_container(OmegaConf.load(folder() / "loss" / f"{name}.yaml"))
+    usual = dict(file.get(name) or {}) if isinstance(file, dict) else {}
+    losses[name] = dict(usual)
+    return usual
 
 
 def _typed_experiment(tree: dict[str, Any], name: str) -> Experiment:
