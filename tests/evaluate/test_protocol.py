@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,39 @@ def test_depth_is_measured_where_it_is_known(generator: torch.Generator) -> None
     assert result.rows[0].values["delta1"] == 0.0
     assert "abs_rel" not in result.rows[1].values
     assert result.means["abs_rel"] == pytest.approx(1.0)
+
+
+def with_names(batch: Batch, context: tuple[str, ...], target: tuple[str, ...]) -> Batch:
+    return Batch(
+        replace(batch.context, names=(context,)), replace(batch.target, names=(target,)), ["a"]
+    )
+
+
+def test_psnr_apart_inside_and_outside_the_baseline(generator: torch.Generator) -> None:
+    """An index with both; one target is a context view itself, one lies beyond either end."""
+    batch = grey(scene("a", 4, generator))
+    both = with_names(batch, ("000011", "000009"), ("000008", "000009", "000010", "000012"))
+    values = protocol.evaluate(off_by(0.1, 0.01, 0.001, 0.01), [both]).rows[0].values
+    assert values["psnr_outside"] == pytest.approx((20 + 40) / 2, abs=1e-4)
+    assert values["psnr_inside"] == pytest.approx((40 + 60) / 2, abs=1e-4)
+    assert values["psnr"] == pytest.approx(40, abs=1e-4)
+    within = with_names(batch, ("000001", "000009"), ("000002", "000003", "000004", "000005"))
+    files = with_names(batch, ("a.jpg", "b.jpg"), ("0.jpg", "1.jpg", "2.jpg", "3.jpg"))
+    for other in (within, files, batch):
+        values = protocol.evaluate(off_by(0.1, 0.1, 0.1, 0.1), [other]).rows[0].values
+        assert set(values) == {"psnr", "ssim"}
+
+
+def test_geometry_is_measured_if_asked(generator: torch.Generator) -> None:
+    batch = scene("with", 1, generator, depth=True)
+    plain = protocol.evaluate(off_by(0.1), [batch]).means
+    assert not set(plain) & set(report.GEOMETRY)
+    found = protocol.evaluate(off_by(0.1), [batch], geometry=True).means
+    assert set(found) <= set(report.COLUMNS) | set(report.GEOMETRY)
+    assert found["edge_abs_rel"] == pytest.approx(1)  # twice the depth, everywhere
+    assert found["points"] == found["true_points"] == 2 * 16 * 20
+    with pytest.raises(UserError, match=r"no true depth in scene 'without'.*leave --geometry out"):
+        protocol.evaluate(off_by(0.1), [scene("without", 1, generator)], geometry=True)
 
 
 def depth_alone(batch: Batch) -> StepOutput:
@@ -152,6 +186,17 @@ def test_table_shows_means_dashes_and_notes() -> None:
     text = console.export_text()
     assert "25.00" in text and "10.00" in text and "0.250" in text and "–" in text
     assert "LPIPS column is left out" in text
+
+
+def test_geometry_has_a_table_of_its_own() -> None:
+    result = Result([Row("a", 1, {"psnr": 20.0, "chamfer": 0.125, "points": 7, "flying": 0.25})])
+    shown = []
+    for columns in (report.COLUMNS, report.GEOMETRY):
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(report.table({"ours": result}, columns=columns))
+        shown.append(console.export_text())
+    assert "20.00" in shown[0] and "Chamfer" not in shown[0]
+    assert "0.1250" in shown[1] and "0.250" in shown[1] and "PSNR" not in shown[1]
 
 
 def test_json_and_csv_hold_every_scene(tmp_path: Path) -> None:

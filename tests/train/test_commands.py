@@ -57,6 +57,19 @@ def test_evaluate_takes_a_limit_a_folder_and_a_model(trained: list[str], tmp_pat
     assert json.loads((tmp_path / "here" / "results.json").read_text())["scenes"] == 1
 
 
+def test_evaluate_measures_geometry_where_there_is_depth(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", *trained, "--geometry", "--baselines", "--device", "cpu"]
+    assert main([*command, "--output", str(tmp_path / "here")]) == 0
+    assert "geometry, in scene units" in capsys.readouterr().out
+    sweep = json.loads((tmp_path / "here" / "plane_sweep.json").read_text())
+    assert sweep["means"]["chamfer"] > 0 and 0 <= sweep["means"]["flying"] <= 1
+    with (tmp_path / "here" / "scenes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(row[name]) > 0 for row in rows for name in ("accuracy", "normals", "points"))
+
+
 def index_of(folder: Path, content: object) -> str:
     (folder / "index.json").write_text(json.dumps(content))
     return str(folder / "index.json")

@@ -7,7 +7,12 @@
 The experiment says which data and renderer; overrides as in `pmsplat train`. PSNR, SSIM and LPIPS
 (VGG-16) are averaged over the targets of a scene, then over scenes, as in the published tables;
 depth is measured where the data has it, and alone where the model predicts nothing else. LPIPS is
-left out, and that is said, where its weights cannot be had.
+left out, and that is said, where its weights cannot be had. Where an index has targets between the
+context views and outside them, PSNR stands for each apart, too.
+
+With --geometry also the surface against the true depth: distances of the clouds (accuracy,
+completeness, Chamfer), the cosine of the normals, and, near discontinuities of the true depth, the
+relative error and the share of points that fly between the two surfaces.
 
 Writes evaluation/results.json and evaluation/scenes.csv (a row per scene, as they come) into the
 experiment's output folder, or into --output; with --baselines also nearest_view.json and
@@ -27,6 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--baselines",
         action="store_true",
         help="measure a copied photo and a plane sweep beside it",
+    )
+    parser.add_argument(
+        "--geometry",
+        action="store_true",
+        help="measure points, normals and edges too, where the data has depth",
     )
     parser.add_argument("--output", help="folder (default: OUTPUT/evaluation)")
     parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
@@ -67,9 +77,11 @@ def run(arguments: argparse.Namespace) -> None:
     watch = Stopwatch(device, skip=5)
     renderer = experiment.renderer
     pipeline = protocol.pipeline(model, renderer.name, renderer.background, watch)
-    with report.rows_as_they_come(folder / "scenes.csv") as append:
+    geometry = arguments.geometry
+    columns = report.COLUMNS | (report.GEOMETRY if geometry else {})
+    with report.rows_as_they_come(folder / "scenes.csv", columns) as append:
         batches = track(scenes, "evaluating", transient=True)
-        measured = protocol.evaluate(pipeline, batches, device, lpips, append)
+        measured = protocol.evaluate(pipeline, batches, device, lpips, append, geometry)
     result = protocol.Result(measured.rows, notes)
     about = {"model": model_path, "experiment": asdict(experiment), "seconds": watch.means()}
     report.write_json(folder / "results.json", result, about)
@@ -77,9 +89,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.baselines:
         for name, run_baseline in BASELINES.items():
             batches = track(dataset.evaluation(arguments.limit), name, transient=True)
-            table[name] = protocol.evaluate(run_baseline, batches, device, lpips)
+            table[name] = protocol.evaluate(run_baseline, batches, device, lpips, geometry=geometry)
             report.write_json(folder / f"{run_baseline.__name__}.json", table[name], {})
     table[Path(model_path).name] = measured
     console.print(report.table(table, experiment.name))
+    if geometry:
+        console.print(report.table(table, "geometry, in scene units", report.GEOMETRY))
     seconds = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in watch.means().items())
     console.print(f"per scene: {seconds}; written to {folder}", soft_wrap=True)

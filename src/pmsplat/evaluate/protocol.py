@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..foundation import lpips as lpips_network
@@ -20,6 +21,7 @@ from ..render import rasterize
 from ..types import Batch, Cameras, Gaussians, Prediction, Rendering, StepOutput, Views
 from . import metrics
 from .depth import depth_metrics
+from .geometry import geometry_metrics
 from .timing import Stopwatch
 
 TARGETS_AT_ONCE = 16  # drawn together: bounds memory on indices with hundreds of targets
@@ -86,7 +88,7 @@ def _draw(
     cameras: Cameras,
     size: tuple[int, int],
     backend: str,
-    background: torch.Tensor | None,
+    background: Tensor | None,
 ) -> Rendering:
     parts = [
         rasterize(
@@ -110,18 +112,21 @@ def evaluate(
     device: torch.device | str = "cpu",
     lpips: lpips_network.LPIPS | None = None,
     on_row: Callable[[Row], None] | None = None,
+    geometry: bool = False,
 ) -> Result:
     """Measures `run` on one batch (of one scene) after the other.
 
-    psnr, ssim and, where a network is given, lpips of the last rendering, if there is one; abs_rel,
-    rmse and delta1 of the context depth where prediction and data both have one. A network is put
-    into eval mode by its owner (`evaluating`). `on_row` sees each scene as it is done. UserError
-    where there is no scene, or nothing to measure in any.
+    psnr, ssim and, where a network is given, lpips of the last rendering, if there is one; psnr
+    once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
+    rmse and delta1 of the context depth where prediction and data both have one, and with
+    `geometry` all of `geometry_metrics`. A network is put into eval mode by its owner
+    (`evaluating`). `on_row` sees each scene as it is done. UserError where there is no scene, or
+    nothing to measure in any, and for `geometry` where the data has no depth.
     """
     rows = []
     network = None if lpips is None else lpips.to(device)
     for batch in batches:
-        rows.append(measure(run(batch.to(device)), network))
+        rows.append(measure(run(batch.to(device)), network, geometry))
         if on_row:
             on_row(rows[-1])
     if not rows:
@@ -140,21 +145,29 @@ def evaluate(
 
 
 @torch.no_grad()
-def measure(step: StepOutput, lpips: lpips_network.LPIPS | None = None) -> Row:
+def measure(
+    step: StepOutput, lpips: lpips_network.LPIPS | None = None, geometry: bool = False
+) -> Row:
     """The metrics of one scene: of colour where it was rendered, of depth where it is known."""
     batch = step.batch
     assert len(batch.scene) == 1, "the protocol is one scene at a time"
     values = _color_values(step, lpips) | _depth_values(step)
+    if geometry:
+        values |= _geometry_values(step)
     return Row(batch.scene[0], batch.target.images.shape[1], values)
 
 
 def _color_values(step: StepOutput, lpips: lpips_network.LPIPS | None) -> dict[str, float]:
     """Of the answer as rendered: each metric says what it clips."""
     images = step.batch.target.images
-    values: dict[str, torch.Tensor] = {}
+    values: dict[str, Tensor] = {}
     for rendering in step.renderings[-1:]:
         color = rendering.color.detach()
         values = {"psnr": metrics.psnr(color, images), "ssim": metrics.ssim(color, images)}
+        outside = is_outside(step.batch)
+        if outside.any() and not outside.all():
+            values["psnr_inside"] = values["psnr"][:, ~outside]
+            values["psnr_outside"] = values["psnr"][:, outside]
         if lpips is not None:
             values["lpips"] = metrics.lpips(color, images, lpips)
     return {name: value.mean().item() for name, value in values.items()}
@@ -169,6 +182,30 @@ def _depth_values(step: StepOutput) -> dict[str, float]:
     if not depth.pixels:
         return {}
     return {"abs_rel": depth.abs_rel, "rmse": depth.rmse, "delta1": depth.delta1}
+
+
+def _geometry_values(step: StepOutput) -> dict[str, float]:
+    """Of the answer's surface, where it has one; UserError where the data has none."""
+    context = step.batch.context
+    if context.depth is None:
+        raise UserError(
+            f"no true depth in scene {step.batch.scene[0]!r} to measure geometry by",
+            "data with depth",
+            "leave --geometry out, or measure on data that has it (dataset=synthetic)",
+        )
+    return geometry_metrics(context, step.prediction) if step.prediction.depths else {}
+
+
+def is_outside(batch: Batch) -> Bool[Tensor, " target"]:
+    """Which targets of a scene lie before its first or after its last context view.
+
+    By the frame numbers that datasets of chunks write as names; none where names are others.
+    """
+    names = [views.names[0] if views.names else () for views in (batch.context, batch.target)]
+    if not all(row and all(map(str.isdecimal, row)) for row in names):
+        return torch.zeros(batch.target.images.shape[1], dtype=torch.bool)
+    context, target = (torch.tensor([int(name) for name in row]) for row in names)
+    return (target < context.min()) | (target > context.max())
 
 
 def find_lpips(

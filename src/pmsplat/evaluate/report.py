@@ -14,29 +14,50 @@ from rich.table import Table
 from ..io.files import write_text
 from .protocol import Result, Row
 
-# How a metric is written: heading, decimals.
+# How a metric is written: heading, decimals; those without a heading are only in the files.
 COLUMNS = {
     "psnr": ("PSNR ↑", 2),
+    "psnr_inside": ("inside ↑", 2),
+    "psnr_outside": ("outside ↑", 2),
     "ssim": ("SSIM ↑", 3),
     "lpips": ("LPIPS ↓", 3),
     "abs_rel": ("AbsRel ↓", 3),
     "rmse": ("RMSE ↓", 3),
     "delta1": ("δ<1.25 ↑", 3),
 }
+GEOMETRY = {
+    "accuracy": ("accuracy ↓", 4),
+    "accuracy_median": ("", 4),
+    "accuracy_rel": ("relative ↓", 4),
+    "completeness": ("completeness ↓", 4),
+    "completeness_median": ("", 4),
+    "completeness_rel": ("relative ↓", 4),
+    "chamfer": ("Chamfer ↓", 4),
+    "chamfer_median": ("median ↓", 4),
+    "chamfer_rel": ("", 4),
+    "points": ("", 0),
+    "true_points": ("", 0),
+    "normals": ("normals ↑", 3),
+    "normal_points": ("", 0),
+    "edge_abs_rel": ("AbsRel at edges ↓", 3),
+    "flying": ("flying ↓", 3),
+    "edge_points": ("", 0),
+}
+Columns = Mapping[str, tuple[str, int]]
 
 
-def table(results: Mapping[str, Result], title: str = "") -> Table:
+def table(results: Mapping[str, Result], title: str = "", columns: Columns = COLUMNS) -> Table:
     """One line per method, one column per metric; a metric that a method lacks is a dash."""
     found = {name for result in results.values() for name in result.means}
-    names = sorted(found, key=list(COLUMNS).index)
+    names = [name for name, (heading, _) in columns.items() if heading and name in found]
     drawn = Table(title=title or None)
     drawn.add_column("")
     drawn.add_column("scenes", justify="right")
     for name in names:
-        drawn.add_column(COLUMNS[name][0], justify="right")
+        drawn.add_column(columns[name][0], justify="right")
     for label, result in results.items():
         means = result.means
-        cells = [f"{means[name]:.{COLUMNS[name][1]}f}" if name in means else "–" for name in names]
+        cells = [f"{means[name]:.{columns[name][1]}f}" if name in means else "–" for name in names]
         drawn.add_row(label, str(len(result.rows)), *cells)
     notes = dict.fromkeys(note for result in results.values() for note in result.notes)
     drawn.caption = "\n".join(notes) or None
@@ -59,7 +80,9 @@ def write_json(path: str | os.PathLike, result: Result, about: Mapping[str, Any]
 
 
 @contextmanager
-def rows_as_they_come(path: str | os.PathLike) -> Iterator[Callable[[Row], None]]:
+def rows_as_they_come(
+    path: str | os.PathLike, columns: Columns = COLUMNS
+) -> Iterator[Callable[[Row], None]]:
     """A function that appends a scene to a CSV: NAME.partial.csv, renamed to `path` at the end.
 
     A column per metric; a metric that a scene lacks is empty.
@@ -71,7 +94,7 @@ def rows_as_they_come(path: str | os.PathLike) -> Iterator[Callable[[Row], None]
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_suffix(f".partial{final.suffix}")
     with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["scene", "targets", *COLUMNS], restval="")
+        writer = csv.DictWriter(file, ["scene", "targets", *columns], restval="")
         writer.writeheader()
 
         def append(row: Row) -> None:
