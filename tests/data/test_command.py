@@ -119,6 +119,10 @@ def test_index_outside_the_context_views(
     asked = ("--gap", "4", "--targets", "4", "--outside", "2")
     assert run("index", tmp_path, out, *asked, "--start", "2") == 0
     assert read_index(out) == {"a": Frames((2, 6), (0, 1, 7, 8))}
+    assert run("index", tmp_path, out, *asked, "--start", "2", "--between", "1") == 0
+    assert read_index(out) == {"a": Frames((2, 6), (0, 1, 4, 7, 8))}
+    assert run("index", tmp_path, out, *asked, "--between", "4") == 2
+    assert "a gap of 4 frames for 2 context and 4 target views" in capsys.readouterr().err
     assert run("index", tmp_path, out, *asked, "--start", "1") == 2
     assert "wanted 2 frames before them for targets" in capsys.readouterr().err
     assert run("index", tmp_path, out, "--start", "1") == 2

@@ -70,6 +70,20 @@ def test_evaluate_measures_geometry_where_there_is_depth(
     assert all(float(row[name]) > 0 for row in rows for name in ("accuracy", "normals", "points"))
 
 
+def test_evaluate_tells_inside_and_outside_apart(trained: list[str], tmp_path: Path) -> None:
+    """Frames 0 to 9 of three rooms; an index of ours with targets of both kinds."""
+    root, index = trained[2].removeprefix("dataset.root="), tmp_path / "both.json"
+    options = ["--gap", "4", "--outside", "2", "--targets", "2", "--between", "1"]
+    assert main(["data", "index", root, str(index), *options]) == 0
+    command = [
+        "evaluate", *trained[:2], "dataset=folder", f"dataset.root={root}", "loss=mse",
+        f"dataset.index={index}", "dataset.size=[32,32]", trained[-1], "--device", "cpu",
+    ]  # fmt: skip
+    assert main([*command, "--output", str(tmp_path / "here")]) == 0
+    means = json.loads((tmp_path / "here" / "results.json").read_text())["means"]
+    assert means["psnr"] == pytest.approx((means["psnr_inside"] + 2 * means["psnr_outside"]) / 3)
+
+
 def index_of(folder: Path, content: object) -> str:
     (folder / "index.json").write_text(json.dumps(content))
     return str(folder / "index.json")

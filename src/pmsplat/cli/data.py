@@ -56,7 +56,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--outside", type=int, metavar="N", help="targets up to N frames outside, not between"
     )
     index.add_argument(
-        "--start", type=int, metavar="FRAME", help="first context view, with --outside"
+        "--start", type=int, metavar="FRAME", help="with --outside: the first context view"
+    )
+    index.add_argument(
+        "--between", type=int, metavar="N", help="with --outside: N more targets, between"
     )
     index.add_argument("--seed", type=int, default=0, help="of the places in the scenes")
     index.add_argument(
@@ -139,13 +142,15 @@ def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
     from ..data._index import make_index, make_outside_index
     from ..errors import UserError
 
-    if arguments.start is not None and arguments.outside is None:
-        raise UserError("--start without --outside", "both", "leave --start out")
+    for option in ("start", "between"):
+        if getattr(arguments, option) is not None and arguments.outside is None:
+            raise UserError(f"--{option} without --outside", "both", f"leave --{option} out")
     generator = torch.Generator().manual_seed(arguments.seed)
     asked = _lengths(split), arguments.gap, arguments.context, arguments.targets
     if arguments.outside is None:
         return make_index(*asked, generator)
-    return make_outside_index(*asked, arguments.outside, generator, arguments.start)
+    outside, start, between = arguments.outside, arguments.start, arguments.between or 0
+    return make_outside_index(*asked, outside, generator, start, between)
 
 
 def _info(arguments: argparse.Namespace) -> None:

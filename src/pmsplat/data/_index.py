@@ -95,15 +95,7 @@ def make_index(
             continue
         left = int(torch.randint(0, count - gap, (), generator=generator))
         context = _context(left, gap, views)
-        between = [i for i in range(left + 1, left + gap) if i not in context]
-        if len(between) < targets or len(set(context)) < views:
-            raise UserError(
-                f"a gap of {gap} frames for {views} context and {targets} target views",
-                "room for all of them",
-                f"ask for a gap of at least {views + targets - 1}",
-            )
-        chosen = [between[int((i + 0.5) * len(between) / targets)] for i in range(targets)]
-        index[key] = Frames(context, tuple(chosen))
+        index[key] = Frames(context, _between(context, targets))
     return _some(index, gap, lengths)
 
 
@@ -115,14 +107,17 @@ def make_outside_index(
     beyond: int,
     generator: torch.Generator,
     start: int | None = None,
+    between: int = 0,
 ) -> Index:
-    """Frames for every long enough scene whose targets all lie outside the baseline.
+    """Frames for every long enough scene whose targets lie outside the baseline.
 
     `views` context frames evenly over `gap` frames from frame `start` on (None: a random place);
     `targets` of the `beyond` frames before the first and the `beyond` after the last, drawn without
-    replacement, in order. The bound-aware evaluation of PM-Loss (arXiv 2506.05327) is, but for the
-    few scenes whose context views its authors moved together: gap 75, beyond 30, start 30 for
-    RealEstate10K; gap 20, beyond 10, start 50 for DL3DV (there all 20 of them); 20 targets each.
+    replacement; `between` more of those between them, evenly spread; all targets in order.
+
+    The bound-aware evaluation of PM-Loss (arXiv 2506.05327) is, but for the few scenes whose
+    context views its authors moved together: gap 75, beyond 30, start 30 for RealEstate10K; gap 20,
+    beyond 10, start 50 for DL3DV (there all 20 of them); 20 targets each, none between.
     """
     if not 0 < targets <= 2 * beyond or not 2 <= views <= gap + 1:
         raise UserError(
@@ -147,14 +142,29 @@ def make_outside_index(
             left = int(torch.randint(beyond, latest + 1, (), generator=generator))
         right = left + gap
         outside = [*range(left - beyond, left), *range(right + 1, right + beyond + 1)]
-        drawn = torch.randperm(len(outside), generator=generator)[:targets].sort().values
-        chosen = tuple(outside[i] for i in drawn.tolist())
-        index[key] = Frames(_context(left, gap, views), chosen)
+        drawn = torch.randperm(len(outside), generator=generator)[:targets].tolist()
+        context = _context(left, gap, views)
+        chosen = sorted([*(outside[i] for i in drawn), *_between(context, between)])
+        index[key] = Frames(context, tuple(chosen))
     return _some(index, gap + (start or beyond) + beyond, lengths)
 
 
 def _context(left: int, gap: int, views: int) -> tuple[int, ...]:
+    """So many frames, evenly from `left` to `left` + `gap`."""
     return tuple(left + round(gap * i / (views - 1)) for i in range(views))
+
+
+def _between(context: tuple[int, ...], targets: int) -> tuple[int, ...]:
+    """So many frames strictly between the first and the last context frame, evenly spread."""
+    left, right = context[0], context[-1]
+    frames = [i for i in range(left + 1, right) if i not in context]
+    if len(frames) < targets or len(set(context)) < len(context):
+        raise UserError(
+            f"a gap of {right - left} frames for {len(context)} context and {targets} target views",
+            "room for all of them",
+            f"ask for a gap of at least {len(context) + targets - 1}",
+        )
+    return tuple(frames[int((i + 0.5) * len(frames) / targets)] for i in range(targets))
 
 
 def _some(index: Index, frames: int, lengths: dict[str, int]) -> Index:
