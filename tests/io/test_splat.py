@@ -2,6 +2,7 @@
 
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,19 @@ def test_layout(tmp_path: Path, generator: torch.Generator) -> None:
         for byte, dc in zip((r, gr, b), gaussians.sh[0, g, 0].tolist(), strict=True):
             assert abs(byte / 255 - min(max(0.5 + C0 * dc, 0), 1)) <= 0.5 / 255 + 1e-7
         assert abs(a / 255 - gaussians.opacities[0, g].item()) <= 0.5 / 255 + 1e-7
-        for byte, value in zip((q0, q1, q2, q3), gaussians.quats_wxyz[0, g].tolist(), strict=True):
+        quat = gaussians.quats_wxyz[0, g]
+        expected = (-quat.sign()[0] * quat).tolist()
+        for byte, value in zip((q0, q1, q2, q3), expected, strict=True):
             assert abs((byte - 128) / 128 - value) <= 1 / 128
+
+
+def test_no_rotation_is_exactly_one(tmp_path: Path, generator: torch.Generator) -> None:
+    """A byte holds -1, not 1, and Spark takes the length of a quaternion for granted."""
+    gaussians = random_gaussians(3, generator, degree=0)
+    for quat in ([1.0, 0, 0, 0], [-1.0, 0, 0, 0]):
+        still = replace(gaussians, quats_wxyz=torch.tensor(quat).expand(1, 3, 4))
+        splat.write(still, tmp_path / "a.splat")
+        assert (tmp_path / "a.splat").read_bytes()[28:32] == bytes([0, 128, 128, 128])
 
 
 def test_round_trip_to_its_precision(tmp_path: Path, generator: torch.Generator) -> None:
@@ -40,7 +52,8 @@ def test_round_trip_to_its_precision(tmp_path: Path, generator: torch.Generator)
     shown = (gaussians.sh * C0 + 0.5).clamp(0, 1)
     torch.testing.assert_close(back.sh * C0 + 0.5, shown, rtol=0, atol=half + 1e-6)
     # each of four numbers is off by 1/128 at most; the length by that of the error, 2/128
-    error = (back.quats_wxyz - gaussians.quats_wxyz).norm(dim=-1)
+    sign = (back.quats_wxyz * gaussians.quats_wxyz).sum(-1, keepdim=True).sign()
+    error = (sign * back.quats_wxyz - gaussians.quats_wxyz).norm(dim=-1)
     assert error.max() <= 2 * (2 / 128)
     splat.write(back, tmp_path / "b.splat")
     again = splat.read(tmp_path / "b.splat")

@@ -5,8 +5,10 @@ colour 0.5 + C0·dc in [0, 1], opacity, and w x y z of the rotation as (byte - 1
 no header. The layout of antimatter15/splat (2023). The frame is that of the Gaussians, unchanged.
 
 Precision: means and scales are exact in float32; colour and opacity to half of 1/255, each number
-of a unit quaternion to 1/128 (127/128 is the largest) before it is normalised again. Harmonics
-beyond degree 0 are lost, and colours are cut to [0, 1].
+of a unit quaternion to 1/128 before it is normalised again. Of the two quaternions of a rotation
+the one with w <= 0 is written, since a byte holds -1 and 127/128, but not 1: viewers that trust the
+length (Spark 2.2) would turn what is not turned by 14 degrees. Harmonics beyond degree 0 are lost,
+and colours are cut to [0, 1].
 """
 
 import logging
@@ -77,7 +79,9 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
             rows["scale"] = block.scales[0]
             rows["color"] = _byte(255 * (0.5 + sh.C0 * block.sh[0, :, 0]))
             rows["opacity"] = _byte(255 * block.opacities[0])
-            rows["quat"] = _byte(128 + 128 * block.quats_wxyz[0])
+            quats = block.quats_wxyz[0]
+            quats = torch.where(quats[:, :1] > 0, -quats, quats)
+            rows["quat"] = _byte(128 + 128 * quats)
             file.write(rows.tobytes())
 
 
