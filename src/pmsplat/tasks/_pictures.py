@@ -115,7 +115,7 @@ def on_orbit(
         )
     means = _some(gaussians)
     middle = means.median(dim=0).values
-    sky = _axis(up or "-y").to(means)
+    sky = axis(up or "-y").to(means)
     if like:
         c2w = torch.cat([picture.camera.c2w[0] for picture in like])
         sky = sky if up else upward(c2w)
@@ -130,7 +130,7 @@ def on_orbit(
         first = like[int(level.int().argmax())]
         eye, K, size = first.camera.c2w[0, 0, :3, 3], first.camera.K, first.size
     else:
-        ahead = _axis("-y" if up in ("z", "-z") else "-z").to(means)
+        ahead = axis("-y" if up in ("z", "-z") else "-z").to(means)
         radius = (means - middle).norm(dim=-1).quantile(ORBIT_RADIUS)
         away = math.cos(ELEVATION) * ahead + math.sin(ELEVATION) * sky
         eye = middle + radius / math.sin(ORBIT_VIEW / 2) * away
@@ -155,7 +155,7 @@ def upward(c2w: Float[Tensor, "view 4 4"]) -> Float[Tensor, "3"]:
     return normalize(torch.linalg.solve(along, up), dim=-1)
 
 
-def _axis(name: str) -> Float[Tensor, "3"]:
+def axis(name: str) -> Float[Tensor, "3"]:
     unit = torch.eye(3)["xyz".index(name[-1])]
     return -unit if name.startswith("-") else unit
 

@@ -1,0 +1,186 @@
+"""Files of Gaussians and folders of results, opened for the page that shows them."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from ..errors import UserError
+from ..io.camera_files import find_cameras
+from ..io.gaussians import load_gaussians
+from ..io.images import read_image
+from ..types import Cameras, Gaussians
+from ..view.server import Page, Setting
+from ..view.stage import Exhibit, Stage
+from . import _folder, _pictures
+from ._choices import by, pick_device
+from ._pictures import Picture
+from .render import check_memory
+
+log = logging.getLogger(__name__)
+
+GAUSSIANS = "gaussians.ply"  # of a folder of results
+DRAWN = ("color", "render")  # folders of results in which a camera's picture may be
+VIDEO = "view.mp4"
+MOST_CAMERAS = 300  # of a scene: more hide each other, and slow a browser down
+THUMBNAIL = (160, 160)  # pixels that a photo on a camera may have at most
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen; None leaves it to `view`.
+
+    `cameras` (a file or folder, see `render`) and `photos` (a folder) belong to scenes that have no
+    cameras of their own; `up` is the axis that is up ("z", "-x"). `output` is the video that the
+    page records, `size` its (height, width). At most `most` Gaussians of a scene go to the browser.
+    """
+
+    cameras: str | None = None
+    photos: Path | None = None
+    up: str | None = None
+    output: Path | None = None
+    size: tuple[int, int] = (720, 1280)
+    most: int = 2_000_000
+    host: str = "127.0.0.1"
+    port: int = 8080
+    backend: str = "auto"
+    device: str = "auto"
+
+
+def view(
+    scenes: Sequence[str | Path],
+    options: Options | None = None,
+    tell: Callable[[str], None] = log.info,
+) -> Page:
+    """Serves a page that shows scenes of Gaussians, until it is closed.
+
+    A scene is a file of Gaussians, or a folder that `predict` or `refine` wrote, with its cameras
+    if it has some. The page shows the splats, the cameras with their photos or what they see, and
+    colour, depth and alpha as `rasterize` draws them; it records videos of a way through chosen
+    views, and several scenes can be moved beside each other. `tell` gets what was decided, a
+    sentence at a time. Raises UserError for scenes, cameras, an address or a machine that will not
+    do, and where viser is not installed.
+    """
+    chosen = options or Options()
+    device = pick_device(chosen.device)
+    if chosen.most < 1 or min(chosen.size) < 1:
+        raise UserError(
+            f"--most {chosen.most} --size {by(chosen.size)}", "numbers from 1", "leave them out"
+        )
+    if not scenes:
+        raise UserError("no scene to show", "a file of Gaussians or a folder", "name one")
+    names = _folder.file_names([Path(scene).resolve().name for scene in scenes])
+    opened = [_open(Path(scene), chosen) for scene in scenes]
+    exhibits = [
+        _exhibit(name, gaussians, pictures, Path(scene), tell)
+        for name, scene, (gaussians, pictures) in zip(names, scenes, opened, strict=True)
+    ]
+    everything = [picture for _, pictures in opened for picture in pictures]
+    gaussians, pictures = opened[0]
+    start = _pictures.on_orbit(gaussians, 1, [], chosen.up)[0]
+    up = _upward(chosen.up, everything)
+    if pictures:
+        start = pictures[0]
+    biggest = max((gaussians for gaussians, _ in opened), key=lambda one: one.means.shape[1])
+    check_memory(biggest, _pictures.resized([start], chosen.size), 0, device)
+    for exhibit in exhibits:
+        count = exhibit.gaussians.means.shape[1]
+        if count > chosen.most:
+            tell(
+                f"The browser shows the {chosen.most} of the {count} Gaussians of {exhibit.name} "
+                "that cover most; pictures drawn here show all."
+            )
+    page = Page(
+        Stage(exhibits, chosen.backend, device),
+        Setting(
+            start=start.camera,
+            up=up,
+            video=chosen.output or _beside(Path(scenes[0])) / VIDEO,
+            size=chosen.size,
+            most=chosen.most,
+            host=chosen.host,
+            port=chosen.port,
+        ),
+    )
+    if chosen.host not in LOOPBACK:
+        tell(f"Whoever reaches {chosen.host} can see these scenes, and there is no password.")
+    return page
+
+
+def _upward(named: str | None, pictures: list[Picture]) -> Float[Tensor, "3"]:
+    """The axis that was named, or what photographers held for up, or -y."""
+    if named is not None or not pictures:
+        return _pictures.axis(named or "-y")
+    return _pictures.upward(torch.cat([picture.camera.c2w[0] for picture in pictures]))
+
+
+def _open(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]:
+    """The Gaussians of a file or folder, and what its cameras look at."""
+    file = scene / GAUSSIANS if scene.is_dir() else scene
+    if not file.is_file() and scene.is_dir():
+        raise UserError(
+            f"{scene} holds no {GAUSSIANS}",
+            "a folder of `pmsplat predict` or `pmsplat refine`, or a file of Gaussians",
+            "show pictures of `pmsplat render` as --cameras of the scene that they show",
+        )
+    gaussians = load_gaussians(file)
+    if not gaussians.means.isfinite().all(dim=-1).any():
+        raise UserError(f"{file} holds no Gaussians", "one at least", "choose another scene")
+    source = find_cameras(scene) if scene.is_dir() else None
+    if source is None:
+        source = options.cameras
+    if source is None:
+        return gaussians, []
+    pictures = _pictures.from_file(source, options.photos, every=1, limit=None)
+    spread = np.linspace(0, len(pictures) - 1, min(MOST_CAMERAS, len(pictures))).round()
+    return gaussians, _pictures.bounded([pictures[int(i)] for i in spread], gaussians)
+
+
+def _exhibit(
+    name: str,
+    gaussians: Gaussians,
+    pictures: list[Picture],
+    scene: Path,
+    tell: Callable[[str], None],
+) -> Exhibit:
+    tell(f"{name}: {gaussians.means.shape[1]} Gaussians, {len(pictures)} cameras.")
+    if not pictures:
+        return Exhibit(name, gaussians)
+    stems = _folder.file_names([picture.name for picture in pictures])
+    parts = ("c2w", "K", "near", "far")
+    return Exhibit(
+        name,
+        gaussians,
+        Cameras(*(torch.cat([getattr(p.camera, part) for p in pictures], dim=1) for part in parts)),
+        names=tuple(stems),
+        sizes=tuple(picture.size for picture in pictures),
+        thumbnails=tuple(
+            _thumbnail(picture, scene, stem) for picture, stem in zip(pictures, stems, strict=True)
+        ),
+    )
+
+
+def _thumbnail(picture: Picture, scene: Path, stem: str) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The photo of a camera, or what was drawn of it before, small; None where neither is here."""
+    if picture.photo is not None:
+        pixels = picture.photo.pixels()
+    else:
+        drawn = [scene / folder / f"{stem}.png" for folder in DRAWN] if scene.is_dir() else []
+        found = next((path for path in drawn if path.is_file()), None)
+        if found is None:
+            return None
+        pixels = read_image(found)
+    image = Image.fromarray(pixels)
+    image.thumbnail(THUMBNAIL)
+    return np.array(image)
+
+
+def _beside(scene: Path) -> Path:
+    return scene if scene.is_dir() else scene.parent

@@ -1,0 +1,132 @@
+"""The part of the page that makes a video of a way through chosen views."""
+
+import threading
+from collections.abc import Callable
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..geometry import camera, gaussian
+from ..types import Cameras
+from .stage import COLOR, EXTENT, KINDS, Stage
+
+KEY_COLOR, KEY_HEIGHT = (255, 140, 0), 0.06 * EXTENT  # of a key frame's camera
+FPS = 30
+SECONDS, SHORTEST, LONGEST = 5.0, 0.1, 600.0  # of a video
+FEW = "Add two key frames or more."
+
+
+class Stopped(Exception):
+    """Somebody asked a recording to stop."""
+
+
+class Recorder:
+    """Key frames, and the controls that add them and save the video.
+
+    `server` is viser's (Any: it may not be installed). Videos go to `path`, NAME.mp4, then
+    NAME-2.mp4, and have `size` (height, width). Key frames are in the scaled unit of the stage.
+    """
+
+    def __init__(self, server: Any, stage: Stage, path: Path, size: tuple[int, int]) -> None:
+        self.keys: list[Cameras] = []
+        self._server, self._stage, self._path, self._size = server, stage, path, size
+        self._drawn: list[Any] = []
+        self._visible = True
+        self._saving, self._stop = threading.Lock(), threading.Event()
+
+    def build(
+        self, seen: Callable[[Any, tuple[int, int]], Cameras], kind: Callable[[], str]
+    ) -> None:
+        """Adds the controls; `seen` tells the camera of a browser, `kind` what is shown now."""
+        gui = self._server.gui
+        with gui.add_folder("Video"):
+            self.add_key = gui.add_button("Add key frame", hint="where you look from now")
+            self.clear = gui.add_button("Clear")
+            self.seconds = gui.add_number("Seconds", SECONDS, min=SHORTEST, max=LONGEST, step=0.5)
+            self.save = gui.add_button("Save video")
+            self.cancel = gui.add_button("Stop", visible=False)
+            self.progress = gui.add_progress_bar(0.0, visible=False)
+            self.status = gui.add_markdown(FEW)
+        self.add_key.on_click(lambda event: self.add(seen(event.client, self._size)))
+        self.clear.on_click(lambda _: self.forget())
+        self.save.on_click(lambda _: self.record(kind()))
+        self.cancel.on_click(lambda _: self.stop())
+
+    def add(self, key: Cameras) -> None:
+        """One more view (batch 1, view 1) on the way."""
+        self.keys.append(key)
+        c2w, size = key.c2w[0, 0], self._size
+        _, down = camera.field_of_view(key.K[0, 0]).tolist()
+        self._drawn.append(
+            self._server.scene.add_camera_frustum(
+                f"/key frames/{len(self.keys)}", fov=down, aspect=size[1] / size[0],
+                scale=KEY_HEIGHT, thickness=2.0, thickness_units="screen",
+                color=KEY_COLOR, wxyz=gaussian.rotation_to_quat(c2w[:3, :3]).double().numpy(),
+                position=c2w[:3, 3].double().numpy(), visible=self._visible,
+            )
+        )  # fmt: skip
+        self.status.content = f"Key frames: {len(self.keys)}."
+
+    def record(self, kind: str) -> None:
+        """Saves a video of that kind (of the colour, where the browser draws), and says where."""
+        if len(self.keys) < 2:
+            self.status.content = FEW
+            return
+        if not self._saving.acquire(blocking=False):
+            return
+        try:
+            self._save(kind if kind in KINDS else COLOR)
+        finally:
+            self._saving.release()
+
+    def stop(self) -> None:
+        """Ends a recording that runs."""
+        self._stop.set()
+
+    def show(self, visible: bool) -> None:
+        """Shows or hides the key frames."""
+        self._visible = visible
+        for frustum in self._drawn:
+            frustum.visible = visible
+
+    def _save(self, kind: str) -> None:
+        path, frames = _free(self._path), max(2, round(self.seconds.value * FPS))
+        stops = Cameras(
+            *(
+                torch.cat([getattr(key, part) for key in self.keys], dim=1)
+                for part in ("c2w", "K", "near", "far")
+            )
+        )
+
+        def watch(frame: int) -> None:
+            if self._stop.is_set():
+                raise Stopped
+            self.progress.value = 100 * frame / frames
+            self.status.content = f"Frame {frame + 1} of {frames}."
+
+        self._stop.clear()
+        self.save.visible, self.cancel.visible, self.progress.visible = False, True, True
+        try:
+            self._stage.record(path, stops, frames, FPS, self._size, kind, watch)
+            self.status.content = f"Saved {path}."
+        except Stopped:
+            self.status.content = "Stopped; nothing was saved."
+        except OSError as error:
+            self.status.content = f"{path} could not be written: {error.strerror or error}."
+        finally:
+            self.save.visible, self.cancel.visible, self.progress.visible = True, False, False
+
+    def forget(self) -> None:
+        """Removes all key frames."""
+        for frustum in self._drawn:
+            frustum.remove()
+        self.keys, self._drawn = [], []
+        self.status.content = FEW
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of NAME-2, NAME-3, … that nothing is at."""
+    more = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return next(name for name in chain([path], more) if not name.exists())
