@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from pmsplat.geometry import align, gaussian, se3
@@ -46,3 +47,102 @@ def test_gradients(generator: torch.Generator) -> None:
     source, target = torch.randn(2, 1, 6, 3, generator=generator).double()
     inputs = (source.requires_grad_(), target.requires_grad_())
     assert torch.autograd.gradcheck(align.umeyama, inputs)
+
+
+def test_the_nearest_rotation_is_that_of_the_singular_values(generator: torch.Generator) -> None:
+    matrix = torch.randn(200, 3, 3, generator=generator).double()
+    u, _, vh = torch.linalg.svd(matrix)
+    proper = torch.linalg.det(u) * torch.linalg.det(vh)
+    flip = torch.stack([torch.ones_like(proper), torch.ones_like(proper), proper.sign()], -1)
+    torch.testing.assert_close(align.nearest_rotation(matrix), (u * flip[:, None]) @ vh)
+
+
+def stretched(values: list[float], generator: torch.Generator) -> torch.Tensor:
+    """Rotation, these singular values (the last may be negative: a mirror), rotation."""
+    left, right = gaussian.quat_to_rotation(torch.randn(2, 4, generator=generator).double())
+    return left @ torch.diag(torch.tensor(values).double()) @ right
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1, 1, 1], [2, 2, 1], [1, 0.5, 0], [1, 1, 0], [2, 1, -0.5], [1, 1, -0.9], [1, 2e-3, 1e-3]],
+)
+def test_its_gradient_is_right_where_singular_values_meet_or_vanish(
+    generator: torch.Generator, values: list[float]
+) -> None:
+    matrix = stretched(values, generator).requires_grad_()
+    step = 1e-6 if min(map(abs, values)) != 1e-3 else 1e-8
+    assert torch.autograd.gradcheck(align.nearest_rotation, matrix, eps=step, rtol=1e-4)
+
+
+@pytest.mark.parametrize("small", [1e-2, 1e-4, 3e-6])
+def test_it_is_exact_down_to_where_it_is_undefined(
+    generator: torch.Generator, small: float
+) -> None:
+    left, right = gaussian.quat_to_rotation(torch.randn(2, 4, generator=generator).double())
+    found = align.nearest_rotation(left @ torch.diag(torch.tensor([1, small, 0]).double()) @ right)
+    torch.testing.assert_close(found, left @ right, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("values", [[1, 0, 0], [0, 0, 0], [1, 1, -1], [1, 1e-8, 0]])
+def test_without_a_unique_rotation_the_gradient_is_zero(
+    generator: torch.Generator, values: list[float]
+) -> None:
+    matrix = stretched(values, generator).requires_grad_()
+    gradient = torch.autograd.grad(align.nearest_rotation(matrix).square().sum(), matrix)[0]
+    assert not gradient.any()
+
+
+def test_an_undefined_similarity_is_nan_and_pulls_nowhere(generator: torch.Generator) -> None:
+    good, target = torch.randn(2, 3, 20, 3, generator=generator)
+    source = good.clone()
+    source[0] = 5.1
+    source[1] = torch.randn(20, 1, generator=generator) * torch.tensor([1.0, 2.0, -1.0]) + 7
+    found = align.umeyama(source.requires_grad_(), target.requires_grad_())
+    assert found[:2].isnan().all() and found[2].isfinite().all()
+    torch.testing.assert_close(found[2], align.umeyama(good[2], target[2]))
+    assert align.umeyama(good, target, torch.zeros(3, 20)).isnan().all()
+    found.nan_to_num().sum().backward()
+    for given in (source, target):
+        assert given.grad is not None and not given.grad[:2].any() and given.grad[2].any()
+
+
+def test_float32_far_from_the_origin_keeps_its_digits(generator: torch.Generator) -> None:
+    truth = similarity(generator)
+    source = torch.randn(3, 50_000, 3, generator=generator) + 100
+    found = align.umeyama(source, se3.transform(truth, source.double()))
+    torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-7)
+
+
+def test_scaling_is_least_squares_about_the_origin(generator: torch.Generator) -> None:
+    source, noise = torch.randn(2, 2, 9, 3, generator=generator).double()
+    target, weights = 3 * source + 0.1 * noise, torch.rand(2, 9, generator=generator).double()
+    found = align.scaling(source, target, weights)
+    root = weights.sqrt()[..., None]
+    for i in range(2):
+        columns = [(root * t)[i].reshape(-1, 1) for t in (source, target)]
+        want = torch.linalg.lstsq(columns[0], columns[1]).solution.item()
+        assert found[i].item() == pytest.approx(want)
+    assert align.scaling(source, -target).isnan().all()
+    assert align.scaling(0 * source, target).isnan().all()
+
+
+def test_trust_goes_to_the_pairs_that_agree(generator: torch.Generator) -> None:
+    truth = similarity(generator)
+    source = torch.randn(3, 60, 3, generator=generator).double()
+    target = se3.transform(truth, source)
+    target[:, ::3] += 5 * torch.randn(3, 20, 3, generator=generator).double()
+    given = torch.ones(3, 60).double()
+    given[:, 1] = 0
+
+    def fit(weights: torch.Tensor) -> torch.Tensor:
+        return se3.transform(align.umeyama(source, target, weights), source)
+
+    trusted = align.trusted(fit, target, given, rounds=30)
+    assert (trusted[:, 1] == 0).all() and (trusted[:, ::3] < 1e-6).all()
+    torch.testing.assert_close(align.umeyama(source, target, trusted), truth)
+    assert torch.equal(align.trusted(fit, target, given, rounds=0), given)
+    squared = (fit(given) - target).square().sum(-1)
+    width = squared[given > 0].reshape(3, -1).sort(-1).values[:, 29, None]  # of 59
+    want = given * (width / (width + squared)) ** 2
+    torch.testing.assert_close(align.trusted(fit, target, given, rounds=1), want)

@@ -79,7 +79,8 @@ def trusted(
     `fit(weights)` gives the aligned source. Each round multiplies `weights` by (m² / (m² + r²))²,
     r the distance of a pair and m the median distance over points of positive weight: the
     estimator of Geman and McClure (1985) by iteratively reweighted least squares (Holland and
-    Welsch, 1977), its width following the residuals. Without gradient.
+    Welsch, 1977), its width following the residuals. Without gradient. Where the fit is undefined
+    (NaN), the weights stay.
     """
     found, target = weights.detach(), target.detach()
     with torch.no_grad():
@@ -87,7 +88,8 @@ def trusted(
             squared = (fit(found) - target).double().square().sum(dim=-1)
             known = torch.where(weights > 0, squared, torch.nan)
             width = known.nanmedian(dim=-1, keepdim=True).values.clamp_min(1e-300)
-            found = weights * (width / (width + squared)).square().to(weights.dtype)
+            share = (width / (width + squared)).square().to(weights.dtype)
+            found = weights * torch.where(share.isfinite(), share, 1)
     return found
 
 
