@@ -1,10 +1,8 @@
-"""What pretrained teachers have in common: their image size, their unit, their doubts, their file.
+"""What pretrained teachers have in common: their image size, their unit, their file.
 
 The sizes are those of the published PM-Loss (aim-uofa/PM-Loss): images go down to the multiples of
 the patch below them, and the answer comes back up without mixing neighbouring pixels.
 """
-
-import math
 
 import torch
 from jaxtyping import Float
@@ -58,8 +56,8 @@ def unprojected(
     similarity about that centre.
     """
     spread, ours = _spread(c2w), _spread(cameras.c2w)
-    told = (spread > 0) & (ours > 0)
-    unit = torch.where(told, ours / torch.where(told, spread, 1), 1)
+    apart = (spread > 0) & (ours > 0)
+    unit = torch.where(apart, ours / torch.where(apart, spread, 1), 1)
     full = restored(depth[..., None], height, width)[..., 0] * unit[:, None, None, None]
     return camera.unproject_depth(full, cameras.c2w, cameras.K)
 
@@ -70,49 +68,36 @@ def _spread(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, " batch"]:
     return (centres - centres.mean(dim=1, keepdim=True)).square().sum(-1).mean(-1).sqrt()
 
 
-def believed(
-    points: Float[Tensor, "batch view height width 3"],
-    confidence: Float[Tensor, "batch view height width"],
-    border: int,
-    drop: float,
-) -> Pointmap:
-    """The pointmap, nothing known of `border` pixels along the edges of each view, of the `drop`
-    share of each scene's pixels that are least confident, and of points that are not finite."""
-    known = points.isfinite().all(dim=-1) & confidence.isfinite() & (confidence > 0)
-    height, width = points.shape[2:4]
-    if border:
-        inner = torch.zeros(height, width, dtype=torch.bool, device=points.device)
-        inner[border : height - border, border : width - border] = True
-        known = known & inner
-    if drop:
-        ranked = confidence.flatten(1)
-        least = ranked.kthvalue(1 + math.floor(drop * ranked.shape[1]), dim=1).values
-        known = known & (confidence >= least[:, None, None, None])
+def told(points: Tensor, confidence: Tensor) -> Pointmap:
+    """The pointmap in float32, nothing known where it is not finite."""
+    known = points.isfinite().all(dim=-1) & confidence.isfinite()
     return Pointmap(
         torch.where(known[..., None], points, 0).float(), torch.where(known, confidence, 0).float()
     )
-
-
-def check_doubts(teacher: str, border: int, drop: float) -> None:
-    """UserError for a border or a share of doubtful pixels that means nothing."""
-    if border < 0 or not 0 <= drop < 1:
-        raise UserError(
-            f"{teacher} with border={border} and drop={drop:g}",
-            "a border of 0 or more pixels, and a share from 0 up to, not including, 1",
-            "mend the settings of the teacher",
-        )
 
 
 def load(network: nn.Module, source: Source, prefix: str, unused: tuple[str, ...]) -> nn.Module:
     """The network with its released weights, frozen, in eval mode, on the CPU.
 
     `prefix` is taken off the names of the file; names that then begin with one of `unused` belong
-    to parts that are not built. Each repository's file has a folder of its own, because they are
-    all called alike. Raises UserError where the file cannot be had or is not this network's.
+    to parts that are not built. Of a parameter with several names a file may have one alone. Each
+    repository's file has a folder of its own, because they are all called alike. Raises UserError
+    where the file cannot be had or is not this network's.
     """
     path = fetch(source, pretrained_folder() / source.repository.rpartition("/")[2])
     given = {name.removeprefix(prefix): tensor for name, tensor in read_checkpoint(path).items()}
     state = {name: tensor for name, tensor in given.items() if not name.startswith(unused)}
+    for names in _tied(network):
+        held = [state[name] for name in names if name in state]
+        state |= dict.fromkeys(names, held[0]) if held else {}
     check_same(state, network.state_dict(), str(path), f"put {source.url} in its place")
     network.load_state_dict(state)
     return network.requires_grad_(False).eval()
+
+
+def _tied(network: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [known for known in names.values() if len(known) > 1]

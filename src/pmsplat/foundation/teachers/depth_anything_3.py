@@ -55,8 +55,6 @@ SHORTEST = 0.1  # of the distance by which poses are divided, in scene units, as
 class Config:
     model: str = "DA3-BASE"  # or DA3-SMALL, or DA3-LARGE-1.1 (not for commercial use)
     posed: bool = True  # whether our cameras are given to it and unproject its depth, or its own
-    border: int = 0  # pixels along the edges of each view that are not believed
-    drop: float = 0.0  # share of a scene's pixels, the least confident, that are not believed
 
 
 class DepthAnything3:
@@ -74,8 +72,7 @@ class DepthAnything3:
         self.name = "depth_anything_3"
         self.posed = config.posed
         commit = SOURCES[config.model].revision
-        doubts = f"border={config.border},drop={config.drop:g}"
-        self.revision = f"{config.model}@{commit[:12]},posed={config.posed},{doubts}"
+        self.revision = f"{config.model}@{commit[:12]},posed={config.posed}"
 
     @cached_property
     def network(self) -> nn.Module:
@@ -104,7 +101,7 @@ class DepthAnything3:
             cameras = Cameras(c2w, K, near=cameras.near, far=cameras.far)
         points = _network.unprojected(answer["depth"].float(), c2w, cameras, *views.size)
         confidence = _network.restored(answer["depth_conf"].float()[..., None], *views.size)[..., 0]
-        return _network.believed(points, confidence, self.config.border, self.config.drop)
+        return _network.told(points, confidence)
 
 
 def _relative(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, "batch view 4 4"]:
@@ -139,7 +136,6 @@ def build(config: Config) -> DepthAnything3:
             f"one of {', '.join(SOURCES)}",
             "choose one of them",
         )
-    _network.check_doubts("depth_anything_3", config.border, config.drop)
     if config.model == "DA3-LARGE-1.1":
         warnings.warn(f"the teacher {config.model} is under {NONCOMMERCIAL}", stacklevel=2)
     return DepthAnything3(config)

@@ -49,8 +49,6 @@ HEADS = {"point": ("point_head.",), "depth": ("depth_head.", "camera_head.")}
 class Config:
     model: str = "VGGT-1B"  # or VGGT-1B-Commercial, as good, under another licence
     head: str = "point"  # "point", as published; or "depth", unprojected by the known cameras
-    border: int = 0  # pixels along the edges of each view that are not believed
-    drop: float = 0.0  # share of a scene's pixels, the least confident, that are not believed
 
 
 class Vggt:
@@ -69,8 +67,7 @@ class Vggt:
         self.name = "vggt"
         self.posed = config.head == "depth"
         commit = SOURCES[config.model].revision
-        doubts = f"border={config.border},drop={config.drop:g}"
-        self.revision = f"{config.model}@{commit[:12]},head={config.head},{doubts}"
+        self.revision = f"{config.model}@{commit[:12]},head={config.head}"
 
     @cached_property
     def network(self) -> nn.Module:
@@ -97,7 +94,7 @@ class Vggt:
                 points, confidence = head(tokens, images=images, patch_start_idx=start)
                 points = _network.restored(points, *views.size)
         confidence = _network.restored(confidence[..., None], *views.size)[..., 0]
-        return _network.believed(points, confidence, self.config.border, self.config.drop)
+        return _network.told(points, confidence)
 
 
 def _by_depth(
@@ -137,6 +134,5 @@ def build(config: Config) -> Vggt:
         raise UserError(
             f"vggt head {config.head!r}", f"one of {', '.join(HEADS)}", "choose one of them"
         )
-    _network.check_doubts("vggt", config.border, config.drop)
     warnings.warn(f"the teacher {config.model} {LICENCES[config.model]}", stacklevel=2)
     return Vggt(config)
