@@ -26,6 +26,11 @@ def test_a_row_for_every_renderer(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert line.startswith(name) and row["licence"] in line
         if row["obstacle"] is None:
             assert row["error"] < 1e-3 and row["gradient_error"] < 1e-2
+            assert set(row["errors"]) == {
+                "color", "depth", "alpha", "d means", "d scales", "d quats_wxyz", "d opacities",
+                "d sh",
+            }  # fmt: skip
+            assert row["error"] == max(row["errors"][name] for name in rasterizers.IMAGES)
             assert row["forward"]["median_ms"] > 0 and row["backward"]["calls"] == 2
         else:
             assert "not usable here" in line and "wanted" in row["obstacle"]

@@ -4,13 +4,16 @@ pmsplat benchmark rasterizers --size 64 --json benchmarks/rasterizers.json
     8,192 Gaussians drawn into 2 views of 64x64 by every renderer that works on this machine
 
 Errors are relative (norm of the difference over norm) to the reference in float64: the worst of
-colour, depth and alpha, and the worst gradient of a loss on all three. They are taken where all
-renderers follow the same rules: opacities below 0.35, centred principal points, nothing outside the
-field of view. Time and memory are those of `pmsplat benchmark rasterize`.
+colour, depth and alpha, and the worst gradient of a loss on all three; the JSON has each of them.
+They are taken where all renderers follow the same rules: opacities below 0.35, centred principal
+points, nothing outside the field of view. Time and memory are those of `pmsplat benchmark
+rasterize`.
 """
 
 import argparse
 from typing import Any
+
+IMAGES = ("color", "depth", "alpha")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,22 +74,27 @@ def measure(backend: str, size: int, views: int, repeats: int) -> dict[str, Any]
     device = device_for(backend)
     got = _images_and_gradients(backend, device, torch.float32, size, views)
     wanted = _images_and_gradients("reference", torch.device("cpu"), torch.float64, size, views)
-    errors = [
-        float((a - b).norm() / b.norm()) for a, b in zip(got, wanted, strict=True) if b.norm() > 0
-    ]
+    errors = {
+        name: float((got[name] - at).norm() / at.norm())
+        for name, at in wanted.items()
+        if at.norm() > 0
+    }
     figures = rasterize.measure(size, views, backend, repeats)
     if torch.cuda.is_available() and device.type == "cpu":
         figures["peak_mib"] = None
     return {
         "device": device.type,
-        "error": max(errors[:3]),
-        "gradient_error": max(errors[3:]),
+        "error": max(errors[name] for name in IMAGES),
+        "gradient_error": max(errors[name] for name in errors.keys() - set(IMAGES)),
+        "errors": errors,
         **figures,
     }
 
 
-def _images_and_gradients(backend: str, device: Any, dtype: Any, size: int, views: int) -> list:
-    """Colour, depth, alpha, then the gradients to every parameter, in float64 on the CPU."""
+def _images_and_gradients(
+    backend: str, device: Any, dtype: Any, size: int, views: int
+) -> dict[str, Any]:
+    """Colour, depth, alpha, and the gradient to every parameter, in float64 on the CPU."""
     from dataclasses import fields, replace
 
     import torch
@@ -98,11 +106,11 @@ def _images_and_gradients(backend: str, device: Any, dtype: Any, size: int, view
     gaussians = replace(gaussians, opacities=0.35 * gaussians.opacities).to(dtype).to(device)
     leaves = gaussians.map(lambda tensor: tensor.requires_grad_())
     drawn = rasterize(leaves, cameras.to(dtype).to(device), (size, size), backend)
-    images = [drawn.color, drawn.depth, drawn.alpha]
-    flat = torch.cat([image.flatten() for image in images])
+    images = {name: getattr(drawn, name) for name in IMAGES}
+    flat = torch.cat([image.flatten() for image in images.values()])
     (flat * torch.arange(len(flat), device=device).to(dtype).sin()).mean().backward()
-    gradients = [_gradient(getattr(leaves, f.name)) for f in fields(leaves)]
-    return [tensor.detach().double().cpu() for tensor in [*images, *gradients]]
+    gradients = {f"d {f.name}": _gradient(getattr(leaves, f.name)) for f in fields(leaves)}
+    return {name: at.detach().double().cpu() for name, at in (images | gradients).items()}
 
 
 def _gradient(leaf: Any) -> Any:
