@@ -232,6 +232,18 @@ def test_a_run_gains_and_resumes_to_the_same_bits(
     assert parts.after.psnr == whole.after.psnr
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("strategy", ["gsplat-default", "gsplat-mcmc"])
+def test_a_run_on_cuda(strategy: str, room: str, tmp_path: Path) -> None:
+    problem = renderer.obstacle(torch.device("cuda"))
+    if problem is not None:
+        pytest.skip(str(problem))
+    options = replace(QUICK, strategy=strategy, most=700, device="cuda")
+    summary = refine(room, tmp_path / "out", options)
+    assert summary.after.psnr > summary.before.psnr + 1.5
+    assert summary.after.gaussians <= 700
+
+
 def test_who_adds_and_removes_where_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_strategy(None, CPU) == "default"
     monkeypatch.setattr(renderer, "obstacle", lambda device: None)

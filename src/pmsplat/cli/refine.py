@@ -37,21 +37,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", nargs="?", metavar="SCENE", help="posed photos, see above")
     parser.add_argument("--image", metavar="FILE", help="fit one picture instead")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path)
-    parser.add_argument("--start", metavar="points|random|prediction|file", help="where from")
+    parser.add_argument("--start", metavar="NAME", help="points, random, prediction or file")
     parser.add_argument("--model", metavar="NAME|PATH", help="start from its prediction")
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
     parser.add_argument("--init", metavar="FILE", help="start from these Gaussians")
-    parser.add_argument("--strategy", metavar="NAME", help="of growth, see above")
+    parser.add_argument("--strategy", metavar="NAME", help="how Gaussians come and go, see above")
     parser.add_argument("--steps", type=int, metavar="N", help="default: 3000 (picture: 500)")
     parser.add_argument("--size", type=size, metavar="HxW", help="default: small on the CPU")
     parser.add_argument("--most", type=int, metavar="N", help="bound of the number of Gaussians")
-    parser.add_argument("--sh-degree", type=int, metavar="N", help="0 to 3 (default: 3)")
     parser.add_argument(
-        "--random-points", type=int, metavar="N", help="to start from (default: 10000)"
+        "--sh-degree", type=int, metavar="N", help="of the colours, 0 to 3 (default: 3)"
     )
-    parser.add_argument("--test-every", type=int, metavar="N", help="is held out (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
-    parser.add_argument("--save-every", type=int, metavar="N", help="steps (default: 500)")
+    parser.add_argument(
+        "--random-points", type=int, metavar="N", help="how many to start from (default: 10000)"
+    )
+    parser.add_argument(
+        "--test-every", type=int, metavar="N", help="hold every N-th photo out (default: 8)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--save-every", type=int, metavar="N", help="keep the state every N steps (default: 500)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run")
