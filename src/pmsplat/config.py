@@ -10,10 +10,11 @@ against the dataclass it belongs to. A key that no dataclass has is an error tha
     +loss.pointmap={}               a further loss, as config/loss/pointmap.yaml has it
     +loss.lab.sparsity.weight=0.1   one of yours, here module lab.sparsity; ~loss.lpips drops one
     loss=[photometric,pointmap]     several files of config/loss together
+    teacher=vggt                    a file of config/teacher: whom losses such as pointmap ask
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,10 +29,17 @@ from omegaconf.errors import OmegaConfBaseException
 from . import registry
 from .errors import UserError
 from .train import optim
-from .train.settings import Component, Experiment, LossTerm, Renderer, Trainer
+from .train.settings import Component, Experiment, LossTerm, Renderer, Teacher, Trainer
 
-GROUPS = {"model": "models", "dataset": "data", "loss": "losses", "renderer": None}
+GROUPS = {
+    "model": "models",
+    "dataset": "data",
+    "loss": "losses",
+    "teacher": "foundation.teachers",
+    "renderer": None,
+}
 LOSS_KEYS = ("name", "weight", "start_step")
+TEACHER_KEYS = ("name", "cache", "missing", "windows")
 T = TypeVar("T")
 
 
@@ -108,7 +116,7 @@ def _has_file(group: str, name: Any) -> bool:
     if name in known:
         return True
     package = GROUPS.get(group)
-    if package in ("models", "data") and isinstance(name, str):
+    if package not in (None, "losses") and isinstance(name, str):
         components = registry.names(package)
         if name in components or "." in name:
             return False
@@ -195,6 +203,7 @@ def _typed_experiment(tree: dict[str, Any], name: str) -> Experiment:
         model=_component("model", tree.get("model")),
         dataset=_component("dataset", tree.get("dataset")),
         loss={key: _loss(key, given) for key, given in _mapping("loss", tree.get("loss")).items()},
+        teacher=_teacher(tree.get("teacher")),
         renderer=typed(Renderer, _mapping("renderer", tree.get("renderer")), "renderer"),
         optimizer=typed(optim.Config, _mapping("optimizer", tree.get("optimizer")), "optimizer"),
         trainer=typed(Trainer, _mapping("trainer", tree.get("trainer")), "trainer"),
@@ -233,6 +242,16 @@ def _loss(key: str, given: Any) -> LossTerm:
     return LossTerm(
         name, frame.weight, frame.start_step, typed(found.Config, settings, f"loss {key!r}")
     )
+
+
+def _teacher(given: Any) -> Teacher | None:
+    settings = _mapping("teacher", given)
+    if not settings:
+        return None
+    common = {k: settings.pop(k) for k in TEACHER_KEYS if k in settings}
+    component = _component("teacher", {"name": common.get("name"), **settings})
+    frame = typed(Teacher, common, "teacher")
+    return replace(frame, settings=component.settings)
 
 
 def typed(schema: type[T], given: Mapping[str, Any], owner: str) -> T:

@@ -53,7 +53,10 @@ class ChunkDataset:
         the DataLoader (workers take turns by batches): then the sequence goes on as if it had never
         stopped, with as many ranks and workers as before.
         """
-        return TrainingStream(self.split("train"), self.recipe, seed, step, skip, batch_size)
+        split, lessons = self.split("train"), self.recipe.lessons
+        if lessons is not None and lessons.required:
+            lessons.check([split.folder / chunk for chunk in split.keys])
+        return TrainingStream(split, self.recipe, seed, step, skip, batch_size)
 
     def split(self, name: str) -> Split:
         """The chunks of ROOT/`name`, made first where the dataset makes itself."""
@@ -223,7 +226,7 @@ class _Loader:
         """A teacher's pointmap of a scene of the chunk read last."""
         assert self.name is not None
         if self.shelf is None:
-            self.shelf = Shelf(lessons.folder, lessons.identity)
+            self.shelf = lessons.shelf()
         return self.shelf.read(self.split.folder / self.name, key, snapped)
 
 

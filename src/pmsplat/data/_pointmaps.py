@@ -31,7 +31,7 @@ LARGEST_MANIFEST = 1 << 28  # bytes
 FAINTEST = 2.0**-14  # of the greatest confidence of a window: the smallest that float16 holds well
 
 
-@dataclass(frozen=True)
+@dataclass
 class Windows:
     """Which frames of a scene a teacher sees together: every `every`-th, at most `frames` of them.
 
@@ -111,6 +111,10 @@ class Identity:
                 )
 
 
+class Stale(UserError):
+    """Pointmaps that are there and do not fit the run."""
+
+
 @dataclass(frozen=True)
 class Lessons:
     """Where a teacher's pointmaps of the training scenes are kept, and what they must be of.
@@ -123,9 +127,16 @@ class Lessons:
     identity: Identity
     required: bool = True
 
+    def shelf(self) -> "Shelf":
+        """To read them from."""
+        return Shelf(self.folder, self.identity)
 
-class Stale(UserError):
-    """Pointmaps that are there and do not fit the run."""
+    def check(self, chunks: list[Path]) -> None:
+        """Raises Missing where a chunk has none, Stale or UserError for the first file."""
+        shelf = self.shelf()
+        for chunk in chunks:
+            if chunk is chunks[0] or not shelf.path(chunk).is_file():
+                shelf.check(chunk)
 
 
 @dataclass(frozen=True)

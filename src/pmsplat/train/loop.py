@@ -24,7 +24,8 @@ from ..io.weights import Header, check_same, save_checkpoint
 from ..losses._schedule import Term
 from ..models import _zoo
 from ..models._init import initialise
-from . import optim
+from ..types import Batch
+from . import optim, teaching
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
 from .module import TrainingModule
@@ -54,7 +55,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     _check_devices(cfg)
     resumed = _place(output, cfg)
     with _quiet(), _matmul("highest" if cfg.precision == "float32" else "high"):
-        data = _data(experiment)
+        data, ask = _data(experiment)
         component = experiment.model
         torch.manual_seed(experiment.seed)
         model = registry.build("models", component.name, component.settings)
@@ -72,7 +73,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
             initialise(model, component.settings.init_from, tell)
         write_text(output / "config.json", json.dumps(asdict(experiment), indent=1) + "\n")
         lpips = find_lpips()[0] if "lpips" in experiment.loss else None
-        module = TrainingModule(experiment, model, terms, lpips)
+        module = TrainingModule(experiment, model, terms, lpips, ask)
         checkpoints = Checkpoints(
             output, cfg.checkpoint_every, lambda: _export(model, experiment.model, output / MODEL)
         )
@@ -99,13 +100,15 @@ def _place(output: Path, cfg: Trainer) -> Path | None:
     return last if cfg.resume else None
 
 
-def _data(experiment: Experiment) -> DataModule:
-    """The data, opened once before anything slow, so that a wrong path is told at once."""
+def _data(experiment: Experiment) -> tuple[DataModule, Callable[[Batch], Batch] | None]:
+    """The data, opened once before anything slow, so that a wrong path is told at once; and who
+    teaches in the step."""
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
+    dataset, ask = teaching.taught(experiment.teacher, dataset)
     data = DataModule(dataset, experiment)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes start later
         data.prepare_data()
-    return data
+    return data, ask
 
 
 def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:

@@ -58,11 +58,9 @@ class TrainingModule(LightningModule):
         assert isinstance(data, DataModule)
         data.step.fill_(self.global_step)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Asks the teacher, on the training device, about batches that come without its answer."""
-        return self.ask(batch) if self.ask and self.trainer.training else batch
-
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        if self.ask is not None:
+            batch = self.ask(batch)
         outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
         shown = {"loss": outcome.loss.detach(), **outcome.quality}
         shown |= {f"loss/{name}": value for name, value in outcome.terms.items()}

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data._pointmaps import Windows
 from ..errors import UserError
 from . import optim
 
 PRECISIONS = ("float32", "tf32", "bf16")
 ACCELERATORS = ("auto", "cpu", "gpu")
 LOGGERS = ("tensorboard", "csv", "wandb")
+MISSING = ("error", "compute")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,29 @@ class LossTerm:
     weight: float = 1.0
     start_step: int = 0
     settings: Any = None
+
+
+@dataclass
+class Teacher:
+    """A file of `foundation.teachers` (or a dotted module) and its own Config; its pointmaps.
+
+    With a `cache` (the folder that `pmsplat teacher cache` fills; a relative path is one in
+    dataset.root) training reads what the teacher said of `windows` of frames and does not run it.
+    Where that is `missing`, or stale, is an "error", or the teacher is asked in training
+    ("compute"), as it is without a cache.
+    """
+
+    name: str = ""
+    settings: Any = None
+    cache: str | None = None
+    missing: str = "error"
+    windows: Windows = field(default_factory=Windows)
+
+    def __post_init__(self) -> None:
+        if self.missing not in MISSING:
+            raise UserError(
+                f"teacher.missing={self.missing}", f"one of {', '.join(MISSING)}", "mend it"
+            )
 
 
 @dataclass
@@ -88,6 +113,7 @@ class Experiment:
     model: Component
     dataset: Component
     loss: dict[str, LossTerm]
+    teacher: Teacher | None = None  # of losses that want one, as loss.pointmap
     renderer: Renderer = field(default_factory=Renderer)
     optimizer: optim.Config = field(default_factory=optim.Config)
     trainer: Trainer = field(default_factory=Trainer)

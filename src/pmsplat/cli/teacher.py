@@ -1,0 +1,52 @@
+"""ask a teacher of PM-Loss about every training scene, once
+
+    pmsplat teacher cache +experiment=re10k_small_pm
+    pmsplat teacher cache +experiment=re10k_small_pm teacher=depth_anything_3
+    torchrun --nproc-per-node=8 -m pmsplat teacher cache +experiment=dl3dv_base_256x448_pm
+
+Writes the teacher's pointmaps beside the chunks (teacher.cache, a folder in dataset.root), one file
+per chunk of float16 points and confidences. Training with the same settings reads them and does not
+run the teacher. Run again after an interruption: what is there is kept.
+
+What a teacher says of a photo depends on the photos it sees with it. So it sees fixed windows of
+each scene: every teacher.windows.every-th frame, at most teacher.windows.frames at a time, the next
+window teacher.windows.hop of those frames later. Context views of a training example are moved onto
+the nearest frames of one window, targets with them.
+"""
+
+import argparse
+
+from ._shared import add_device, add_overwrite, terminal
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the one thing to do, and its options."""
+    jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
+    job = jobs.add_parser(
+        "cache",
+        help="write the pointmaps that training reads",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    job.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `pmsplat train`")
+    add_device(job)
+    add_overwrite(job, "replace pointmaps of other settings")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Asks, and says what was written where."""
+    from .. import config
+    from ..tasks.teacher import cache
+
+    show = terminal()
+    summary = cache(
+        config.compose(arguments.overrides),
+        arguments.device,
+        arguments.overwrite,
+        tell=show.tell,
+        track=show.track,
+    )
+    show.tell(
+        f"{summary.written} files with {summary.scenes} scenes written "
+        f"({summary.bytes / 1e6:.1f} MB), {summary.found} were there: {summary.folder}/"
+    )

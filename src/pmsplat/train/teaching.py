@@ -1,0 +1,58 @@
+"""The teacher of a run: what it said, from disk, or asked in the step."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import registry
+from ..data._dataset import ChunkDataset
+from ..data._pointmaps import Identity, Lessons
+from ..foundation.teachers import Teacher as Asked
+from ..types import Batch
+from .settings import Teacher
+
+
+def build(settings: Teacher) -> Asked:
+    """The teacher itself; its weights are read when it is first asked."""
+    return registry.build("foundation.teachers", settings.name, settings.settings)
+
+
+def lessons(settings: Teacher, teacher: Asked, dataset: ChunkDataset) -> Lessons | None:
+    """Where its pointmaps are kept; None for a run without a cache.
+
+    A relative `cache` is beside the splits, in the root of the dataset.
+    """
+    if settings.cache is None:
+        return None
+    recipe = dataset.recipe
+    fit = "scaled and cut" if recipe.resize else "cut"
+    if teacher.posed:
+        fit += ", exact principal points" if recipe.exact else ", published principal points"
+    identity = Identity(teacher.name, teacher.revision, recipe.size, fit, settings.windows)
+    folder = dataset.root / Path(settings.cache) / "train"
+    return Lessons(folder, identity, required=settings.missing == "error")
+
+
+def taught(settings: Teacher | None, dataset: Any) -> tuple[Any, Callable[[Batch], Batch] | None]:
+    """The dataset with what is on disk, and who completes the batches that come without."""
+    if settings is None:
+        return dataset, None
+    teacher = build(settings)
+    kept = lessons(settings, teacher, dataset)
+    if kept is not None:
+        dataset = dataset.taught(kept)
+        if kept.required:
+            return dataset, None
+
+    @torch.no_grad()
+    def ask(batch: Batch) -> Batch:
+        if batch.context.pointmap is not None:
+            return batch
+        said = teacher(batch.context)
+        context = replace(batch.context, pointmap=said.points, pointmap_confidence=said.confidence)
+        return replace(batch, context=context)
+
+    return dataset, ask
