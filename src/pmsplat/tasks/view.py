@@ -30,6 +30,7 @@ DRAWN = ("color", "render")  # folders of results in which a camera's picture ma
 VIDEO = "view.mp4"
 MOST_CAMERAS = 300  # of a scene: more hide each other, and slow a browser down
 THUMBNAIL = (160, 160)  # pixels that a photo on a camera may have at most
+LONGEST = 8192  # pixels of a side of a video: players take no more
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -37,9 +38,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class Options:
     """What may be chosen; None leaves it to `view`.
 
-    `cameras` (a file or folder, see `render`) and `photos` (a folder) belong to scenes that have no
-    cameras of their own; `up` is the axis that is up ("z", "-x"). `output` is the video that the
-    page records, `size` its (height, width). At most `most` Gaussians of a scene go to the browser.
+    `cameras` (a file or folder, see `render`) are those of scenes that bring none, and `photos` is
+    a folder of the photos of any; `up` is the axis that is up ("z", "-x"). `output` is the video
+    that the page records, `size` its (height, width). At most `most` Gaussians of a scene go to the
+    browser.
     """
 
     cameras: str | None = None
@@ -70,9 +72,11 @@ def view(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    if chosen.most < 1 or min(chosen.size) < 1:
+    if chosen.most < 1 or not 1 <= min(chosen.size) <= max(chosen.size) <= LONGEST:
         raise UserError(
-            f"--most {chosen.most} --size {by(chosen.size)}", "numbers from 1", "leave them out"
+            f"--most {chosen.most} --size {by(chosen.size)}",
+            f"numbers from 1, and sides of at most {LONGEST} pixels",
+            "leave them out",
         )
     if not scenes:
         raise UserError("no scene to show", "a file of Gaussians or a folder", "name one")

@@ -7,6 +7,7 @@ does that; the callbacks of the page only say that something changed.
 
 import contextlib
 import io
+import logging
 import math
 import threading
 from dataclasses import dataclass
@@ -341,12 +342,18 @@ def _serve(host: str, port: int) -> "viser.ViserServer":
             """Refuses: viser's tunnel would show the scene to the whole internet."""
 
     check_address(host, port)
+    logging.getLogger("websockets.server").addFilter(_worth_telling)
     with contextlib.redirect_stdout(io.StringIO()):  # it draws a box of addresses
         server = Local(host=host, port=port, label="pmsplat", verbose=False)
     if port and server.get_port() != port:
         server.stop()
         raise taken(port)
     return server
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Not who connects and leaves without a word, for which there would be a traceback."""
+    return record.getMessage() != "opening handshake failed"
 
 
 def _apart(centres: Float[Tensor, "view 3"]) -> float:
