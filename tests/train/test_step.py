@@ -1,14 +1,16 @@
 """One training step of a model with and without Gaussians, and what is shown of it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pmsplat import registry
+from pmsplat import config, registry
 from pmsplat.evaluate.depth import depth_metrics
 from pmsplat.losses._schedule import Term
 from pmsplat.train.callbacks import SHARE, SHOWN, _running, row_of
+from pmsplat.train.module import TrainingModule
 from pmsplat.train.step import Outcome, training_step
 from pmsplat.types import Batch, StepOutput
 from tests.losses.test_depth import depth_only, random_depths
@@ -50,6 +52,26 @@ def test_a_step_with_gaussians_tells_of_colour_and_of_depth_if_known(
     assert quality["abs_rel"].item() == pytest.approx(0.25)
     nowhere = answered(with_known_depth(step, torch.zeros_like(known)), "mse").quality
     assert nowhere["abs_rel"].isnan()
+
+
+def test_samples_that_a_loss_passes_over_reach_the_log_and_add_up(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depth, _ = random_depths(generator, dtype=torch.float32)
+    step = depth_only(depth, None)
+    flat = replace(step.batch.context, pointmap=torch.ones(*depth.shape, 3))
+    step = replace(step, batch=replace(step.batch, context=flat))
+    terms = {"pointmap": Term(registry.build("losses", "pointmap"))}
+    module = TrainingModule(config.compose(["+experiment=depth_tiny"]), torch.nn.Identity(), terms)
+    logged: list[dict[str, torch.Tensor]] = []
+    optimizers = [SimpleNamespace(param_groups=[])]
+    module._trainer = SimpleNamespace(global_step=0, optimizers=optimizers)  # pyright: ignore
+    monkeypatch.setattr(module, "log_dict", lambda values, batch_size: logged.append(values))
+    monkeypatch.setattr(module, "pipeline", lambda batch: step)
+    for _ in range(3):
+        module.training_step(step.batch, 0)
+    assert [values["train/skipped/pointmap"].item() for values in logged] == [1, 2, 3]
+    assert [values["train/loss/pointmap"].item() for values in logged] == [0, 0, 0]
 
 
 def test_running_means_pass_over_what_is_not_known() -> None:

@@ -36,14 +36,16 @@ def umeyama(
     x, y = source.double(), target.double()
     w = torch.ones_like(x[..., 0]) if weights is None else weights.double()
     total = w.sum(dim=-1, keepdim=True)
-    w = (w / torch.where(total > 0, total, 1))[..., None]
-    mean_x, mean_y = (w * x).sum(dim=-2, keepdim=True), (w * y).sum(dim=-2, keepdim=True)
-    apart = _apart(x, mean_x, w) & _apart(y, mean_y, w)
-    x, y = x - mean_x, y - mean_y
-    covariance = (w * y).transpose(-1, -2) @ x
+    w = w / torch.where(total > 0, total, 1)
+    weighted_x, weighted_y = w[..., None] * x, w[..., None] * y
+    mean_x, mean_y = w[..., None, :] @ x, w[..., None, :] @ y
+    square_x, square_y = mean_x.square().sum(dim=(-1, -2)), mean_y.square().sum(dim=(-1, -2))
+    spread = torch.einsum("...ni,...ni->...", weighted_x, x) - square_x
+    spread_y = torch.einsum("...ni,...ni->...", weighted_y, y) - square_y
+    apart = (spread > UNDEFINED**2 * square_x) & (spread_y > UNDEFINED**2 * square_y)
+    covariance = weighted_y.transpose(-1, -2) @ x - mean_y.transpose(-1, -2) @ mean_x
     rotation = nearest_rotation(covariance)
     defined = apart & _unique(_stretch(rotation.detach(), covariance.detach()))
-    spread = (w * x * x).sum(dim=(-1, -2))
     scale = (rotation * covariance).sum(dim=(-1, -2)) / torch.where(defined, spread, 1)
     linear = scale[..., None, None] * rotation
     moved = mean_y - mean_x @ linear.transpose(-1, -2)
@@ -157,12 +159,6 @@ def _axis(antisymmetric: Tensor) -> Tensor:
     """v of the matrix [v]× that takes u to v × u."""
     a = antisymmetric
     return torch.stack([a[..., 2, 1], a[..., 0, 2], a[..., 1, 0]], dim=-1)
-
-
-def _apart(points: Tensor, mean: Tensor, w: Tensor) -> Tensor:
-    """Whether points spread further than the rounding of their coordinates."""
-    variance = (w * (points - mean).square()).detach().sum(dim=(-1, -2))
-    return variance > UNDEFINED**2 * mean.detach().square().sum(dim=(-1, -2))
 
 
 def _forms() -> list[list[list[list[float]]]]:

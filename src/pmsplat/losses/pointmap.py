@@ -160,11 +160,11 @@ def _aligned(
     points: Tensor, pointmap: Tensor, weights: Tensor, centers: Tensor | None, robust: int
 ) -> tuple[Float[Tensor, "batch n 3"], Bool[Tensor, " batch"]]:
     """The teacher's points in the frame and unit of the prediction, and whether that is defined."""
-    goal, origins = points.double(), torch.zeros_like(points[:, :1], dtype=torch.float64)
+    source, target, origins = pointmap, points.double(), None
     if centers is not None:
         _check_centers(centers, points)
         origins = centers.double().repeat_interleave(points.shape[1] // centers.shape[1], dim=1)
-    source, target = pointmap - origins, goal - origins
+        source, target = source - origins, target - origins
 
     def similarity(w: Tensor) -> Tensor:
         return align.umeyama(source, target, w)
@@ -180,7 +180,8 @@ def _aligned(
     defined = found.isfinite().all(dim=-1).all(dim=-1)
     eye = torch.eye(4, dtype=found.dtype, device=found.device)
     found = torch.where(defined[:, None, None], found, eye)
-    return origins + se3.transform(found, source), defined
+    moved = se3.transform(found, source)
+    return (moved if origins is None else origins + moved), defined
 
 
 def _mean(distances: Tensor, weights: Tensor, trim: float) -> Float[Tensor, " batch"]:
