@@ -37,6 +37,23 @@ def test_every_file_of_every_group_composes(group: str, name: str) -> None:
     assert isinstance(config.compose([f"{group}={name}"]), Experiment)
 
 
+@pytest.mark.parametrize("name", [n for n in config.choices("experiment") if n.endswith("_pm")])
+def test_pm_experiments_teach_from_the_first_step_and_fit_the_windows(name: str) -> None:
+    tuned = config.compose([f"+experiment={name}"])
+    term, teacher = tuned.loss["pointmap"], tuned.teacher
+    assert set(tuned.loss) == {"mse", "lpips", "pointmap"}
+    assert (term.weight, term.start_step) == (0.005, 0)
+    assert teacher is not None and teacher.name == "vggt" and teacher.settings.head == "point"
+    assert tuned.trainer.initial in ZOO
+    published = ZOO[tuned.trainer.initial]
+    ours = tuned.model.settings
+    free = {"offsets", "init_from"}  # what fine-tuning changes
+    assert all(getattr(ours, k) == v for k, v in published.settings.items() if k not in free)
+    longest = tuned.dataset.settings.max_gap[1]
+    windows = teacher.windows
+    assert (windows.frames - windows.hop) * windows.every >= longest - windows.every
+
+
 def test_the_published_experiments_have_the_published_settings() -> None:
     small = config.compose(["+experiment=re10k_small"])
     assert (small.trainer.steps, small.trainer.batch_size) == (150_000, 8)
