@@ -1,6 +1,11 @@
-"""Nearest neighbours, exact, without a table of all pairs; the twin is `geometry.neighbors`."""
+"""Nearest neighbours, exact, without a table of all pairs; the twin is `geometry.neighbors`.
 
-from math import prod
+Both sets are put in an order in which neighbours stand together (Morton, "A Computer Oriented
+Geodetic Data Base", 1966); runs of that order get boxes, and a search looks into those boxes only
+that are nearer than what it has found.
+"""
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,6 +13,16 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..geometry import neighbors
+
+BITS = 20  # of a cell's place along each axis
+SMALLEST = 1e-30  # side of the cube in which all points coincide
+SPREAD = (  # puts two zeros between the bits: how far the upper half moves, and what is kept
+    (32, 0x1F00000000FFFF),
+    (16, 0x1F0000FF0000FF),
+    (8, 0x100F00F00F00F00F),
+    (4, 0x10C30C30C30C30C3),
+    (2, 0x1249249249249249),
+)
 
 
 def nearest(
@@ -27,14 +42,13 @@ def nearest(
     """
     _check(points, reference, grid)
     points, reference = neighbors.prepared(points.detach(), reference.detach(), reference_mask)
-    if points.device.type != "cpu":
+    if points.numel() == 0 or points.device.type not in ("cpu", "cuda"):
         return neighbors.nearest(points, reference, reference_mask)
-    samples, n, m = prod(points.shape[:-2]), points.shape[-2], reference.shape[-2]
-    mask = torch.ones(samples, m, dtype=torch.bool) if reference_mask is None else reference_mask
-    found = _tree(
-        points.reshape(samples, n, 3), reference.reshape(samples, m, 3), mask.reshape(samples, m)
-    )
-    return found.view(points.shape[:-1])
+    if points.device.type == "cpu":
+        from ._neighbors_cpu import search
+    else:
+        from ._neighbors_triton import search
+    return _in_order(points, reference, grid, reference_mask, search)
 
 
 def squared_distance(
@@ -66,13 +80,84 @@ def _check(points: Tensor, reference: Tensor, grid: tuple[int, int] | None) -> N
         )
 
 
-def _tree(points: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """By scipy's KD-tree; all with one batch axis."""
-    from scipy.spatial import KDTree
+def _in_order(
+    points: Tensor,
+    reference: Tensor,
+    grid: tuple[int, int] | None,
+    mask: Tensor | None,
+    search: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Puts both sets in an order that keeps neighbours together, searches, and names the found.
 
-    index = torch.zeros(points.shape[:2], dtype=torch.int64)
-    for sample, (some, others) in enumerate(zip(points, reference, strict=True)):
-        places = mask[sample].nonzero()[:, 0]
-        found = KDTree(others[places].double().numpy()).query(some.double().numpy())[1]
-        index[sample] = places[torch.from_numpy(found)]
-    return index
+    Points are sorted along a curve through space even where there is a grid: what is next to each
+    other in a map need not be in space, and a search shared by neighbours is quick only for these.
+    """
+    batch, n, m = points.shape[:-2], points.shape[-2], reference.shape[-2]
+    queries, keys = points.reshape(-1, n, 3), reference.reshape(-1, m, 3)
+    known = None if mask is None else mask.reshape(-1, m)
+    low, scale = _cells(keys, known)
+    if grid is None:
+        codes = _codes(keys, low, scale)
+        codes = codes if known is None else codes.where(known, torch.iinfo(codes.dtype).max)
+        key_order = _ascending(codes)
+    else:
+        key_order = _grid_order(m, *grid, keys.device).expand(len(keys), -1)
+    if known is not None:
+        key_order = _without_masked(key_order, known)
+    query_order = _ascending(_codes(queries, low, scale))
+    places = search(_take(queries, query_order), _take(keys, key_order))
+    found = torch.empty_like(query_order)
+    return found.scatter_(1, query_order, key_order.gather(1, places)).view(*batch, n)
+
+
+def _take(points: Tensor, order: Tensor) -> Tensor:
+    return points.gather(1, order[..., None].expand(-1, -1, 3))
+
+
+def _cells(keys: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The low corner [batch, 1, 3] of the cube around the known points, and cells per length."""
+    hole = torch.zeros_like(keys[..., 0]) if known is None else torch.where(known, 0.0, torch.inf)
+    low = (keys + hole[..., None]).amin(dim=1, keepdim=True)
+    high = (keys - hole[..., None]).amax(dim=1, keepdim=True)
+    side = (high - low).amax(dim=-1, keepdim=True).clamp_min(SMALLEST)
+    return low, 2**BITS / side
+
+
+def _codes(points: Tensor, low: Tensor, scale: Tensor) -> Tensor:
+    """Places along Morton's curve: the bits of x, y and z of a point's cell, in turn."""
+    cells = ((points - low) * scale).clamp(0, 2**BITS - 1).long()
+    for shift, kept in SPREAD:
+        cells = (cells | cells << shift) & kept
+    return cells[..., 0] | cells[..., 1] << 1 | cells[..., 2] << 2
+
+
+def _ascending(codes: Tensor) -> Tensor:
+    """The order of growing codes; numpy sorts integers faster than torch does on CPUs."""
+    if codes.device.type == "cpu":
+        return torch.from_numpy(codes.numpy().argsort(axis=-1))
+    return codes.argsort(dim=-1)
+
+
+def _grid_order(count: int, height: int, width: int, device: torch.device) -> Tensor:
+    """The pixels of every view along Morton's curve: each 4, 16, 64 … in a row form a square."""
+    bits_y, bits_x = (height - 1).bit_length(), (width - 1).bit_length()
+    shared = min(bits_y, bits_x)
+    code = torch.arange(2 ** (bits_y + bits_x), device=device)
+    beyond = code >> 2 * shared << shared
+    x, y = (beyond, 0) if bits_x > bits_y else (0, beyond)
+    for bit in range(shared):
+        x = x | (code >> 2 * bit & 1) << bit
+        y = y | (code >> 2 * bit + 1 & 1) << bit
+    x, y = x + torch.zeros_like(code), y + torch.zeros_like(code)
+    inside = (y * width + x)[(x < width) & (y < height)]
+    first = torch.arange(0, count, height * width, device=device)
+    return (first[:, None] + inside).flatten()
+
+
+def _without_masked(order: Tensor, known: Tensor) -> Tensor:
+    """Puts, for each masked point, the known one before it: lengths stay, boxes do not grow."""
+    stays = known.gather(1, order)
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    before = place.where(stays, -1).cummax(dim=1).values
+    first = stays.int().argmax(dim=1, keepdim=True)
+    return order.gather(1, before.where(before >= 0, first))
