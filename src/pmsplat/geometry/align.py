@@ -113,17 +113,20 @@ class _NearestRotation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        forms = matrix.new_tensor(_FORMS)
-        power = torch.einsum("baij,...ba->...ij", forms, matrix)
+        eye = torch.eye(4, dtype=matrix.dtype, device=matrix.device)
+        trace, mirrored = _trace(matrix), matrix.transpose(-1, -2)
+        axis = _axis(matrix - mirrored)[..., None]
+        top = torch.cat([trace, axis.transpose(-1, -2)], dim=-1)
+        rest = torch.cat([axis, matrix + mirrored - trace * eye[1:, 1:]], dim=-1)
+        power = torch.cat([top, rest], dim=-2)
         size = power.square().sum(dim=(-1, -2), keepdim=True).sqrt()
-        tiny = torch.finfo(matrix.dtype).tiny
-        power = power / size.clamp_min(tiny) + torch.eye(
-            4, dtype=matrix.dtype, device=matrix.device
-        )
+        power = power / size.clamp_min(torch.finfo(matrix.dtype).tiny) + eye
         for _ in range(SQUARINGS):
             power = power @ power
-            power = power / power.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None]
-        rotation = torch.einsum("baij,...ij->...ba", forms, power)  # power is qqᵀ by now
+            power = power / _trace(power)
+        ww, wv, vv = power[..., :1, :1], power[..., 1:, :1], power[..., 1:, 1:]  # of qqᵀ by now
+        cross = torch.linalg.cross(wv.expand_as(vv), eye[1:, 1:].expand_as(vv), dim=-2)
+        rotation = (ww - _trace(vv)) * eye[1:, 1:] + 2 * vv + 2 * cross
         ctx.save_for_backward(matrix, rotation)
         return rotation
 
@@ -146,12 +149,12 @@ def _stretch(rotation: Tensor, matrix: Tensor) -> Tensor:
     s = rotation.transpose(-1, -2) @ matrix
     s = (s + s.transpose(-1, -2)) / 2
     eye = torch.eye(3, dtype=s.dtype, device=s.device)
-    return s.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None] * eye - s
+    return _trace(s) * eye - s
 
 
 def _unique(stretch: Tensor) -> Tensor:
     """Whether one rotation is best: the product of the sums of two singular values is not small."""
-    trace = stretch.diagonal(dim1=-2, dim2=-1).sum(dim=-1) / 2
+    trace = _trace(stretch)[..., 0, 0] / 2
     return (trace > 0) & (torch.linalg.det(stretch) > UNDEFINED * trace**3)
 
 
@@ -161,17 +164,6 @@ def _axis(antisymmetric: Tensor) -> Tensor:
     return torch.stack([a[..., 2, 1], a[..., 0, 2], a[..., 1, 0]], dim=-1)
 
 
-def _forms() -> list[list[list[list[float]]]]:
-    """Entry [b][a] of the rotation of a unit quaternion wxyz, as the matrix F of qᵀFq."""
-    forms = torch.zeros(3, 3, 4, 4)
-    for a in range(3):
-        forms[a, a] = torch.diag(torch.tensor([1.0, *(1.0 if i == a else -1.0 for i in range(3))]))
-        b, c = (a + 1) % 3, (a + 2) % 3
-        for row, column, sign in ((b, c, -1.0), (c, b, 1.0)):
-            f = forms[row, column]
-            f[1 + b, 1 + c] = f[1 + c, 1 + b] = 1.0
-            f[0, 1 + a] = f[1 + a, 0] = sign
-    return forms.tolist()
-
-
-_FORMS = _forms()
+def _trace(matrix: Tensor) -> Tensor:
+    """[..., 1, 1]."""
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None]

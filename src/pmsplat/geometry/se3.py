@@ -13,7 +13,7 @@ def compose(
 ) -> Float[Tensor, "*_ 4 4"]:
     """The motion x -> rotation · x + translation."""
     top = torch.cat([rotation, translation[..., None]], dim=-1)
-    bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
+    bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:].expand(*top.shape[:-2], 1, 4)
     return torch.cat([top, bottom], dim=-2)
 
 

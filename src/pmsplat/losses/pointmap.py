@@ -204,9 +204,9 @@ def _taught(context: Views) -> Float[Tensor, "batch view height width 3"]:
     if context.pointmap is None:
         raise UserError(
             "loss.pointmap on data without a teacher's pointmaps",
-            "data that brings them",
-            "write them with `pmsplat teacher cache` and name them in the dataset, or drop the "
-            "loss: ~loss.pointmap",
+            "a run with a teacher",
+            "choose one (teacher=vggt) and let it answer once (`pmsplat teacher cache` with the "
+            "same settings), or drop the loss: ~loss.pointmap",
         )
     return context.pointmap
 
