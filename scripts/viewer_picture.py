@@ -24,8 +24,9 @@ from pmsplat.io.poses import write_cameras
 from pmsplat.tasks.view import Options, view
 from pmsplat.types import Gaussians, Views
 
-FRAMES, SIZE, LIFTED = 13, (192, 256), [0, 4, 8, 12]
-WINDOW = {"width": 1200, "height": 640}
+FRAMES, SIZE, LIFTED = 22, (192, 256), [0, 7, 14, 21]
+WINDOW = 1000, 500  # pixels: width, height
+FEW = 2000  # splats in the browser, which draws in software here and is not what is shown
 FLAGS = ["--headless=new", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"]
 
 
@@ -51,24 +52,24 @@ def lifted(views: Views) -> Gaussians:
 
 def main(target: Path) -> None:
     """Makes the room, serves it, and keeps what the browser shows of it."""
-    room = chunk_scene(scene("room-viewer-0", FRAMES, SIZE)).views()
+    room = chunk_scene(scene("room-viewer-0", FRAMES, SIZE)).views(LIFTED)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "room"
-        names = [f"{i:02d}.png" for i in range(FRAMES)]
+        names = [f"{i:02d}.png" for i in LIFTED]
         for name, photo in zip(names, room.images[0], strict=True):
             write_image(folder / "render" / name, photo)
         write_cameras(folder / "cameras.json", room.cameras, names, SIZE)
-        save_gaussians(lifted(room.at(LIFTED)), folder / "gaussians.ply")
-        page = view([folder], Options(port=0))
+        save_gaussians(lifted(room), folder / "gaussians.ply")
+        page = view([folder], Options(port=0, most=FEW))
         try:
-            pictures = [shown(page.address, kind) for kind in ("Splats", "Depth")]
+            pictures = [shown(page.address, kind) for kind in ("Colour", "Depth")]
         finally:
             page.close()
     width, height = pictures[0].size
     both = Image.new("RGB", (width, 2 * height))
     for i, picture in enumerate(pictures):
         both.paste(picture, (0, i * height))
-    both.quantize(128, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
+    both.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
     print(f"{target}: {target.stat().st_size} bytes")
 
 
@@ -76,13 +77,13 @@ def shown(address: str, kind: str) -> Image.Image:
     """The window of a browser that has stepped back from the first camera."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        tab = browser.new_page(viewport=WINDOW)
+        tab = browser.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]})
         tab.set_default_timeout(120_000)
         tab.goto(address)
         tab.get_by_role("button", name="Save video").wait_for()
         tab.add_style_tag(content=".mantine-Notifications-root {display: none}")
-        tab.mouse.move(WINDOW["width"] / 3, WINDOW["height"] / 2)
-        for _ in range(4):
+        tab.mouse.move(WINDOW[0] / 3, WINDOW[1] / 2)
+        for _ in range(2):
             tab.mouse.wheel(0, 300)
             tab.wait_for_timeout(500)
         tab.get_by_role("combobox", name="Show").click()
