@@ -99,8 +99,9 @@ def pointmap_loss(
     so their prediction gets no pull; what stands there may be NaN. `centers`: the pointmap is depth
     along known poses, in the world but for its unit, so each view's points keep to their rays from
     its camera centre, and one scale for all of a sample is fitted. `robust`: rounds of
-    `align.trusted`. `trim`: share of the weight to drop at the largest distances. `clip`: samples
-    above it are multiplied by 1e-5, None leaves them.
+    `align.trusted`; 20 withstand about a third of grossly wrong pixels. `trim`: share of the weight
+    to drop at the largest distances. `clip`: samples above it are multiplied by 1e-5, None leaves
+    them.
 
     0 with zero gradients for a sample whose alignment is undefined: fewer than three pixels, points
     in a line or all in one place, or not finite. Raises UserError for shapes that do not fit.
@@ -121,7 +122,7 @@ def _per_sample(
     trim: float,
     clip: float | None,
 ) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
-    """The loss of each sample, and whether it could be computed. Nothing waits for the device."""
+    """The loss of each sample, and whether it is defined; no step of it waits for the device."""
     _check(points, pointmap, confidence, mask)
     _check_options(robust, trim)
     if points.dim() == 5:
