@@ -4,7 +4,9 @@ https://github.com/KhronosGroup/glTF/tree/main/extensions/2.0/Khronos/KHR_gaussi
 primitive of points whose attributes hold linear scales, quaternions xyzw, opacities in [0, 1] and
 the harmonics of 3DGS, one coefficient each. glTF's axes are x right, y up, z towards the viewer; so
 means, quaternions and harmonics are turned by half a turn about x on the way out and back on the
-way in, and what was upright in OpenCV axes (y down, z forward) stands upright in a viewer.
+way in, and what was upright in OpenCV axes (y down, z forward) stands upright in a viewer, seen by
+a glTF camera (which looks along -z) from where ours stood. PlayCanvas' splat-transform turns about
+z instead: upright as well, but the other way round, behind that camera. Viewers turn nothing.
 """
 
 import json
