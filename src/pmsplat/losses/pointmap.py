@@ -122,7 +122,7 @@ def _per_sample(
     trim: float,
     clip: float | None,
 ) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
-    """The loss of each sample, and whether it is defined; no step of it waits for the device."""
+    """The loss of each sample, and whether it is defined (a tensor: nobody has to wait for it)."""
     _check(points, pointmap, confidence, mask)
     _check_options(robust, trim)
     if points.dim() == 5:
