@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from pmsplat.geometry.camera import project_world
 from pmsplat.io.images import to_uint8
 from pmsplat.render import rasterize
 from pmsplat.types import Cameras
 from pmsplat.view import figures
 from pmsplat.view.server import SPLATS, Page, Setting
-from pmsplat.view.stage import ALPHA, COLOR, DEPTH, Exhibit, Stage
+from pmsplat.view.stage import ALPHA, COLOR, DEPTH, EXTENT, Exhibit, Stage
 
 from .blocks import SIZE, blocks, lookers
 from .browser import WINDOW, choose, opened, screenshot
@@ -76,6 +78,17 @@ def standing(page: Page) -> Cameras:
     return page.seen(client, (WINDOW[1], WINDOW[0]))
 
 
+def looking_from(c2w: torch.Tensor, camera: Cameras) -> Cameras:
+    """The same lens elsewhere: a scene that moved looks as if the camera had, the other way."""
+    return replace(camera, c2w=c2w[None, None])
+
+
+def on_screen(camera: Cameras, point: torch.Tensor) -> tuple[float, float]:
+    """(column, row) in the window of a point of the page's world."""
+    x, y, _ = project_world(point[None], camera.c2w[0, 0], camera.K[0, 0])[0].tolist()
+    return x * WINDOW[0], y * WINDOW[1]
+
+
 def test_the_splats_are_the_right_way_up(shown: tuple[Page, Any]) -> None:
     page, tab = shown
     page.kind.value = SPLATS
@@ -119,10 +132,7 @@ def test_a_click_on_a_camera_looks_through_it(shown: tuple[Page, Any]) -> None:
     frustum = page.rooms[0].frusta[0]
     eye = torch.from_numpy(np.asarray(frustum.position)).float()
     target = eye + torch.tensor([0.0, 0, page.rooms[0]._height])
-    x, y, z = torch.linalg.inv(here.c2w[0, 0])[:3] @ torch.cat([target, torch.ones(1)])
-    K = here.K[0, 0]
-    column = ((K[0, 0] * x / z + K[0, 2]) * WINDOW[0]).item()
-    row = ((K[1, 1] * y / z + K[1, 2]) * WINDOW[1]).item()
+    column, row = on_screen(here, target)
     assert 0 < column < FREE.stop and 0 < row < WINDOW[1]
     there = lookers().c2w[0, 0]
     end = time.monotonic() + PATIENCE
@@ -145,3 +155,33 @@ def test_a_recording_is_made_from_the_page(shown: tuple[Page, Any]) -> None:
     tab.get_by_role("button", name="Save video").click()
     tab.get_by_text("Saved ").wait_for()
     assert Path(page.setting.video).stat().st_size > 1000
+
+
+def test_an_arrow_drags_the_scene(shown: tuple[Page, Any]) -> None:
+    page, tab = shown
+    choose(tab, "Show", COLOR)
+    (client,) = page.server.get_clients().values()
+    client.camera.position = (0.0, 0.0, -0.5 * EXTENT)  # back, to see the arrows
+    tab.get_by_role("checkbox", name="Drag").check()
+    eventually(lambda: abs(standing(page).c2w[0, 0, 2, 3].item() + 0.5 * EXTENT), 1e-3)
+    tab.wait_for_timeout(1000)  # it is drawn
+    grip = page.stage.middles[0] + torch.tensor([0, 0.3 * EXTENT, 0])  # of the arrow along y
+    column, row = on_screen(standing(page), grip)
+    _, further = on_screen(standing(page), grip + torch.tensor([0, 0.25 * EXTENT, 0]))
+    assert 0 < column < FREE.stop and row + 15 < further < WINDOW[1]
+    tab.mouse.move(column, row)
+    tab.wait_for_timeout(300)
+    tab.mouse.down()
+    tab.wait_for_timeout(200)
+    for step in range(1, 6):
+        tab.mouse.move(column, row + (further - row) * step / 5)
+        tab.wait_for_timeout(60)
+    tab.mouse.up()
+    eventually(lambda: abs(page.stage.poses[0][1, 3].item() - 0.25 * EXTENT), 0.1 * EXTENT)
+    tab.get_by_role("checkbox", name="Drag").uncheck()
+    moved = page.stage.poses[0]
+    assert torch.equal(moved[:3, :3], torch.eye(3)) and moved[[0, 2], 3].abs().max() < 1e-3
+    camera = standing(page)
+    stays = looking_from(torch.linalg.inv(moved) @ camera.c2w[0, 0], camera)
+    eventually(lambda: apart(tab, wanted(page, stays, COLOR)), 2.5)
+    page.rooms[0].move(torch.zeros(3))
