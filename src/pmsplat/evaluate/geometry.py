@@ -156,15 +156,34 @@ def edge_metrics(
     surfaces, however the edge itself may have moved. A prediction of 0 (none) does not fly. NaN
     where there is no discontinuity.
     """
-    band = _widened(discontinuities(truth, jump), within) & (truth > 0)
-    nearest, least, greatest = _surroundings(depth, truth, within + 1)
-    flying = (depth > least) & (depth < greatest) & (nearest > tolerance)
+    edges = near_edges(depth, truth, within, jump, tolerance)
     error = (depth - truth).abs() / truth
     return EdgeMetrics(
-        edge_abs_rel=error[band].double().mean().item(),
-        flying=flying[band].double().mean().item(),
-        edge_points=int(band.sum()),
+        edge_abs_rel=error[edges.band].double().mean().item(),
+        flying=edges.flying[edges.band].double().mean().item(),
+        edge_points=int(edges.band.sum()),
     )
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The pixels near a discontinuity, and those of them whose point flies."""
+
+    band: Bool[Tensor, "*batch height width"]
+    flying: Bool[Tensor, "*batch height width"]
+
+
+def near_edges(
+    depth: Float[Tensor, "*batch height width"],
+    truth: Float[Tensor, "*batch height width"],
+    within: int = WITHIN,
+    jump: float = JUMP,
+    tolerance: float = TOLERANCE,
+) -> Edges:
+    """The pixels that `edge_metrics` counts, and the flying points among them."""
+    band = _widened(discontinuities(truth, jump), within) & (truth > 0)
+    nearest, least, greatest = _surroundings(depth, truth, within + 1)
+    return Edges(band, band & (depth > least) & (depth < greatest) & (nearest > tolerance))
 
 
 def normal_metrics(

@@ -1,0 +1,277 @@
+"""What PM-Loss does to an encoder: trained with the term and without, from the same seeds.
+
+pmsplat benchmark teaching --output lessons/
+    on procedural rooms; the teacher is their depth, blurred, noisy, coarse and with holes
+pmsplat benchmark teaching --scene office/ --output lessons-office/
+    on photos with sensor depth, cut into walks of ten photos; every fourth walk is for measuring
+
+A tiny DepthSplat and a tiny MVSplat learn from colour alone, and from colour and the term, for the
+same steps. Measured on walks never seen: PSNR between the two context views and beyond them, points
+and edges of their depth against the true depth. The table has the mean over the seeds and, behind
+±, the standard deviation; "gain" is that of the differences seed by seed. boundary.png shows one
+view with many edges. A run that is in the output folder is not run again.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TEACHER = {"blur": 1.5, "downsample": 2, "noise": 0.03, "holes": 0.1}
+"""How the teacher's depth is made worse (foundation/teachers/given.py)."""
+VARIANTS: dict[str, dict[str, Any] | None] = {"colour": None, "published": {}}
+ROBUST = {"robust": 10, "trim": 0.05, "clip": None}
+TINY: dict[str, dict[str, Any]] = {
+    "depthsplat": {
+        "vit": "none", "scales": 2, "planes": 32, "width": 32, "transformer_layers": 0,
+        "head_width": 32, "sh_degree": 0, "scale_unit": "pixel",
+    },
+    "mvsplat": {"planes": 32, "width": 32, "transformer_layers": 1, "sh_degree": 0},
+}  # fmt: skip
+COLUMNS = {  # metric: (its name in the table, decimals)
+    "psnr_inside": ("PSNR inside", 2),
+    "psnr_outside": ("outside", 2),
+    "abs_rel": ("AbsRel", 3),
+    "edge_abs_rel": ("at edges", 3),
+    "flying": ("flying", 3),
+    "accuracy": ("accuracy", 3),
+    "completeness": ("completeness", 3),
+}
+WALK, EVERY = 10, 4  # photos of a walk; one walk in so many is for measuring
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is common to all runs."""
+
+    output: Path
+    scene: str | None
+    size: tuple[int, int]
+    steps: int
+    weight: float
+
+    @property
+    def data(self) -> Path:
+        return self.output / "data"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of this question."""
+    parser.add_argument("--scene", metavar="SCENE", help="posed photos with depth (default: rooms)")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument(
+        "--models", nargs="*", default=list(TINY), choices=list(TINY), help="(default: both)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: 3)")
+    parser.add_argument("--steps", type=int, default=400, help="of each run (default: 400)")
+    parser.add_argument("--size", type=int, nargs=2, default=[64, 80], help="height width")
+    parser.add_argument(
+        "--weight", type=float, default=0.005, help="of the term (default: 0.005, as published)"
+    )
+    parser.add_argument("--robust", action="store_true", help="a run of the robust term, too")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Trains what is not trained yet; prints the table, draws the boundary; gives every value."""
+    height, width = arguments.size
+    plan = Plan(
+        arguments.output, arguments.scene, (height, width), arguments.steps, arguments.weight
+    )
+    variants = VARIANTS | ({"robust": ROBUST} if arguments.robust else {})
+    make_data(plan)
+    figures: dict[str, Any] = {}
+    for model in arguments.models:
+        for variant, term in variants.items():
+            figures[f"{model}/{variant}"] = [
+                measured(plan, model, variant, term, seed) for seed in range(arguments.seeds)
+            ]
+    print(table(figures))  # noqa: T201
+    draw(plan, arguments.models, list(variants))
+    return figures
+
+
+def make_data(plan: Plan) -> None:
+    """Chunks in DIR/data, and an index whose targets lie on both sides of the baseline's ends."""
+    import json
+
+    import torch
+
+    from ...data import synthetic
+    from ...data._chunks import INDEX, append
+    from ...data._convert import to_chunk_scene
+    from ...data._index import make_outside_index, write_index
+    from ...data.folder import open_scene
+    from ...errors import UserError
+
+    index = plan.data / "index.json"
+    if index.is_file():
+        return
+    if plan.scene is None:
+        synthetic.write(plan.data, 64, 16, plan.size, 0, "train")
+        synthetic.write(plan.data, 16, 16, plan.size, 0, "test")
+        gap, length = 6, 16
+    else:
+        scene = open_scene(plan.scene)
+        if not scene.has_depth:
+            raise UserError(
+                f"{plan.scene} has no depth", "a scene with sensor depth", "choose another scene"
+            )
+        walks = range(len(scene) // WALK)
+        for number in walks:
+            frames = range(number * WALK, (number + 1) * WALK)
+            key = f"walk-{number:02d}"
+            split = "test" if number % EVERY == EVERY - 1 else "train"
+            append(plan.data / split, [to_chunk_scene(scene, key, plan.size, frames)])
+        gap, length = 3, WALK
+    keys = json.loads((plan.data / "test" / INDEX).read_text())
+    generator = torch.Generator().manual_seed(0)
+    write_index(
+        index,
+        make_outside_index(
+            dict.fromkeys(keys, length), gap, 2, 4, 2, generator, between=min(gap - 1, 3)
+        ),
+    )
+
+
+def experiment(plan: Plan, model: str, variant: str, term: dict[str, Any] | None, seed: int) -> Any:
+    """One run."""
+    from ... import registry
+    from ...data import folder
+    from ...foundation.teachers import given
+    from ...losses import mse, pointmap
+    from ...train import optim
+    from ...train.settings import Component, Experiment, LossTerm, Teacher, Trainer
+
+    gap = [4, 6] if plan.scene is None else [2, 4]
+    dataset = folder.Config(
+        root=str(plan.data), index=str(plan.data / "index.json"), size=list(plan.size),
+        scale_near=None, views=[2, 2], target_views=2, extrapolate=1, gap=gap,
+    )  # fmt: skip
+    losses = {"mse": LossTerm("mse", settings=mse.Config())}
+    if term is not None:
+        losses["pointmap"] = LossTerm("pointmap", plan.weight, settings=pointmap.Config(**term))
+    settings = registry.module("models", model).Config(**TINY[model])
+    return Experiment(
+        name=f"{model}-{variant}-{seed}",
+        model=Component(model, settings),
+        dataset=Component("folder", dataset),
+        loss=losses,
+        teacher=None if term is None else Teacher("given", given.Config(**TEACHER)),
+        optimizer=optim.Config(lr=2e-3),
+        trainer=Trainer(
+            steps=plan.steps, batch_size=2, workers=0, accelerator="cpu", precision="float32",
+            checkpoint_every=plan.steps, validate_every=0, log_every=10, loggers=["csv"],
+        ),
+        seed=seed,
+        output=str(plan.output / "runs" / f"{model}-{variant}-{seed}"),
+    )  # fmt: skip
+
+
+def measured(
+    plan: Plan, model: str, variant: str, term: dict[str, Any] | None, seed: int
+) -> dict[str, float]:
+    """The means over the unseen walks, of this run or of an earlier one with the same settings."""
+    import json
+    import shutil
+    from dataclasses import asdict
+
+    from ... import registry, train
+    from ...evaluate import protocol
+    from ...io.files import write_text
+    from ...models._zoo import load
+
+    run = experiment(plan, model, variant, term, seed)
+    done, settings = Path(run.output) / "measured.json", json.loads(json.dumps(asdict(run)))
+    if done.is_file() and (found := json.loads(done.read_text()))["experiment"] == settings:
+        return found["means"]
+    if Path(run.output).is_dir():
+        shutil.rmtree(run.output)
+    checkpoint = train.run(run)
+    dataset = registry.build("data", run.dataset.name, run.dataset.settings)
+    pipeline = protocol.pipeline(load(checkpoint).eval())
+    means = protocol.evaluate(pipeline, dataset.evaluation(), geometry=True).means
+    write_text(done, json.dumps({"experiment": settings, "means": means}, indent=1) + "\n")
+    return means
+
+
+def table(figures: dict[str, list[dict[str, float]]]) -> str:
+    """Mean ± standard deviation over the seeds; under each variant its gain over colour alone."""
+    lines = [f"{'':24}" + "".join(f"{name:>18}" for name, _ in COLUMNS.values())]
+    for key, runs in figures.items():
+        model, variant = key.split("/")
+        lines.append(f"{key:24}" + "".join(_cell([r[m] for r in runs], d) for m, d in _metrics()))
+        if variant != "colour":
+            without = figures[f"{model}/colour"]
+            gains = {m: [a[m] - b[m] for a, b in zip(runs, without, strict=True)] for m in COLUMNS}
+            lines.append(f"{'  gain':24}" + "".join(_cell(gains[m], d, "+") for m, d in _metrics()))
+    return "\n".join(lines)
+
+
+def _metrics() -> list[tuple[str, int]]:
+    return [(metric, decimals) for metric, (_, decimals) in COLUMNS.items()]
+
+
+def _cell(values: list[float], decimals: int, sign: str = "") -> str:
+    from statistics import mean, stdev
+
+    spread = stdev(values) if len(values) > 1 else float("nan")
+    return f"{f'{mean(values):{sign}.{decimals}f} ±{spread:.{decimals}f}':>18}"
+
+
+def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
+    """boundary.png: the unseen view with most edges, as each variant's first seed sees its depth.
+
+    A row for the photo, the true depth and the teacher's; for each model one of depths and one of
+    the points that fly (red) among those near edges (white).
+    """
+    import torch
+
+    from ... import registry
+    from ...evaluate import geometry
+    from ...foundation.teachers import given
+    from ...models._zoo import load
+    from ...view import figures
+
+    run = experiment(plan, models[0], variants[0], None, 0)
+    dataset = registry.build("data", run.dataset.name, run.dataset.settings)
+    batches = list(dataset.evaluation())
+    edges = [geometry.discontinuities(batch.context.depth).sum(dim=(-1, -2)) for batch in batches]
+    most = max(range(len(batches)), key=lambda i: int(edges[i].max()))
+    batch, view = batches[most], int(edges[most].argmax())
+    truth = batch.context.depth[0, view]
+    near, far = figures.depth_range(truth)
+    taught = given.Given(given.Config(**TEACHER))(batch.context)
+    w2c = torch.linalg.inv(batch.context.cameras.c2w[0, view])
+    z = taught.points[0, view] @ w2c[2, :3] + w2c[2, 3]
+
+    def colored(depth: torch.Tensor) -> torch.Tensor:
+        return figures.colorize_depth(depth, near, far)
+
+    known = torch.where(taught.mask[0, view], z, 0)
+    rows = [
+        ("photo | true depth | what the teacher says",
+         [batch.context.images[0, view], colored(truth), colored(known)]),
+    ]  # fmt: skip
+    for model in models:
+        depths, flying = [], []
+        for variant in variants:
+            folder = Path(experiment(plan, model, variant, None, 0).output)
+            network = load(folder / "model.safetensors").eval()
+            with torch.no_grad():
+                depth = network(batch.context).depths[-1][0, view]
+            depths.append(colored(depth))
+            flying.append(_flying_picture(depth, truth))
+        told = f"{model}: {' | '.join(variants)}"
+        rows += [(f"{told}, depth", depths), ("points in the air between surfaces", flying)]
+    figures.contact_sheet(rows, plan.output / "boundary.png", height=240)
+
+
+def _flying_picture(depth: Any, truth: Any) -> Any:
+    import torch
+
+    from ...evaluate import geometry
+
+    edges = geometry.near_edges(depth, truth)
+    white, red = torch.ones(3), torch.tensor([1.0, 0.1, 0.1])
+    picture = torch.where(edges.band[..., None], white, torch.zeros(3))
+    return torch.where(edges.flying[..., None], red, picture).movedim(-1, 0)
