@@ -23,7 +23,7 @@ error falls.
 import argparse
 from pathlib import Path
 
-from .predict import size
+from ._shared import add_device, add_overwrite, size, terminal
 
 OF_SCENES = (  # and not of a picture
     "start", "model", "weights", "init", "strategy", "most", "sh_degree", "random_points",
@@ -59,22 +59,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--save-every", type=int, metavar="N", help="keep the state every N steps (default: 500)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run")
+    add_device(parser)
+    add_overwrite(parser, "replace an earlier run")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Optimises, and says what was gained and where everything is."""
-    from functools import partial
-
-    from rich.console import Console
-    from rich.progress import track
-
     from ..errors import UserError
     from ..tasks.refine import Options, fit_image, refine
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    shown = partial(track, console=console, transient=True, disable=not console.is_terminal)
+    show = terminal()
     if (arguments.input is None) == (arguments.image is None):
         raise UserError(
             "no input" if arguments.input is None else "a scene and --image",
@@ -87,14 +81,16 @@ def run(arguments: argparse.Namespace) -> None:
         odd = [f"--{name.replace('_', '-')}" for name in OF_SCENES if name in said]
         if odd:
             raise UserError(f"--image with {odd[0]}", "a scene for that", f"drop {odd[0]}")
-        fits = fit_image(arguments.image, arguments.output, **said, tell=console.print, track=shown)
-        console.print(f"{len(fits)} fits are in {arguments.output}/.")
+        fits = fit_image(
+            arguments.image, arguments.output, **said, tell=show.tell, track=show.track
+        )
+        show.tell(f"{len(fits)} fits are in {arguments.output}/.")
         return
     options = Options(**said)
-    summary = refine(arguments.input, arguments.output, options, tell=console.print, track=shown)
+    summary = refine(arguments.input, arguments.output, options, tell=show.tell, track=show.track)
     before, after = summary.before, summary.after
-    console.print(
+    show.tell(
         f"Held-out PSNR {before.psnr:.2f} -> {after.psnr:.2f} dB, "
         f"SSIM {before.ssim:.3f} -> {after.ssim:.3f}."
     )
-    console.print(f"{after.gaussians} Gaussians and the rest are in {arguments.output}/.")
+    show.tell(f"{after.gaussians} Gaussians and the rest are in {arguments.output}/.")
