@@ -78,6 +78,12 @@ def standing(page: Page) -> Cameras:
     return page.seen(client, (WINDOW[1], WINDOW[0]))
 
 
+def start(page: Page) -> Cameras:
+    """Camera a, as wide as the window is; the browser starts there."""
+    K = torch.tensor([[1.2 * WINDOW[1] / WINDOW[0], 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]])
+    return replace(lookers().at([0]), K=K[None, None]).scaled(1 / page.stage.unit)
+
+
 def looking_from(c2w: torch.Tensor, camera: Cameras) -> Cameras:
     """The same lens elsewhere: a scene that moved looks as if the camera had, the other way."""
     return replace(camera, c2w=c2w[None, None])
@@ -92,7 +98,7 @@ def on_screen(camera: Cameras, point: torch.Tensor) -> tuple[float, float]:
 def test_the_splats_are_the_right_way_up(shown: tuple[Page, Any]) -> None:
     page, tab = shown
     page.kind.value = SPLATS
-    picture = wanted(page, standing(page), COLOR)
+    picture = wanted(page, start(page), COLOR)
     eventually(lambda: apart(tab, picture, floor=200), 12)
     seen = screenshot(tab)[:, FREE].astype(int)
     assert seen.std() > 20
@@ -112,7 +118,7 @@ def test_the_list_changes_the_picture_to_what_rasterize_draws(
     page, tab = shown
     before = screenshot(tab)[:, FREE].astype(int)
     choose(tab, "Show", kind)
-    picture = wanted(page, standing(page), kind)
+    picture = wanted(page, start(page), kind)
     eventually(lambda: apart(tab, picture), 2.5)
     assert np.abs(picture.astype(int) - before).mean() > 2.5
     assert ("Depth from" in tab.content()) == (kind == DEPTH)
