@@ -208,16 +208,21 @@ from pmsplat.geometry import neighbors as twin
 from pmsplat.kernels import neighbors
 from pmsplat.kernels._neighbors_triton import search
 generator = torch.Generator().manual_seed(0)
-for n, m, grid in ((70, 2200, None), (150, 150, (10, 15)), (1, 1, None)):
-    for dtype in (torch.float32, torch.float64):
-        points = torch.randn(2, n, 3, generator=generator, dtype=dtype)
-        reference = torch.randn(2, m, 3, generator=generator, dtype=dtype)
-        mask = torch.rand(2, m, generator=generator) > 0.3 if m > 1 else None
-        found = neighbors._in_order(points, reference, grid, mask, search)
-        assert (found == twin.nearest(points, reference, mask)).all(), (n, m, dtype)
+def compare(points, reference, grid=None, mask=None):
+    found = neighbors._in_order(points, reference, grid, mask, search)
+    wanted = twin.nearest(points, reference, mask)
+    found, wanted = (reference.gather(1, i[..., None].expand(-1, -1, 3)) for i in (found, wanted))
+    assert (found == wanted).all(), (points.shape, reference.shape, points.dtype)
+def random(*shape, dtype=torch.float32):
+    return torch.randn(*shape, 3, generator=generator, dtype=dtype)
+for dtype, n, m, grid in ((torch.float32, 150, 150, (10, 15)), (torch.float64, 70, 330, None)):
+    mask = torch.rand(2, m, generator=generator) > 0.3
+    compare(random(2, n, dtype=dtype), random(2, m, dtype=dtype), grid, mask)
+compare(random(1, 1), random(1, 1))
+# a block that is one point, tiles that are one spot each, two groups: the sharpest bounds
+compare(random(64, 1), random(64, 60).repeat_interleave(64, dim=1))
 one = torch.full((1, 130, 3), 0.3)
-points = torch.randn(1, 70, 3, generator=generator)
-for some in (one, points):  # nothing is nearer than anything else
+for some in (one, random(1, 70)):  # nothing is nearer than anything else
     assert neighbors._in_order(some, one, None, None, search).max() < 130
 print("equal")
 """
