@@ -11,6 +11,8 @@ import torch
 from pmsplat.cli import benchmark, main
 from pmsplat.tasks.benchmark import _measure, published
 
+JOBS = ("write", "read")
+
 
 def test_rasterize_leaves_figures_and_conditions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -34,6 +36,18 @@ def test_published_architectures_have_a_row_each(capsys: pytest.CaptureFixture[s
     assert main(words.split()) == 0
     row = capsys.readouterr().out.splitlines()[-1].split()
     assert row[:3] == ["mvsplat-re10k", "12.0", "M"] and float(row[3]) > 0
+
+
+def test_files_have_a_row_each_and_their_true_size(tmp_path: Path) -> None:
+    """62 float32 of a Gaussian in a .ply, of degree 3, and its header; 32 bytes in a .splat."""
+    out = tmp_path / "figures.json"
+    words = "benchmark files --count 500 --formats .ply .splat --size 32 48 --repeats 1 --json"
+    assert main([*words.split(), str(out)]) == 0
+    formats = json.loads(out.read_text())["figures"]["formats"]
+    assert formats[".splat"]["bytes"] == 32 * 500
+    assert 62 * 4 * 500 < formats[".ply"]["bytes"] < 62 * 4 * 500 + 4096
+    assert all(formats[f][job]["median_ms"] > 0 for f in (".ply", ".splat") for job in JOBS)
+    assert formats["draw"]["draw"]["median_ms"] > 0
 
 
 def test_every_question_explains_itself() -> None:

@@ -17,7 +17,7 @@ scene, or --output. It is served to this machine alone (127.0.0.1) until Ctrl-C.
 import argparse
 from pathlib import Path
 
-from .predict import size
+from ._shared import add_device, size, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve at")
     parser.add_argument("--port", type=int, default=8080, help="0 is any (default: 8080)")
     parser.add_argument("--backend", default="auto", help="the rasteriser (default: auto)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,11 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
     import contextlib
     import threading
 
-    from rich.console import Console
-
     from ..tasks.view import Options, view
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    show = terminal()
     options = Options(
         cameras=arguments.cameras,
         photos=arguments.photos,
@@ -61,9 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
         backend=arguments.backend,
         device=arguments.device,
     )
-    page = view(arguments.scenes, options, tell=console.print)
+    page = view(arguments.scenes, options, tell=show.tell)
     try:
-        console.print(f"Open {page.address} in a browser; Ctrl-C ends.")
+        show.tell(f"Open {page.address} in a browser; Ctrl-C ends.")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     finally:
