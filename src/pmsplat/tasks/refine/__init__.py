@@ -19,10 +19,8 @@ from ...errors import UserError
 from ...io.gaussians import load_gaussians
 from ...models import _zoo
 from ...types import Gaussians, Views
-from .. import _coverage, _memory
 from .._choices import by, pick_device
 from .._progress import Track, silently
-from ..predict import reconstruct
 from . import _report, _start
 from ._cloud import Cloud, Parameters
 from ._fit import Fit, Moment, choose_size, load_state, save_state, told_to_stop
@@ -45,7 +43,6 @@ __all__ = ["Options", "fit_image", "refine"]
 
 log = logging.getLogger(__name__)
 
-CONTEXT = 4  # photos shown to the encoder, at most
 OF_RESULT = ("seed", "strategy", "steps", "most", "sh_degree", "random_points", "test_every")
 JUDGEMENTS = 20  # comparisons with the held-out photos in a run
 
@@ -181,6 +178,7 @@ def _started(
     device: torch.device,
 ) -> Gaussians:
     """The Gaussians to start from; held-out photos have no part in them."""
+    generator = torch.Generator().manual_seed(options.seed)
     if start == "file":
         assert options.init is not None
         gaussians = load_gaussians(options.init)
@@ -190,31 +188,16 @@ def _started(
             )
         return gaussians
     if start == "prediction":
-        assert options.model is not None
-        return _predicted(options.model, options.weights, train, device)
+        assert options.model is not None and options.most is not None
+        model, room = options.model, options.most // 2
+        encoder = model if isinstance(model, nn.Module) else _zoo.load(model, options.weights)
+        return _start.from_prediction(encoder.to(device).eval(), train, room, generator)
     if start == "points":
         assert points is not None
         return _start.from_points(points, train, options.sh_degree)
-    generator = torch.Generator().manual_seed(options.seed)
     count = options.random_points or RANDOM_POINTS
     points = _start.at_random(train.cameras, count, generator)
     return _start.from_points(points, train, options.sh_degree)
-
-
-def _predicted(
-    model: str | Path | nn.Module,
-    weights: str | Path | None,
-    train: Views,
-    device: torch.device,
-) -> Gaussians:
-    """What an encoder says of up to CONTEXT photos, spread as far as they still overlap."""
-    encoder = model if isinstance(model, nn.Module) else _zoo.load(model, weights)
-    encoder = encoder.to(device).eval()
-    overlap = _coverage.overlaps(train.cameras)
-    context = _coverage.choose_context(overlap, min(CONTEXT, len(overlap)))
-    plan = _memory.Plan(len(context), train.size, getattr(encoder, "multiple", 1))
-    _memory.check(encoder, plan, device)
-    return reconstruct(encoder, train.at(context), device).prediction.gaussians[-1]
 
 
 def _begin(gaussians: Gaussians, extent: float, options: Options, device: torch.device) -> Fit:

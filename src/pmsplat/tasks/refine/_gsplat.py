@@ -158,7 +158,7 @@ def _info(screen: Screen, size: tuple[int, int]) -> dict[str, Any]:
 
 
 @contextmanager
-def _lent(cloud: Cloud) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+def _lent(cloud: Cloud) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Parameters and optimisers as gsplat knows them, one of each by name; taken back afterwards.
 
     An optimiser is to them a state and one group, and Adam has a group for each parameter.

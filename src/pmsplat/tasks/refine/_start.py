@@ -1,21 +1,59 @@
-"""The Gaussians that an optimisation starts from: sparse points, or points at random.
+"""The Gaussians that an optimisation starts from: a prediction, sparse points, points at random.
 
 Sizes and opacity: Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering".
 """
 
+from dataclasses import fields, replace
+
 import torch
 from jaxtyping import Float
 from scipy.spatial import KDTree
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import UserError
 from ...geometry import camera, sh
 from ...types import Cameras, Gaussians, Views
+from .. import _coverage, _memory
+from ..predict import reconstruct
+
+CONTEXT = 4  # photos shown to an encoder at a time, at most
 
 OPACITY = 0.1
 NEIGHBOURS = 3  # whose mean square distance is the scale of a Gaussian
 TRIES = 16  # at random for each point that is wanted
 GREY = 0.5  # of points that no photo shows
+
+
+def from_prediction(
+    encoder: nn.Module, views: Views, room: int, generator: torch.Generator
+) -> Gaussians:
+    """What an encoder says of every photo, on its device: one Gaussian for each pixel.
+
+    Photos are shown to it in groups of neighbours that see the same things. Of more Gaussians than
+    there is `room` for, some are kept at random, larger by as much as they stand farther apart.
+    Batch 1. Raises UserError for a model that predicts depth alone.
+    """
+    device = next(encoder.parameters()).device
+    groups = _coverage.groups(_coverage.overlaps(views.cameras), CONTEXT)
+    plan = _memory.Plan(CONTEXT, views.size, getattr(encoder, "multiple", 1))
+    _memory.check(encoder, plan, device)
+    pixels = views.size[0] * views.size[1]
+    share = min(1.0, room / (views.images.shape[1] * pixels))
+    parts = []
+    for group in groups:
+        whole = reconstruct(encoder, views.at(group.views), device).prediction.gaussians[-1]
+        fresh = torch.tensor([view in group.fresh for view in group.views])
+        of_each = whole.means.shape[1] // len(group.views)
+        kept = fresh.repeat_interleave(of_each)
+        kept &= torch.rand(len(kept), generator=generator) < share
+        parts.append(whole.map(lambda values, kept=kept.to(device): values[:, kept]))
+    joined = Gaussians(
+        **{
+            field.name: torch.cat([getattr(part, field.name) for part in parts], dim=1)
+            for field in fields(Gaussians)
+        }
+    )
+    return replace(joined, scales=joined.scales * share**-0.5)
 
 
 def from_points(points: Float[Tensor, "point 3"], views: Views, degree: int) -> Gaussians:
