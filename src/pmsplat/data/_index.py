@@ -150,7 +150,9 @@ def make_outside_index(
 
 
 def _context(left: int, gap: int, views: int) -> tuple[int, ...]:
-    """So many frames, evenly from `left` to `left` + `gap`."""
+    """So many frames, evenly from `left` to `left` + `gap`; UserError for fewer than two."""
+    if views < 2:
+        raise UserError(f"{views} context views", "two or more", "ask for more with --context")
     return tuple(left + round(gap * i / (views - 1)) for i in range(views))
 
 

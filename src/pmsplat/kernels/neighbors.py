@@ -24,6 +24,14 @@ SPREAD = (  # puts two zeros between the bits: how far the upper half moves, and
     (2, 0x1249249249249249),
 )
 
+SPREAD_2D = (  # the same, one zero between the bits
+    (16, 0xFFFF0000FFFF),
+    (8, 0xFF00FF00FF00FF),
+    (4, 0xF0F0F0F0F0F0F0F),
+    (2, 0x3333333333333333),
+    (1, 0x5555555555555555),
+)
+
 
 def nearest(
     points: Float[Tensor, "*batch n 3"],
@@ -42,6 +50,17 @@ def nearest(
     """
     _check(points, reference, grid)
     points, reference = neighbors.prepared(points.detach(), reference.detach(), reference_mask)
+    return nearest_of_sane(points, reference, grid, reference_mask)
+
+
+def nearest_of_sane(
+    points: Float[Tensor, "*batch n 3"],
+    reference: Float[Tensor, "*batch m 3"],
+    grid: tuple[int, int] | None = None,
+    reference_mask: Bool[Tensor, "*batch m"] | None = None,
+) -> Int[Tensor, "*batch n"]:
+    """`nearest` for sets that are known to pass its checks, of one precision: looks at no value, so
+    nothing waits for the device."""
     if points.numel() == 0 or points.device.type not in ("cpu", "cuda"):
         return neighbors.nearest(points, reference, reference_mask)
     if points.device.type == "cpu":
@@ -62,7 +81,15 @@ def squared_distance(
     Gradients go to both sets, for the neighbours as they are. float32, or float64 where one of the
     inputs is. `grid`, `reference_mask` and errors: as in `nearest`.
     """
-    index = nearest(points, reference, grid, reference_mask)
+    return squared_distance_to(points, reference, nearest(points, reference, grid, reference_mask))
+
+
+def squared_distance_to(
+    points: Float[Tensor, "*batch n 3"],
+    reference: Float[Tensor, "*batch m 3"],
+    index: Int[Tensor, "*batch n"],
+) -> Float[Tensor, "*batch n"]:
+    """The squared distance from each point to the reference point of its index, with gradients."""
     kind = torch.promote_types(torch.promote_types(points.dtype, reference.dtype), torch.float32)
     chosen = reference.to(kind).gather(-2, index[..., None].expand(*index.shape, 3))
     return (points.to(kind) - chosen).square().sum(dim=-1)
@@ -140,18 +167,12 @@ def _ascending(codes: Tensor) -> Tensor:
 
 def _grid_order(count: int, height: int, width: int, device: torch.device) -> Tensor:
     """The pixels of every view along Morton's curve: each 4, 16, 64 … in a row form a square."""
-    bits_y, bits_x = (height - 1).bit_length(), (width - 1).bit_length()
-    shared = min(bits_y, bits_x)
-    code = torch.arange(2 ** (bits_y + bits_x), device=device)
-    beyond = code >> 2 * shared << shared
-    x, y = (beyond, 0) if bits_x > bits_y else (0, beyond)
-    for bit in range(shared):
-        x = x | (code >> 2 * bit & 1) << bit
-        y = y | (code >> 2 * bit + 1 & 1) << bit
-    x, y = x + torch.zeros_like(code), y + torch.zeros_like(code)
-    inside = (y * width + x)[(x < width) & (y < height)]
+    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+    for shift, kept in SPREAD_2D:
+        y, x = (y | y << shift) & kept, (x | x << shift) & kept
+    order = _ascending((y[:, None] << 1 | x).flatten())
     first = torch.arange(0, count, height * width, device=device)
-    return (first[:, None] + inside).flatten()
+    return (first[:, None] + order).flatten()
 
 
 def _without_masked(order: Tensor, known: Tensor) -> Tensor:

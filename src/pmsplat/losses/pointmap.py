@@ -150,7 +150,8 @@ def _per_sample(
     aligned = torch.where(defined[:, None, None], aligned, line)
     counts = (weights > 0) | ~defined[:, None]
     masked = None if confidence is None and mask is None else counts
-    distances = neighbors.squared_distance(points, aligned, grid, masked)
+    index = neighbors.nearest_of_sane(points.detach(), aligned.detach(), grid, masked)
+    distances = neighbors.squared_distance_to(points, aligned, index)
     values = _mean(distances, weights, trim)
     if clip is not None:
         values = torch.where(values > clip, 1e-5 * values, values)

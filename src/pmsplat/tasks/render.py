@@ -232,18 +232,22 @@ def check_memory(
     if free is None:
         return
     count, size = gaussians.means.shape[1], pictures[0].size
+
+    def fit(need: float) -> None:
+        if need > _memory.SPARE * free:
+            raise UserError(
+                f"{count} Gaussians in pictures of {by(size)} need about {need / 2**30:.1f} GiB",
+                f"at most the {free / 2**30:.1f} GiB that are free on {device}",
+                "use a smaller --size, fewer Gaussians, or a machine with more memory",
+            )
+
+    need = count * GAUSSIAN_BYTES + size[0] * size[1] * (PIXEL_BYTES + 8 * channels)
+    fit(need)  # before a picture of that size is drawn to count tiles
     some = gaussians.map(lambda tensor: tensor[:, :: -(-count // PROBED[0])])
     spread = torch.linspace(0, len(pictures) - 1, min(PROBED[1], len(pictures))).long().tolist()
     tiles = max(_tiles(some, pictures[i]) for i in spread) / some.means.shape[1]
     at_once = min(channels, CHANNELS)
-    need = count * (GAUSSIAN_BYTES + tiles * (PAIR_BYTES + 4 * at_once))
-    need += size[0] * size[1] * (PIXEL_BYTES + 8 * channels)
-    if need > _memory.SPARE * free:
-        raise UserError(
-            f"{count} Gaussians in pictures of {by(size)} need about {need / 2**30:.1f} GiB",
-            f"at most the {free / 2**30:.1f} GiB that are free on {device}",
-            "use a smaller --size, fewer Gaussians, or a machine with more memory",
-        )
+    fit(need + count * tiles * (PAIR_BYTES + 4 * at_once))
 
 
 @torch.no_grad()
