@@ -10,17 +10,21 @@ import os
 import random
 import resource
 import struct
+import subprocess
+import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pmsplat.errors import UserError
-from pmsplat.io import spz
+from pmsplat.io import spz, usd
 from pmsplat.io.gaussians import load_gaussians, save_gaussians
 
 from ..scenes import random_gaussians
@@ -127,11 +131,50 @@ def test_every_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
     save_gaussians(random_gaussians(20, torch.Generator().manual_seed(0), degree=1), path)
     if remake is not None:
         remake(path)
+    with at_most(MEMORY):
+        refused = attack(path, damage, COUNT)
+    print(f"{name}: {COUNT} files, {refused} refused, the others read")
+    assert 0.02 * COUNT < refused < COUNT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".usda", ".usdc", ".usdz"])
+def test_every_stage_is_read_or_refused(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that opens a stage is a fork here, which need not load OpenUSD every time."""
+    pytest.importorskip("pxr", reason="needs usd-core")
+    path, ends = tmp_path / f"a{suffix}", Counter[int]()
+    save_gaussians(random_gaussians(5, torch.Generator().manual_seed(0), degree=1), path)
+    command = [sys.executable, "-m", "tests.io.usd_zygote"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as zygote:
+        assert zygote.stdin is not None and zygote.stdout is not None
+        to, from_ = zygote.stdin, zygote.stdout
+
+        def run(command: list[str], **_: object) -> SimpleNamespace:
+            to.write("\t".join(command[-2:]) + "\n")
+            code = int(from_.readline())
+            ends[code] += 1
+            return SimpleNamespace(returncode=code)
+
+        monkeypatch.setattr(usd, "subprocess", SimpleNamespace(
+            run=run, TimeoutExpired=subprocess.TimeoutExpired
+        ))  # fmt: skip
+        refused = attack(path, mutate, COUNT)
+        to.close()
+    print(f"{suffix}: {COUNT} files, {refused} refused, the others read; ends {dict(ends)}")
+    assert 0.02 * COUNT < refused < COUNT and ends.total() == COUNT
+
+
+def attack(path: Path, damage: Mutate, count: int) -> int:
+    """How many of so many damaged copies of a file are refused; the others are read."""
     content, chance = path.read_bytes(), random.Random(0)
     refused = 0
-    with warnings.catch_warnings(), at_most(MEMORY):
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for i in range(COUNT):
+        for i in range(count):
             path.write_bytes(damage(content, chance))
             began = time.process_time()
             try:
@@ -142,5 +185,4 @@ def test_every_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
             else:
                 assert found.means.isfinite().all() and found.sh.isfinite().all(), f"file {i}"
             assert time.process_time() - began < SLOWEST, f"file {i} takes long"
-    print(f"{name}: {COUNT} files, {refused} refused, the others read")
-    assert 0.02 * COUNT < refused < COUNT
+    return refused
