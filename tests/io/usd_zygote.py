@@ -1,7 +1,7 @@
 """Extracts stages in forks of one process that has loaded OpenUSD once, for thousands of them.
 
-Reads lines of "FILE\\tFOLDER", answers each with the exit status of its fork: negative for a signal,
-that of the alarm for one that hangs.
+Reads lines of "FILE\\tFOLDER", answers each with the exit status of its fork: negative for a
+signal, that of the alarm for one that hangs.
 """
 
 import os
