@@ -44,6 +44,7 @@ COLUMNS = {  # metric: (its name in the table, decimals)
     "accuracy": ("accuracy", 3),
     "completeness": ("completeness", 3),
 }
+ROOMS = (64, 16)  # to learn from, and for measuring
 WALK, EVERY = 10, 4  # photos of a walk; one walk in so many is for measuring
 
 
@@ -106,8 +107,8 @@ def make_data(plan: Plan) -> None:
     if index.is_file():
         return
     if plan.scene is None:
-        synthetic.write(plan.data, 64, 16, plan.size, 0, "train")
-        synthetic.write(plan.data, 16, 16, plan.size, 0, "test")
+        synthetic.write(plan.data, ROOMS[0], 16, plan.size, 0, "train")
+        synthetic.write(plan.data, ROOMS[1], 16, plan.size, 0, "test")
         gap, length = 6, 16
     else:
         scene = open_scene(plan.scene)
