@@ -232,6 +232,12 @@ def _component(group: str, given: Any) -> Component:
 
 
 def _loss(key: str, given: Any) -> LossTerm:
+    if given is None:
+        raise UserError(
+            f"loss.{key}=null",
+            "a mapping of settings",
+            f"+loss.{key}={{}} adds the loss as its file has it, ~loss.{key} drops it",
+        )
     settings = _mapping(f"loss.{key}", given)
     common = {k: settings.pop(k) for k in LOSS_KEYS if k in settings}
     name = str(common.pop("name", key))

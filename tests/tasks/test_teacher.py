@@ -1,6 +1,8 @@
 """A teacher asked once: what is on disk afterwards, what training does with it, and without it."""
 
+import io
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +53,13 @@ def losses(output: Path) -> list[str]:
     return [row.split(",")[column] for row in rows[1:]]
 
 
+def members(archive: Path | bytes) -> dict[str, bytes]:
+    """What an archive holds, without the times of writing."""
+    data = archive if isinstance(archive, bytes) else archive.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(data)) as opened:
+        return {name: opened.read(name) for name in opened.namelist()}
+
+
 def test_what_is_there_is_kept_and_what_is_missing_made(root: Path, tmp_path: Path) -> None:
     told: list[str] = []
     first = teacher.cache(experiment(root, tmp_path), "cpu", tell=told.append)
@@ -59,8 +68,8 @@ def test_what_is_there_is_kept_and_what_is_missing_made(root: Path, tmp_path: Pa
     assert [file.name for file in files] == ["000000.zip", "000001.zip"]
     assert first.bytes == sum(file.stat().st_size for file in files)
     # 1,000 scenes of 4 frames of 32x32 pixels of 8 bytes; here are 18
-    assert told == [line for line in told if "0.03 GB on disk for 1,000 scenes" in line] != []
-    assert "here are 18, so 0.00 GB" in told[0]
+    assert told == [line for line in told if "32.8 MB on disk for 1,000 scenes" in line] != []
+    assert "here are 18, so 0.6 MB" in told[0] and "sees 4 frames of a scene" in told[0]
     before = files[0].stat().st_mtime_ns
     files[1].unlink()
     again = teacher.cache(experiment(root, tmp_path), "cpu", tell=told.append)
@@ -123,8 +132,30 @@ def test_training_never_goes_on_without_the_term(root: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"no pointmaps at .*000000\.zip.*teacher cache"):
         train.run(experiment(root, tmp_path / "none", f"output='{tmp_path}/out'"))
     without = config.compose(overrides(root, f"output='{tmp_path}/out'"))
-    with pytest.raises(UserError, match="pointmap"):
+    with pytest.raises(UserError, match=r"loss\.pointmap without a teacher"):
         train.run(replace(without, teacher=None))
+    unheard = config.compose(overrides(root, f"output='{tmp_path}/out'", "~loss.pointmap"))
+    with pytest.raises(UserError, match="no loss that listens"):
+        train.run(unheard)
+    with pytest.raises(UserError, match="of weight nan"):
+        config.compose(overrides(root, "loss.pointmap.weight=nan"))
+    with pytest.raises(UserError, match=r"~loss\.pointmap drops it"):
+        config.compose(["+experiment=demo_tiny", "+loss.pointmap=null"])
+
+
+def test_ranks_that_make_no_sense_are_told(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in ("x", "2"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(UserError, match=f"RANK={rank}"):
+            teacher.cache(experiment(root, tmp_path), "cpu", tell=print)
+
+
+def test_windows_of_one_frame_are_told(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"windows\.every=7 for scenes of 7 frames"):
+        teacher.cache(experiment(root, tmp_path, "teacher.windows.every=7"), "cpu", tell=print)
 
 
 def test_a_stale_cache_is_replaced_only_when_told(root: Path, tmp_path: Path) -> None:
@@ -137,12 +168,17 @@ def test_a_stale_cache_is_replaced_only_when_told(root: Path, tmp_path: Path) ->
     assert teacher.cache(other, "cpu", overwrite=True, tell=print).written == 2
 
 
-def test_a_damaged_file_is_named(root: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_and_made_anew(root: Path, tmp_path: Path) -> None:
     teacher.cache(experiment(root, tmp_path), "cpu", tell=print)
     path = tmp_path / "train" / "000000.zip"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"000000\.zip is damaged.*delete it"):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match=r"000000\.zip is damaged.*teacher cache"):
         train.run(experiment(root, tmp_path, f"output='{tmp_path}/out'"))
+    told: list[str] = []
+    again = teacher.cache(experiment(root, tmp_path), "cpu", tell=told.append)
+    assert again.written == 1 and members(path) == members(whole)
+    assert any("damaged" in line and "made anew" in line for line in told)
 
 
 def test_an_experiment_without_a_teacher_or_a_cache_is_told(root: Path, tmp_path: Path) -> None:

@@ -290,5 +290,6 @@ def _none_usable(split: Split, reasons: Counter[str]) -> UserError:
     return UserError(
         f"not one scene of {split.folder} can be used: {told}",
         "at least one",
-        "look at the data with `pmsplat data info`, or choose smaller gaps",
+        "look at the data with `pmsplat data info`, choose other gaps, or, with a teacher's "
+        "cache, a smaller teacher.windows.every",
     )

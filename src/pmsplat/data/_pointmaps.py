@@ -132,11 +132,10 @@ class Lessons:
         return Shelf(self.folder, self.identity)
 
     def check(self, chunks: list[Path]) -> None:
-        """Raises Missing where a chunk has none, Stale or UserError for the first file."""
+        """Raises for the first chunk whose file is Missing, Stale or Damaged."""
         shelf = self.shelf()
         for chunk in chunks:
-            if chunk is chunks[0] or not shelf.path(chunk).is_file():
-                shelf.check(chunk)
+            shelf.check(chunk)
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ class Shelf:
     """The pointmaps of a split; the file read last stays open.
 
     Raises `Missing` where there is none, `Stale` where it was made with other settings or from
-    another chunk, UserError where it is damaged.
+    another chunk, `Damaged` where it is.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
@@ -203,6 +202,10 @@ class Shelf:
 
 class Missing(UserError):
     """Pointmaps that are not there."""
+
+
+class Damaged(UserError):
+    """A file that is not, or no longer, one of pointmaps."""
 
 
 class _File:
@@ -269,11 +272,11 @@ class _File:
             raise ValueError(f"{name} of {info.file_size} bytes")
         return self.archive.read(info)
 
-    def _damaged(self, error: Exception) -> UserError:
-        return UserError(
+    def _damaged(self, error: Exception) -> "Damaged":
+        return Damaged(
             f"{self.path} is damaged ({type(error).__name__}: {error})",
             "a file that `pmsplat teacher cache` wrote",
-            "delete it and run that again: it makes what is missing",
+            "run that again: it makes anew what cannot be opened; delete the file if that keeps it",
         )
 
 

@@ -28,12 +28,12 @@ COLUMNS = {
 GEOMETRY = {
     "accuracy": ("accuracy ↓", 4),
     "accuracy_median": ("", 4),
-    "accuracy_rel": ("relative ↓", 4),
+    "accuracy_rel": ("accuracy / depth ↓", 4),
     "completeness": ("completeness ↓", 4),
     "completeness_median": ("", 4),
-    "completeness_rel": ("relative ↓", 4),
+    "completeness_rel": ("completeness / depth ↓", 4),
     "chamfer": ("Chamfer ↓", 4),
-    "chamfer_median": ("median ↓", 4),
+    "chamfer_median": ("Chamfer, median ↓", 4),
     "chamfer_rel": ("", 4),
     "points": ("", 0),
     "true_points": ("", 0),
@@ -44,13 +44,27 @@ GEOMETRY = {
     "edge_points": ("", 0),
 }
 Columns = Mapping[str, tuple[str, int]]
+MANY = 8
 
 
 def table(results: Mapping[str, Result], title: str = "", columns: Columns = COLUMNS) -> Table:
-    """One line per method, one column per metric; a metric that a method lacks is a dash."""
+    """One line per method, one column per metric; a metric that a method lacks is a dash.
+
+    More than MANY metrics have a line each, with a column per method, so that they fit a terminal.
+    """
     found = {name for result in results.values() for name in result.means}
     names = [name for name, (heading, _) in columns.items() if heading and name in found]
     drawn = Table(title=title or None)
+    if len(names) > MANY:
+        drawn.add_column("")
+        for label in results:
+            drawn.add_column(label, justify="right")
+        for name in names:
+            heading, decimals = columns[name]
+            means = [result.means for result in results.values()]
+            cells = [f"{m[name]:.{decimals}f}" if name in m else "–" for m in means]
+            drawn.add_row(heading, *cells)
+        return drawn
     drawn.add_column("")
     drawn.add_column("scenes", justify="right")
     for name in names:

@@ -13,7 +13,7 @@ from ..data import _pointmaps
 from ..data._batches import fitted_views
 from ..data._chunks import Chunk
 from ..data._dataset import ChunkDataset
-from ..data._pointmaps import Answer, Identity, Lessons, Missing, Shelf, Stale
+from ..data._pointmaps import Answer, Damaged, Identity, Lessons, Missing, Shelf, Stale
 from ..errors import UserError
 from ..foundation.teachers import Teacher
 from ..train import teaching
@@ -53,7 +53,10 @@ def cache(
         raise UserError(
             f"{experiment.name} has no teacher" if settings is None else "teacher.cache is not set",
             "a teacher, and a folder for what it says",
-            "add teacher=vggt" if settings is None else "set teacher.cache",
+            "add teacher=vggt"
+            if settings is None
+            else "set teacher.cache=pointmaps/NAME, a folder in dataset.root; a teacher without a "
+            "cache is asked in training and needs no `teacher cache`",
         )
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
     assert isinstance(dataset, ChunkDataset)
@@ -61,9 +64,9 @@ def cache(
     lessons = teaching.lessons(settings, teacher, dataset)
     assert lessons is not None
     split, shelf = dataset.split("train"), lessons.shelf()
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, ranks = _rank()
     mine = [split.folder / name for name in split.keys][rank::ranks]
-    missing = [chunk for chunk in mine if not _done(shelf, chunk, overwrite)]
+    missing = [chunk for chunk in mine if not _done(shelf, chunk, overwrite, tell)]
     if missing and rank == 0:
         first = split.chunk(missing[0].name)
         tell(_estimate(first, lessons, sum(map(len, split.keys.values()))))
@@ -80,11 +83,26 @@ def cache(
     return Summary(len(missing), len(mine) - len(missing), scenes, written, lessons.folder)
 
 
-def _done(shelf: Shelf, chunk: Path, overwrite: bool) -> bool:
-    """Whether the pointmaps of a chunk are there and fit."""
+def _rank() -> tuple[int, int]:
+    """(rank, number of ranks), as torchrun says them."""
+    rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not rank.isdecimal() or not ranks.isdecimal() or not int(rank) < int(ranks):
+        raise UserError(
+            f"RANK={rank} and WORLD_SIZE={ranks} in the environment",
+            "a number below that of the processes",
+            "start them with torchrun, or unset both",
+        )
+    return int(rank), int(ranks)
+
+
+def _done(shelf: Shelf, chunk: Path, overwrite: bool, tell: Callable[[str], None]) -> bool:
+    """Whether the pointmaps of a chunk are there and fit; damaged ones are as good as none."""
     try:
         shelf.check(chunk)
     except Missing:
+        return False
+    except Damaged as error:
+        tell(f"{error.got}: made anew.")
         return False
     except Stale:
         if not overwrite:
@@ -107,16 +125,26 @@ def _answers(
 def _estimate(chunk: Chunk, lessons: Lessons, scenes: int) -> str:
     """What it takes on disk, from the lengths of the scenes of one chunk."""
     windows, (height, width) = lessons.identity.windows, lessons.identity.size
-    frames = sum(len(w) for scene in chunk.scenes.values() for w in windows.of(len(scene)))
-    thousand = 1000 * frames / max(len(chunk.scenes), 1) * height * width * BYTES
+    lengths = [len(scene) for scene in chunk.scenes.values()]
+    if max(map(len, windows.of(max(lengths)))) < 2:
+        raise UserError(
+            f"teacher.windows.every={windows.every} for scenes of {max(lengths)} frames",
+            "windows of two frames or more",
+            "choose a smaller teacher.windows.every",
+        )
+    frames = sum(len(window) for length in lengths for window in windows.of(length))
+    thousand = 1000 * frames / len(lengths) * height * width * BYTES
     folder = next(p for p in (lessons.folder, *lessons.folder.parents) if p.exists())
     free = shutil.disk_usage(folder).free
     return (
-        f"At most {_gigabytes(thousand)} on disk for 1,000 scenes before compression; here are "
-        f"{scenes:,}, so {_gigabytes(thousand * scenes / 1000)}; {_gigabytes(free)} are free at "
+        f"The teacher sees {frames / len(lengths):.0f} frames of a scene: context views are taken "
+        f"from those. At most {_told(thousand)} on disk for 1,000 scenes before compression; here "
+        f"are {scenes:,}, so {_told(thousand * scenes / 1000)}; {_told(free)} are free at "
         f"{folder}."
     )
 
 
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count < 1e10 else f"{count / 1e9:,.0f} GB"
+def _told(count: float) -> str:
+    if count < 1e9:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.1f} GB" if count < 1e11 else f"{count / 1e9:,.0f} GB"

@@ -55,7 +55,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     _check_devices(cfg)
     resumed = _place(output, cfg)
     with _quiet(), _matmul("highest" if cfg.precision == "float32" else "high"):
-        data, ask = _data(experiment)
+        data, ask = _data(experiment, tell)
         component = experiment.model
         torch.manual_seed(experiment.seed)
         model = registry.build("models", component.name, component.settings)
@@ -100,11 +100,13 @@ def _place(output: Path, cfg: Trainer) -> Path | None:
     return last if cfg.resume else None
 
 
-def _data(experiment: Experiment) -> tuple[DataModule, Callable[[Batch], Batch] | None]:
+def _data(
+    experiment: Experiment, tell: Callable[[str], None]
+) -> tuple[DataModule, Callable[[Batch], Batch] | None]:
     """The data, opened once before anything slow, so that a wrong path is told at once; and who
     teaches in the step."""
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
-    dataset, ask = teaching.taught(experiment.teacher, dataset)
+    dataset, ask = teaching.taught(experiment, dataset, tell)
     data = DataModule(dataset, experiment)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes start later
         data.prepare_data()

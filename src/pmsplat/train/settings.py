@@ -30,6 +30,12 @@ class LossTerm:
     start_step: int = 0
     settings: Any = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise UserError(
+                f"loss {self.name!r} of weight {self.weight}", "a number, 0 or more", "mend it"
+            )
+
 
 @dataclass
 class Teacher:

@@ -10,9 +10,12 @@ import torch
 from .. import registry
 from ..data._dataset import ChunkDataset
 from ..data._pointmaps import Identity, Lessons
+from ..errors import UserError
 from ..foundation.teachers import Teacher as Asked
 from ..types import Batch
-from .settings import Teacher
+from .settings import Experiment, Teacher
+
+LISTENER = "pointmap"  # the loss that wants a teacher
 
 
 def build(settings: Teacher) -> Asked:
@@ -36,13 +39,24 @@ def lessons(settings: Teacher, teacher: Asked, dataset: ChunkDataset) -> Lessons
     return Lessons(folder, identity, required=settings.missing == "error")
 
 
-def taught(settings: Teacher | None, dataset: Any) -> tuple[Any, Callable[[Batch], Batch] | None]:
-    """The dataset with what is on disk, and who completes the batches that come without."""
+def taught(
+    experiment: Experiment, dataset: Any, tell: Callable[[str], None]
+) -> tuple[Any, Callable[[Batch], Batch] | None]:
+    """The dataset with what is on disk, and who completes the batches that come without.
+
+    Raises UserError for a teacher that no loss listens to, and for a loss that wants one.
+    """
+    settings = experiment.teacher
+    _check_listeners(experiment)
     if settings is None:
         return dataset, None
     teacher = build(settings)
     kept = lessons(settings, teacher, dataset)
     if kept is not None:
+        tell(
+            f"Context views are frames that {teacher.name} saw together: every "
+            f"{settings.windows.every}-th, up to {settings.windows.frames} at a time."
+        )
         dataset = dataset.taught(kept)
         if kept.required:
             return dataset, None
@@ -56,3 +70,21 @@ def taught(settings: Teacher | None, dataset: Any) -> tuple[Any, Callable[[Batch
         return replace(batch, context=context)
 
     return dataset, ask
+
+
+def _check_listeners(experiment: Experiment) -> None:
+    """Losses of other people's (a dotted name) may listen too: of them nothing is known."""
+    names = {term.name for term in experiment.loss.values() if term.weight}
+    listens = LISTENER in names
+    if listens and experiment.teacher is None:
+        raise UserError(
+            f"loss.{LISTENER} without a teacher",
+            "a run with one",
+            f"choose one, as teacher=vggt, or drop the loss: ~loss.{LISTENER}",
+        )
+    if experiment.teacher is not None and not listens and not any("." in n for n in names):
+        raise UserError(
+            f"the teacher {experiment.teacher.name!r} and no loss that listens to it",
+            f"loss.{LISTENER}",
+            f"add it (+loss.{LISTENER}={{}}), or drop the teacher (teacher=null)",
+        )
