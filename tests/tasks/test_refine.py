@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pmsplat.geometry import camera
 from pmsplat.io.images import write_image
 from pmsplat.models import depthsplat
 from pmsplat.render import rasterize
+from pmsplat.tasks import _pictures
 from pmsplat.tasks.refine import Options, _image, _start, _strategy, fit_image, refine
 from pmsplat.tasks.refine._cloud import Cloud, Parameters
 from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
@@ -322,8 +324,16 @@ def test_held_out_photos_come_closer(
     assert [m.step for m in summary.history] == list(range(0, 61, 3))
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == [
-        "gaussians.ply", "metrics.json", "psnr.png", "sheet.png", "state.pt"
+        "cameras.json", "gaussians.ply", "metrics.json", "psnr.png", "sheet.png", "state.pt"
     ]  # fmt: skip
+    whole = open_scene(model_folder).views(size=SIZE)
+    assert whole.names is not None
+    pictures = _pictures.from_file(out, None, every=1, limit=None)  # as `view` shows them
+    assert len(pictures) == 10 and pictures[0].size == SIZE
+    for picture in pictures:
+        camera = whole.cameras.at([whole.names[0].index(picture.name)])
+        for part in ("c2w", "K", "near", "far"):
+            torch.testing.assert_close(getattr(picture.camera, part), getattr(camera, part))
     scene = open_scene(model_folder).views([0, 8], SIZE)
     drawn = pmsplat.rasterize(pmsplat.load_ply(out / "gaussians.ply"), scene.cameras, SIZE)
     value = psnr(drawn.color, scene.images).mean().item()
@@ -404,6 +414,15 @@ def test_more_splats_come_closer_to_a_picture(room: str, tmp_path: Path) -> None
     drawn = pmsplat.rasterize(splats, _image.looking_at_plane(54, 70), (54, 70)).color[0, 0]
     target = open_scene(room).views([3]).images[0, 0]
     assert psnr(drawn, target).item() == pytest.approx(fits[2].psnr, abs=0.05)
+
+
+def test_a_run_in_the_folder_of_its_scene_leaves_it_its_cameras(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    scene = tmp_path / "scene"
+    shutil.copytree(model_folder, scene)
+    refine(f"{scene}/../scene", scene, replace(QUICK, steps=1, overwrite=True))
+    assert (scene / "gaussians.ply").is_file() and not (scene / "cameras.json").exists()
 
 
 def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

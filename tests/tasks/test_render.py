@@ -436,6 +436,15 @@ def test_memory_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert needs == sorted(needs) and needs[-1] > 4 * needs[0] > 0
 
 
+@pytest.mark.parametrize("side", [20_000, 1_000_000])
+def test_an_enormous_picture_is_refused_before_it_is_drawn(
+    side: int, cli_run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_memory, "free_bytes", lambda _: 64 << 30)
+    code, said = cli_run("--orbit", "1", "--size", f"{side}x{side}")
+    assert code == 2 and f"pictures of {side}x{side} need about" in said and "--size" in said
+
+
 @pytest.mark.slow
 def test_a_trained_scene_against_its_photos_and_points(shared: Path, tmp_path: Path) -> None:
     """Bonsai: PSNR inside the object, and depth at COLMAP's points but for one scale."""

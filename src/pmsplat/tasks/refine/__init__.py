@@ -60,6 +60,7 @@ def refine(
     compared with before, on the way, and after. In the world and the unit of the input's cameras:
 
         gaussians.ply     loads in standard viewers
+        cameras.json      of the photos, for `view` (not where `output` is the scene's own folder)
         psnr.png          PSNR of the held-out photos over the steps
         sheet.png         held-out photos, renderings before and after, depth
         metrics.json      `Summary`
@@ -95,7 +96,7 @@ def refine(
         tell(f"Before: {_said(fit.judge(test))}")
         before = _report.pictures(fit, test)
         state = {"settings": settings, "before": before, "start_seconds": took}
-        for name in _report.FILES:  # of an earlier run
+        for name in _results(source, folder):  # of an earlier run
             (folder / name).unlink(missing_ok=True)
         save_state(folder / STATE, state | fit.state())
     else:
@@ -114,8 +115,17 @@ def refine(
         seconds_per_step=fit.seconds / max(fit.step, 1),
         history=tuple(fit.history),
     )
+    if _report.CAMERAS in _results(source, folder):
+        _report.keep_cameras(folder, train, test)
     _report.write(folder, fit, test, kept["before"], summary)
     return summary
+
+
+def _results(source: str | Path, folder: Path) -> tuple[str, ...]:
+    """Files that a run writes at its end; a scene in the same folder keeps its own cameras."""
+    own = [Path(source), Path(source).parent]
+    among = folder.exists() and any(path.exists() and path.samefile(folder) for path in own)
+    return _report.FILES if among else (*_report.FILES, _report.CAMERAS)
 
 
 def _settled(options: Options) -> tuple[Options, torch.device]:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ...io.files import atomic, write_text
 from ...io.ply import save_ply
-from ...types import Views
+from ...io.poses import write_cameras
+from ...types import Cameras, Views
 from ...view.figures import colorize_depth, contact_sheet, depth_range
 from ._fit import Fit, Moment
 
+CAMERAS = "cameras.json"
 FILES = ("gaussians.ply", "sheet.png", "psnr.png", "metrics.json")
 PICTURED, SHEET_HEIGHT = 4, 240  # photos on the sheet, and their height in pixels
 
@@ -74,6 +76,17 @@ def write(folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summ
         ("step", "PSNR of held-out photos, dB"),
     )
     write_text(folder / "metrics.json", json.dumps(asdict(summary), indent=1) + "\n")
+
+
+def keep_cameras(folder: Path, train: Views, held_out: Views) -> None:
+    """cameras.json of all photos, named, the ones optimised on first, at the size of the run."""
+    parts = [
+        torch.cat([getattr(views.cameras, part) for views in (train, held_out)], dim=1)
+        for part in ("c2w", "K", "near", "far")
+    ]
+    assert train.names is not None and held_out.names is not None
+    names = train.names[0] + held_out.names[0]
+    write_cameras(folder / CAMERAS, Cameras(*parts), names, train.size)
 
 
 def curve(
