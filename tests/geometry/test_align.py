@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -135,14 +137,71 @@ def test_trust_goes_to_the_pairs_that_agree(generator: torch.Generator) -> None:
     given = torch.ones(3, 60).double()
     given[:, 1] = 0
 
-    def fit(weights: torch.Tensor) -> torch.Tensor:
-        return se3.transform(align.umeyama(source, target, weights), source)
-
-    trusted = align.trusted(fit, target, given, rounds=30)
+    trusted = align.trusted(align.umeyama, source, target, given, rounds=30)
     assert (trusted[:, 1] == 0).all() and (trusted[:, ::3] < 1e-6).all()
     torch.testing.assert_close(align.umeyama(source, target, trusted), truth)
-    assert torch.equal(align.trusted(fit, target, given, rounds=0), given)
-    squared = (fit(given) - target).square().sum(-1)
+    again = align.trusted(align.umeyama, source, target, given, rounds=30)
+    assert torch.equal(again, trusted)
+    assert torch.equal(align.trusted(align.umeyama, source, target, given, rounds=0), given)
+    once = align.trusted(align.umeyama, source, target, given, rounds=1)
+    twice = align.trusted(align.umeyama, source, target, given, rounds=2)
+    moved = se3.transform(align.umeyama(source, target, once), source)
+    squared = (moved - target).square().sum(-1)
     width = squared[given > 0].reshape(3, -1).sort(-1).values[:, 29, None]  # of 59
-    want = given * (width / (width + squared)) ** 2
-    torch.testing.assert_close(align.trusted(fit, target, given, rounds=1), want)
+    torch.testing.assert_close(twice, given * (width / (width + squared)) ** 2)
+
+
+def scale(source: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return torch.eye(4).double() * align.scaling(source, target, weights)[..., None, None]
+
+
+WRONG = {
+    "ten times as far": lambda points, generator: 10 * points,
+    "three times as far": lambda points, generator: 3 * points,
+    "strewn": lambda points, generator: (
+        points + 10 * torch.randn(points.shape, generator=generator).double()
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fit", [align.umeyama, scale])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("how", list(WRONG))
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.45])
+def test_gross_outliers_are_withstood(
+    share: float, how: str, together: bool, fit: Callable, seed: int
+) -> None:
+    """They shrink the fit of all points, from where reweighting alone does not come back."""
+    generator = torch.Generator().manual_seed(seed)
+    true = torch.randn(1, 1500, 3, generator=generator).double() + torch.tensor([0, 0, 4.0])
+    place = torch.arange(1500) if together else torch.randperm(1500, generator=generator)
+    bad = place < share * 1500
+    source = 0.3 * torch.where(bad[:, None], WRONG[how](true, generator), true)
+    weights = torch.ones(1, 1500).double()
+    weights[0, -20:] = 0
+    source[0, -20:] = 1e6
+    target = true + 0.01 * torch.randn(true.shape, generator=generator).double()
+    trusted = align.trusted(fit, source, target, weights, rounds=20)
+    found = fit(source, target, trusted)
+    right = weights[0] * ~bad > 0
+    off = (se3.transform(found, source) - true)[:, right].norm(dim=-1).max()
+    assert off < 0.01
+    plain = (se3.transform(fit(source, target, weights), source) - true)[:, right]
+    assert plain.norm(dim=-1).max() > 10 * off
+
+
+def test_the_best_triple_is_found_for_each_sample_alone(generator: torch.Generator) -> None:
+    """A sample's weights are those it has without the rest of the batch, undefined ones too."""
+    source, target = torch.randn(2, 3, 200, 3, generator=generator).double()
+    target[0, :130] = 2 * source[0, :130] + 1 + 0.01 * target[0, :130]
+    source[1] = 5.1
+    weights = torch.rand(3, 200, generator=generator).double()
+    weights[2, :150] = 0
+    together = align.trusted(align.umeyama, source, target, weights, rounds=5)
+    for i in range(3):
+        alone = align.trusted(align.umeyama, source[i], target[i], weights[i], rounds=5)
+        torch.testing.assert_close(together[i], alone)
+    assert torch.equal(together[1], weights[1])
+    none = align.trusted(align.umeyama, source, target, torch.zeros(3, 200).double(), rounds=5)
+    assert not none.any()

@@ -1,8 +1,11 @@
 """PM-Loss against numpy in float64, its invariances, its options, and teachers that say nothing."""
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from pmsplat.errors import UserError
 from pmsplat.geometry import align, camera, gaussian, se3
 from pmsplat.losses._schedule import Partial, Term, total
 from pmsplat.losses.pointmap import pointmap_loss
+from pmsplat.tasks.benchmark.pointmap import surface
 from pmsplat.types import StepOutput
 from tests.scenes import random_gaussians
 
@@ -144,7 +148,8 @@ def test_it_is_zero_on_the_surface_even_between_wrong_pixels(generator: torch.Ge
     points, _ = pair(generator, batch=1)
     swapped = points.clone()
     swapped[0, [3, 7]] = swapped[0, [7, 3]]
-    assert 0 < pointmap_loss(points, swapped, robust=20).item() < 1e-6
+    assert pointmap_loss(points, swapped).item() > 1e-6
+    assert pointmap_loss(points, swapped, robust=20).item() < 1e-20
 
 
 def test_confidence_weighs_like_repetition(generator: torch.Generator) -> None:
@@ -182,6 +187,36 @@ def test_robust_alignment_is_not_tilted_by_outliers(generator: torch.Generator) 
     plain = pointmap_loss(points, wrong)
     robust = pointmap_loss(points, wrong, robust=30, trim=0.34)
     assert (plain > 1e-2).all() and (robust < 1e-12).all()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4])
+@pytest.mark.parametrize("how", ["10 times as far", "a band 3 times as far", "10 units aside"])
+def test_twenty_rounds_withstand_gross_outliers(
+    generator: torch.Generator, how: str, share: float
+) -> None:
+    """A wavy wall and a teacher that is perfect but for wrong pixels, which are not to be judged:
+    then nothing is left, where the plain loss is far from nothing."""
+    points = surface(32, 32)
+    wrong = torch.rand(points.shape[:-1], generator=generator) < share
+    if how == "a band 3 times as far":
+        wrong = (torch.arange(32) < 32 * share)[:, None].expand_as(wrong)
+    far = {
+        "10 times as far": 10 * points,
+        "a band 3 times as far": 3 * points,
+        "10 units aside": points + 10 * torch.randn(points.shape, generator=generator),
+    }[how]
+    teacher = 0.3 * torch.where(wrong[..., None], far, points) - 2
+    assert pointmap_loss(points, teacher).item() > 0.1
+    leave: dict[str, Any] = {"trim": wrong.float().mean().item() + 0.01}
+    assert pointmap_loss(points, teacher, robust=20, **leave).item() < 1e-9
+    if how != "a band 3 times as far":  # whose prediction has no surface near it
+        assert pointmap_loss(points, teacher, robust=20).item() < 0.02
+    eye = points.mean(dim=(2, 3)) - torch.tensor([0, 0, 4.0])
+    along = eye[:, :, None, None] + 0.3 * torch.where(wrong[..., None], 3.0, 1.0) * (
+        points - eye[:, :, None, None]
+    )
+    scaled = pointmap_loss(points, along, robust=20, centers=eye, **leave)
+    assert scaled.item() < 1e-9 < pointmap_loss(points, along, centers=eye, **leave).item()
 
 
 def test_trimming_drops_the_farthest(generator: torch.Generator) -> None:
@@ -294,12 +329,59 @@ def test_maps_and_lists_are_the_same(generator: torch.Generator) -> None:
         (((2, 0, 3), (2, 0, 3)), {}, r"points of shape \(2, 0, 3\)"),
         (((2, 4, 3), (2, 4, 3)), {"robust": -1}, "robust=-1"),
         (((2, 4, 3), (2, 4, 3)), {"trim": 1.0}, r"trim=1\.0"),
+        (((2, 4, 3), (2, 4, 3)), {"clip": -1.0}, r"clip=-1\.0; wanted a number above 0"),
+        (((2, 4, 3), (2, 4, 3)), {"clip": float("nan")}, "clip=nan"),
+        (((2, 4, 3), (2, 4, 3)), {"mask": torch.ones(2, 4)}, "mask of torch.float32; .*of bool"),
+        (((2, 4, 3), (2, 4, 3)), {"grid": (3, 1)}, "4 points a sample for a grid of 3 by 1"),
+        (((2, 4, 3), (2, 4, 3)), {"centers": torch.ones(2, 3)}, r"centers of shape \(2, 3\)"),
+        (((2, 4, 3), (2, 4, 3)), {"centers": torch.ones(2, 2, 4)}, r"centers .*\(2, 2, 4\)"),
+        (((2, 4, 3), (2, 4, 3)), {"centers": torch.ones(2, 0, 3)}, r"centers .*\(2, 0, 3\)"),
     ],
 )
 def test_what_does_not_fit_is_told(shapes: tuple, options: dict, words: str) -> None:
     one, other = (torch.zeros(shape) for shape in shapes)
     with pytest.raises(UserError, match=words):
         inspect.unwrap(pointmap_loss)(one, other, **options)  # past the check of shapes
+
+
+def test_wrong_types_are_told() -> None:
+    """In a process of its own, without the checks of types that these tests run under."""
+    script = """if True:
+        import numpy as np, torch
+        from pmsplat import UserError, registry
+        from pmsplat.losses.pointmap import pointmap_loss
+
+        def told(call):
+            try:
+                call()
+            except UserError as error:
+                print(error)
+
+        x = torch.randn(2, 4, 3)
+        for options in (
+            {"pointmap": np.zeros((2, 4, 3))}, {"confidence": np.ones((2, 4))}, {"points": [1.0]},
+            {"mask": np.ones((2, 4), bool)}, {"centers": np.ones((2, 1, 3))}, {"robust": 2.5},
+            {"detach": "no"}, {"trim": None},
+        ):
+            told(lambda: pointmap_loss(**{"points": x, "pointmap": x, **options}))
+        for options in (
+            {"distrust": "0.1"}, {"border": 1.5}, {"robust": 2.5}, {"confidence": "yes"},
+            {"confidence": 1}, {"clip": "100"}, {"alignment": None},
+        ):
+            told(lambda: registry.build("losses", "pointmap", options))
+    """
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    beginnings = (
+        "pointmap of ndarray; wanted a torch.Tensor", "confidence of ndarray", "points of list",
+        "mask of ndarray; wanted a torch.Tensor of bool", "centers of shape ndarray",
+        "pointmap_loss: robust=2.5; wanted a whole number", "pointmap_loss: detach='no'",
+        "pointmap_loss: trim=None; wanted a share", "loss.pointmap.distrust='0.1'",
+        "loss.pointmap.border=1.5", "loss.pointmap.robust=2.5", "loss.pointmap.confidence='yes'",
+        "loss.pointmap.confidence=1; wanted True or False", "loss.pointmap.clip='100'",
+        "loss.pointmap.alignment=None",
+    )  # fmt: skip
+    for line, beginning in zip(ran.stdout.splitlines(), beginnings, strict=True):
+        assert line.startswith(beginning)
 
 
 def taught(
@@ -425,11 +507,19 @@ def test_data_and_settings_that_do_not_fit_are_told(generator: torch.Generator) 
     for settings in ({"confidence": True}, {"distrust": 0.3}):
         with pytest.raises(UserError, match="without pointmap_confidence"):
             registry.build("losses", "pointmap", settings)(step)
+    for border in (4, 100):  # of images of 7x7
+        with pytest.raises(UserError, match=f"border={border} of .* 7x7; wanted less than half"):
+            registry.build("losses", "pointmap", {"border": border})(step)
+    assert registry.build("losses", "pointmap", {"border": 2})(step).skipped.item() == 0
     for settings, words in (
-        ({"alignment": "affine"}, "alignment=affine; wanted one of similarity, scale"),
+        ({"alignment": "affine"}, "alignment='affine'; wanted one of similarity, scale"),
         ({"distrust": 1.0}, r"distrust=1\.0"),
+        ({"distrust": float("nan")}, "distrust=nan"),
         ({"border": -1}, "border=-1"),
         ({"trim": -0.1}, r"trim=-0\.1"),
+        ({"robust": True}, "robust=True"),
+        ({"clip": 0.0}, r"clip=0\.0; wanted a number above 0, or None"),
+        ({"clip": float("nan")}, "clip=nan"),
     ):
         with pytest.raises(UserError, match=words):
             registry.build("losses", "pointmap", settings)

@@ -1,6 +1,8 @@
+import inspect
 import sys
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,8 +31,9 @@ class Stand(nn.Module):
 
     def forward(self, views: Views) -> Pointmap:
         self.seen = views
+        self.graph = torch.is_grad_enabled()
         confidence = torch.ones_like(self.points[..., 0])
-        return Pointmap(0.3 * self.points @ TURN.T + 1, confidence)
+        return Pointmap(0.3 * self.weight * self.points @ TURN.T + 1, confidence)
 
 
 @pytest.fixture
@@ -87,7 +90,16 @@ def test_gradients_reach_the_points_and_nothing_of_the_teacher_leaks(
     images = views.images.clone().requires_grad_()
     trainer.criterion(guess, images).sum().backward()
     assert guess.grad is not None and guess.grad.abs().sum() > 0
-    assert images.grad is None and teacher.weight.grad is None
+    assert images.grad is None and teacher.weight.grad is None and not teacher.graph
+
+    class Insistent(Stand):
+        def forward(self, views: Views) -> Pointmap:
+            with torch.enable_grad():
+                return super().forward(views)
+
+    teacher = Insistent(world_points(views))
+    PointmapLoss(teacher)(guess, images).sum().backward()
+    assert teacher.graph and teacher.weight.grad is None
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
@@ -152,6 +164,27 @@ def test_what_the_teacher_does_not_know_gets_no_pull(views: Views, points: Tenso
     assert not pull[:, :, :5].any() and pull[:, :, 5:].all()
 
 
+def test_distrusted_pixels_and_borders_are_masked(
+    views: Views, points: Tensor, generator: torch.Generator
+) -> None:
+    taught = world_points(views)
+    trust = 0.1 + torch.rand(taught.shape[:-1], generator=generator)
+
+    class Doubting(Stand):
+        def forward(self, views: Views) -> Pointmap:
+            return Pointmap(super().forward(views).points, trust)
+
+    guess = points.clone().requires_grad_()
+    PointmapLoss(Doubting(taught), distrust=0.25, border=2)(guess, views.images).sum().backward()
+    assert guess.grad is not None
+    pulled = guess.grad.view(*taught.shape).abs().sum(-1) > 0
+    for scene in range(2):
+        lowest = trust[scene].flatten().sort().values[trust[scene].numel() // 4]
+        inside = torch.zeros_like(pulled[scene])
+        inside[:, 2:-2, 2:-2] = True
+        assert torch.equal(pulled[scene], inside & (trust[scene] >= lowest))
+
+
 def test_a_teacher_by_name_and_the_published_name_of_the_argument(
     views: Views, points: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,10 +212,47 @@ def test_bad_calls_are_told(views: Views, points: Tensor) -> None:
         criterion(points, views.images, loss_mode="2d")
     with pytest.raises(UserError, match="the teacher 'given' with alignment 'similarity' and no c"):
         PointmapLoss("given")(points, views.images)
-    with pytest.raises(UserError, match="alignment 'affine'; wanted one of similarity, scale"):
+    with pytest.raises(UserError, match="alignment='affine'; wanted one of similarity, scale"):
         PointmapLoss(Stand(views.images), alignment="affine")
+    with pytest.raises(UserError, match=r"PointmapLoss: trim=2\.0; wanted a share"):
+        PointmapLoss(Stand(views.images), trim=2.0)
+    with pytest.raises(UserError, match="PointmapLoss: border=-1"):
+        PointmapLoss(Stand(views.images), border=-1)
+    with pytest.raises(UserError, match=r"images of shape \(2, 3, 14, 28\); wanted \[batch, view"):
+        inspect.unwrap(PointmapLoss.forward)(criterion, points, views.images[:, 0])
+    with pytest.raises(UserError, match=r"border=7 of a pointmap loss on images of 14x28"):
+        PointmapLoss(Stand(world_points(views)), border=7)(points, views.images)
+    with pytest.raises(UserError, match="device 'gpu'; wanted 'cpu', 'cuda'"):
+        PointmapLoss("given", "gpu")
     with pytest.raises(UserError, match=r"there is no 'vgt' in foundation\.teachers"):
         PointmapLoss("vgt")
+
+
+def test_a_device_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device 'cuda:0' where torch sees no CUDA device"):
+        PointmapLoss("given", "cuda:0")
+
+
+def test_what_is_no_teacher_is_told(views: Views, points: Tensor) -> None:
+    construct: Any = inspect.unwrap(PointmapLoss.__init__)
+    for what, kind in ((lambda views: None, "function"), (3, "int")):
+        with pytest.raises(UserError, match=f"a teacher of type {kind}; wanted a name, or"):
+            construct(PointmapLoss.__new__(PointmapLoss), what)
+
+    class Other(Stand):
+        def forward(self, views: Views) -> Any:
+            return super().forward(views).points
+
+    class Small(Stand):
+        def forward(self, views: Views) -> Pointmap:
+            answer = super().forward(views)
+            return Pointmap(answer.points[:, :, ::2], answer.confidence[:, :, ::2])
+
+    with pytest.raises(UserError, match="an answer of type Tensor from the teacher 'stand'"):
+        PointmapLoss(Other(world_points(views)))(points, views.images)
+    with pytest.raises(UserError, match=r"points of shape \(2, 2, 7, 28, 3\) from the teacher"):
+        PointmapLoss(Small(world_points(views)))(points, views.images)
 
 
 @pytest.mark.cuda

@@ -5,6 +5,7 @@ Shi et al., "Revisiting Depth Representations for Feed-Forward 3D Gaussian Splat
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,19 +34,7 @@ class Config:
     coarse: bool = False  # True: coarser levels are held to the teacher too
 
     def __post_init__(self) -> None:
-        if self.alignment not in ALIGNMENTS:
-            raise UserError(
-                f"loss.pointmap.alignment={self.alignment}",
-                f"one of {', '.join(ALIGNMENTS)}",
-                "mend it",
-            )
-        if not 0 <= self.distrust < 1 or self.border < 0:
-            raise UserError(
-                f"loss.pointmap with distrust={self.distrust} and border={self.border}",
-                "a share of at least 0 and below 1, and a number of pixels",
-                "mend it",
-            )
-        _check_options(self.robust, self.trim)
+        check_options("loss.pointmap.", **vars(self))
 
 
 def build(cfg: Config) -> Loss:
@@ -65,7 +54,7 @@ def build(cfg: Config) -> Loss:
         trust = context.pointmap_confidence
         centers = context.cameras.c2w[..., :3, 3] if cfg.alignment == "scale" else None
         values, defined = _per_sample(
-            _points(step), teacher, trust if cfg.confidence else None, _mask(context, cfg),
+            _points(step), teacher, trust if cfg.confidence else None, _mask(context, teacher, cfg),
             None, centers, cfg.robust, cfg.detach, cfg.trim, cfg.clip,
         )  # fmt: skip
         return Partial(values.mean(), (~defined).sum())
@@ -99,12 +88,13 @@ def pointmap_loss(
     so their prediction gets no pull; what stands there may be NaN. `centers`: the pointmap is depth
     along known poses, in the world but for its unit, so each view's points keep to their rays from
     its camera centre, and one scale for all of a sample is fitted. `robust`: rounds of
-    `align.trusted`; 20 withstand about a third of grossly wrong pixels. `trim`: share of the weight
-    to drop at the largest distances. `clip`: samples above it are multiplied by 1e-5, None leaves
-    them.
+    `align.trusted`; with 20 up to about 45 % of grossly wrong pixels leave the alignment where it
+    is (they still count in the mean: mask or `trim` them). `trim`: share of the weight to drop at
+    the largest distances. `clip`: samples above it are multiplied by 1e-5, None leaves them.
 
     0 with zero gradients for a sample whose alignment is undefined: fewer than three pixels, points
-    in a line or all in one place, or not finite. Raises UserError for shapes that do not fit.
+    in a line or all in one place (to within `align.UNDEFINED`, 1e-6, of their own spread), or not
+    finite. Raises UserError for shapes, types and options that do not fit.
     """
     options = grid, centers, robust, detach, trim, clip
     return _per_sample(points, pointmap, confidence, mask, *options)[0]
@@ -124,9 +114,10 @@ def _per_sample(
 ) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
     """The loss of each sample, and whether it is defined (a tensor: nobody has to wait for it)."""
     _check(points, pointmap, confidence, mask)
-    _check_options(robust, trim)
+    check_options("pointmap_loss: ", robust=robust, detach=detach, trim=trim, clip=clip)
     if points.dim() == 5:
         grid = points.shape[2], points.shape[3]
+    _check_views(points, grid, centers)
     kind = torch.promote_types(points.dtype, torch.float32)
     points, pointmap = points.flatten(1, -2).to(kind), pointmap.flatten(1, -2).double()
     weights = torch.ones_like(points[..., 0], dtype=torch.float64)
@@ -164,26 +155,23 @@ def _aligned(
     """The teacher's points in the frame and unit of the prediction, and whether that is defined."""
     source, target, origins = pointmap, points.double(), None
     if centers is not None:
-        _check_centers(centers, points)
         origins = centers.double().repeat_interleave(points.shape[1] // centers.shape[1], dim=1)
         source, target = source - origins, target - origins
 
-    def similarity(w: Tensor) -> Tensor:
-        return align.umeyama(source, target, w)
-
-    def scale(w: Tensor) -> Tensor:
-        factor = align.scaling(source, target, w)[:, None, None]
-        return torch.eye(4, dtype=factor.dtype, device=factor.device) * factor
-
-    motion = similarity if centers is None else scale
+    fit = align.umeyama if centers is None else _scale
     if robust:
-        weights = align.trusted(lambda w: se3.transform(motion(w), source), target, weights, robust)
-    found = motion(weights)
+        weights = align.trusted(fit, source, target, weights, robust)
+    found = fit(source, target, weights)
     defined = found.isfinite().all(dim=-1).all(dim=-1)
     eye = torch.eye(4, dtype=found.dtype, device=found.device)
     found = torch.where(defined[:, None, None], found, eye)
     moved = se3.transform(found, source)
     return (moved if origins is None else origins + moved), defined
+
+
+def _scale(source: Tensor, target: Tensor, weights: Tensor) -> Float[Tensor, "*batch 4 4"]:
+    factor = align.scaling(source, target, weights)[..., None, None]
+    return torch.eye(4, dtype=factor.dtype, device=factor.device) * factor
 
 
 def _mean(distances: Tensor, weights: Tensor, trim: float) -> Float[Tensor, " batch"]:
@@ -200,6 +188,31 @@ def _mean(distances: Tensor, weights: Tensor, trim: float) -> Float[Tensor, " ba
 
 def _finite(points: Tensor) -> Bool[Tensor, "batch n"]:
     return (points.detach().abs() < FARTHEST).all(dim=-1)
+
+
+def trusted_pixels(
+    confidence: Float[Tensor, "batch view height width"], distrust: float = 0.0, border: int = 0
+) -> Bool[Tensor, "batch view height width"]:
+    """Where a teacher counts: it knows anything, and neither option of `Config` masks the pixel.
+
+    Raises UserError for a border that leaves nothing of the images.
+    """
+    mask, (height, width) = confidence > 0, confidence.shape[-2:]
+    if 2 * border >= min(height, width):
+        raise UserError(
+            f"border={border} of a pointmap loss on images of {height}x{width}",
+            f"less than half of {min(height, width)} pixels",
+            "mask fewer, or none: border=0",
+        )
+    if distrust:
+        known = torch.where(mask, confidence, torch.nan).flatten(1).float()
+        lowest = known.nanquantile(distrust, dim=1)[:, None, None, None]
+        mask = mask & (confidence >= lowest)
+    if border:
+        inside = torch.zeros_like(mask)
+        inside[..., border : height - border, border : width - border] = True
+        mask = mask & inside
+    return mask
 
 
 def _taught(context: Views) -> Float[Tensor, "batch view height width 3"]:
@@ -230,7 +243,9 @@ def _points(step: StepOutput) -> Float[Tensor, "batch view height width 3"]:
     return means.reshape(batch, views, height, width, 3)
 
 
-def _mask(context: Views, cfg: Config) -> Bool[Tensor, "batch view height width"] | None:
+def _mask(
+    context: Views, teacher: Tensor, cfg: Config
+) -> Bool[Tensor, "batch view height width"] | None:
     """Where the teacher counts; None where it does everywhere."""
     trust = context.pointmap_confidence
     if trust is None and (cfg.confidence or cfg.distrust):
@@ -239,22 +254,42 @@ def _mask(context: Views, cfg: Config) -> Bool[Tensor, "batch view height width"
             "a teacher that says how far to trust it",
             "leave both at their defaults",
         )
-    mask = None if trust is None else trust > 0
-    if cfg.distrust:
-        assert trust is not None and mask is not None
-        known = torch.where(mask, trust, torch.nan).flatten(1).float()
-        lowest = known.nanquantile(cfg.distrust, dim=1)[:, None, None, None]
-        mask = mask & (trust >= lowest)
-    if cfg.border:
-        inside = torch.zeros_like(_taught(context)[..., 0], dtype=torch.bool)
-        inside[..., cfg.border : -cfg.border, cfg.border : -cfg.border] = True
-        mask = inside if mask is None else mask & inside
-    return mask
+    if trust is None and not cfg.border:
+        return None
+    trust = torch.ones_like(teacher[..., 0]) if trust is None else trust
+    return trusted_pixels(trust, cfg.distrust, cfg.border)
+
+
+def check_options(owner: str, **options: Any) -> None:
+    """Raises UserError for the first option of wrong kind or range; `owner` stands before it."""
+    for name, value in options.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name == "alignment":
+            good, wanted = value in ALIGNMENTS, f"one of {', '.join(ALIGNMENTS)}"
+        elif name in ("robust", "border"):
+            good = number and isinstance(value, int) and value >= 0
+            wanted = "a whole number of at least 0"
+        elif name in ("distrust", "trim"):
+            good, wanted = number and 0 <= value < 1, "a share of at least 0 and below 1"
+        elif name == "clip":
+            good, wanted = value is None or (number and value > 0), "a number above 0, or None"
+        else:
+            good, wanted = isinstance(value, bool), "True or False"
+        if not good:
+            raise UserError(f"{owner}{name}={value!r}", wanted, "mend it")
 
 
 def _check(
     points: Tensor, pointmap: Tensor, confidence: Tensor | None, mask: Tensor | None
 ) -> None:
+    given = {"points": points, "pointmap": pointmap, "confidence": confidence, "mask": mask}
+    for name, value in given.items():
+        if value is None and name in ("confidence", "mask"):
+            continue
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or (value.dtype == torch.bool) != (name == "mask"):
+            wanted = "of bool" if name == "mask" else "of numbers"
+            raise UserError(f"{name} of {kind}", f"a torch.Tensor {wanted}", "convert it")
     shape = tuple(points.shape)
     if points.dim() not in (3, 5) or shape[-1] != 3 or 0 in shape[1:]:
         raise UserError(
@@ -262,29 +297,31 @@ def _check(
             "[batch, n, 3] or [batch, view, height, width, 3]",
             "bring them into one of these forms",
         )
-    others = {"pointmap": (pointmap, shape), "confidence": (confidence, shape[:-1])}
-    for name, (given, wanted) in {**others, "mask": (mask, shape[:-1])}.items():
-        if given is not None and tuple(given.shape) != wanted:
+    for name, value in given.items():
+        wanted = shape if name in ("points", "pointmap") else shape[:-1]
+        if value is not None and tuple(value.shape) != wanted:
             raise UserError(
-                f"points of shape {shape} with {name} of shape {tuple(given.shape)}",
+                f"points of shape {shape} with {name} of shape {tuple(value.shape)}",
                 f"{name} of shape {wanted}, pixel by pixel those of the points",
                 "bring the teacher to the size of the prediction",
             )
 
 
-def _check_options(robust: int, trim: float) -> None:
-    if robust < 0 or not 0 <= trim < 1:
+def _check_views(points: Tensor, grid: tuple[int, int] | None, centers: Tensor | None) -> None:
+    n = points.shape[1:-1].numel()
+    if grid is not None and (min(grid) < 1 or n % (grid[0] * grid[1])):
         raise UserError(
-            f"a pointmap loss with robust={robust} and trim={trim}",
-            "a number of rounds, and a share of at least 0 and below 1",
-            "mend them",
+            f"{n} points a sample for a grid of {grid[0]} by {grid[1]}",
+            "a whole number of such views",
+            "give (height, width), or leave it out",
         )
-
-
-def _check_centers(centers: Tensor, points: Tensor) -> None:
-    if centers.dim() != 3 or centers.shape[0] != len(points) or points.shape[1] % centers.shape[1]:
+    if centers is None:
+        return
+    shape = tuple(centers.shape) if isinstance(centers, Tensor) else type(centers).__name__
+    fits = isinstance(centers, Tensor) and centers.dim() == 3 and 0 not in centers.shape
+    if not fits or centers.shape[::2] != (len(points), 3) or n % centers.shape[1]:
         raise UserError(
-            f"centers of shape {tuple(centers.shape)} for {points.shape[1]} points a sample",
-            "[batch, view, 3], with as many points for each view",
+            f"centers of shape {shape} for {n} points a sample",
+            f"[{len(points)}, view, 3], with as many points for each view",
             "give the camera centre of every view",
         )

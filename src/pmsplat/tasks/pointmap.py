@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import registry
 from ..errors import UserError
 from ..foundation.teachers import Teacher
-from ..losses.pointmap import ALIGNMENTS, pointmap_loss
+from ..losses.pointmap import check_options, pointmap_loss, trusted_pixels
 from ..types import Cameras, Pointmap, Views
 
 
@@ -26,7 +26,9 @@ class PointmapLoss(nn.Module):
     follows `foundation.teachers.Teacher`; it answers on `device` (that of the images by default).
     `model` is what the published package calls it. The other options are those of `pointmap_loss`:
     `alignment` "similarity", or "scale" for a teacher that knows the cameras; `confidence` weighs
-    pixels as the teacher trusts them. The defaults are the published loss.
+    pixels as the teacher trusts them; `distrust` masks that share of each scene's pixels, the least
+    trusted, and `border` so many pixels at the images' edges. The defaults are the published loss.
+    Raises UserError for options, a device or a teacher that are none.
 
     No parameters and no state: the teacher is in nobody's checkpoint, optimiser or `.to(device)`.
     """
@@ -43,19 +45,29 @@ class PointmapLoss(nn.Module):
         robust: int = 0,
         detach: bool = False,
         trim: float = 0.0,
+        distrust: float = 0.0,
+        border: int = 0,
     ) -> None:
         super().__init__()
-        if alignment not in ALIGNMENTS:
-            raise UserError(
-                f"alignment {alignment!r}", f"one of {', '.join(ALIGNMENTS)}", "choose one of them"
-            )
+        options = {"robust": robust, "detach": detach, "trim": trim}
+        masking = {"distrust": distrust, "border": border}
+        check_options(
+            "PointmapLoss: ", alignment=alignment, confidence=confidence, **options, **masking
+        )
+        _check_device(device)
         asked = model or teacher
         if isinstance(asked, str):
             asked = registry.build("foundation.teachers", asked.lower(), settings)
+        elif not callable(asked) or not all(hasattr(asked, name) for name in ("name", "posed")):
+            raise UserError(
+                f"a teacher of type {type(asked).__name__}",
+                "a name, or an object to call that has `name`, `revision`, `joint` and `posed`",
+                "see pmsplat.foundation.teachers.Teacher",
+            )
         object.__setattr__(self, "teacher", asked)  # past nn.Module, which would adopt its weights
         self.teacher: Teacher
         self.device, self.alignment, self.confidence = device, alignment, confidence
-        self.options = {"robust": robust, "detach": detach, "trim": trim}
+        self.options, self.masking = options, masking
 
     def forward(
         self,
@@ -70,8 +82,15 @@ class PointmapLoss(nn.Module):
         One point for each pixel, view after view, row by row; images in [0, 1]. `cameras` are those
         of the images, for a teacher that looks at them. Losses above `ignore_large_loss` count 1e-5
         of their value; a scene whose alignment is undefined counts 0. Raises UserError for points
-        that are no such map, for another `loss_mode`, and for missing cameras.
+        that are no such map, for another `loss_mode`, for missing cameras, and for a teacher that
+        answers with anything but a `Pointmap` of the images.
         """
+        if context_images.dim() != 5:
+            raise UserError(
+                f"images of shape {tuple(context_images.shape)}",
+                "[batch, view, 3, height, width]",
+                "for one scene, put images[None]",
+            )
         batch, views, _, height, width = context_images.shape
         if predict_points.shape != (batch, views * height * width, 3):
             raise UserError(
@@ -91,7 +110,7 @@ class PointmapLoss(nn.Module):
             predict_points,
             answer.points.flatten(1, 3),
             answer.confidence.flatten(1) if self.confidence else None,
-            answer.mask.flatten(1),
+            trusted_pixels(answer.confidence, **self.masking).flatten(1),
             grid=(height, width),
             centers=centers,
             clip=ignore_large_loss,
@@ -99,7 +118,7 @@ class PointmapLoss(nn.Module):
         )
 
     def _asked(self, images: Tensor, cameras: Cameras | None) -> Pointmap:
-        """What the teacher says of the images."""
+        """What the teacher says of the images, without gradients."""
         if cameras is None:
             if self.teacher.posed or self.alignment == "scale":
                 raise UserError(
@@ -111,7 +130,40 @@ class PointmapLoss(nn.Module):
                 )
             cameras = _anywhere(images)
         views = Views(images.detach().float(), cameras)
-        return self.teacher(views if self.device is None else views.to(self.device))
+        with torch.no_grad():
+            answer = self.teacher(views if self.device is None else views.to(self.device))
+        batch, count, _, height, width = images.shape
+        if not isinstance(answer, Pointmap):
+            raise UserError(
+                f"an answer of type {type(answer).__name__} from the teacher {self.teacher.name!r}",
+                "a pmsplat.Pointmap",
+                "let it answer Pointmap(points, confidence)",
+            )
+        if answer.points.shape != (batch, count, height, width, 3):
+            raise UserError(
+                f"points of shape {tuple(answer.points.shape)} from the teacher "
+                f"{self.teacher.name!r}",
+                f"{(batch, count, height, width, 3)}, one for each pixel of the images",
+                "let it answer in their size",
+            )
+        return answer.detach()
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"device {device!r}", "'cpu', 'cuda' or a torch.device", str(error)
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"device {str(device)!r} where torch sees no CUDA device",
+            "one that is there",
+            "choose 'cpu', or leave it out: the teacher answers where the images are",
+        )
 
 
 def _anywhere(images: Tensor) -> Cameras:

@@ -97,13 +97,11 @@ def curve(size: tuple[int, int], options: dict[str, Any]) -> list[Outcome]:
         with torch.no_grad():
             loss = pointmap_loss(truth, teacher, clip=None, **options).item()
             source, goal = teacher.flatten(1, 3), truth.flatten(1, 3)
-
-            def fit(weights: torch.Tensor) -> torch.Tensor:
-                return se3.transform(align.umeyama(source, goal, weights), source)  # noqa: B023
-
             even = torch.ones_like(goal[..., 0])
-            weights = align.trusted(fit, goal, even, options.get("robust", 0))
-            off = (fit(weights) - goal)[right.flatten(1)].square().sum(dim=-1).mean().sqrt().item()
+            rounds = options.get("robust", 0)
+            weights = align.trusted(align.umeyama, source, goal, even, rounds)
+            aligned = se3.transform(align.umeyama(source, goal, weights), source)
+            off = (aligned - goal)[right.flatten(1)].square().sum(dim=-1).mean().sqrt().item()
         found.append(Outcome(share, 100 * sqrt(loss) / extent, 100 * off / extent))
     return found
 
