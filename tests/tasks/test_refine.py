@@ -421,7 +421,7 @@ def test_a_run_in_the_folder_of_its_scene_leaves_it_its_cameras(
 ) -> None:
     scene = tmp_path / "scene"
     shutil.copytree(model_folder, scene)
-    refine(f"{scene}/../scene", scene, replace(QUICK, steps=1, overwrite=True))
+    refine(f"{scene}/../scene", scene, replace(QUICK, random_points=None, steps=1, overwrite=True))
     assert (scene / "gaussians.ply").is_file() and not (scene / "cameras.json").exists()
 
 
