@@ -109,6 +109,16 @@ def test_an_undefined_similarity_is_nan_and_pulls_nowhere(generator: torch.Gener
         assert given.grad is not None and not given.grad[:2].any() and given.grad[2].any()
 
 
+@pytest.mark.parametrize(("width", "defined"), [(2e-3, True), (5e-4, False)])
+def test_points_within_a_thousandth_of_a_line_are_a_line(
+    generator: torch.Generator, width: float, defined: bool
+) -> None:
+    cloud = torch.randn(1, 1000, 3, generator=generator).double()
+    thin = cloud * torch.tensor([1.0, width, width])
+    assert align.umeyama(thin, 0.3 * thin + 1).isfinite().all() == defined
+    assert align.umeyama(thin, cloud).isfinite().all()  # the other set is wide enough
+
+
 def test_float32_far_from_the_origin_keeps_its_digits(generator: torch.Generator) -> None:
     truth = similarity(generator)
     source = torch.randn(3, 50_000, 3, generator=generator) + 100

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import se3
 
-UNDEFINED = 1e-6  # relative spread below which points are a line, or one point
+UNDEFINED = 1e-6  # relative spread below which points are one point; two of 1e-3 are lines
 SQUARINGS = 28  # separate eigenvalues that are UNDEFINED apart, to 16 digits
 DRAWS = 64  # with 45 % of wrong points, one time in 10^5 no triple is free of them
 JUDGES = 1024  # points that say which triple is best
@@ -31,9 +31,9 @@ def umeyama(
     """The similarity [sR t] that takes `source` to `target` with least weighted squared error.
 
     Weights are non-negative, uniform by default. NaN, with zero gradients, where it is undefined:
-    weights of sum 0, a set that is constant or collinear, sets that share no such direction; all
-    to within UNDEFINED (a spread of 1e-6 of the distance from the origin is no spread, and points
-    that lie about 1e-6 of their extent off a line are on it). Else
+    weights of sum 0, a set that is constant (its spread below UNDEFINED = 1e-6 of its distance from
+    the origin), two sets that are collinear (the product of their relative widths below UNDEFINED:
+    both within about 1e-3 of their length of a line), sets that share no such direction. Else
     differentiable in points and weights, and never a reflection.
     """
     kind = torch.promote_types(source.dtype, target.dtype)

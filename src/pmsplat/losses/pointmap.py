@@ -93,8 +93,9 @@ def pointmap_loss(
     the largest distances. `clip`: samples above it are multiplied by 1e-5, None leaves them.
 
     0 with zero gradients for a sample whose alignment is undefined: fewer than three pixels, points
-    in a line or all in one place (to within `align.UNDEFINED`, 1e-6, of their own spread), or not
-    finite. Raises UserError for shapes, types and options that do not fit.
+    in a line (both sets within about 1e-3 of their length of one) or all in one place (their spread
+    below 1e-6 of their distance from the origin: see `align.umeyama`), or not finite. Raises
+    UserError for shapes, types and options that do not fit.
     """
     options = grid, centers, robust, detach, trim, clip
     return _per_sample(points, pointmap, confidence, mask, *options)[0]

@@ -18,7 +18,7 @@ from .data_module import DataModule
 from .settings import Experiment
 from .step import training_step
 
-BAD_STEPS = 20  # in a row without a finite gradient: the run has failed
+BAD_STEPS = 20  # in a row without a finite gradient, or a sample that a loss counts: it has failed
 
 
 class TrainingModule(LightningModule):
@@ -26,7 +26,8 @@ class TrainingModule(LightningModule):
 
     A step whose gradients are not finite is passed over on all devices alike and counted
     ("train/skipped"); BAD_STEPS in a row raise UserError. Samples that a loss passes over are
-    counted too ("train/skipped/NAME", since the process began).
+    counted too ("train/skipped/NAME", since the process began); where it passed over all of them in
+    the last BAD_STEPS steps, a step that is logged raises UserError.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class TrainingModule(LightningModule):
         self.pipeline = protocol.pipeline(model, renderer.name, renderer.background)
         self.skipped, self.skipped_in_a_row = 0, 0
         self.passed_over: dict[str, Tensor] = {}  # samples, by loss; on the device
+        self.in_vain: dict[str, Tensor] = {}  # steps in a row that passed over all; on the device
 
     def configure_optimizers(self) -> Any:
         cfg = self.experiment
@@ -68,12 +70,27 @@ class TrainingModule(LightningModule):
         for name, samples in outcome.skipped.items():
             self.passed_over[name] = self.passed_over.get(name, 0) + samples.float()
             shown[f"skipped/{name}"] = self.passed_over[name]
+            self.in_vain[name] = (self.in_vain.get(name, 0) + 1) * (samples == len(batch.scene))
+        if (self.global_step + 1) % self.experiment.trainer.log_every == 0:
+            self._check_taught()  # which waits for the device, as writing the log does
         for group in self.trainer.optimizers[0].param_groups:
             shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
         self.log_dict(
             {f"train/{name}": value for name, value in shown.items()}, batch_size=len(batch.scene)
         )
         return {"loss": outcome.loss, **outcome.quality}
+
+    def _check_taught(self) -> None:
+        for name, steps in self.in_vain.items():
+            if steps.item() >= BAD_STEPS:
+                loss = name.partition("/")[0]
+                raise UserError(
+                    f"loss.{loss} passed over every sample of the last {int(steps)} steps, up to "
+                    f"step {self.global_step}",
+                    "samples that it can be computed of",
+                    f"look at what it is given (a teacher's points and confidence), or drop it: "
+                    f"~loss.{loss}",
+                )
 
     def configure_gradient_clipping(
         self,
