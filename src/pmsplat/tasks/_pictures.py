@@ -24,8 +24,10 @@ from ..view import trajectory
 
 SAMPLE = 100_000  # Gaussians that tell where the scene is
 PERCENTILES, MARGIN = (0.01, 0.99), 1.25  # of their depths: near and far, and somewhat beyond
-ORBIT_SIZE, ORBIT_VIEW = (540, 960), math.radians(50)  # of orbits without a file, and how tall
-ORBIT_RADIUS = 0.95  # share of the Gaussians that the picture of an orbit has room for
+ORBIT_SIZE = (540, 960)  # of orbits without cameras
+ORBIT_VIEW = math.radians(50), math.radians(80)  # their shorter side at most, and their longer
+ORBIT_SHARE, ORBIT_MARGIN = 0.99, 1.1  # of the opacity is inside, and so much more has room
+ORBIT_REACH = 2.0  # standard deviations of a Gaussian that are inside with it
 ELEVATION = math.radians(20)  # of their camera above the horizon
 LEVEL = 1e-3  # how little the horizon of cameras must vary before it no longer tells what is up
 UPWARD = {sign + axis for sign in ("", "-") for axis in "xyz"}
@@ -98,14 +100,18 @@ def resized(pictures: list[Picture], size: tuple[int, int]) -> list[Picture]:
 
 
 def on_orbit(
-    gaussians: Gaussians, frames: int, like: list[Picture], up: str | None = None
+    gaussians: Gaussians,
+    frames: int,
+    like: list[Picture],
+    up: str | None = None,
+    size: tuple[int, int] = ORBIT_SIZE,
 ) -> list[Picture]:
     """Pictures from a closed circle around the middle of the scene.
 
     With cameras it is the circle that the first of them begins (the first that does not look down
-    too steeply), and lens and size are its own; up is as `upward` finds it. Without, `up` is -y
-    unless an axis is named ("z", "-x"), and the camera stands so far away that most of the scene is
-    in the picture.
+    too steeply), and lens and size are its own; up is as `upward` finds it. Without, the pictures
+    are of `size`, `up` is -y unless an axis is named ("z", "-x"), and the camera stands so far away
+    that all of them show nearly everything (see `_distance`).
     """
     if frames < 1 or (up is not None and up not in UPWARD):
         raise UserError(
@@ -113,10 +119,10 @@ def on_orbit(
             "at least one picture, and an axis",
             "such as --orbit 120 --up z",
         )
-    means = _some(gaussians)
-    middle = means.median(dim=0).values
-    sky = axis(up or "-y").to(means)
+    some = _some(gaussians)
+    sky = axis(up or "-y")
     if like:
+        middle = some.means[0].median(dim=0).values
         c2w = torch.cat([picture.camera.c2w[0] for picture in like])
         sky = sky if up else upward(c2w)
         slope = normalize(c2w[:, :3, 3] - middle, dim=-1) @ sky
@@ -130,19 +136,74 @@ def on_orbit(
         first = like[int(level.int().argmax())]
         eye, K, size = first.camera.c2w[0, 0, :3, 3], first.camera.K, first.size
     else:
-        ahead = axis("-y" if up in ("z", "-z") else "-z").to(means)
-        radius = (means - middle).norm(dim=-1).quantile(ORBIT_RADIUS)
+        ahead = axis("-y" if up in ("z", "-z") else "-z")
         away = math.cos(ELEVATION) * ahead + math.sin(ELEVATION) * sky
-        eye = middle + radius / math.sin(ORBIT_VIEW / 2) * away
-        focal, size = 0.5 / math.tan(ORBIT_VIEW / 2), ORBIT_SIZE
-        K = torch.eye(3).repeat(1, 1, 1, 1)
-        K[..., 0, 0], K[..., 1, 1], K[..., :2, 2] = focal * size[0] / size[1], focal, 0.5
+        K, middle = _orbit_lens(size), _middle(some)
+        eye = middle + _distance(some, middle, sky, K[0, 0]) * away
     poses = trajectory.around(eye, middle, sky, frames)
     unknown = torch.full((1, 1), math.nan)
     return [
         Picture(f"{i:04d}", size, Cameras(pose[None, None], K, unknown, unknown))
         for i, pose in enumerate(poses)
     ]
+
+
+def _orbit_lens(size: tuple[int, int]) -> Float[Tensor, "1 1 3 3"]:
+    """The widest lens within ORBIT_VIEW for square pixels."""
+    sides = (min(size), max(size))
+    focal = max(0.5 * n / math.tan(view / 2) for n, view in zip(sides, ORBIT_VIEW, strict=True))
+    K = torch.eye(3).repeat(1, 1, 1, 1)
+    K[..., 0, 0], K[..., 1, 1], K[..., :2, 2] = focal / size[1], focal / size[0], 0.5
+    return K
+
+
+def _middle(some: Gaussians) -> Float[Tensor, "3"]:
+    """Halfway between what is left and right, above and below, before and behind."""
+    ends = [
+        _share(values, some.opacities[0], share)
+        for values in some.means[0].unbind(dim=-1)
+        for share in (1 - ORBIT_SHARE, ORBIT_SHARE)
+    ]
+    return torch.stack(ends).reshape(3, 2).mean(dim=-1)
+
+
+def _distance(
+    some: Gaussians, middle: Float[Tensor, "3"], sky: Float[Tensor, "3"], K: Float[Tensor, "3 3"]
+) -> float:
+    """How far from the middle a camera at ELEVATION sees ORBIT_SHARE of the opacity all around.
+
+    A Gaussian, a ball here, is at height h and, as the camera goes around, anywhere on a circle of
+    radius r about the axis. Its picture is inside where |x| <= z · wide and |y| <= z · high; z is
+    the distance less what it is nearer than the middle, so each asks for a distance, whose largest
+    value on the circle is a closed form.
+    """
+    wide, high = (0.5 / K[i, i].item() / ORBIT_MARGIN for i in (0, 1))
+    sine, cosine = math.sin(ELEVATION), math.cos(ELEVATION)
+    ball = ORBIT_REACH * some.scales[0].amax(dim=-1)
+    off = some.means[0] - middle
+    h = off @ sky
+    r = (off - h[:, None] * sky).norm(dim=-1)
+    asked = [
+        h * sine + r * math.hypot(1 / wide, cosine) + ball * math.hypot(1 / wide, 1),
+        *(
+            h * (sine + side * cosine / high)
+            + r * abs(cosine - side * sine / high)
+            + ball * math.hypot(1 / high, 1)
+            for side in (-1, 1)
+        ),
+    ]
+    needed = torch.stack(asked).amax(dim=0)
+    return _share(needed, some.opacities[0], ORBIT_SHARE).item()
+
+
+def _share(
+    values: Float[Tensor, " gaussian"], weights: Float[Tensor, " gaussian"], share: float
+) -> Float[Tensor, ""]:
+    """The value below or at which so much of the weight is."""
+    order = values.argsort()
+    below = weights.double()[order].cumsum(dim=0)
+    first = torch.searchsorted(below, share * below[-1]).clamp(max=len(values) - 1)
+    return values[order[first]]
 
 
 def upward(c2w: Float[Tensor, "view 4 4"]) -> Float[Tensor, "3"]:
@@ -166,7 +227,7 @@ def bounded(pictures: list[Picture], gaussians: Gaussians) -> list[Picture]:
     Counted are Gaussians whose centres lie in the picture; where there are none, near and far are
     those of the other pictures. Raises UserError where there are none in any picture.
     """
-    some = _some(gaussians)
+    some = _some(gaussians).means[0]
     ranges = [
         _depths(some, picture) or _depths(gaussians.means[0].float(), picture)
         for picture in pictures
@@ -202,10 +263,10 @@ def _depths(means: Float[Tensor, "gaussian 3"], picture: Picture) -> tuple[float
     return near / MARGIN, far * MARGIN
 
 
-def _some(gaussians: Gaussians) -> Float[Tensor, "gaussian 3"]:
-    """Centres of Gaussians from all over the scene."""
-    means = gaussians.means[0].detach().float().cpu()
-    return means[:: -(-len(means) // SAMPLE)]
+def _some(gaussians: Gaussians) -> Gaussians:
+    """Gaussians from all over the scene, on the CPU."""
+    step = -(-gaussians.means.shape[1] // SAMPLE)
+    return gaussians.detach().map(lambda tensor: tensor[:, ::step].float().cpu())
 
 
 def _picture(shot: Shot, photos: dict[str, Path]) -> Picture:

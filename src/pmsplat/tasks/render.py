@@ -142,15 +142,16 @@ def choose_pictures(
         raise UserError(
             f"--fps {options.fps:g}", "a positive number", "leave out the video with --no-video"
         )
+    if options.size is not None and min(options.size) < 1:
+        raise UserError(f"--size {by(options.size)}", "at least 1x1", "such as 540x960")
     pictures = []
     if cameras is not None:
         every, limit = options.every, options.limit
         pictures = _pictures.from_file(cameras, options.photos, every, limit)
     if options.orbit is not None:
-        pictures = _pictures.on_orbit(gaussians, options.orbit, pictures, options.up)
+        size = options.size or _pictures.ORBIT_SIZE
+        pictures = _pictures.on_orbit(gaussians, options.orbit, pictures, options.up, size)
     if options.size is not None:
-        if min(options.size) < 1:
-            raise UserError(f"--size {by(options.size)}", "at least 1x1", "such as 540x960")
         pictures = _pictures.resized(pictures, options.size)
     return _pictures.bounded(pictures, gaussians)
 
