@@ -123,7 +123,11 @@ def test_unknown_kinds(tmp_path: Path, generator: torch.Generator) -> None:
     (tmp_path / "a.obj").write_text("v 0 0 0\n")
     with pytest.raises(UserError, match=r"no known file of Gaussians.*\.spz"):
         load_gaussians(tmp_path / "a.obj")
-    with pytest.raises(UserError, match="no known file of Gaussians"):
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder; wanted a file"):
+        load_gaussians(tmp_path)
+    with pytest.raises(UserError, match="NoneType to save; wanted Gaussians"):
+        save_gaussians(None, tmp_path / "b.ply")  # pyright: ignore
+    with pytest.raises(UserError, match=r"no known file of Gaussians.*choose another name"):
         save_gaussians(random_gaussians(4, generator), tmp_path / "b.obj")
 
 

@@ -209,7 +209,12 @@ def test_what_is_cut_is_counted(
     one.sh[0, 1, 0, 0] = 7
     one.sh[0, 2, 2, 2] = -3
     spz.write(one, tmp_path / "a.spz")
-    assert "3 of 5 Gaussians reach beyond what .spz holds" in caplog.text
+    told = "3 of 5 Gaussians reach beyond what .spz holds and are cut: 1 too thin, 2 too colourful"
+    assert told in caplog.text
+    one.scales[0, :2, 1] = 1e4
+    spz.write(one, tmp_path / "b.spz")
+    assert "4 of 5" not in caplog.text  # one Gaussian can be too much in several ways
+    assert "cut: 1 too thin, 2 too large, 2 too colourful" in caplog.text
     back = spz.read(tmp_path / "a.spz")
     assert back.scales[0, 0, 0].item() == pytest.approx(np.exp(-10), rel=1e-5)
     assert back.sh[0, 1, 0, 0].item() == pytest.approx(0.5 / 0.15, rel=1e-5)

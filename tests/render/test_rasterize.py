@@ -4,6 +4,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -240,6 +241,13 @@ def test_auto_draws_on_the_cpu_with_numba(generator: torch.Generator) -> None:
     assert backends() == ["cpu", "diff_gaussian", "gsplat", "reference"]
 
 
+@pytest.mark.parametrize("white", [(1, 1, 1), [1.0, 1, 1], np.ones(3)])
+def test_a_background_of_three_numbers(white: Any, generator: torch.Generator) -> None:
+    cameras, gaussians = random_cameras(1, generator), random_gaussians(9, generator)
+    wanted = rasterize(gaussians, cameras, (10, 12), background=torch.ones(3)).color
+    assert torch.equal(rasterize(gaussians, cameras, (10, 12), background=white).color, wanted)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -248,6 +256,13 @@ def test_auto_draws_on_the_cpu_with_numba(generator: torch.Generator) -> None:
         ({"size": (0, 4)}, ["(0, 4)"]),
         ({"sh_degree": 3}, ["sh_degree is 3", "0 to 2"]),
         ({"background": torch.ones(2, 3)}, ["background", "[2, 3]", "[1, 3]"]),
+        ({"background": "white"}, ["'white'", "three numbers"]),
+        ({"background": "111"}, ["'111'", "three numbers"]),
+        ({"background": 1.0}, ["1.0", "three numbers"]),
+        ({"background": [1, 1]}, ["[1, 1]", "three numbers"]),
+        ({"size": 48}, ["48", "(height, width)"]),
+        ({"size": (4.5, 3)}, ["4.5", "(height, width)"]),
+        ({"size": (4, 3, 2)}, ["(4, 3, 2)", "(height, width)"]),
         ({"attributes": torch.ones(1, 7, 2)}, ["attributes", "[1, 7, 2]", "[1, 8, 2]"]),
         ({"extras": ["median"]}, ["'median'", "did you mean 'depth_median'"]),
     ],

@@ -1,5 +1,7 @@
 """Conversion from file to file: every format, what is kept, what is moved, what is told."""
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from pmsplat import cli
+from pmsplat.cli import convert as convert_options
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, gaussian, se3
 from pmsplat.io import colmap, poses
@@ -168,7 +171,16 @@ def test_seen_by_drops_what_no_camera_sees(
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "opacity": ({"min_opacity": 1.5}, r"opacity 1\.5"),
     "degree": ({"sh_degree": 5}, "degree 5"),
-    "mirror": ({"similarity": torch.diag(torch.tensor([1.0, 1, -1, 1]))}, "mirrors"),
+    "mirror": ({"similarity": torch.diag(torch.tensor([1.0, 1, -1, 1]))}, "that mirrors"),
+    "zero": ({"similarity": torch.diag(torch.tensor([0.0, 0, 0, 1]))}, "a point"),
+    "flat": ({"similarity": torch.diag(torch.tensor([1.0, 1, 0, 1]))}, "flat"),
+    "stretch": ({"similarity": torch.diag(torch.tensor([1.0, 1, 2, 1]))}, "axes by 1, 1, 2"),
+    "shear": (
+        {"similarity": torch.tensor([[1.0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])},
+        "shears",
+    ),
+    "last row": ({"similarity": 2 * torch.eye(4)}, "the row 0 0 0 1"),
+    "text alone": ({"colmap_text": True}, "--colmap-text without --cameras"),
     "nan": ({"similarity": torch.full((4, 4), float("nan"))}, "not finite"),
     "nothing": ({"crop": Box((9, 9, 9), (10, 10, 10))}, "not one of 80 Gaussians is left"),
     "no cameras": ({"seen_by": "absent"}, "no cameras at absent"),
@@ -220,11 +232,45 @@ def test_command_line(
     assert "is the input" in capsys.readouterr().err
 
 
+def test_a_half_space_is_a_box() -> None:
+    assert convert_options.box("-inf,-inf,0,inf,inf,inf")[2:] == (0, math.inf, math.inf, math.inf)
+
+
+def test_names_without_suffix_are_looked_up(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INRIA's cameras.json: the photos beside it, if any, say what the files are called."""
+    entry = {"width": 8, "height": 6, "fx": 9, "fy": 9, "position": [0, 0, 0]}
+    entry |= {"rotation": torch.eye(3).tolist()}
+    entries = [entry | {"img_name": name} for name in ("DSC_1", "IMG.2", "c.png")]
+    (tmp_path / "cameras.json").write_text(json.dumps(entries))
+    monkeypatch.setattr("pmsplat.tasks.convert.CLOUD", 50)
+
+    def names(out: str) -> tuple[list[str], list[str]]:
+        told: list[str] = []
+        options = Options(cameras=tmp_path / "cameras.json")
+        convert(source, tmp_path / f"{out}.ply", options, told.append)
+        model = tmp_path / f"{out}-cameras" / "sparse" / "0"
+        return told, sorted(shot.file for shot in colmap.read_colmap(model).shots)
+
+    told, found = names("without")
+    assert found == ["DSC_1", "IMG.2", "c.png"]
+    assert told[0].startswith("2 cameras name photos without suffix (DSC_1)") and len(told) == 2
+    assert told[1] == "Of 80 centres, 50 spread over all become points."
+    (tmp_path / "images/deeper").mkdir(parents=True)
+    for name in ("DSC_1.JPG", "deeper/IMG.2.png", "c.jpg"):
+        (tmp_path / "images" / name).touch()
+    told, found = names("within")
+    assert found == ["DSC_1.JPG", "c.png", "deeper/IMG.2.png"] and len(told) == 1
+
+
 @pytest.mark.parametrize(
     ("option", "told"),
     [
         ("--crop=1,2,3", "six numbers"),
-        ("--crop=1,0,0,0,1,1", "low corner first"),
+        ("--crop=1,0,0,0,1,1", "where x goes from 1 to 0"),
+        ("--crop=0,0,nan,1,1,1", "six numbers"),
+        ("--transform=" + ",".join(["inf"] * 16), "16 finite numbers"),
         ("--transform=1,2", "16 finite numbers"),
         ("--transform=" + ",".join(["nan"] * 16), "16 finite numbers"),
         ("--transform=" + "x" * 5000, "16 finite numbers"),

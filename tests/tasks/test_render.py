@@ -235,6 +235,12 @@ def test_photos_are_compared_and_the_rest_of_them_is_not(tmp_path: Path) -> None
         found = summary.views[name]
         assert found["psnr_inside"] == pytest.approx(-20 * math.log10(26 / 255), abs=0.1)
         assert found["psnr"] < 12
+    said: list[str] = []
+    for size, small in (((23, 31), True), ((24, 32), False)):
+        options = replace(QUIET, photos=tmp_path / "photos", size=size)
+        render(gaussians, path, tmp_path / "small", options, tell=said.append)
+        assert ("small beside photos of 48x64" in said[1]) == small
+        said.clear()
     assert summary.means["psnr"] == pytest.approx(
         sum(summary.views[name]["psnr"] for name in NAMES[:2]) / 2
     )
@@ -417,6 +423,8 @@ def test_cameras_of_another_scene(tmp_path: Path) -> None:
         (["--orbit", "3", "--photos", "."], "--photos together with --orbit"),
         (["--orbit", "3", "--size", "0x9"], "--size 0x9"),
         (["--orbit", "3", "--backend", "cpuu"], "'cpuu'"),
+        (["--orbit", "3", "--backend", "gsplat"], "--backend gsplat on the CPU; wanted tensors"),
+        (["--cameras", "TMP/wall.ply"], "is no file of cameras; wanted cameras.json"),
         (["--orbit", "3", "--attributes", "none.npy"], "cannot be read as an array"),
         (["--orbit", "3", "--attributes", "TMP/short.npy"], r"wanted numbers [gaussian, channel]"),
         (["--orbit", "3", "--attributes", "TMP/words.npy"], r"wanted numbers [gaussian, channel]"),
@@ -448,6 +456,11 @@ def test_no_scene_no_gaussians_and_two_scenes(
 ) -> None:
     code, said = cli_run("--orbit", "3", scene="none.ply")
     assert code == 2 and "none.ply" in said
+    code, said = cli_run("--orbit", "3", scene=str(tmp_path))
+    assert code == 2 and "is a folder; wanted a file" in said
+    faint = replace(wall(), opacities=torch.full((1, 15680), 1e-3))
+    with pytest.raises(UserError, match=r"nothing is visible.*; look at sizes and opacities"):
+        render(faint, None, tmp_path / "out", replace(QUIET, orbit=3, size=(20, 30)))
     for some in (wall().map(lambda x: x[:, :0]), wall().map(lambda x: x.repeat_interleave(2, 0))):
         with pytest.raises(UserError, match="wanted one scene"):
             render(some, None, tmp_path / "out", replace(QUIET, orbit=3))

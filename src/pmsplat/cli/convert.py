@@ -13,13 +13,14 @@ by row, or a file with them. Numbers that begin with a minus need the = between 
 
 With --cameras, a folder OUT-cameras/ appears beside OUT: sparse/0 (COLMAP) and transforms.json
 (nerfstudio) of these cameras, moved like the scene, with the Gaussians' centres as points, for
-other trainers to start from; put the photos into its images/.
+other trainers to start from; put the photos into its images/. INRIA's cameras.json names photos
+without suffix: they are looked up in images/ beside it.
 """
 
 import argparse
 import os
 import re
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 
 from ._shared import terminal
@@ -70,10 +71,15 @@ def run(arguments: argparse.Namespace) -> None:
 def box(text: str) -> tuple[float, ...]:
     """-1,-1,0,1,1,4: the low and the high corner of a box, as an option has them."""
     values = numbers(text)
-    if values is None or len(values) != 6 or any(values[i] > values[3 + i] for i in range(3)):
+    if values is None or len(values) != 6:
         raise argparse.ArgumentTypeError(
-            f"{text!r}; wanted six numbers, the low corner first, such as -1,-1,0,1,1,4"
+            f"{text!r}; wanted six numbers, the low corner first, such as -1,-1,0,1,1,inf"
         )
+    for name, low, high in zip("xyz", values[:3], values[3:], strict=True):
+        if low > high:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}, where {name} goes from {low:g} to {high:g}; wanted the low corner first"
+            )
     return values
 
 
@@ -82,7 +88,7 @@ def matrix(text: str) -> tuple[float, ...]:
     values = numbers(text)
     if values is None and os.path.isfile(text) and os.path.getsize(text) < 1 << 16:
         values = numbers(Path(text).read_text(errors="replace"))
-    if values is None or len(values) != 16:
+    if values is None or len(values) != 16 or not all(map(isfinite, values)):
         raise argparse.ArgumentTypeError(
             f"{text!r}; wanted 16 finite numbers, row by row, or a file with them"
         )
@@ -90,9 +96,9 @@ def matrix(text: str) -> tuple[float, ...]:
 
 
 def numbers(text: str) -> tuple[float, ...] | None:
-    """The finite numbers of a text, apart by commas, spaces or brackets; None if it has others."""
+    """The numbers of a text, apart by commas, spaces or brackets; None for others and for nan."""
     try:
         values = tuple(float(word) for word in re.split(r"[\s,\[\]]+", text) if word)
     except ValueError:
         return None
-    return values if all(map(isfinite, values)) else None
+    return None if any(map(isnan, values)) else values

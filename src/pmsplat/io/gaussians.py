@@ -51,11 +51,15 @@ def load_gaussians(path: str | Path) -> Gaussians:
     """
     source = Path(path)
     if not source.is_file():
+        if source.is_dir():
+            raise UserError(
+                f"{path} is a folder", _one_of(READERS), "name the file of Gaussians in it"
+            )
         raise UserError(f"no file {path}", _one_of(READERS), "check the path")
     with source.open("rb") as file:
         head = file.read(16)
     marked = (reader for beginning, reader in BEGINNINGS.items() if head.startswith(beginning))
-    reader = next(marked, None) or _of_suffix(READERS, source)
+    reader = next(marked, None) or _of_suffix(READERS, source, "convert it with its own tool")
     return reader(source)
 
 
@@ -65,17 +69,19 @@ def save_gaussians(gaussians: Gaussians, path: str | Path) -> None:
     What a format cannot hold (see its module) is lost, and said in the log. Raises UserError for an
     unknown suffix, for a batch of several scenes, or for values that are not finite.
     """
-    _of_suffix(WRITERS, Path(path))(gaussians, path)
+    if not isinstance(gaussians, Gaussians):
+        raise UserError(
+            f"{type(gaussians).__name__} to save", "Gaussians", "give what a model or a file gave"
+        )
+    _of_suffix(WRITERS, Path(path), "choose another name")(gaussians, path)
 
 
-def _of_suffix(formats: dict[str, F], path: Path) -> F:
+def _of_suffix(formats: dict[str, F], path: Path, remedy: str) -> F:
     """The entry of the longest known suffix that the name of the file ends with."""
     for suffix in sorted(formats, key=len, reverse=True):
         if path.name.lower().endswith(suffix):
             return formats[suffix]
-    raise UserError(
-        f"{path} is no known file of Gaussians", _one_of(formats), "convert it with its own tool"
-    )
+    raise UserError(f"{path} is no known file of Gaussians", _one_of(formats), remedy)
 
 
 def _one_of(formats: dict[str, F]) -> str:

@@ -299,7 +299,8 @@ def _encode(gaussians: Gaussians, path: str | Path, header: _Header) -> dict[str
     arrays = {
         name: np.empty((header.count, width), np.uint8) for name, width in header.widths.items()
     }
-    start, cut = 0, 0
+    start = 0
+    cut = {"any": 0, "too thin": 0, "too large": 0, "too colourful": 0}
     for ours in write_blocks(gaussians, path):
         block = ours.transformed(turn)
         stop = start + block.means.shape[1]
@@ -315,11 +316,23 @@ def _encode(gaussians: Gaussians, path: str | Path, header: _Header) -> dict[str
         arrays["scale"][start:stop] = _byte(scale)
         arrays["quat"][start:stop] = _pack_quats(block.quats_wxyz[0].roll(-1, dims=-1).numpy())
         arrays["sh"][start:stop] = _byte((rest / step).round() * step)
-        values = torch.cat([color, scale, rest], dim=-1)
-        cut += int(((values < -0.5) | (values > 256)).any(dim=-1).sum())
+        colors = torch.cat([color, rest], dim=-1)
+        beyond = {
+            "too thin": (scale < -0.5).any(dim=-1),
+            "too large": (scale > 256).any(dim=-1),
+            "too colourful": ((colors < -0.5) | (colors > 256)).any(dim=-1),
+        }
+        for what, which in beyond.items():
+            cut[what] += int(which.sum())
+        cut["any"] += int(torch.stack(list(beyond.values())).any(dim=0).sum())
         start = stop
-    if cut:
-        log.warning("%s: %d of %d Gaussians reach beyond what .spz holds", path, cut, header.count)
+    whole = cut.pop("any")
+    if whole:
+        kinds = ", ".join(f"{number} {what}" for what, number in cut.items() if number)
+        log.warning(
+            "%s: %d of %d Gaussians reach beyond what .spz holds and are cut: %s",
+            *(path, whole, header.count, kinds),
+        )
     return {name: array.tobytes() for name, array in arrays.items()}
 
 

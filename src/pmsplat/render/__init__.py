@@ -5,8 +5,9 @@ projects and blends, and its `LICENCE`. Adding a file adds one.
 """
 
 import importlib
+import operator
 import pkgutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from types import ModuleType
 
@@ -28,7 +29,7 @@ def rasterize(
     cameras: Cameras,
     size: tuple[int, int],
     backend: str = "auto",
-    background: Float[Tensor, "3"] | Float[Tensor, "batch 3"] | None = None,
+    background: Float[Tensor, "3"] | Float[Tensor, "batch 3"] | Sequence[float] | None = None,
     attributes: Float[Tensor, "batch gaussian channel"] | None = None,
     sh_degree: int | None = None,
     extras: Collection[str] = (),
@@ -62,7 +63,8 @@ def rasterize(
             (CUDA), "diff_gaussian" (CUDA; the installed relative of diff-gaussian-rasterization,
             not for commercial use), or "auto": gsplat on CUDA if it can be used, cpu for CPU
             tensors, else reference. A backend asked for by name is used or refused, never replaced.
-        background: linear RGB behind everything, per scene or for all; None is black.
+        background: RGB behind everything, per scene or for all, as a tensor or three numbers; None
+            is black.
         attributes: more features to blend with the weights of the colour, without background.
         sh_degree: evaluates fewer SH bands than are stored.
         extras: "depth_median" (z where the transmittance falls to one half, 0 where it does not;
@@ -79,7 +81,8 @@ def rasterize(
     Raises:
         UserError: shapes that do not fit together, an unknown backend or one that cannot be used.
     """
-    _check(gaussians, cameras, size, background, attributes, sh_degree, extras)
+    size, background = _size(size), _background(background, gaussians.means)
+    _check(gaussians, cameras, background, attributes, sh_degree, extras)
     module = _backend(backend, gaussians.means.device)
     dtype = torch.float64 if gaussians.means.dtype == torch.float64 else torch.float32
     with torch.autocast(gaussians.means.device.type, enabled=False):
@@ -151,10 +154,39 @@ def _expected_depth(drawn: Blend) -> Tensor:
     return torch.where(hit, drawn.depth / torch.where(hit, drawn.alpha, 1), 0)
 
 
+def _size(size: object) -> tuple[int, int]:
+    """(height, width) of whole numbers; UserError for anything else."""
+    try:
+        height, width = (operator.index(side) for side in size)  # pyright: ignore
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise UserError(
+            f"the image size is {size!r}", "(height, width) of at least one pixel", "mend `size`"
+        )
+    return height, width
+
+
+def _background(given: object, like: Tensor) -> Tensor | None:
+    """A background as a tensor; UserError for what is neither that nor three numbers."""
+    if given is None or isinstance(given, Tensor):
+        return given
+    try:
+        if isinstance(given, str | bytes):
+            raise TypeError("text")
+        red, green, blue = (float(part) for part in given)  # pyright: ignore
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"background is {given!r}",
+            "three numbers or a tensor [3] or [batch, 3]",
+            "such as (1, 1, 1) for white",
+        ) from error
+    return like.new_tensor([red, green, blue])
+
+
 def _check(
     gaussians: Gaussians,
     cameras: Cameras,
-    size: tuple[int, int],
     background: Tensor | None,
     attributes: Tensor | None,
     sh_degree: int | None,
@@ -178,10 +210,6 @@ def _check(
         _shape("background", background, (batch, 3))
     if attributes is not None:
         _shape("attributes", attributes, (batch, count, attributes.shape[-1]))
-    if len(size) != 2 or min(size) < 1:
-        raise UserError(
-            f"the image size is {size}", "(height, width) of at least one pixel", "mend `size`"
-        )
     coefficients = gaussians.sh.shape[-2]
     stored = gaussians.sh_degree
     if (stored + 1) ** 2 != coefficients or stored > 4:

@@ -10,18 +10,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..data._photos import Photo
-from ..data._posing import PHOTO_SUFFIXES
+from ..data._posing import PHOTO_SUFFIXES, VIDEO_SUFFIXES
 from ..data._transforms import fit_K
 from ..data._undistort import pinhole
 from ..data.folder import open_scene
 from ..errors import UserError
 from ..geometry import camera
 from ..io import images
-from ..io.camera_files import find_cameras, read_survey
+from ..io.camera_files import KINDS, find_cameras, read_survey
 from ..io.poses import Lens, Shot
 from ..types import Cameras, Gaussians
 from ..view import trajectory
 
+SCENES = {".torch", *VIDEO_SUFFIXES}  # files in which `open_scene` finds cameras
 SAMPLE = 100_000  # Gaussians that tell where the scene is
 PERCENTILES, MARGIN = (0.01, 0.99), 1.25  # of their depths: near and far, and somewhat beyond
 ORBIT_SIZE = (540, 960)  # of orbits without cameras
@@ -30,6 +31,7 @@ ORBIT_SHARE, ORBIT_MARGIN = 0.99, 1.1  # of the opacity is inside, and so much m
 ORBIT_REACH = 2.0  # standard deviations of a Gaussian that are inside with it
 ELEVATION = math.radians(20)  # of their camera above the horizon
 LEVEL = 1e-3  # how little the horizon of cameras must vary before it no longer tells what is up
+ELSEWHERE = "give the cameras that the scene was made with, or --orbit 120"
 UPWARD = {sign + axis for sign in ("", "-") for axis in "xyz"}
 STEEPEST = math.radians(60)  # above which a camera of a file does not begin an orbit
 
@@ -63,6 +65,10 @@ def from_file(
     chosen = slice(None, None if limit is None else every * limit, every)
     found = find_cameras(source)
     if found is None:
+        if Path(source).is_file() and Path(source).suffix.lower() not in SCENES:
+            raise UserError(
+                f"{source} is no file of cameras", KINDS, "or name a folder, chunk or video"
+            )
         if photos is not None:
             raise UserError(
                 f"--photos for {source}, which is no camera file",
@@ -76,7 +82,7 @@ def from_file(
         ]
     else:
         shots = read_survey(found).shots[chosen]
-        known = {} if photos is None else _photos_in(photos)
+        known = {} if photos is None else photos_in(photos)
         pictures = [_picture(shot, known) for shot in shots]
         if photos is not None and not any(picture.photo for picture in pictures):
             raise UserError(
@@ -221,7 +227,9 @@ def axis(name: str) -> Float[Tensor, "3"]:
     return -unit if name.startswith("-") else unit
 
 
-def bounded(pictures: list[Picture], gaussians: Gaussians) -> list[Picture]:
+def bounded(
+    pictures: list[Picture], gaussians: Gaussians, remedy: str = ELSEWHERE
+) -> list[Picture]:
     """The pictures, near and far told where they were not: the 1st and 99th percentile of depth.
 
     Counted are Gaussians whose centres lie in the picture; where there are none, near and far are
@@ -238,7 +246,7 @@ def bounded(pictures: list[Picture], gaussians: Gaussians) -> list[Picture]:
             f"none of the {len(pictures)} cameras sees one of the {gaussians.means.shape[1]} "
             "Gaussians",
             "cameras in the world of the scene",
-            "give the cameras that the scene was made with, or --orbit 120",
+            remedy,
         )
     others = (min(near for near, _ in known), max(far for _, far in known))
     out = []
@@ -275,7 +283,7 @@ def _picture(shot: Shot, photos: dict[str, Path]) -> Picture:
     near, far = shot.near or math.nan, shot.far or math.nan
     if not 0 < near < far:
         near = far = math.nan
-    file = photos.get(_stem(shot.file))
+    file = photos.get(stem(shot.file))
     photo = None
     if file is not None:
         photo = Photo(shot.file, file, shot.lens, upright=not _as_stored(file, shot.lens))
@@ -290,16 +298,16 @@ def _picture(shot: Shot, photos: dict[str, Path]) -> Picture:
     return Picture(shot.file, size, cameras, photo)
 
 
-def _photos_in(folder: Path) -> dict[str, Path]:
+def photos_in(folder: Path) -> dict[str, Path]:
     """Photos of a folder and those below it by name, the nearest to the top first."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}", "a folder of photos", "check --photos")
     found = [path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES]
     found.sort(key=lambda path: (-len(path.parts), path))
-    return {_stem(path.name): path for path in found}
+    return {stem(path.name): path for path in found}
 
 
-def _stem(file: str) -> str:
+def stem(file: str) -> str:
     """A photo's name whatever its format and folder; formats of cameras differ in both."""
     name = Path(file).name
     known = Path(name).suffix.lower() in PHOTO_SUFFIXES

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..data._posing import PHOTO_SUFFIXES
 from ..errors import UserError
 from ..geometry import se3, sh
 from ..io import camera_exports, spz
@@ -21,11 +22,13 @@ from ..io.camera_files import KINDS, find_cameras, read_survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians
 from ..io.poses import Shot, Survey
 from ..types import Gaussians
+from . import _pictures
 
 log = logging.getLogger(__name__)
 
 REACH = 3.0  # standard deviations within which a Gaussian counts as seen
 CLOUD = 200_000  # points at most beside exported cameras
+PHOTOS = "images"  # folder of photos beside a file of cameras
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Options:
     which one at least must see the Gaussian; `sh_degree` the highest degree that stays;
     `similarity` a 4x4 matrix, rotation times scale and translation, that also moves the cameras.
     `cameras` are exported beside the output, as a COLMAP model (text or binary) and as
-    transforms.json. `spz_version` is 3 or 4.
+    transforms.json; names without suffix take those of photos in images/ beside the cameras.
+    `spz_version` is 3 or 4.
     """
 
     crop: Box | None = None
@@ -83,7 +87,7 @@ def convert(
     chosen = options or Options()
     source, output = Path(source), Path(output)
     _check(source, output, chosen)
-    shown = None if chosen.cameras is None else _survey(chosen.cameras)
+    shown = None if chosen.cameras is None else _with_suffixes(chosen.cameras, tell)
     seen_by = None if chosen.seen_by is None else _survey(chosen.seen_by)
     gaussians = load_gaussians(source)
     kept = _keep(gaussians, chosen, seen_by, tell)
@@ -98,7 +102,9 @@ def convert(
     folder = None
     if shown is not None:
         folder = camera_folder(output)
-        shots = [_moved(shot, chosen.similarity) for shot in shown.shots]
+        shots = [_moved(shot, chosen.similarity) for shot in shown]
+        if kept.means.shape[1] > CLOUD:
+            tell(f"Of {kept.means.shape[1]} centres, {CLOUD} spread over all become points.")
         export_cameras(folder, shots, kept, chosen.colmap_text)
     return Summary(gaussians.means.shape[1], kept.means.shape[1], folder)
 
@@ -175,15 +181,60 @@ def _check(source: Path, output: Path, options: Options) -> None:
         raise UserError(
             f"harmonics of degree {options.sh_degree}", f"0 to {sh.MAX_DEGREE}", "choose another"
         )
+    if options.colmap_text and options.cameras is None:
+        raise UserError("--colmap-text without --cameras", "cameras to export", "add or drop one")
     if options.similarity is not None and not bool(se3.is_similarity(options.similarity.double())):
         raise UserError(
-            "a transform that mirrors, shears, stretches or is not finite",
+            f"a transform that {_fault(options.similarity.double())}",
             "a rotation times one scale, a translation, and the last row 0 0 0 1",
             "give it row by row",
         )
     folder = camera_folder(output)
     if options.cameras is not None and folder.exists():
         raise UserError(f"{folder} is there already", "a new folder for cameras", "remove it")
+
+
+def _fault(motion: Float[Tensor, "4 4"]) -> str:
+    """What keeps a matrix from being a similarity."""
+    if not motion.isfinite().all():
+        return "is not finite"
+    if (motion[3] - motion.new_tensor([0, 0, 0, 1])).abs().max() > 1e-3:
+        return "does not end with the row 0 0 0 1"
+    axes = motion[:3, :3]
+    lengths = axes.norm(dim=0)
+    volume = torch.linalg.det(axes) / lengths.prod().clamp_min(torch.finfo(axes.dtype).tiny)
+    if volume.abs() < 1e-6:
+        return "makes everything flat" if lengths.any() else "makes everything a point (zeros)"
+    if volume < 0:
+        return "mirrors"
+    leaning = normalize(axes, dim=0)
+    if (leaning.mT @ leaning - torch.eye(3).to(axes)).abs().max() > 1e-3:
+        return "shears"
+    return f"stretches its axes by {', '.join(f'{length:.4g}' for length in lengths.tolist())}"
+
+
+def _with_suffixes(cameras: str | Path, tell: Callable[[str], None]) -> list[Shot]:
+    """Cameras to export; where names have no suffix, that of the photo in images/ beside them."""
+    place = (Path(cameras) if Path(cameras).is_dir() else Path(cameras).parent) / PHOTOS
+    photos: dict[str, Path] | None = None
+    shots, nameless = [], []
+    for shot in _survey(cameras).shots:
+        if Path(shot.file).suffix.lower() not in PHOTO_SUFFIXES:
+            if photos is None:
+                photos = _pictures.photos_in(place) if place.is_dir() else {}
+            photo = photos.get(_pictures.stem(shot.file))
+            if photo is None:
+                nameless.append(shot.file)
+            else:
+                shot = replace(shot, file=photo.relative_to(place).as_posix())
+        shots.append(shot)
+    if nameless:
+        tell(
+            f"{len(nameless)} cameras name photos without suffix ({nameless[0]}), and other "
+            f"trainers will not find these: put the photos into {place}/ and convert "
+            "again, then the names are taken from there."
+        )
+    return shots
 
 
 def _survey(cameras: str | Path) -> Survey:

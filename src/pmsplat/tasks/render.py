@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..io.files import write_array
 from ..io.gaussians import load_gaussians
-from ..render import rasterize
+from ..render import obstacle, rasterize
 from ..types import Gaussians, Rendering
 from . import _drawings, _folder, _memory, _pictures
 from ._choices import by, pick_device
@@ -28,6 +28,7 @@ CHANNELS = 16  # attributes that are drawn at a time, which bounds memory
 FPS = {"orbit": 30.0, "file": 4.0}  # of the video: an orbit is smooth, photos jump
 PROBED = 20_000, 5  # Gaussians and pictures from which the need of memory is told
 BLOCK = 1 << 20  # numbers of attributes that are looked at at a time
+SMALL = 0.5  # of the side of photos: smaller pictures are not what they were trained for
 TILE = 16  # pixels per side of what rasterisers take at a time
 GAUSSIAN_BYTES, PAIR_BYTES, PIXEL_BYTES = 150, 48, 300  # measured: of the cpu backend, rounded up
 
@@ -91,6 +92,7 @@ def render(
     chosen = options or Options()
     device = pick_device(chosen.device)
     with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
+        _check_backend(chosen.backend, device)
         given = scene if isinstance(scene, Gaussians) else load_gaussians(scene)
         gaussians = given.detach().to("cpu")
         pictures = choose_pictures(gaussians, cameras, chosen)
@@ -100,6 +102,7 @@ def render(
         channels = 0 if attributes is None else attributes.shape[1]
         check_memory(gaussians, pictures, channels, device)
         tell(_about(gaussians, pictures, device))
+        _say_small(pictures, tell)
         gaussians = gaussians.to(device)
         stems = _folder.file_names([picture.name for picture in pictures])
         drawings, start = [], time.perf_counter()
@@ -110,7 +113,7 @@ def render(
                 drawn = draw_attributes(gaussians, attributes, picture, chosen)
                 write_array(folder / "attributes" / f"{stem}.npy", drawn.numpy())
         tell(f"{(time.perf_counter() - start) / len(pictures):.2f} s per picture.")
-        _say_empty(drawings, tell)
+        _say_empty(drawings, _remedy(chosen), tell)
         fps = chosen.fps or FPS["orbit" if chosen.orbit else "file"]
         count = gaussians.means.shape[1]
         return _drawings.write(folder, drawings, count, fps if chosen.video else 0, track)
@@ -153,7 +156,23 @@ def choose_pictures(
         pictures = _pictures.on_orbit(gaussians, options.orbit, pictures, options.up, size)
     if options.size is not None:
         pictures = _pictures.resized(pictures, options.size)
-    return _pictures.bounded(pictures, gaussians)
+    return _pictures.bounded(pictures, gaussians, _remedy(options))
+
+
+def _remedy(options: Options) -> str:
+    """What to do where nothing is seen."""
+    if options.orbit is None:
+        return _pictures.ELSEWHERE
+    return "look at sizes and opacities of the scene, or give the cameras that it was made with"
+
+
+def _check_backend(name: str, device: torch.device) -> None:
+    """UserError, in the words of the command line, for a rasteriser that another device wants."""
+    problem = None if name == "auto" else obstacle(name, device)
+    if problem is not None and device.type == "cpu":
+        raise UserError(
+            f"--backend {name} on the CPU", problem.wanted, "add --device cuda, or drop --backend"
+        )
 
 
 def read_attributes(path: Path, gaussians: int) -> Float[np.ndarray, "gaussian channel"]:
@@ -271,14 +290,25 @@ def _about(gaussians: Gaussians, pictures: list[Picture], device: torch.device) 
     )
 
 
-def _say_empty(drawings: list[_drawings.Drawing], tell: Callable[[str], None]) -> None:
+def _say_small(pictures: list[Picture], tell: Callable[[str], None]) -> None:
+    """Says where photos are compared with at a size that splats were not trained for."""
+    small = [p for p in pictures if p.photo and max(p.size) < SMALL * max(p.photo.size)]
+    if small and small[0].photo is not None:
+        tell(
+            f"Pictures of {by(small[0].size)} are small beside photos of {by(small[0].photo.size)}:"
+            " splats are drawn fatter and brighter there (each is blurred by 0.3 px²), and PSNR "
+            "falls; compare at the size of the photos."
+        )
+
+
+def _say_empty(drawings: list[_drawings.Drawing], remedy: str, tell: Callable[[str], None]) -> None:
     """Says which pictures are empty; UserError where all are."""
     empty = [drawing.picture.name for drawing in drawings if drawing.metrics["covered"] == 0]
     if len(empty) == len(drawings):
         raise UserError(
             f"nothing is visible in any of the {len(drawings)} pictures",
             "cameras that see the scene",
-            "give the cameras that the scene was made with, or --orbit 120",
+            remedy,
         )
     if empty:
         some = ", ".join(empty[:3]) + (", …" if len(empty) > 3 else "")
