@@ -423,7 +423,7 @@ def test_cameras_of_another_scene(tmp_path: Path) -> None:
         (["--orbit", "3", "--photos", "."], "--photos together with --orbit"),
         (["--orbit", "3", "--size", "0x9"], "--size 0x9"),
         (["--orbit", "3", "--backend", "cpuu"], "'cpuu'"),
-        (["--orbit", "3", "--backend", "gsplat"], "--backend gsplat on the CPU; wanted tensors"),
+        (["--orbit", "3", "--backend", "gsplat"], "--backend gsplat on the CPU; wanted a CUDA"),
         (["--cameras", "TMP/wall.ply"], "is no file of cameras; wanted cameras.json"),
         (["--orbit", "3", "--attributes", "none.npy"], "cannot be read as an array"),
         (["--orbit", "3", "--attributes", "TMP/short.npy"], r"wanted numbers [gaussian, channel]"),

@@ -171,7 +171,7 @@ def _check_backend(name: str, device: torch.device) -> None:
     problem = None if name == "auto" else obstacle(name, device)
     if problem is not None and device.type == "cpu":
         raise UserError(
-            f"--backend {name} on the CPU", problem.wanted, "add --device cuda, or drop --backend"
+            f"--backend {name} on the CPU", "a CUDA device", "add --device cuda, or drop --backend"
         )
 
 
