@@ -14,6 +14,8 @@ from pmsplat.errors import UserError
 from pmsplat.geometry import se3
 from pmsplat.render import gsplat as backend
 from pmsplat.render import rasterize
+from pmsplat.tasks._pictures import Picture
+from pmsplat.tasks.render import Options, draw
 from pmsplat.types import Cameras, Gaussians
 from tests.scenes import random_cameras, random_gaussians
 
@@ -118,6 +120,21 @@ def test_no_median_depth(stand_in: list[dict[str, Any]], generator: torch.Genera
     gaussians, cameras = random_gaussians(5, generator), random_cameras(1, generator)
     with pytest.raises(UserError, match="no median depth"):
         rasterize(gaussians, cameras, (4, 4), "gsplat", extras=["depth_median"])
+
+
+def test_auto_and_render_find_median_depth_elsewhere(
+    stand_in: list[dict[str, Any]], generator: torch.Generator
+) -> None:
+    gaussians, cameras = random_gaussians(50, generator), random_cameras(1, generator)
+    wanted = rasterize(gaussians, cameras, (8, 9), "cpu", extras=["depth_median"])
+    auto = rasterize(gaussians, cameras, (8, 9), extras=["depth_median"])
+    assert not stand_in
+    assert auto.depth_median is not None and wanted.depth_median is not None
+    assert torch.equal(auto.depth_median, wanted.depth_median)
+    drawn = draw(gaussians, Picture("a", (8, 9), cameras), Options(backend="gsplat"))
+    assert len(stand_in) == 1 and drawn.depth_median is not None
+    assert torch.equal(drawn.depth_median, wanted.depth_median)
+    torch.testing.assert_close(drawn.color, wanted.color, rtol=0, atol=0.02)
 
 
 def test_the_stand_in_speaks_as_the_installed_gsplat() -> None:

@@ -21,6 +21,7 @@ from ..types import Cameras, Gaussians, Rendering
 from ._projection import Blend
 
 PREFERRED = ("gsplat", "cpu", "reference")
+NO_MEDIAN = ("gsplat",)  # of those, what draws no median depth
 ON_REQUEST = ("depth_median", "screen")
 
 
@@ -61,8 +62,9 @@ def rasterize(
         backend: "reference" (plain torch, any device and dtype), "cpu" (numba; deterministic to the
             bit for any number of threads; do not call it in a forked DataLoader worker), "gsplat"
             (CUDA), "diff_gaussian" (CUDA; the installed relative of diff-gaussian-rasterization,
-            not for commercial use), or "auto": gsplat on CUDA if it can be used, cpu for CPU
-            tensors, else reference. A backend asked for by name is used or refused, never replaced.
+            not for commercial use), or "auto": gsplat on CUDA if it can be used and no median depth
+            is asked for, cpu for CPU tensors, else reference. A backend asked for by name is used
+            or refused, never replaced.
         background: RGB behind everything, per scene or for all, as a tensor or three numbers; None
             is black.
         attributes: more features to blend with the weights of the colour, without background.
@@ -83,7 +85,8 @@ def rasterize(
     """
     size, background = _size(size), _background(background, gaussians.means)
     _check(gaussians, cameras, background, attributes, sh_degree, extras)
-    module = _backend(backend, gaussians.means.device)
+    median = "depth_median" in extras
+    module = _backend(backend, gaussians.means.device, median)
     dtype = torch.float64 if gaussians.means.dtype == torch.float64 else torch.float32
     with torch.autocast(gaussians.means.device.type, enabled=False):
         drawn: Blend = module.blend(
@@ -92,7 +95,7 @@ def rasterize(
             size,
             None if attributes is None else attributes.to(dtype),
             sh_degree,
-            "depth_median" in extras,
+            median,
         )
         return Rendering(
             color=_over(drawn, background),
@@ -120,8 +123,9 @@ def licence(backend: str) -> str:
     return _module(backend).LICENCE
 
 
-def _backend(name: str, device: torch.device) -> ModuleType:
-    for candidate in PREFERRED if name == "auto" else (name,):
+def _backend(name: str, device: torch.device, median: bool) -> ModuleType:
+    preferred = [known for known in PREFERRED if not (median and known in NO_MEDIAN)]
+    for candidate in preferred if name == "auto" else (name,):
         module = _module(candidate)
         problem = module.obstacle(device)
         if problem is None:

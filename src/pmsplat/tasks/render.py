@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..io.files import write_array
 from ..io.gaussians import load_gaussians
-from ..render import obstacle, rasterize
+from ..render import NO_MEDIAN, obstacle, rasterize
 from ..types import Gaussians, Rendering
 from . import _drawings, _folder, _memory, _pictures
 from ._choices import by, pick_device
@@ -205,15 +205,20 @@ def read_attributes(path: Path, gaussians: int) -> Float[np.ndarray, "gaussian c
 @torch.no_grad()
 def draw(gaussians: Gaussians, picture: Picture, options: Options) -> Rendering:
     """One picture with its median depth, on the CPU."""
-    device = gaussians.means.device
-    return rasterize(
+    seen = picture.camera.to(gaussians.means.device)
+    median = ("depth_median",)
+    drawn = rasterize(
         gaussians,
-        picture.camera.to(device),
+        seen,
         picture.size,
         options.backend,
-        torch.tensor(options.background, device=device),
-        extras=("depth_median",),
-    ).to("cpu")
+        options.background,
+        extras=() if options.backend in NO_MEDIAN else median,
+    )
+    if drawn.depth_median is None:
+        other = rasterize(gaussians, seen, picture.size, sh_degree=0, extras=median)
+        drawn = replace(drawn, depth_median=other.depth_median)
+    return drawn.to("cpu")
 
 
 @torch.no_grad()
