@@ -9,10 +9,10 @@ A tiny DepthSplat and a tiny MVSplat learn from colour alone; from colour and th
 weight 0.005, from the first step on or from half-way on ("late": as published, to an encoder that
 knows something); and from colour and ten times the term with nothing but the teacher's unit
 aligned, which is enough for a teacher that knows the poses. For the same steps. Measured on walks
-never seen: PSNR between the two context views and beyond them, points and edges of their depth against
-the true depth. The table has the mean over the seeds and, behind ±, the standard deviation; "gain"
-is that of the differences seed by seed. boundary.png shows one view with many edges. A run that is
-in the output folder is not run again.
+never seen: PSNR between the two context views and beyond them, points and edges of their depth
+against the true depth. The table has the mean over the seeds and, behind ±, the standard deviation;
+"gain" is that of the differences seed by seed. boundary.png shows one view with many edges. A run
+that is in the output folder is not run again.
 """
 
 import argparse
