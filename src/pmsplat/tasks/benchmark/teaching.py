@@ -82,6 +82,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="*", default=list(TINY), choices=list(TINY), help="(default: both)"
     )
+    parser.add_argument(
+        "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="(all)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument("--steps", type=int, default=300, help="of each run (default: 300)")
     parser.add_argument("--size", type=int, nargs=2, default=[48, 64], help="height width")
@@ -94,12 +97,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     make_data(plan)
     figures: dict[str, Any] = {}
     for model in arguments.models:
-        for variant in VARIANTS:
+        for variant in arguments.variants:
             figures[f"{model}/{variant}"] = [
                 measured(plan, model, variant, seed) for seed in range(arguments.seeds)
             ]
     print(table(figures))  # noqa: T201
-    draw(plan, arguments.models)
+    draw(plan, arguments.models, arguments.variants)
     return figures
 
 
@@ -214,8 +217,8 @@ def table(figures: dict[str, list[dict[str, float]]]) -> str:
     for key, runs in figures.items():
         model, variant = key.split("/")
         lines.append(f"{key:24}" + "".join(_cell([r[m] for r in runs], d) for m, d in _metrics()))
-        if variant != COLOUR:
-            without = figures[f"{model}/{COLOUR}"]
+        without = figures.get(f"{model}/{COLOUR}")
+        if variant != COLOUR and without is not None:
             gains = {m: [a[m] - b[m] for a, b in zip(runs, without, strict=True)] for m in COLUMNS}
             lines.append(f"{'  gain':24}" + "".join(_cell(gains[m], d, "+") for m, d in _metrics()))
     return "\n".join(lines)
@@ -232,7 +235,7 @@ def _cell(values: list[float], decimals: int, sign: str = "") -> str:
     return f"{f'{mean(values):{sign}.{decimals}f} ±{spread:.{decimals}f}':>18}"
 
 
-def draw(plan: Plan, models: list[str]) -> None:
+def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
     """boundary.png: the unseen view with most edges, as each variant's first seed sees its depth.
 
     A row for the photo, the true depth and the teacher's; for each model one of depths and one of
@@ -268,14 +271,14 @@ def draw(plan: Plan, models: list[str]) -> None:
     ]  # fmt: skip
     for model in models:
         depths, flying = [], []
-        for variant in VARIANTS:
+        for variant in variants:
             folder = Path(experiment(plan, model, variant, 0).output)
             network = load(folder / "model.safetensors").eval()
             with torch.no_grad():
                 depth = network(batch.context).depths[-1][0, view]
             depths.append(colored(depth))
             flying.append(_flying_picture(depth, truth))
-        told = f"{model}: {' | '.join(VARIANTS)}"
+        told = f"{model}: {' | '.join(variants)}"
         rows += [(f"{told}, depth", depths), ("points in the air between surfaces", flying)]
     figures.contact_sheet(rows, plan.output / "boundary.png", height=240)
 
