@@ -385,8 +385,11 @@ def test_from_a_prediction_and_from_a_file(room: str, tmp_path: Path) -> None:
     few = replace(QUICK, model=model, steps=10, size=(32, 48), random_points=None)
     summary = refine(room, tmp_path / "predicted", few)
     assert summary.start == "prediction"
-    assert summary.before.gaussians == 4 * 32 * 48
+    assert summary.before.gaussians == 8 * 32 * 48  # one for each pixel of every photo
     assert summary.after.psnr > summary.before.psnr
+
+    thin = refine(room, tmp_path / "thin", replace(few, most=2000))
+    assert 900 < thin.before.gaussians < 1100  # room to grow: half of what there may be
 
     file = tmp_path / "predicted" / "gaussians.ply"
     views = open_scene(room).views([0, 8], (32, 48))
