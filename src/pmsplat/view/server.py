@@ -211,8 +211,8 @@ class Page:
 
     def _send(self, client: "viser.ClientHandle", size: tuple[int, int], kind: str) -> None:
         image, (near, far) = self.stage.picture(self.seen(client, size), size, kind)
-        if kind != self.kind.value:
-            return
+        if kind != self.kind.value or client.client_id not in self.server.get_clients():
+            return  # drawing took a while: the page shows something else now, or was closed
         client.scene.set_background_image(image, format="jpeg", jpeg_quality=90)
         told = f"Depth from {near:.3g} (yellow) to {far:.3g} (violet)." if kind == DEPTH else ""
         if self.legend.content != told:
