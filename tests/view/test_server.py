@@ -71,7 +71,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 @pytest.mark.parametrize("kind", [COLOR, DEPTH, ALPHA])
-def test_a_browser_gets_what_rasterize_draws_for_its_camera(page: Page, kind: str) -> None:
+def test_a_browser_gets_what_rasterize_draws_for_its_camera(
+    page: Page, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "_is_here", lambda client: True)
     page.rooms[1].visible.value = False
     fov = 2 * math.atan(0.5 / 1.2)  # that of the cameras
     client = visitor(1, page, fov)
@@ -93,6 +96,16 @@ def test_a_browser_gets_what_rasterize_draws_for_its_camera(page: Page, kind: st
     assert told == (
         f"Depth from {near:.3g} (yellow) to {far:.3g} (violet)." if kind == DEPTH else ""
     )
+
+
+def test_a_browser_that_left_while_it_was_drawn_for_gets_nothing(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = visitor(1, page, 1.0)
+    monkeypatch.setattr(page, "_is_here", lambda client: False)
+    page.kind.value = COLOR
+    page._send(client, SIZE, COLOR)
+    assert client.sent == []
 
 
 def test_what_the_browser_draws_is_shown_and_hidden(page: Page) -> None:

@@ -211,12 +211,15 @@ class Page:
 
     def _send(self, client: "viser.ClientHandle", size: tuple[int, int], kind: str) -> None:
         image, (near, far) = self.stage.picture(self.seen(client, size), size, kind)
-        if kind != self.kind.value or client.client_id not in self.server.get_clients():
+        if kind != self.kind.value or not self._is_here(client):
             return  # drawing took a while: the page shows something else now, or was closed
         client.scene.set_background_image(image, format="jpeg", jpeg_quality=90)
         told = f"Depth from {near:.3g} (yellow) to {far:.3g} (violet)." if kind == DEPTH else ""
         if self.legend.content != told:
             self.legend.content = told
+
+    def _is_here(self, client: "viser.ClientHandle") -> bool:
+        return client.client_id in self.server.get_clients()
 
     def _add_thumbnail(self) -> bool:
         """Draws the next camera that has no picture; whether there was one."""
