@@ -4,13 +4,14 @@ Axes: OpenCV (x right, y down, z forward). Intrinsics are divided by (width, hei
 scene units, 0 where there is none. Images are float32 RGB in [0, 1], channel first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .errors import UserError
 from .geometry import gaussian as gaussian_geometry
@@ -85,6 +86,12 @@ class Cameras(Bundle):
         """The cameras at `indices` (slice, list or index tensor) of the view axis."""
         return self.map(lambda tensor: tensor[:, indices])
 
+    @staticmethod
+    def joined(parts: Sequence["Cameras"]) -> "Cameras":
+        """The cameras of all parts, in order, along the view axis. At least one part."""
+        names = [field.name for field in fields(Cameras)]
+        return Cameras(*(torch.cat([getattr(p, name) for p in parts], dim=1) for name in names))
+
     def scaled(self, factor: float) -> "Cameras":
         """The same cameras in a world `factor` times as large."""
         grow = torch.ones_like(self.c2w[0, 0])
@@ -155,6 +162,21 @@ class Gaussians(Bundle):
     @property
     def sh_degree(self) -> int:
         return int(self.sh.shape[-2] ** 0.5) - 1
+
+    @staticmethod
+    def joined(parts: Sequence["Gaussians"]) -> "Gaussians":
+        """Several parts of one scene as one; bands that a part has not are zero. At least one."""
+        if len(parts) == 1:
+            return parts[0]
+        bands = max(part.sh.shape[2] for part in parts)
+        sh = [pad(part.sh, (0, 0, 0, bands - part.sh.shape[2])) for part in parts]
+        return Gaussians(
+            means=torch.cat([part.means for part in parts], dim=1),
+            scales=torch.cat([part.scales for part in parts], dim=1),
+            quats_wxyz=torch.cat([part.quats_wxyz for part in parts], dim=1),
+            opacities=torch.cat([part.opacities for part in parts], dim=1),
+            sh=torch.cat(sh, dim=1),
+        )
 
     def scaled(self, factor: float) -> "Gaussians":
         """The same Gaussians in a world `factor` times as large."""

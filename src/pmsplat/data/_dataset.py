@@ -53,10 +53,7 @@ class ChunkDataset:
         the DataLoader (workers take turns by batches): then the sequence goes on as if it had never
         stopped, with as many ranks and workers as before.
         """
-        split, lessons = self.split("train"), self.recipe.lessons
-        if lessons is not None and lessons.required:
-            lessons.check([split.folder / chunk for chunk in split.keys])
-        return TrainingStream(split, self.recipe, seed, step, skip, batch_size)
+        return TrainingStream(self.split("train"), self.recipe, seed, step, skip, batch_size)
 
     def split(self, name: str) -> Split:
         """The chunks of ROOT/`name`, made first where the dataset makes itself."""
@@ -68,6 +65,13 @@ class ChunkDataset:
         """The same dataset, whose training examples bring a teacher's pointmaps."""
         recipe = replace(self.recipe, lessons=lessons)
         return ChunkDataset(str(self.root), recipe, self._index, self._prepare)
+
+    def check_lessons(self) -> None:
+        """Opens every file of required pointmaps, so that one that is missing is told at once."""
+        lessons = self.recipe.lessons
+        if lessons is not None and lessons.required:
+            split = self.split("train")
+            lessons.check([split.folder / chunk for chunk in split.keys])
 
     def evaluation(self, limit: int | None = None) -> "EvaluationStream":
         """One Batch, with a batch axis of 1, for each of the first `limit` scenes of the index.
@@ -97,7 +101,7 @@ class TrainingStream(IterableDataset[Batch]):
         self, split: Split, recipe: Recipe, seed: int, step: Tensor, skip: int, batch_size: int
     ) -> None:
         self.split, self.recipe, self.seed, self.step = split, recipe, seed, step
-        self.rank, self.ranks = _rank()
+        self.rank, self.ranks = rank_of_ranks()
         self.batches_done = skip // self.ranks // batch_size
         self.batch_size = batch_size
 
@@ -160,7 +164,7 @@ class EvaluationStream(IterableDataset[Batch]):
 
     def __init__(self, split: Split, recipe: Recipe, index: Index) -> None:
         self.split, self.recipe, self.index = split, recipe, index
-        self.rank, self.ranks = _rank()
+        self.rank, self.ranks = rank_of_ranks()
         chunk_of = split.chunk_of
         grouped: dict[str, list[str]] = {}
         for key in index:
@@ -267,11 +271,18 @@ class _Order:
         return order
 
 
-def _rank() -> tuple[int, int]:
-    """(rank, number of ranks) of this process."""
+def rank_of_ranks() -> tuple[int, int]:
+    """(rank, number of ranks) of this process; UserError where torchrun's variables are none."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not rank.isdecimal() or not ranks.isdecimal() or not int(rank) < int(ranks):
+        raise UserError(
+            f"RANK={rank} and WORLD_SIZE={ranks} in the environment",
+            "a number below that of the processes",
+            "start them with torchrun, or unset both",
+        )
+    return int(rank), int(ranks)
 
 
 def _worker() -> tuple[int, int]:

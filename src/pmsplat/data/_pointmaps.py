@@ -163,7 +163,7 @@ def write(path: Path, identity: Identity, chunk_bytes: int, answers: Iterable[An
                 packed = _packed(answer.pointmap)
                 scene["windows"].append(list(packed.placement))
                 for i, frame in enumerate(identity.windows.of(answer.frames)[answer.window]):
-                    name = _name(list(scenes).index(answer.scene), answer.window, frame)
+                    name = _name(len(scenes) - 1, answer.window, frame)
                     archive.writestr(name, _planes(packed.values[i]))
             manifest = {"identity": _plain(identity), "chunk_bytes": chunk_bytes, "scenes": scenes}
             archive.writestr(MANIFEST, json.dumps(manifest))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from ..errors import UserError
 from ..types import Gaussians
@@ -90,20 +90,6 @@ def _blocks(gaussians: Gaussians) -> Iterator[Gaussians]:
     for start in range(0, gaussians.means.shape[1], BLOCK):
         block = gaussians.map(lambda tensor, first=start: tensor[:, first : first + BLOCK])
         yield block.detach().to("cpu").to(torch.float32).to(torch.float64)
-
-
-def joined(parts: list[Gaussians]) -> Gaussians:
-    """Several parts of one scene as one; bands that a part has not are zero. At least one part."""
-    if len(parts) == 1:
-        return parts[0]
-    bands = max(part.sh.shape[2] for part in parts)
-    return Gaussians(
-        means=torch.cat([part.means for part in parts], dim=1),
-        scales=torch.cat([part.scales for part in parts], dim=1),
-        quats_wxyz=torch.cat([part.quats_wxyz for part in parts], dim=1),
-        opacities=torch.cat([part.opacities for part in parts], dim=1),
-        sh=torch.cat([pad(part.sh, (0, 0, 0, bands - part.sh.shape[2])) for part in parts], dim=1),
-    )
 
 
 def broken(path: str | Path, what: str) -> UserError:

@@ -22,7 +22,7 @@ import torch
 from ..errors import UserError
 from ..geometry import sh
 from ..types import Gaussians
-from ._blocks import check, joined, read_blocks
+from ._blocks import check, read_blocks
 from ._gltf_document import BIN_CHUNK, JSON_CHUNK, MAGIC, Column, Document, open_document
 from .files import atomic
 
@@ -172,7 +172,7 @@ def read(path: str | Path) -> Gaussians:
         raise UserError(
             f"{path} has no Gaussians", f"a primitive with {EXTENSION}", "export it as Gaussians"
         )
-    return joined(parts)
+    return Gaussians.joined(parts)
 
 
 def _primitive(document: Document, attributes: dict[str, Any], room: int) -> Gaussians:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import se3, sh
 from ..types import Gaussians
-from ._blocks import broken, check, joined, read_blocks
+from ._blocks import broken, check, read_blocks
 from ._usd_stage import ARRAYS, openusd
 from .files import atomic
 
@@ -126,7 +126,7 @@ def read(path: str | Path) -> Gaussians:
             "a prim ParticleField3DGaussianSplat",
             "export it as Gaussians",
         )
-    return joined(parts)
+    return Gaussians.joined(parts)
 
 
 def _extracted(path: str | Path, folder: Path) -> dict[str, Any]:

@@ -124,12 +124,7 @@ def write(
         write_video(folder / "video.mp4", _frames(folder, drawings, track), fps)
     write_cameras(
         folder / "cameras.json",
-        Cameras(
-            *(
-                torch.cat([getattr(drawing.picture.camera, part) for drawing in drawings], dim=1)
-                for part in ("c2w", "K", "near", "far")
-            )
-        ),
+        Cameras.joined([drawing.picture.camera for drawing in drawings]),
         [f"color/{drawing.stem}.png" for drawing in drawings],
         size,
         depth=DepthFiles(tuple(f"depth/{drawing.stem}.png" for drawing in drawings), depth_scale),

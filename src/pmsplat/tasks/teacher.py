@@ -12,7 +12,7 @@ from .. import registry
 from ..data import _pointmaps
 from ..data._batches import fitted_views
 from ..data._chunks import Chunk
-from ..data._dataset import ChunkDataset
+from ..data._dataset import ChunkDataset, rank_of_ranks
 from ..data._pointmaps import Answer, Damaged, Identity, Lessons, Missing, Shelf, Stale
 from ..errors import UserError
 from ..foundation.teachers import Teacher
@@ -64,7 +64,7 @@ def cache(
     lessons = teaching.lessons(settings, teacher, dataset)
     assert lessons is not None
     split, shelf = dataset.split("train"), lessons.shelf()
-    rank, ranks = _rank()
+    rank, ranks = rank_of_ranks()
     mine = [split.folder / name for name in split.keys][rank::ranks]
     missing = [chunk for chunk in mine if not _done(shelf, chunk, overwrite, tell)]
     if missing and rank == 0:
@@ -81,18 +81,6 @@ def cache(
         written += _pointmaps.write(shelf.path(chunk), lessons.identity, size, answers)
         scenes += len(content.scenes)
     return Summary(len(missing), len(mine) - len(missing), scenes, written, lessons.folder)
-
-
-def _rank() -> tuple[int, int]:
-    """(rank, number of ranks), as torchrun says them."""
-    rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not rank.isdecimal() or not ranks.isdecimal() or not int(rank) < int(ranks):
-        raise UserError(
-            f"RANK={rank} and WORLD_SIZE={ranks} in the environment",
-            "a number below that of the processes",
-            "start them with torchrun, or unset both",
-        )
-    return int(rank), int(ranks)
 
 
 def _done(shelf: Shelf, chunk: Path, overwrite: bool, tell: Callable[[str], None]) -> bool:

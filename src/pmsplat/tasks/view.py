@@ -158,11 +158,10 @@ def _exhibit(
     if not pictures:
         return Exhibit(name, gaussians)
     stems = _folder.file_names([picture.name for picture in pictures])
-    parts = ("c2w", "K", "near", "far")
     return Exhibit(
         name,
         gaussians,
-        Cameras(*(torch.cat([getattr(p.camera, part) for p in pictures], dim=1) for part in parts)),
+        Cameras.joined([picture.camera for picture in pictures]),
         names=tuple(stems),
         sizes=tuple(picture.size for picture in pictures),
         thumbnails=tuple(

@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from torch import nn
 
 from .. import registry
+from ..data._dataset import ChunkDataset
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
 from ..io.files import write_text
@@ -110,6 +111,8 @@ def _data(
     data = DataModule(dataset, experiment)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes start later
         data.prepare_data()
+        if isinstance(dataset, ChunkDataset):
+            dataset.check_lessons()
     return data, ask
 
 

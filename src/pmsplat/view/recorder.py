@@ -6,8 +6,6 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..geometry import camera, gaussian
 from ..types import Cameras
 from .stage import COLOR, EXTENT, KINDS, Stage
@@ -93,12 +91,7 @@ class Recorder:
 
     def _save(self, kind: str) -> None:
         path, frames = _free(self._path), max(2, round(self.seconds.value * FPS))
-        stops = Cameras(
-            *(
-                torch.cat([getattr(key, part) for key in self.keys], dim=1)
-                for part in ("c2w", "K", "near", "far")
-            )
-        )
+        stops = Cameras.joined(self.keys)
 
         def watch(frame: int) -> None:
             if self._stop.is_set():

@@ -169,7 +169,7 @@ class Stage:
         )
         if self._together is None or self._together[0] != state:
             parts = [self._placed(i) for i, _ in state]
-            self._together = state, _joined(parts or [self._nothing()])
+            self._together = state, Gaussians.joined(parts or [self._nothing()])
         return self._together[1]
 
     def _nothing(self) -> Gaussians:
@@ -257,16 +257,3 @@ def _some(gaussians: Gaussians) -> Float[Tensor, "gaussian 3"]:
     means = gaussians.means[0].float()
     means = means[means.isfinite().all(dim=-1)]
     return means[:: max(1, len(means) // SAMPLE)]
-
-
-def _joined(parts: list[Gaussians]) -> Gaussians:
-    """Scenes as one, with the most harmonics that any of them has."""
-    if len(parts) == 1:
-        return parts[0]
-    bands = max(part.sh.shape[-2] for part in parts)
-    padded = [
-        replace(part, sh=torch.nn.functional.pad(part.sh, (0, 0, 0, bands - part.sh.shape[-2])))
-        for part in parts
-    ]
-    names = ("means", "scales", "quats_wxyz", "opacities", "sh")
-    return Gaussians(*(torch.cat([getattr(part, name) for part in padded], 1) for name in names))

@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .pointmap import TINY as DEPTHSPLAT
+
 TEACHER = {"blur": 1.5, "downsample": 2, "noise": 0.03, "holes": 0.1}
 """How the teacher's depth is made worse (foundation/teachers/given.py)."""
 TINY: dict[str, dict[str, Any]] = {
-    "depthsplat": {
-        "vit": "none", "scales": 2, "planes": 32, "width": 32, "transformer_layers": 0,
-        "head_width": 32, "sh_degree": 0, "scale_unit": "pixel",
-    },
+    "depthsplat": DEPTHSPLAT,
     "mvsplat": {"planes": 32, "width": 32, "transformer_layers": 1, "sh_degree": 0},
 }  # fmt: skip
 RATES = {"depthsplat": 2e-3, "mvsplat": 5e-4}

@@ -80,13 +80,10 @@ def write(folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summ
 
 def keep_cameras(folder: Path, train: Views, held_out: Views) -> None:
     """cameras.json of all photos, named, the ones optimised on first, at the size of the run."""
-    parts = [
-        torch.cat([getattr(views.cameras, part) for views in (train, held_out)], dim=1)
-        for part in ("c2w", "K", "near", "far")
-    ]
     assert train.names is not None and held_out.names is not None
     names = train.names[0] + held_out.names[0]
-    write_cameras(folder / CAMERAS, Cameras(*parts), names, train.size)
+    cameras = Cameras.joined([train.cameras, held_out.cameras])
+    write_cameras(folder / CAMERAS, cameras, names, train.size)
 
 
 def curve(

@@ -3,7 +3,7 @@
 Sizes and opacity: Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering".
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -47,12 +47,7 @@ def from_prediction(
         kept = fresh.repeat_interleave(of_each)
         kept &= torch.rand(len(kept), generator=generator) < share
         parts.append(whole.map(lambda values, kept=kept.to(device): values[:, kept]))
-    joined = Gaussians(
-        **{
-            field.name: torch.cat([getattr(part, field.name) for part in parts], dim=1)
-            for field in fields(Gaussians)
-        }
-    )
+    joined = Gaussians.joined(parts)
     return replace(joined, scales=joined.scales * share**-0.5)
 
 
