@@ -90,6 +90,26 @@ def test_fine_candidates_lie_half_a_step_apart_around_the_coarse_answer() -> Non
     torch.testing.assert_close(fine[0, 1, 1], torch.tensor(2.0 - 16 * step))
 
 
+def test_a_depth_that_left_the_range_finds_back_unless_published() -> None:
+    whole = cost_volume.full_range(torch.tensor([0.5]), torch.tensor([100.0]), 8)
+    wanted = torch.tensor([[[1.0, 1.5, 0.3]]])
+    beyond = torch.tensor([[[2.5, -0.7, 0.9]]])
+    for published in (False, True):
+        x = beyond.clone().requires_grad_()
+        for _ in range(200):
+            held = whole.hold(x, published)
+            assert held.min() >= 0.01 and held.max() <= 2.0
+            (gradient,) = torch.autograd.grad((held - wanted).square().sum(), x)
+            x = (x - 0.1 * gradient).detach().requires_grad_()
+        there = torch.tensor([[[2.5, -0.7, 0.3]]]) if published else wanted
+        torch.testing.assert_close(x.detach(), there)
+    # where a step would lead further away, nothing passes: the value does not drift off
+    x = torch.tensor([[[2.5, -0.7, 0.9]]], requires_grad=True)
+    away = torch.tensor([[[-1.0, 1.0, 1.0]]])
+    whole.hold(x).backward(away)
+    assert x.grad is not None and x.grad.tolist() == [[[0.0, 0.0, 1.0]]]
+
+
 def test_the_expected_inverse_depth_is_the_mean_over_candidates(
     generator: torch.Generator,
 ) -> None:

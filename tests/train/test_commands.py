@@ -144,3 +144,16 @@ def test_print_shows_the_settings_and_trains_nothing(
     assert main(["train", *trained[:-1], f"output={tmp_path / 'new'}", "--print"]) == 0
     assert "name: tests.lab.encoder" in capsys.readouterr().out
     assert not (tmp_path / "new").exists()
+
+
+def test_overrides_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["train", "+experiment=demo_tiny"]
+    assert main([*asked, "trainer.steps=7", "--print"]) == 0
+    expected = capsys.readouterr().out
+    assert main([*asked, "--print", "trainer.steps=7"]) == 0
+    assert capsys.readouterr().out == expected and "steps: 7" in expected
+    with pytest.raises(SystemExit):
+        main([*asked, "--print", "trainer.steps=7", "--colour"])
+    assert "unrecognized arguments: --colour\n" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # a verb without overrides takes no more words than it names
+        main(["models", "list", "trainer.steps=7"])

@@ -9,7 +9,7 @@ import torch
 from pmsplat import config, registry
 from pmsplat.evaluate.depth import depth_metrics
 from pmsplat.losses._schedule import Term
-from pmsplat.train.callbacks import SHARE, SHOWN, _running, row_of
+from pmsplat.train.callbacks import SHARE, SHOWN, _running, row_of, shown
 from pmsplat.train.module import TrainingModule
 from pmsplat.train.step import Outcome, training_step
 from pmsplat.types import Batch, StepOutput
@@ -85,6 +85,14 @@ def test_the_bar_can_show_all_that_a_step_returns(generator: torch.Generator) ->
     step = a_step(generator)
     outcome = answered(with_known_depth(step, torch.ones_like(step.prediction.depths[-1])), "mse")
     assert set(SHOWN) == {"loss", *outcome.quality}
+
+
+def test_the_progress_line_has_what_each_of_several_losses_adds() -> None:
+    means = {"loss": 0.5, "loss/mse": 0.4, "psnr": 20.0}
+    values = {name: torch.tensor(value) for name, value in means.items()}
+    assert shown(values) == "loss 0.5, PSNR 20.00 dB"
+    values |= {"loss/pointmap": torch.tensor(0.1), "loss/pointmap/0": torch.tensor(0.01)}
+    assert shown(values) == "loss 0.5 (mse 0.4, pointmap 0.1), PSNR 20.00 dB"
 
 
 def test_pictures_show_what_there_is(generator: torch.Generator) -> None:

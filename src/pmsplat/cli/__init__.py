@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb: 0 on success, 2 with one sentence on wrong input, 130 on Ctrl-C."""
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(argv)
     heap.keep()
     try:
         with warnings.catch_warnings():
@@ -65,6 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("pmsplat: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     return 0
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, where overrides may also follow options, which argparse does not expect."""
+    root = parser()
+    arguments, rest = root.parse_known_args(argv)
+    late = [] if "overrides" not in arguments else [x for x in rest if not x.startswith("-")]
+    if wrong := [word for word in rest if word not in late]:
+        root.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if late:
+        arguments.overrides += late
+    return arguments
 
 
 def _plainly(message: Warning | str, *_: object, **__: object) -> None:

@@ -248,8 +248,8 @@ class DepthNetwork(nn.Module):
         residual = torch.cat(
             [self._residual(features.of(part), low[part], height) for part in pieces(normalised)]
         )
-        inv_depth = (resize(low, (height, width)) + residual)[:, 0]
-        inv_depth = torch.minimum(torch.maximum(inv_depth, whole.low), whole.high)
+        refined = (resize(low, (height, width)) + residual)[:, 0]
+        inv_depth = whole.hold(refined, self.layout.published)
         return DepthEstimate(
             tuple(rearrange(m.inv_depth, "(b v) h w -> b v h w", v=views) for m in matches),
             inv_depth.unflatten(0, (batch, views)),

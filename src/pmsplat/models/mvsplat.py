@@ -121,7 +121,7 @@ class MVSplat(ChannelsFirst):
         x = self.unet(x, count)
         raw = torch.cat([self.out(join([x[p], flat[p], features[p]])) for p in pieces(flat)])
         correction = self.residual(x).float()
-        inv_depth = torch.clamp(coarse[:, 0] + correction[:, 0], whole.low, whole.high)
+        inv_depth = whole.hold(coarse[:, 0] + correction[:, 0], self.cfg.published)
         depths = ((1 / inv_depth).unflatten(0, (batch, count)),)
         numbers = torch.cat([correction[:, 1:], raw.float()], dim=1).unflatten(0, (batch, count))
         return Prediction(depths, gaussians_at(numbers, depths, images, cameras, self.rules))

@@ -2,6 +2,7 @@
 network that reads one scale's cost volume."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -72,10 +73,40 @@ class Candidates:
         low, span = self.low[:, None], (self.high - self.low)[:, None]
         return low + self.steps[:, None, None] * span
 
+    def hold(
+        self, inv_depth: Float[Tensor, "n height width"], published: bool = False
+    ) -> Float[Tensor, "n height width"]:
+        """`inv_depth`, no lower than `low` and no higher than `high`.
+
+        Beyond them its gradient passes only where a step against it leads back; with `published`
+        never, as released networks were trained: a map that once left altogether stays outside.
+        The rule is that of learned compression (Ballé et al., "Variational Image Compression with a
+        Scale Hyperprior", ICLR 2018, lower bound of the scales).
+        """
+        if published:
+            return torch.minimum(torch.maximum(inv_depth, self.low), self.high)
+        held: Tensor = _Held.apply(inv_depth, self.low, self.high)  # pyright: ignore
+        return held
+
     def expected(self, probability: Float[Tensor, "n height width plane"]) -> Tensor:
         """The mean inverse depth [n, height, width], with gradients to the probabilities."""
         with torch.autocast(probability.device.type, enabled=False):
             return self.low + (probability @ self.steps) * (self.high - self.low)
+
+
+class _Held(torch.autograd.Function):
+    """`Candidates.hold`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        ctx.save_for_backward(x < low, x > high)
+        return torch.minimum(torch.maximum(x, low), high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        below, above = ctx.saved_tensors
+        leads_away = (below & (grad > 0)) | (above & (grad < 0))
+        return grad.masked_fill(leads_away, 0), None, None
 
 
 def full_range(near: Float[Tensor, " n"], far: Float[Tensor, " n"], planes: int) -> Candidates:

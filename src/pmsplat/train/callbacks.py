@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..view.figures import colorize_depth, contact_sheet, depth_range
 
 LAST = "last.ckpt"
 SHARE = 0.9  # of the old value in a running mean
+TERM = "loss/"  # before the name of one of several losses
 SHOWN = {"loss": "loss {:.4g}", "psnr": "PSNR {:.2f} dB", "abs_rel": "AbsRel {:.3f}"}
 PLAIN_LINES = 20  # of progress, where the output is no terminal
 PICTURES = 4  # scenes per validation
@@ -28,7 +29,8 @@ PICTURES = 4  # scenes per validation
 class ProgressBar(Callback):
     """A bar with remaining time, running means and samples per second; plain lines in a file.
 
-    The means are of what a training step returns, the loss and how good the answer is.
+    The means are of what a training step returns: the loss, what each of several terms adds to it
+    (those of earlier levels go to the log alone), and how good the answer is.
     """
 
     def __init__(self, steps: int, batch_size: int) -> None:
@@ -65,8 +67,7 @@ class ProgressBar(Callback):
         done = (trainer.global_step - first) * self.batch_size * trainer.world_size
         rate = done / (time.perf_counter() - began)
         pl_module.log("train/samples_per_second", rate, batch_size=1)
-        means = [SHOWN[name].format(mean.item()) for name, mean in self.means.items()]
-        text = ", ".join([*means, f"{rate:.3g} samples/s"])
+        text = f"{shown(self.means)}, {rate:.3g} samples/s"
         self.bar.update(self.task, completed=trainer.global_step, text=text)
         if trainer.is_global_zero and not self.console.is_terminal:
             left = self.bar.tasks[0].time_remaining
@@ -80,6 +81,16 @@ class ProgressBar(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self.bar.stop()
+
+
+def shown(means: Mapping[str, Tensor]) -> str:
+    """loss 0.021 (mse 0.018, pointmap 0.003), PSNR 27.51 dB: the running means in one line."""
+    words = {name: text.format(means[name].item()) for name, text in SHOWN.items() if name in means}
+    terms = {name.removeprefix(TERM): mean for name, mean in means.items() if name not in SHOWN}
+    whole = [f"{name} {mean.item():.3g}" for name, mean in terms.items() if "/" not in name]
+    if len(whole) > 1:
+        words["loss"] += f" ({', '.join(whole)})"
+    return ", ".join(words.values())
 
 
 def _running(mean: Tensor, value: Tensor) -> Tensor:

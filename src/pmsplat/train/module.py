@@ -14,6 +14,7 @@ from ..foundation.lpips import LPIPS
 from ..losses._schedule import Term
 from ..types import Batch
 from . import optim
+from .callbacks import TERM
 from .data_module import DataModule
 from .settings import Experiment
 from .step import training_step
@@ -65,7 +66,8 @@ class TrainingModule(LightningModule):
             batch = self.ask(batch)
         outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
         shown = {"loss": outcome.loss.detach(), **outcome.quality}
-        shown |= {f"loss/{name}": value for name, value in outcome.terms.items()}
+        terms = {f"{TERM}{name}": value for name, value in outcome.terms.items()}
+        shown |= terms
         shown["skipped"] = torch.tensor(float(self.skipped))
         for name, samples in outcome.skipped.items():
             self.passed_over[name] = self.passed_over.get(name, 0) + samples.float()
@@ -78,7 +80,7 @@ class TrainingModule(LightningModule):
         self.log_dict(
             {f"train/{name}": value for name, value in shown.items()}, batch_size=len(batch.scene)
         )
-        return {"loss": outcome.loss, **outcome.quality}
+        return {"loss": outcome.loss, **terms, **outcome.quality}
 
     def _check_taught(self) -> None:
         for name, steps in self.in_vain.items():
