@@ -36,7 +36,7 @@ def test_runs_are_measured_once_and_stand_in_the_table(
     for line, (key, runs) in zip(lines, found.items(), strict=True):
         assert line.startswith(key) and f"{runs[0]['psnr_inside']:.2f} ±nan" in line
         assert set(runs[0]) >= set(teaching.COLUMNS)
-    assert found["depthsplat/colour"] != found["depthsplat/0.005"]
+    assert found["depthsplat/colour"] != found["depthsplat/term"]
     with Image.open(tmp_path / "out" / "boundary.png") as image:
         assert np.asarray(image).std() > 20
     monkeypatch.setattr("pmsplat.train.run", None)  # a second call trains nothing
@@ -47,6 +47,6 @@ def test_runs_are_measured_once_and_stand_in_the_table(
 def test_gains_are_differences_of_the_same_seeds() -> None:
     without = [{name: value for name in teaching.COLUMNS} for value in (1.0, 5.0, 9.0)]
     term = [{name: value + 0.5 for name in teaching.COLUMNS} for value in (1.0, 5.0, 9.0)]
-    lines = teaching.table({"mvsplat/colour": without, "mvsplat/0.005": term}).splitlines()
+    lines = teaching.table({"mvsplat/colour": without, "mvsplat/term": term}).splitlines()
     assert f"{mean((1.0, 5.0, 9.0)):.2f} ±4.00" in lines[1]
     assert lines[3].split()[:3] == ["gain", "+0.50", "±0.00"]

@@ -5,18 +5,17 @@ pmsplat benchmark teaching --output lessons/
 pmsplat benchmark teaching --scene office/ --output lessons-office/
     on photos with sensor depth, cut into walks of ten photos; every fourth walk is for measuring
 
-A tiny DepthSplat and a tiny MVSplat learn from colour alone; from colour and the published term, of
-weight 0.005, from the first step on or from half-way on ("late": as published, to an encoder that
-knows something); and from colour and ten times the term with nothing but the teacher's unit
-aligned, which is enough for a teacher that knows the poses. For the same steps. Measured on walks
-never seen: PSNR between the two context views and beyond them, points and edges of their depth
-against the true depth. The table has the mean over the seeds and, behind ±, the standard deviation;
-"gain" is that of the differences seed by seed. boundary.png shows one view with many edges. A run
-that is in the output folder is not run again.
+A tiny DepthSplat and a tiny MVSplat learn from colour alone; from colour and, from half-way on, the
+published term of weight 0.005 (it is made for encoders that know something); and from colour and
+the same term with a robust alignment and the largest tenth of the distances left out. For the same
+steps. Measured on walks never seen: PSNR between the two context views and beyond them, points and
+edges of their depth against the true depth. The table has the mean over the seeds and, behind ±,
+the standard deviation; "gain" is that of the differences seed by seed. boundary.png shows one view
+with many edges. A run that is in the output folder is not run again.
 """
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +27,13 @@ TINY: dict[str, dict[str, Any]] = {
     "depthsplat": DEPTHSPLAT,
     "mvsplat": {"planes": 32, "width": 32, "transformer_layers": 1, "sh_degree": 0},
 }  # fmt: skip
-RATES = {"depthsplat": 2e-3, "mvsplat": 5e-4}
 COLOUR = "colour"  # the run without the term
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Weight of the term, the share of the steps without it, and its options."""
-
-    weight: float
-    late: float = 0.0
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-VARIANTS: dict[str, Variant | None] = {
+VARIANTS: dict[str, dict[str, Any] | None] = {  # options of the term
     COLOUR: None,
-    "0.005": Variant(0.005),
-    "0.005-late": Variant(0.005, late=0.5),
-    "0.05-scale": Variant(0.05, options={"alignment": "scale"}),
+    "term": {},
+    "robust": {"robust": 20, "trim": 0.1},
 }
+WEIGHT, LATE = 0.005, 0.5  # of the term, and the share of the steps without it
 COLUMNS = {  # metric: (its name in the table, decimals)
     "psnr_inside": ("PSNR inside", 2),
     "psnr_outside": ("outside", 2),
@@ -56,6 +43,7 @@ COLUMNS = {  # metric: (its name in the table, decimals)
     "accuracy": ("accuracy", 3),
     "completeness": ("completeness", 3),
 }
+RATE = 2e-3  # of learning; with twice as much MVSplat does not converge
 ROOMS = (64, 16)  # to learn from, and for measuring
 WALK, EVERY = 10, 4  # photos of a walk; one walk in so many is for measuring
 
@@ -85,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="(all)"
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: 3)")
-    parser.add_argument("--steps", type=int, default=300, help="of each run (default: 300)")
+    parser.add_argument("--steps", type=int, default=1000, help="of each run (default: 1000)")
     parser.add_argument("--size", type=int, nargs=2, default=[48, 64], help="height width")
 
 
@@ -163,19 +151,18 @@ def experiment(plan: Plan, model: str, variant: str, seed: int) -> Any:
         scale_near=None, views=[2, 2], target_views=2, extrapolate=1, gap=gap,
     )  # fmt: skip
     losses = {"mse": LossTerm("mse", settings=mse.Config())}
-    term = VARIANTS[variant]
-    if term is not None:
-        first = int(term.late * plan.steps)
-        options = pointmap.Config(**term.options)
-        losses["pointmap"] = LossTerm("pointmap", term.weight, first, options)
+    options = VARIANTS[variant]
+    if options is not None:
+        first, options = int(LATE * plan.steps), pointmap.Config(**options)
+        losses["pointmap"] = LossTerm("pointmap", WEIGHT, first, options)
     settings = registry.module("models", model).Config(**TINY[model])
     return Experiment(
         name=f"{model}-{variant}-{seed}",
         model=Component(model, settings),
         dataset=Component("folder", dataset),
         loss=losses,
-        teacher=None if term is None else Teacher("given", given.Config(**TEACHER)),
-        optimizer=optim.Config(lr=RATES[model]),
+        teacher=None if options is None else Teacher("given", given.Config(**TEACHER)),
+        optimizer=optim.Config(lr=RATE),
         trainer=Trainer(
             steps=plan.steps, batch_size=2, workers=0, accelerator="cpu", precision="float32",
             checkpoint_every=plan.steps, validate_every=0, log_every=10, loggers=["csv"],
