@@ -87,9 +87,9 @@ def test_twenty_seeded_steps_are_equal_and_so_is_a_resumed_run(
         assert torch.equal(value, other["state_dict"][name])
 
 
-def interrupt_at(step: int, experiment: Experiment) -> None:
-    """Runs and presses Ctrl-C in the middle of a step."""
-    before = signal.getsignal(signal.SIGINT)
+def interrupt_at(step: int, experiment: Experiment, by: signal.Signals = signal.SIGINT) -> None:
+    """Runs and presses Ctrl-C in the middle of a step, or sends another signal."""
+    before = signal.getsignal(by)
     calls = 0
     original = loop.TrainingModule.training_step
 
@@ -97,20 +97,21 @@ def interrupt_at(step: int, experiment: Experiment) -> None:
         nonlocal calls
         calls += 1
         if calls == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(by)
         return original(self, batch, batch_idx)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.TrainingModule, "training_step", pressed)
         train.run(experiment)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(by) is before
 
 
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_checkpoint_that_loads_and_no_scraps(
-    setting: Callable[..., Experiment],
+    setting: Callable[..., Experiment], by: signal.Signals
 ) -> None:
     experiment = setting("trainer.steps=50")
-    interrupt_at(3, experiment)
+    interrupt_at(3, experiment, by)
     output = Path(experiment.output)
     assert torch.load(output / "last.ckpt", weights_only=True)["global_step"] == 3
     assert pmsplat.load(output / "model.safetensors") is not None

@@ -7,7 +7,9 @@ what they need inside `run`, so `--help` answers at once.
 import argparse
 import errno
 import importlib
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 
@@ -41,8 +43,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb: 0 on success, 2 with one sentence on wrong input, 130 on Ctrl-C."""
+    """Runs one verb: 0 on success, 2 with one sentence on wrong input, 130 on Ctrl-C or SIGTERM,
+    which schedulers send before they kill."""
     arguments = _parsed(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     heap.keep()
     try:
         with warnings.catch_warnings():

@@ -103,7 +103,8 @@ class Checkpoints(Callback):
     """FOLDER/last.ckpt, and what `export` writes: every so many steps, at the end, after Ctrl-C.
 
     Files are replaced as a whole. Ctrl-C lets the step at hand finish on all devices, so what
-    is kept can be resumed exactly; a second one stops at once.
+    is kept can be resumed exactly; a second one stops at once. SIGTERM, which schedulers send
+    before they kill, is the same.
     """
 
     def __init__(self, folder: Path, every: int, export: Callable[[], None]) -> None:
@@ -115,6 +116,10 @@ class Checkpoints(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if threading.current_thread() is threading.main_thread():  # elsewhere it never arrives
             self._before = signal.signal(signal.SIGINT, self._on_ctrl_c)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._before is not None:  # Lightning's own stops unsaved; it restores what was before
+            signal.signal(signal.SIGTERM, self._on_ctrl_c)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._before is not None:
