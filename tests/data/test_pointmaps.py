@@ -80,9 +80,10 @@ def copy(rooms: ChunkDataset, lessons: Lessons, tmp_path: Path) -> tuple[Path, S
     return chunk, shelf, shelf.path(chunk)
 
 
-def test_windows_cover_a_scene_and_end_with_it() -> None:
+def test_windows_cover_a_scene_and_end_with_its_last_kept_frame() -> None:
     windows = Windows(frames=4, every=3, hop=2)
     assert windows.of(7) == [(0, 3, 6)]
+    assert windows.of(9) == [(0, 3, 6)]
     assert windows.of(22) == [(0, 3, 6, 9), (6, 9, 12, 15), (12, 15, 18, 21)]
     assert windows.of(25) == [(0, 3, 6, 9), (6, 9, 12, 15), (12, 15, 18, 21), (15, 18, 21, 24)]
 
@@ -185,6 +186,22 @@ def test_what_is_not_finite_is_unknown(tmp_path: Path) -> None:
     assert float(error) < 2**-11
 
 
+def test_one_far_pixel_does_not_coarsen_the_rest(tmp_path: Path) -> None:
+    identity = replace(IDENTITY, windows=Windows(frames=2, every=1, hop=1))
+    points = torch.rand(1, 2, *SIZE, 3, generator=torch.Generator().manual_seed(0)) * 1e-3
+    points[0, 1, 5, 6] = 1e3
+    chunk = tmp_path / "000007.torch"
+    chunk.write_bytes(b"12345")
+    shelf = Shelf(tmp_path / "maps", identity)
+    answer = Answer("a/b", 2, 0, Pointmap(points, torch.ones(1, 2, *SIZE)))
+    _pointmaps.write(shelf.path(chunk), identity, 5, [answer])
+    read = shelf.read(chunk, "a/b", Snapped(Frames((0, 1), ()), 0)).points
+    assert float(read[0, 1, 5, 6].sub(1e3).abs().max()) < 0.5
+    error = (read - points).abs().amax(dim=-1)
+    error[0, 1, 5, 6] = 0
+    assert float(error.max()) < 1e3 * 2**-24  # half a step of the smallest of float16
+
+
 def test_the_same_answers_give_the_same_points(copy: tuple[Path, Shelf, Path]) -> None:
     """One frame read alone is the frame read among others."""
     chunk, shelf, _ = copy
@@ -275,5 +292,6 @@ def test_damage_of_any_kind_is_one_sentence(copy: tuple[Path, Shelf, Path]) -> N
         except UserError:
             refused += 1
             continue
-        assert read.points.isfinite().all() and read.points.shape == true.points.shape
+        assert torch.equal(read.points, true.points)
+        assert torch.equal(read.confidence, true.confidence)
     assert refused > 100

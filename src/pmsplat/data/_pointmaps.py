@@ -51,7 +51,10 @@ class Windows:
                 )
 
     def of(self, count: int) -> list[tuple[int, ...]]:
-        """The windows of a scene of `count` frames, in order; the last ends with the last frame."""
+        """The windows of a scene of `count` frames, in order.
+
+        The last of them ends with the last `every`-th frame.
+        """
         kept = tuple(range(0, count, self.every))
         if len(kept) <= self.frames:
             return [kept]
@@ -307,8 +310,9 @@ def _packed(pointmap: Pointmap) -> _Packed:
     confidence = torch.where(known, confidence, 0)
     centre, scale, greatest = points.new_zeros(3), points.new_ones(()), points.new_ones(())
     if bool(known.any()):
-        low, high = points[known].amin(dim=0), points[known].amax(dim=0)
-        centre, scale = (low + high) / 2, ((high - low).max() / 2).clamp_min(1e-30)
+        # near the centre float16 steps are finest: at the median far pixels do not coarsen the rest
+        centre = points[known].median(dim=0).values
+        scale = (points[known] - centre).abs().max().clamp_min(1e-30)
         greatest = confidence.max()
     placed = torch.where(known[..., None], (points - centre) / scale, 0)
     share = torch.where(known, (confidence / greatest).clamp_min(FAINTEST), 0)
