@@ -9,7 +9,7 @@ class UserError(ValueError):
 
     def __init__(self, got: str, wanted: str = "", remedy: str = "") -> None:
         if not wanted and not remedy:  # a data loader's worker passes on its traceback as one text
-            got = got.rpartition("UserError: ")[2].strip()
+            got = got.rpartition(f"{type(self).__name__}: ")[2].strip()
         self.got, self.wanted, self.remedy = got, wanted, remedy
         super().__init__(f"{got}; wanted {wanted}; {remedy}" if wanted or remedy else got)
 

@@ -17,7 +17,7 @@ from pmsplat import registry
 from pmsplat.errors import UserError
 from pmsplat.geometry import align, camera, gaussian, se3
 from pmsplat.losses._schedule import Partial, Term, total
-from pmsplat.losses.pointmap import pointmap_loss
+from pmsplat.losses.pointmap import pointmap_loss, trusted_pixels
 from pmsplat.tasks.benchmark.pointmap import surface
 from pmsplat.types import StepOutput
 from tests.scenes import random_gaussians
@@ -333,6 +333,7 @@ def test_maps_and_lists_are_the_same(generator: torch.Generator) -> None:
         (((2, 4, 3), (2, 4, 3)), {"clip": float("nan")}, "clip=nan"),
         (((2, 4, 3), (2, 4, 3)), {"mask": torch.ones(2, 4)}, "mask of torch.float32; .*of bool"),
         (((2, 4, 3), (2, 4, 3)), {"grid": (3, 1)}, "4 points a sample for a grid of 3 by 1"),
+        (((2, 4, 3), (2, 4, 3)), {"grid": (0, 4)}, "for a grid of 0 by 4"),
         (((2, 4, 3), (2, 4, 3)), {"centers": torch.ones(2, 3)}, r"centers of shape \(2, 3\)"),
         (((2, 4, 3), (2, 4, 3)), {"centers": torch.ones(2, 2, 4)}, r"centers .*\(2, 2, 4\)"),
         (((2, 4, 3), (2, 4, 3)), {"centers": torch.ones(2, 0, 3)}, r"centers .*\(2, 0, 3\)"),
@@ -349,7 +350,7 @@ def test_wrong_types_are_told() -> None:
     script = """if True:
         import numpy as np, torch
         from pmsplat import UserError, registry
-        from pmsplat.losses.pointmap import pointmap_loss
+        from pmsplat.losses.pointmap import pointmap_loss, trusted_pixels
 
         def told(call):
             try:
@@ -361,7 +362,8 @@ def test_wrong_types_are_told() -> None:
         for options in (
             {"pointmap": np.zeros((2, 4, 3))}, {"confidence": np.ones((2, 4))}, {"points": [1.0]},
             {"mask": np.ones((2, 4), bool)}, {"centers": np.ones((2, 1, 3))}, {"robust": 2.5},
-            {"detach": "no"}, {"trim": None},
+            {"detach": "no"}, {"trim": None}, {"pointmap": x.to(torch.complex64)},
+            {"grid": (2.5, 1)}, {"grid": (2, 2, 1)},
         ):
             told(lambda: pointmap_loss(**{"points": x, "pointmap": x, **options}))
         for options in (
@@ -375,7 +377,9 @@ def test_wrong_types_are_told() -> None:
         "pointmap of ndarray; wanted a torch.Tensor", "confidence of ndarray", "points of list",
         "mask of ndarray; wanted a torch.Tensor of bool", "centers of shape ndarray",
         "pointmap_loss: robust=2.5; wanted a whole number", "pointmap_loss: detach='no'",
-        "pointmap_loss: trim=None; wanted a share", "loss.pointmap.distrust='0.1'",
+        "pointmap_loss: trim=None; wanted a share", "pointmap of torch.complex64",
+        "4 points a sample for a grid of 2.5 by 1", "4 points a sample for a grid of 2 by 2 by 1",
+        "loss.pointmap.distrust='0.1'",
         "loss.pointmap.border=1.5", "loss.pointmap.robust=2.5", "loss.pointmap.confidence='yes'",
         "loss.pointmap.confidence=1; wanted True or False", "loss.pointmap.clip='100'",
         "loss.pointmap.alignment=None",
@@ -523,3 +527,14 @@ def test_data_and_settings_that_do_not_fit_are_told(generator: torch.Generator) 
     ):
         with pytest.raises(UserError, match=words):
             registry.build("losses", "pointmap", settings)
+
+
+def test_distrust_masks_all_pixels_that_are_trusted_least() -> None:
+    """A quarter of the image is sky, all of one confidence: a fifth of it is no share to choose."""
+    trust = torch.rand(1, 2, 8, 10) + 1.5
+    trust[:, :, :2] = 1.0
+    masked = ~trusted_pixels(trust, distrust=0.2)
+    assert torch.equal(masked, trust == 1)
+    assert trusted_pixels(torch.ones(1, 2, 4, 5), distrust=0.2).all()  # nothing to choose by
+    share = (~trusted_pixels(torch.rand(1, 2, 20, 30), distrust=0.2)).float().mean()
+    assert share == pytest.approx(0.2, abs=2e-3)

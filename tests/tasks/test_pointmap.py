@@ -22,7 +22,7 @@ TURN = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
 class Stand(nn.Module):
     """A teacher that is a module with weights: the points it was told, in another frame."""
 
-    name, revision, joint = "stand", "1", False
+    name, revision = "stand", "1"
 
     def __init__(self, points: Tensor, posed: bool = False) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def test_scale_alignment_takes_the_cameras(views: Views) -> None:
 
     @dataclass
     class Halved:
-        name, revision, joint, posed = "halved", "1", False, True
+        name, revision, posed = "halved", "1", True
 
         def __call__(self, views: Views) -> Pointmap:
             centres = views.cameras.c2w[:, :, None, None, :3, 3]

@@ -8,8 +8,11 @@ import torch
 
 from pmsplat import config
 from pmsplat.errors import UserError
+from pmsplat.evaluate.protocol import Row
+from pmsplat.train import teaching
 from pmsplat.train.module import TrainingModule
 from pmsplat.train.step import Outcome
+from pmsplat.types import Pointmap, Views
 from tests.losses.test_depth import depth_only, random_depths
 
 
@@ -38,3 +41,45 @@ def test_a_loss_that_passes_over_every_sample_for_long_stops_the_run(
     steps(38, 39, skipped=2)  # 20 in a row, told where the log is written
     with pytest.raises(UserError, match=r"loss\.pointmap passed over every .* 21 steps.*~loss\.po"):
         steps(39, 40, skipped=2)
+
+
+def test_validation_means_are_over_all_devices_though_metrics_differ(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One device has scenes with targets outside the baseline, the other has none."""
+    experiment = config.compose(["+experiment=depth_tiny"])
+    module = TrainingModule(experiment, torch.nn.Identity(), {})
+    module._trainer = SimpleNamespace(world_size=2)  # pyright: ignore
+    ours = [Row("a", 2, {"psnr": 20.0}), Row("b", 2, {"psnr": 22.0, "psnr_outside": 18.0})]
+    theirs = [Row("c", 2, {"psnr": 27.0})]
+
+    def gathered(rows: list[list[Row]], mine: list[Row]) -> None:
+        rows[:] = [mine, theirs]
+
+    logged = {}
+    monkeypatch.setattr("torch.distributed.all_gather_object", gathered)
+    monkeypatch.setattr(module, "log_dict", logged.update)
+    module.rows = ours
+    module.on_validation_epoch_end()
+    assert logged == {"val/psnr": 23.0, "val/psnr_outside": 18.0}
+
+
+def test_the_teacher_is_not_asked_before_its_loss_begins(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def ask(teacher: object, views: Views) -> Pointmap:
+        asked.append(views)
+        points = torch.zeros(*views.images.shape[:2], *views.size, 3)
+        return Pointmap(points, torch.ones_like(points[..., 0]))
+
+    monkeypatch.setattr("pmsplat.train.teaching.ask", ask)
+    overrides = ["+experiment=demo_tiny", "teacher=given", "teacher.cache=null"]
+    experiment = config.compose([*overrides, "+loss.pointmap={start_step: 3}"])
+    _, answered = teaching.taught(experiment, None, print)
+    assert answered is not None
+    depth, _ = random_depths(generator, dtype=torch.float32)
+    batch = depth_only(depth, None).batch
+    assert answered(batch, 2).context.pointmap is None and not asked
+    assert answered(batch, 3).context.pointmap is not None and len(asked) == 1

@@ -196,6 +196,8 @@ def trusted_pixels(
 ) -> Bool[Tensor, "batch view height width"]:
     """Where a teacher counts: it knows anything, and neither option of `Config` masks the pixel.
 
+    Pixels as little trusted as the last one that `distrust` masks go too: a sky that a network
+    trusts least of all is often a third of the image, all of one confidence.
     Raises UserError for a border that leaves nothing of the images.
     """
     mask, (height, width) = confidence > 0, confidence.shape[-2:]
@@ -208,7 +210,8 @@ def trusted_pixels(
     if distrust:
         known = torch.where(mask, confidence, torch.nan).flatten(1).float()
         lowest = known.nanquantile(distrust, dim=1)[:, None, None, None]
-        mask = mask & (confidence >= lowest)
+        highest = known.nan_to_num(-torch.inf).amax(dim=1)[:, None, None, None]
+        mask = mask & ((confidence > lowest) | (lowest == highest))
     if border:
         inside = torch.zeros_like(mask)
         inside[..., border : height - border, border : width - border] = True
@@ -288,8 +291,9 @@ def _check(
         if value is None and name in ("confidence", "mask"):
             continue
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        if not isinstance(value, Tensor) or (value.dtype == torch.bool) != (name == "mask"):
-            wanted = "of bool" if name == "mask" else "of numbers"
+        wanted = "of bool" if name == "mask" else "of real numbers"
+        good = isinstance(value, Tensor) and not value.is_complex()
+        if not good or (value.dtype == torch.bool) != (name == "mask"):
             raise UserError(f"{name} of {kind}", f"a torch.Tensor {wanted}", "convert it")
     shape = tuple(points.shape)
     if points.dim() not in (3, 5) or shape[-1] != 3 or 0 in shape[1:]:
@@ -310,9 +314,10 @@ def _check(
 
 def _check_views(points: Tensor, grid: tuple[int, int] | None, centers: Tensor | None) -> None:
     n = points.shape[1:-1].numel()
-    if grid is not None and (min(grid) < 1 or n % (grid[0] * grid[1])):
+    whole = grid is None or all(isinstance(side, int) and side > 0 for side in grid)
+    if grid is not None and (not whole or len(grid) != 2 or n % (grid[0] * grid[1])):
         raise UserError(
-            f"{n} points a sample for a grid of {grid[0]} by {grid[1]}",
+            f"{n} points a sample for a grid of {' by '.join(map(str, grid))}",
             "a whole number of such views",
             "give (height, width), or leave it out",
         )

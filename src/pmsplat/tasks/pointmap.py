@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..errors import UserError
-from ..foundation.teachers import Teacher
+from ..foundation.teachers import Teacher, ask
 from ..losses.pointmap import check_options, pointmap_loss, trusted_pixels
 from ..types import Cameras, Pointmap, Views
 
@@ -61,7 +61,7 @@ class PointmapLoss(nn.Module):
         elif not callable(asked) or not all(hasattr(asked, name) for name in ("name", "posed")):
             raise UserError(
                 f"a teacher of type {type(asked).__name__}",
-                "a name, or an object to call that has `name`, `revision`, `joint` and `posed`",
+                "a name, or an object to call that has `name` and `posed`",
                 "see pmsplat.foundation.teachers.Teacher",
             )
         object.__setattr__(self, "teacher", asked)  # past nn.Module, which would adopt its weights
@@ -130,23 +130,7 @@ class PointmapLoss(nn.Module):
                 )
             cameras = _anywhere(images)
         views = Views(images.detach().float(), cameras)
-        with torch.no_grad():
-            answer = self.teacher(views if self.device is None else views.to(self.device))
-        batch, count, _, height, width = images.shape
-        if not isinstance(answer, Pointmap):
-            raise UserError(
-                f"an answer of type {type(answer).__name__} from the teacher {self.teacher.name!r}",
-                "a pmsplat.Pointmap",
-                "let it answer Pointmap(points, confidence)",
-            )
-        if answer.points.shape != (batch, count, height, width, 3):
-            raise UserError(
-                f"points of shape {tuple(answer.points.shape)} from the teacher "
-                f"{self.teacher.name!r}",
-                f"{(batch, count, height, width, 3)}, one for each pixel of the images",
-                "let it answer in their size",
-            )
-        return answer.detach()
+        return ask(self.teacher, views if self.device is None else views.to(self.device))
 
 
 def _check_device(device: str | torch.device | None) -> None:

@@ -103,7 +103,7 @@ def _place(output: Path, cfg: Trainer) -> Path | None:
 
 def _data(
     experiment: Experiment, tell: Callable[[str], None]
-) -> tuple[DataModule, Callable[[Batch], Batch] | None]:
+) -> tuple[DataModule, Callable[[Batch, int], Batch] | None]:
     """The data, opened once before anything slow, so that a wrong path is told at once; and who
     teaches in the step."""
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from ..errors import UserError
@@ -37,13 +37,14 @@ class TrainingModule(LightningModule):
         model: nn.Module,
         terms: Mapping[str, Term],
         lpips: LPIPS | None = None,
-        ask: Callable[[Batch], Batch] | None = None,
+        ask: Callable[[Batch, int], Batch] | None = None,
     ) -> None:
         super().__init__()
         self.experiment, self.model, self.terms, self.ask = experiment, model, terms, ask
         self.lpips = [lpips]  # in a list: measured with, not trained and not saved
         renderer = experiment.renderer
         self.pipeline = protocol.pipeline(model, renderer.name, renderer.background)
+        self.rows: list[protocol.Row] = []  # of the validation at hand
         self.skipped, self.skipped_in_a_row = 0, 0
         self.passed_over: dict[str, Tensor] = {}  # samples, by loss; on the device
         self.in_vain: dict[str, Tensor] = {}  # steps in a row that passed over all; on the device
@@ -63,7 +64,7 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         if self.ask is not None:
-            batch = self.ask(batch)
+            batch = self.ask(batch, self.global_step)
         outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
         shown = {"loss": outcome.loss.detach(), **outcome.quality}
         terms = {f"{TERM}{name}": value for name, value in outcome.terms.items()}
@@ -116,10 +117,22 @@ class TrainingModule(LightningModule):
                 "lower optimizer.lr, or use trainer.precision=float32, and resume",
             )
 
+    def on_validation_epoch_start(self) -> None:
+        self.rows.clear()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         step = self.pipeline(batch)
         network = self.lpips[0]
-        row = protocol.measure(step, None if network is None else network.to(self.device))
-        values = {f"val/{name}": value for name, value in row.values.items()}
-        self.log_dict(values, on_epoch=True, batch_size=1, sync_dist=True)
+        self.rows.append(
+            protocol.measure(step, None if network is None else network.to(self.device))
+        )
         return step
+
+    def on_validation_epoch_end(self) -> None:
+        """The means over the scenes of all devices; not every scene has every metric."""
+        rows = [self.rows]
+        if self.trainer.world_size > 1:
+            rows = [self.rows for _ in range(self.trainer.world_size)]
+            distributed.all_gather_object(rows, self.rows)
+        means = protocol.Result([row for some in rows for row in some]).means
+        self.log_dict({f"val/{name}": value for name, value in means.items()})

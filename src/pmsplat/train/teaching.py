@@ -5,15 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import registry
 from ..data._dataset import ChunkDataset
 from ..data._pointmaps import Identity, Lessons
 from ..errors import UserError
 from ..foundation.teachers import Teacher as Asked
+from ..foundation.teachers import ask
 from ..types import Batch
-from .settings import Experiment, Teacher
+from .settings import Experiment, LossTerm, Teacher
 
 LISTENER = "pointmap"  # the loss that wants a teacher
 
@@ -41,15 +40,17 @@ def lessons(settings: Teacher, teacher: Asked, dataset: ChunkDataset) -> Lessons
 
 def taught(
     experiment: Experiment, dataset: Any, tell: Callable[[str], None]
-) -> tuple[Any, Callable[[Batch], Batch] | None]:
-    """The dataset with what is on disk, and who completes the batches that come without.
+) -> tuple[Any, Callable[[Batch, int], Batch] | None]:
+    """The dataset with what is on disk, and who completes the batches that come without, from the
+    step on at which a loss listens.
 
     Raises UserError for a teacher that no loss listens to, and for a loss that wants one.
     """
     settings = experiment.teacher
-    _check_listeners(experiment)
+    listeners = _listeners(experiment)
     if settings is None:
         return dataset, None
+    first = min(term.start_step for term in listeners)
     teacher = build(settings)
     kept = lessons(settings, teacher, dataset)
     if kept is not None:
@@ -61,30 +62,31 @@ def taught(
         if kept.required:
             return dataset, None
 
-    @torch.no_grad()
-    def ask(batch: Batch) -> Batch:
-        if batch.context.pointmap is not None:
+    def answered(batch: Batch, step: int) -> Batch:
+        if batch.context.pointmap is not None or step < first:
             return batch
-        said = teacher(batch.context)
+        said = ask(teacher, batch.context)
         context = replace(batch.context, pointmap=said.points, pointmap_confidence=said.confidence)
         return replace(batch, context=context)
 
-    return dataset, ask
+    return dataset, answered
 
 
-def _check_listeners(experiment: Experiment) -> None:
-    """Losses of other people's (a dotted name) may listen too: of them nothing is known."""
-    names = {term.name for term in experiment.loss.values() if term.weight}
-    listens = LISTENER in names
-    if listens and experiment.teacher is None:
+def _listeners(experiment: Experiment) -> list[LossTerm]:
+    """Losses that a teacher may be asked for, which those of other people (a dotted name) are too:
+    of them nothing is known."""
+    terms = [term for term in experiment.loss.values() if term.weight]
+    listeners = [term for term in terms if term.name == LISTENER or "." in term.name]
+    if experiment.teacher is None and any(term.name == LISTENER for term in terms):
         raise UserError(
             f"loss.{LISTENER} without a teacher",
             "a run with one",
             f"choose one, as teacher=vggt, or drop the loss: ~loss.{LISTENER}",
         )
-    if experiment.teacher is not None and not listens and not any("." in n for n in names):
+    if experiment.teacher is not None and not listeners:
         raise UserError(
             f"the teacher {experiment.teacher.name!r} and no loss that listens to it",
             f"loss.{LISTENER}",
             f"add it (+loss.{LISTENER}={{}}), or drop the teacher (teacher=null)",
         )
+    return listeners

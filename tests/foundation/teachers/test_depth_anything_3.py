@@ -78,7 +78,7 @@ def test_known_poses_unproject_its_depth_exactly(views: Views, exact: Exact) -> 
     answer = teacher(views)
     torch.testing.assert_close(answer.points, world_points(views), atol=3e-5, rtol=0)
     assert exact.weight.tolist() == [3, 4] and not exact.weight.requires_grad
-    assert teacher.posed and teacher.joint
+    assert teacher.posed
 
 
 def test_it_is_given_our_cameras_in_its_convention(views: Views, exact: Exact) -> None:

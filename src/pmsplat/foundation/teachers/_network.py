@@ -34,11 +34,19 @@ def reduced(images: Float[Tensor, "batch view 3 height width"]) -> Tensor:
 
 
 def restored(
-    maps: Float[Tensor, "batch view rows columns channel"], height: int, width: int
+    maps: Float[Tensor, "batch view rows columns channel"],
+    height: int,
+    width: int,
+    floor: bool = False,
 ) -> Float[Tensor, "batch view {height} {width} channel"]:
-    """Maps of the reduced images at the size of the images: each pixel takes its nearest value."""
+    """Maps of the reduced images at the size of the images: each pixel takes its nearest value.
+
+    With `floor` the one at or before its corner, half a pixel off on average, as the published loss
+    does with points.
+    """
     flat = maps.flatten(0, 1).permute(0, 3, 1, 2)
-    full = interpolate(flat, (height, width), mode="nearest").permute(0, 2, 3, 1)
+    mode = "nearest" if floor else "nearest-exact"
+    full = interpolate(flat, (height, width), mode=mode).permute(0, 2, 3, 1)
     return full.unflatten(0, maps.shape[:2])
 
 

@@ -65,8 +65,6 @@ class DepthAnything3:
     of the images.
     """
 
-    joint = True
-
     def __init__(self, config: Config) -> None:
         self.config = config
         self.name = "depth_anything_3"

@@ -36,7 +36,6 @@ class Given:
     views without depth.
     """
 
-    joint = False
     posed = True
 
     def __init__(self, config: Config) -> None:
@@ -63,9 +62,11 @@ class Given:
         config, size = self.config, depth.shape[-2:]
         known = depth.isfinite() & (depth > 0)
         depth = torch.where(known, depth, 0)
-        content = depth.cpu().contiguous().numpy().tobytes()
-        digest = hashlib.blake2b(content, digest_size=7, key=str(config.seed).encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest))
+        generator = torch.Generator()
+        if config.noise or config.holes:
+            content = depth.cpu().contiguous().numpy().tobytes()
+            digest = hashlib.blake2b(content, digest_size=7, key=str(config.seed).encode()).digest()
+            generator.manual_seed(int.from_bytes(digest))
         if config.blur:
             weight = _blurred(known.to(depth.dtype), config.blur)
             depth = _blurred(depth, config.blur) / torch.where(known, weight, 1)

@@ -60,8 +60,6 @@ class Vggt:
     network goes to the device of the images.
     """
 
-    joint = True
-
     def __init__(self, config: Config) -> None:
         self.config = config
         self.name = "vggt"
@@ -92,8 +90,9 @@ class Vggt:
             else:
                 head = network.get_submodule("point_head")
                 points, confidence = head(tokens, images=images, patch_start_idx=start)
-                points = _network.restored(points, *views.size)
-        confidence = _network.restored(confidence[..., None], *views.size)[..., 0]
+                points = _network.restored(points, *views.size, floor=True)
+        floor = not self.posed
+        confidence = _network.restored(confidence[..., None], *views.size, floor)[..., 0]
         return _network.told(points, confidence)
 
 
