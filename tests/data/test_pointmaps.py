@@ -23,7 +23,7 @@ from pmsplat.data._pointmaps import (
     Stale,
     Windows,
 )
-from pmsplat.data._sampling import Frames
+from pmsplat.data._sampling import Bounded, Frames, Gap
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
 from pmsplat.geometry.align import umeyama
@@ -57,7 +57,7 @@ def exact(dataset: ChunkDataset, lessons: Lessons) -> None:
 def rooms(tmp_path_factory: pytest.TempPathFactory) -> ChunkDataset:
     cfg = synthetic.Config(
         root=str(tmp_path_factory.mktemp("rooms")), scenes=2, test_scenes=1, frames=9,
-        size=list(SIZE), flip=0.5,
+        size=list(SIZE), gap=[2, 4], flip=0.5,
     )  # fmt: skip
     return synthetic.build(cfg)
 
@@ -112,6 +112,42 @@ def test_snapping_keeps_targets_in_their_place(context: tuple[int, ...]) -> None
 
 def test_views_that_meet_cannot_be_snapped() -> None:
     assert Windows(frames=4, every=50, hop=1).snap(Frames((3, 9), (4,)), 60) is None
+
+
+@pytest.mark.parametrize(
+    ("windows", "context"), [(Windows(8, 8, 4), (0, 135)), (Windows(2, 1, 1), (0, 45))]
+)
+def test_views_that_no_window_holds_are_not_drawn_together(
+    windows: Windows, context: tuple[int, int]
+) -> None:
+    assert windows.snap(Frames(context, (7,)), 300) is None
+
+
+def test_no_view_moves_by_as_much_as_the_distance_of_kept_frames() -> None:
+    windows = Windows(frames=6, every=5, hop=3)
+    for count in (40, 41, 44):
+        for left in range(count - 15):
+            for right in range(left + 5, left + 16):
+                snapped = windows.snap(Frames((left, right), ()), count)
+                assert snapped is not None
+                assert abs(snapped.frames.context[0] - left) < 5
+                assert abs(snapped.frames.context[1] - right) < 5
+
+
+def test_frames_between_windows_are_told() -> None:
+    with pytest.raises(UserError, match=r"hop=7 beyond teacher\.windows\.frames=6"):
+        Windows(frames=6, hop=7)
+    assert Windows(frames=6, every=1, hop=6).of(12) == [tuple(range(6)), tuple(range(6, 12))]
+
+
+def test_training_tells_what_to_do_where_no_window_holds_the_views(
+    rooms: ChunkDataset, lessons: Lessons
+) -> None:
+    narrow = replace(lessons, identity=replace(IDENTITY, windows=Windows(2, 1, 1)))
+    apart = replace(rooms.recipe, sampler=Bounded(Gap((3, 3), (5, 5)), targets=1))
+    dataset = ChunkDataset(str(rooms.root), apart).taught(narrow)
+    with pytest.raises(UserError, match=r"not one scene .*more teacher\.windows\.frames or a"):
+        next(iter(dataset.train(0, torch.zeros((), dtype=torch.int64))))
 
 
 def test_examples_bring_true_points_mirrored_or_not(rooms: ChunkDataset, lessons: Lessons) -> None:

@@ -149,7 +149,11 @@ class TrainingStream(IterableDataset[Batch]):
             return make_batch(scene, frames, self.recipe)
         snapped = lessons.identity.windows.snap(frames, len(scene))
         if snapped is None:
-            raise Unusable("context views that no window of the teacher tells apart")
+            raise Unusable(
+                "context views that no window of the teacher holds apart (those far from each "
+                "other want more teacher.windows.frames or a smaller dataset.max_gap, those close "
+                "together a smaller teacher.windows.every)"
+            )
         try:
             pointmap = loader.pointmap(lessons, scene.key, snapped)
         except (Missing, Stale):
@@ -301,6 +305,5 @@ def _none_usable(split: Split, reasons: Counter[str]) -> UserError:
     return UserError(
         f"not one scene of {split.folder} can be used: {told}",
         "at least one",
-        "look at the data with `pmsplat data info`, choose other gaps, or, with a teacher's "
-        "cache, a smaller teacher.windows.every",
+        "look at the data with `pmsplat data info`, or choose other gaps",
     )

@@ -35,8 +35,8 @@ FAINTEST = 2.0**-14  # of the greatest confidence of a window: the smallest that
 class Windows:
     """Which frames of a scene a teacher sees together: every `every`-th, at most `frames` of them.
 
-    Of longer scenes the next window begins `hop` of those frames later, so context views up to
-    (`frames` - `hop`) · `every` frames apart always fit into one.
+    Of longer scenes the next window begins `hop` of those frames later, at most `frames`, so
+    context views up to (`frames` - `hop`) · `every` frames apart always fit into one.
     """
 
     frames: int = 24
@@ -49,6 +49,12 @@ class Windows:
                 raise UserError(
                     f"teacher.windows.{name}={getattr(self, name)}", f"at least {low}", "mend it"
                 )
+        if self.hop > self.frames:
+            raise UserError(
+                f"teacher.windows.hop={self.hop} beyond teacher.windows.frames={self.frames}",
+                "windows without gaps between them",
+                "choose a hop of fewer frames than a window has",
+            )
 
     def of(self, count: int) -> list[tuple[int, ...]]:
         """The windows of a scene of `count` frames, in order.
@@ -66,14 +72,17 @@ class Windows:
         """The example moved onto the frames of the window that moves its context views least.
 
         Context views go to the nearest frames of the window, targets with them: their place
-        between the outer context views, or beyond, stays. None where two context views meet.
+        between the outer context views, or beyond, stays. None where in every window two context
+        views meet, or one has no frame less than `every` away: baselines keep their length.
         """
         found: tuple[int, int, tuple[int, ...]] | None = None
         for number, window in enumerate(self.of(count)):
             context = tuple(min(window, key=lambda w: (abs(w - f), w)) for f in frames.context)
-            moved = sum(abs(a - b) for a, b in zip(context, frames.context, strict=True))
-            if len(set(context)) == len(context) and (found is None or moved < found[0]):
-                found = moved, number, context
+            moves = [abs(a - b) for a, b in zip(context, frames.context, strict=True)]
+            if len(set(context)) < len(context) or max(moves) >= self.every:
+                continue
+            if found is None or sum(moves) < found[0]:
+                found = sum(moves), number, context
         if found is None:
             return None
         _, number, context = found
