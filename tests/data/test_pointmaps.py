@@ -12,8 +12,10 @@ from torch import Tensor
 
 from pmsplat.data import _pointmaps, _transforms, synthetic
 from pmsplat.data._batches import fitted_views
+from pmsplat.data._chunks import write_chunk
 from pmsplat.data._dataset import ChunkDataset
 from pmsplat.data._pointmaps import (
+    TAIL,
     Answer,
     Identity,
     Lessons,
@@ -22,6 +24,7 @@ from pmsplat.data._pointmaps import (
     Snapped,
     Stale,
     Windows,
+    fingerprint,
 )
 from pmsplat.data._sampling import Bounded, Frames, Gap
 from pmsplat.errors import UserError
@@ -50,7 +53,7 @@ def exact(dataset: ChunkDataset, lessons: Lessons) -> None:
                     yield Answer(key, len(scene), number, Pointmap(points, confidence))
 
         path = Shelf(lessons.folder, lessons.identity).path(chunk)
-        _pointmaps.write(path, lessons.identity, chunk.stat().st_size, answers())
+        _pointmaps.write(path, lessons.identity, chunk, answers())
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +216,8 @@ def test_what_is_not_finite_is_unknown(tmp_path: Path) -> None:
     chunk.write_bytes(b"12345")
     shelf = Shelf(tmp_path / "maps", identity)
     answer = Answer("a/b", 2, 0, Pointmap(points, confidence))
-    _pointmaps.write(shelf.path(chunk), identity, 5, [answer])
-    read = shelf.read(chunk, "a/b", Snapped(Frames((0, 1), ()), 0))
+    _pointmaps.write(shelf.path(chunk), identity, chunk, [answer])
+    read = shelf.read(chunk, "a/b", Snapped(Frames((0, 1), ()), 0, 2))
     unknown = torch.zeros(1, 2, *SIZE, dtype=torch.bool)
     unknown[0, 0, 3, 4] = unknown[0, 1, 5, 6] = unknown[0, 0, 0, 0] = True
     assert torch.equal(read.confidence == 0, unknown)
@@ -230,8 +233,8 @@ def test_one_far_pixel_does_not_coarsen_the_rest(tmp_path: Path) -> None:
     chunk.write_bytes(b"12345")
     shelf = Shelf(tmp_path / "maps", identity)
     answer = Answer("a/b", 2, 0, Pointmap(points, torch.ones(1, 2, *SIZE)))
-    _pointmaps.write(shelf.path(chunk), identity, 5, [answer])
-    read = shelf.read(chunk, "a/b", Snapped(Frames((0, 1), ()), 0)).points
+    _pointmaps.write(shelf.path(chunk), identity, chunk, [answer])
+    read = shelf.read(chunk, "a/b", Snapped(Frames((0, 1), ()), 0, 2)).points
     assert float(read[0, 1, 5, 6].sub(1e3).abs().max()) < 0.5
     error = (read - points).abs().amax(dim=-1)
     error[0, 1, 5, 6] = 0
@@ -244,8 +247,8 @@ def test_the_same_answers_give_the_same_points(copy: tuple[Path, Shelf, Path]) -
     scene = next(
         iter(json.loads(zipfile.ZipFile(shelf.path(chunk)).read("manifest.json"))["scenes"])
     )
-    both = shelf.read(chunk, scene, Snapped(Frames((4, 2), ()), 0))
-    alone = shelf.read(chunk, scene, Snapped(Frames((2,), ()), 0))
+    both = shelf.read(chunk, scene, Snapped(Frames((4, 2), ()), 0, 9))
+    alone = shelf.read(chunk, scene, Snapped(Frames((2,), ()), 0, 9))
     assert torch.equal(both.points[:, 1:], alone.points)
 
 
@@ -273,14 +276,40 @@ def test_pointmaps_of_another_chunk_are_stale(
     chunk, shelf, _ = copy
     other = tmp_path / chunk.name
     other.write_bytes(chunk.read_bytes() + b" ")
-    with pytest.raises(Stale, match="made from a chunk of"):
+    with pytest.raises(Stale, match=r"was not made from .* as that is now"):
         shelf.check(other)
+
+
+def test_a_chunk_whose_poses_alone_changed_is_another(rooms: ChunkDataset, tmp_path: Path) -> None:
+    """Of the same length, beyond the bytes that are looked at."""
+    split = rooms.split("train")
+    scene = next(iter(split.chunk(next(iter(split.keys))).scenes.values()))
+    noise = torch.randint(256, (TAIL,), dtype=torch.uint8)
+    scene = replace(scene, images=(*scene.images[:-1], noise))
+    moved = replace(scene, c2w=scene.c2w.clone())
+    moved.c2w[3, 0, 3] += 0.25
+    paths = [tmp_path / name for name in ("a.torch", "b.torch", "c.torch")]
+    for path, kept in zip(paths, (scene, moved, scene), strict=True):
+        write_chunk(path, [kept])
+    a, b = (path.read_bytes() for path in paths[:2])
+    tail = next(i for i in range(len(a)) if a[i] != b[i])
+    assert len(a) == len(b) and tail < len(a) - TAIL
+    assert fingerprint(paths[0]) == fingerprint(paths[2]) != fingerprint(paths[1])
+
+
+def test_pointmaps_of_a_scene_that_had_another_length_are_stale(
+    rooms: ChunkDataset, copy: tuple[Path, Shelf, Path]
+) -> None:
+    chunk, shelf, _ = copy
+    scene = rooms.split("train").keys[chunk.name][0]
+    with pytest.raises(Stale, match="when it had 9 frames; wanted those of its 8 frames"):
+        shelf.read(chunk, scene, Snapped(Frames((0, 2), ()), 0, 8))
 
 
 def test_missing_files_and_scenes_are_named(copy: tuple[Path, Shelf, Path], tmp_path: Path) -> None:
     chunk, shelf, _ = copy
     with pytest.raises(Missing, match="no pointmaps of scene 'nobody'"):
-        shelf.read(chunk, "nobody", Snapped(Frames((0,), ()), 0))
+        shelf.read(chunk, "nobody", Snapped(Frames((0,), ()), 0, 9))
     with pytest.raises(Missing, match="teacher cache"):
         Shelf(tmp_path / "elsewhere", IDENTITY).check(chunk)
 
@@ -305,7 +334,7 @@ def test_a_lying_size_is_refused_before_it_is_unpacked(copy: tuple[Path, Shelf, 
         archive.writestr("0/0/0", bytes(1 << 24))  # 16 kB in the file
     scene = next(iter(json.loads(manifest)["scenes"]))
     with pytest.raises(UserError, match="0/0/0 of 16777216 bytes"):
-        shelf.read(chunk, scene, Snapped(Frames((0,), ()), 0))
+        shelf.read(chunk, scene, Snapped(Frames((0,), ()), 0, 9))
 
 
 def test_damage_of_any_kind_is_one_sentence(copy: tuple[Path, Shelf, Path]) -> None:
@@ -314,7 +343,7 @@ def test_damage_of_any_kind_is_one_sentence(copy: tuple[Path, Shelf, Path]) -> N
     whole = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         scene = next(iter(json.loads(archive.read("manifest.json"))["scenes"]))
-    where = Snapped(Frames((0, 4), ()), 0)
+    where = Snapped(Frames((0, 4), ()), 0, 9)
     true = shelf.read(chunk, scene, where)
     rng = np.random.default_rng(0)
     refused = 0

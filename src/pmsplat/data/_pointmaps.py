@@ -5,9 +5,10 @@ depends on the photos it sees with it, so scenes are shown to it in fixed window
 context views of a training example are taken from one window. A frame is a member of the archive:
 x, y, z and confidence as float16, x, y and z moved and scaled into [-1, 1] window by window (what
 undoes it stands in the archive's manifest), stored as planes of high and of low bytes, deflated,
-with a CRC. The manifest also names all that an answer depends on.
+with a CRC. The manifest also names all that an answer depends on, and every scene's length.
 """
 
+import hashlib
 import json
 import zipfile
 import zlib
@@ -28,6 +29,7 @@ from ._sampling import Frames
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1 << 28  # bytes
+TAIL = 1 << 20  # bytes at the end of a chunk by which it is known again
 FAINTEST = 2.0**-14  # of the greatest confidence of a window: the smallest that float16 holds well
 
 
@@ -90,15 +92,17 @@ class Windows:
             (min(views), max(views) - min(views) or 1) for views in (frames.context, context)
         )
         stretched = (new[0] + round((t - old[0]) * new[1] / old[1]) for t in frames.target)
-        return Snapped(Frames(context, tuple(min(max(t, 0), count - 1) for t in stretched)), number)
+        target = tuple(min(max(t, 0), count - 1) for t in stretched)
+        return Snapped(Frames(context, target), number, count)
 
 
 @dataclass(frozen=True)
 class Snapped:
-    """Frames whose context views lie in one window, and its number."""
+    """Frames whose context views lie in one window, its number, and the length of the scene."""
 
     frames: Frames
     window: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class Answer:
     pointmap: Pointmap
 
 
-def write(path: Path, identity: Identity, chunk_bytes: int, answers: Iterable[Answer]) -> int:
+def write(path: Path, identity: Identity, chunk: Path, answers: Iterable[Answer]) -> int:
     """Writes the pointmaps of one chunk, whole or not at all; returns the bytes on disk.
 
     `answers` come scene by scene, their windows in order. Points that are not finite are stored as
@@ -177,17 +181,33 @@ def write(path: Path, identity: Identity, chunk_bytes: int, answers: Iterable[An
                 for i, frame in enumerate(identity.windows.of(answer.frames)[answer.window]):
                     name = _name(len(scenes) - 1, answer.window, frame)
                     archive.writestr(name, _planes(packed.values[i]))
-            manifest = {"identity": _plain(identity), "chunk_bytes": chunk_bytes, "scenes": scenes}
+            made_of = {"identity": _plain(identity), "chunk": fingerprint(chunk)}
+            manifest = made_of | {"scenes": scenes}
             archive.writestr(MANIFEST, json.dumps(manifest))
         size = temporary.stat().st_size
     return size
+
+
+def fingerprint(chunk: Path) -> str:
+    """A hash of the length of a chunk and of its last MiB.
+
+    There torch.save (since 1.6) lists a CRC of every tensor, in 58 bytes: so a photo or a pose
+    that was exchanged is noticed in a chunk of up to some 18,000 photos. In a larger one, or one
+    of an older torch, only what changes its length or its end is.
+    """
+    length = chunk.stat().st_size
+    digest = hashlib.blake2b(f"{length} ".encode(), digest_size=16)
+    with chunk.open("rb") as stream:
+        stream.seek(max(length - TAIL, 0))
+        digest.update(stream.read())
+    return digest.hexdigest()
 
 
 class Shelf:
     """The pointmaps of a split; the file read last stays open.
 
     Raises `Missing` where there is none, `Stale` where it was made with other settings or from
-    another chunk, `Damaged` where it is.
+    another chunk (see `fingerprint`), `Damaged` where it is.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
@@ -208,7 +228,7 @@ class Shelf:
 
     def _file(self, chunk: Path) -> "_File":
         if self._open is None or self._open[0] != chunk.name:
-            self._open = (chunk.name, _File(self.path(chunk), self.identity, chunk.stat().st_size))
+            self._open = (chunk.name, _File(self.path(chunk), self.identity, chunk))
         return self._open[1]
 
 
@@ -221,7 +241,7 @@ class Damaged(UserError):
 
 
 class _File:
-    def __init__(self, path: Path, identity: Identity, chunk_bytes: int) -> None:
+    def __init__(self, path: Path, identity: Identity, chunk: Path) -> None:
         self.path, self.identity = path, identity
         if not path.is_file():
             raise Missing(
@@ -233,16 +253,16 @@ class _File:
         try:
             self.archive = zipfile.ZipFile(path)
             manifest = json.loads(self._member(MANIFEST, range(LARGEST_MANIFEST)))
-            stored, made_of = dict(manifest["identity"]), manifest["chunk_bytes"]
+            stored, made_of = dict(manifest["identity"]), manifest.get("chunk")
             self.scenes = dict(manifest["scenes"])
         except _DAMAGED as error:
             raise self._damaged(error) from error
         identity.check(stored, path)
-        if made_of != chunk_bytes:
+        if made_of != fingerprint(chunk):
             raise Stale(
-                f"{path} was made from a chunk of {made_of} bytes",
-                f"one made from the chunk that is there, of {chunk_bytes}",
-                "make it anew with `pmsplat teacher cache --overwrite`",
+                f"{path} was not made from {chunk} as that is now",
+                "pointmaps of the chunk that is there",
+                "make them anew with `pmsplat teacher cache --overwrite`",
             )
         self.numbers = {key: number for number, key in enumerate(self.scenes)}
 
@@ -254,7 +274,18 @@ class _File:
                 "make it anew with `pmsplat teacher cache --overwrite`",
             )
         try:
-            place = torch.tensor(self.scenes[scene]["windows"][snapped.window])
+            entry = dict(self.scenes[scene])
+            frames = entry["frames"]
+        except _DAMAGED as error:
+            raise self._damaged(error) from error
+        if frames != snapped.count:
+            raise Stale(
+                f"{self.path} has pointmaps of scene {scene!r} when it had {frames} frames",
+                f"those of its {snapped.count} frames",
+                "make them anew with `pmsplat teacher cache --overwrite`",
+            )
+        try:
+            place = torch.tensor(entry["windows"][snapped.window])
             if place.shape != (4,) or not bool(place.isfinite().all() & (place[3] > 0)):
                 raise ValueError(f"window {snapped.window} of {scene!r} has no place")
             values = torch.stack(

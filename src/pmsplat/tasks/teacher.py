@@ -77,8 +77,7 @@ def cache(
     for chunk in track(missing, f"asking {teacher.name}", len(missing)):
         content = split.chunk(chunk.name)
         answers = _answers(content, dataset, teacher, lessons.identity, place)
-        size = chunk.stat().st_size
-        written += _pointmaps.write(shelf.path(chunk), lessons.identity, size, answers)
+        written += _pointmaps.write(shelf.path(chunk), lessons.identity, chunk, answers)
         scenes += len(content.scenes)
     return Summary(len(missing), len(mine) - len(missing), scenes, written, lessons.folder)
 
