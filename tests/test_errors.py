@@ -19,4 +19,4 @@ def test_an_error_of_a_worker_reads_as_where_it_was_raised(kind: type[UserError]
     with pytest.raises(kind) as caught:
         wrapped.reraise()
     assert str(caught.value) == str(original) == "3 of it: broken; wanted 4; mend it"
-    assert str(pickle.loads(pickle.dumps(original))) == str(original)  # noqa: S301
+    assert str(pickle.loads(pickle.dumps(original))) == str(original)

@@ -26,9 +26,9 @@ class TrainingModule(LightningModule):
     """Trains `model`; its checkpoints hold the weights of `model` and nothing else that learns.
 
     A step whose gradients are not finite is passed over on all devices alike and counted
-    ("train/skipped"); BAD_STEPS in a row raise UserError. Samples that a loss passes over are
-    counted too ("train/skipped/NAME", since the process began); where it passed over all of them in
-    the last BAD_STEPS steps, a step that is logged raises UserError.
+    ("train/skipped"), and so are samples that a loss passes over ("train/skipped/NAME"), since the
+    process began. Nobody waits for the device to count: where the last BAD_STEPS steps were passed
+    over, or all samples of them, it is a step that is logged that raises UserError.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TrainingModule(LightningModule):
         renderer = experiment.renderer
         self.pipeline = protocol.pipeline(model, renderer.name, renderer.background)
         self.rows: list[protocol.Row] = []  # of the validation at hand
-        self.skipped, self.skipped_in_a_row = 0, 0
+        self.skipped = self.skipped_in_a_row = torch.zeros(())  # steps; on the device
         self.passed_over: dict[str, Tensor] = {}  # samples, by loss; on the device
         self.in_vain: dict[str, Tensor] = {}  # steps in a row that passed over all; on the device
 
@@ -69,13 +69,13 @@ class TrainingModule(LightningModule):
         shown = {"loss": outcome.loss.detach(), **outcome.quality}
         terms = {f"{TERM}{name}": value for name, value in outcome.terms.items()}
         shown |= terms
-        shown["skipped"] = torch.tensor(float(self.skipped))
+        shown["skipped"] = self.skipped
         for name, samples in outcome.skipped.items():
             self.passed_over[name] = self.passed_over.get(name, 0) + samples.float()
             shown[f"skipped/{name}"] = self.passed_over[name]
             self.in_vain[name] = (self.in_vain.get(name, 0) + 1) * (samples == len(batch.scene))
         if (self.global_step + 1) % self.experiment.trainer.log_every == 0:
-            self._check_taught()  # which waits for the device, as writing the log does
+            self._check_steps()  # which waits for the device, as writing the log does
         for group in self.trainer.optimizers[0].param_groups:
             shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
         self.log_dict(
@@ -83,7 +83,14 @@ class TrainingModule(LightningModule):
         )
         return {"loss": outcome.loss, **terms, **outcome.quality}
 
-    def _check_taught(self) -> None:
+    def _check_steps(self) -> None:
+        if self.skipped_in_a_row.item() >= BAD_STEPS:
+            raise UserError(
+                f"the gradients of {int(self.skipped_in_a_row)} steps in a row, up to step "
+                f"{self.global_step}, were not finite",
+                "a training that converges",
+                "lower optimizer.lr, or use trainer.precision=float32, and resume",
+            )
         for name, steps in self.in_vain.items():
             if steps.item() >= BAD_STEPS:
                 loss = name.partition("/")[0]
@@ -103,19 +110,10 @@ class TrainingModule(LightningModule):
     ) -> None:
         limit = self.experiment.trainer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if norm.isfinite():
-            self.skipped_in_a_row = 0
-            return
-        optimizer.zero_grad(set_to_none=True)  # AdamW leaves parameters without gradient alone
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= BAD_STEPS:
-            raise UserError(
-                f"the gradients of {BAD_STEPS} steps in a row, up to step {self.global_step}, were "
-                "not finite",
-                "a training that converges",
-                "lower optimizer.lr, or use trainer.precision=float32, and resume",
-            )
+        bad = (~norm.isfinite()).float()
+        self.trainer.optimizers[0].found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
+        self.skipped = self.skipped + bad
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
 
     def on_validation_epoch_start(self) -> None:
         self.rows.clear()

@@ -40,10 +40,11 @@ def build(
     """The optimiser and its schedule, to be stepped once per optimiser step.
 
     Each group climbs by a cosine from lr/25 to its lr and falls by a cosine towards lr/25e4, which
-    it would reach 10 steps after the last (as published); momentum stays.
+    it would reach 10 steps after the last (as published); momentum stays. The optimiser is fused:
+    a step with its `found_inf` set to 1, on the device, changes nothing.
     """
     groups = parameter_groups(model, cfg)
-    optimizer = optim.AdamW(groups, weight_decay=cfg.weight_decay)
+    optimizer = optim.AdamW(groups, weight_decay=cfg.weight_decay, fused=True)
     schedule = optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in groups],

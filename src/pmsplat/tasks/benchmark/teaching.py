@@ -79,6 +79,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains what is not trained yet; prints the table, draws the boundary; gives every value."""
+    from ...errors import UserError
+
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds {arguments.seeds}", "at least 1", "leave it out for 3")
     height, width = arguments.size
     plan = Plan(arguments.output, arguments.scene, (height, width), arguments.steps)
     make_data(plan)
@@ -94,8 +98,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_data(plan: Plan) -> None:
-    """Chunks in DIR/data, and an index whose targets lie on both sides of the baseline's ends."""
+    """Chunks in DIR/data, and an index whose targets lie on both sides of the baseline's ends.
+
+    Raises UserError where other data stand there, and for a scene that is too short.
+    """
     import json
+    import shutil
 
     import torch
 
@@ -106,12 +114,19 @@ def make_data(plan: Plan) -> None:
     from ...data.folder import open_scene
     from ...errors import UserError
 
-    index = plan.data / "index.json"
-    if index.is_file():
+    source = None if plan.scene is None else str(Path(plan.scene).resolve())
+    made, note = {"scene": source, "size": list(plan.size)}, plan.data / "made.json"
+    if plan.data.is_dir():
+        if not note.is_file() or json.loads(note.read_text()) != made:
+            raise UserError(
+                f"{plan.data} of another scene or size", "a folder of its own", "choose --output"
+            )
         return
+    data = plan.data.with_suffix(".part")
+    shutil.rmtree(data, ignore_errors=True)
     if plan.scene is None:
-        synthetic.write(plan.data, ROOMS[0], 16, plan.size, 0, "train")
-        synthetic.write(plan.data, ROOMS[1], 16, plan.size, 0, "test")
+        synthetic.write(data, ROOMS[0], 16, plan.size, 0, "train")
+        synthetic.write(data, ROOMS[1], 16, plan.size, 0, "test")
         gap, length = 6, 16
     else:
         scene = open_scene(plan.scene)
@@ -119,21 +134,29 @@ def make_data(plan: Plan) -> None:
             raise UserError(
                 f"{plan.scene} has no depth", "a scene with sensor depth", "choose another scene"
             )
-        walks = range(len(scene) // WALK)
-        for number in walks:
+        walks = len(scene) // WALK
+        if walks < EVERY:
+            raise UserError(
+                f"{len(scene)} photos in {plan.scene}",
+                f"at least {EVERY * WALK}, to learn from three walks and measure on a fourth",
+                "choose a longer scene",
+            )
+        for number in range(walks):
             frames = range(number * WALK, (number + 1) * WALK)
             key = f"walk-{number:02d}"
             split = "test" if number % EVERY == EVERY - 1 else "train"
-            append(plan.data / split, [to_chunk_scene(scene, key, plan.size, frames)])
+            append(data / split, [to_chunk_scene(scene, key, plan.size, frames)])
         gap, length = 3, WALK
-    keys = json.loads((plan.data / "test" / INDEX).read_text())
+    keys = json.loads((data / "test" / INDEX).read_text())
     generator = torch.Generator().manual_seed(0)
     write_index(
-        index,
+        data / "index.json",
         make_outside_index(
             dict.fromkeys(keys, length), gap, 2, 4, 2, generator, between=min(gap - 1, 3)
         ),
     )
+    (data / "made.json").write_text(json.dumps(made))
+    data.rename(plan.data)
 
 
 def experiment(plan: Plan, model: str, variant: str, seed: int) -> Any:
