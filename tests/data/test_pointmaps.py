@@ -20,9 +20,11 @@ from pmsplat.data._pointmaps import (
     Identity,
     Lessons,
     Missing,
+    PassedOver,
     Shelf,
     Snapped,
     Stale,
+    Untaught,
     Windows,
     fingerprint,
 )
@@ -323,6 +325,51 @@ def test_training_without_them_is_an_error_or_goes_on_as_configured(
         next(iter(rooms.taught(absent).train(0, step)))
     batch = next(iter(rooms.taught(replace(absent, required=False)).train(0, step)))
     assert batch.context.pointmap is None
+
+
+def test_a_scene_passed_over_is_unusable_in_training_and_others_are_not(
+    rooms: ChunkDataset, lessons: Lessons, tmp_path: Path
+) -> None:
+    split = rooms.split("train")
+    chunk = split.folder / next(iter(split.keys))
+    spoilt, whole = split.keys[chunk.name]
+    there, shelf = lessons.shelf(), Shelf(tmp_path, IDENTITY)
+
+    def answers(keys: list[str], count: int):
+        for key in keys:
+            for number, window in enumerate(IDENTITY.windows.of(9)[:count]):
+                said = there.read(chunk, key, Snapped(Frames(window, ()), number, 9))
+                yield Answer(key, 9, number, said)
+
+    def some():
+        yield from answers([spoilt], 2)
+        yield PassedOver(spoilt, 9, "an unreadable image")
+        yield from answers([whole], 3)
+
+    _pointmaps.write(shelf.path(chunk), IDENTITY, chunk, some())
+    where = Snapped(Frames((2, 4), ()), 0, 9)
+    with pytest.raises(Untaught, match="an unreadable image"):
+        shelf.read(chunk, spoilt, where)
+    torch.testing.assert_close(shelf.read(chunk, whole, where), there.read(chunk, whole, where))
+    for required in (True, False):
+        partly = rooms.taught(replace(lessons, folder=tmp_path, required=required))
+        stream = iter(partly.train(0, torch.zeros((), dtype=torch.int64)))
+        batches = [next(stream) for _ in range(4)]
+        assert {batch.scene[0] for batch in batches} == {whole}
+        assert all(batch.context.pointmap is not None for batch in batches)
+
+
+def test_a_stale_file_is_opened_once_for_all_examples_of_its_chunk(
+    rooms: ChunkDataset, lessons: Lessons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    known = zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda path: opened.append(path) or known(path))
+    identity = replace(IDENTITY, revision="2")
+    stale = rooms.taught(Lessons(lessons.folder, identity, required=False))
+    stream = iter(stale.train(0, torch.zeros((), dtype=torch.int64)))
+    assert all(next(stream).context.pointmap is None for _ in range(5))
+    assert len(opened) == 1
 
 
 def test_a_lying_size_is_refused_before_it_is_unpacked(copy: tuple[Path, Shelf, Path]) -> None:

@@ -24,7 +24,7 @@ from . import _transforms
 from ._batches import Recipe, Unusable, check, make_batch
 from ._chunks import Chunk, ChunkScene, Split, read_split
 from ._index import Index, check_frames, check_scenes, read_index
-from ._pointmaps import Lessons, Missing, Shelf, Snapped, Stale
+from ._pointmaps import Lessons, Missing, Shelf, Snapped, Stale, Untaught
 from ._sampling import Frames
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class TrainingStream(IterableDataset[Batch]):
             if torch.rand((), generator=generator) < self.recipe.flip:
                 batch = _transforms.flip(batch)
             return batch
-        raise _none_usable(self.split, reasons)
+        raise none_usable(self.split, reasons)
 
     def _batch(self, scene: ChunkScene, frames: Frames, loader: "_Loader") -> Batch:
         lessons = self.recipe.lessons
@@ -156,6 +156,8 @@ class TrainingStream(IterableDataset[Batch]):
             )
         try:
             pointmap = loader.pointmap(lessons, scene.key, snapped)
+        except Untaught as reason:
+            raise Unusable(str(reason)) from reason
         except (Missing, Stale):
             if lessons.required:
                 raise
@@ -202,7 +204,7 @@ class EvaluationStream(IterableDataset[Batch]):
         if skipped:
             log.info("%s: passed over %s", self.split.folder, dict(skipped))
         if skipped.total() == len(self.order):
-            raise _none_usable(self.split, skipped)
+            raise none_usable(self.split, skipped)
 
 
 def pair(values: list[int], name: str) -> tuple[int, int]:
@@ -300,7 +302,8 @@ def _generator(*words: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
-def _none_usable(split: Split, reasons: Counter[str]) -> UserError:
+def none_usable(split: Split, reasons: Counter[str]) -> UserError:
+    """Of a split all of whose scenes were passed over: why, and how many for each reason."""
     told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     return UserError(
         f"not one scene of {split.folder} can be used: {told}",

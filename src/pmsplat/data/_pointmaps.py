@@ -5,7 +5,8 @@ depends on the photos it sees with it, so scenes are shown to it in fixed window
 context views of a training example are taken from one window. A frame is a member of the archive:
 x, y, z and confidence as float16, x, y and z moved and scaled into [-1, 1] window by window (what
 undoes it stands in the archive's manifest), stored as planes of high and of low bytes, deflated,
-with a CRC. The manifest also names all that an answer depends on, and every scene's length.
+with a CRC. The manifest also names all that an answer depends on, every scene's length, and why a
+scene was passed over.
 """
 
 import hashlib
@@ -164,16 +165,30 @@ class Answer:
     pointmap: Pointmap
 
 
-def write(path: Path, identity: Identity, chunk: Path, answers: Iterable[Answer]) -> int:
+@dataclass(frozen=True)
+class PassedOver:
+    """Why the teacher could not be shown a scene, in the words of the log."""
+
+    scene: str
+    frames: int  # of the whole scene
+    reason: str
+
+
+def write(
+    path: Path, identity: Identity, chunk: Path, answers: Iterable[Answer | PassedOver]
+) -> int:
     """Writes the pointmaps of one chunk, whole or not at all; returns the bytes on disk.
 
-    `answers` come scene by scene, their windows in order. Points that are not finite are stored as
-    unknown.
+    `answers` come scene by scene, their windows in order; a scene may be passed over after some of
+    them. Points that are not finite are stored as unknown.
     """
     scenes: dict[str, dict[str, Any]] = {}
     with atomic(path) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for answer in answers:
+                if isinstance(answer, PassedOver):
+                    scenes[answer.scene] = {"frames": answer.frames, "unusable": answer.reason}
+                    continue
                 scene = scenes.setdefault(answer.scene, {"frames": answer.frames, "windows": []})
                 assert len(scene["windows"]) == answer.window, "windows come in order"
                 packed = _packed(answer.pointmap)
@@ -204,15 +219,16 @@ def fingerprint(chunk: Path) -> str:
 
 
 class Shelf:
-    """The pointmaps of a split; the file read last stays open.
+    """The pointmaps of a split; the file read last stays open, or it is remembered why it cannot.
 
     Raises `Missing` where there is none, `Stale` where it was made with other settings or from
-    another chunk (see `fingerprint`), `Damaged` where it is.
+    another chunk (see `fingerprint`), `Damaged` where it is, `Untaught` for a scene that was passed
+    over when it was made.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder, self.identity = folder, identity
-        self._open: tuple[str, _File] | None = None
+        self._open: tuple[str, _File | UserError] | None = None
 
     def read(self, chunk: Path, scene: str, snapped: Snapped) -> Pointmap:
         """The pointmap of the context views, batch axis 1."""
@@ -228,12 +244,22 @@ class Shelf:
 
     def _file(self, chunk: Path) -> "_File":
         if self._open is None or self._open[0] != chunk.name:
-            self._open = (chunk.name, _File(self.path(chunk), self.identity, chunk))
-        return self._open[1]
+            try:
+                self._open = (chunk.name, _File(self.path(chunk), self.identity, chunk))
+            except UserError as error:
+                self._open = (chunk.name, error)
+        file = self._open[1]
+        if isinstance(file, UserError):
+            raise file.with_traceback(None)
+        return file
 
 
 class Missing(UserError):
     """Pointmaps that are not there."""
+
+
+class Untaught(Exception):
+    """Why a scene has no pointmaps though those of its chunk are there, in the words of the log."""
 
 
 class Damaged(UserError):
@@ -275,7 +301,7 @@ class _File:
             )
         try:
             entry = dict(self.scenes[scene])
-            frames = entry["frames"]
+            frames, reason = entry["frames"], entry.get("unusable")
         except _DAMAGED as error:
             raise self._damaged(error) from error
         if frames != snapped.count:
@@ -284,6 +310,8 @@ class _File:
                 f"those of its {snapped.count} frames",
                 "make them anew with `pmsplat teacher cache --overwrite`",
             )
+        if reason is not None:
+            raise Untaught(str(reason))
         try:
             place = torch.tensor(entry["windows"][snapped.window])
             if place.shape != (4,) or not bool(place.isfinite().all() & (place[3] > 0)):
