@@ -2,13 +2,18 @@
 
 import io
 import json
+import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from pmsplat import cli, config, train
+from pmsplat import cli, config, registry, train
+from pmsplat.data._chunks import ChunkScene, read_chunk, write_chunk
 from pmsplat.errors import UserError
 from pmsplat.foundation.teachers import given
 from pmsplat.tasks import teacher
@@ -46,6 +51,24 @@ def experiment(root: Path, cache: Path, *more: str) -> Experiment:
     return config.compose(overrides(root, f"teacher.cache='{cache}'", *more))
 
 
+def spoilt(root: Path, copy: Path, change: Callable[[ChunkScene], ChunkScene], *names: str) -> Path:
+    """A copy of the rooms in which scenes of the chunks `names` are changed."""
+    made = experiment(root, root).dataset
+    registry.build("data", made.name, made.settings).split("train")
+    shutil.copytree(root / "data", copy / "data")
+    for name in names:
+        path = copy / "data" / "train" / name
+        write_chunk(path, map(change, read_chunk(path).scenes.values()))
+    return copy
+
+
+def nowhere(scene: ChunkScene) -> ChunkScene:
+    """The scene, a camera of which is at infinity."""
+    c2w = scene.c2w.clone()
+    c2w[0, 0, 3] = torch.inf
+    return replace(scene, c2w=c2w)
+
+
 def losses(output: Path) -> list[str]:
     """The logged values of the term, step by step."""
     rows = next(output.glob("csv/**/metrics.csv")).read_text().splitlines()
@@ -69,7 +92,7 @@ def test_what_is_there_is_kept_and_what_is_missing_made(root: Path, tmp_path: Pa
     assert first.bytes == sum(file.stat().st_size for file in files)
     # 1,000 scenes of 4 frames of 32x32 pixels of 8 bytes; here are 18
     assert told == [line for line in told if "32.8 MB on disk for 1,000 scenes" in line] != []
-    assert "here are 18, so 0.6 MB" in told[0] and "sees 4 frames of a scene" in told[0]
+    assert "here are 18 to make, so 0.6 MB" in told[0] and "sees 4 frames of a scene" in told[0]
     before = files[0].stat().st_mtime_ns
     files[1].unlink()
     again = teacher.cache(experiment(root, tmp_path), "cpu", tell=told.append)
@@ -179,6 +202,110 @@ def test_a_damaged_file_is_named_and_made_anew(root: Path, tmp_path: Path) -> No
     again = teacher.cache(experiment(root, tmp_path), "cpu", tell=told.append)
     assert again.written == 1 and members(path) == members(whole)
     assert any("damaged" in line and "made anew" in line for line in told)
+
+
+def test_a_damaged_member_is_one_sentence_from_a_worker_too(root: Path, tmp_path: Path) -> None:
+    teacher.cache(experiment(root, tmp_path), "cpu", tell=print)
+    for path in (tmp_path / "train").iterdir():
+        with zipfile.ZipFile(path) as archive:
+            places = [info.header_offset + 40 for info in archive.infolist()[:-1]]
+        data = bytearray(path.read_bytes())
+        for place in places:
+            data[place : place + 64] = bytes(64)
+        path.write_bytes(data)
+    damaged = experiment(root, tmp_path, f"output='{tmp_path}/out'", "trainer.workers=1")
+    with pytest.raises(UserError, match=r"^[^\n]*00000[01]\.zip is damaged[^\n]*$") as error:
+        train.run(damaged)
+    assert "Traceback" not in str(error.value) and "Caught" not in str(error.value)
+
+
+def test_a_scene_with_an_unreadable_photo_is_passed_over(root: Path, tmp_path: Path) -> None:
+    def cut(scene: ChunkScene) -> ChunkScene:
+        broken = (*scene.images[:4], scene.images[4][:10], *scene.images[5:])
+        return replace(scene, images=broken) if scene.key.endswith("00003") else scene
+
+    copy = spoilt(root, tmp_path, cut, "000000.torch")
+    told: list[str] = []
+    made = teacher.cache(experiment(copy, tmp_path / "maps"), "cpu", tell=told.append)
+    assert (made.written, made.scenes) == (2, 17)
+    assert told[-1] == "Passed over 1 of 18 scenes, as training does: an unreadable image (1)."
+    archive = members(tmp_path / "maps" / "train" / "000000.zip")
+    scenes = json.loads(archive["manifest.json"])["scenes"]
+    assert [s["unusable"] for s in scenes.values() if "unusable" in s] == ["an unreadable image"]
+    assert teacher.cache(experiment(copy, tmp_path / "maps"), "cpu", tell=print).found == 2
+    many = ("trainer.steps=5", "trainer.batch_size=4", f"output='{tmp_path}/out'")
+    train.run(experiment(copy, tmp_path / "maps", *many))  # 20 examples of 18 scenes
+
+
+def test_chunks_without_a_usable_scene(root: Path, tmp_path: Path) -> None:
+    copy = spoilt(root, tmp_path / "one", nowhere, "000000.torch")
+    told: list[str] = []
+    made = teacher.cache(experiment(copy, tmp_path / "maps"), "cpu", tell=told.append)
+    assert (made.written, made.scenes) == (2, 2) and "sees 4 frames of a scene" in told[0]
+    assert told[1].startswith("Passed over 16 of 18 scenes") and told[1].endswith("(16).")
+    copy = spoilt(root, tmp_path / "all", nowhere, "000000.torch", "000001.torch")
+    with pytest.raises(UserError, match=r"not one scene .* cameras that are not finite \(18\)"):
+        teacher.cache(experiment(copy, tmp_path / "none"), "cpu", tell=print)
+
+
+def test_a_split_whose_photos_are_all_unreadable_is_an_error(root: Path, tmp_path: Path) -> None:
+    def cut(scene: ChunkScene) -> ChunkScene:
+        return replace(scene, images=tuple(image[:10] for image in scene.images))
+
+    copy = spoilt(root, tmp_path, cut, "000000.torch", "000001.torch")
+    with pytest.raises(UserError, match=r"not one scene .* an unreadable image \(18\)"):
+        teacher.cache(experiment(copy, tmp_path / "maps"), "cpu", tell=print)
+
+
+def test_too_small_a_disk_is_told_before_anything_is_asked(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18 scenes of 4 frames of 32x32 pixels of 8 bytes are 589,824 bytes, half of it 294,912."""
+    free = SimpleNamespace(free=294_911)
+    monkeypatch.setattr(teacher.shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(
+        UserError, match=r"^0\.3 MB are free at .*18 scenes; wanted .*0\.6 MB.*room"
+    ):
+        teacher.cache(experiment(root, tmp_path / "maps"), "cpu", tell=print)
+    assert not (tmp_path / "maps").exists()
+    free.free += 1
+    assert teacher.cache(experiment(root, tmp_path / "maps"), "cpu", tell=print).written == 2
+    free.free = 0  # what is there is not made again, and what is replaced makes room
+    assert teacher.cache(experiment(root, tmp_path / "maps"), "cpu", tell=print).found == 2
+
+
+def test_a_dataset_that_is_not_of_chunks_wants_no_cache(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+from dataclasses import dataclass
+from pmsplat.data import synthetic
+
+@dataclass
+class Config:
+    root: str
+
+class Own:
+    def __init__(self, cfg):
+        small = {"scenes": 18, "test_scenes": 1, "frames": 7, "size": [32, 32], "gap": [2, 4]}
+        self.rooms = synthetic.build(synthetic.Config(root=cfg.root, **small))
+        self.train, self.evaluation = self.rooms.train, self.rooms.evaluation
+
+build = Own
+"""
+    (tmp_path / "owners").mkdir()
+    (tmp_path / "owners" / "rooms.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = replace(
+        experiment(root, tmp_path / "maps", f"output='{tmp_path}/out'"),
+        dataset=train.settings.Component("owners.rooms", {"root": f"{root}/data"}),
+    )
+    wanted = r"^teacher\.cache=.* not of chunks \(Own\); wanted .*; set teacher\.cache=null"
+    for job in (train.run, teacher.cache):
+        with pytest.raises(UserError, match=wanted):
+            job(own)
+    assert own.teacher is not None
+    train.run(replace(own, teacher=replace(own.teacher, cache=None)))
 
 
 def test_an_experiment_without_a_teacher_or_a_cache_is_told(root: Path, tmp_path: Path) -> None:

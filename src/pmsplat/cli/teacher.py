@@ -11,7 +11,8 @@ run the teacher. Run again after an interruption: what is there is kept.
 What a teacher says of a photo depends on the photos it sees with it. So it sees fixed windows of
 each scene: every teacher.windows.every-th frame, at most teacher.windows.frames at a time, the next
 window teacher.windows.hop of those frames later. Context views of a training example are moved onto
-the nearest frames of one window, targets with them.
+the nearest frames of one window, targets with them. Scenes with an unreadable photo in a window are
+passed over, here and in training, and counted.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,19 @@ import torch
 
 from .. import registry
 from ..data import _pointmaps
-from ..data._batches import fitted_views
-from ..data._chunks import Chunk
-from ..data._dataset import ChunkDataset, rank_of_ranks
-from ..data._pointmaps import Answer, Damaged, Identity, Lessons, Missing, Shelf, Stale
+from ..data._batches import Recipe, Unusable, check, fitted_views
+from ..data._chunks import Chunk, Split
+from ..data._dataset import none_usable, rank_of_ranks
+from ..data._pointmaps import Answer, Damaged, Identity, Lessons, Missing, PassedOver, Shelf, Stale
 from ..errors import UserError
-from ..foundation.teachers import Teacher
+from ..foundation.teachers import Teacher, ask
 from ..train import teaching
 from ..train.settings import Experiment
 from ._choices import pick_device
 from ._progress import Track, silently
 
 BYTES = 8  # of one pixel, before compression: x, y, z and confidence as float16
+LEAST = 0.5  # of that; compression was measured to leave 0.6 of noisy points, less of smooth ones
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ def cache(
     """Writes the pointmaps that training with `experiment` reads, one file per chunk.
 
     What is there and fits is kept, so an interrupted run goes on where it was. With torchrun's RANK
-    and WORLD_SIZE the chunks are shared out. UserError for files of other settings (unless
-    `overwrite`), for an experiment without a teacher or a cache, for too small a disk.
+    and WORLD_SIZE the chunks are shared out. Scenes that training would pass over are passed over,
+    and counted in what is told. UserError for files of other settings (unless `overwrite`), for an
+    experiment without a teacher or a cache, for a dataset that is not of chunks or has no usable
+    scene, for too small a disk.
     """
     settings = experiment.teacher
     if settings is None or settings.cache is None:
@@ -59,7 +63,6 @@ def cache(
             "cache is asked in training and needs no `teacher cache`",
         )
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
-    assert isinstance(dataset, ChunkDataset)
     teacher = teaching.build(settings)
     lessons = teaching.lessons(settings, teacher, dataset)
     assert lessons is not None
@@ -67,18 +70,27 @@ def cache(
     rank, ranks = rank_of_ranks()
     mine = [split.folder / name for name in split.keys][rank::ranks]
     missing = [chunk for chunk in mine if not _done(shelf, chunk, overwrite, tell)]
-    if missing and rank == 0:
-        first = split.chunk(missing[0].name)
-        tell(_estimate(first, lessons, sum(map(len, split.keys.values()))))
+    if missing:
+        estimate = _estimate(split, lessons, missing, ranks)
+        if rank == 0:
+            tell(estimate)
     place = pick_device(device)
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     scenes = written = 0
+    passed: Counter[str] = Counter()
     for chunk in track(missing, f"asking {teacher.name}", len(missing)):
         content = split.chunk(chunk.name)
-        answers = _answers(content, dataset, teacher, lessons.identity, place)
+        passed.update(content.faults.values())
+        answers = _answers(content, dataset.recipe, teacher, lessons.identity, place, passed)
         written += _pointmaps.write(shelf.path(chunk), lessons.identity, chunk, answers)
-        scenes += len(content.scenes)
+        scenes += len(content.scenes) + len(content.faults)
+    if passed.total() == scenes and len(missing) == len(split.keys):
+        raise none_usable(split, passed)
+    if passed:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in passed.most_common())
+        tell(f"Passed over {passed.total()} of {scenes} scenes, as training does: {reasons}.")
+    scenes -= passed.total()
     return Summary(len(missing), len(mine) - len(missing), scenes, written, lessons.folder)
 
 
@@ -98,20 +110,34 @@ def _done(shelf: Shelf, chunk: Path, overwrite: bool, tell: Callable[[str], None
     return True
 
 
-@torch.no_grad()
 def _answers(
-    chunk: Chunk, dataset: ChunkDataset, teacher: Teacher, identity: Identity, device: torch.device
-) -> Iterator[Answer]:
+    chunk: Chunk,
+    recipe: Recipe,
+    teacher: Teacher,
+    identity: Identity,
+    device: torch.device,
+    passed: Counter[str],
+) -> Iterator[Answer | PassedOver]:
+    """Of every window of every scene; why a scene is passed over is counted in `passed`."""
     for key, scene in chunk.scenes.items():
-        for number, window in enumerate(identity.windows.of(len(scene))):
-            views = fitted_views(scene, window, dataset.recipe)
-            said = teacher(views.to(device)).to("cpu")
-            yield Answer(key, len(scene), number, said)
+        try:
+            check(scene, recipe)
+            for number, window in enumerate(identity.windows.of(len(scene))):
+                said = ask(teacher, fitted_views(scene, window, recipe).to(device)).to("cpu")
+                yield Answer(key, len(scene), number, said)
+        except Unusable as reason:
+            passed[str(reason)] += 1
+            yield PassedOver(key, len(scene), str(reason))
 
 
-def _estimate(chunk: Chunk, lessons: Lessons, scenes: int) -> str:
-    """What it takes on disk, from the lengths of the scenes of one chunk."""
+def _estimate(split: Split, lessons: Lessons, missing: list[Path], ranks: int) -> str:
+    """What it takes on disk, from the lengths of the scenes of one chunk.
+
+    `missing` are the chunks of this process, those of the other `ranks` alike. UserError where not
+    even half of it is free beside what is replaced, and for windows of one frame.
+    """
     windows, (height, width) = lessons.identity.windows, lessons.identity.size
+    chunk = _usable(split, [path.name for path in missing])
     lengths = [len(scene) for scene in chunk.scenes.values()]
     if max(map(len, windows.of(max(lengths)))) < 2:
         raise UserError(
@@ -120,15 +146,37 @@ def _estimate(chunk: Chunk, lessons: Lessons, scenes: int) -> str:
             "choose a smaller teacher.windows.every",
         )
     frames = sum(len(window) for length in lengths for window in windows.of(length))
-    thousand = 1000 * frames / len(lengths) * height * width * BYTES
+    each = frames / len(lengths) * height * width * BYTES
+    scenes = sum(map(len, split.keys.values()))
+    scenes = min(scenes, ranks * sum(len(split.keys[path.name]) for path in missing))
+    files = [path for path in map(lessons.shelf().path, missing) if path.is_file()]
+    least = LEAST * each * scenes - ranks * sum(path.stat().st_size for path in files)
     folder = next(p for p in (lessons.folder, *lessons.folder.parents) if p.exists())
     free = shutil.disk_usage(folder).free
+    if least > free:
+        raise UserError(
+            f"{_told(free)} are free at {folder}, for the pointmaps of {scenes:,} scenes",
+            f"{_told(least)} or more (they take up to {_told(each * scenes)} before compression)",
+            "make room, set teacher.cache to a folder of a larger disk, or choose a larger "
+            "teacher.windows.every",
+        )
     return (
         f"The teacher sees {frames / len(lengths):.0f} frames of a scene: context views are taken "
-        f"from those. At most {_told(thousand)} on disk for 1,000 scenes before compression; here "
-        f"are {scenes:,}, so {_told(thousand * scenes / 1000)}; {_told(free)} are free at "
+        f"from those. At most {_told(1000 * each)} on disk for 1,000 scenes before compression; "
+        f"here are {scenes:,} to make, so {_told(each * scenes)}; {_told(free)} are free at "
         f"{folder}."
     )
+
+
+def _usable(split: Split, names: list[str]) -> Chunk:
+    """The first chunk with a scene that is whole, of `names` or else of the others."""
+    faults: Counter[str] = Counter()
+    for name in dict.fromkeys([*names, *split.keys]):
+        chunk = split.chunk(name)
+        if chunk.scenes:
+            return chunk
+        faults.update(chunk.faults.values())
+    raise none_usable(split, faults)
 
 
 def _told(count: float) -> str:

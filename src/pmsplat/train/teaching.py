@@ -22,13 +22,22 @@ def build(settings: Teacher) -> Asked:
     return registry.build("foundation.teachers", settings.name, settings.settings)
 
 
-def lessons(settings: Teacher, teacher: Asked, dataset: ChunkDataset) -> Lessons | None:
+def lessons(settings: Teacher, teacher: Asked, dataset: Any) -> Lessons | None:
     """Where its pointmaps are kept; None for a run without a cache.
 
-    A relative `cache` is beside the splits, in the root of the dataset.
+    A relative `cache` is beside the splits, in the root of the dataset. UserError for a dataset
+    that is not of chunks.
     """
     if settings.cache is None:
         return None
+    if not isinstance(dataset, ChunkDataset):
+        raise UserError(
+            f"teacher.cache={settings.cache} with a dataset that is not of chunks "
+            f"({type(dataset).__name__})",
+            "one of chunks, whose pointmaps lie beside them",
+            "set teacher.cache=null: the teacher is then asked in training, and needs no "
+            "`pmsplat teacher cache`",
+        )
     recipe = dataset.recipe
     fit = "scaled and cut" if recipe.resize else "cut"
     if teacher.posed:
