@@ -270,8 +270,12 @@ def test_too_small_a_disk_is_told_before_anything_is_asked(
     assert not (tmp_path / "maps").exists()
     free.free += 1
     assert teacher.cache(experiment(root, tmp_path / "maps"), "cpu", tell=print).written == 2
-    free.free = 0  # what is there is not made again, and what is replaced makes room
-    assert teacher.cache(experiment(root, tmp_path / "maps"), "cpu", tell=print).found == 2
+    free.free = 0  # what is there is not made again
+    found = teacher.cache(experiment(root, tmp_path / "maps"), "cpu", tell=print)
+    assert found.found == 2
+    free.free = 294_912 - sum(f.stat().st_size for f in (tmp_path / "maps" / "train").iterdir())
+    other = experiment(root, tmp_path / "maps", "teacher.blur=1")  # what is replaced makes room
+    assert teacher.cache(other, "cpu", overwrite=True, tell=print).written == 2
 
 
 def test_a_dataset_that_is_not_of_chunks_wants_no_cache(

@@ -56,7 +56,7 @@ class Windows:
             raise UserError(
                 f"teacher.windows.hop={self.hop} beyond teacher.windows.frames={self.frames}",
                 "windows without gaps between them",
-                "choose a hop of fewer frames than a window has",
+                "choose a hop of at most as many frames as a window has",
             )
 
     def of(self, count: int) -> list[tuple[int, ...]]:
