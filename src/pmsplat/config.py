@@ -255,7 +255,10 @@ def _teacher(given: Any) -> Teacher | None:
     if not settings:
         return None
     common = {k: settings.pop(k) for k in TEACHER_KEYS if k in settings}
-    component = _component("teacher", {"name": common.get("name"), **settings})
+    if isinstance(name := common.get("name"), str):
+        own = [f.name for f in fields(registry.module("foundation.teachers", name).Config)]
+        registry.check_keys(settings, [*own, *TEACHER_KEYS], f"teacher {name!r}")
+    component = _component("teacher", {"name": name, **settings})
     frame = typed(Teacher, common, "teacher")
     return replace(frame, settings=component.settings)
 

@@ -1,6 +1,9 @@
 """Rooms: exact depth, the same colour from everywhere, the same bytes every time."""
 
+import json
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import grid_sample
 
+from pmsplat import config
 from pmsplat.data import _rooms, synthetic
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
@@ -137,8 +141,40 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_other_data_in_its_place_is_told(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
-    with pytest.raises(UserError, match=r"\(not a procedural one\).*delete it"):
+    with pytest.raises(UserError, match=r"\(not a procedural one\).*; choose another"):
         synthetic.write(tmp_path, 1, 2, (8, 8), 0, "train")
+
+
+def test_rooms_of_other_settings_say_how_to_use_them(tmp_path: Path) -> None:
+    """One message for both splits, and what it says works."""
+    made = synthetic.Config(str(tmp_path), scenes=3, test_scenes=2, frames=10, size=[16, 24])
+    synthetic.make(made)
+    with pytest.raises(UserError, match="use it with") as told:
+        synthetic.make(synthetic.Config(str(tmp_path)))
+    words = re.findall(r"dataset\.\S+(?<!,)", str(told.value))
+    given = config.compose(["+experiment=demo_tiny", f"dataset.root={tmp_path}", *words[:-1]])
+    assert given.dataset.settings.scenes == 3
+    synthetic.make(given.dataset.settings)
+    for split, text in (("train", '"design": 3'), ("test", '"design": 3')):
+        path = tmp_path / split / "synthetic.json"
+        path.write_text(path.read_text().replace(text, '"design": 2'))
+    with pytest.raises(UserError, match="; delete it: rooms have come to look different, or cho"):
+        synthetic.make(made)
+
+
+def test_another_evaluation_index_may_be_given(tmp_path: Path) -> None:
+    """Such as a bound-aware one, whose targets lie outside the baseline."""
+    rooms = tmp_path / "rooms"
+    made = synthetic.Config(str(rooms), scenes=1, test_scenes=1, frames=10, size=[16, 24])
+    synthetic.make(made)
+    (key,) = json.loads((rooms / "test" / "index.json").read_text())
+    index = tmp_path / "outside.json"
+    index.write_text(json.dumps({key: {"context": [3, 6], "target": [0, 9]}}))
+    dataset = synthetic.build(replace(made, index=str(index)))
+    (batch,) = dataset.evaluation()
+    assert batch.target.images.shape[1] == 2
+    (usual,) = synthetic.build(made).evaluation()
+    assert not torch.equal(batch.context.images, usual.context.images)
 
 
 def test_making_a_scene_is_quick() -> None:

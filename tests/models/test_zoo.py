@@ -38,6 +38,19 @@ def test_a_checkpoint_that_does_not_fit_its_settings_is_told(tmp_path: Path) -> 
         pmsplat.load(tmp_path / "wrong.safetensors")
 
 
+def test_what_stands_beside_the_weights_of_a_training_names_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a published model nor a file"):
+        pmsplat.load(tmp_path)
+    state = {f"model.{name}": value for name, value in DepthSplat(TINY).state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="is no checkpoint of ours"):
+        pmsplat.load(tmp_path / "last.ckpt")
+    _zoo.save(DepthSplat(TINY), tmp_path / "model.safetensors", "depthsplat")
+    for path in (tmp_path, tmp_path / "last.ckpt"):
+        with pytest.raises(UserError, match=f"give {re.escape(str(tmp_path))}/model.safetensors"):
+            pmsplat.load(path)
+
+
 def test_unknown_names_and_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'depthsplat-gs-small-re10k-256x256'"):
         pmsplat.load("depthsplat-gs-smal-re10k-256x256")

@@ -87,6 +87,23 @@ def test_twenty_seeded_steps_are_equal_and_so_is_a_resumed_run(
         assert torch.equal(value, other["state_dict"][name])
 
 
+def test_a_resumed_run_names_the_settings_that_it_changes(
+    setting: Callable[..., Experiment],
+) -> None:
+    first = setting("trainer.steps=6")
+    interrupt_at(2, first)
+    told: list[str] = []
+    train.run(replace(first, trainer=replace(first.trainer, resume=True, steps=6)), told.append)
+    assert not any("other settings" in line for line in told)
+    interrupted = setting("trainer.steps=6", f"output={first.output}2")
+    interrupt_at(2, interrupted)
+    changes = ("+loss.ssim.weight=0.5", "dataset.target_views=1", "trainer.resume=true")
+    train.run(setting("trainer.steps=6", f"output={first.output}2", *changes), told.append)
+    (line,) = [line for line in told if "other settings" in line]
+    assert "dataset.target_views=1 (was 2)" in line and "loss.ssim.weight=0.5 (was None)" in line
+    assert "resume" not in line and "steps" not in line
+
+
 def interrupt_at(step: int, experiment: Experiment, by: signal.Signals = signal.SIGINT) -> None:
     """Runs and presses Ctrl-C in the middle of a step, or sends another signal."""
     before = signal.getsignal(by)

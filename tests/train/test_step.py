@@ -91,7 +91,7 @@ def test_the_progress_line_has_what_each_of_several_losses_adds() -> None:
     means = {"loss": 0.5, "loss/mse": 0.4, "psnr": 20.0}
     values = {name: torch.tensor(value) for name, value in means.items()}
     assert shown(values) == "loss 0.5, PSNR 20.00 dB"
-    values |= {"loss/pointmap": torch.tensor(0.1), "loss/pointmap/0": torch.tensor(0.01)}
+    values |= {"loss/pointmap": torch.tensor(0.07), "loss/pointmap/0": torch.tensor(0.03)}
     assert shown(values) == "loss 0.5 (mse 0.4, pointmap 0.1), PSNR 20.00 dB"
 
 

@@ -8,6 +8,7 @@
 Settings are Hydra overrides: `+experiment=NAME` (a file of config/experiment), `model=`,
 `dataset=`, `loss=`, `renderer=` (files of those folders, or the name of a component of yours), and
 any field as `GROUP.FIELD=VALUE`. `+loss.my.module.weight=0.1` adds a loss, `~loss.lpips` drops one.
+An experiment names its own losses, which stay beside `loss=…`: drop them by `~loss.NAME`.
 A mistyped name is refused with the nearest valid one. `--print` shows every setting.
 
 `model.init_from` lists the weights that a new run starts from, downloaded where they have a name:
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         checkpoint = train.run(experiment, tell)
     except KeyboardInterrupt:
-        again = shlex.join([*arguments.overrides, "trainer.resume=true"])
+        again = shlex.join([*dict.fromkeys([*arguments.overrides, "trainer.resume=true"])])
         tell(f"go on with: pmsplat train {again}")
         raise
     tell(f"trained: {checkpoint}")

@@ -37,6 +37,8 @@ class Config:
     """A small dataset: parallax of a few pixels between the context views."""
 
     root: str = "datasets/synthetic"
+    index: str | None = None
+    """Evaluation index; None: the one in `root`."""
     scenes: int = 64
     test_scenes: int = 16
     frames: int = 16
@@ -67,7 +69,7 @@ def build(cfg: Config) -> ChunkDataset:
         flip=cfg.flip,
     )
     return ChunkDataset(
-        cfg.root, recipe, str(Path(cfg.root) / _EVALUATION), prepare=partial(make, cfg)
+        cfg.root, recipe, cfg.index or str(Path(cfg.root) / _EVALUATION), prepare=partial(make, cfg)
     )
 
 
@@ -148,9 +150,25 @@ def _is_made(folder: Path, made: dict) -> bool:
         raise UserError(
             f"{folder} holds another dataset ({there})",
             f"one made with {json.dumps(made)}",
-            "delete it, or choose another dataset.root",
+            _how_to_use(folder.parent, made["design"]) + "choose another dataset.root",
         )
     return False
+
+
+def _how_to_use(root: Path, design: int) -> str:
+    """What else to do with the folders under `root`: nothing, if they are none of ours."""
+    found = {split: root / split / _MADE_WITH for split in ("train", "test")}
+    there = {s: json.loads(path.read_text()) for s, path in found.items() if path.is_file()}
+    if not there:
+        return ""
+    if any(made.get("design") != design for made in there.values()):
+        return "delete it: rooms have come to look different, or "
+    settings = {"scenes": there.get("train"), "test_scenes": there.get("test")}
+    words = [f"dataset.{name}={made['scenes']}" for name, made in settings.items() if made]
+    common = next(iter(there.values()))
+    words += [f"dataset.frames={common['frames']}", f"dataset.seed={common['seed']}"]
+    size = ",".join(map(str, common["size"]))
+    return f"use it with {' '.join(words)} dataset.size=[{size}], or "
 
 
 def _tensor(data: bytes) -> torch.Tensor:

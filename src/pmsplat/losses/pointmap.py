@@ -89,7 +89,7 @@ def pointmap_loss(
     along known poses, in the world but for its unit, so each view's points keep to their rays from
     its camera centre, and one scale for all of a sample is fitted. `robust`: rounds of
     `align.trusted`; with 20 up to about 45 % of grossly wrong pixels leave the alignment where it
-    is (they still count in the mean: mask or `trim` them). `trim`: share of the weight to drop at
+    is (they still count in the mean: mask or `trim` them); its weights carry no gradient. `trim`: share of the weight to drop at
     the largest distances. `clip`: samples above it are multiplied by 1e-5, None leaves them.
 
     0 with zero gradients for a sample whose alignment is undefined: fewer than three pixels, points
@@ -292,8 +292,8 @@ def _check(
             continue
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         wanted = "of bool" if name == "mask" else "of real numbers"
-        good = isinstance(value, Tensor) and not value.is_complex()
-        if not good or (value.dtype == torch.bool) != (name == "mask"):
+        boolean, complex_ = kind == torch.bool, isinstance(value, Tensor) and value.is_complex()
+        if not isinstance(value, Tensor) or complex_ or boolean != (name == "mask"):
             raise UserError(f"{name} of {kind}", f"a torch.Tensor {wanted}", "convert it")
     shape = tuple(points.shape)
     if points.dim() not in (3, 5) or shape[-1] != 3 or 0 in shape[1:]:

@@ -15,6 +15,8 @@ from . import _convert
 from ._published import MARCH_2025, MARCH_SETTINGS, ZOO, Published, recognised
 from ._shapes import likeness
 
+WEIGHTS = "model.safetensors"  # what a training writes
+
 __all__ = ["ZOO", "Published", "load", "save"]
 
 
@@ -42,6 +44,10 @@ def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Modu
             settings = ZOO[name].settings | _of_its_release(name, path)
         return _published(name, settings, path)
     path = Path(name_or_path)
+    if (path / WEIGHTS).is_file():
+        raise UserError(
+            f"{path}, the folder of a training", "its weights", f"give {path / WEIGHTS}"
+        )
     if not path.is_file():
         raise UserError(
             f"{name!r}, which is neither a published model nor a file",
@@ -100,7 +106,11 @@ def _of_its_release(name: str, path: Path) -> dict[str, Any]:
 
 
 def _unrecognised(path: Path) -> UserError:
-    like = likeness(files.read_checkpoint(path))
+    content = files.read_checkpoint(path)
+    beside = path.with_name(WEIGHTS)
+    if all(name.startswith("model.") for name in content) and beside.is_file():
+        return UserError(f"{path}, of a training that goes on", "its weights", f"give {beside}")
+    like = likeness(content)
     got = f"{path} is no checkpoint of ours, and its hash is of no published file"
     if not like.names:
         wanted = "a checkpoint of ours, or of DepthSplat, PM-Loss or MVSplat"

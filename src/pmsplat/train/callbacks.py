@@ -29,8 +29,8 @@ PICTURES = 4  # scenes per validation
 class ProgressBar(Callback):
     """A bar with remaining time, running means and samples per second; plain lines in a file.
 
-    The means are of what a training step returns: the loss, what each of several terms adds to it
-    (those of earlier levels go to the log alone), and how good the answer is.
+    The means are of what a training step returns: the loss, what each of several terms adds to it,
+    and how good the answer is.
     """
 
     def __init__(self, steps: int, batch_size: int) -> None:
@@ -58,8 +58,10 @@ class ProgressBar(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now: dict[str, Tensor] = outputs
-        for name, value in now.items():
-            self.means[name] = _running(self.means.get(name, value), value)
+        begun = bool(self.means)
+        for name, value in now.items():  # a term that begins later adds up to the loss all the same
+            first = torch.zeros_like(value) if begun and name.startswith(TERM) else value
+            self.means[name] = _running(self.means.get(name, first), value)
         every = 10 if self.console.is_terminal else max(1, self.steps // PLAIN_LINES)
         if trainer.global_step % every and trainer.global_step != self.steps:
             return
@@ -84,12 +86,18 @@ class ProgressBar(Callback):
 
 
 def shown(means: Mapping[str, Tensor]) -> str:
-    """loss 0.021 (mse 0.018, pointmap 0.003), PSNR 27.51 dB: the running means in one line."""
+    """loss 0.021 (mse 0.018, pointmap 0.003), PSNR 27.51 dB: the running means in one line.
+
+    A term counts all its levels.
+    """
     words = {name: text.format(means[name].item()) for name, text in SHOWN.items() if name in means}
-    terms = {name.removeprefix(TERM): mean for name, mean in means.items() if name not in SHOWN}
-    whole = [f"{name} {mean.item():.3g}" for name, mean in terms.items() if "/" not in name]
-    if len(whole) > 1:
-        words["loss"] += f" ({', '.join(whole)})"
+    terms: dict[str, float] = {}
+    for name in means.keys() - SHOWN.keys():
+        term = name.removeprefix(TERM).partition("/")[0]
+        terms[term] = terms.get(term, 0.0) + means[name].item()
+    if len(terms) > 1:
+        shares = ", ".join(f"{term} {terms[term]:.3g}" for term in sorted(terms))
+        words["loss"] += f" ({shares})"
     return ", ".join(words.values())
 
 

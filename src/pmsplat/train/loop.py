@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -34,7 +35,7 @@ from .settings import Component, Experiment, Trainer
 
 log = logging.getLogger(__name__)
 
-MODEL = "model.safetensors"
+MODEL, CONFIG = "model.safetensors", "config.json"
 AS_WRITTEN = "give the settings that it was written with (config.json beside it)"
 ADVICE = (  # of Lightning, on things that are decided here
     ".*does not have many workers.*",
@@ -72,7 +73,10 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
             start_from(model, cfg.initial)
         elif hasattr(component.settings, "init_from"):
             initialise(model, component.settings.init_from, tell)
-        write_text(output / "config.json", json.dumps(asdict(experiment), indent=1) + "\n")
+        settings = output / CONFIG
+        if resumed and settings.is_file():
+            _tell_changes(json.loads(settings.read_text()), experiment, tell)
+        write_text(settings, json.dumps(asdict(experiment), indent=1) + "\n")
         lpips = find_lpips()[0] if "lpips" in experiment.loss else None
         module = TrainingModule(experiment, model, terms, lpips, ask)
         checkpoints = Checkpoints(
@@ -134,6 +138,30 @@ def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
         )
     theirs = {name.removeprefix("model."): value for name, value in saved.items()}
     check_same(theirs, model.state_dict(), str(path), AS_WRITTEN)
+
+
+def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], None]) -> None:
+    """Settings that a resumed run changes are meant, or are forgotten: they are named."""
+    old, new = _flat(before), _flat(json.loads(json.dumps(asdict(experiment))))
+    for values in (old, new):
+        values.pop("trainer.resume", None)
+    changes = [
+        f"{name}={new.get(name)} (was {old.get(name)})"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+    if changes:
+        tell(f"Goes on with other settings than before: {', '.join(changes)}")
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, the components' own beside their common ones."""
+    if not isinstance(value, dict):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, path if key == "settings" else f"{path}.{key}".lstrip("."))
+    return found
 
 
 def _check_devices(cfg: Trainer) -> None:

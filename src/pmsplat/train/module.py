@@ -25,7 +25,7 @@ BAD_STEPS = 20  # in a row without a finite gradient, or a sample that a loss co
 class TrainingModule(LightningModule):
     """Trains `model`; its checkpoints hold the weights of `model` and nothing else that learns.
 
-    A step whose gradients are not finite is passed over on all devices alike and counted
+    A step whose loss or gradients are not finite is passed over on all devices alike and counted
     ("train/skipped"), and so are samples that a loss passes over ("train/skipped/NAME"), since the
     process began. Nobody waits for the device to count: where the last BAD_STEPS steps were passed
     over, or all samples of them, it is a step that is logged that raises UserError.
@@ -81,13 +81,15 @@ class TrainingModule(LightningModule):
         self.log_dict(
             {f"train/{name}": value for name, value in shown.items()}, batch_size=len(batch.scene)
         )
-        return {"loss": outcome.loss, **terms, **outcome.quality}
+        finite = outcome.loss.detach().isfinite()
+        loss = outcome.loss * torch.where(finite, 1.0, torch.nan)  # else no gradient is, anywhere
+        return {"loss": loss, **terms, **outcome.quality}
 
     def _check_steps(self) -> None:
         if self.skipped_in_a_row.item() >= BAD_STEPS:
             raise UserError(
-                f"the gradients of {int(self.skipped_in_a_row)} steps in a row, up to step "
-                f"{self.global_step}, were not finite",
+                f"the loss or its gradients of {int(self.skipped_in_a_row)} steps in a row, up to "
+                f"step {self.global_step}, were not finite",
                 "a training that converges",
                 "lower optimizer.lr, or use trainer.precision=float32, and resume",
             )

@@ -49,7 +49,8 @@ class Given:
             raise UserError(
                 "the teacher 'given' was shown views without depth",
                 "data that brings it",
-                "choose other data, or a teacher that needs none, as vggt",
+                "choose other data, or a teacher that needs none, as vggt; or give its points to "
+                "pmsplat.pointmap_loss yourself",
             )
         depth = torch.stack([self._degraded(scene) for scene in views.depth])
         points = camera.unproject_depth(depth, views.cameras.c2w, views.cameras.K)
