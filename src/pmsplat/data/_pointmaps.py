@@ -2,11 +2,12 @@
 
 FOLDER/000000.zip has the answers for every scene of 000000.torch. What a teacher says of a photo
 depends on the photos it sees with it, so scenes are shown to it in fixed windows of frames, and the
-context views of a training example are taken from one window. A frame is a member of the archive:
-x, y, z and confidence as float16, x, y and z moved and scaled into [-1, 1] window by window (what
-undoes it stands in the archive's manifest), stored as planes of high and of low bytes, deflated,
-with a CRC. The manifest also names all that an answer depends on, every scene's length, and why a
-scene was passed over.
+context views of a training example are taken from one window. Member SCENE/WINDOW/FRAME, numbers in
+the order of the chunk, of the scene's windows and of a window's frames, is one frame: planes of x,
+of y, of z and of confidence as float16, first the low bytes of them all, then the high ones,
+deflated, with a CRC. Points are less a centre and divided by a scale, window by window, which the
+manifest has as [x, y, z, scale]; confidence is a share of the greatest of its window. The manifest
+also names all that an answer depends on, every scene's length, and why a scene was passed over.
 """
 
 import hashlib
