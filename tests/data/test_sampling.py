@@ -150,3 +150,40 @@ def test_farthest_points_against_the_definition(generator: torch.Generator) -> N
 
 def test_farthest_points_never_repeat() -> None:
     assert sorted(farthest_points(torch.zeros(4, 3), 4)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "gap",
+    [((8, 8), (4, 4)), ((0, 0), (0, 0)), ((0, 5), (9, 9)), ((5, 5), (9, 4)), ((-1, 2), (3, 3))],
+)
+def test_gaps_that_no_scene_has_are_told_at_both_ends(gap: tuple) -> None:
+    with pytest.raises(UserError, match=r"wanted a shortest gap of 1 frame.*dataset\.min_gap"):
+        Gap(*gap, warm_up=10)
+
+
+def test_a_start_that_never_comes_is_not_asked_about() -> None:
+    """Without a warm-up only the second numbers count."""
+    assert Gap((50, 20), (30, 30), warm_up=0).at(0) == (20, 30)
+
+
+@pytest.mark.parametrize("views", [(1, 1), (0, 0), (-1, 2), (3, 2)])
+def test_fewer_than_two_context_views_are_told(views: tuple[int, int]) -> None:
+    told = rf"dataset\.views=\[{views[0]},{views[1]}\]; wanted 2 or more"
+    with pytest.raises(UserError, match=told):
+        Spread(Gap((4, 4), (8, 8)), views, 2)
+
+
+def test_more_views_than_the_gap_has_frames_are_told() -> None:
+    Spread(Gap((1, 1), (4, 4)), (2, 5), 2)
+    with pytest.raises(UserError, match=r"6 context views at most 4 frames apart.*dataset\.gap"):
+        Spread(Gap((1, 1), (4, 4)), (2, 6), 2)
+    with pytest.raises(UserError, match=r"6 context views at most 4 frames apart at step 9"):
+        Spread(Gap((1, 1), (5, 4), 9), (2, 6), 2)
+
+
+def test_no_targets_are_told() -> None:
+    told = r"dataset\.target_views=0; wanted 1 or more views to reproduce"
+    with pytest.raises(UserError, match=told):
+        Bounded(Gap((1, 1), (2, 2)), 0)
+    with pytest.raises(UserError, match=told):
+        Spread(Gap((1, 1), (2, 2)), (2, 2), 0)

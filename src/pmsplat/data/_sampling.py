@@ -39,11 +39,22 @@ class Gap:
     """The range of the distance, in frames, between the first and the last context view.
 
     `shortest` and `longest` are (at the start, after `warm_up` training steps), linear between.
+    UserError where they are not 1 <= shortest <= longest all the way.
     """
 
     shortest: tuple[int, int]
     longest: tuple[int, int]
     warm_up: int = 0
+
+    def __post_init__(self) -> None:
+        for step in (0, self.warm_up):
+            shortest, longest = self.at(step)
+            if not 1 <= shortest <= longest:
+                raise UserError(
+                    f"gaps of {shortest} to {longest} frames between context views at step {step}",
+                    "a shortest gap of 1 frame or more, and a longest one no shorter",
+                    "set dataset.gap=[SHORTEST,LONGEST], or dataset.min_gap and dataset.max_gap",
+                )
 
     def at(self, step: int) -> tuple[int, int]:
         """(shortest, longest), both inclusive, at a training step."""
@@ -69,7 +80,7 @@ class Bounded:
     extrapolate: int = 0
 
     def __post_init__(self) -> None:
-        _check_extrapolate(self.extrapolate)
+        _check_targets(self.targets, self.extrapolate)
 
     def __call__(
         self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
@@ -99,7 +110,22 @@ class Spread:
     extrapolate: int = 0
 
     def __post_init__(self) -> None:
-        _check_extrapolate(self.extrapolate)
+        fewest, most = self.views
+        if not 2 <= fewest <= most:
+            raise UserError(
+                f"dataset.views=[{fewest},{most}]",
+                "2 or more context views at the least, and no fewer at the most",
+                "set dataset.views=[2,2] for two, always",
+            )
+        for step in (0, self.gap.warm_up):
+            longest = self.gap.at(step)[1]
+            if longest < most - 1:
+                raise UserError(
+                    f"{most} context views at most {longest} frames apart at step {step}",
+                    f"{most - 1} frames or more",
+                    "raise dataset.gap (or dataset.max_gap), or lower dataset.views",
+                )
+        _check_targets(self.targets, self.extrapolate)
 
     def __call__(
         self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
@@ -150,10 +176,16 @@ def _reach(ends: tuple[int, int], beyond: int, count: int) -> tuple[int, int]:
     return max(ends[0] - beyond, 0), min(ends[1] + beyond, count - 1)
 
 
-def _check_extrapolate(frames: int) -> None:
-    if frames < 0:
+def _check_targets(targets: int, extrapolate: int) -> None:
+    if targets < 1:
         raise UserError(
-            f"dataset.extrapolate={frames}",
+            f"dataset.target_views={targets}",
+            "1 or more views to reproduce",
+            "leave it at 1 where nothing is rendered",
+        )
+    if extrapolate < 0:
+        raise UserError(
+            f"dataset.extrapolate={extrapolate}",
             "0 or more frames beyond the context views",
             "leave it at 0 for targets between them",
         )
