@@ -153,3 +153,28 @@ def test_every_dataset_builds_from_its_defaults(
     dataset = registry.build("data", name)
     assert callable(dataset.train) and callable(dataset.evaluation)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "option", ["gap", "context", "targets", "outside", "start", "between", "seed"]
+)
+def test_index_within_another_takes_no_numbers(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _chunks.append(tmp_path / "test", [ours("a", 9)])
+    out, published = tmp_path / "out.json", tmp_path / "published.json"
+    published.write_text(json.dumps({"a": {"context": [0, 2], "target": [1]}}))
+    assert run("index", tmp_path, out, "--within", published, f"--{option}", "8") == 2
+    assert f"--{option} with --within" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_index_takes_a_gap_of_8_where_none_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _chunks.append(tmp_path / "test", [ours("a", 9)])
+    assert run("index", tmp_path, tmp_path / "out.json") == 0
+    assert read_index(tmp_path / "out.json") == {"a": Frames((0, 8), (2, 4, 6))}
+    with pytest.raises(SystemExit):
+        run("index", "--help")
+    assert "last context view (default: 8)" in " ".join(capsys.readouterr().out.split())

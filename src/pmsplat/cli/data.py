@@ -49,9 +49,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     index = verbs.add_parser("index", help="an evaluation index")
     index.add_argument("root", type=Path, help="a dataset (its test split is taken) or a split")
     index.add_argument("output", type=Path, help="the JSON file to write")
-    index.add_argument("--gap", type=int, default=8, help="frames from first to last context view")
-    index.add_argument("--context", type=int, default=2, help="context views (default: 2)")
-    index.add_argument("--targets", type=int, default=3, help="target views (default: 3)")
+    index.add_argument(
+        "--gap", type=int, help="frames from first to last context view (default: 8)"
+    )
+    index.add_argument("--context", type=int, help="context views (default: 2)")
+    index.add_argument("--targets", type=int, help="target views (default: 3)")
     index.add_argument(
         "--outside", type=int, metavar="N", help="targets up to N frames outside, not between"
     )
@@ -61,9 +63,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     index.add_argument(
         "--between", type=int, metavar="N", help="with --outside: N more targets, between"
     )
-    index.add_argument("--seed", type=int, default=0, help="of the places in the scenes")
+    index.add_argument("--seed", type=int, help="of the places in the scenes (default: 0)")
     index.add_argument(
-        "--within", type=Path, metavar="INDEX", help="keep of this index what is in the data"
+        "--within",
+        type=Path,
+        metavar="INDEX",
+        help="keep of this index what is in the data; no option above goes with it",
     )
     index.set_defaults(action=_index)
 
@@ -123,7 +128,16 @@ def _index(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ..data._index import check_scenes, read_index, write_index
+    from ..errors import UserError
 
+    if arguments.within:
+        for option in ("gap", "context", "targets", "outside", "start", "between", "seed"):
+            if getattr(arguments, option) is not None:
+                raise UserError(
+                    f"--{option} with --within",
+                    "the frames of that index as they are, or new ones",
+                    f"leave one of --{option} and --within out",
+                )
     split = _split(arguments.root)
     if arguments.within:
         index = read_index(arguments.within)
@@ -145,6 +159,9 @@ def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
     for option in ("start", "between"):
         if getattr(arguments, option) is not None and arguments.outside is None:
             raise UserError(f"--{option} without --outside", "both", f"leave --{option} out")
+    for name, default in (("gap", 8), ("context", 2), ("targets", 3), ("seed", 0)):
+        if getattr(arguments, name) is None:  # not by argparse: --within wants to know what is said
+            setattr(arguments, name, default)
     generator = torch.Generator().manual_seed(arguments.seed)
     asked = _lengths(split), arguments.gap, arguments.context, arguments.targets
     if arguments.outside is None:
