@@ -222,3 +222,11 @@ def test_points_are_the_gaussians_where_each_pixel_has_one(generator: torch.Gene
     few = random_gaussians(5, generator)
     found = predicted_points(views, Prediction((views.depth,), (few,)))
     assert torch.equal(found, cloud(views))
+
+
+def test_normals_at_the_border_of_the_image_need_the_neighbours_that_there_are() -> None:
+    K = seen(torch.ones(1, *SIZE)).cameras.K[0, 0]
+    truth = tilted(10, K)
+    corner = truth.clone()
+    corner[0, 0] = 0  # takes itself and the two neighbours that it has along
+    assert normal_metrics(corner, truth, K).normal_points == math.prod(SIZE) - 3

@@ -246,3 +246,46 @@ def test_stopwatch_leaves_out_the_warm_up() -> None:
     with watch("sum"):
         torch.ones(10).sum()
     assert watch.means()["sum"] > 0
+
+
+def test_a_stopwatch_tells_that_the_warm_up_is_in_the_mean() -> None:
+    watch = Stopwatch(skip=1)
+    watch.seconds["encode"] = [9.0, 1.0]
+    assert not watch.warm_up_included
+    watch.seconds["render"] = [5.0]
+    assert watch.warm_up_included
+
+
+def test_a_method_without_any_of_the_metrics_is_not_in_the_table() -> None:
+    photo = Result([Row("a", 1, {"psnr": 10.0})])
+    for geometry in ({"chamfer": 0.5}, dict.fromkeys(report.GEOMETRY, 0.5)):
+        ours = Result([Row("a", 1, {"psnr": 20.0, **geometry})])
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(report.table({"photo": photo, "ours": ours}, columns=report.GEOMETRY))
+        text = console.export_text()
+        assert "ours" in text and "photo" not in text and "–" not in text
+
+
+def test_lengths_come_back_in_the_unit_of_the_scene(generator: torch.Generator) -> None:
+    batch = scene("a", 2, generator, depth=True)
+    seen: list[Batch] = []
+
+    def model(views: Views) -> Prediction:
+        assert views.depth is not None
+        return Prediction((1.5 * views.depth,), (random_gaussians(20, generator),))
+
+    def run(given: Batch) -> StepOutput:
+        seen.append(given)
+        return protocol.pipeline(model, "reference")(given)
+
+    plain = protocol.in_own_unit(run, None)(batch)
+    assert seen.pop() is batch
+    scaled = protocol.in_own_unit(run, 0.125)(batch)
+    assert float(seen[0].context.cameras.near.min()) == pytest.approx(0.125)
+    assert scaled.batch is batch
+    torch.testing.assert_close(scaled.prediction.depths, plain.prediction.depths)
+    again = protocol.pipeline(lambda _: scaled.prediction, "reference")(batch)
+    torch.testing.assert_close(scaled.renderings, again.renderings, atol=2e-3, rtol=1e-3)
+    assert protocol.measure(scaled).values["rmse"] == pytest.approx(
+        protocol.measure(plain).values["rmse"], rel=1e-5
+    )

@@ -157,3 +157,53 @@ def test_overrides_may_follow_options(capsys: pytest.CaptureFixture[str]) -> Non
     assert "unrecognized arguments: --colour\n" in capsys.readouterr().err
     with pytest.raises(SystemExit):  # a verb without overrides takes no more words than it names
         main(["models", "list", "trainer.steps=7"])
+
+
+def as_folder(trained: list[str], *more: str) -> list[str]:
+    """The same rooms as a folder of one's own, with the index that they brought."""
+    root = trained[2].removeprefix("dataset.root=")
+    return [
+        *trained[:2], "dataset=folder", f"dataset.root={root}", "loss=mse", "dataset.size=[32,32]",
+        trained[-1], *more, "--device", "cpu",
+    ]  # fmt: skip
+
+
+def test_lengths_are_in_the_unit_of_the_scene_whatever_the_dataset_scales_to(
+    trained: list[str], tmp_path: Path
+) -> None:
+    """The model, and a plane sweep, answer alike in every unit, but for rounding."""
+    means = []
+    for name, scale in (("own", "null"), ("scaled", "0.5")):
+        options = ["--geometry", "--baselines", "--output", str(tmp_path / name)]
+        asked = as_folder(trained, f"dataset.scale_near={scale}")
+        assert main(["evaluate", *asked, *options]) == 0
+        files = [tmp_path / name / file for file in ("results.json", "plane_sweep.json")]
+        means.append([json.loads(file.read_text())["means"] for file in files])
+    for own, scaled in zip(*means, strict=True):
+        for length in ("rmse", "accuracy", "completeness", "chamfer", "chamfer_median"):
+            assert scaled[length] == pytest.approx(own[length], rel=0.01), length
+        assert scaled["psnr"] == pytest.approx(own["psnr"], abs=0.05)
+
+
+def test_evaluate_tells_that_few_scenes_are_timed_with_the_warm_up(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "here"
+    assert main(["evaluate", *trained, "--device", "cpu", "--output", str(folder)]) == 0
+    assert " ms (warm-up included); written to" in capsys.readouterr().out.replace("\n", "")
+    assert json.loads((folder / "results.json").read_text())["seconds_with_warm_up"] is True
+
+
+def test_tables_are_whole_where_no_terminal_cuts_them(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, index = trained[2].removeprefix("dataset.root="), tmp_path / "both.json"
+    options = ["--gap", "4", "--outside", "2", "--targets", "2", "--between", "1"]
+    assert main(["data", "index", root, str(index), *options]) == 0
+    copy = tmp_path / "a model with a name as long as that of a published one.safetensors"
+    copy.write_bytes((Path(trained[-1].removeprefix("output=")) / "model.safetensors").read_bytes())
+    asked = as_folder(trained, f"dataset.index={index}", "--model", str(copy))
+    assert main(["evaluate", *asked, "--output", str(tmp_path / "here")]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert all(f" {word} " in shown for word in ("inside ↑", "outside ↑", "AbsRel ↓", copy.name))

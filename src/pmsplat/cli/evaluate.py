@@ -14,12 +14,21 @@ With --geometry also the surface against the true depth: distances of the clouds
 completeness, Chamfer), the cosine of the normals, and, near discontinuities of the true depth, the
 relative error and the share of points that fly between the two surfaces.
 
+RMSE and distances are in the unit of each scene as it lies in the data, also where the dataset
+scales scenes for the network (dataset.scale_near).
+
 Writes evaluation/results.json and evaluation/scenes.csv (a row per scene, as they come) into the
 experiment's output folder, or into --output; with --baselines also nearest_view.json and
 plane_sweep.json. Another run begins anew and replaces them.
 """
 
 import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNBOUNDED = 1000  # columns of an output that is no terminal: tables are as wide as they need
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +59,6 @@ def run(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     import torch
-    from rich.console import Console
     from rich.progress import track
 
     from .. import config, registry
@@ -67,33 +75,62 @@ def run(arguments: argparse.Namespace) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda without a CUDA device", "cpu", "leave --device out")
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
+    near = _leave_unit(dataset)
     scenes = dataset.evaluation(arguments.limit)
     model = load(model_path, arguments.weights).to(device).eval()
     lpips, notes = protocol.find_lpips() if getattr(model, "draws", True) else (None, ())
 
-    console = Console()
+    console = _console()
     for note in notes:
         console.print(note, style="yellow", soft_wrap=True)
     watch = Stopwatch(device, skip=5)
     renderer = experiment.renderer
     pipeline = protocol.pipeline(model, renderer.name, renderer.background, watch)
+    pipeline = protocol.in_own_unit(pipeline, near)
     geometry = arguments.geometry
     columns = report.COLUMNS | (report.GEOMETRY if geometry else {})
     with report.rows_as_they_come(folder / "scenes.csv", columns) as append:
         batches = track(scenes, "evaluating", transient=True)
         measured = protocol.evaluate(pipeline, batches, device, lpips, append, geometry)
     result = protocol.Result(measured.rows, notes)
-    about = {"model": model_path, "experiment": asdict(experiment), "seconds": watch.means()}
+    about = {
+        "model": model_path,
+        "experiment": asdict(experiment),
+        "seconds": watch.means(),
+        "seconds_with_warm_up": watch.warm_up_included,
+    }
     report.write_json(folder / "results.json", result, about)
     table = {}
     if arguments.baselines:
         for name, run_baseline in BASELINES.items():
             batches = track(dataset.evaluation(arguments.limit), name, transient=True)
-            table[name] = protocol.evaluate(run_baseline, batches, device, lpips, geometry=geometry)
+            run_scaled = protocol.in_own_unit(run_baseline, near)
+            table[name] = protocol.evaluate(run_scaled, batches, device, lpips, geometry=geometry)
             report.write_json(folder / f"{run_baseline.__name__}.json", table[name], {})
     table[Path(model_path).name] = measured
     console.print(report.table(table, experiment.name))
     if geometry:
         console.print(report.table(table, "geometry, in scene units", report.GEOMETRY))
     seconds = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in watch.means().items())
+    seconds += " (warm-up included)" if watch.warm_up_included else ""
     console.print(f"per scene: {seconds}; written to {folder}", soft_wrap=True)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = UNBOUNDED
+    return console
+
+
+def _leave_unit(dataset: Any) -> float | None:
+    """Makes a dataset leave scenes in their own unit; the near that it scaled them to, if any."""
+    from dataclasses import replace
+
+    recipe = getattr(dataset, "recipe", None)  # a dataset of one's own may have none
+    if recipe is None or recipe.scale_near is None:
+        return None
+    dataset.recipe = replace(recipe, scale_near=None)
+    return recipe.scale_near

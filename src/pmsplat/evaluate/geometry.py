@@ -193,8 +193,9 @@ def normal_metrics(
 ) -> NormalMetrics:
     """Compares the normals of two depth maps, both turned towards the camera: 1 is equal.
 
-    Counted where both have one (all four neighbours known), except at discontinuities of the true
-    depth and beside them, where no surface is. NaN where none counts.
+    Counted where both have one (the pixel and its neighbours left, right, above and below known, as
+    far as the image goes), except at discontinuities of the true depth and beside them, where no
+    surface is. NaN where none counts.
     """
     ours, true = camera.normals(depth, K), camera.normals(truth, K)
     has_both = (ours != 0).any(dim=-1) & (true != 0).any(dim=-1)

@@ -8,7 +8,7 @@ measured by the same code.
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
@@ -81,6 +81,43 @@ def pipeline(
         return StepOutput(batch, prediction, renderings)
 
     return run
+
+
+def in_own_unit(run: Pipeline, near: float | None) -> Pipeline:
+    """`run` on scenes scaled so that the nearest context view's near is this, scaled back after.
+
+    So lengths are measured in the unit of each scene, whatever a network wants; None: no scaling.
+    Batches of one scene.
+    """
+    if near is None:
+        return run
+
+    def scaled(batch: Batch) -> StepOutput:
+        factor = near / float(batch.context.cameras.near.min())
+        context, target = (
+            replace(
+                views,
+                cameras=views.cameras.scaled(factor),
+                depth=None if views.depth is None else views.depth * factor,
+            )
+            for views in (batch.context, batch.target)
+        )
+        step = run(replace(batch, context=context, target=target))
+        prediction = Prediction(
+            tuple(depth / factor for depth in step.prediction.depths),
+            tuple(gaussians.scaled(1 / factor) for gaussians in step.prediction.gaussians),
+        )
+        renderings = tuple(
+            replace(
+                drawn,
+                depth=drawn.depth / factor,
+                depth_median=None if drawn.depth_median is None else drawn.depth_median / factor,
+            )
+            for drawn in step.renderings
+        )
+        return replace(step, batch=batch, prediction=prediction, renderings=renderings)
+
+    return scaled
 
 
 def _draw(

@@ -50,10 +50,14 @@ MANY = 8
 def table(results: Mapping[str, Result], title: str = "", columns: Columns = COLUMNS) -> Table:
     """One line per method, one column per metric; a metric that a method lacks is a dash.
 
-    More than MANY metrics have a line each, with a column per method, so that they fit a terminal.
+    A method that has none of them is left out, unless none has any (a copied photo has no
+    geometry). More than MANY metrics have a line each, with a column per method, so that they fit a
+    terminal.
     """
     found = {name for result in results.values() for name in result.means}
     names = [name for name, (heading, _) in columns.items() if heading and name in found]
+    notes = dict.fromkeys(note for result in results.values() for note in result.notes)
+    results = {k: r for k, r in results.items() if not r.means.keys().isdisjoint(names)} or results
     drawn = Table(title=title or None)
     if len(names) > MANY:
         drawn.add_column("")
@@ -73,7 +77,6 @@ def table(results: Mapping[str, Result], title: str = "", columns: Columns = COL
         means = result.means
         cells = [f"{means[name]:.{columns[name][1]}f}" if name in means else "–" for name in names]
         drawn.add_row(label, str(len(result.rows)), *cells)
-    notes = dict.fromkeys(note for result in results.values() for note in result.notes)
     drawn.caption = "\n".join(notes) or None
     return drawn
 

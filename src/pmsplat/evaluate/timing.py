@@ -32,6 +32,11 @@ class Stopwatch:
         """Mean seconds of each part after the warm-up; of all its runs where there are no more."""
         return {name: mean(run[self.skip :] or run) for name, run in self.seconds.items()}
 
+    @property
+    def warm_up_included(self) -> bool:
+        """Whether a part had too few runs for its mean to leave the warm-up out."""
+        return any(len(run) <= self.skip for run in self.seconds.values())
+
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
