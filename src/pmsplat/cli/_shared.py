@@ -4,7 +4,22 @@ import argparse
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNBOUNDED = 1000  # columns of an output that is no terminal: tables are as wide as they need
+
+
+def output() -> "Console":
+    """Standard output, for results."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = UNBOUNDED
+    return console
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._shared import output
+
 if TYPE_CHECKING:
     from ..data._chunks import Split
     from ..data._index import Index
@@ -86,7 +88,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
 
     from ..data._chunks import append, check_new
     from ..data._convert import to_chunk_scene
@@ -101,11 +102,10 @@ def _convert(arguments: argparse.Namespace) -> None:
     indices = range(0, len(scene), arguments.every)
     converted = to_chunk_scene(scene, key, arguments.size, indices)
     chunk = append(arguments.output, [converted])
-    Console().print(f"scene {key!r}: {len(converted)} photos in {chunk}", highlight=False)
+    output().print(f"scene {key!r}: {len(converted)} photos in {chunk}")
 
 
 def _synthetic(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
 
     from ..data import synthetic
 
@@ -119,13 +119,10 @@ def _synthetic(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
         )
     )
-    Console().print(
-        f"{arguments.scenes} + {arguments.test_scenes} rooms in {arguments.output}", highlight=False
-    )
+    output().print(f"{arguments.scenes} + {arguments.test_scenes} rooms in {arguments.output}")
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
 
     from ..data._index import check_scenes, read_index, write_index
     from ..errors import UserError
@@ -147,7 +144,7 @@ def _index(arguments: argparse.Namespace) -> None:
         index = _new_index(arguments, split)
     check_scenes(index, split, arguments.output)
     write_index(arguments.output, index)
-    Console().print(f"{len(index)} scenes in {arguments.output}", highlight=False)
+    output().print(f"{len(index)} scenes in {arguments.output}")
 
 
 def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
@@ -184,7 +181,6 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _describe_split(split: "Split") -> None:
-    from rich.console import Console
     from rich.progress import track
     from rich.table import Table
 
@@ -202,11 +198,10 @@ def _describe_split(split: "Split") -> None:
             _count(scene.depths is not None for scene in scenes),
             ", ".join(f"{key}: {fault}" for key, fault in chunk.faults.items()),
         )
-    Console().print(table)
+    output().print(table)
 
 
 def _describe_scene(scene: "PhotoScene") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("photo", "size", "fx, fy", "cx, cy", "near", "far", "position")
@@ -223,7 +218,7 @@ def _describe_scene(scene: "PhotoScene") -> None:
             f"{cameras.far[0, i]:.4g}",
             " ".join(f"{x:.2f}" for x in place),
         )
-    Console().print(table)
+    output().print(table)
 
 
 def _lengths(split: "Split") -> dict[str, int]:

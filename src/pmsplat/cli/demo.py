@@ -11,7 +11,7 @@ second demo in the same folder replaces the first.
 
 import argparse
 
-from ._shared import terminal
+from ._shared import output, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the demo, and says where everything is."""
     import time
-
-    from rich.console import Console
 
     from .. import config
     from ..tasks.demo import demo
@@ -42,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         tell=show.tell,
         track=show.track,
     )
-    Console().print(outcome.table)
+    output().print(outcome.table)
     places = {
         "table": outcome.folder / "table.txt",
         "picture, before and after": outcome.picture,

@@ -23,12 +23,9 @@ plane_sweep.json. Another run begins anew and replaces them.
 """
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-UNBOUNDED = 1000  # columns of an output that is no terminal: tables are as wide as they need
+from ._shared import output
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = load(model_path, arguments.weights).to(device).eval()
     lpips, notes = protocol.find_lpips() if getattr(model, "draws", True) else (None, ())
 
-    console = _console()
+    console = output()
     for note in notes:
         console.print(note, style="yellow", soft_wrap=True)
     watch = Stopwatch(device, skip=5)
@@ -114,15 +111,6 @@ def run(arguments: argparse.Namespace) -> None:
     seconds = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in watch.means().items())
     seconds += " (warm-up included)" if watch.warm_up_included else ""
     console.print(f"per scene: {seconds}; written to {folder}", soft_wrap=True)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = UNBOUNDED
-    return console
 
 
 def _leave_unit(dataset: Any) -> float | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ._shared import output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -119,11 +120,7 @@ def _known(name: str) -> None:
 
 
 def _list(_arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120  # rich takes 80 for a pipe
+    console = output()
     found = entries()
     console.print(_table(found))
     console.print("depth: ScanNet, TartanAir, VKITTI2; for those of 2024 also DeMoN.")

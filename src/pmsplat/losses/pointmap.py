@@ -89,8 +89,9 @@ def pointmap_loss(
     along known poses, in the world but for its unit, so each view's points keep to their rays from
     its camera centre, and one scale for all of a sample is fitted. `robust`: rounds of
     `align.trusted`; with 20 up to about 45 % of grossly wrong pixels leave the alignment where it
-    is (they still count in the mean: mask or `trim` them); its weights carry no gradient. `trim`: share of the weight to drop at
-    the largest distances. `clip`: samples above it are multiplied by 1e-5, None leaves them.
+    is (they still count in the mean: mask or `trim` them); its weights carry no gradient. `trim`:
+    share of the weight to drop at the largest distances. `clip`: samples above it are multiplied by
+    1e-5, None leaves them.
 
     0 with zero gradients for a sample whose alignment is undefined: fewer than three pixels, points
     in a line (both sets within about 1e-3 of their length of one) or all in one place (their spread
