@@ -8,10 +8,10 @@ pmsplat benchmark teaching --scene office/ --output lessons-office/
 A tiny DepthSplat and a tiny MVSplat learn from colour alone; from colour and, from half-way on, the
 published term of weight 0.005 (it is made for encoders that know something); and from colour and
 the same term with a robust alignment and the largest tenth of the distances left out. For the same
-steps. Measured on walks never seen: PSNR between the two context views and beyond them, points and
-edges of their depth against the true depth. The table has the mean over the seeds and, behind ±,
-the standard deviation; "gain" is that of the differences seed by seed. boundary.png shows one view
-with many edges. A run that is in the output folder is not run again.
+steps. Measured on walks never seen: PSNR between the two context views and beyond them, points,
+edges and normals of their depth against the true one. The table has the mean over the seeds and,
+behind ±, the standard deviation; "gain" is that of the differences seed by seed. boundary.png shows
+one view with many edges. A run that is in the output folder is not run again.
 """
 
 import argparse
@@ -40,6 +40,7 @@ COLUMNS = {  # metric: (its name in the table, decimals)
     "abs_rel": ("AbsRel", 3),
     "edge_abs_rel": ("at edges", 3),
     "flying": ("flying", 3),
+    "normals": ("normals", 3),
     "accuracy": ("accuracy", 3),
     "completeness": ("completeness", 3),
 }
@@ -247,14 +248,15 @@ def _cell(values: list[float], decimals: int, sign: str = "") -> str:
 def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
     """boundary.png: the unseen view with most edges, as each variant's first seed sees its depth.
 
-    A row for the photo, the true depth and the teacher's; for each model one of depths and one of
-    the points that fly (red) among those near edges (white).
+    A row for the photo, the true depth and the teacher's, and normals of both; for each model one
+    of depths, one of normals and one of the points that fly (red) among those near edges (white).
     """
     import torch
 
     from ... import registry
     from ...evaluate import geometry
     from ...foundation.teachers import given
+    from ...geometry import camera
     from ...models._zoo import load
     from ...view import figures
 
@@ -273,22 +275,31 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
     def colored(depth: torch.Tensor) -> torch.Tensor:
         return figures.colorize_depth(depth, near, far)
 
+    def bent(depth: torch.Tensor) -> torch.Tensor:
+        return figures.colorize_normals(camera.normals(depth, batch.context.cameras.K[0, view]))
+
     known = torch.where(taught.mask[0, view], z, 0)
+    photo = batch.context.images[0, view]
     rows = [
-        ("photo | true depth | what the teacher says",
-         [batch.context.images[0, view], colored(truth), colored(known)]),
+        ("photo | true depth, its normals | what the teacher says",
+         [photo, colored(truth), bent(truth), colored(known), bent(known)]),
     ]  # fmt: skip
     for model in models:
-        depths, flying = [], []
+        depths, normals, flying = [], [], []
         for variant in variants:
             folder = Path(experiment(plan, model, variant, 0).output)
             network = load(folder / "model.safetensors").eval()
             with torch.no_grad():
                 depth = network(batch.context).depths[-1][0, view]
             depths.append(colored(depth))
+            normals.append(bent(depth))
             flying.append(_flying_picture(depth, truth))
         told = f"{model}: {' | '.join(variants)}"
-        rows += [(f"{told}, depth", depths), ("points in the air between surfaces", flying)]
+        rows += [
+            (f"{told}: depth", depths),
+            ("normals", normals),
+            ("points in the air between surfaces", flying),
+        ]
     figures.contact_sheet(rows, plan.output / "boundary.png", height=240)
 
 
