@@ -74,7 +74,8 @@ class ProgressBar(Callback):
         if trainer.is_global_zero and not self.console.is_terminal:
             left = self.bar.tasks[0].time_remaining
             ending = f", {left:.0f} s left" if left is not None else ""
-            self.console.print(f"step {trainer.global_step}/{self.steps}: {text}{ending}")
+            line = f"step {trainer.global_step}/{self.steps}: {text}{ending}"
+            self.console.print(line, soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.stop()
