@@ -215,3 +215,23 @@ def test_the_best_triple_is_found_for_each_sample_alone(generator: torch.Generat
     assert torch.equal(together[1], weights[1])
     none = align.trusted(align.umeyama, source, target, torch.zeros(3, 200).double(), rounds=5)
     assert not none.any()
+
+
+def test_reweighting_looks_at_a_sample_and_weighs_all(generator: torch.Generator) -> None:
+    """Of many points, noisy, with wrong ones in every fourth column of a map, as strides alias."""
+    count, noise = 40_000, 0.01
+    source = torch.randn(2, count, 3, dtype=torch.float64, generator=generator)
+    motion = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+    motion[:, :3, :3] *= 1.7
+    motion[:, :3, 3] = torch.tensor([0.3, -2.0, 1.0])
+    target = se3.transform(motion, source)
+    target = target + noise * torch.randn(target.shape, dtype=torch.float64, generator=generator)
+    wrong = torch.arange(count) % 4 == 1
+    target[:, wrong] += torch.tensor([2.0, 3.0, -1.0])
+    weights = torch.ones(2, count, dtype=torch.float64)
+    weights[:, :1000] = 0
+    found = align.trusted(align.umeyama, source, target, weights, 20)
+    assert not found[:, :1000].any() and (found[:, wrong] < 1e-6).all()
+    assert (found[:, 1000:][:, ~wrong[1000:]] > 0.01).float().mean() > 0.99
+    fitted = align.umeyama(source, target, found)
+    torch.testing.assert_close(fitted, motion, atol=6 * noise / count**0.5, rtol=0)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import se3
@@ -21,6 +21,7 @@ UNDEFINED = 1e-6  # relative spread below which points are one point; two of 1e-
 SQUARINGS = 28  # separate eigenvalues that are UNDEFINED apart, to 16 digits
 DRAWS = 64  # with 45 % of wrong points, one time in 10^5 no triple is free of them
 JUDGES = 1024  # points that say which triple is best
+SAMPLE = 4096  # points that rounds of reweighting look at: their median is sure to a few percent
 
 
 def umeyama(
@@ -90,21 +91,60 @@ def trusted(
     them from the fit of all points or of one of DRAWS triples, whichever has the least median of
     squares (Rousseeuw, 1984; triples: Fischler and Bolles, 1981). So up to about 45 % of wrong
     points are withstood, however far off and even if they agree with each other; with half of them
-    or more, nothing says which half is right. Deterministic. Without gradient. Where the fit is
+    or more, nothing says which half is right. The rounds look at SAMPLE points, spread over those
+    of positive weight; the last weighs all. Deterministic. Without gradient. Where the fit is
     undefined (NaN), the weights stay.
     """
-    found, source, target = weights.detach(), source.detach(), target.detach()
+    everything = source.detach(), target.detach(), weights.detach()
     with torch.no_grad():
+        source, target, given = _sample(*everything)
+        found, motion, width = given, None, None
         for i in range(rounds):
             motion = fit(source, target, found)
             if i == 0:
                 motion = _least_median(fit, source, target, found, motion)
-            squared = (se3.transform(motion, source) - target).double().square().sum(dim=-1)
-            known = torch.where(weights > 0, squared, torch.nan)
+            squared = _squared(motion, source, target)
+            known = torch.where(given > 0, squared, torch.nan)
             width = known.nanmedian(dim=-1, keepdim=True).values.clamp_min(1e-300)
-            share = (width / (width + squared)).square().to(weights.dtype)
-            found = weights * torch.where(share.isfinite(), share, 1)
-    return found
+            found = given * _share(squared, width)
+        if motion is None or width is None:
+            return everything[2]
+        return everything[2] * _share(_squared(motion, *everything[:2]), width)
+
+
+def _squared(motion: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    return (se3.transform(motion, source) - target).double().square().sum(dim=-1)
+
+
+def _share(squared: Tensor, width: Tensor) -> Tensor:
+    share = (width / (width + squared)).square()
+    return torch.where(share.isfinite(), share, 1)
+
+
+def _sample(source: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """SAMPLE points of positive weight, spread over them; all points, where there are no more."""
+    if weights.shape[-1] <= SAMPLE:
+        return source, target, weights
+    generator = torch.Generator(weights.device).manual_seed(0)
+    index = _picked(weights, _strata(torch.rand(SAMPLE, **_like(weights, generator))))
+    places = index[..., None].expand(*index.shape, 3)
+    return source.gather(-2, places), target.gather(-2, places), weights.gather(-1, index)
+
+
+def _picked(weights: Tensor, chance: Float[Tensor, " draw"]) -> Int[Tensor, "*batch draw"]:
+    """Which points have these shares, from 0 to 1, of those of positive weight before them."""
+    rank = (weights > 0).cumsum(dim=-1)
+    wanted = (chance * rank[..., -1:]).floor().long() + 1  # the first point of this rank
+    return torch.searchsorted(rank, wanted).clamp_max(rank.shape[-1] - 1)
+
+
+def _strata(chance: Float[Tensor, " draw"]) -> Float[Tensor, " draw"]:
+    """Random shares spread evenly: one in each of as many equal parts."""
+    return (torch.arange(len(chance), device=chance.device) + chance) / len(chance)
+
+
+def _like(weights: Tensor, generator: torch.Generator) -> dict[str, Any]:
+    return {"dtype": torch.float64, "device": weights.device, "generator": generator}
 
 
 def _least_median(
@@ -119,14 +159,8 @@ def _least_median(
     Points are drawn among those of positive weight, the same way for each of the batch.
     """
     generator = torch.Generator(source.device).manual_seed(0)
-    chance = torch.rand(
-        3 * DRAWS + JUDGES, dtype=torch.float64, device=source.device, generator=generator
-    )
-    steps = torch.arange(JUDGES, dtype=torch.float64, device=source.device)
-    chance[3 * DRAWS :] = (steps + chance[3 * DRAWS :]) / JUDGES  # spread evenly over the points
-    rank = (weights > 0).cumsum(dim=-1)
-    wanted = (chance * rank[..., -1:]).floor().long() + 1  # the first point of this rank
-    index = torch.searchsorted(rank, wanted).clamp_max(rank.shape[-1] - 1)
+    chance = torch.rand(3 * DRAWS + JUDGES, **_like(weights, generator))
+    index = _picked(weights, torch.cat([chance[: 3 * DRAWS], _strata(chance[3 * DRAWS :])]))
     index = index[..., None].expand(*index.shape, 3)
     drawn, goals = source.gather(-2, index), target.gather(-2, index)
     corners, ends = (t[..., : 3 * DRAWS, :].unflatten(-2, (DRAWS, 3)) for t in (drawn, goals))
