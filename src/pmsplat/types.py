@@ -129,6 +129,15 @@ class Views(Bundle):
         positions = list(order[indices]) if isinstance(indices, slice) else indices
         return replace(taken, names=tuple(tuple(row[i] for i in positions) for row in self.names))
 
+    def scaled(self, factor: float) -> "Views":
+        """The same views of a world `factor` times as large, pointmaps with it."""
+        return replace(
+            self,
+            cameras=self.cameras.scaled(factor),
+            depth=None if self.depth is None else self.depth * factor,
+            pointmap=None if self.pointmap is None else self.pointmap * factor,
+        )
+
 
 @dataclass(frozen=True)
 class Batch(Bundle):
@@ -213,6 +222,11 @@ class Prediction(Bundle):
     depths: tuple[Float[Tensor, "batch view height width"], ...]
     gaussians: tuple[Gaussians, ...]
 
+    def scaled(self, factor: float) -> "Prediction":
+        """The same prediction in a world `factor` times as large."""
+        depths = tuple(depth * factor for depth in self.depths)
+        return Prediction(depths, tuple(level.scaled(factor) for level in self.gaussians))
+
 
 @dataclass(frozen=True)
 class Screen(Bundle):
@@ -240,6 +254,11 @@ class Rendering(Bundle):
     attributes: Float[Tensor, "batch target channel height width"] | None = None
     depth_median: Float[Tensor, "batch target height width"] | None = None
     screen: Screen | None = None
+
+    def scaled(self, factor: float) -> "Rendering":
+        """The same picture of a world `factor` times as large."""
+        median = None if self.depth_median is None else self.depth_median * factor
+        return replace(self, depth=self.depth * factor, depth_median=median)
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ def test_real_models_survive(tmp_path: Path, shared: Path, points: camera_export
     survey = colmap.read_colmap(shared / "scenes" / "bonsai" / "sparse" / "0")
     camera_exports.write_colmap(tmp_path / "model", survey.shots, points)
     again = colmap.read_colmap(tmp_path / "model")
+    assert len(again.shots) == len(survey.shots) == 40
     same_poses(again.shots, list(survey.shots), [shot.file for shot in survey.shots])
 
 

@@ -81,15 +81,19 @@ def test_truncated_files_are_named(tmp_path: Path, format: str, share: float) ->
 
 def test_damaged_bytes_never_escape() -> None:
     for format in ("png", "jpeg"):
+        refused = 0
         data = images.encode_image(PIXELS, format)
         for _ in range(300):
             damaged = bytearray(data)
             for at in RNG.integers(0, len(data), 3):
                 damaged[at] = RNG.integers(0, 256)
             try:
-                images.read_image(bytes(damaged))
+                found = images.read_image(bytes(damaged))
             except UserError:
+                refused += 1
                 continue
+            assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3
+        assert refused == 300 if format == "png" else 0 < refused < 300  # a .png has checksums
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

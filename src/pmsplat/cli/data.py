@@ -88,7 +88,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-
     from ..data._chunks import append, check_new
     from ..data._convert import to_chunk_scene
     from ..data.folder import open_scene
@@ -106,7 +105,6 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _synthetic(arguments: argparse.Namespace) -> None:
-
     from ..data import synthetic
 
     synthetic.make(
@@ -123,7 +121,6 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
-
     from ..data._index import check_scenes, read_index, write_index
     from ..errors import UserError
 

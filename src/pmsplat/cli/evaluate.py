@@ -23,7 +23,6 @@ plane_sweep.json. Another run begins anew and replaces them.
 """
 
 import argparse
-from typing import Any
 
 from ._shared import output
 
@@ -59,20 +58,23 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.progress import track
 
     from .. import config, registry
+    from ..data._dataset import ChunkDataset
     from ..errors import UserError
     from ..evaluate import protocol, report
     from ..evaluate.baselines import BASELINES
     from ..evaluate.timing import Stopwatch
-    from ..models._zoo import load
+    from ..models._zoo import WEIGHTS, load
 
     experiment = config.compose(arguments.overrides)
-    model_path = arguments.model or str(Path(experiment.output) / "model.safetensors")
+    model_path = arguments.model or str(Path(experiment.output) / WEIGHTS)
     folder = Path(arguments.output or Path(experiment.output) / "evaluation")
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda without a CUDA device", "cpu", "leave --device out")
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
-    near = _leave_unit(dataset)
+    near = None
+    if isinstance(dataset, ChunkDataset):
+        near, dataset = dataset.recipe.scale_near, dataset.in_own_unit()
     scenes = dataset.evaluation(arguments.limit)
     model = load(model_path, arguments.weights).to(device).eval()
     lpips, notes = protocol.find_lpips() if getattr(model, "draws", True) else (None, ())
@@ -82,9 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(note, style="yellow", soft_wrap=True)
     watch = Stopwatch(device, skip=5)
     renderer = experiment.renderer
-    pipeline = protocol.pipeline(model, renderer.name, renderer.background, watch)
-    pipeline = protocol.in_own_unit(pipeline, near)
-    geometry = arguments.geometry
+    drawn = protocol.pipeline(model, renderer.name, renderer.background, watch)
+    pipeline, geometry = protocol.in_own_unit(drawn, near), arguments.geometry
     columns = report.COLUMNS | (report.GEOMETRY if geometry else {})
     with report.rows_as_they_come(folder / "scenes.csv", columns) as append:
         batches = track(scenes, "evaluating", transient=True)
@@ -111,14 +112,3 @@ def run(arguments: argparse.Namespace) -> None:
     seconds = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in watch.means().items())
     seconds += " (warm-up included)" if watch.warm_up_included else ""
     console.print(f"per scene: {seconds}; written to {folder}", soft_wrap=True)
-
-
-def _leave_unit(dataset: Any) -> float | None:
-    """Makes a dataset leave scenes in their own unit; the near that it scaled them to, if any."""
-    from dataclasses import replace
-
-    recipe = getattr(dataset, "recipe", None)  # a dataset of one's own may have none
-    if recipe is None or recipe.scale_near is None:
-        return None
-    dataset.recipe = replace(recipe, scale_near=None)
-    return recipe.scale_near

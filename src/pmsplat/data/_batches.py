@@ -57,7 +57,7 @@ def make_batch(
         )
     if recipe.scale_near is not None:
         factor = recipe.scale_near / float(context.cameras.near.min())
-        context, target = _scaled(context, factor), _scaled(target, factor)
+        context, target = context.scaled(factor), target.scaled(factor)
     return Batch(context=context, target=target, scene=[scene.key])
 
 
@@ -129,15 +129,6 @@ def _bound(carried: Tensor | None, given: float | None, index: list[int]) -> Ten
         return torch.full((1, len(index)), given)
     assert carried is not None
     return carried[index][None]
-
-
-def _scaled(views: Views, factor: float) -> Views:
-    return replace(
-        views,
-        cameras=views.cameras.scaled(factor),
-        depth=None if views.depth is None else views.depth * factor,
-        pointmap=None if views.pointmap is None else views.pointmap * factor,
-    )
 
 
 def _join(parts: list[Views]) -> Views:

@@ -24,8 +24,9 @@ from . import _transforms
 from ._batches import Recipe, Unusable, check, make_batch
 from ._chunks import Chunk, ChunkScene, Split, read_split
 from ._index import Index, check_frames, check_scenes, read_index
-from ._pointmaps import Lessons, Missing, Shelf, Snapped, Stale, Untaught
+from ._pointmaps import Lessons, Missing, Shelf, Stale, Untaught
 from ._sampling import Frames
+from ._windows import Snapped
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,13 @@ class ChunkDataset:
 
     def taught(self, lessons: Lessons) -> "ChunkDataset":
         """The same dataset, whose training examples bring a teacher's pointmaps."""
-        recipe = replace(self.recipe, lessons=lessons)
+        return self._by(replace(self.recipe, lessons=lessons))
+
+    def in_own_unit(self) -> "ChunkDataset":
+        """The same dataset, whose scenes keep their unit of length."""
+        return self._by(replace(self.recipe, scale_near=None))
+
+    def _by(self, recipe: Recipe) -> "ChunkDataset":
         return ChunkDataset(str(self.root), recipe, self._index, self._prepare)
 
     def check_lessons(self) -> None:

@@ -94,27 +94,10 @@ def in_own_unit(run: Pipeline, near: float | None) -> Pipeline:
 
     def scaled(batch: Batch) -> StepOutput:
         factor = near / float(batch.context.cameras.near.min())
-        context, target = (
-            replace(
-                views,
-                cameras=views.cameras.scaled(factor),
-                depth=None if views.depth is None else views.depth * factor,
-            )
-            for views in (batch.context, batch.target)
-        )
+        context, target = batch.context.scaled(factor), batch.target.scaled(factor)
         step = run(replace(batch, context=context, target=target))
-        prediction = Prediction(
-            tuple(depth / factor for depth in step.prediction.depths),
-            tuple(gaussians.scaled(1 / factor) for gaussians in step.prediction.gaussians),
-        )
-        renderings = tuple(
-            replace(
-                drawn,
-                depth=drawn.depth / factor,
-                depth_median=None if drawn.depth_median is None else drawn.depth_median / factor,
-            )
-            for drawn in step.renderings
-        )
+        prediction = step.prediction.scaled(1 / factor)
+        renderings = tuple(drawn.scaled(1 / factor) for drawn in step.renderings)
         return replace(step, batch=batch, prediction=prediction, renderings=renderings)
 
     return scaled

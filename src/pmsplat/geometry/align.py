@@ -95,21 +95,26 @@ def trusted(
     of positive weight; the last weighs all. Deterministic. Without gradient. Where the fit is
     undefined (NaN), the weights stay.
     """
-    everything = source.detach(), target.detach(), weights.detach()
+    source, target, weights = source.detach(), target.detach(), weights.detach()
+    if not rounds:
+        return weights
     with torch.no_grad():
-        source, target, given = _sample(*everything)
-        found, motion, width = given, None, None
-        for i in range(rounds):
-            motion = fit(source, target, found)
-            if i == 0:
-                motion = _least_median(fit, source, target, found, motion)
-            squared = _squared(motion, source, target)
-            known = torch.where(given > 0, squared, torch.nan)
-            width = known.nanmedian(dim=-1, keepdim=True).values.clamp_min(1e-300)
-            found = given * _share(squared, width)
-        if motion is None or width is None:
-            return everything[2]
-        return everything[2] * _share(_squared(motion, *everything[:2]), width)
+        some, goals, given = _sample(source, target, weights)
+        motion = _least_median(fit, some, goals, given, fit(some, goals, given))
+        squared, width = _residuals(motion, some, goals, given)
+        for _ in range(rounds - 1):
+            motion = fit(some, goals, given * _share(squared, width).to(given.dtype))
+            squared, width = _residuals(motion, some, goals, given)
+        return weights * _share(_squared(motion, source, target), width).to(weights.dtype)
+
+
+def _residuals(
+    motion: Tensor, source: Tensor, target: Tensor, given: Tensor
+) -> tuple[Float[Tensor, "*batch point"], Float[Tensor, "*batch 1"]]:
+    """Squared distances, and their median over points of positive weight."""
+    squared = _squared(motion, source, target)
+    known = torch.where(given > 0, squared, torch.nan)
+    return squared, known.nanmedian(dim=-1, keepdim=True).values.clamp_min(1e-300)
 
 
 def _squared(motion: Tensor, source: Tensor, target: Tensor) -> Tensor:

@@ -51,8 +51,4 @@ def answer(
     with torch.no_grad():
         multiple = getattr(model, "multiple", 1)
         found = fitted(model, Views(views.images, scaled).to(device), multiple)
-    back = 1 / span.scale
-    return Prediction(
-        tuple(depth * back for depth in found.depths),
-        tuple(level.scaled(back) for level in found.gaussians),
-    )
+    return found.scaled(1 / span.scale)

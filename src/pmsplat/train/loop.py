@@ -26,6 +26,7 @@ from ..io.weights import Header, check_same, save_checkpoint
 from ..losses._schedule import Term
 from ..models import _zoo
 from ..models._init import initialise
+from ..models._zoo import WEIGHTS
 from ..types import Batch
 from . import optim, teaching
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
@@ -35,7 +36,7 @@ from .settings import Component, Experiment, Trainer
 
 log = logging.getLogger(__name__)
 
-MODEL, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 AS_WRITTEN = "give the settings that it was written with (config.json beside it)"
 ADVICE = (  # of Lightning, on things that are decided here
     ".*does not have many workers.*",
@@ -81,13 +82,15 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         lpips = find_lpips()[0] if "lpips" in experiment.loss else None
         module = TrainingModule(experiment, model, terms, lpips, ask)
         checkpoints = Checkpoints(
-            output, cfg.checkpoint_every, lambda: _export(model, experiment.model, output / MODEL)
+            output,
+            cfg.checkpoint_every,
+            lambda: _export(model, experiment.model, output / WEIGHTS),
         )
         trainer = _trainer(experiment, checkpoints)
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     if checkpoints.interrupted:
         raise KeyboardInterrupt
-    return output / MODEL
+    return output / WEIGHTS
 
 
 def _place(output: Path, cfg: Trainer) -> Path | None:
@@ -135,7 +138,8 @@ def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
         raise UserError(
             f"{path} of a run whose learning rate was planned for other than {steps} steps",
             f"trainer.steps as before ({planned - optim.total_steps(0)})",
-            f"start a new run from its weights: trainer.initial={path.with_name(MODEL)} output=...",
+            "start a new run from its weights: "
+            f"trainer.initial={path.with_name(WEIGHTS)} output=...",
         )
     theirs = {name.removeprefix("model."): value for name, value in saved.items()}
     check_same(theirs, model.state_dict(), str(path), AS_WRITTEN)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data._pointmaps import Windows
+from ..data._windows import Windows
 from ..errors import UserError
 from . import optim
 

@@ -257,7 +257,7 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
     from ...evaluate import geometry
     from ...foundation.teachers import given
     from ...geometry import camera
-    from ...models._zoo import load
+    from ...models._zoo import WEIGHTS, load
     from ...view import figures
 
     run = experiment(plan, models[0], COLOUR, 0)
@@ -288,7 +288,7 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
         depths, normals, flying = [], [], []
         for variant in variants:
             folder = Path(experiment(plan, model, variant, 0).output)
-            network = load(folder / "model.safetensors").eval()
+            network = load(folder / WEIGHTS).eval()
             with torch.no_grad():
                 depth = network(batch.context).depths[-1][0, view]
             depths.append(colored(depth))
