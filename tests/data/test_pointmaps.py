@@ -155,6 +155,22 @@ def test_training_tells_what_to_do_where_no_window_holds_the_views(
         next(iter(dataset.train(0, torch.zeros((), dtype=torch.int64))))
 
 
+def test_frames_are_drawn_again_until_a_window_holds_them(
+    rooms: ChunkDataset, lessons: Lessons, generator: torch.Generator
+) -> None:
+    """Neighbouring frames often meet in every other one: no reason to give up a scene."""
+    sampler, windows = Bounded(Gap((1, 1), (4, 4)), targets=1), IDENTITY.windows
+    split = rooms.split("train")
+    scene = next(iter(split.chunk(next(iter(split.keys))).scenes.values()))
+    centers = scene.c2w[:, :3, 3]
+    drawn = [sampler(centers, 0, generator) for _ in range(50)]
+    once = [windows.snap(frames, len(scene)) for frames in drawn if frames is not None]
+    assert 0 < once.count(None) < 50
+    dataset = ChunkDataset(str(rooms.root), replace(rooms.recipe, sampler=sampler)).taught(lessons)
+    stream = dataset.train(0, torch.zeros((), dtype=torch.int64))
+    assert all(isinstance(stream._frames(scene, generator), Snapped) for _ in range(50))
+
+
 def test_examples_bring_true_points_mirrored_or_not(rooms: ChunkDataset, lessons: Lessons) -> None:
     """float16 of a window's extent; the mirrored example's points are those of its own depth."""
     stream = iter(rooms.taught(lessons).train(0, torch.zeros((), dtype=torch.int64)))

@@ -30,6 +30,8 @@ from ._windows import Snapped
 
 log = logging.getLogger(__name__)
 
+DRAWS = 50  # of frames of a scene, until a window of the teacher holds them apart
+
 
 class ChunkDataset:
     """A dataset in chunks: ROOT/train, ROOT/test, and an evaluation index of the latter."""
@@ -137,10 +139,7 @@ class TrainingStream(IterableDataset[Batch]):
             try:
                 scene = loader.scene(chunk, key)
                 check(scene, self.recipe)
-                frames = self.recipe.sampler(scene.c2w[:, :3, 3], int(self.step), generator)
-                if frames is None:
-                    raise Unusable("too few frames for the gap")
-                batch = self._batch(scene, frames, loader)
+                batch = self._batch(scene, self._frames(scene, generator), loader)
             except Unusable as reason:
                 reasons[str(reason)] += 1
                 continue
@@ -150,17 +149,29 @@ class TrainingStream(IterableDataset[Batch]):
             return batch
         raise none_usable(self.split, reasons)
 
-    def _batch(self, scene: ChunkScene, frames: Frames, loader: "_Loader") -> Batch:
+    def _frames(self, scene: ChunkScene, generator: torch.Generator) -> Frames | Snapped:
+        """Frames of an example, drawn until a window of the teacher, if there is any, fits."""
         lessons = self.recipe.lessons
-        if lessons is None:
+        for _ in range(DRAWS):
+            frames = self.recipe.sampler(scene.c2w[:, :3, 3], int(self.step), generator)
+            if frames is None:
+                raise Unusable("too few frames for the gap")
+            if lessons is None:
+                return frames
+            snapped = lessons.identity.windows.snap(frames, len(scene))
+            if snapped is not None:
+                return snapped
+        raise Unusable(
+            "context views that no window of the teacher holds apart (those far from each "
+            "other want more teacher.windows.frames or a smaller dataset.max_gap, those close "
+            "together a smaller teacher.windows.every)"
+        )
+
+    def _batch(self, scene: ChunkScene, frames: Frames | Snapped, loader: "_Loader") -> Batch:
+        if isinstance(frames, Frames):
             return make_batch(scene, frames, self.recipe)
-        snapped = lessons.identity.windows.snap(frames, len(scene))
-        if snapped is None:
-            raise Unusable(
-                "context views that no window of the teacher holds apart (those far from each "
-                "other want more teacher.windows.frames or a smaller dataset.max_gap, those close "
-                "together a smaller teacher.windows.every)"
-            )
+        lessons, snapped = self.recipe.lessons, frames
+        assert lessons is not None
         try:
             pointmap = loader.pointmap(lessons, scene.key, snapped)
         except Untaught as reason:

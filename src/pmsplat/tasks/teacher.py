@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -146,6 +147,7 @@ def _estimate(split: Split, lessons: Lessons, missing: list[Path], ranks: int) -
             "choose a smaller teacher.windows.every",
         )
     frames = sum(len(window) for length in lengths for window in windows.of(length))
+    seen = sum(len({*chain(*windows.of(length))}) for length in lengths)  # windows overlap
     each = frames / len(lengths) * height * width * BYTES
     scenes = sum(map(len, split.keys.values()))
     scenes = min(scenes, ranks * sum(len(split.keys[path.name]) for path in missing))
@@ -161,7 +163,7 @@ def _estimate(split: Split, lessons: Lessons, missing: list[Path], ranks: int) -
             "teacher.windows.every",
         )
     return (
-        f"The teacher sees {frames / len(lengths):.0f} frames of a scene: context views are taken "
+        f"The teacher sees {seen / len(lengths):.0f} frames of a scene: context views are taken "
         f"from those. At most {_told(1000 * each)} on disk for 1,000 scenes before compression; "
         f"here are {scenes:,} to make, so {_told(each * scenes)}; {_told(free)} are free at "
         f"{folder}."
