@@ -9,13 +9,13 @@ import torch
 
 from pmsplat import registry
 from pmsplat.cli import main
-from pmsplat.data import _chunks, _convert, synthetic
+from pmsplat.data import _convert, synthetic
 from pmsplat.data._index import read_index
 from pmsplat.data._sampling import Frames
 from pmsplat.data.folder import open_scene
-from pmsplat.io import images
-from tests.data.test_chunks import ours
-from tests.io.test_poses import transforms
+from pmsplat.io import chunks, images
+from tests.io.cameras.test_survey import transforms
+from tests.io.test_chunks import ours
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_convert_adds_scenes_to_a_split(photos: Path, tmp_path: Path) -> None:
     split = tmp_path / "mine" / "test"
     assert run("convert", photos, split, "--size", "6x8") == 0
     assert run("convert", photos, split, "--scene", "again", "--every", "2") == 0
-    assert _chunks.read_split(split).keys == {
+    assert chunks.read_split(split).keys == {
         "000000.torch": ["photos"],
         "000001.torch": ["again"],
     }
@@ -98,7 +98,7 @@ def test_synthetic_is_ready_to_train_and_evaluate(tmp_path: Path) -> None:
 def test_index_of_a_dataset_and_within_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3), ours("c", 12)])
+    chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3), ours("c", 12)])
     out = tmp_path / "out.json"
     assert run("index", tmp_path, out, "--gap", "6", "--targets", "2") == 0
     index = read_index(out)
@@ -114,7 +114,7 @@ def test_index_of_a_dataset_and_within_another(
 def test_index_outside_the_context_views(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3)])
+    chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3)])
     out = tmp_path / "out.json"
     asked = ("--gap", "4", "--targets", "4", "--outside", "2")
     assert run("index", tmp_path, out, *asked, "--start", "2") == 0
@@ -134,12 +134,12 @@ def test_info_of_splits_and_photos(
 ) -> None:
     bad = ours("bad", 4)
     bad.c2w[0, 0, 0] = torch.nan
-    _chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3)])
-    _chunks.write_chunk(tmp_path / "test" / "000001.torch", [ours("c", 5), bad])
+    chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3)])
+    chunks.write_chunk(tmp_path / "test" / "000001.torch", [ours("c", 5), bad])
     assert run("info", tmp_path / "test", "--write-index") == 0
     told = capsys.readouterr().out
     assert "000001.torch" in told and "12x16" in told and "finite" in told
-    assert len(_chunks.read_split(tmp_path / "test").chunk_of) == 4
+    assert len(chunks.read_split(tmp_path / "test").chunk_of) == 4
     assert run("info", photos) == 0
     assert "8x12" in capsys.readouterr().out
     assert run("info", tmp_path / "nothing") == 2
@@ -161,7 +161,7 @@ def test_every_dataset_builds_from_its_defaults(
 def test_index_within_another_takes_no_numbers(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _chunks.append(tmp_path / "test", [ours("a", 9)])
+    chunks.append(tmp_path / "test", [ours("a", 9)])
     out, published = tmp_path / "out.json", tmp_path / "published.json"
     published.write_text(json.dumps({"a": {"context": [0, 2], "target": [1]}}))
     assert run("index", tmp_path, out, "--within", published, f"--{option}", "8") == 2
@@ -172,7 +172,7 @@ def test_index_within_another_takes_no_numbers(
 def test_index_takes_a_gap_of_8_where_none_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _chunks.append(tmp_path / "test", [ours("a", 9)])
+    chunks.append(tmp_path / "test", [ours("a", 9)])
     assert run("index", tmp_path, tmp_path / "out.json") == 0
     assert read_index(tmp_path / "out.json") == {"a": Frames((0, 8), (2, 4, 6))}
     with pytest.raises(SystemExit):

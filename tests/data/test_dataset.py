@@ -9,23 +9,24 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pmsplat.data import _chunks, _dataset, dl3dv, folder, re10k
+from pmsplat.data import _dataset, dl3dv, folder, re10k
 from pmsplat.data._batches import Recipe, collate
 from pmsplat.data._dataset import ChunkDataset
 from pmsplat.data._index import write_index
 from pmsplat.data._sampling import Bounded, Frames, Gap, Spread
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
+from pmsplat.io import chunks
 from pmsplat.types import Batch
-from tests.data.test_chunks import encoded, ours
+from tests.io.test_chunks import encoded, ours
 
 STEP = torch.zeros((), dtype=torch.int64)
 RECIPE = Recipe(size=(8, 8), sampler=Bounded(Gap((1, 1), (3, 3)), targets=2), flip=0.5)
 
 
-def write_split(root: Path, chunks: list[list[str]], split: str = "train") -> Path:
-    for keys in chunks:
-        _chunks.append(root / split, [ours(key, 5, seed=len(key)) for key in keys])
+def write_split(root: Path, parts: list[list[str]], split: str = "train") -> Path:
+    for keys in parts:
+        chunks.append(root / split, [ours(key, 5, seed=len(key)) for key in keys])
     return root
 
 
@@ -122,9 +123,9 @@ def test_resumption_decodes_nothing_of_the_past(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
-    decode = _chunks.ChunkScene.image
+    decode = chunks.ChunkScene.image
     monkeypatch.setattr(
-        _chunks.ChunkScene, "image", lambda scene, i: decoded.append(i) or decode(scene, i)
+        chunks.ChunkScene, "image", lambda scene, i: decoded.append(i) or decode(scene, i)
     )
     take(ChunkDataset(str(root), RECIPE).train(0, STEP, skip=10_000), 1)
     assert len(decoded) == 4
@@ -166,7 +167,7 @@ def test_unusable_scenes_are_counted_and_replaced(
     mixed = replace(
         ours("mixed", 5), depths=None, images=tuple(encoded(i, (12, 16 + i)) for i in range(5))
     )
-    _chunks.append(tmp_path / "train", [wide, torn, ours("short", 1), ours("good", 5), mixed])
+    chunks.append(tmp_path / "train", [wide, torn, ours("short", 1), ours("good", 5), mixed])
     recipe = replace(RECIPE, resize=False)
     with caplog.at_level(logging.INFO, "pmsplat"):
         batches = take(ChunkDataset(str(tmp_path), recipe).train(0, STEP), 11)
@@ -244,7 +245,7 @@ def test_evaluation_passes_over_what_the_protocol_does(tmp_path: Path) -> None:
     wide = ours("wide", 5)
     wide.K[:, 0, 0] = 0.3
     torn = replace(ours("torn", 5), images=tuple(image[:50] for image in ours("a", 5).images))
-    _chunks.append(tmp_path / "test", [wide, ours("good", 5), torn])
+    chunks.append(tmp_path / "test", [wide, ours("good", 5), torn])
     path = tmp_path / "index.json"
     dataset = ChunkDataset(str(tmp_path), RECIPE, str(path))
     frames = Frames((0, 4), (2,))
@@ -261,7 +262,7 @@ def test_evaluation_passes_over_what_the_protocol_does(tmp_path: Path) -> None:
 def test_batches_know_depth_range_and_scale(tmp_path: Path) -> None:
     scene = ours("a", 5)
     scene.near.mul_(torch.tensor([4.0, 2, 3, 4, 5]))  # type: ignore[union-attr]
-    _chunks.append(tmp_path / "train", [scene])
+    chunks.append(tmp_path / "train", [scene])
     plain = replace(RECIPE, flip=0.0, size=(6, 8))
     batch = take(ChunkDataset(str(tmp_path), plain).train(0, STEP), 1)[0]
     scaled = take(ChunkDataset(str(tmp_path), replace(plain, scale_near=0.5)).train(0, STEP), 1)[0]
@@ -277,7 +278,7 @@ def test_batches_know_depth_range_and_scale(tmp_path: Path) -> None:
 
 
 def test_scenes_without_range_need_one(tmp_path: Path) -> None:
-    _chunks.append(tmp_path / "train", [replace(ours("a", 5), near=None, far=None)])
+    chunks.append(tmp_path / "train", [replace(ours("a", 5), near=None, far=None)])
     with pytest.raises(UserError, match="carries no near and far"):
         take(ChunkDataset(str(tmp_path), RECIPE).train(0, STEP), 1)
 
@@ -300,7 +301,7 @@ def test_dl3dv_cuts_where_re10k_scales(tmp_path: Path) -> None:
     scene = replace(ours("a", 30), near=None, far=None, depths=None)
     scene = replace(scene, images=tuple(encoded(i, (30, 40)) for i in range(30)))
     scene.c2w[:, :3, 3] *= 100
-    _chunks.append(tmp_path / "train", [scene, replace(scene, key="far", c2w=scene.c2w * 1e6)])
+    chunks.append(tmp_path / "train", [scene, replace(scene, key="far", c2w=scene.c2w * 1e6)])
     common = {"root": str(tmp_path), "size": [16, 24], "min_gap": [5, 5], "max_gap": [9, 9]}
     cut = take(dl3dv.build(dl3dv.Config(**common, views=[3, 3], flip=0.0)).train(0, STEP), 3)
     assert {b.scene[0] for b in cut} == {"a"}

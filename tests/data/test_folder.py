@@ -12,17 +12,19 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 import pmsplat
-from pmsplat.data import _chunks, _posing, folder, synthetic
+from pmsplat.data import _posing, folder, synthetic
 from pmsplat.data._convert import to_chunk_scene
 from pmsplat.data._photos import PhotoScene
 from pmsplat.data._ranges import depth_range, ranges
 from pmsplat.data.folder import open_scene, read_views
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, se3
-from pmsplat.io import colmap, images, poses
+from pmsplat.io import chunks, images
+from pmsplat.io.cameras import colmap
+from pmsplat.io.cameras.survey import Lens, Shot, Survey, write_cameras
 from pmsplat.types import Views
-from tests.data.test_chunks import ours
-from tests.io.test_poses import transforms, write_text_model
+from tests.io.cameras.test_survey import transforms, write_text_model
+from tests.io.test_chunks import ours
 from tests.scenes import random_cameras
 
 REAL = {
@@ -135,7 +137,7 @@ def room(tmp_path: Path) -> PhotoScene:
 
 def test_public_name_reads_a_chunk_scene(tmp_path: Path) -> None:
     scenes = [synthetic.scene(key, 3, (24, 36)) for key in ("one", "two")]
-    path = _chunks.append(tmp_path / "test", scenes)
+    path = chunks.append(tmp_path / "test", scenes)
     for place in (f"{path}:two", f"{tmp_path / 'test'}:two"):
         views = pmsplat.read_views(place, indices=[2])
         assert views.images.shape == (1, 1, 3, 24, 36)
@@ -158,8 +160,8 @@ def test_public_name_reads_a_chunk_scene(tmp_path: Path) -> None:
 
 def test_a_published_chunk_gets_the_published_range(tmp_path: Path) -> None:
     scene = ours("a", 3)
-    bare = _chunks.ChunkScene("a", scene.c2w, scene.K, scene.images, scene.timestamps)
-    views = read_views(_chunks.append(tmp_path, [bare]))
+    bare = chunks.ChunkScene("a", scene.c2w, scene.K, scene.images, scene.timestamps)
+    views = read_views(chunks.append(tmp_path, [bare]))
     assert views.cameras.near.unique().tolist() == [0.5]
     assert views.cameras.far.unique().tolist() == [100.0]
 
@@ -168,7 +170,7 @@ def test_our_cameras_json_opens_with_its_photos(tmp_path: Path, room: PhotoScene
     for i, name in enumerate(("x.png", "y.png")):
         images.write_image(tmp_path / "images" / name, room.photos[i].pixels())
     cameras = room.cameras.at([0, 1])
-    poses.write_cameras(tmp_path / "cameras.json", cameras, ["x.png", "y.png"], room.size)
+    write_cameras(tmp_path / "cameras.json", cameras, ["x.png", "y.png"], room.size)
     views = read_views(tmp_path)
     assert torch.equal(views.images, room.views([0, 1]).images)
     torch.testing.assert_close(views.cameras.c2w, cameras.c2w)
@@ -180,7 +182,7 @@ def test_photos_through_chunks_and_back(tmp_path: Path, shared: Path) -> None:
     scene = open_scene(shared / "scenes" / "hololens_office")
     size = (120, 160)
     converted = to_chunk_scene(scene, "office", size, range(0, 9, 4))
-    _chunks.write_chunk(tmp_path / "0.torch", [converted])
+    chunks.write_chunk(tmp_path / "0.torch", [converted])
     back = open_scene(tmp_path / "0.torch").views()
     want = scene.views([0, 4, 8], size)
     torch.testing.assert_close(back.cameras.K, want.cameras.K, rtol=0, atol=1e-6)
@@ -336,9 +338,9 @@ def test_depth_files_of_all_kinds(tmp_path: Path) -> None:
         read_views(path, indices=[0])
 
 
-def shots(c2w: Tensor, **more) -> tuple[poses.Shot, ...]:
-    lens = poses.Lens((10, 10), (10.0, 10.0), (5.0, 5.0))
-    return tuple(poses.Shot("", lens, pose.double().numpy(), **more) for pose in c2w)
+def shots(c2w: Tensor, **more) -> tuple[Shot, ...]:
+    lens = Lens((10, 10), (10.0, 10.0), (5.0, 5.0))
+    return tuple(Shot("", lens, pose.double().numpy(), **more) for pose in c2w)
 
 
 def test_range_from_points_is_percentiles_with_margin() -> None:
@@ -347,11 +349,11 @@ def test_range_from_points_is_percentiles_with_margin() -> None:
     c2w = torch.eye(4).repeat(2, 1, 1)
     c2w[1, 2, 3] = -1.0
     points = np.stack([0 * depths, 0 * depths, depths], axis=1)
-    found = ranges(poses.Survey(shots(c2w), points), None)
+    found = ranges(Survey(shots(c2w), points), None)
     assert found[0] == pytest.approx(depth_range(depths))
     assert found[1] == pytest.approx(depth_range(depths + 1))
     outside = np.concatenate([points, points + np.array([90, 0, 0]), points * [1, 1, -1]])
-    assert ranges(poses.Survey(shots(c2w), outside), None)[0] == pytest.approx(found[0])
+    assert ranges(Survey(shots(c2w), outside), None)[0] == pytest.approx(found[0])
 
 
 def test_range_from_cameras_alone() -> None:
@@ -359,21 +361,21 @@ def test_range_from_cameras_alone() -> None:
     angles = torch.linspace(0, 2, 9)
     eyes = 5 * torch.stack([angles.sin(), 0 * angles, angles.cos()], dim=1)
     around = se3.look_at(eyes, torch.zeros(3), torch.tensor([0.0, 1, 0]))
-    for near, far in ranges(poses.Survey(shots(around)), None):
+    for near, far in ranges(Survey(shots(around)), None):
         assert near == pytest.approx(1.25, rel=1e-4) and far == pytest.approx(20, rel=1e-4)
     row = torch.eye(4).repeat(5, 1, 1)
     row[:, 0, 3] = 0.2 * torch.arange(5)
-    assert ranges(poses.Survey(shots(row)), None)[0] == pytest.approx((0.6, 60.0))
+    assert ranges(Survey(shots(row)), None)[0] == pytest.approx((0.6, 60.0))
     with pytest.raises(UserError, match="one camera place"):
-        ranges(poses.Survey(shots(row[:1])), None)
+        ranges(Survey(shots(row[:1])), None)
     with pytest.raises(UserError, match="near=3 and far=2"):
-        ranges(poses.Survey(shots(row, near=3.0, far=2.0)), None)
+        ranges(Survey(shots(row, near=3.0, far=2.0)), None)
 
 
 def test_cameras_that_turn_their_back_on_the_points_are_told() -> None:
     points = np.random.default_rng(0).normal(size=(50, 3)) * 0.1 - [0, 0, 5]
     with pytest.raises(UserError, match="no sparse point lies in front"):
-        ranges(poses.Survey(shots(torch.eye(4)[None]), points), None)
+        ranges(Survey(shots(torch.eye(4)[None]), points), None)
 
 
 def test_bare_photos_are_posed_and_remembered(shared: Path, tmp_path: Path) -> None:
@@ -420,7 +422,7 @@ def test_without_pycolmap_it_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_random_cameras_survive_a_chunk_scene(generator: torch.Generator) -> None:
     cameras = random_cameras(3, generator)
     scene = ours("a", 3)
-    scene = _chunks.ChunkScene("a", cameras.c2w[0], cameras.K[0], scene.images, scene.timestamps)
+    scene = chunks.ChunkScene("a", cameras.c2w[0], cameras.K[0], scene.images, scene.timestamps)
     opened = folder.chunk_scene(scene)
     torch.testing.assert_close(opened.cameras.K, cameras.K, rtol=0, atol=1e-6)
     torch.testing.assert_close(opened.cameras.c2w, cameras.c2w)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pmsplat.data import _pointmaps, _transforms, synthetic
 from pmsplat.data._batches import fitted_views
-from pmsplat.data._chunks import write_chunk
 from pmsplat.data._dataset import ChunkDataset
 from pmsplat.data._pointmaps import (
     TAIL,
@@ -32,6 +31,7 @@ from pmsplat.data._sampling import Bounded, Frames, Gap
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
 from pmsplat.geometry.align import umeyama
+from pmsplat.io.chunks import write_chunk
 from pmsplat.types import Pointmap
 
 SIZE = (24, 32)

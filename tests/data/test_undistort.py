@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import least_squares
 
 from pmsplat.data._undistort import distort, pinhole, undistort_depth, undistort_image
-from pmsplat.io.poses import Lens
+from pmsplat.io.cameras.survey import Lens
 
 LENSES = {
     "barrel": Lens((60, 80), (70.0, 72.0), (41.0, 29.0), (-0.15, 0.02, 0, 0, 0, 0)),

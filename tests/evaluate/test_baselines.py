@@ -10,8 +10,7 @@ from pmsplat.evaluate.depth import depth_metrics
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.geometry import camera, se3
 from pmsplat.types import Batch, Cameras, Views
-
-from ..scenes import random_cameras
+from tests.scenes import random_cameras
 
 
 def texture(points: torch.Tensor) -> torch.Tensor:

@@ -14,13 +14,13 @@ from pmsplat import cli
 from pmsplat.cli import convert as convert_options
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, gaussian, se3
-from pmsplat.io import colmap, poses
+from pmsplat.io.cameras import colmap
+from pmsplat.io.cameras.survey import read_cameras, read_transforms, write_cameras
 from pmsplat.io.gaussians import load_gaussians, save_gaussians
 from pmsplat.render import rasterize
 from pmsplat.tasks.convert import Box, Options, camera_folder, convert, seen
 from pmsplat.types import Cameras, Gaussians
-
-from ..scenes import random_cameras, random_gaussians
+from tests.scenes import random_cameras, random_gaussians
 
 SIZE = (32, 40)
 FORMATS = (".ply", ".splat", ".spz", ".glb", ".usdc", ".compressed.ply")
@@ -52,7 +52,7 @@ def source(tmp_path: Path, scene: Gaussians) -> Path:
 def camera_file(tmp_path: Path, cameras: Cameras) -> Path:
     (tmp_path / "given").mkdir()
     path = tmp_path / "given" / "cameras.json"
-    poses.write_cameras(path, cameras, ["a.png", "b.png", "c.png"], SIZE)
+    write_cameras(path, cameras, ["a.png", "b.png", "c.png"], SIZE)
     return path
 
 
@@ -113,7 +113,7 @@ def test_transform_moves_scene_and_cameras_together(
     expected = look(scene, cameras)
     assert summary.cameras is not None
     model = colmap.read_colmap(summary.cameras / "sparse" / "0")
-    frames = poses.read_transforms(summary.cameras / "transforms.json")
+    frames = read_transforms(summary.cameras / "transforms.json")
     moved = load_gaussians(tmp_path / "out.glb")
     for survey in (model, frames):
         shots = survey.shots
@@ -137,7 +137,7 @@ def test_seen_is_what_projects_into_the_image_and_a_margin(
     far = torch.randn(1, 4000, 3, generator=generator) * 4
     points = random_gaussians(4000, generator)
     points = replace(points, means=far, scales=points.scales * 0)
-    shots = poses.read_cameras(camera_file).shots
+    shots = read_cameras(camera_file).shots
     expected = torch.zeros(4000, dtype=torch.bool)
     for i in range(3):
         xyz = camera.project_world(far[0], cameras.c2w[0, i], cameras.K[0, i])

@@ -9,8 +9,7 @@ from pmsplat.models import depthsplat
 from pmsplat.tasks import _memory
 from pmsplat.tasks._memory import Peak, Plan, needed_bytes
 from pmsplat.types import Views
-
-from ..scenes import random_cameras
+from tests.scenes import random_cameras
 
 CPU = torch.device("cpu")
 TINY = depthsplat.Config(

@@ -23,8 +23,7 @@ from pmsplat.tasks import _export, _folder, _memory
 from pmsplat.tasks._choices import fit_size, pick_device
 from pmsplat.tasks.predict import Options, choose_views, predict, reconstruct
 from pmsplat.types import Views
-
-from ..scenes import random_cameras
+from tests.scenes import random_cameras
 
 CONFIG = depthsplat.Config(
     vit="none", width=16, planes=8, transformer_layers=1, head_width=16, sh_degree=1

@@ -28,8 +28,7 @@ from pmsplat.tasks.refine import Options, _image, _start, _strategy, fit_image, 
 from pmsplat.tasks.refine._cloud import Cloud, Parameters
 from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
 from pmsplat.types import Cameras, Gaussians, Screen, Views
-
-from ..scenes import random_cameras, random_gaussians
+from tests.scenes import random_cameras, random_gaussians
 
 SIZE = (40, 52)
 QUICK = Options(steps=40, size=SIZE, random_points=600, save_every=1000, device="cpu")

@@ -25,8 +25,7 @@ from pmsplat.tasks.refine._cloud import Cloud, Parameters
 from pmsplat.tasks.refine._options import choose_strategy
 from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
 from pmsplat.types import Screen
-
-from ..scenes import random_cameras, random_gaussians
+from tests.scenes import random_cameras, random_gaussians
 
 CPU = torch.device("cpu")
 PLAN = Schedule(steps=100, sh_every=10, change_from=10, change_until=50, change_every=5,

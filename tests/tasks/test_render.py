@@ -16,9 +16,9 @@ from pmsplat import cli
 from pmsplat.data.folder import open_scene
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, gaussian, se3
-from pmsplat.io.colmap import read_colmap
+from pmsplat.io.cameras.colmap import read_colmap
+from pmsplat.io.cameras.survey import read_cameras, write_cameras
 from pmsplat.io.gaussians import load_gaussians, save_gaussians
-from pmsplat.io.poses import read_cameras, write_cameras
 from pmsplat.io.video import read_frames
 from pmsplat.render import rasterize
 from pmsplat.tasks import _memory, _pictures

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from pmsplat import cli, config, registry, train
-from pmsplat.data._chunks import ChunkScene, read_chunk, write_chunk
 from pmsplat.errors import UserError
 from pmsplat.foundation.teachers import given
+from pmsplat.io.chunks import ChunkScene, read_chunk, write_chunk
 from pmsplat.tasks import teacher
 from pmsplat.train.settings import Experiment
 from pmsplat.types import Pointmap, Views

@@ -16,13 +16,12 @@ from PIL import Image
 
 from pmsplat import cli
 from pmsplat.errors import UserError
+from pmsplat.io.cameras.survey import write_cameras
 from pmsplat.io.gaussians import save_gaussians
-from pmsplat.io.poses import write_cameras
 from pmsplat.tasks import _memory
 from pmsplat.tasks.view import MOST_CAMERAS, Options, view
 from pmsplat.types import Cameras
-
-from ..view.blocks import SIZE, blocks, lookers
+from tests.view.blocks import SIZE, blocks, lookers
 
 pytest.importorskip("viser", reason="the page needs viser: pip install 'pmsplat[view]'")
 

@@ -9,8 +9,7 @@ import torch
 from pmsplat.geometry import gaussian, se3
 from pmsplat.types import Cameras
 from pmsplat.view import trajectory
-
-from ..scenes import random_cameras
+from tests.scenes import random_cameras
 
 
 def circle(count: int, radius: float = 2.0, turn: float = 2 * math.pi) -> Cameras:

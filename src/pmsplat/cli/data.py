@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 from ._shared import output
 
 if TYPE_CHECKING:
-    from ..data._chunks import Split
     from ..data._index import Index
     from ..data._photos import PhotoScene
+    from ..io.chunks import Split
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -88,10 +88,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from ..data._chunks import append, check_new
     from ..data._convert import to_chunk_scene
     from ..data.folder import open_scene
     from ..errors import UserError
+    from ..io.chunks import append, check_new
 
     if arguments.every < 1:
         raise UserError(f"--every {arguments.every}", "1 or more", "take every photo with 1")
@@ -165,14 +165,14 @@ def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from ..data import _chunks
     from ..data.folder import open_scene
+    from ..io import chunks
 
     folder = Path(arguments.path)
     if arguments.write_index:
-        _describe_split(_chunks.write_index(folder))
-    elif (folder / _chunks.INDEX).is_file():
-        _describe_split(_chunks.read_split(folder))
+        _describe_split(chunks.write_index(folder))
+    elif (folder / chunks.INDEX).is_file():
+        _describe_split(chunks.read_split(folder))
     else:
         _describe_scene(open_scene(arguments.path))
 
@@ -230,9 +230,9 @@ def _lengths(split: "Split") -> dict[str, int]:
 
 
 def _split(root: Path) -> "Split":
-    from ..data import _chunks
+    from ..io import chunks
 
-    return _chunks.read_split(root if (root / _chunks.INDEX).is_file() else root / "test")
+    return chunks.read_split(root if (root / chunks.INDEX).is_file() else root / "test")
 
 
 def _count(flags: Iterable[bool]) -> str:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..geometry import camera
+from ..io.chunks import ChunkScene
 from ..types import Batch, Cameras, Pointmap, Views
 from . import _transforms
-from ._chunks import ChunkScene
 from ._pointmaps import Lessons
 from ._sampling import Frames, Sampler
 

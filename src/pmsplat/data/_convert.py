@@ -8,7 +8,7 @@ import torch
 from rich.progress import track
 
 from ..io import images
-from ._chunks import ChunkScene
+from ..io.chunks import ChunkScene
 from ._photos import Photo, PhotoScene
 from ._transforms import fit_depth, fit_image, fit_K
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import UserError
+from ..io.chunks import Chunk, ChunkScene, Split, read_split
 from ..types import Batch, Pointmap
 from . import _transforms
 from ._batches import Recipe, Unusable, check, make_batch
-from ._chunks import Chunk, ChunkScene, Split, read_split
 from ._index import Index, check_frames, check_scenes, read_index
 from ._pointmaps import Lessons, Missing, Shelf, Stale, Untaught
 from ._sampling import Frames

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..io.chunks import Split
 from ..io.files import write_text
-from ._chunks import Split
 from ._sampling import Frames
 
 Index = dict[str, Frames]

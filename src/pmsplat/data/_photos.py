@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..io import images
-from ..io.poses import Lens, Survey
+from ..io.cameras.survey import Lens, Survey
 from ..types import Cameras, Views
 from . import _transforms
 from ._ranges import ranges

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import UserError
-from ..io.poses import Survey
+from ..io.cameras.survey import Survey
 
 _PERCENTILES = (1, 99)
 _MARGIN = 1.25  # nearer and farther than what was seen: the percentiles cut real surfaces off

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch.nn.functional import grid_sample
 
-from ..io.poses import Lens
+from ..io.cameras.survey import Lens
 
 _ZOOM_STEPS = 40  # bisections: the last bit of float64 is reached before
 

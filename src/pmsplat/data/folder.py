@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
-from ..io import colmap, images, poses
-from ..io.poses import Lens, Shot, Survey
+from ..io import images
+from ..io.cameras import colmap
+from ..io.cameras.survey import Lens, Shot, Survey, read_cameras, read_transforms
+from ..io.chunks import INDEX, ChunkScene, read_chunk, read_split
 from ..types import Views
 from ._batches import Recipe
-from ._chunks import INDEX, ChunkScene, read_chunk, read_split
 from ._dataset import ChunkDataset, pair
 from ._photos import Photo, PhotoScene, surveyed
 from ._posing import PHOTO_SUFFIXES, VIDEO_SUFFIXES, pose_photos, pose_video
@@ -185,7 +186,7 @@ def _choose(key: str, keys: list[str], place: str) -> str:
 
 def _json_scene(path: Path, images_folder: str | None) -> PhotoScene:
     ours = path.name == "cameras.json"
-    survey = poses.read_cameras(path) if ours else poses.read_transforms(path)
+    survey = read_cameras(path) if ours else read_transforms(path)
     photos = []
     for shot in survey.shots:
         image = _photo_path(path.parent, shot.file, images_folder)

@@ -15,10 +15,10 @@ from rich.progress import track
 
 from ..errors import UserError
 from ..io import images
+from ..io.chunks import INDEX, ChunkScene, append
 from ..io.files import write_text
 from . import _rooms
 from ._batches import Recipe
-from ._chunks import INDEX, ChunkScene, append
 from ._dataset import ChunkDataset, pair
 from ._index import make_index, write_index
 from ._ranges import depth_range

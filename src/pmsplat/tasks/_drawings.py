@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data._transforms import fit_image, to_tensor
 from ..evaluate.metrics import psnr
 from ..geometry import camera
+from ..io.cameras.survey import DepthFiles, write_cameras
 from ..io.files import write_array, write_text
 from ..io.images import (
     FULL_SCALE,
@@ -22,7 +23,6 @@ from ..io.images import (
     write_depth,
     write_image,
 )
-from ..io.poses import DepthFiles, write_cameras
 from ..io.video import write_video
 from ..types import Cameras, Rendering
 from ..view import figures

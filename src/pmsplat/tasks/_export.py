@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..evaluate.depth import depth_metrics
 from ..evaluate.metrics import psnr, ssim
+from ..io.cameras.survey import write_cameras
 from ..io.files import write_array, write_text
+from ..io.gaussians.ply import save_ply
 from ..io.images import to_uint8, write_image
-from ..io.ply import save_ply
-from ..io.poses import write_cameras
 from ..io.video import write_video
 from ..render import rasterize
 from ..types import Cameras, Gaussians, Rendering, Views

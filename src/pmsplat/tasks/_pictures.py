@@ -17,8 +17,8 @@ from ..data.folder import open_scene
 from ..errors import UserError
 from ..geometry import camera
 from ..io import images
-from ..io.camera_files import KINDS, find_cameras, read_survey
-from ..io.poses import Lens, Shot
+from ..io.cameras import KINDS, find_cameras, read_survey
+from ..io.cameras.survey import Lens, Shot
 from ..types import Cameras, Gaussians
 from ..view import trajectory
 

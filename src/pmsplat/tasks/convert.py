@@ -17,10 +17,9 @@ from torch.nn.functional import normalize
 from ..data._posing import PHOTO_SUFFIXES
 from ..errors import UserError
 from ..geometry import se3, sh
-from ..io import camera_exports, spz
-from ..io.camera_files import KINDS, find_cameras, read_survey
-from ..io.gaussians import WRITERS, load_gaussians, save_gaussians
-from ..io.poses import Shot, Survey
+from ..io.cameras import KINDS, export, find_cameras, read_survey
+from ..io.cameras.survey import Shot, Survey
+from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
 from ..types import Gaussians
 from . import _pictures
 
@@ -153,12 +152,12 @@ def export_cameras(
     count = gaussians.means.shape[1]
     rows = torch.linspace(0, count - 1, min(count, CLOUD), dtype=torch.float64).round().long()
     rgb = (0.5 + sh.C0 * gaussians.sh[0, rows, 0]).clamp(0, 1).mul(255).round().to(torch.uint8)
-    points = camera_exports.Points(gaussians.means[0, rows].double().numpy(), rgb.numpy())
+    points = export.Points(gaussians.means[0, rows].double().numpy(), rgb.numpy())
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        camera_exports.write_colmap(staged / "sparse" / "0", shots, points, text)
-        camera_exports.write_transforms(staged / "transforms.json", shots, points)
+        export.write_colmap(staged / "sparse" / "0", shots, points, text)
+        export.write_transforms(staged / "transforms.json", shots, points)
         staged.chmod(0o755)
         os.replace(staged, folder)
     finally:

@@ -13,11 +13,11 @@ import torch
 from .. import registry
 from ..data import _pointmaps
 from ..data._batches import Recipe, Unusable, check, fitted_views
-from ..data._chunks import Chunk, Split
 from ..data._dataset import none_usable, rank_of_ranks
 from ..data._pointmaps import Answer, Damaged, Identity, Lessons, Missing, PassedOver, Shelf, Stale
 from ..errors import UserError
 from ..foundation.teachers import Teacher, ask
+from ..io.chunks import Chunk, Split
 from ..train import teaching
 from ..train.settings import Experiment
 from ._choices import pick_device

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..io.camera_files import find_cameras
+from ..io.cameras import find_cameras
 from ..io.gaussians import load_gaussians
 from ..io.images import read_image
 from ..types import Cameras, Gaussians

@@ -20,8 +20,8 @@ from ...errors import UserError
 from ...evaluate.metrics import psnr, ssim
 from ...geometry import sh
 from ...io.files import write_text
+from ...io.gaussians.ply import save_ply
 from ...io.images import read_image
-from ...io.ply import save_ply
 from ...render import rasterize
 from ...types import Cameras, Gaussians
 from ...view.figures import contact_sheet

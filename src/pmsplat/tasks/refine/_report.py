@@ -9,9 +9,9 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ...io.cameras.survey import write_cameras
 from ...io.files import atomic, write_text
-from ...io.ply import save_ply
-from ...io.poses import write_cameras
+from ...io.gaussians.ply import save_ply
 from ...types import Cameras, Views
 from ...view.figures import colorize_depth, contact_sheet, depth_range
 from ._fit import Fit, Moment

@@ -1,0 +1,186 @@
+"""Thousands of damaged files for every reader: a sentence or Gaussians, never anything else.
+
+A seeded mutator of our own: bytes flipped and overwritten, runs cut out, doubled or swapped between
+places, numbers in the header replaced by others, files cut short; for .spz also inside its
+compression. How many files a reader gets is 10,000, or PMSPLAT_FUZZ of the environment.
+"""
+
+import gzip
+import os
+import random
+import resource
+import struct
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pmsplat.errors import UserError
+from pmsplat.io.gaussians import load_gaussians, save_gaussians, spz, usd
+from tests.scenes import random_gaussians
+
+COUNT = int(os.environ.get("PMSPLAT_FUZZ", "10000"))
+EDGES = [0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64]
+WORDS = [b"nan", b"inf", b"-1", b"1e400", b"property", b"element", b"list", b"double", b"vertex",
+         b"comment", b"format", b"ascii", b"\n", b" ", b"\x00", b"\xff\xfe"]  # fmt: skip
+HEAD = 400  # bytes where most of the lies are told
+SLOWEST = 5.0  # seconds for one file, on a machine that does other things too
+MEMORY = 512 << 20  # bytes more than before for a file of a few kilobytes, or allocation fails
+
+
+def mutate(content: bytes, chance: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(chance.choice([1, 1, 1, 2, 4, 16])):
+        if not data:
+            break
+        limit = len(data) if chance.random() < 0.5 else min(len(data), HEAD)
+        at = chance.randrange(limit)
+        length = min(chance.choice([1, 2, 4, 8, 64, 256]), len(data) - at)
+        match chance.randrange(9):
+            case 0:
+                data[at] ^= 1 << chance.randrange(8)
+            case 1:
+                data[at : at + length] = chance.randbytes(length)
+            case 2:
+                del data[at : at + length]
+            case 3:
+                data[at:at] = data[at : at + length]
+            case 4:
+                data[at : at + 4] = struct.pack("<I", chance.choice(EDGES) & 0xFFFFFFFF)
+            case 5:
+                data[at:at] = chance.choice(WORDS)
+            case 6:
+                special = chance.choice([float("nan"), float("inf"), -1e38, 1e-45])
+                data[at : at + 4] = struct.pack("<f", special)
+            case 7:
+                digits = next((i for i in range(at, limit) if chr(data[i]).isdigit()), at)
+                data[digits : digits + 1] = str(chance.choice(EDGES)).encode()
+            case 8:
+                del data[at:]
+    return bytes(data)
+
+
+def inside_gzip(content: bytes, chance: random.Random) -> bytes:
+    return gzip.compress(mutate(gzip.decompress(content), chance), compresslevel=1)
+
+
+def text_ply(path: Path) -> None:
+    plyfile = pytest.importorskip("plyfile")
+    data = plyfile.PlyData.read(str(path), mmap=False)
+    plyfile.PlyData(data.elements, text=True).write(str(path))
+
+
+def big_endian_ply(path: Path) -> None:
+    plyfile = pytest.importorskip("plyfile")
+    data = plyfile.PlyData.read(str(path), mmap=False)
+    plyfile.PlyData(data.elements, byte_order=">").write(str(path))
+
+
+def version_four(path: Path) -> None:
+    pytest.importorskip("zstandard")
+    spz.write(load_gaussians(path), path, version=4)
+
+
+@contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """The process may map so many bytes more than it does now; beyond, allocations fail."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+Mutate = Callable[[bytes, random.Random], bytes]
+Remake = Callable[[Path], None]
+READERS: dict[str, tuple[str, Remake | None, Mutate]] = {
+    "ply": (".ply", None, mutate),
+    "ply-text": (".ply", text_ply, mutate),
+    "ply-big-endian": (".ply", big_endian_ply, mutate),
+    "compressed-ply": (".compressed.ply", None, mutate),
+    "splat": (".splat", None, mutate),
+    "spz": (".spz", None, mutate),
+    "spz-inside": (".spz", None, inside_gzip),
+    "spz-4": (".spz", version_four, mutate),
+}
+
+
+@pytest.mark.slow
+def test_the_bound_on_memory_holds() -> None:
+    with at_most(MEMORY), pytest.raises(RuntimeError, match="memory"):
+        torch.empty(2 * MEMORY, dtype=torch.uint8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_every_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
+    suffix, remake, damage = READERS[name]
+    path = tmp_path / f"a{suffix}"
+    save_gaussians(random_gaussians(20, torch.Generator().manual_seed(0), degree=1), path)
+    if remake is not None:
+        remake(path)
+    with at_most(MEMORY):
+        refused = attack(path, damage, COUNT)
+    print(f"{name}: {COUNT} files, {refused} refused, the others read")
+    assert 0.02 * COUNT < refused < COUNT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".usda", ".usdc", ".usdz"])
+def test_every_stage_is_read_or_refused(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that opens a stage is a fork here, which need not load OpenUSD every time."""
+    pytest.importorskip("pxr", reason="needs usd-core")
+    path, ends = tmp_path / f"a{suffix}", Counter[int]()
+    save_gaussians(random_gaussians(5, torch.Generator().manual_seed(0), degree=1), path)
+    command = [sys.executable, "-m", "tests.io.gaussians.usd_zygote"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as zygote:
+        assert zygote.stdin is not None and zygote.stdout is not None
+        to, from_ = zygote.stdin, zygote.stdout
+
+        def run(command: list[str], **_: object) -> SimpleNamespace:
+            to.write("\t".join(command[-2:]) + "\n")
+            code = int(from_.readline())
+            ends[code] += 1
+            return SimpleNamespace(returncode=code)
+
+        monkeypatch.setattr(usd, "subprocess", SimpleNamespace(
+            run=run, TimeoutExpired=subprocess.TimeoutExpired
+        ))  # fmt: skip
+        refused = attack(path, mutate, COUNT)
+        to.close()
+    print(f"{suffix}: {COUNT} files, {refused} refused, the others read; ends {dict(ends)}")
+    assert 0.02 * COUNT < refused < COUNT and ends.total() == COUNT
+
+
+def attack(path: Path, damage: Mutate, count: int) -> int:
+    """How many of so many damaged copies of a file are refused; the others are read."""
+    content, chance = path.read_bytes(), random.Random(0)
+    refused = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for i in range(count):
+            path.write_bytes(damage(content, chance))
+            began = time.process_time()
+            try:
+                found = load_gaussians(path)
+            except UserError as error:
+                refused += 1
+                assert "\n" not in str(error) and len(str(error)) < 1000, f"file {i}: {error}"
+            else:
+                assert found.means.isfinite().all() and found.sh.isfinite().all(), f"file {i}"
+            assert time.process_time() - began < SLOWEST, f"file {i} takes long"
+    return refused

@@ -1,0 +1,238 @@
+"""The chunk format: what others wrote is read, what we write others read, damage is told."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pmsplat.errors import UserError
+from pmsplat.io import chunks, images
+from pmsplat.io.chunks import ChunkScene
+from tests.scenes import random_cameras
+
+
+def encoded(seed: int, size: tuple[int, int] = (12, 16)) -> torch.Tensor:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return torch.frombuffer(bytearray(images.encode_image(pixels)), dtype=torch.uint8)
+
+
+def official(key: str, count: int = 4, seed: int = 0) -> dict:
+    """A scene as the published conversion scripts store it."""
+    cameras = random_cameras(count, torch.Generator().manual_seed(seed), dtype=torch.float64)
+    K = cameras.K[0]
+    w2c = torch.linalg.inv(cameras.c2w[0])[:, :3]
+    focal = torch.stack([K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2]], dim=1)
+    rows = torch.cat([focal, torch.zeros(count, 2), w2c.reshape(count, 12)], dim=1).float()
+    return {
+        "url": "https://example.org",
+        "timestamps": torch.arange(count) * 33,
+        "cameras": rows,
+        "images": [encoded(seed * 100 + i) for i in range(count)],
+        "key": key,
+    }
+
+
+def ours(key: str, count: int = 4, seed: int = 0) -> ChunkScene:
+    cameras = random_cameras(count, torch.Generator().manual_seed(seed))
+    depth = np.random.default_rng(seed).integers(1, 5000, (count, 12, 16)).astype(np.uint16)
+    return ChunkScene(
+        key=key,
+        c2w=cameras.c2w[0],
+        K=cameras.K[0],
+        images=tuple(encoded(seed * 100 + i) for i in range(count)),
+        timestamps=torch.arange(count),
+        near=cameras.near[0],
+        far=cameras.far[0],
+        depths=tuple(
+            torch.frombuffer(bytearray(images.encode_depth(d)), dtype=torch.uint8) for d in depth
+        ),
+        depth_scale=0.001,
+    )
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_reads_what_others_wrote(tmp_path: Path, zipped: bool) -> None:
+    scenes = [official("a", 4, 1), official("b", 3, 2)]
+    torch.save(scenes, tmp_path / "000000.torch", _use_new_zipfile_serialization=zipped)
+    chunk = chunks.read_chunk(tmp_path / "000000.torch")
+    assert list(chunk.scenes) == ["a", "b"] and not chunk.faults
+    want = random_cameras(4, torch.Generator().manual_seed(1), dtype=torch.float64)
+    scene = chunk.scenes["a"]
+    torch.testing.assert_close(scene.c2w, want.c2w[0].float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(scene.K, want.K[0].float(), rtol=0, atol=1e-6)
+    assert scene.near is None and scene.depth(0) is None
+    pixels = np.random.default_rng(101).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    assert (scene.image(1) == pixels).all()
+
+
+def test_others_read_what_we_write(tmp_path: Path) -> None:
+    scene = ours("mine", 5, 3)
+    chunks.write_chunk(tmp_path / "000000.torch", [scene])
+    (entry,) = torch.load(tmp_path / "000000.torch", weights_only=True)
+    assert {"url", "timestamps", "cameras", "images", "key"} <= set(entry)
+    rows = entry["cameras"]
+    assert rows.dtype == torch.float32 and rows.shape == (5, 18) and not rows[:, 4:6].any()
+    w2c = torch.eye(4).repeat(5, 1, 1)
+    w2c[:, :3] = rows[:, 6:].reshape(5, 3, 4)
+    torch.testing.assert_close(w2c @ scene.c2w, torch.eye(4).expand(5, 4, 4), rtol=0, atol=1e-6)
+    assert all(image.dtype == torch.uint8 and image.ndim == 1 for image in entry["images"])
+
+
+def test_round_trip_with_depth_and_range(tmp_path: Path) -> None:
+    scene = ours("mine", 5, 3)
+    chunks.write_chunk(tmp_path / "c.torch", [scene])
+    back = chunks.read_chunk(tmp_path / "c.torch").scenes["mine"]
+    torch.testing.assert_close(back.c2w, scene.c2w, rtol=0, atol=1e-6)
+    assert back.near is not None and scene.near is not None and torch.equal(back.near, scene.near)
+    want = np.random.default_rng(3).integers(1, 5000, (5, 12, 16)).astype(np.float32)
+    depth = back.depth(4)
+    assert depth is not None
+    np.testing.assert_allclose(depth, want[4] / 1000, rtol=1e-6)
+    assert (back.image(2) == scene.image(2)).all()
+
+
+def test_same_scenes_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.torch", "b.torch"):
+        chunks.write_chunk(tmp_path / name, [ours("mine")])
+    assert (tmp_path / "a.torch").read_bytes() == (tmp_path / "b.torch").read_bytes()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_chunk_is_named(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "000007.torch"
+    torch.save([official("a")], path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match=r"000007\.torch cannot be read.*truncated or damaged"):
+        chunks.read_chunk(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_bytes_never_escape(tmp_path: Path) -> None:
+    """Flipped bytes give a UserError or a chunk, never another exception."""
+    path = tmp_path / "000000.torch"
+    torch.save([official("a")], path)
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        for at in rng.integers(0, len(data), 20):
+            damaged[at] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            chunk = chunks.read_chunk(path)
+            for scene in chunk.scenes.values():
+                scene.image(0)
+        except UserError:
+            refused += 1
+    assert refused > 50
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("evil-was-here"),))
+
+
+def test_code_in_a_chunk_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save([Evil()], tmp_path / "a.torch")
+    (tmp_path / "b.torch").write_bytes(pickle.dumps([Evil()], protocol=2))
+    for name in ("a.torch", "b.torch"):
+        with pytest.raises(UserError, match="cannot be read"):
+            chunks.read_chunk(tmp_path / name)
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+MALFORMED = {
+    "not a list": (lambda s: s, "holds a dict, not a list"),
+    "no key": (lambda s: [{**s, "key": 3}], "not a dict with a `key`"),
+    "no images": (lambda s: [{**s, "images": []}], "no list `images`"),
+    "float images": (lambda s: [{**s, "images": [torch.zeros(3)]}], "no list `images`"),
+    "cameras": (lambda s: [{**s, "cameras": s["cameras"][:, :16]}], r"shape \[4, 18\]"),
+    "fewer cameras": (lambda s: [{**s, "cameras": s["cameras"][:3]}], r"shape \[4, 18\]"),
+    "timestamps": (lambda s: [{**s, "timestamps": torch.zeros(2)}], "timestamps"),
+    "near alone": (lambda s: [{**s, "near": torch.ones(4)}], "no `near` and `far`"),
+    "near 0": (lambda s: [{**s, "near": torch.zeros(4), "far": torch.ones(4)}], "0 < near < far"),
+    "depths": (lambda s: [{**s, "depths": s["images"][:2]}], "no `depths` for its 4"),
+    "scale": (lambda s: [{**s, "depths": s["images"], "depth_scale": -1.0}], "depth_scale"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_what_is_malformed_is_named(tmp_path: Path, case: str) -> None:
+    spoil, told = MALFORMED[case]
+    torch.save(spoil(official("a")), tmp_path / "c.torch")
+    with pytest.raises(UserError, match=told):
+        chunks.read_chunk(tmp_path / "c.torch")
+
+
+def test_unusable_poses_are_kept_apart_with_their_reason(tmp_path: Path) -> None:
+    nan, squashed, singular, good = (official(key) for key in ("nan", "squashed", "zero", "good"))
+    nan["cameras"][1, 7] = torch.nan
+    squashed["cameras"][:, 6:9] *= 0.5
+    singular["cameras"][:, 6:] = 0
+    negative = official("negative")
+    negative["cameras"][:, 0] *= -1
+    torch.save([nan, squashed, singular, negative, good], tmp_path / "c.torch")
+    chunk = chunks.read_chunk(tmp_path / "c.torch")
+    assert list(chunk.scenes) == ["good"]
+    assert chunk.faults == {
+        "nan": "cameras that are not finite",
+        "squashed": "camera rotations that are none",
+        "zero": "cameras that are not finite",
+        "negative": "focal lengths that are not positive",
+    }
+
+
+def test_append_grows_a_split(tmp_path: Path) -> None:
+    folder = tmp_path / "test"
+    chunks.append(folder, [ours("a"), ours("b")])
+    chunks.append(folder, [ours("c")])
+    split = chunks.read_split(folder)
+    assert split.keys == {"000000.torch": ["a", "b"], "000001.torch": ["c"]}
+    assert list(split.chunk("000000.torch").scenes) == ["a", "b"]
+    with pytest.raises(UserError, match="already has a scene 'b'"):
+        chunks.append(folder, [ours("b")])
+    (folder / "index.json").unlink()
+    assert chunks.write_index(folder).keys == split.keys
+
+
+def test_an_interrupted_append_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks.append(tmp_path, [ours("a")])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def interrupted(entries: list, stream) -> None:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        chunks.append(tmp_path, [ours("b")])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_broken_split_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no .*index\.json"):
+        chunks.read_split(tmp_path)
+    for content, told in (
+        ("{", "is not JSON"),
+        ("[1]", "is not a JSON object"),
+        ("{}", "is empty"),
+        (json.dumps({"a": "../../secret.torch"}), "the name of a file beside it"),
+        (json.dumps({"a": "000000.torch"}), "lacks 1 of the 1 chunks of its index, 000000.torch"),
+    ):
+        (tmp_path / "index.json").write_text(content)
+        with pytest.raises(UserError, match=told):
+            chunks.read_split(tmp_path)
+
+
+def test_an_index_that_promises_too_much_is_told(tmp_path: Path) -> None:
+    chunks.append(tmp_path, [ours("a")])
+    (tmp_path / "index.json").write_text(json.dumps({"a": "000000.torch", "x": "000000.torch"}))
+    with pytest.raises(UserError, match=r"says that scene 'x' is in 000000\.torch, which lacks it"):
+        chunks.read_split(tmp_path).chunk("000000.torch")
