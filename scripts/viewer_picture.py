@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from pmsplat.data.folder import chunk_scene
 from pmsplat.data.synthetic import scene
 from pmsplat.geometry import camera, se3
 from pmsplat.io.cameras.survey import write_cameras
 from pmsplat.io.gaussians import save_gaussians
 from pmsplat.io.images import write_image
+from pmsplat.scene import chunk_scene
 from pmsplat.tasks.view import Options, view
 from pmsplat.types import Gaussians, Views
 

@@ -21,12 +21,12 @@ _PUBLIC = {
     "infer": "tasks.predict",
     "load": "models._zoo",
     "load_gaussians": "io.gaussians",
-    "load_ply": "io.ply",
+    "load_ply": "io.gaussians.ply",
     "pointmap_loss": "losses.pointmap",
     "rasterize": "render",
-    "read_views": "data.folder",
+    "read_views": "scene",
     "save_gaussians": "io.gaussians",
-    "save_ply": "io.ply",
+    "save_ply": "io.gaussians.ply",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -12,8 +12,8 @@ from pmsplat.cli import main
 from pmsplat.data import _convert, synthetic
 from pmsplat.data._index import read_index
 from pmsplat.data._sampling import Frames
-from pmsplat.data.folder import open_scene
 from pmsplat.io import chunks, images
+from pmsplat.scene import open_scene
 from tests.io.cameras.test_survey import transforms
 from tests.io.test_chunks import ours
 

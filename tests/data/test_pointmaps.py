@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmsplat.data import _pointmaps, _transforms, synthetic
+from pmsplat.data import _pointmaps, synthetic
 from pmsplat.data._batches import fitted_views
 from pmsplat.data._dataset import ChunkDataset
 from pmsplat.data._pointmaps import (
@@ -32,6 +32,7 @@ from pmsplat.errors import UserError
 from pmsplat.geometry import camera
 from pmsplat.geometry.align import umeyama
 from pmsplat.io.chunks import write_chunk
+from pmsplat.scene.fit import crop
 from pmsplat.types import Pointmap
 
 SIZE = (24, 32)
@@ -213,7 +214,7 @@ def test_a_scaled_scene_scales_its_pointmap(rooms: ChunkDataset, lessons: Lesson
 
 def test_cropping_takes_points_and_confidence_along(rooms: ChunkDataset, lessons: Lessons) -> None:
     batch = next(iter(rooms.taught(lessons).train(0, torch.zeros((), dtype=torch.int64))))
-    small = _transforms.crop(batch.context, (12, 16))
+    small = crop(batch.context, (12, 16))
     assert batch.context.pointmap is not None and batch.context.pointmap_confidence is not None
     assert small.pointmap is not None and small.pointmap_confidence is not None
     assert torch.equal(small.pointmap, batch.context.pointmap[:, :, 6:18, 8:24])

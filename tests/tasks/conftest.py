@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pmsplat.data import synthetic
-from pmsplat.data.folder import open_scene
 from pmsplat.geometry import camera
 from pmsplat.geometry.gaussian import rotation_to_quat
 from pmsplat.io.images import write_image
+from pmsplat.scene import open_scene
 
 INTRINSICS = ((0, 0), (1, 1), (0, 2), (1, 2))  # fx, fy, cx, cy in K
 

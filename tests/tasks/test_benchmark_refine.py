@@ -11,10 +11,10 @@ from PIL import Image
 
 import pmsplat
 from pmsplat.cli import main
-from pmsplat.data.folder import open_scene
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.models import _zoo, depthsplat
-from pmsplat.tasks import _coverage
+from pmsplat.scene import open_scene
+from pmsplat.scene.overlap import group_views, overlaps
 from pmsplat.tasks.predict import reconstruct
 
 HELD, REST = [0, 8], [1, 2, 3, 4, 5, 6, 7, 9]
@@ -66,7 +66,7 @@ def test_three_starts_and_their_curves(
     scene = open_scene(model_folder)
     train, held = scene.views(REST, SIZE), scene.views(HELD, SIZE)
     model, pixels, parts = _zoo.load(checkpoint), SIZE[0] * SIZE[1], []
-    for group in _coverage.groups(_coverage.overlaps(train.cameras), 4):
+    for group in group_views(overlaps(train.cameras), 4):
         whole = reconstruct(model, train.at(group.views)).prediction.gaussians[-1]
         for i in group.fresh:
             first_pixel = group.views.index(i) * pixels

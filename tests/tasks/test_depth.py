@@ -17,10 +17,10 @@ from torch import nn
 
 from pmsplat import cli
 from pmsplat.data import synthetic
-from pmsplat.data.folder import open_scene
 from pmsplat.errors import UserError
 from pmsplat.evaluate.depth import depth_metrics, median_scale
 from pmsplat.models import _zoo, depthsplat
+from pmsplat.scene import open_scene
 from pmsplat.tasks import _maps, _memory
 from pmsplat.tasks.depth import Options, depth
 from pmsplat.tasks.predict import Options as PredictOptions

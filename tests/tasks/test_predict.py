@@ -15,10 +15,10 @@ from PIL import Image
 import pmsplat
 from pmsplat import cli
 from pmsplat.data import synthetic
-from pmsplat.data.folder import open_scene
 from pmsplat.errors import UserError
 from pmsplat.io.video import read_frames
 from pmsplat.models import _zoo, depthsplat
+from pmsplat.scene import open_scene
 from pmsplat.tasks import _export, _folder, _memory
 from pmsplat.tasks._choices import fit_size, pick_device
 from pmsplat.tasks.predict import Options, choose_views, predict, reconstruct

@@ -17,12 +17,12 @@ from PIL import Image
 import pmsplat
 from pmsplat import cli
 from pmsplat.data import synthetic
-from pmsplat.data.folder import open_scene
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.geometry import camera
 from pmsplat.io.images import write_image
 from pmsplat.models import depthsplat
 from pmsplat.render import rasterize
+from pmsplat.scene import open_scene
 from pmsplat.tasks import _pictures
 from pmsplat.tasks.refine import Options, _image, _start, _strategy, fit_image, refine
 from pmsplat.tasks.refine._cloud import Cloud, Parameters

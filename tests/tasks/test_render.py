@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from pmsplat import cli
-from pmsplat.data.folder import open_scene
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, gaussian, se3
 from pmsplat.io.cameras.colmap import read_colmap
@@ -21,6 +20,7 @@ from pmsplat.io.cameras.survey import read_cameras, write_cameras
 from pmsplat.io.gaussians import load_gaussians, save_gaussians
 from pmsplat.io.video import read_frames
 from pmsplat.render import rasterize
+from pmsplat.scene import open_scene
 from pmsplat.tasks import _memory, _pictures
 from pmsplat.tasks.render import CHANNELS, Options, check_memory, choose_pictures, render
 from pmsplat.types import Cameras, Gaussians

@@ -22,8 +22,8 @@ from ._shared import output
 
 if TYPE_CHECKING:
     from ..data._index import Index
-    from ..data._photos import PhotoScene
     from ..io.chunks import Split
+    from ..scene.photos import PhotoScene
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -89,9 +89,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     from ..data._convert import to_chunk_scene
-    from ..data.folder import open_scene
     from ..errors import UserError
     from ..io.chunks import append, check_new
+    from ..scene import open_scene
 
     if arguments.every < 1:
         raise UserError(f"--every {arguments.every}", "1 or more", "take every photo with 1")
@@ -165,8 +165,8 @@ def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from ..data.folder import open_scene
     from ..io import chunks
+    from ..scene import open_scene
 
     folder = Path(arguments.path)
     if arguments.write_index:

@@ -9,8 +9,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import camera
 from ..io.chunks import ChunkScene
+from ..scene.fit import crop, fit_depth, fit_image, fit_K, to_tensor
 from ..types import Batch, Cameras, Pointmap, Views
-from . import _transforms
 from ._pointmaps import Lessons
 from ._sampling import Frames, Sampler
 
@@ -21,7 +21,7 @@ class Recipe:
 
     `size` is the (height, width) of the batch; `resize` scales photos to cover it before the centre
     is cut out, else it is cut from the photos as stored. `exact` principal points or the published
-    ones: see `_transforms`. `near` and `far` in scene units, None: those that the scene carries.
+    ones: see `scene.fit`. `near` and `far` in scene units, None: those that the scene carries.
     `scale_near`: scale the scene so that the nearest context view's near is this. Scenes with a
     field of view beyond `max_fov` degrees or a camera coordinate beyond `max_translation` are
     skipped. `flip` is the probability of a mirrored training example. `lessons`: training examples
@@ -100,10 +100,10 @@ def fitted_views(scene: ChunkScene, frames: tuple[int, ...], recipe: Recipe) -> 
         if depth is not None and depth.shape != before:
             raise Unusable("depth of another size than its photo")
         size = recipe.size if recipe.resize else before
-        images.append(_transforms.fit_image(image, size))
-        intrinsics.append(_transforms.fit_K(scene.K[frame], before, size, recipe.exact))
+        images.append(fit_image(image, size))
+        intrinsics.append(fit_K(scene.K[frame], before, size, recipe.exact))
         if depth is not None:
-            depths.append(torch.from_numpy(_transforms.fit_depth(depth, size)))
+            depths.append(torch.from_numpy(fit_depth(depth, size)))
     if len({image.shape for image in images}) > 1:
         raise Unusable("photos of different sizes")
     if any(have < want for have, want in zip(images[0].shape, recipe.size, strict=False)):
@@ -116,12 +116,12 @@ def fitted_views(scene: ChunkScene, frames: tuple[int, ...], recipe: Recipe) -> 
         far=_bound(scene.far, recipe.far, index),
     )
     views = Views(
-        images=_transforms.to_tensor(images),
+        images=to_tensor(images),
         cameras=cameras,
         depth=torch.stack(depths)[None] if depths else None,
         names=(tuple(f"{frame:06d}" for frame in frames),),
     )
-    return _transforms.crop(views, recipe.size, recipe.exact)
+    return crop(views, recipe.size, recipe.exact)
 
 
 def _bound(carried: Tensor | None, given: float | None, index: list[int]) -> Tensor:

@@ -9,8 +9,8 @@ from rich.progress import track
 
 from ..io import images
 from ..io.chunks import ChunkScene
-from ._photos import Photo, PhotoScene
-from ._transforms import fit_depth, fit_image, fit_K
+from ..scene.fit import fit_depth, fit_image, fit_K
+from ..scene.photos import Photo, PhotoScene
 
 _FULL_SCALE = 65535
 

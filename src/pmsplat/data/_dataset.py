@@ -20,8 +20,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import UserError
 from ..io.chunks import Chunk, ChunkScene, Split, read_split
+from ..scene.fit import flip
 from ..types import Batch, Pointmap
-from . import _transforms
 from ._batches import Recipe, Unusable, check, make_batch
 from ._index import Index, check_frames, check_scenes, read_index
 from ._pointmaps import Lessons, Missing, Shelf, Stale, Untaught
@@ -145,7 +145,7 @@ class TrainingStream(IterableDataset[Batch]):
                 continue
             skipped.update(reasons)
             if torch.rand((), generator=generator) < self.recipe.flip:
-                batch = _transforms.flip(batch)
+                batch = flip(batch)
             return batch
         raise none_usable(self.split, reasons)
 

@@ -17,11 +17,11 @@ from ..errors import UserError
 from ..io import images
 from ..io.chunks import INDEX, ChunkScene, append
 from ..io.files import write_text
+from ..scene.bounds import depth_range
 from . import _rooms
 from ._batches import Recipe
 from ._dataset import ChunkDataset, pair
 from ._index import make_index, write_index
-from ._ranges import depth_range
 from ._sampling import Bounded, Gap
 
 _NOISE = 0.02  # standard deviation of the sensor noise in the photos, of full scale

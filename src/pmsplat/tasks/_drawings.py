@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data._transforms import fit_image, to_tensor
 from ..evaluate.metrics import psnr
 from ..geometry import camera
 from ..io.cameras.survey import DepthFiles, write_cameras
@@ -24,6 +23,7 @@ from ..io.images import (
     write_image,
 )
 from ..io.video import write_video
+from ..scene.fit import fit_image, to_tensor
 from ..types import Cameras, Rendering
 from ..view import figures
 from ._folder import MARK

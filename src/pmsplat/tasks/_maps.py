@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.folder import PhotoScene
 from ..errors import UserError
 from ..evaluate.depth import DepthMetrics, depth_metrics, median_scale
 from ..io.cameras.survey import DepthFiles, write_cameras
 from ..io.files import write_array, write_text
 from ..io.images import count_scale, to_counts, write_depth, write_image
+from ..scene import PhotoScene
 from ..types import Cameras, Views
 from ..view import figures
 from ._folder import MARK

@@ -9,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..data._photos import Photo
-from ..data._posing import PHOTO_SUFFIXES, VIDEO_SUFFIXES
-from ..data._transforms import fit_K
-from ..data._undistort import pinhole
-from ..data.folder import open_scene
 from ..errors import UserError
 from ..geometry import camera
 from ..io import images
 from ..io.cameras import KINDS, find_cameras, read_survey
 from ..io.cameras.survey import Lens, Shot
+from ..scene import open_scene
+from ..scene.fit import fit_K
+from ..scene.photos import Photo
+from ..scene.posing import PHOTO_SUFFIXES, VIDEO_SUFFIXES
+from ..scene.undistort import pinhole
 from ..types import Cameras, Gaussians
 from ..view import trajectory
 

@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..data._posing import PHOTO_SUFFIXES
 from ..errors import UserError
 from ..geometry import se3, sh
 from ..io.cameras import KINDS, export, find_cameras, read_survey
 from ..io.cameras.survey import Shot, Survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
+from ..scene.posing import PHOTO_SUFFIXES
 from ..types import Gaussians
 from . import _pictures
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..data.folder import PhotoScene, open_scene
 from ..models import _zoo
-from . import _coverage, _folder, _maps, _memory
+from ..scene import PhotoScene, open_scene
+from ..scene.overlap import Group, group_views, overlaps
+from . import _folder, _maps, _memory
 from ._choices import by, fit_size, pick_device, so_many_views, these_photos
 from ._network import answer, whole_span
 from ._progress import Track, silently
@@ -69,7 +70,7 @@ def depth(
     with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
         scene = open_scene(source)
         size = fit_size(scene.size, chosen.size)
-        overlap = _coverage.overlaps(scene.cameras)
+        overlap = overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)
         encoder = model if isinstance(model, nn.Module) else _zoo.load(model, weights)
         encoder = encoder.to(device).eval()
@@ -98,16 +99,16 @@ def depth(
 
 def group_photos(
     scene: PhotoScene, overlap: Float[Tensor, "view view"], options: Options
-) -> list[_coverage.Group]:
+) -> list[Group]:
     """Which photos go through the network together; UserError for what the scene has not."""
     if options.context is not None:
         named = these_photos(options.context, len(scene))
-        return [_coverage.Group(named, named)]
+        return [Group(named, named)]
     count = so_many_views(options.views, max(2, min(VIEWS, len(scene))), len(scene))
-    return _coverage.groups(overlap, count)
+    return group_views(overlap, count)
 
 
-def _about(overlap: Float[Tensor, "view view"], groups: list[_coverage.Group]) -> str:
+def _about(overlap: Float[Tensor, "view view"], groups: list[Group]) -> str:
     least = 1.0
     for group in groups:
         among = overlap[:, group.views].clone()

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..data.folder import PhotoScene, open_scene
 from ..errors import UserError
 from ..models import _zoo
+from ..scene import PhotoScene, open_scene
+from ..scene.overlap import choose_context, held_out, overlaps
 from ..types import Prediction, Views
-from . import _coverage, _export, _folder, _memory
+from . import _export, _folder, _memory
 from ._choices import by, fit_size, pick_device, so_many_views, these_photos
 from ._network import answer, whole_span
 from ._progress import Track, silently
@@ -86,7 +87,7 @@ def predict(
         size = fit_size(scene.size, chosen.size)
         if size != scene.size:
             tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
-        overlap = _coverage.overlaps(scene.cameras)
+        overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)
         tell(_about(scene, context, overlap))
         plan = _memory.Plan(len(context), size, getattr(encoder, "multiple", 1))
@@ -94,7 +95,7 @@ def predict(
         views = scene.views(context, size)
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
         found = reconstruct(encoder, views, device)
-        others = _coverage.held_out(overlap, context, chosen.held_out)
+        others = held_out(overlap, context, chosen.held_out)
         result = _export.Result(
             context=views,
             held_out=scene.views(others, size) if others else None,
@@ -151,7 +152,7 @@ def choose_views(
     if options.context is not None:
         return these_photos(options.context, photos)
     count = so_many_views(options.views, max(2, min(4, photos - 1)), photos)
-    return _coverage.choose_context(overlap, count)
+    return choose_context(overlap, count)
 
 
 def _about(scene: PhotoScene, context: list[int], overlap: Float[Tensor, "view view"]) -> str:

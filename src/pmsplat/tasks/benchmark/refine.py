@@ -62,7 +62,7 @@ def starts(
     """Each start with its options, or with the reason why it is left out."""
     from dataclasses import replace
 
-    from ...data.folder import open_scene
+    from ...scene import open_scene
 
     points = open_scene(scene).points
     predicted = replace(common, start="prediction", model=model, weights=weights)

@@ -111,9 +111,9 @@ def make_data(plan: Plan) -> None:
     from ...data import synthetic
     from ...data._convert import to_chunk_scene
     from ...data._index import make_outside_index, write_index
-    from ...data.folder import open_scene
     from ...errors import UserError
     from ...io.chunks import INDEX, append
+    from ...scene import open_scene
 
     source = None if plan.scene is None else str(Path(plan.scene).resolve())
     made, note = {"scene": source, "size": list(plan.size)}, plan.data / "made.json"

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...data.folder import open_scene
 from ...errors import UserError
 from ...io.gaussians import load_gaussians
 from ...models import _zoo
+from ...scene import open_scene
 from ...types import Gaussians, Views
 from .._choices import by, pick_device
 from .._progress import Track, silently

@@ -14,8 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...data._transforms import fit_image as fit_pixels
-from ...data._transforms import to_tensor
 from ...errors import UserError
 from ...evaluate.metrics import psnr, ssim
 from ...geometry import sh
@@ -23,6 +21,8 @@ from ...io.files import write_text
 from ...io.gaussians.ply import save_ply
 from ...io.images import read_image
 from ...render import rasterize
+from ...scene.fit import fit_image as fit_pixels
+from ...scene.fit import to_tensor
 from ...types import Cameras, Gaussians
 from ...view.figures import contact_sheet
 from .._choices import by, pick_device

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ... import render
-from ...data.folder import PhotoScene
 from ...errors import UserError
 from ...registry import suggest
+from ...scene import PhotoScene
 from . import _gsplat
 from ._strategy import MCMC, Densify, Schedule, Strategy
 

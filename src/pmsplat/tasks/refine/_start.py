@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...geometry import camera, sh
+from ...scene.overlap import group_views, overlaps
 from ...types import Cameras, Gaussians, Views
-from .. import _coverage, _memory
+from .. import _memory
 from ..predict import reconstruct
 
 CONTEXT = 4  # photos shown to an encoder at a time, at most
@@ -34,7 +35,7 @@ def from_prediction(
     Batch 1. Raises UserError for a model that predicts depth alone.
     """
     device = next(encoder.parameters()).device
-    groups = _coverage.groups(_coverage.overlaps(views.cameras), CONTEXT)
+    groups = group_views(overlaps(views.cameras), CONTEXT)
     plan = _memory.Plan(CONTEXT, views.size, getattr(encoder, "multiple", 1))
     _memory.check(encoder, plan, device)
     pixels = views.size[0] * views.size[1]

@@ -1,6 +1,6 @@
 """Cameras for bare photographs and videos, by pycolmap (structure from motion).
 
-pycolmap runs in a process of its own, `python -m pmsplat.data._posing`: encoding PNG with Pillow in
+pycolmap runs in a process of its own, `python -m pmsplat.scene.posing`: encoding PNG with Pillow in
 a process that has imported it can corrupt the heap. What comes out is a folder as COLMAP users
 keep it, images/ and sparse/0, remembered by what went in.
 """
@@ -93,7 +93,7 @@ def _run(folder: Path, sequential: bool) -> int:
     command = [
         sys.executable,
         "-m",
-        "pmsplat.data._posing",
+        "pmsplat.scene.posing",
         str(folder),
         "sequential" if sequential else "all",
     ]

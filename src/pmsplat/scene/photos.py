@@ -14,9 +14,9 @@ from ..errors import UserError
 from ..io import images
 from ..io.cameras.survey import Lens, Survey
 from ..types import Cameras, Views
-from . import _transforms
-from ._ranges import ranges
-from ._undistort import pinhole, undistort_depth, undistort_image
+from .bounds import ranges
+from .fit import fit_depth, fit_image, fit_K, to_tensor
+from .undistort import pinhole, undistort_depth, undistort_image
 
 _ASPECT_TOLERANCE = 0.01  # between a photo and its lens: rounding of downscaled copies
 _DEPTH_MAPS = 40  # at most so many are read to find near and far
@@ -58,7 +58,7 @@ class Photo:
         depth = _read_depth(self.depth_source) * np.float32(self.depth_scale)
         if depth.shape != self.size:
             self._check_aspect("the depth map", (depth.shape[0], depth.shape[1]))
-            depth = _transforms.fit_depth(depth, self.size)
+            depth = fit_depth(depth, self.size)
         return undistort_depth(depth, self.lens)
 
     def check(self) -> None:
@@ -128,13 +128,10 @@ class PhotoScene:
             )
         size = size or photos[0].size
         cameras = self.cameras.at(chosen)
-        K = [
-            _transforms.fit_K(K, photo.size, size)
-            for K, photo in zip(cameras.K[0], photos, strict=True)
-        ]
+        K = [fit_K(K, photo.size, size) for K, photo in zip(cameras.K[0], photos, strict=True)]
         cameras = Cameras(cameras.c2w, torch.stack(K)[None], cameras.near, cameras.far)
         return Views(
-            images=_transforms.to_tensor([_transforms.fit_image(p.pixels(), size) for p in photos]),
+            images=to_tensor([fit_image(p.pixels(), size) for p in photos]),
             cameras=cameras,
             depth=_depths(photos, size) if self.has_depth else None,
             names=(tuple(photo.name for photo in photos),),
@@ -183,7 +180,7 @@ def _depths(photos: list[Photo], size: tuple[int, int]) -> Tensor:
     for photo in photos:
         depth = photo.depth()
         known = np.zeros(photo.size, np.float32) if depth is None else depth
-        maps.append(torch.from_numpy(_transforms.fit_depth(known, size)))
+        maps.append(torch.from_numpy(fit_depth(known, size)))
     return torch.stack(maps)[None]
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 
 from pmsplat.geometry import se3
-from pmsplat.tasks import _coverage
+from pmsplat.scene.overlap import ENOUGH, choose_context, group_views, held_out, overlaps
 from pmsplat.types import Cameras
 
 
@@ -25,7 +25,7 @@ def walk(count: int, step: float) -> Cameras:
 
 def test_overlap_of_shifted_cameras_has_a_closed_form() -> None:
     """At depth 2 a camera sees 2 across; 0.5 aside loses a quarter (two of eight columns)."""
-    overlap = _coverage.overlaps(walk(4, 0.5))
+    overlap = overlaps(walk(4, 0.5))
     assert torch.equal(overlap[0, :3], torch.tensor([1.0, 0.75, 0.5]))
     assert overlap[0, 3] == 0  # a quarter is in the picture, but seen from 41 degrees aside
     assert torch.equal(overlap, overlap.T)
@@ -34,53 +34,53 @@ def test_overlap_of_shifted_cameras_has_a_closed_form() -> None:
 def test_opposite_and_averted_cameras_do_not_overlap() -> None:
     eyes = torch.tensor([[0.0, 0, -2], [0, 0, 2], [0, 0, -2]])
     targets = torch.tensor([[0.0, 0, 0], [0, 0, 0], [0, 0, -4]])
-    overlap = _coverage.overlaps(cameras_at(eyes, targets))
+    overlap = overlaps(cameras_at(eyes, targets))
     assert overlap[0, 1] == 0  # the same point from behind
     assert overlap[0, 2] == 0  # the other way
 
 
 def test_chosen_views_are_spread_but_overlap() -> None:
     cameras = walk(30, 0.1)
-    overlap = _coverage.overlaps(cameras)
-    chosen = _coverage.choose_context(overlap, 4)
+    overlap = overlaps(cameras)
+    chosen = choose_context(overlap, 4)
     assert chosen == sorted(set(chosen)) and len(chosen) == 4
     gaps = torch.tensor(chosen).diff()
     assert gaps.min() >= 5  # wider than neighbours …
     neighbors = overlap[chosen[:-1], chosen[1:]]
-    assert neighbors.min() >= _coverage.ENOUGH  # … but no wider than overlap allows
+    assert neighbors.min() >= ENOUGH  # … but no wider than overlap allows
 
 
 def test_cameras_without_overlap_are_chosen_all_the_same() -> None:
     overlap = torch.eye(3)
-    assert _coverage.choose_context(overlap, 3) == [0, 1, 2]
+    assert choose_context(overlap, 3) == [0, 1, 2]
 
 
 def test_held_out_views_saw_what_the_context_saw() -> None:
     cameras = walk(40, 0.1)
-    overlap = _coverage.overlaps(cameras)
-    held = _coverage.held_out(overlap, [10, 14], 100)
+    overlap = overlaps(cameras)
+    held = held_out(overlap, [10, 14], 100)
     assert held == [i for i in range(40) if i not in (10, 14) and overlap[i, [10, 14]].max() >= 0.5]
-    few = _coverage.held_out(overlap, [10, 14], 5)
+    few = held_out(overlap, [10, 14], 5)
     assert len(few) == 5 and few[0] == held[0] and few[-1] == held[-1]
 
 
 def test_turning_on_the_spot_loses_overlap() -> None:
     angle = torch.tensor([0.0, 0.2, 0.4, 1.5])
     ahead = torch.stack([angle.sin(), torch.zeros(4), angle.cos()], dim=-1)
-    overlap = _coverage.overlaps(cameras_at(torch.zeros(4, 3), ahead))[0]
+    overlap = overlaps(cameras_at(torch.zeros(4, 3), ahead))[0]
     assert (overlap.diff() < 0).all() and overlap[3] == 0
     assert math.isclose(overlap[0].item(), 1)
 
 
 def test_groups_give_every_view_depth_once() -> None:
-    overlap = _coverage.overlaps(walk(30, 0.1))
-    groups = _coverage.groups(overlap, 4)
+    overlap = overlaps(walk(30, 0.1))
+    groups = group_views(overlap, 4)
     assert sorted(i for group in groups for i in group.fresh) == list(range(30))
     for group in groups:
         assert group.views == sorted(set(group.views)) and len(group.views) == 4
         assert set(group.fresh) <= set(group.views)
         first = group.fresh[0]  # what the others are added to
-        assert overlap[first, group.views].min() >= _coverage.ENOUGH
+        assert overlap[first, group.views].min() >= ENOUGH
         assert group.views[-1] - group.views[0] >= 7  # parallax, not the very next photos
     assert len(groups) == 8 and groups[0].fresh == groups[0].views
 
@@ -88,21 +88,21 @@ def test_groups_give_every_view_depth_once() -> None:
 def test_groups_without_overlap_take_what_shares_most() -> None:
     overlap = torch.eye(5)
     overlap[0, 3] = overlap[3, 0] = 0.3
-    groups = _coverage.groups(overlap, 2)
+    groups = group_views(overlap, 2)
     assert groups[0].views == [0, 3] and groups[3].views == [0, 3]
     assert [group.fresh for group in groups] == [[0], [1], [2], [3], [4]]
-    assert all(len(group.views) == 2 for group in _coverage.groups(overlap, 4))
+    assert all(len(group.views) == 2 for group in group_views(overlap, 4))
 
 
 def test_groups_grow_only_by_views_that_see_the_same() -> None:
     """Two rooms: three photos of one, two of the other."""
     overlap = torch.block_diag(torch.ones(3, 3), torch.ones(2, 2))
-    groups = _coverage.groups(overlap, 4)
+    groups = group_views(overlap, 4)
     assert [group.views for group in groups] == [[0, 1, 2], [3, 4]]
     assert all(group.fresh == group.views for group in groups)
 
 
 def test_the_last_group_borrows_views_that_have_depth() -> None:
-    groups = _coverage.groups(torch.ones(5, 5), 3)
+    groups = group_views(torch.ones(5, 5), 3)
     assert [len(group.fresh) for group in groups] == [3, 2]
     assert len(groups[1].views) == 3

@@ -1,5 +1,6 @@
 """Photographs as scenes: real ones of every kind, and the ways in which a folder can be wrong."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -12,16 +13,16 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 import pmsplat
-from pmsplat.data import _posing, folder, synthetic
+from pmsplat.data import synthetic
 from pmsplat.data._convert import to_chunk_scene
-from pmsplat.data._photos import PhotoScene
-from pmsplat.data._ranges import depth_range, ranges
-from pmsplat.data.folder import open_scene, read_views
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, se3
 from pmsplat.io import chunks, images
 from pmsplat.io.cameras import colmap
 from pmsplat.io.cameras.survey import Lens, Shot, Survey, write_cameras
+from pmsplat.scene import chunk_scene, open_scene, read_views
+from pmsplat.scene.bounds import depth_range, ranges
+from pmsplat.scene.photos import PhotoScene
 from pmsplat.types import Views
 from tests.io.cameras.test_survey import transforms, write_text_model
 from tests.io.test_chunks import ours
@@ -132,7 +133,7 @@ def test_a_fox_straightened_matches_its_neighbour(shared: Path) -> None:
 
 @pytest.fixture
 def room(tmp_path: Path) -> PhotoScene:
-    return folder.chunk_scene(synthetic.scene("a room", 4, (24, 36)))
+    return chunk_scene(synthetic.scene("a room", 4, (24, 36)))
 
 
 def test_public_name_reads_a_chunk_scene(tmp_path: Path) -> None:
@@ -398,7 +399,7 @@ def test_bare_photos_are_posed_and_remembered(shared: Path, tmp_path: Path) -> N
 
 
 def _has_pycolmap() -> bool:
-    return _posing.importlib.util.find_spec("pycolmap") is not None
+    return importlib.util.find_spec("pycolmap") is not None
 
 
 def test_photos_of_nothing_cannot_be_posed(tmp_path: Path) -> None:
@@ -414,7 +415,7 @@ def test_photos_of_nothing_cannot_be_posed(tmp_path: Path) -> None:
 
 def test_without_pycolmap_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images.write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
-    monkeypatch.setattr(_posing.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pycolmap, .* is not installed.*pmsplat\[pose\]"):
         open_scene(tmp_path, cache=tmp_path / "cache")
 
@@ -423,6 +424,6 @@ def test_random_cameras_survive_a_chunk_scene(generator: torch.Generator) -> Non
     cameras = random_cameras(3, generator)
     scene = ours("a", 3)
     scene = chunks.ChunkScene("a", cameras.c2w[0], cameras.K[0], scene.images, scene.timestamps)
-    opened = folder.chunk_scene(scene)
+    opened = chunk_scene(scene)
     torch.testing.assert_close(opened.cameras.K, cameras.K, rtol=0, atol=1e-6)
     torch.testing.assert_close(opened.cameras.c2w, cameras.c2w)

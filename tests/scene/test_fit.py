@@ -7,9 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from pmsplat.data import _transforms
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
+from pmsplat.scene.fit import (
+    centre_window,
+    covering_size,
+    crop,
+    crop_to_multiple,
+    fit_depth,
+    fit_image,
+    fit_K,
+    flip,
+    to_tensor,
+)
 from pmsplat.types import Batch, Views
 from tests.scenes import random_cameras
 
@@ -24,13 +34,13 @@ def test_equals_the_published_crop_bit_by_bit(shared: Path, size: tuple[int, int
     golden = np.load(shared / "reference" / "components.npz")
     before = golden["crop/in_image_u8"].shape[-2:]
     fitted = [
-        _transforms.fit_image(np.ascontiguousarray(image.transpose(1, 2, 0)), size)
+        fit_image(np.ascontiguousarray(image.transpose(1, 2, 0)), size)
         for image in golden["crop/in_image_u8"]
     ]
     want = golden[f"crop/{size[0]}x{size[1]}/image"]
-    assert torch.equal(_transforms.to_tensor(fitted)[0], torch.from_numpy(want))
+    assert torch.equal(to_tensor(fitted)[0], torch.from_numpy(want))
     K = torch.from_numpy(golden["crop/in_intrinsics"])
-    got = _transforms.fit_K(K, before, size, exact=False)
+    got = fit_K(K, before, size, exact=False)
     torch.testing.assert_close(
         got, torch.from_numpy(golden[f"crop/{size[0]}x{size[1]}/intrinsics"]), rtol=3e-7, atol=0
     )
@@ -43,9 +53,9 @@ def test_field_of_view_is_the_published_one(shared: Path) -> None:
 
 
 def test_published_sizes() -> None:
-    assert _transforms.covering_size((360, 640), (256, 256)) == (256, 455)
-    assert _transforms.covering_size((270, 480), (270, 480)) == (270, 480)
-    assert _transforms.centre_window((256, 455), (256, 256)) == (0, 99)
+    assert covering_size((360, 640), (256, 256)) == (256, 455)
+    assert covering_size((270, 480), (270, 480)) == (270, 480)
+    assert centre_window((256, 455), (256, 256)) == (0, 99)
 
 
 @pytest.mark.parametrize("size", [(20, 20), (15, 31), (30, 44)])
@@ -58,25 +68,25 @@ def test_exact_intrinsics_follow_a_marked_pixel(size: tuple[int, int]) -> None:
     rows, columns = np.mgrid[:120, :176] + 0.5
     blob = np.exp(-((rows - y * 120) ** 2 + (columns - x * 176) ** 2) / (2 * 8.0**2))
     image = np.repeat((255 * blob)[..., None], 3, axis=2).astype(np.uint8)
-    out = _transforms.fit_image(image, size)[..., 0].astype(np.float64)
+    out = fit_image(image, size)[..., 0].astype(np.float64)
     rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
     found = np.array([(out * columns).sum() / size[1], (out * rows).sum() / size[0]]) / out.sum()
-    want = camera.project(point, _transforms.fit_K(K, before, size, exact=True)).numpy()
+    want = camera.project(point, fit_K(K, before, size, exact=True)).numpy()
     assert np.abs((found - want) * size[::-1]).max() < 0.1  # pixels
 
 
 def test_depth_is_taken_never_mixed(generator: torch.Generator) -> None:
     depth = torch.rand(37, 53, generator=generator).numpy()
-    out = _transforms.fit_depth(depth, (20, 20))
+    out = fit_depth(depth, (20, 20))
     assert np.isin(out, depth).all()
     ramp = np.broadcast_to((np.arange(64) + 0.5)[None], (64, 64))
-    half = _transforms.fit_depth(ramp, (32, 32))
+    half = fit_depth(ramp, (32, 32))
     assert np.abs(half[0] - (2 * np.arange(32) + 1)).max() <= 0.5
 
 
 def test_crop_keeps_pixels_and_rays(generator: torch.Generator) -> None:
     views = views_of((27, 48), generator)
-    cut = _transforms.crop_to_multiple(views, 16)
+    cut = crop_to_multiple(views, 16)
     assert cut.size == (16, 48)
     assert torch.equal(cut.images, views.images[..., 5:21, :])
     assert cut.depth is not None and views.depth is not None
@@ -85,14 +95,14 @@ def test_crop_keeps_pixels_and_rays(generator: torch.Generator) -> None:
     torch.testing.assert_close(
         camera.rays(cut.cameras.c2w, cut.cameras.K, 16, 48), rays[:, :, 5:21], rtol=0, atol=1e-5
     )
-    published = _transforms.crop(views, (16, 48), exact=False)
+    published = crop(views, (16, 48), exact=False)
     assert torch.equal(published.cameras.K[..., 2], views.cameras.K[..., 2])
 
 
 def test_flip_mirrors_the_world(generator: torch.Generator) -> None:
     views = views_of((12, 16), generator)
     batch = Batch(views, views_of((12, 16), generator), ["scene"])
-    mirrored = _transforms.flip(batch)
+    mirrored = flip(batch)
     assert torch.equal(mirrored.context.images, views.images.flip(-1))
     mirror = torch.tensor([-1.0, 1, 1])
     assert views.depth is not None
@@ -101,7 +111,7 @@ def test_flip_mirrors_the_world(generator: torch.Generator) -> None:
     assert context.depth is not None
     got = camera.unproject_depth(context.depth, context.cameras.c2w, context.cameras.K)
     torch.testing.assert_close(got.flip(-2), want, rtol=0, atol=1e-5)
-    again = _transforms.flip(mirrored)
+    again = flip(mirrored)
     assert torch.equal(again.context.cameras.c2w, views.cameras.c2w)
     torch.testing.assert_close(again.target.cameras.K, batch.target.cameras.K)
 
@@ -111,9 +121,9 @@ def test_flip_of_a_centred_camera_leaves_K_as_published(generator: torch.Generat
     K = views.cameras.K.clone()
     K[..., 0, 2] = 0.5
     views = replace(views, cameras=replace(views.cameras, K=K))
-    assert torch.equal(_transforms.flip(Batch(views, views, [""])).context.cameras.K, K)
+    assert torch.equal(flip(Batch(views, views, [""])).context.cameras.K, K)
 
 
 def test_too_small_is_told() -> None:
     with pytest.raises(UserError, match="10x20 pixels; wanted at least 16x16"):
-        _transforms.centre_window((10, 20), (16, 16))
+        centre_window((10, 20), (16, 16))

@@ -73,7 +73,7 @@ def held_out(overlap: Float[Tensor, "view view"], context: list[int], count: int
     return [seen[i] for i in picks]
 
 
-def groups(overlap: Float[Tensor, "view view"], count: int) -> list[Group]:
+def group_views(overlap: Float[Tensor, "view view"], count: int) -> list[Group]:
     """Groups of two to `count` views that see the same things, until every view was fresh in one.
 
     Each is built around the first view that was not: added are, again and again, of the views that

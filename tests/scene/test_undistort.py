@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from pmsplat.data._undistort import distort, pinhole, undistort_depth, undistort_image
 from pmsplat.io.cameras.survey import Lens
+from pmsplat.scene.undistort import distort, pinhole, undistort_depth, undistort_image
 
 LENSES = {
     "barrel": Lens((60, 80), (70.0, 72.0), (41.0, 29.0), (-0.15, 0.02, 0, 0, 0, 0)),
