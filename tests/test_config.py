@@ -10,9 +10,9 @@ import pytest
 
 from pmsplat import config, registry
 from pmsplat.errors import UserError
-from pmsplat.models import _init
-from pmsplat.models._published import ZOO
 from pmsplat.train import Experiment, LossTerm
+from pmsplat.zoo.init import SOURCES
+from pmsplat.zoo.published import ZOO
 
 PACKAGE = Path(config.__file__).parent
 EXPERIMENTS = config.choices("experiment")
@@ -80,7 +80,7 @@ def test_the_published_experiments_have_the_published_settings() -> None:
 @pytest.mark.parametrize("name", config.choices("model"))
 def test_every_model_starts_from_weights_that_there_are(name: str) -> None:
     start = config.compose([f"model={name}"]).model.settings.init_from
-    assert set(start) <= set(_init.SOURCES)
+    assert set(start) <= set(SOURCES)
     assert bool(start) == (name != "depthsplat_tiny")
 
 

@@ -10,7 +10,7 @@ import pmsplat
 from pmsplat.cli import main, models
 from pmsplat.errors import UserError
 from pmsplat.io import weights
-from pmsplat.models._zoo import ZOO, save
+from pmsplat.zoo.load import ZOO, save
 
 NAME = "mvsplat-re10k"
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import pmsplat
-from pmsplat.models import _convert
 from pmsplat.models.mvsplat import MVSplat
+from pmsplat.zoo.convert import names_of, official_keys, ordered
 from tests.golden import components
 from tests.models.official import script, world_harmonics
 
@@ -71,14 +71,14 @@ def outputs(model: nn.Module, views: pmsplat.Views) -> list[Tensor]:
 
 def official_gradients(model: nn.Module) -> dict[str, Tensor]:
     """The flat gradient of every official parameter, out of ours."""
-    names, out = _convert.names_of(model), {}
+    names, out = names_of(model), {}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         place = torch.arange(parameter.numel()).view_as(parameter)
-        place = _convert.ordered(name, place, model).flatten()
+        place = ordered(name, place, model).flatten()
         gradient = torch.empty(parameter.numel(), dtype=torch.float64)
         gradient[place] = parameter.grad.double().flatten()
-        keys = _convert.official_keys(name, names)
+        keys = official_keys(name, names)
         out |= dict(zip(keys, gradient.chunk(len(keys)), strict=True))
     return out
 

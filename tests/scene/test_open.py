@@ -1,6 +1,6 @@
 """Photographs as scenes: real ones of every kind, and the ways in which a folder can be wrong."""
 
-import importlib
+import importlib.util
 import json
 import shutil
 from pathlib import Path

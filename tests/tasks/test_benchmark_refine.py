@@ -12,10 +12,11 @@ from PIL import Image
 import pmsplat
 from pmsplat.cli import main
 from pmsplat.evaluate.metrics import psnr
-from pmsplat.models import _zoo, depthsplat
+from pmsplat.models import depthsplat
 from pmsplat.scene import open_scene
 from pmsplat.scene.overlap import group_views, overlaps
-from pmsplat.tasks.predict import reconstruct
+from pmsplat.zoo.infer import reconstruct
+from pmsplat.zoo.load import load, save
 
 HELD, REST = [0, 8], [1, 2, 3, 4, 5, 6, 7, 9]
 SIZE = (32, 48)
@@ -38,7 +39,7 @@ def checkpoint(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         loss.backward()
         adam.step()
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    _zoo.save(model, path, "depthsplat")
+    save(model, path, "depthsplat")
     return path
 
 
@@ -65,7 +66,7 @@ def test_three_starts_and_their_curves(
     # it starts where the model's own prediction is
     scene = open_scene(model_folder)
     train, held = scene.views(REST, SIZE), scene.views(HELD, SIZE)
-    model, pixels, parts = _zoo.load(checkpoint), SIZE[0] * SIZE[1], []
+    model, pixels, parts = load(checkpoint), SIZE[0] * SIZE[1], []
     for group in group_views(overlaps(train.cameras), 4):
         whole = reconstruct(model, train.at(group.views)).prediction.gaussians[-1]
         for i in group.fresh:

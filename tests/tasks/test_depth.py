@@ -19,13 +19,15 @@ from pmsplat import cli
 from pmsplat.data import synthetic
 from pmsplat.errors import UserError
 from pmsplat.evaluate.depth import depth_metrics, median_scale
-from pmsplat.models import _zoo, depthsplat
+from pmsplat.models import depthsplat
 from pmsplat.scene import open_scene
-from pmsplat.tasks import _maps, _memory
+from pmsplat.tasks import _maps
 from pmsplat.tasks.depth import Options, depth
 from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
 from pmsplat.types import Prediction, Views
+from pmsplat.zoo import memory
+from pmsplat.zoo.load import ZOO, save
 
 PHOTOS, SIZE, FOCAL = 7, (40, 60), 50.0
 WALL = 3.0  # where the wall stands, in nearest nears
@@ -112,7 +114,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> str:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    _zoo.save(depthsplat.build(replace(CONFIG, gaussians=False)), path, "depthsplat")
+    save(depthsplat.build(replace(CONFIG, gaussians=False)), path, "depthsplat")
     return str(path)
 
 
@@ -303,7 +305,7 @@ def test_options_that_do_not_fit(cli_run, tmp_path: Path) -> None:
 
 
 def test_too_little_memory(cli_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory, "free_bytes", lambda device: 2**20)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
     code, said = cli_run()
     assert code == 2 and "4 views of 48x64 need about" in said
     assert not list(tmp_path.iterdir())
@@ -348,7 +350,7 @@ def test_scripts_are_calls_that_parse(size: str) -> None:
 
     arguments = cli.parser().parse_args(called("my photos").stdout.splitlines())
     assert arguments.verb == "depth" and arguments.input == "my photos"
-    assert arguments.model in _zoo.ZOO and size in arguments.model
+    assert arguments.model in ZOO and size in arguments.model
     assert arguments.size == (352, 640)
     other = cli.parser().parse_args(called("x", "--size", "256x448").stdout.splitlines())
     assert other.size == (256, 448)

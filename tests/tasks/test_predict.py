@@ -17,12 +17,15 @@ from pmsplat import cli
 from pmsplat.data import synthetic
 from pmsplat.errors import UserError
 from pmsplat.io.video import read_frames
-from pmsplat.models import _zoo, depthsplat
+from pmsplat.models import depthsplat
 from pmsplat.scene import open_scene
-from pmsplat.tasks import _export, _folder, _memory
+from pmsplat.tasks import _export, _folder
 from pmsplat.tasks._choices import fit_size, pick_device
-from pmsplat.tasks.predict import Options, choose_views, predict, reconstruct
+from pmsplat.tasks.predict import Options, choose_views, predict
 from pmsplat.types import Views
+from pmsplat.zoo import memory
+from pmsplat.zoo.infer import reconstruct
+from pmsplat.zoo.load import save
 from tests.scenes import random_cameras
 
 CONFIG = depthsplat.Config(
@@ -40,7 +43,7 @@ def model() -> depthsplat.DepthSplat:
 @pytest.fixture(scope="module")
 def checkpoint(model: depthsplat.DepthSplat, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    _zoo.save(model, path, "depthsplat")
+    save(model, path, "depthsplat")
     return str(path)
 
 
@@ -276,9 +279,9 @@ def test_a_model_of_depth_alone(room: str, tmp_path: Path) -> None:
 def test_too_little_memory(
     cli_run, model: depthsplat.DepthSplat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = _memory.Plan(4, (54, 70), 16)
-    half = _memory.needed_bytes(model, plan, torch.device("cpu")) // 2
-    monkeypatch.setattr(_memory, "free_bytes", lambda device: half)
+    plan = memory.Plan(4, (54, 70), 16)
+    half = memory.needed_bytes(model, plan, torch.device("cpu")) // 2
+    monkeypatch.setattr(memory, "free_bytes", lambda device: half)
     code, said = cli_run("--views", "4")
     assert code == 2 and "4 views of 54x70 need about" in said and "use --size 32x32" in said
     assert not (tmp_path / "out").exists()

@@ -21,9 +21,10 @@ from pmsplat.io.gaussians import load_gaussians, save_gaussians
 from pmsplat.io.video import read_frames
 from pmsplat.render import rasterize
 from pmsplat.scene import open_scene
-from pmsplat.tasks import _memory, _pictures
+from pmsplat.tasks import _pictures
 from pmsplat.tasks.render import CHANNELS, Options, check_memory, choose_pictures, render
 from pmsplat.types import Cameras, Gaussians
+from pmsplat.zoo import memory
 
 SIZE = (48, 64)
 FOCAL = 60.0  # pixels
@@ -474,7 +475,7 @@ def test_memory_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     for factor in (1, 3):
         larger = _pictures.resized(pictures, (540 * factor, 960 * factor))
         for channels in (0, 64):
-            monkeypatch.setattr(_memory, "free_bytes", lambda _: 1 << 20)
+            monkeypatch.setattr(memory, "free_bytes", lambda _: 1 << 20)
             with pytest.raises(UserError, match="need about") as caught:
                 check_memory(wall(), larger, channels, device)
             needs.append(float(caught.value.got.split("about ")[1].split()[0]))
@@ -485,7 +486,7 @@ def test_memory_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_enormous_picture_is_refused_before_it_is_drawn(
     side: int, cli_run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_memory, "free_bytes", lambda _: 64 << 30)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 64 << 30)
     code, said = cli_run("--orbit", "1", "--size", f"{side}x{side}")
     assert code == 2 and f"pictures of {side}x{side} need about" in said and "--size" in said
 

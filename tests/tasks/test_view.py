@@ -18,9 +18,9 @@ from pmsplat import cli
 from pmsplat.errors import UserError
 from pmsplat.io.cameras.survey import write_cameras
 from pmsplat.io.gaussians import save_gaussians
-from pmsplat.tasks import _memory
 from pmsplat.tasks.view import MOST_CAMERAS, Options, view
 from pmsplat.types import Cameras
+from pmsplat.zoo import memory
 from tests.view.blocks import SIZE, blocks, lookers
 
 pytest.importorskip("viser", reason="the page needs viser: pip install 'pmsplat[view]'")
@@ -143,7 +143,7 @@ def test_wrong_input_is_told(
         view([predicted], replace(QUIET, up="w"))
     with pytest.raises(UserError, match="sides of at most"):
         view([predicted], replace(QUIET, size=(10**6, 10**6)))
-    monkeypatch.setattr(_memory, "free_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1 << 20)
     with pytest.raises(UserError, match="need about"):
         view([predicted], QUIET)
 

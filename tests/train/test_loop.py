@@ -20,7 +20,7 @@ from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
 from pmsplat.train import Experiment, loop
 from pmsplat.train.callbacks import Checkpoints
-from tests.models.test_init import unimatch
+from tests.zoo.test_init import unimatch
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from .. import registry
 from ..errors import UserError
-from ..kernels import heap
+from . import _heap
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parsed(argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    heap.keep()
+    _heap.keep()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _plainly

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..evaluate import protocol, report
     from ..evaluate.baselines import BASELINES
     from ..evaluate.timing import Stopwatch
-    from ..models._zoo import WEIGHTS, load
+    from ..zoo.load import WEIGHTS, load
 
     experiment = config.compose(arguments.overrides)
     model_path = arguments.model or str(Path(experiment.output) / WEIGHTS)

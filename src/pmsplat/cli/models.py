@@ -22,7 +22,7 @@ from ._shared import output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..models._zoo import Published
+    from ..zoo.load import Published
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ class Entry:
 def entries() -> list[Entry]:
     """Every published model, in the order of the table of published models."""
     from ..io.weights import pretrained_folder
-    from ..models._zoo import ZOO
+    from ..zoo.load import ZOO
 
     folder = pretrained_folder()
     return [Entry(name, it, folder / it.source.name) for name, it in ZOO.items()]
@@ -77,7 +77,7 @@ def fetch(names: Sequence[str], tell: Callable[[str], None] = lambda _: None) ->
     fails (see `io.weights.fetch`).
     """
     from ..io import weights
-    from ..models._zoo import ZOO
+    from ..zoo.load import ZOO
 
     for name in names:
         _known(name)
@@ -94,7 +94,7 @@ def convert(file: Path, output: Path, name: str | None = None) -> None:
     `name` is the published model that it is, where its hash does not tell. Raises UserError where
     `output` exists or is not called .safetensors, and for a file that does not fit.
     """
-    from ..models import _zoo
+    from ..zoo.load import load, save
 
     if name is not None:
         _known(name)
@@ -102,14 +102,14 @@ def convert(file: Path, output: Path, name: str | None = None) -> None:
         raise UserError(f"the output {output}", "a .safetensors file", "call it so")
     if output.exists():
         raise UserError(f"{output}, which exists", "a new file", "choose another name")
-    model = _zoo.load(file) if name is None else _zoo.load(name, weights=file)
+    model = load(file) if name is None else load(name, weights=file)
     component = type(model).__module__.rpartition(".")[2]
-    _zoo.save(model, output, component)
+    save(model, output, component)
 
 
 def _known(name: str) -> None:
-    from ..models._zoo import ZOO
     from ..registry import suggest
+    from ..zoo.load import ZOO
 
     if name not in ZOO:
         raise UserError(

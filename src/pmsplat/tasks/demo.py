@@ -15,10 +15,10 @@ from .. import registry, train
 from ..errors import UserError
 from ..evaluate import baselines, protocol, report
 from ..io.files import write_text
-from ..models import _zoo
 from ..train import Experiment
 from ..types import Batch, StepOutput
 from ..view.figures import colorize_depth, contact_sheet, depth_range
+from ..zoo.load import load
 from ._progress import Track, silently
 from .predict import Options, predict
 
@@ -74,7 +74,7 @@ def demo(
     tell(f"Measuring the baselines on {len(batches)} unseen rooms.")
     results = {name: protocol.evaluate(run, batches) for name, run in methods.items()}
     checkpoint = train.run(replace(experiment, output=str(folder / "training")))
-    trained = _zoo.load(checkpoint)
+    trained = load(checkpoint)
     methods[AFTER] = _pipeline(trained, experiment)
     results[AFTER] = protocol.evaluate(methods[AFTER], batches)
     picture = folder / "before_after.png"

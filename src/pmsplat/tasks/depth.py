@@ -8,12 +8,13 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..models import _zoo
 from ..scene import PhotoScene, open_scene
 from ..scene.overlap import Group, group_views, overlaps
-from . import _folder, _maps, _memory
+from ..zoo import memory
+from ..zoo.infer import answer, whole_span
+from ..zoo.load import load
+from . import _folder, _maps
 from ._choices import by, fit_size, pick_device, so_many_views, these_photos
-from ._network import answer, whole_span
 from ._progress import Track, silently
 
 log = logging.getLogger(__name__)
@@ -72,14 +73,14 @@ def depth(
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)
-        encoder = model if isinstance(model, nn.Module) else _zoo.load(model, weights)
+        encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         if size != scene.size:
             tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
         tell(_about(overlap, groups))
         at_once = max(len(group.views) for group in groups)
         multiple = getattr(encoder, "multiple", 1)
-        _memory.check(encoder, _memory.Plan(at_once, size, multiple), device)
+        memory.check(encoder, memory.Plan(at_once, size, multiple), device)
         tell(f"Predicting on {device}.")
         photos = sorted(i for group in groups for i in group.fresh)
         stems = _folder.file_names([scene.names[i] for i in photos])

@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models import _zoo
 from ..scene import PhotoScene, open_scene
 from ..scene.overlap import choose_context, held_out, overlaps
 from ..types import Prediction, Views
-from . import _export, _folder, _memory
+from ..zoo import memory
+from ..zoo.infer import depth_alone, reconstruct
+from ..zoo.load import load
+from . import _export, _folder
 from ._choices import by, fit_size, pick_device, so_many_views, these_photos
-from ._network import answer, whole_span
 from ._progress import Track, silently
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,6 @@ class Options:
     seconds: float = 1.5
     device: str = "auto"
     overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """A prediction in the unit of its input, and how much larger the network saw the world."""
-
-    prediction: Prediction
-    scale: float
 
 
 def predict(
@@ -80,18 +73,18 @@ def predict(
     device = pick_device(chosen.device)
     with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
         scene = open_scene(source)
-        encoder = model if isinstance(model, nn.Module) else _zoo.load(model, weights)
+        encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         if not getattr(encoder, "draws", True):
-            raise _depth_alone()
+            raise depth_alone()
         size = fit_size(scene.size, chosen.size)
         if size != scene.size:
             tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)
         tell(_about(scene, context, overlap))
-        plan = _memory.Plan(len(context), size, getattr(encoder, "multiple", 1))
-        _memory.check(encoder, plan, device)
+        plan = memory.Plan(len(context), size, getattr(encoder, "multiple", 1))
+        memory.check(encoder, plan, device)
         views = scene.views(context, size)
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
         found = reconstruct(encoder, views, device)
@@ -106,42 +99,6 @@ def predict(
         path = _export.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilise)
         _export.write_path(folder / "video.mp4", result, path, chosen.fps, track)
         return _export.write(folder, result, track)
-
-
-def infer(model: Callable[[Views], Prediction], views: Views) -> Prediction:
-    """What an encoder says of photographs, in their unit of length and on its device; no gradient.
-
-    As `predict` and `depth` ask it: with the scene scaled to the unit that the encoder learned in,
-    and one range of depth for all views. `model(views)` itself takes the unit as it is, which is
-    right for data in the encoder's own unit (RealEstate10K, DL3DV), and for training.
-    """
-    device = views.images.device
-    if isinstance(model, nn.Module):
-        device = next((parameter.device for parameter in model.parameters()), device)
-    return answer(model, views, whole_span(views.cameras, model), device)
-
-
-def reconstruct(
-    model: Callable[[Views], Prediction], views: Views, device: torch.device | str = "cpu"
-) -> Reconstruction:
-    """The model's answer, in the unit of the views, on `device`.
-
-    One span holds for all, from the nearest near to the farthest far: see `_network.answer`. Raises
-    UserError for a model that predicts depth alone.
-    """
-    span = whole_span(views.cameras, model)
-    prediction = answer(model, views, span, device)
-    if not prediction.gaussians:
-        raise _depth_alone()
-    return Reconstruction(prediction, span.scale)
-
-
-def _depth_alone() -> UserError:
-    return UserError(
-        "a model that predicts depth alone",
-        "one that predicts Gaussians",
-        "choose another --model, or run `pmsplat depth`",
-    )
 
 
 def choose_views(

@@ -17,7 +17,8 @@ from ..io.files import write_array
 from ..io.gaussians import load_gaussians
 from ..render import NO_MEDIAN, obstacle, rasterize
 from ..types import Gaussians, Rendering
-from . import _drawings, _folder, _memory, _pictures
+from ..zoo import memory
+from . import _drawings, _folder, _pictures
 from ._choices import by, pick_device
 from ._pictures import Picture
 from ._progress import Track, silently
@@ -253,13 +254,13 @@ def check_memory(
     What a picture takes grows with its pixels, with the Gaussians, and with how many squares of
     TILE pixels they touch, which is counted on a sample, for pictures spread over all.
     """
-    free = _memory.free_bytes(device)
+    free = memory.free_bytes(device)
     if free is None:
         return
     count, size = gaussians.means.shape[1], pictures[0].size
 
     def fit(need: float) -> None:
-        if need > _memory.SPARE * free:
+        if need > memory.SPARE * free:
             raise UserError(
                 f"{count} Gaussians in pictures of {by(size)} need about {need / 2**30:.1f} GiB",
                 f"at most the {free / 2**30:.1f} GiB that are free on {device}",

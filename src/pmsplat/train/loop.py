@@ -24,10 +24,9 @@ from ..evaluate.protocol import find_lpips
 from ..io.files import write_text
 from ..io.weights import Header, check_same, save_checkpoint
 from ..losses._schedule import Term
-from ..models import _zoo
-from ..models._init import initialise
-from ..models._zoo import WEIGHTS
 from ..types import Batch
+from ..zoo.init import initialise
+from ..zoo.load import WEIGHTS, load
 from . import optim, teaching
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
@@ -256,7 +255,7 @@ def _quiet() -> Iterator[None]:
 
 def start_from(model: nn.Module, name_or_path: str) -> None:
     """Copies the weights of a published model or a checkpoint; UserError where shapes differ."""
-    weights = _zoo.load(name_or_path).state_dict()
+    weights = load(name_or_path).state_dict()
     check_same(weights, model.state_dict(), name_or_path, AS_WRITTEN)
     model.load_state_dict(weights)
 

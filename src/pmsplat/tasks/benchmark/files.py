@@ -82,12 +82,12 @@ def drawn(arguments: argparse.Namespace) -> dict[str, Any]:
     """Time and memory of drawing it: colour, depth and alpha."""
     import torch
 
-    from ...kernels import heap
+    from ...cli import _heap
     from ...render import rasterize
     from ...types import Cameras
     from ._measure import figures, peak_mib, timed, use_threads
 
-    heap.keep()
+    _heap.keep()
     use_threads(arguments.threads)
     place = "cuda" if torch.cuda.is_available() else "cpu"
     height, width = arguments.size

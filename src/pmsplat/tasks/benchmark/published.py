@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    from ...models._zoo import ZOO
+    from ...zoo.load import ZOO
 
     found = {}
     spawning = multiprocessing.get_context("spawn")
@@ -44,12 +44,12 @@ def forward(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ... import registry
-    from ...kernels import heap
-    from ...models._zoo import ZOO
+    from ...cli import _heap
+    from ...zoo.load import ZOO
     from ._measure import use_threads
     from .encoder import measure, photographs
 
-    heap.keep()
+    _heap.keep()
     use_threads(arguments.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def forward(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def architectures() -> list[str]:
     """The first published name of each architecture."""
-    from ...models._zoo import ZOO
+    from ...zoo.load import ZOO
 
     first: dict[int, str] = {}
     for name, published in ZOO.items():

@@ -205,7 +205,7 @@ def measured(plan: Plan, model: str, variant: str, seed: int) -> dict[str, float
     from ... import registry, train
     from ...evaluate import protocol
     from ...io.files import write_text
-    from ...models._zoo import load
+    from ...zoo.load import load
 
     run = experiment(plan, model, variant, seed)
     done, settings = Path(run.output) / "measured.json", json.loads(json.dumps(asdict(run)))
@@ -257,8 +257,8 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
     from ...evaluate import geometry
     from ...foundation.teachers import given
     from ...geometry import camera
-    from ...models._zoo import WEIGHTS, load
     from ...view import figures
+    from ...zoo.load import WEIGHTS, load
 
     run = experiment(plan, models[0], COLOUR, 0)
     dataset = registry.build("data", run.dataset.name, run.dataset.settings)

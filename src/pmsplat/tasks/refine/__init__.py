@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...io.gaussians import load_gaussians
-from ...models import _zoo
 from ...scene import open_scene
 from ...types import Gaussians, Views
+from ...zoo.load import load
 from .._choices import by, pick_device
 from .._progress import Track, silently
 from . import _report, _start
@@ -200,7 +200,7 @@ def _started(
     if start == "prediction":
         assert options.model is not None and options.most is not None
         model, room = options.model, options.most // 2
-        encoder = model if isinstance(model, nn.Module) else _zoo.load(model, options.weights)
+        encoder = model if isinstance(model, nn.Module) else load(model, options.weights)
         return _start.from_prediction(encoder.to(device).eval(), train, room, generator)
     if start == "points":
         assert points is not None

@@ -14,8 +14,8 @@ from ...errors import UserError
 from ...geometry import camera, sh
 from ...scene.overlap import group_views, overlaps
 from ...types import Cameras, Gaussians, Views
-from .. import _memory
-from ..predict import reconstruct
+from ...zoo import memory
+from ...zoo.infer import reconstruct
 
 CONTEXT = 4  # photos shown to an encoder at a time, at most
 
@@ -36,8 +36,8 @@ def from_prediction(
     """
     device = next(encoder.parameters()).device
     groups = group_views(overlaps(views.cameras), CONTEXT)
-    plan = _memory.Plan(CONTEXT, views.size, getattr(encoder, "multiple", 1))
-    _memory.check(encoder, plan, device)
+    plan = memory.Plan(CONTEXT, views.size, getattr(encoder, "multiple", 1))
+    memory.check(encoder, plan, device)
     pixels = views.size[0] * views.size[1]
     share = min(1.0, room / (views.images.shape[1] * pixels))
     parts = []

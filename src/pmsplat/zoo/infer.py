@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
+from ..errors import UserError
 from ..models._fit import fitted
 from ..types import Cameras, Prediction, Views
 
@@ -52,3 +54,48 @@ def answer(
         multiple = getattr(model, "multiple", 1)
         found = fitted(model, Views(views.images, scaled).to(device), multiple)
     return found.scaled(1 / span.scale)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A prediction in the unit of its input, and how much larger the network saw the world."""
+
+    prediction: Prediction
+    scale: float
+
+
+def infer(model: Callable[[Views], Prediction], views: Views) -> Prediction:
+    """What an encoder says of photographs, in their unit of length and on its device; no gradient.
+
+    As `predict` and `depth` ask it: with the scene scaled to the unit that the encoder learned in,
+    and one range of depth for all views. `model(views)` itself takes the unit as it is, which is
+    right for data in the encoder's own unit (RealEstate10K, DL3DV), and for training.
+    """
+    device = views.images.device
+    if isinstance(model, nn.Module):
+        device = next((parameter.device for parameter in model.parameters()), device)
+    return answer(model, views, whole_span(views.cameras, model), device)
+
+
+def reconstruct(
+    model: Callable[[Views], Prediction], views: Views, device: torch.device | str = "cpu"
+) -> Reconstruction:
+    """The model's answer, in the unit of the views, on `device`.
+
+    One span holds for all, from the nearest near to the farthest far: see `answer`. Raises
+    UserError for a model that predicts depth alone.
+    """
+    span = whole_span(views.cameras, model)
+    prediction = answer(model, views, span, device)
+    if not prediction.gaussians:
+        raise depth_alone()
+    return Reconstruction(prediction, span.scale)
+
+
+def depth_alone() -> UserError:
+    """What to raise for a model without Gaussians where they are wanted."""
+    return UserError(
+        "a model that predicts depth alone",
+        "one that predicts Gaussians",
+        "choose another --model, or run `pmsplat depth`",
+    )

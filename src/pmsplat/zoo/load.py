@@ -11,9 +11,9 @@ from .. import registry
 from ..errors import UserError
 from ..io import weights as files
 from ..nn.maps import store
-from . import _convert
-from ._published import MARCH_2025, MARCH_SETTINGS, ZOO, Published, recognised
 from ._shapes import likeness
+from .convert import convert
+from .published import MARCH_2025, MARCH_SETTINGS, ZOO, Published, recognised
 
 WEIGHTS = "model.safetensors"  # what a training writes
 
@@ -84,7 +84,7 @@ def _published(name: str, settings: dict[str, Any], path: Path) -> nn.Module:
         model = registry.build("models", ZOO[name].model, settings | {"published": True})
     official = files.read_checkpoint(path)
     try:
-        state = _convert.convert(official, model)
+        state = convert(official, model)
     except UserError as error:
         like = likeness(official)
         if name in like.names:

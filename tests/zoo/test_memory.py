@@ -6,9 +6,9 @@ from torch import nn
 
 from pmsplat.errors import UserError
 from pmsplat.models import depthsplat
-from pmsplat.tasks import _memory
-from pmsplat.tasks._memory import Peak, Plan, needed_bytes
 from pmsplat.types import Views
+from pmsplat.zoo import memory
+from pmsplat.zoo.memory import Peak, Plan, needed_bytes
 from tests.scenes import random_cameras
 
 CPU = torch.device("cpu")
@@ -36,29 +36,29 @@ def test_forecast_is_near_the_real_peak(generator: torch.Generator) -> None:
     with torch.no_grad(), Peak(model) as watched:
         model(views)
     forecast = needed_bytes(model, Plan(3, (192, 256), 16), CPU)
-    assert 0.8 < forecast / (_memory.OVERHEAD * watched.peak) < 1.5
+    assert 0.8 < forecast / (memory.OVERHEAD * watched.peak) < 1.5
 
 
 def test_what_would_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = depthsplat.build(TINY).eval()
     plan = Plan(8, (256, 512), 16)
     need = needed_bytes(model, plan, CPU)
-    monkeypatch.setattr(_memory, "free_bytes", lambda device: 2 * need)
-    _memory.check(model, plan, CPU)
-    monkeypatch.setattr(_memory, "free_bytes", lambda device: int(need / 2))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * need)
+    memory.check(model, plan, CPU)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(need / 2))
     with pytest.raises(UserError, match=r"use --views 3 or --size 160x336") as caught:
-        _memory.check(model, plan, CPU)
+        memory.check(model, plan, CPU)
     assert "8 views of 256x512 need about" in str(caught.value)
     for offer in (Plan(3, (256, 512), 16), Plan(8, (160, 336), 16)):
         assert offer.pixels / plan.pixels <= 0.45
-        _memory.check(model, offer, CPU)
-    monkeypatch.setattr(_memory, "free_bytes", lambda device: 100)
+        memory.check(model, offer, CPU)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 100)
     with pytest.raises(UserError, match="a machine with more memory"):
-        _memory.check(model, plan, CPU)
-    monkeypatch.setattr(_memory, "free_bytes", lambda device: None)
-    _memory.check(model, plan, CPU)
+        memory.check(model, plan, CPU)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    memory.check(model, plan, CPU)
 
 
 def test_free_memory_of_this_machine() -> None:
-    free = _memory.free_bytes(CPU)
+    free = memory.free_bytes(CPU)
     assert free is None or 0 < free < 2**50

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pmsplat.errors import UserError
 from pmsplat.losses.pointmap import pointmap_loss
-from pmsplat.tasks.pointmap import PointmapLoss
+from pmsplat.pmloss import PointmapLoss
 from pmsplat.types import Pointmap, Views
 from tests.foundation.teachers.scene import known_views, world_points
 

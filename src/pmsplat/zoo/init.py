@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from .. import registry
 from ..errors import UserError
 from ..io.weights import Source, fetch, read_checkpoint, read_header
-from ._convert import joined, names_of, official_keys, ordered, rooted
-from ._published import ZOO
-from .depthsplat import DepthSplat
-from .mvsplat import MVSplat
+from ..models.depthsplat import DepthSplat
+from ..models.mvsplat import MVSplat
+from .convert import joined, names_of, official_keys, ordered, rooted
+from .published import ZOO
 
 log = logging.getLogger(__name__)
 

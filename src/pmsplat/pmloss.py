@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import registry
-from ..errors import UserError
-from ..foundation.teachers import Teacher, ask
-from ..losses.pointmap import check_options, pointmap_loss, trusted_pixels
-from ..types import Cameras, Pointmap, Views
+from . import registry
+from .errors import UserError
+from .foundation.teachers import Teacher, ask
+from .losses.pointmap import check_options, pointmap_loss, trusted_pixels
+from .types import Cameras, Pointmap, Views
 
 
 class PointmapLoss(nn.Module):

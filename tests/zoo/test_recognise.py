@@ -10,11 +10,11 @@ from torch import Tensor
 
 import pmsplat
 from pmsplat.errors import UserError
-from pmsplat.models import _published, _zoo
-from pmsplat.models._convert import names_of, official_keys
-from pmsplat.models._published import MARCH_2025, ZOO, Published, recognised
-from pmsplat.models._shapes import likeness
 from pmsplat.models.depthsplat import Config, DepthSplat
+from pmsplat.zoo._shapes import likeness
+from pmsplat.zoo.convert import names_of, official_keys
+from pmsplat.zoo.load import load
+from pmsplat.zoo.published import MARCH_2025, ZOO, Published, recognised
 
 NAME = "depthsplat-gs-small-re10k-256x256-view2"
 TINY = {"vit": "none", "width": 32, "planes": 16, "transformer_layers": 0, "head_width": 16}
@@ -47,7 +47,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save({"state_dict": official}, path)
     entry = ZOO[NAME]
     small = Published(entry.model, TINY, entry.source, entry.parameters, entry.data)
-    monkeypatch.setitem(_published.ZOO, NAME, small)
+    monkeypatch.setitem(ZOO, NAME, small)
     return path
 
 
@@ -99,7 +99,7 @@ def test_an_unknown_official_file_asks_for_its_name(tiny: Path) -> None:
     official |= {"encoder.extra": torch.zeros(1), "losses.lpips.weight": torch.zeros(1)}
     torch.save(official, tiny)
     with pytest.raises(UserError, match=r"'encoder\.extra' in the checkpoint; wanted no such"):
-        _zoo.load(NAME, weights=tiny)
+        load(NAME, weights=tiny)
     del official["encoder.extra"]
     torch.save(official, tiny)
-    assert isinstance(_zoo.load(NAME, weights=tiny), DepthSplat)  # losses' networks are passed over
+    assert isinstance(load(NAME, weights=tiny), DepthSplat)  # losses' networks are passed over

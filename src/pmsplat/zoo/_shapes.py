@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import registry
-from ._convert import DEPTH, ENCODER
-from ._published import ZOO
+from .convert import DEPTH, ENCODER
+from .published import ZOO
 
 VITS = {384: "vits", 768: "vitb", 1024: "vitl"}
 

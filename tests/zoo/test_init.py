@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from pmsplat.errors import UserError
 from pmsplat.io.weights import Header, save_checkpoint
-from pmsplat.models import _convert, _init
 from pmsplat.models.depthsplat import Config, DepthSplat
 from pmsplat.models.mvsplat import Config as MVSplatConfig
 from pmsplat.models.mvsplat import MVSplat
+from pmsplat.zoo.convert import convert, names_of, official_keys
+from pmsplat.zoo.init import SOURCES, initialise
 from tests.lab.encoder import Config as ForeignConfig
 from tests.lab.encoder import Encoder
 
@@ -121,7 +122,7 @@ def blank(kind: type, cfg: Any) -> Any:
 def changed(model: nn.Module, names: list[str], told: list[str]) -> dict[str, Tensor]:
     """The parameters that initialising changed."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    _init.initialise(model, names, told.append)
+    initialise(model, names, told.append)
     after = model.state_dict()
     return {name: after[name] for name in after if not torch.equal(after[name], before[name])}
 
@@ -190,7 +191,7 @@ def test_a_part_comes_whole_or_not_at_all(
 ) -> None:
     model = blank(DepthSplat, Config(planes=16))
     with pytest.raises(UserError, match=sentence):
-        _init.initialise(model, [written(tmp_path / "x.pth", make())])
+        initialise(model, [written(tmp_path / "x.pth", make())])
     assert not any(value.any() for value in model.state_dict().values())
 
 
@@ -198,17 +199,17 @@ def test_what_cannot_be_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def unwanted(source: object) -> Path:
         raise AssertionError(f"{source} was fetched before all names were looked at")
 
-    monkeypatch.setattr(_init, "fetch", unwanted)
+    monkeypatch.setattr("pmsplat.zoo.init.fetch", unwanted)
     model, name = DepthSplat(TINY), written(tmp_path / "x.pth", depth_anything(blocks=1))
     with pytest.raises(UserError, match=r"holds nothing of this model.*'pretrained\.cls_token'"):
-        _init.initialise(model, [name])
+        initialise(model, [name])
     with pytest.raises(UserError, match=r"neither a name nor a file.*did you mean 'gmflow'"):
-        _init.initialise(model, ["depth-anything-v2-small", "gmflw"])
+        initialise(model, ["depth-anything-v2-small", "gmflw"])
     for without in (model, MVSplat(MVSplatConfig(width=32, planes=16))):
         with pytest.raises(UserError, match=r"'dinov2' in model\.init_from; wanted a model with a"):
-            _init.initialise(without, ["dinov2"])
+            initialise(without, ["dinov2"])
     with pytest.raises(UserError, match=r"init_from for a Encoder.*trainer\.initial"):
-        _init.initialise(Encoder(ForeignConfig()), ["gmflow"])
+        initialise(Encoder(ForeignConfig()), ["gmflow"])
 
 
 def test_dinov2_comes_as_timm_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,28 +243,28 @@ def test_names_are_fetched_and_licences_told(
         fetched.append(source)
         return Path(written(tmp_path / "x.pth", flow))
 
-    monkeypatch.setattr(_init, "fetch", fetch)
+    monkeypatch.setattr("pmsplat.zoo.init.fetch", fetch)
     told: list[str] = []
-    _init.initialise(DepthSplat(TINY), ["gmflow", "depth-anything-v2-large"], told.append)
-    assert fetched == [_init.SOURCES["gmflow"], _init.SOURCES["depth-anything-v2-large"]]
+    initialise(DepthSplat(TINY), ["gmflow", "depth-anything-v2-large"], told.append)
+    assert fetched == [SOURCES["gmflow"], SOURCES["depth-anything-v2-large"]]
     assert ["CC-BY-NC" in sentence for sentence in told] == [False, True, False]
 
 
 def test_sources_are_pinned() -> None:
-    for source in _init.SOURCES.values():
+    for source in SOURCES.values():
         assert re.fullmatch("[0-9a-f]{40}", source.revision)
         assert re.fullmatch("[0-9a-f]{64}", source.sha256)
-    assert _init.SOURCES["gmflow"].sha256.startswith(
-        _init.SOURCES["gmflow"].file.rpartition("-")[2].removesuffix(".pth")
+    assert SOURCES["gmflow"].sha256.startswith(
+        SOURCES["gmflow"].file.rpartition("-")[2].removesuffix(".pth")
     )
 
 
 def official(model: nn.Module) -> dict[str, Tensor]:
     """Random tensors under the official keys of a model."""
-    names = _convert.names_of(model)
+    names = names_of(model)
     out = {}
     for name, value in model.state_dict().items():
-        keys = _convert.official_keys(name, names)
+        keys = official_keys(name, names)
         out |= {
             key: torch.randn_like(part)
             for key, part in zip(keys, value.chunk(len(keys)), strict=True)
@@ -279,10 +280,10 @@ def test_released_encoders_give_their_depth_network_or_all(tmp_path: Path) -> No
     depth = {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
     name = written(tmp_path / "depth.pth", {"model": depth})
     found = changed(model, [name], [])
-    check_same(found, _convert.convert(depth, depth_only))
+    check_same(found, convert(depth, depth_only))
     name = written(tmp_path / "all.ckpt", {"state_dict": whole})
     changed(model, [name], [])
-    check_same(model.state_dict(), _convert.convert(whole, model))
+    check_same(model.state_dict(), convert(whole, model))
 
 
 def test_a_checkpoint_of_ours_gives_the_parts_that_it_has(tmp_path: Path) -> None:

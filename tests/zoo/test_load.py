@@ -12,8 +12,9 @@ import pmsplat
 from pmsplat import registry
 from pmsplat.errors import UserError
 from pmsplat.io import weights
-from pmsplat.models import _convert, _zoo
 from pmsplat.models.depthsplat import Config, DepthSplat
+from pmsplat.zoo.convert import convert, names_of, official_keys
+from pmsplat.zoo.load import ZOO, save
 
 TINY = Config(vit="none", width=32, planes=16, transformer_layers=2, head_width=16)
 
@@ -21,7 +22,7 @@ TINY = Config(vit="none", width=32, planes=16, transformer_layers=2, head_width=
 def test_our_checkpoint_brings_the_model_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = DepthSplat(TINY)
-    _zoo.save(model, tmp_path / "tiny.safetensors", "depthsplat")
+    save(model, tmp_path / "tiny.safetensors", "depthsplat")
     found = pmsplat.load(tmp_path / "tiny.safetensors")
     assert isinstance(found, DepthSplat) and found.cfg == TINY and not found.training
     assert all(
@@ -45,7 +46,7 @@ def test_what_stands_beside_the_weights_of_a_training_names_them(tmp_path: Path)
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     with pytest.raises(UserError, match="is no checkpoint of ours"):
         pmsplat.load(tmp_path / "last.ckpt")
-    _zoo.save(DepthSplat(TINY), tmp_path / "model.safetensors", "depthsplat")
+    save(DepthSplat(TINY), tmp_path / "model.safetensors", "depthsplat")
     for path in (tmp_path, tmp_path / "last.ckpt"):
         with pytest.raises(UserError, match=f"give {re.escape(str(tmp_path))}/model.safetensors"):
             pmsplat.load(path)
@@ -63,9 +64,9 @@ def test_unknown_names_and_files_are_told(tmp_path: Path) -> None:
 
 def official(model: nn.Module) -> dict[str, torch.Tensor]:
     """The model's own parameters under the official names, joined ones taken apart."""
-    names, out = _convert.names_of(model), {}
+    names, out = names_of(model), {}
     for name, value in model.state_dict().items():
-        keys = _convert.official_keys(name, names)
+        keys = official_keys(name, names)
         out |= dict(zip(keys, value.chunk(len(keys)), strict=True))
     return out
 
@@ -81,48 +82,48 @@ def small(request: pytest.FixtureRequest) -> nn.Module:
 
 def test_conversion_is_strict_both_ways(small: nn.Module) -> None:
     state = official(small)
-    found = _convert.convert(state, small)
+    found = convert(state, small)
     assert all(torch.equal(found[k], v) for k, v in small.state_dict().items())
     key = max(k for k in state if k.endswith("2.bias"))
     shape = len(state[key])
     with pytest.raises(UserError, match=f"without '{re.escape(key)}'; wanted that parameter"):
-        _convert.convert({k: v for k, v in state.items() if k != key}, small)
+        convert({k: v for k, v in state.items() if k != key}, small)
     with pytest.raises(UserError, match=r"'encoder\.extra' in the checkpoint; wanted no such"):
-        _convert.convert({**state, "encoder.extra": torch.zeros(1)}, small)
+        convert({**state, "encoder.extra": torch.zeros(1)}, small)
     wrong = rf"'{re.escape(key)}' of shape \[{shape - 1}\]; wanted \[{shape}\]"
     with pytest.raises(UserError, match=wrong):
-        _convert.convert({**state, key: torch.zeros(shape - 1)}, small)
+        convert({**state, key: torch.zeros(shape - 1)}, small)
 
 
 def test_networks_of_losses_beside_the_encoder_are_not_looked_at(small: nn.Module) -> None:
-    found = _convert.convert({**official(small), "losses.1.lpips.scale": torch.zeros(1)}, small)
+    found = convert({**official(small), "losses.1.lpips.scale": torch.zeros(1)}, small)
     assert found.keys() == small.state_dict().keys()
 
 
 def on_meta(name: str) -> nn.Module:
     with torch.device("meta"):
-        published = _zoo.ZOO[name]
+        published = ZOO[name]
         return registry.build("models", published.model, published.settings | {"published": True})
 
 
 def test_nineteen_models_are_published() -> None:
-    assert len(_zoo.ZOO) == 19
+    assert len(ZOO) == 19
 
 
-@pytest.mark.parametrize("name", _zoo.ZOO)
+@pytest.mark.parametrize("name", ZOO)
 def test_every_official_key_has_a_place_and_every_place_a_key(name: str, shared: Path) -> None:
     keys = json.loads((shared / "reference" / f"{name}.keys.json").read_text())["keys"]
     model = on_meta(name)
     state = {key: torch.empty(shape, device="meta") for key, (shape, _) in keys.items()}
-    found = _convert.convert(state, model)
+    found = convert(state, model)
     assert {k: v.shape for k, v in found.items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }
     count = sum(math.prod(shape) for shape, _ in keys.values())
-    assert count == sum(p.numel() for p in model.parameters()) == _zoo.ZOO[name].parameters
+    assert count == sum(p.numel() for p in model.parameters()) == ZOO[name].parameters
     key = sorted(state)[len(state) // 2]
     with pytest.raises(UserError, match=re.escape(key)):
-        _convert.convert({k: v for k, v in state.items() if k != key}, model)
+        convert({k: v for k, v in state.items() if k != key}, model)
 
 
 # What the shapes of a file cannot tell, and its authors' pages do.

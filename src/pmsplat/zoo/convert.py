@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ._depth import Layout
-from .depthsplat import DepthSplat
-from .depthsplat2024 import DepthSplat2024, Enlarge, Head
-from .mvsplat import FINE_LEVELS, MVSplat
+from ..models._depth import Layout
+from ..models.depthsplat import DepthSplat
+from ..models.depthsplat2024 import DepthSplat2024, Enlarge, Head
+from ..models.mvsplat import FINE_LEVELS, MVSplat
 
 Names = dict[str, tuple[str, ...]]  # our module -> official modules, without the prefixes below
 ENCODER, DEPTH, BACKBONE = "encoder.", "depth_predictor.", "backbone."
