@@ -14,7 +14,7 @@ from pmsplat.errors import UserError
 from pmsplat.geometry import se3
 from pmsplat.render import gsplat as backend
 from pmsplat.render import rasterize
-from pmsplat.tasks._pictures import Picture
+from pmsplat.tasks.cameras import Picture
 from pmsplat.tasks.render import Options, draw
 from pmsplat.types import Cameras, Gaussians
 from tests.scenes import random_cameras, random_gaussians

@@ -13,7 +13,8 @@ from pmsplat import config, registry
 from pmsplat.errors import UserError
 from pmsplat.evaluate import baselines, protocol
 from pmsplat.io.video import read_frames
-from pmsplat.tasks import _export, demo
+from pmsplat.tasks import demo
+from pmsplat.tasks.results import prediction
 from pmsplat.train import Experiment
 
 
@@ -43,7 +44,7 @@ def tiny(folder: Path) -> Experiment:
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.Outcome:
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_export, "LEAST_SIDE", 32)  # the video as small as the photos: quicker
+        patch.setattr(prediction, "LEAST_SIDE", 32)  # the video as small as the photos: quicker
         return demo.demo(tiny(folder), folder / "out", tell=lambda text: None)
 
 
@@ -84,7 +85,7 @@ def test_before_is_what_training_started_from(
         optimizer=replace(experiment.optimizer, lr=1e-12, weight_decay=0.0),
         trainer=replace(experiment.trainer, steps=1),
     )
-    monkeypatch.setattr(_export, "LEAST_SIDE", 32)
+    monkeypatch.setattr(prediction, "LEAST_SIDE", 32)
     outcome = demo.demo(frozen, tmp_path / "out", tell=lambda text: None)
     before, after = (outcome.results[name].means for name in (demo.BEFORE, demo.AFTER))
     assert after == pytest.approx(before, rel=1e-4)

@@ -19,9 +19,10 @@ from pmsplat.errors import UserError
 from pmsplat.io.video import read_frames
 from pmsplat.models import depthsplat
 from pmsplat.scene import open_scene
-from pmsplat.tasks import _export, _folder
-from pmsplat.tasks._choices import fit_size, pick_device
+from pmsplat.tasks.options import fit_size, pick_device
 from pmsplat.tasks.predict import Options, choose_views, predict
+from pmsplat.tasks.results import prediction
+from pmsplat.tasks.results.folder import file_names
 from pmsplat.types import Views
 from pmsplat.zoo import memory
 from pmsplat.zoo.infer import reconstruct
@@ -215,9 +216,9 @@ def test_devices() -> None:
 
 
 def test_file_names_are_unique() -> None:
-    assert _folder.file_names(["a.jpg", "b.c.png"]) == ["a", "b.c"]
-    assert _folder.file_names(["l/a.jpg", "r/a.jpg"]) == ["l_a", "r_a"]
-    assert _folder.file_names(["a.jpg", "a.png"]) == ["a_0", "a_1"]
+    assert file_names(["a.jpg", "b.c.png"]) == ["a", "b.c"]
+    assert file_names(["l/a.jpg", "r/a.jpg"]) == ["l_a", "r_a"]
+    assert file_names(["a.jpg", "a.png"]) == ["a_0", "a_1"]
 
 
 def test_command_line(cli_run, tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_a_full_disk(cli_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "gaussians.ply")
 
-    monkeypatch.setattr(_export, "save_ply", full)
+    monkeypatch.setattr(prediction, "save_ply", full)
     code, said = cli_run("--views", "2", "--fps", "1")
     assert code == 2 and "cannot write at gaussians.ply: No space left on device" in said
     assert not list(tmp_path.iterdir())
@@ -309,7 +310,7 @@ def test_an_output_that_cannot_be_written(cli_run, monkeypatch: pytest.MonkeyPat
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "out")
 
-    monkeypatch.setattr("pmsplat.tasks._folder.tempfile.mkdtemp", forbidden)
+    monkeypatch.setattr("pmsplat.tasks.results.folder.tempfile.mkdtemp", forbidden)
     code, said = cli_run()
     assert code == 2 and "cannot write at out: Permission denied" in said
 
@@ -318,7 +319,7 @@ def test_ctrl_c_leaves_nothing(cli_run, tmp_path: Path, monkeypatch: pytest.Monk
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_export, "save_ply", interrupted)
+    monkeypatch.setattr(prediction, "save_ply", interrupted)
     code, said = cli_run("--views", "2", "--fps", "1")
     assert code == 130 and said.endswith("pmsplat: interrupted")
     assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ from pmsplat.io.images import write_image
 from pmsplat.models import depthsplat
 from pmsplat.render import rasterize
 from pmsplat.scene import open_scene
-from pmsplat.tasks import _pictures
+from pmsplat.tasks.cameras import from_file
 from pmsplat.tasks.refine import Options, _image, _start, _strategy, fit_image, refine
 from pmsplat.tasks.refine._cloud import Cloud, Parameters
 from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
@@ -327,7 +327,7 @@ def test_held_out_photos_come_closer(
     ]  # fmt: skip
     whole = open_scene(model_folder).views(size=SIZE)
     assert whole.names is not None
-    pictures = _pictures.from_file(out, None, every=1, limit=None)  # as `view` shows them
+    pictures = from_file(out, None, every=1, limit=None)  # as `view` shows them
     assert len(pictures) == 10 and pictures[0].size == SIZE
     for picture in pictures:
         camera = whole.cameras.at([whole.names[0].index(picture.name)])

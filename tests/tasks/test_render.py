@@ -21,7 +21,7 @@ from pmsplat.io.gaussians import load_gaussians, save_gaussians
 from pmsplat.io.video import read_frames
 from pmsplat.render import rasterize
 from pmsplat.scene import open_scene
-from pmsplat.tasks import _pictures
+from pmsplat.tasks.cameras import from_file, resized, upward
 from pmsplat.tasks.render import CHANNELS, Options, check_memory, choose_pictures, render
 from pmsplat.types import Cameras, Gaussians
 from pmsplat.zoo import memory
@@ -256,7 +256,7 @@ def test_a_lens_that_distorts_becomes_the_pinhole_of_its_undistorted_photo(tmp_p
     for name in NAMES:  # half as large as the file says
         Image.new("RGB", (SIZE[1] // 2, SIZE[0] // 2)).save(tmp_path / "images" / f"{name}.png")
     views = open_scene(tmp_path).views()
-    pictures = _pictures.from_file(tmp_path, tmp_path / "images", every=1, limit=None)
+    pictures = from_file(tmp_path, tmp_path / "images", every=1, limit=None)
     for i, picture in enumerate(pictures):
         assert picture.size == views.size == (24, 32) and picture.photo is not None
         torch.testing.assert_close(picture.camera.K[0, 0], views.cameras.K[0, i])
@@ -359,9 +359,9 @@ def test_an_orbit_like_given_cameras(tmp_path: Path) -> None:
         angles.cos()[:, None] * e1 + angles.sin()[:, None] * e2 + 0.8 * up
     )  # looking down by 39 degrees
     c2w = se3.look_at(eyes, middle, up)
-    assert (_pictures.upward(c2w) @ up).acos().rad2deg() < 1
+    assert (upward(c2w) @ up).acos().rad2deg() < 1
     ahead = torch.eye(4).repeat(5, 1, 1)
-    assert torch.allclose(_pictures.upward(ahead), torch.tensor([0.0, -1, 0]))
+    assert torch.allclose(upward(ahead), torch.tensor([0.0, -1, 0]))
     given = lookers().at([0] * 7)
     path = tmp_path / "cameras.json"
     write_cameras(path, replace(given, c2w=c2w[None]), [str(i) for i in range(7)], SIZE)
@@ -473,7 +473,7 @@ def test_memory_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     check_memory(wall(), pictures, 0, device)
     needs = []
     for factor in (1, 3):
-        larger = _pictures.resized(pictures, (540 * factor, 960 * factor))
+        larger = resized(pictures, (540 * factor, 960 * factor))
         for channels in (0, 64):
             monkeypatch.setattr(memory, "free_bytes", lambda _: 1 << 20)
             with pytest.raises(UserError, match="need about") as caught:

@@ -21,7 +21,7 @@ from ..io.cameras.survey import Shot, Survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
 from ..scene.posing import PHOTO_SUFFIXES
 from ..types import Gaussians
-from . import _pictures
+from .cameras import photos_in, stem
 
 log = logging.getLogger(__name__)
 
@@ -220,8 +220,8 @@ def _with_suffixes(cameras: str | Path, tell: Callable[[str], None]) -> list[Sho
     for shot in _survey(cameras).shots:
         if Path(shot.file).suffix.lower() not in PHOTO_SUFFIXES:
             if photos is None:
-                photos = _pictures.photos_in(place) if place.is_dir() else {}
-            photo = photos.get(_pictures.stem(shot.file))
+                photos = photos_in(place) if place.is_dir() else {}
+            photo = photos.get(stem(shot.file))
             if photo is None:
                 nameless.append(shot.file)
             else:

@@ -13,9 +13,10 @@ from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
 from ..zoo.infer import answer, whole_span
 from ..zoo.load import load
-from . import _folder, _maps
-from ._choices import by, fit_size, pick_device, so_many_views, these_photos
 from ._progress import Track, silently
+from .options import by, fit_size, pick_device, so_many_views, these_photos
+from .results import depth as depth_maps
+from .results.folder import MARK, file_names, results
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def depth(
     weights: str | Path | None = None,
     tell: Callable[[str], None] = log.info,
     track: Track = silently,
-) -> _maps.Summary:
+) -> depth_maps.Summary:
     """Predicts the depth of a scene's photos and writes it to `output`.
 
     `source` is anything that `open_scene` opens, `model` a name or path for `pmsplat.load`, or an
@@ -68,7 +69,7 @@ def depth(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
+    with results(output, MARK, chosen.overwrite) as folder:
         scene = open_scene(source)
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
@@ -83,17 +84,19 @@ def depth(
         memory.check(encoder, memory.Plan(at_once, size, multiple), device)
         tell(f"Predicting on {device}.")
         photos = sorted(i for group in groups for i in group.fresh)
-        stems = _folder.file_names([scene.names[i] for i in photos])
+        stems = file_names([scene.names[i] for i in photos])
         span = whole_span(scene.cameras.at(photos), encoder)
-        maps: dict[int, _maps.DepthMap] = {}
+        maps: dict[int, depth_maps.DepthMap] = {}
         for group in track(groups, "predicting depth", len(groups)):
             views = scene.views(group.views, size)
             found = answer(encoder, views, span, device).depths[-1][0].float().cpu()
             for at, i in enumerate(group.views):
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
-                    maps[i] = _maps.keep(folder, views.at([at]), found[at], i, stem)
-        summary = _maps.write(folder, scene, size, [maps[i] for i in photos], span.scale, track)
+                    maps[i] = depth_maps.keep(folder, views.at([at]), found[at], i, stem)
+        summary = depth_maps.write(
+            folder, scene, size, [maps[i] for i in photos], span.scale, track
+        )
     tell(f"One count of depth/*.png is {summary.depth_scale:g} in the unit of the cameras.")
     return summary
 

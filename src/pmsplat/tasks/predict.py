@@ -5,20 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..scene import PhotoScene, open_scene
 from ..scene.overlap import choose_context, held_out, overlaps
-from ..types import Prediction, Views
 from ..zoo import memory
 from ..zoo.infer import depth_alone, reconstruct
 from ..zoo.load import load
-from . import _export, _folder
-from ._choices import by, fit_size, pick_device, so_many_views, these_photos
 from ._progress import Track, silently
+from .options import by, fit_size, pick_device, so_many_views, these_photos
+from .results import prediction
+from .results.folder import MARK, results
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ def predict(
     weights: str | Path | None = None,
     tell: Callable[[str], None] = log.info,
     track: Track = silently,
-) -> _export.Summary:
+) -> prediction.Summary:
     """Reconstructs a scene from a few of its photos and writes what became of it to `output`.
 
     `source` is anything that `open_scene` opens, `model` a name or path for `pmsplat.load`, or an
@@ -71,7 +69,7 @@ def predict(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
+    with results(output, MARK, chosen.overwrite) as folder:
         scene = open_scene(source)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
@@ -89,16 +87,16 @@ def predict(
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
         found = reconstruct(encoder, views, device)
         others = held_out(overlap, context, chosen.held_out)
-        result = _export.Result(
+        result = prediction.Result(
             context=views,
             held_out=scene.views(others, size) if others else None,
             depth=found.prediction.depths[-1],
             gaussians=found.prediction.gaussians[-1],
             scale=found.scale,
         )
-        path = _export.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilise)
-        _export.write_path(folder / "video.mp4", result, path, chosen.fps, track)
-        return _export.write(folder, result, track)
+        path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilise)
+        prediction.write_path(folder / "video.mp4", result, path, chosen.fps, track)
+        return prediction.write(folder, result, track)
 
 
 def choose_views(

@@ -18,10 +18,11 @@ from ..io.gaussians import load_gaussians
 from ..render import NO_MEDIAN, obstacle, rasterize
 from ..types import Gaussians, Rendering
 from ..zoo import memory
-from . import _drawings, _folder, _pictures
-from ._choices import by, pick_device
-from ._pictures import Picture
 from ._progress import Track, silently
+from .cameras import ELSEWHERE, ORBIT_SIZE, Picture, bounded, from_file, on_orbit, resized
+from .options import by, pick_device
+from .results import pictures as drawn
+from .results.folder import MARK, file_names, results
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Options:
     """What may be chosen; None leaves it to `render`.
 
     `orbit` is how many pictures to take from a circle around the scene, and `up` the axis that is
-    up then ("z", "-x"; see `_pictures.on_orbit`). `photos` is a folder of photos to compare with,
+    up then ("z", "-x"; see `on_orbit`). `photos` is a folder of photos to compare with,
     `attributes` a .npy file [gaussian, channel]. Of the cameras of a file every `every`-th is
     drawn, at most `limit`. `size` is (height, width), `background` RGB in [0, 1].
     """
@@ -66,7 +67,7 @@ def render(
     options: Options | None = None,
     tell: Callable[[str], None] = log.info,
     track: Track = silently,
-) -> _drawings.Summary:
+) -> drawn.Summary:
     """Draws trained Gaussians into cameras, with depth, and writes what is seen to `output`.
 
     `scene` is a file of Gaussians, or Gaussians (batch 1); `cameras` is INRIA's or our
@@ -92,7 +93,7 @@ def render(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    with _folder.results(output, _folder.MARK, chosen.overwrite) as folder:
+    with results(output, MARK, chosen.overwrite) as folder:
         _check_backend(chosen.backend, device)
         given = scene if isinstance(scene, Gaussians) else load_gaussians(scene)
         gaussians = given.detach().to("cpu")
@@ -105,19 +106,19 @@ def render(
         tell(_about(gaussians, pictures, device))
         _say_small(pictures, tell)
         gaussians = gaussians.to(device)
-        stems = _folder.file_names([picture.name for picture in pictures])
+        stems = file_names([picture.name for picture in pictures])
         drawings, start = [], time.perf_counter()
         for picture, stem in track(zip(pictures, stems, strict=True), "drawing", len(pictures)):
             rendering = draw(gaussians, picture, chosen)
-            drawings.append(_drawings.keep(folder, picture, stem, rendering))
+            drawings.append(drawn.keep(folder, picture, stem, rendering))
             if attributes is not None:
-                drawn = draw_attributes(gaussians, attributes, picture, chosen)
-                write_array(folder / "attributes" / f"{stem}.npy", drawn.numpy())
+                blended = draw_attributes(gaussians, attributes, picture, chosen)
+                write_array(folder / "attributes" / f"{stem}.npy", blended.numpy())
         tell(f"{(time.perf_counter() - start) / len(pictures):.2f} s per picture.")
         _say_empty(drawings, _remedy(chosen), tell)
         fps = chosen.fps or FPS["orbit" if chosen.orbit else "file"]
         count = gaussians.means.shape[1]
-        return _drawings.write(folder, drawings, count, fps if chosen.video else 0, track)
+        return drawn.write(folder, drawings, count, fps if chosen.video else 0, track)
 
 
 def choose_pictures(
@@ -151,19 +152,19 @@ def choose_pictures(
     pictures = []
     if cameras is not None:
         every, limit = options.every, options.limit
-        pictures = _pictures.from_file(cameras, options.photos, every, limit)
+        pictures = from_file(cameras, options.photos, every, limit)
     if options.orbit is not None:
-        size = options.size or _pictures.ORBIT_SIZE
-        pictures = _pictures.on_orbit(gaussians, options.orbit, pictures, options.up, size)
+        size = options.size or ORBIT_SIZE
+        pictures = on_orbit(gaussians, options.orbit, pictures, options.up, size)
     if options.size is not None:
-        pictures = _pictures.resized(pictures, options.size)
-    return _pictures.bounded(pictures, gaussians, _remedy(options))
+        pictures = resized(pictures, options.size)
+    return bounded(pictures, gaussians, _remedy(options))
 
 
 def _remedy(options: Options) -> str:
     """What to do where nothing is seen."""
     if options.orbit is None:
-        return _pictures.ELSEWHERE
+        return ELSEWHERE
     return "look at sizes and opacities of the scene, or give the cameras that it was made with"
 
 
@@ -307,7 +308,7 @@ def _say_small(pictures: list[Picture], tell: Callable[[str], None]) -> None:
         )
 
 
-def _say_empty(drawings: list[_drawings.Drawing], remedy: str, tell: Callable[[str], None]) -> None:
+def _say_empty(drawings: list[drawn.Drawing], remedy: str, tell: Callable[[str], None]) -> None:
     """Says which pictures are empty; UserError where all are."""
     empty = [drawing.picture.name for drawing in drawings if drawing.metrics["covered"] == 0]
     if len(empty) == len(drawings):

@@ -20,8 +20,8 @@ from ..foundation.teachers import Teacher, ask
 from ..io.chunks import Chunk, Split
 from ..train import teaching
 from ..train.settings import Experiment
-from ._choices import pick_device
 from ._progress import Track, silently
+from .options import pick_device
 
 BYTES = 8  # of one pixel, before compression: x, y, z and confidence as float16
 LEAST = 0.5  # of that; compression was measured to leave 0.6 of noisy points, less of smooth ones

@@ -18,10 +18,10 @@ from ..io.images import read_image
 from ..types import Cameras, Gaussians
 from ..view.server import Page, Setting
 from ..view.stage import Exhibit, Stage
-from . import _folder, _pictures
-from ._choices import by, pick_device
-from ._pictures import Picture
+from .cameras import Picture, axis, bounded, from_file, on_orbit, resized, upward
+from .options import by, pick_device
 from .render import check_memory
+from .results.folder import file_names
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def view(
         )
     if not scenes:
         raise UserError("no scene to show", "a file of Gaussians or a folder", "name one")
-    names = _folder.file_names([Path(scene).resolve().name for scene in scenes])
+    names = file_names([Path(scene).resolve().name for scene in scenes])
     opened = [_open(Path(scene), chosen) for scene in scenes]
     exhibits = [
         _exhibit(name, gaussians, pictures, Path(scene), tell)
@@ -88,12 +88,12 @@ def view(
     ]
     everything = [picture for _, pictures in opened for picture in pictures]
     gaussians, pictures = opened[0]
-    start = _pictures.on_orbit(gaussians, 1, [], chosen.up)[0]
+    start = on_orbit(gaussians, 1, [], chosen.up)[0]
     up = _upward(chosen.up, everything)
     if pictures:
         start = pictures[0]
     biggest = max((gaussians for gaussians, _ in opened), key=lambda one: one.means.shape[1])
-    check_memory(biggest, _pictures.resized([start], chosen.size), 0, device)
+    check_memory(biggest, resized([start], chosen.size), 0, device)
     for exhibit in exhibits:
         count = exhibit.gaussians.means.shape[1]
         if count > chosen.most:
@@ -121,8 +121,8 @@ def view(
 def _upward(named: str | None, pictures: list[Picture]) -> Float[Tensor, "3"]:
     """The axis that was named, or what photographers held for up, or -y."""
     if named is not None or not pictures:
-        return _pictures.axis(named or "-y")
-    return _pictures.upward(torch.cat([picture.camera.c2w[0] for picture in pictures]))
+        return axis(named or "-y")
+    return upward(torch.cat([picture.camera.c2w[0] for picture in pictures]))
 
 
 def _open(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]:
@@ -142,9 +142,9 @@ def _open(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]:
         source = options.cameras
     if source is None:
         return gaussians, []
-    pictures = _pictures.from_file(source, options.photos, every=1, limit=None)
+    pictures = from_file(source, options.photos, every=1, limit=None)
     spread = np.linspace(0, len(pictures) - 1, min(MOST_CAMERAS, len(pictures))).round()
-    return gaussians, _pictures.bounded([pictures[int(i)] for i in spread], gaussians)
+    return gaussians, bounded([pictures[int(i)] for i in spread], gaussians)
 
 
 def _exhibit(
@@ -157,7 +157,7 @@ def _exhibit(
     tell(f"{name}: {gaussians.means.shape[1]} Gaussians, {len(pictures)} cameras.")
     if not pictures:
         return Exhibit(name, gaussians)
-    stems = _folder.file_names([picture.name for picture in pictures])
+    stems = file_names([picture.name for picture in pictures])
     return Exhibit(
         name,
         gaussians,

@@ -19,8 +19,8 @@ from ...io.gaussians import load_gaussians
 from ...scene import open_scene
 from ...types import Gaussians, Views
 from ...zoo.load import load
-from .._choices import by, pick_device
 from .._progress import Track, silently
+from ..options import by, pick_device
 from . import _report, _start
 from ._cloud import Cloud, Parameters
 from ._fit import Fit, Moment, choose_size, load_state, save_state, told_to_stop

@@ -25,7 +25,7 @@ from ...losses.ssim import WINDOW
 from ...losses.ssim import ssim as similarity
 from ...render import rasterize
 from ...types import Gaussians, Rendering, Views
-from .._choices import by, fit_size
+from ..options import by, fit_size
 from ._cloud import Cloud
 from ._strategy import Schedule, Strategy
 

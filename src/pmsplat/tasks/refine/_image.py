@@ -25,9 +25,9 @@ from ...scene.fit import fit_image as fit_pixels
 from ...scene.fit import to_tensor
 from ...types import Cameras, Gaussians
 from ...view.figures import contact_sheet
-from .._choices import by, pick_device
-from .._folder import MARK, results
 from .._progress import Track, silently
+from ..options import by, pick_device
+from ..results.folder import MARK, results
 from ._cloud import Cloud, Parameters
 from ._fit import choose_size, photometric
 from ._report import SHEET_HEIGHT, curve

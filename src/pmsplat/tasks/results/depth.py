@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
-from ..evaluate.depth import DepthMetrics, depth_metrics, median_scale
-from ..io.cameras.survey import DepthFiles, write_cameras
-from ..io.files import write_array, write_text
-from ..io.images import count_scale, to_counts, write_depth, write_image
-from ..scene import PhotoScene
-from ..types import Cameras, Views
-from ..view import figures
-from ._folder import MARK
-from ._progress import Track
+from ...errors import UserError
+from ...evaluate.depth import DepthMetrics, depth_metrics, median_scale
+from ...io.cameras.survey import DepthFiles, write_cameras
+from ...io.files import write_array, write_text
+from ...io.images import count_scale, to_counts, write_depth, write_image
+from ...scene import PhotoScene
+from ...types import Cameras, Views
+from ...view import figures
+from .._progress import Track
+from .folder import MARK
 
 SHEET_COLUMNS, SHEET_HEIGHT = 6, 200  # photos of the sheet, and their height in pixels
 SAMPLE = 10_000  # depths of each photo from which the range of colours is found

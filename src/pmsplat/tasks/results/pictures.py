@@ -10,25 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..evaluate.metrics import psnr
-from ..geometry import camera
-from ..io.cameras.survey import DepthFiles, write_cameras
-from ..io.files import write_array, write_text
-from ..io.images import (
-    FULL_SCALE,
-    count_scale,
-    read_image,
-    to_counts,
-    write_depth,
-    write_image,
-)
-from ..io.video import write_video
-from ..scene.fit import fit_image, to_tensor
-from ..types import Cameras, Rendering
-from ..view import figures
-from ._folder import MARK
-from ._pictures import Picture
-from ._progress import Track
+from ...evaluate.metrics import psnr
+from ...geometry import camera
+from ...io.cameras.survey import DepthFiles, write_cameras
+from ...io.files import write_array, write_text
+from ...io.images import FULL_SCALE, count_scale, read_image, to_counts, write_depth, write_image
+from ...io.video import write_video
+from ...scene.fit import fit_image, to_tensor
+from ...types import Cameras, Rendering
+from ...view import figures
+from .._progress import Track
+from ..cameras import Picture
+from .folder import MARK
 
 SHEET_COLUMNS, SHEET_HEIGHT = 6, 200  # pictures of the sheet, and their height in pixels
 SAMPLE = 10_000  # depths of each picture from which the range of colours is found

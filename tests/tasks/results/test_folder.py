@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pmsplat.errors import UserError
-from pmsplat.tasks._folder import MARK, results
+from pmsplat.tasks.results.folder import MARK, results
 
 
 def fill(folder: Path, names: list[str], content: str) -> None:

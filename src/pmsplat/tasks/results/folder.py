@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from ..errors import UserError
+from ...errors import UserError
 
 MARK = "metrics.json"  # a folder with this file is a result of ours
 FOLDERS = (
