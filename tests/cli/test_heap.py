@@ -9,7 +9,7 @@ import pytest
 CODE = """
 import resource
 import numpy as np
-from pmsplat.kernels import heap
+from pmsplat.cli import _heap
 {keep}
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -30,5 +30,5 @@ def faults(keep: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_pages_are_not_asked_for_again() -> None:
     assert resource.getpagesize() <= 2**16
-    gone, kept = faults(""), faults("heap.keep()")
+    gone, kept = faults(""), faults("_heap.keep()")
     assert kept < 100 and gone > 10 * max(kept, 1)

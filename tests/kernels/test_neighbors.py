@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy.spatial import KDTree
 
+from benchmarks import measure
 from pmsplat.errors import UserError
 from pmsplat.geometry import neighbors as twin
 from pmsplat.kernels import neighbors
-from pmsplat.tasks.benchmark import _measure
 
 Set = torch.Tensor
 
@@ -192,13 +192,13 @@ def test_bad_input_is_refused() -> None:
         neighbors.nearest(good, good, (2, 3), mask)
 
 
-@pytest.mark.skipif(not _measure.CLEAR.exists(), reason="no /proc/self/clear_refs")
+@pytest.mark.skipif(not measure.CLEAR.exists(), reason="no /proc/self/clear_refs")
 def test_memory_grows_with_the_points_alone(generator: torch.Generator) -> None:
     if torch.cuda.is_available():
         pytest.skip("measures the GPU here")
     neighbors.nearest(torch.zeros(1, 3), torch.zeros(1, 3))
     points, reference = torch.rand(2, 100_000, 3, generator=generator)
-    peak = _measure.peak_mib(lambda: neighbors.nearest(points, reference))
+    peak = measure.peak_mib(lambda: neighbors.nearest(points, reference))
     assert peak is not None and peak * 2**20 < 300 * 100_000  # bytes for each; all pairs: 40 GB
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.pointmap import surface
 from scipy.spatial import KDTree
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from pmsplat.errors import UserError
 from pmsplat.geometry import align, camera, gaussian, se3
 from pmsplat.losses._schedule import Partial, Term, total
 from pmsplat.losses.pointmap import pointmap_loss, trusted_pixels
-from pmsplat.tasks.benchmark.pointmap import surface
 from pmsplat.types import StepOutput
 from tests.scenes import random_gaussians
 

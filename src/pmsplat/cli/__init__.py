@@ -11,13 +11,14 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .. import registry
 from ..errors import UserError
 from . import _heap
 
 USER_ERROR, INTERRUPTED = 2, 130
+MOVED = {"benchmark": "run `python benchmarks/run.py` in a clone of the repository"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,16 +44,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb: 0 on success, 2 with one sentence on wrong input, 130 on Ctrl-C or SIGTERM,
-    which schedulers send before they kill."""
+    """Runs one verb; the exit code is that of `execute`."""
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in MOVED:
+        print(f"pmsplat: {words[0]!r} is no longer a verb; {MOVED[words[0]]}", file=sys.stderr)  # noqa: T201
+        return USER_ERROR
     arguments = _parsed(argv)
+    return execute(arguments.run, arguments)
+
+
+def execute(action: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """Runs `action`: 0 on success, 2 with one sentence on wrong input, 130 on Ctrl-C or SIGTERM,
+    which schedulers send before they kill."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     _heap.keep()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _plainly
-            arguments.run(arguments)
+            action(arguments)
     except UserError as error:
         print(f"pmsplat: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR

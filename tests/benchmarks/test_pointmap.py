@@ -1,20 +1,20 @@
-"""`pmsplat benchmark pointmap`: what outliers do to variants of PM-Loss, and what a step costs."""
+"""`python benchmarks/run.py pointmap`: outliers, variants of PM-Loss, and what a step costs."""
 
 import json
 from pathlib import Path
 
 import pytest
+from benchmarks.run import main
 from PIL import Image
 
-from pmsplat.cli import main
-from pmsplat.tasks.benchmark import pointmap
+from benchmarks import pointmap
 
 
 def test_outliers_move_the_published_loss_and_hardly_the_robust_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, png = tmp_path / "figures.json", tmp_path / "outliers.png"
-    words = ["benchmark", "pointmap", "--size", "48", "64", "--json", str(out), "--plot", str(png)]
+    words = ["pointmap", "--size", "48", "64", "--json", str(out), "--plot", str(png)]
     assert main([*words, "--models"]) == 0
     found = json.loads(out.read_text())["figures"]["outliers"]
     assert [point["share"] for point in found["published"]] == list(pointmap.SHARES)

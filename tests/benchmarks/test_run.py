@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.run import main
 
-from pmsplat.cli import benchmark, main
-from pmsplat.tasks.benchmark import _measure, published
+from benchmarks import measure, published, run
 
 JOBS = ("write", "read")
 
@@ -18,7 +18,7 @@ def test_rasterize_leaves_figures_and_conditions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures.json"
-    words = "benchmark rasterize --size 16 --views 1 2 --backend reference --repeats 2 --json"
+    words = "rasterize --size 16 --views 1 2 --backend reference --repeats 2 --json"
     assert main([*words.split(), str(out)]) == 0
     whole = json.loads(out.read_text())
     assert whole["question"] == "rasterize" and whole["figures"]["gaussians"] == 512
@@ -32,7 +32,7 @@ def test_rasterize_leaves_figures_and_conditions(
 def test_published_architectures_have_a_row_each(capsys: pytest.CaptureFixture[str]) -> None:
     names = published.architectures()
     assert len(names) == 13 and "pmloss" not in names  # which is gs-base-dl3dv with other weights
-    words = "benchmark published --models mvsplat-re10k --size 32 32 --repeats 1"
+    words = "published --models mvsplat-re10k --size 32 32 --repeats 1"
     assert main(words.split()) == 0
     row = capsys.readouterr().out.splitlines()[-1].split()
     assert row[:3] == ["mvsplat-re10k", "12.0", "M"] and float(row[3]) > 0
@@ -41,7 +41,7 @@ def test_published_architectures_have_a_row_each(capsys: pytest.CaptureFixture[s
 def test_files_have_a_row_each_and_their_true_size(tmp_path: Path) -> None:
     """62 float32 of a Gaussian in a .ply, of degree 3, and its header; 32 bytes in a .splat."""
     out = tmp_path / "figures.json"
-    words = "benchmark files --count 500 --formats .ply .splat --size 32 48 --repeats 1 --json"
+    words = "files --count 500 --formats .ply .splat --size 32 48 --repeats 1 --json"
     assert main([*words.split(), str(out)]) == 0
     formats = json.loads(out.read_text())["figures"]["formats"]
     assert formats[".splat"]["bytes"] == 32 * 500
@@ -51,23 +51,23 @@ def test_files_have_a_row_each_and_their_true_size(tmp_path: Path) -> None:
 
 
 def test_every_question_explains_itself() -> None:
-    for name, module in benchmark.questions().items():
-        assert f"pmsplat benchmark {name}" in (module.__doc__ or ""), name
+    for name, module in run.questions().items():
+        assert f"python benchmarks/run.py {name}" in (module.__doc__ or ""), name
 
 
 def test_too_many_threads_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["benchmark", "rasterize", "--threads", "100000"]) == 2
+    assert main(["rasterize", "--threads", "100000"]) == 2
     assert "--threads is 100000" in capsys.readouterr().err
 
 
 def test_times_are_of_the_call_alone() -> None:
-    timing = _measure.timed(lambda _: time.sleep(0.01), 3, prepare=lambda: time.sleep(0.05))
+    timing = measure.timed(lambda _: time.sleep(0.01), 3, prepare=lambda: time.sleep(0.05))
     assert 10 <= timing.median_ms < 50 and timing.low_ms <= timing.median_ms <= timing.high_ms
 
 
-@pytest.mark.skipif(not _measure.CLEAR.exists(), reason="no /proc/self/clear_refs")
+@pytest.mark.skipif(not measure.CLEAR.exists(), reason="no /proc/self/clear_refs")
 def test_peak_memory_is_that_of_the_call() -> None:
     if torch.cuda.is_available():
         pytest.skip("measures the GPU here")
-    peak = _measure.peak_mib(lambda: float(np.ones(64 * 2**17).sum()))
+    peak = measure.peak_mib(lambda: float(np.ones(64 * 2**17).sum()))
     assert peak is not None and 60 <= peak <= 80

@@ -1,4 +1,4 @@
-"""`pmsplat benchmark neighbors`: a row for each method, and none that errs goes unseen."""
+"""`python benchmarks/run.py neighbors`: a row for each method, and none that errs goes unseen."""
 
 import importlib.util
 import json
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.run import main
 
-from pmsplat.cli import main
+from benchmarks import neighbors
 from pmsplat.kernels import neighbors as kernel
-from pmsplat.tasks.benchmark import neighbors
 
-WORDS = "benchmark neighbors --size 12 20 --views 3 --repeats 2 --json"
+WORDS = "neighbors --size 12 20 --views 3 --repeats 2 --json"
 
 
 def test_a_row_for_each_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,5 +48,5 @@ def test_the_maps_differ_as_asked() -> None:
 
 
 def test_no_points_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["benchmark", "neighbors", "--size", "0", "8"]) == 2
+    assert main(["neighbors", "--size", "0", "8"]) == 2
     assert "--size 0 8 --views 2" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`pmsplat benchmark teaching`: the same runs with and without the term, and their table."""
+"""`python benchmarks/run.py teaching`: the same runs with and without the term, and their table."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from statistics import mean
 
 import numpy as np
 import pytest
+from benchmarks.run import main
 from PIL import Image
 
-from pmsplat.cli import main
-from pmsplat.tasks.benchmark import teaching
+from benchmarks import teaching
 
-WORDS = ["benchmark", "teaching", "--models", "depthsplat", "--seeds", "1", "--steps", "2"]
+WORDS = ["teaching", "--models", "depthsplat", "--seeds", "1", "--steps", "2"]
 
 
 def test_runs_are_measured_once_and_stand_in_the_table(

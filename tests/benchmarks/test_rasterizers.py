@@ -1,4 +1,4 @@
-"""`pmsplat benchmark rasterizers`: a row for each renderer, usable or not."""
+"""`python benchmarks/run.py rasterizers`: a row for each renderer, usable or not."""
 
 import json
 import sys
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.run import main
 
-from pmsplat.cli import main
+from benchmarks import rasterizers
 from pmsplat.render import backends, diff_gaussian
-from pmsplat.tasks.benchmark import rasterizers
 from tests.render.forks import fork
 
-WORDS = "benchmark rasterizers --size 16 --repeats 2 --json"
+WORDS = "rasterizers --size 16 --repeats 2 --json"
 
 
 def test_a_row_for_every_renderer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """Milliseconds and memory of drawing pixel-aligned Gaussians, forward and backward.
 
-pmsplat benchmark rasterize --size 256 --views 1 4 --backend cpu
+python benchmarks/run.py rasterize --size 256 --views 1 4 --backend cpu
     two context views of 256x256, so 131,072 Gaussians, drawn into 1 and into 4 views of 256x256
 
 The Gaussians are as a trained network leaves them: standard deviations of 0.7 pixels in the median
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints a table; gives the figures by number of views."""
     results = {}
-    print("views  forward ms (quartiles)  backward ms (quartiles)  peak MiB")  # noqa: T201
+    print("views  forward ms (quartiles)  backward ms (quartiles)  peak MiB")
     for views in arguments.views:
         found = measure(arguments.size, views, arguments.backend, arguments.repeats)
         results[f"{views} views"] = found
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "{median_ms:8.1f} ({low_ms:.1f}-{high_ms:.1f})".format(**found[key])
             for key in ("forward", "backward")
         )
-        print(f"{views:5}  {forward:22}  {backward:23}  {found['peak_mib']}")  # noqa: T201
+        print(f"{views:5}  {forward:22}  {backward:23}  {found['peak_mib']}")
     return {
         "gaussians": 2 * arguments.size**2,
         "size": [arguments.size, arguments.size],
@@ -44,8 +44,9 @@ def measure(size: int, views: int, backend: str, repeats: int) -> dict[str, Any]
     """Forward and backward time and peak memory of drawing `views` views at once."""
     import torch
 
-    from ...render import rasterize
-    from ._measure import figures, peak_mib, timed
+    from pmsplat.render import rasterize
+
+    from .measure import figures, peak_mib, timed
 
     device = "cuda" if torch.cuda.is_available() and backend != "cpu" else "cpu"
     gaussians, cameras = scene(size, views)
@@ -71,8 +72,8 @@ def scene(size: int, views: int) -> tuple[Any, Any]:
     """The Gaussians of two context views 0.3 units apart, and cameras between them."""
     import torch
 
-    from ...geometry import camera, se3
-    from ...types import Cameras, Gaussians
+    from pmsplat.geometry import camera, se3
+    from pmsplat.types import Cameras, Gaussians
 
     generator = torch.Generator().manual_seed(0)
     count = size * size

@@ -1,6 +1,6 @@
 """Reading, writing and drawing a million Gaussians: seconds and memory of every file format.
 
-pmsplat benchmark files --json benchmarks/files.json
+python benchmarks/run.py files --json benchmarks/files.json
     a scene at random (harmonics of degree 3) as every format that can be written here; each is
     written, read, and at last one picture is drawn, in processes of their own
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     spawning = multiprocessing.get_context("spawn")
     found: dict[str, Any] = {}
     told = f"{arguments.count:,} Gaussians"
-    print(f"{told:20} file MB  write s  peak MiB   read s  peak MiB")  # noqa: T201
+    print(f"{told:20} file MB  write s  peak MiB   read s  peak MiB")
     with tempfile.TemporaryDirectory() as folder:
         for suffix in arguments.formats:
             path = Path(folder) / f"scene{suffix}"
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             path.unlink()
             found[suffix] = row
             written, back = row["write"]["median_ms"] / 1e3, row["read"]["median_ms"] / 1e3
-            print(  # noqa: T201
+            print(
                 f"{suffix:20} {row['bytes'] / 1e6:7.1f}  {written:7.2f}  "
                 f"{row['write_peak_mib']:8}  {back:7.2f}  {row['read_peak_mib']:8}"
             )
@@ -53,14 +53,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         found["draw"] = alone.submit(drawn, arguments).result()
     seconds, peak = found["draw"]["draw"]["median_ms"] / 1e3, found["draw"]["draw_peak_mib"]
     height, width = arguments.size
-    print(f"one picture of {height}x{width}: {seconds:.2f} s, peak {peak} MiB")  # noqa: T201
+    print(f"one picture of {height}x{width}: {seconds:.2f} s, peak {peak} MiB")
     return {"count": arguments.count, "size": arguments.size, "formats": found}
 
 
 def write(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Time and memory of writing the scene."""
-    from ...io.gaussians import save_gaussians
-    from ._measure import figures, peak_mib, timed
+    from pmsplat.io.gaussians import save_gaussians
+
+    from .measure import figures, peak_mib, timed
 
     scene = gaussians(arguments.count)
     peak = peak_mib(lambda: save_gaussians(scene, path))
@@ -70,8 +71,9 @@ def write(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def read(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Time and memory of reading it again."""
-    from ...io.gaussians import load_gaussians
-    from ._measure import figures, peak_mib, timed
+    from pmsplat.io.gaussians import load_gaussians
+
+    from .measure import figures, peak_mib, timed
 
     peak = peak_mib(lambda: load_gaussians(path))
     timing = timed(lambda _: load_gaussians(path), arguments.repeats, warm_up=0)
@@ -82,10 +84,11 @@ def drawn(arguments: argparse.Namespace) -> dict[str, Any]:
     """Time and memory of drawing it: colour, depth and alpha."""
     import torch
 
-    from ...cli import _heap
-    from ...render import rasterize
-    from ...types import Cameras
-    from ._measure import figures, peak_mib, timed, use_threads
+    from pmsplat.cli import _heap
+    from pmsplat.render import rasterize
+    from pmsplat.types import Cameras
+
+    from .measure import figures, peak_mib, timed, use_threads
 
     _heap.keep()
     use_threads(arguments.threads)
@@ -109,7 +112,7 @@ def gaussians(count: int) -> Any:
     """A cloud of small Gaussians in front of the camera, as a trained scene is: most are small."""
     import torch
 
-    from ...types import Gaussians
+    from pmsplat.types import Gaussians
 
     generator = torch.Generator().manual_seed(0)
 

@@ -1,6 +1,6 @@
 """Milliseconds and memory of exact nearest neighbours between two point maps.
 
-pmsplat benchmark neighbors --size 256 448 --views 6 --noise 0.02
+python benchmarks/run.py neighbors --size 256 448 --views 6 --noise 0.02
     688,128 points of a surface, searched for by the same points displaced by 2 % of their depth
 
 Compares ours, told of the grid and not, with scipy's KD-tree (built and asked with as many threads,
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    from ...errors import UserError
+    from pmsplat.errors import UserError
 
     height, width = arguments.size
     if min(height, width, arguments.views, arguments.repeats) < 1:
@@ -47,11 +47,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, search in methods(points, reference, (height, width)).items():
         found[name], squared[name] = measure(search, points, reference, arguments.repeats)
     least = torch.stack([*squared.values()]).amin(dim=0).clamp_min(1e-300)
-    print("method         ms (quartiles)             peak MiB   error")  # noqa: T201
+    print("method         ms (quartiles)             peak MiB   error")
     for name, figures in found.items():
         figures["error"] = float((squared[name] / least - 1).max())
         time = "{median_ms:8.1f} ({low_ms:.1f}-{high_ms:.1f})".format(**figures["search"])
-        print(f"{name:13}  {time:26} {figures['peak_mib']}   {figures['error']:.1e}")  # noqa: T201
+        print(f"{name:13}  {time:26} {figures['peak_mib']}   {figures['error']:.1e}")
     return {"points": len(points), "size": arguments.size, "noise": arguments.noise, **found}
 
 
@@ -76,7 +76,7 @@ def methods(points: Any, reference: Any, grid: tuple[int, int]) -> dict[str, Cal
     import torch
     from scipy.spatial import KDTree
 
-    from ...kernels import neighbors
+    from pmsplat.kernels import neighbors
 
     threads = torch.get_num_threads()
     some, others = points.cpu().numpy(), reference.cpu().numpy()
@@ -95,7 +95,7 @@ def measure(
     search: Callable[[], Any], points: Any, reference: Any, repeats: int
 ) -> tuple[dict[str, Any], Any]:
     """Time and peak memory, and the squared distances found, in float64."""
-    from ._measure import figures, peak_mib, timed
+    from .measure import figures, peak_mib, timed
 
     timing = timed(lambda _: search(), repeats, warm_up=1)
     chosen = reference[search().to(reference.device)]

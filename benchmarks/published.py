@@ -1,6 +1,6 @@
 """Seconds and memory of one forward pass of every published architecture.
 
-pmsplat benchmark published --size 256 256 --views 2
+python benchmarks/run.py published --size 256 256 --views 2
     with random weights, which do not change the speed, so nothing is downloaded
 
 Models that differ in weights or settings alone share a row, under the name of the first. Each is
@@ -24,17 +24,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    from ...zoo.load import ZOO
+    from pmsplat.zoo.load import ZOO
 
     found = {}
     spawning = multiprocessing.get_context("spawn")
-    print(f"{'model':52} parameters  forward s  peak MiB above the model")  # noqa: T201
+    print(f"{'model':52} parameters  forward s  peak MiB above the model")
     for name in arguments.models or architectures():
         with ProcessPoolExecutor(1, mp_context=spawning) as alone:
             figures = alone.submit(forward, name, arguments).result()
         count = f"{ZOO[name].parameters / 1e6:.1f} M"
         seconds = figures["forward"]["median_ms"] / 1000
-        print(f"{name:52} {count:>10}  {seconds:9.2f}  {figures['peak_mib']}")  # noqa: T201
+        print(f"{name:52} {count:>10}  {seconds:9.2f}  {figures['peak_mib']}")
         found[name] = {"parameters": ZOO[name].parameters, **figures}
     return {"size": arguments.size, "views": arguments.views, "models": found}
 
@@ -43,11 +43,12 @@ def forward(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Time and memory of one model."""
     import torch
 
-    from ... import registry
-    from ...cli import _heap
-    from ...zoo.load import ZOO
-    from ._measure import use_threads
+    from pmsplat import registry
+    from pmsplat.cli import _heap
+    from pmsplat.zoo.load import ZOO
+
     from .encoder import measure, photographs
+    from .measure import use_threads
 
     _heap.keep()
     use_threads(arguments.threads)
@@ -60,7 +61,7 @@ def forward(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def architectures() -> list[str]:
     """The first published name of each architecture."""
-    from ...zoo.load import ZOO
+    from pmsplat.zoo.load import ZOO
 
     first: dict[int, str] = {}
     for name, published in ZOO.items():

@@ -1,6 +1,6 @@
 """What PM-Loss makes of a teacher's wrong pixels, and its share of a training step.
 
-pmsplat benchmark pointmap --plot outliers.png
+python benchmarks/run.py pointmap --plot outliers.png
     a prediction without fault beside a teacher of whom a growing share of pixels is wrong, whole
     squares of them: the loss should stay 0. Then training steps of DepthSplat with random weights,
     tiny at 64x80 and small at 256x256, two context views and four targets, without the term; the
@@ -55,20 +55,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
     curves = {name: curve(tuple(arguments.size), options) for name, options in VARIANTS.items()}
-    print("loss (alignment) in % of the scene, by share of wrong pixels")  # noqa: T201
-    print(f"{'':16}" + "".join(f"{share:>16.0%}" for share in SHARES))  # noqa: T201
+    print("loss (alignment) in % of the scene, by share of wrong pixels")
+    print(f"{'':16}" + "".join(f"{share:>16.0%}" for share in SHARES))
     for name, points in curves.items():
         cells = (f"{p.loss:.3f} ({p.alignment:.3f})" for p in points)
-        print(f"{name:16}" + "".join(f"{cell:>16}" for cell in cells))  # noqa: T201
+        print(f"{name:16}" + "".join(f"{cell:>16}" for cell in cells))
     if arguments.plot is not None:
         plot(curves, arguments.plot)
     steps = {}
     if arguments.models:
-        print("step           step ms   term ms   share   robust, trim 0.1: ms   share")  # noqa: T201
+        print("step           step ms   term ms   share   robust, trim 0.1: ms   share")
     for name in arguments.models:
         size, settings = STEPS[name]
         found = steps[name] = measure(size, settings, arguments.repeats)
-        print(  # noqa: T201
+        print(
             f"{name:6} {size[0]}x{size[1]:<4} {found['step']['median_ms']:9.1f} "
             f"{found['published']['median_ms']:9.1f} {found['share']:7.1%} "
             f"{found['robust']['median_ms']:22.1f} {found['robust share']:7.1%}"
@@ -86,8 +86,8 @@ def curve(size: tuple[int, int], options: dict[str, Any]) -> list[Outcome]:
 
     import torch
 
-    from ...geometry import align, se3
-    from ...losses.pointmap import pointmap_loss
+    from pmsplat.geometry import align, se3
+    from pmsplat.losses.pointmap import pointmap_loss
 
     truth = surface(*size)
     extent = truth.flatten(1, 3).std(dim=1).norm().item()
@@ -110,7 +110,7 @@ def surface(height: int, width: int, views: int = 2) -> Any:
     """World points of a wavy wall with a block before it, seen by cameras side by side."""
     import torch
 
-    from ...geometry import camera
+    from pmsplat.geometry import camera
 
     K = torch.tensor([[0.9, 0, 0.5], [0, 0.9 * width / height, 0.5], [0, 0, 1]])
     u, v = camera.pixel_grid(height, width, K).unbind(dim=-1)
@@ -128,7 +128,7 @@ def spoiled(truth: Any, share: float) -> tuple[Any, Any]:
     """
     import torch
 
-    from ...geometry import gaussian, se3
+    from pmsplat.geometry import gaussian, se3
 
     generator = torch.Generator().manual_seed(0)
     _, views, height, width, _ = truth.shape
@@ -151,7 +151,7 @@ def plot(curves: dict[str, list[Outcome]], path: Path) -> None:
     """Both figures of every variant over the share of wrong pixels."""
     from matplotlib.figure import Figure
 
-    from ...io.files import atomic
+    from pmsplat.io.files import atomic
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -177,14 +177,15 @@ def measure(size: tuple[int, int], settings: dict[str, Any], repeats: int) -> di
     """A training step without the term, the term forward and backward, and its share of both."""
     import torch
 
-    from ... import registry
-    from ...evaluate import protocol
-    from ...losses._schedule import Term
-    from ...losses.pointmap import pointmap_loss
-    from ...train.step import training_step
-    from ...types import Batch
-    from ._measure import figures, timed
+    from pmsplat import registry
+    from pmsplat.evaluate import protocol
+    from pmsplat.losses._schedule import Term
+    from pmsplat.losses.pointmap import pointmap_loss
+    from pmsplat.train.step import training_step
+    from pmsplat.types import Batch
+
     from .encoder import photographs
+    from .measure import figures, timed
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """Milliseconds and memory of one forward pass of an encoder, in float32 and bfloat16.
 
-pmsplat benchmark encoder --settings lowest=4 scales=1 --size 256 256 --views 2
+python benchmarks/run.py encoder --settings lowest=4 scales=1 --size 256 256 --views 2
     the small DepthSplat on two views of 256x256, with random weights: they do not change the speed
 
 Peak memory is what stands above the loaded model. On the CPU, bfloat16 is autocast and is fast only
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints a table; gives the figures by precision."""
     import torch
 
-    from ... import registry
+    from pmsplat import registry
 
     settings = {name: value for name, value in map(setting, arguments.settings)}
     torch.manual_seed(0)
@@ -34,11 +34,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     views = photographs(arguments.views, arguments.size[0], arguments.size[1]).to(device)
     found = {}
-    print("precision  forward ms (quartiles)      peak MiB above the model")  # noqa: T201
+    print("precision  forward ms (quartiles)      peak MiB above the model")
     for precision in ("float32", "bfloat16"):
         found[precision] = measure(model.to(device), views, precision, arguments.repeats)
         time = "{median_ms:8.1f} ({low_ms:.1f}-{high_ms:.1f})".format(**found[precision]["forward"])
-        print(f"{precision:9}  {time:26}  {found[precision]['peak_mib']}")  # noqa: T201
+        print(f"{precision:9}  {time:26}  {found[precision]['peak_mib']}")
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "model": arguments.model,
@@ -57,7 +57,7 @@ def setting(text: str) -> tuple[str, Any]:
     """
     import ast
 
-    from ...errors import UserError
+    from pmsplat.errors import UserError
 
     name, equals, value = text.partition("=")
     if not equals:
@@ -75,7 +75,7 @@ def photographs(count: int, height: int, width: int) -> Any:
     """Noise seen by cameras side by side."""
     import torch
 
-    from ...types import Cameras, Views
+    from pmsplat.types import Cameras, Views
 
     generator = torch.Generator().manual_seed(0)
     c2w = torch.eye(4).repeat(1, count, 1, 1)
@@ -90,7 +90,7 @@ def measure(model: Any, views: Any, precision: str, repeats: int) -> dict[str, A
     """Forward time and peak memory in one precision."""
     import torch
 
-    from ._measure import figures, peak_mib, timed
+    from .measure import figures, peak_mib, timed
 
     def forward() -> Any:
         with (

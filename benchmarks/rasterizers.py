@@ -1,6 +1,6 @@
 """Every renderer side by side: usable here or why not, licence, accuracy, time and memory.
 
-pmsplat benchmark rasterizers --size 64 --json benchmarks/rasterizers.json
+python benchmarks/run.py rasterizers --size 64 --json benchmarks/rasterizers.json
     8,192 Gaussians drawn into 2 views of 64x64 by every renderer that works on this machine
 
 Errors are relative (norm of the difference over norm) to the reference in float64: the worst of
@@ -25,22 +25,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints a table; gives the figures by name."""
-    from ... import render
+    from pmsplat import render
 
     found = {}
-    print(  # noqa: T201
-        f"{'renderer':14} {'licence':24} error    gradient  forward ms  backward ms  peak MiB"
-    )
+    print(f"{'renderer':14} {'licence':24} error    gradient  forward ms  backward ms  peak MiB")
     for backend in render.backends():
         licence = render.licence(backend)
         problem = render.obstacle(backend, device_for(backend))
         label = f"{backend:14} {licence:24}"
         if problem is not None:
-            print(f"{label} not usable here: {problem.got}; wanted {problem.wanted}")  # noqa: T201
+            print(f"{label} not usable here: {problem.got}; wanted {problem.wanted}")
             found[backend] = {"licence": licence, "obstacle": str(problem)}
             continue
         figures = measure(backend, arguments.size, arguments.views, arguments.repeats)
-        print(  # noqa: T201
+        print(
             f"{label} {figures['error']:7.1e}  {figures['gradient_error']:8.1e}  "
             f"{figures['forward']['median_ms']:10.1f}  {figures['backward']['median_ms']:11.1f}  "
             f"{figures['peak_mib']}"
@@ -99,7 +97,8 @@ def _images_and_gradients(
 
     import torch
 
-    from ...render import rasterize
+    from pmsplat.render import rasterize
+
     from .rasterize import scene
 
     gaussians, cameras = scene(size, views)

@@ -1,6 +1,6 @@
 """Optimising one scene from SfM points, from random points, and from a model's prediction.
 
-pmsplat benchmark refine SCENE --model NAME|PATH --output starts/ --steps 1000 --size 96 128
+python benchmarks/run.py refine SCENE --model NAME|PATH --output starts/ --steps 1000 --size 96 128
     starts/START/ as `pmsplat refine` leaves it, of each start that is possible, and curves.png:
     PSNR of the held-out photos over the steps and over the seconds
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from rich.console import Console
 
-    from ..refine import Options, refine
+    from pmsplat.tasks.refine import Options, refine
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     common = Options(
@@ -46,12 +46,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     summaries = {}
     for start, options in starts(arguments.scene, arguments.model, arguments.weights, common):
         if isinstance(options, str):
-            print(f"{start:10}  left out: {options}")  # noqa: T201
+            print(f"{start:10}  left out: {options}")
             continue
         summaries[start] = refine(
             arguments.scene, arguments.output / start, options, tell=console.print
         )
-        print(f"{start:10}  {said(summaries[start])}")  # noqa: T201
+        print(f"{start:10}  {said(summaries[start])}")
     plot(arguments.output / "curves.png", Path(arguments.scene).name, summaries)
     return {start: asdict(summary) for start, summary in summaries.items()}
 
@@ -62,7 +62,7 @@ def starts(
     """Each start with its options, or with the reason why it is left out."""
     from dataclasses import replace
 
-    from ...scene import open_scene
+    from pmsplat.scene import open_scene
 
     points = open_scene(scene).points
     predicted = replace(common, start="prediction", model=model, weights=weights)
@@ -90,7 +90,7 @@ def plot(path: Path, title: str, summaries: dict[str, Any]) -> None:
     """PSNR over the steps and over the seconds, one line for each start."""
     from matplotlib.figure import Figure
 
-    from ...io.files import atomic
+    from pmsplat.io.files import atomic
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

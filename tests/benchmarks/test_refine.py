@@ -1,4 +1,4 @@
-"""`pmsplat benchmark refine`: the three starts of one scene, the prediction of a trained model."""
+"""`python benchmarks/run.py refine`: three starts of one scene, one from a trained model."""
 
 import json
 from dataclasses import fields
@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.run import main
 from PIL import Image
 
 import pmsplat
-from pmsplat.cli import main
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.models import depthsplat
 from pmsplat.scene import open_scene
@@ -47,7 +47,7 @@ def test_three_starts_and_their_curves(
     checkpoint: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, figures = tmp_path / "out", tmp_path / "figures.json"
-    words = ["benchmark", "refine", str(model_folder), "--model", str(checkpoint), "--output",
+    words = ["refine", str(model_folder), "--model", str(checkpoint), "--output",
              str(out), "--steps", "40", "--size", "32", "48"]  # fmt: skip
     assert main([*words, "--json", str(figures)]) == 0
     found = json.loads(figures.read_text())["figures"]
@@ -91,7 +91,7 @@ def test_three_starts_and_their_curves(
 def test_what_is_not_possible_is_left_out_and_said(
     room: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = f"benchmark refine {room} --output {tmp_path / 'out'} --steps 2 --size 24 32"
+    words = f"refine {room} --output {tmp_path / 'out'} --steps 2 --size 24 32"
     assert main(words.split()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("left out: no --model")

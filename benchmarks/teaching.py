@@ -1,8 +1,8 @@
 """What PM-Loss does to an encoder: trained with the term and without, from the same seeds.
 
-pmsplat benchmark teaching --output lessons/
+python benchmarks/run.py teaching --output lessons/
     on procedural rooms; the teacher is their depth, blurred, noisy, coarse and with holes
-pmsplat benchmark teaching --scene office/ --output lessons-office/
+python benchmarks/run.py teaching --scene office/ --output lessons-office/
     on photos with sensor depth, cut into walks of ten photos; every fourth walk is for measuring
 
 A tiny DepthSplat and a tiny MVSplat learn from colour alone; from colour and, from half-way on, the
@@ -80,7 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains what is not trained yet; prints the table, draws the boundary; gives every value."""
-    from ...errors import UserError
+    from pmsplat.errors import UserError
 
     if arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds}", "at least 1", "leave it out for 3")
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             figures[f"{model}/{variant}"] = [
                 measured(plan, model, variant, seed) for seed in range(arguments.seeds)
             ]
-    print(table(figures))  # noqa: T201
+    print(table(figures))
     draw(plan, arguments.models, arguments.variants)
     return figures
 
@@ -108,12 +108,12 @@ def make_data(plan: Plan) -> None:
 
     import torch
 
-    from ...data import synthetic
-    from ...data._convert import to_chunk_scene
-    from ...data._index import make_outside_index, write_index
-    from ...errors import UserError
-    from ...io.chunks import INDEX, append
-    from ...scene import open_scene
+    from pmsplat.data import synthetic
+    from pmsplat.data._convert import to_chunk_scene
+    from pmsplat.data._index import make_outside_index, write_index
+    from pmsplat.errors import UserError
+    from pmsplat.io.chunks import INDEX, append
+    from pmsplat.scene import open_scene
 
     source = None if plan.scene is None else str(Path(plan.scene).resolve())
     made, note = {"scene": source, "size": list(plan.size)}, plan.data / "made.json"
@@ -162,12 +162,12 @@ def make_data(plan: Plan) -> None:
 
 def experiment(plan: Plan, model: str, variant: str, seed: int) -> Any:
     """One run."""
-    from ... import registry
-    from ...data import folder
-    from ...foundation.teachers import given
-    from ...losses import mse, pointmap
-    from ...train import optim
-    from ...train.settings import Component, Experiment, LossTerm, Teacher, Trainer
+    from pmsplat import registry
+    from pmsplat.data import folder
+    from pmsplat.foundation.teachers import given
+    from pmsplat.losses import mse, pointmap
+    from pmsplat.train import optim
+    from pmsplat.train.settings import Component, Experiment, LossTerm, Teacher, Trainer
 
     gap = [4, 6] if plan.scene is None else [2, 4]
     dataset = folder.Config(
@@ -202,10 +202,10 @@ def measured(plan: Plan, model: str, variant: str, seed: int) -> dict[str, float
     import shutil
     from dataclasses import asdict
 
-    from ... import registry, train
-    from ...evaluate import protocol
-    from ...io.files import write_text
-    from ...zoo.load import load
+    from pmsplat import registry, train
+    from pmsplat.evaluate import protocol
+    from pmsplat.io.files import write_text
+    from pmsplat.zoo.load import load
 
     run = experiment(plan, model, variant, seed)
     done, settings = Path(run.output) / "measured.json", json.loads(json.dumps(asdict(run)))
@@ -253,12 +253,12 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
     """
     import torch
 
-    from ... import registry
-    from ...evaluate import geometry
-    from ...foundation.teachers import given
-    from ...geometry import camera
-    from ...view import figures
-    from ...zoo.load import WEIGHTS, load
+    from pmsplat import registry
+    from pmsplat.evaluate import geometry
+    from pmsplat.foundation.teachers import given
+    from pmsplat.geometry import camera
+    from pmsplat.view import figures
+    from pmsplat.zoo.load import WEIGHTS, load
 
     run = experiment(plan, models[0], COLOUR, 0)
     dataset = registry.build("data", run.dataset.name, run.dataset.settings)
@@ -306,7 +306,7 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
 def _flying_picture(depth: Any, truth: Any) -> Any:
     import torch
 
-    from ...evaluate import geometry
+    from pmsplat.evaluate import geometry
 
     edges = geometry.near_edges(depth, truth)
     white, red = torch.ones(3), torch.tensor([1.0, 0.1, 0.1])

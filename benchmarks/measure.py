@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from ...errors import UserError
-from ...render import cpu
+from pmsplat.errors import UserError
+from pmsplat.render import cpu
 
 PACKAGES = ("pmsplat", "torch", "numpy", "numba", "timm", "gsplat", "xformers")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -138,7 +138,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of this checkout, with + if it has changes; None outside of one."""
-    root = Path(__file__).resolve().parents[4]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
 

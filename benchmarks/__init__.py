@@ -1,0 +1,1 @@
+"""Benchmarks, one file per question, beside the figures that they wrote (see README.md)."""

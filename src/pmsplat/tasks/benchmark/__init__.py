@@ -1,1 +1,0 @@
-"""Benchmarks, one file per question; results are committed under benchmarks/."""
