@@ -15,11 +15,11 @@ from .. import registry, train
 from ..errors import UserError
 from ..evaluate import baselines, protocol, report
 from ..io.files import write_text
+from ..progress import Track, silently
 from ..train import Experiment
 from ..types import Batch, StepOutput
 from ..view.figures import colorize_depth, contact_sheet, depth_range
 from ..zoo.load import load
-from ._progress import Track, silently
 from .predict import Options, predict
 
 MARK = "demo.json"  # a folder with this file is a demo of ours

@@ -8,12 +8,12 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..progress import Track, silently
 from ..scene import PhotoScene, open_scene
 from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
 from ..zoo.infer import answer, whole_span
 from ..zoo.load import load
-from ._progress import Track, silently
 from .options import by, fit_size, pick_device, so_many_views, these_photos
 from .results import depth as depth_maps
 from .results.folder import MARK, file_names, results

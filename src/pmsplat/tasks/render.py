@@ -15,10 +15,10 @@ from torch import Tensor
 from ..errors import UserError
 from ..io.files import write_array
 from ..io.gaussians import load_gaussians
+from ..progress import Track, silently
 from ..render import NO_MEDIAN, obstacle, rasterize
 from ..types import Gaussians, Rendering
 from ..zoo import memory
-from ._progress import Track, silently
 from .cameras import ELSEWHERE, ORBIT_SIZE, Picture, bounded, from_file, on_orbit, resized
 from .options import by, pick_device
 from .results import pictures as drawn

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...io.gaussians import load_gaussians
+from ...progress import Track, silently
 from ...scene import open_scene
 from ...types import Gaussians, Views
 from ...zoo.load import load
-from .._progress import Track, silently
 from ..options import by, pick_device
 from . import _report, _start
 from ._cloud import Cloud, Parameters

@@ -14,10 +14,10 @@ from ...evaluate.depth import DepthMetrics, depth_metrics, median_scale
 from ...io.cameras.survey import DepthFiles, write_cameras
 from ...io.files import write_array, write_text
 from ...io.images import count_scale, to_counts, write_depth, write_image
+from ...progress import Track
 from ...scene import PhotoScene
 from ...types import Cameras, Views
 from ...view import figures
-from .._progress import Track
 from .folder import MARK
 
 SHEET_COLUMNS, SHEET_HEIGHT = 6, 200  # photos of the sheet, and their height in pixels

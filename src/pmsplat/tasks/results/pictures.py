@@ -16,10 +16,10 @@ from ...io.cameras.survey import DepthFiles, write_cameras
 from ...io.files import write_array, write_text
 from ...io.images import FULL_SCALE, count_scale, read_image, to_counts, write_depth, write_image
 from ...io.video import write_video
+from ...progress import Track
 from ...scene.fit import fit_image, to_tensor
 from ...types import Cameras, Rendering
 from ...view import figures
-from .._progress import Track
 from ..cameras import Picture
 from .folder import MARK
 

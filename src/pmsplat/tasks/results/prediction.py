@@ -17,11 +17,11 @@ from ...io.files import write_array, write_text
 from ...io.gaussians.ply import save_ply
 from ...io.images import to_uint8, write_image
 from ...io.video import write_video
+from ...progress import Track
 from ...render import rasterize
 from ...types import Cameras, Gaussians, Rendering, Views
 from ...view import trajectory
 from ...view.figures import color_bar, colorize_depth, contact_sheet, depth_range
-from .._progress import Track
 from .folder import MARK, file_names
 
 SHEET_COLUMNS, SHEET_HEIGHT = 4, 240  # images per row of the sheet, and their height in pixels
