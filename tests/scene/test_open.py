@@ -19,7 +19,8 @@ from pmsplat.errors import UserError
 from pmsplat.geometry import camera, se3
 from pmsplat.io import chunks, images
 from pmsplat.io.cameras import colmap
-from pmsplat.io.cameras.survey import Lens, Shot, Survey, write_cameras
+from pmsplat.io.cameras.ours import write_cameras
+from pmsplat.io.cameras.survey import Lens, Shot, Survey
 from pmsplat.scene import chunk_scene, open_scene, read_views
 from pmsplat.scene.bounds import depth_range, ranges
 from pmsplat.scene.photos import PhotoScene
@@ -65,7 +66,7 @@ def test_sparse_points_have_one_colour_in_all_photos(shared: Path, name: str) ->
     pixels, the colours disagree clearly more.
     """
     path = shared / "scenes" / name
-    scene, survey = open_scene(path), colmap.read_colmap(path / "sparse" / "0")
+    scene, survey = open_scene(path), colmap.read(path / "sparse" / "0")
     a, b = 4, 5
     first, second = survey.shots[a].seen, survey.shots[b].seen
     assert first is not None and second is not None and scene.points is not None

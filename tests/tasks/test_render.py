@@ -15,8 +15,8 @@ from torch import Tensor
 from pmsplat import cli
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, gaussian, se3
-from pmsplat.io.cameras.colmap import read_colmap
-from pmsplat.io.cameras.survey import read_cameras, write_cameras
+from pmsplat.io.cameras import colmap, read_cameras
+from pmsplat.io.cameras.ours import write_cameras
 from pmsplat.io.gaussians import load_gaussians, save_gaussians
 from pmsplat.io.video import read_frames
 from pmsplat.render import rasterize
@@ -511,7 +511,7 @@ def test_a_trained_scene_against_its_photos_and_points(shared: Path, tmp_path: P
 
 def depth_ratios(out: Path, kind: str, points_folder: Path) -> Tensor:
     """Drawn depth over the depth of the sparse points of the same photos, in another unit."""
-    survey, ratios = read_colmap(points_folder), []
+    survey, ratios = colmap.read(points_folder), []
     drawn = {shot.file: shot for shot in read_cameras(out / "cameras.json").shots}
     assert survey.points is not None
     for shot in survey.shots:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..io import images
-from ..io.cameras import colmap
-from ..io.cameras.survey import Lens, Shot, Survey, read_cameras, read_transforms
+from ..io.cameras import colmap, ours, transforms
+from ..io.cameras.survey import Lens, Shot, Survey
 from ..io.chunks import INDEX, ChunkScene, read_chunk, read_split
 from ..types import Views
 from .photos import Photo, PhotoScene, surveyed
@@ -61,7 +61,7 @@ def open_scene(
     for name in ("transforms.json", "cameras.json"):
         if (path / name).is_file():
             return _json_scene(path / name, images_folder)
-    if colmap.model_folder(path) is not None:
+    if colmap.find_model(path) is not None:
         return _colmap(path, path.resolve().name, images_folder)
     photos = _photos_in(path, images_folder)
     if not photos:
@@ -133,8 +133,7 @@ def _choose(key: str, keys: list[str], place: str) -> str:
 
 
 def _json_scene(path: Path, images_folder: str | None) -> PhotoScene:
-    ours = path.name == "cameras.json"
-    survey = read_cameras(path) if ours else read_transforms(path)
+    survey = (ours if path.name == "cameras.json" else transforms).read(path)
     photos = []
     for shot in survey.shots:
         image = _photo_path(path.parent, shot.file, images_folder)
@@ -148,9 +147,9 @@ def _json_scene(path: Path, images_folder: str | None) -> PhotoScene:
 
 
 def _colmap(folder: Path, name: str, images_folder: str | None) -> PhotoScene:
-    model = colmap.model_folder(folder)
+    model = colmap.find_model(folder)
     assert model is not None
-    survey = colmap.read_colmap(model)
+    survey = colmap.read(model)
     files = [folder / (images_folder or "images") / shot.file for shot in survey.shots]
     photos = [  # COLMAP looks at pixels as they are stored, whatever EXIF says
         Photo(shot.file, file, shot.lens, upright=False)

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from ..errors import UserError
 from ..geometry import camera
 from ..io import images
-from ..io.cameras import KINDS, find_cameras, read_survey
+from ..io.cameras import KINDS, find_cameras, read_cameras
 from ..io.cameras.survey import Lens, Shot
 from ..scene import open_scene
 from ..scene.fit import fit_K
@@ -81,7 +81,7 @@ def from_file(
             for i, photo in list(enumerate(scene.photos))[chosen]
         ]
     else:
-        shots = read_survey(found).shots[chosen]
+        shots = read_cameras(found).shots[chosen]
         known = {} if photos is None else photos_in(photos)
         pictures = [_picture(shot, known) for shot in shots]
         if photos is not None and not any(picture.photo for picture in pictures):

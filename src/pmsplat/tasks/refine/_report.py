@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...io.cameras.survey import write_cameras
+from ...io.cameras.ours import write_cameras
 from ...io.files import atomic, write_text
 from ...io.gaussians.ply import save_ply
 from ...types import Cameras, Views

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...evaluate.depth import DepthMetrics, depth_metrics, median_scale
-from ...io.cameras.survey import DepthFiles, write_cameras
+from ...io.cameras.ours import DepthFiles, write_cameras
 from ...io.files import write_array, write_text
 from ...io.images import count_scale, to_counts, write_depth, write_image
 from ...progress import Track

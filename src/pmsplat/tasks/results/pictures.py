@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...evaluate.metrics import psnr
 from ...geometry import camera
-from ...io.cameras.survey import DepthFiles, write_cameras
+from ...io.cameras.ours import DepthFiles, write_cameras
 from ...io.files import write_array, write_text
 from ...io.images import FULL_SCALE, count_scale, read_image, to_counts, write_depth, write_image
 from ...io.video import write_video

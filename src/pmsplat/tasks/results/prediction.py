@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...evaluate.depth import depth_metrics
 from ...evaluate.metrics import psnr, ssim
-from ...io.cameras.survey import write_cameras
+from ...io.cameras.ours import write_cameras
 from ...io.files import write_array, write_text
 from ...io.gaussians.ply import save_ply
 from ...io.images import to_uint8, write_image
