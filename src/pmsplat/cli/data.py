@@ -23,7 +23,7 @@ from ._shared import output
 if TYPE_CHECKING:
     from ..data._index import Index
     from ..io.chunks import Split
-    from ..scene.photos import PhotoScene
+    from ..scene.photos import Scene
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -198,7 +198,7 @@ def _describe_split(split: "Split") -> None:
     output().print(table)
 
 
-def _describe_scene(scene: "PhotoScene") -> None:
+def _describe_scene(scene: "Scene") -> None:
     from rich.table import Table
 
     table = Table("photo", "size", "fx, fy", "cx, cy", "near", "far", "position")

@@ -10,13 +10,13 @@ from rich.progress import track
 from ..io import images
 from ..io.chunks import ChunkScene
 from ..scene.fit import fit_depth, fit_image, fit_K
-from ..scene.photos import Photo, PhotoScene
+from ..scene.photos import Photo, Scene
 
 _FULL_SCALE = 65535
 
 
 def to_chunk_scene(
-    scene: PhotoScene,
+    scene: Scene,
     key: str,
     size: tuple[int, int] | None = None,
     indices: Iterable[int] | None = None,
@@ -51,7 +51,7 @@ def to_chunk_scene(
 
 
 def _encode(photo: Photo, size: tuple[int, int] | None) -> bytes:
-    stays = size in (None, photo.size) and photo.lens.is_pinhole
+    stays = size in (None, photo.size) and photo.is_pinhole
     if stays and isinstance(photo.image, bytes):
         return photo.image
     if stays and isinstance(photo.image, Path) and photo.image.suffix.lower() in (".jpg", ".jpeg"):

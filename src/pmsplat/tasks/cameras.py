@@ -11,13 +11,12 @@ from torch.nn.functional import normalize
 
 from ..errors import UserError
 from ..geometry import camera
-from ..io import images
 from ..io.cameras import KINDS, find_cameras, read_cameras
-from ..io.cameras.survey import Lens, Shot
+from ..io.cameras.survey import Shot, Survey
 from ..scene import open_scene
 from ..scene.fit import fit_K
-from ..scene.photos import Photo
-from ..scene.posing import PHOTO_SUFFIXES, VIDEO_SUFFIXES
+from ..scene.photos import Photo, make_photo, photos_in, stem
+from ..scene.posing import VIDEO_SUFFIXES
 from ..scene.undistort import pinhole
 from ..types import Cameras, Gaussians
 from ..view import trajectory
@@ -81,9 +80,9 @@ def from_file(
             for i, photo in list(enumerate(scene.photos))[chosen]
         ]
     else:
-        shots = read_cameras(found).shots[chosen]
+        survey = read_cameras(found)
         known = {} if photos is None else photos_in(photos)
-        pictures = [_picture(shot, known) for shot in shots]
+        pictures = [_picture(shot, survey, known) for shot in survey.shots[chosen]]
         if photos is not None and not any(picture.photo for picture in pictures):
             raise UserError(
                 f"none of the {len(known)} photos in {photos} is named like a camera of {source}",
@@ -277,7 +276,7 @@ def _some(gaussians: Gaussians) -> Gaussians:
     return gaussians.detach().map(lambda tensor: tensor[:, ::step].float().cpu())
 
 
-def _picture(shot: Shot, photos: dict[str, Path]) -> Picture:
+def _picture(shot: Shot, survey: Survey, photos: dict[str, Path]) -> Picture:
     lens = pinhole(shot.lens)
     size, K = lens.size, torch.from_numpy(lens.K).float()[None, None]
     near, far = shot.near or math.nan, shot.far or math.nan
@@ -286,7 +285,7 @@ def _picture(shot: Shot, photos: dict[str, Path]) -> Picture:
     file = photos.get(stem(shot.file))
     photo = None
     if file is not None:
-        photo = Photo(shot.file, file, shot.lens, upright=not _as_stored(file, shot.lens))
+        photo = make_photo(file, shot, survey)
         photo.check()
         size = photo.size
     cameras = Cameras(
@@ -296,25 +295,3 @@ def _picture(shot: Shot, photos: dict[str, Path]) -> Picture:
         torch.full((1, 1), far),
     )
     return Picture(shot.file, size, cameras, photo)
-
-
-def photos_in(folder: Path) -> dict[str, Path]:
-    """Photos of a folder and those below it by name, the nearest to the top first."""
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}", "a folder of photos", "check --photos")
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES]
-    found.sort(key=lambda path: (-len(path.parts), path))
-    return {stem(path.name): path for path in found}
-
-
-def stem(file: str) -> str:
-    """A photo's name whatever its format and folder; formats of cameras differ in both."""
-    name = Path(file).name
-    known = Path(name).suffix.lower() in PHOTO_SUFFIXES
-    return (Path(name).stem if known else name).lower()
-
-
-def _as_stored(file: Path, lens: Lens) -> bool:
-    """Whether the lens is that of the pixels as they are stored, whatever EXIF says."""
-    height, width = images.image_size(file, upright=False)
-    return (height > width) == (lens.size[0] > lens.size[1])

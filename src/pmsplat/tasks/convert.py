@@ -19,9 +19,8 @@ from ..geometry import se3, sh
 from ..io.cameras import KINDS, export, find_cameras, read_cameras
 from ..io.cameras.survey import Shot, Survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
-from ..scene.posing import PHOTO_SUFFIXES
+from ..scene.photos import PHOTO_SUFFIXES, photos_in, stem
 from ..types import Gaussians
-from .cameras import photos_in, stem
 
 log = logging.getLogger(__name__)
 

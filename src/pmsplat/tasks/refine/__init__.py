@@ -73,7 +73,7 @@ def refine(
     chosen, device = _settled(options or Options())
     folder = Path(output)
     check_folder(folder, chosen)
-    scene = open_scene(source)
+    scene = open_scene(source, tell=tell)
     rest, held = _shared_out(len(scene), chosen.test_every)
     start = choose_start(scene, chosen)
     size = choose_size(chosen.size, scene.size, device)

@@ -15,7 +15,7 @@ from ...io.cameras.ours import DepthFiles, write_cameras
 from ...io.files import write_array, write_text
 from ...io.images import count_scale, to_counts, write_depth, write_image
 from ...progress import Track
-from ...scene import PhotoScene
+from ...scene import Scene
 from ...types import Cameras, Views
 from ...view import figures
 from .folder import MARK
@@ -101,7 +101,7 @@ def keep(
 
 def write(
     folder: Path,
-    scene: PhotoScene,
+    scene: Scene,
     size: tuple[int, int],
     maps: list[DepthMap],
     scale: float,
@@ -159,7 +159,7 @@ def _accuracy(found: dict[str, DepthMetrics | None]) -> Accuracy | None:
 
 def _write_sheet(
     folder: Path,
-    scene: PhotoScene,
+    scene: Scene,
     size: tuple[int, int],
     maps: list[DepthMap],
     colors: tuple[float, float],
