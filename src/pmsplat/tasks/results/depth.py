@@ -110,7 +110,7 @@ def write(
     """Everything that is made of the kept numbers."""
     sample = torch.cat([found.sample for found in maps])
     depth_scale = count_scale(sample.min().item(), sample.max().item())
-    near, far = figures.depth_range(sample)
+    near, far = figures.color_range(sample)
     for found in track(maps, "writing depth", len(maps)):
         depth = found.read(folder)
         counts = to_counts(depth.numpy(), depth_scale)

@@ -104,7 +104,7 @@ def write(
     size = drawings[0].picture.size
     ends = torch.cat([drawing.ends for drawing in drawings])
     depth_scale = count_scale(ends.min().item(), ends.max().item())
-    near, far = figures.depth_range(torch.cat([drawing.sample for drawing in drawings]))
+    near, far = figures.color_range(torch.cat([drawing.sample for drawing in drawings]))
     for drawing in track(drawings, "writing depth", len(drawings)):
         name = f"{drawing.stem}.png"
         for kind in ("depth", "depth_median"):

@@ -21,7 +21,7 @@ from ...progress import Track
 from ...render import rasterize
 from ...types import Cameras, Gaussians, Rendering, Views
 from ...view import trajectory
-from ...view.figures import color_bar, colorize_depth, contact_sheet, depth_range
+from ...view.figures import color_bar, color_range, colorize_depth, contact_sheet
 from .folder import MARK, file_names
 
 SHEET_COLUMNS, SHEET_HEIGHT = 4, 240  # images per row of the sheet, and their height in pixels
@@ -60,7 +60,7 @@ class Summary:
 
 def write(folder: Path, result: Result, track: Track) -> Summary:
     """Everything but the video, into a folder that exists."""
-    near, far = depth_range(result.depth)
+    near, far = color_range(result.depth)
     depths = colorize_depth(result.depth[0], near, far).cpu()
     names = file_names(_names(result.context) + _names(result.held_out))
     context, others = names[: depths.shape[0]], names[depths.shape[0] :]
