@@ -267,7 +267,7 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
     most = max(range(len(batches)), key=lambda i: int(edges[i].max()))
     batch, view = batches[most], int(edges[most].argmax())
     truth = batch.context.depth[0, view]
-    near, far = figures.depth_range(truth)
+    near, far = figures.color_range(truth)
     taught = given.Given(given.Config(**TEACHER))(batch.context)
     w2c = torch.linalg.inv(batch.context.cameras.c2w[0, view])
     z = taught.points[0, view] @ w2c[2, :3] + w2c[2, 3]

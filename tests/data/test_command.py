@@ -60,9 +60,10 @@ def test_convert_refuses_before_it_works(
     assert run("convert", tmp_path / "nowhere", split) == 2
     assert "there is no scene at" in capsys.readouterr().err
     assert run("convert", photos, split, "--scene", "b", "--every", "0") == 2
-    with pytest.raises(SystemExit) as wrong:
-        run("convert", photos, split, "--size", "20")
-    assert wrong.value.code == 2 and "'20' is not HxW" in capsys.readouterr().err
+    for size in ("20", "0x20", "20x0"):
+        with pytest.raises(SystemExit) as wrong:
+            run("convert", photos, split, "--size", size)
+        assert wrong.value.code == 2 and f"'{size}'; wanted HEIGHTxWIDTH" in capsys.readouterr().err
 
     def interrupted(photo: object, size: object) -> bytes:
         raise KeyboardInterrupt

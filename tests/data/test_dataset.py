@@ -17,6 +17,7 @@ from pmsplat.data._sampling import Bounded, Frames, Gap, Spread
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
 from pmsplat.io import chunks
+from pmsplat.scene.photos import Photo
 from pmsplat.types import Batch
 from tests.io.test_chunks import encoded, ours
 
@@ -123,10 +124,8 @@ def test_resumption_decodes_nothing_of_the_past(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
-    decode = chunks.ChunkScene.image
-    monkeypatch.setattr(
-        chunks.ChunkScene, "image", lambda scene, i: decoded.append(i) or decode(scene, i)
-    )
+    decode = Photo.pixels
+    monkeypatch.setattr(Photo, "pixels", lambda photo: decoded.append(photo) or decode(photo))
     take(ChunkDataset(str(root), RECIPE).train(0, STEP, skip=10_000), 1)
     assert len(decoded) == 4
 

@@ -131,7 +131,8 @@ def test_auto_and_render_find_median_depth_elsewhere(
     assert not stand_in
     assert auto.depth_median is not None and wanted.depth_median is not None
     assert torch.equal(auto.depth_median, wanted.depth_median)
-    drawn = draw(gaussians, Picture("a", (8, 9), cameras), Options(backend="gsplat"))
+    picture = Picture("a", (8, 9), cameras.c2w[0, 0], cameras.K[0, 0], near=0.5, far=100.0)
+    drawn = draw(gaussians, picture, Options(backend="gsplat"))
     assert len(stand_in) == 1 and drawn.depth_median is not None
     assert torch.equal(drawn.depth_median, wanted.depth_median)
     torch.testing.assert_close(drawn.color, wanted.color, rtol=0, atol=0.02)

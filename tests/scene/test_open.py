@@ -19,10 +19,11 @@ from pmsplat.errors import UserError
 from pmsplat.geometry import camera, se3
 from pmsplat.io import chunks, images
 from pmsplat.io.cameras import colmap
-from pmsplat.io.cameras.survey import Lens, Shot, Survey, write_cameras
+from pmsplat.io.cameras.ours import write_cameras
+from pmsplat.io.cameras.survey import Lens, Shot, Survey
 from pmsplat.scene import chunk_scene, open_scene, read_views
 from pmsplat.scene.bounds import depth_range, ranges
-from pmsplat.scene.photos import PhotoScene
+from pmsplat.scene.photos import Scene
 from pmsplat.types import Views
 from tests.io.cameras.test_survey import transforms, write_text_model
 from tests.io.test_chunks import ours
@@ -65,7 +66,7 @@ def test_sparse_points_have_one_colour_in_all_photos(shared: Path, name: str) ->
     pixels, the colours disagree clearly more.
     """
     path = shared / "scenes" / name
-    scene, survey = open_scene(path), colmap.read_colmap(path / "sparse" / "0")
+    scene, survey = open_scene(path), colmap.read(path / "sparse" / "0")
     a, b = 4, 5
     first, second = survey.shots[a].seen, survey.shots[b].seen
     assert first is not None and second is not None and scene.points is not None
@@ -132,7 +133,7 @@ def test_a_fox_straightened_matches_its_neighbour(shared: Path) -> None:
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> PhotoScene:
+def room(tmp_path: Path) -> Scene:
     return chunk_scene(synthetic.scene("a room", 4, (24, 36)))
 
 
@@ -167,7 +168,7 @@ def test_a_published_chunk_gets_the_published_range(tmp_path: Path) -> None:
     assert views.cameras.far.unique().tolist() == [100.0]
 
 
-def test_our_cameras_json_opens_with_its_photos(tmp_path: Path, room: PhotoScene) -> None:
+def test_our_cameras_json_opens_with_its_photos(tmp_path: Path, room: Scene) -> None:
     for i, name in enumerate(("x.png", "y.png")):
         images.write_image(tmp_path / "images" / name, room.photos[i].pixels())
     cameras = room.cameras.at([0, 1])
@@ -194,7 +195,7 @@ def test_photos_through_chunks_and_back(tmp_path: Path, shared: Path) -> None:
     assert float((back.images - want.images).abs().mean()) < 0.01
 
 
-def test_jpegs_that_need_no_change_are_taken_over(tmp_path: Path, room: PhotoScene) -> None:
+def test_jpegs_that_need_no_change_are_taken_over(tmp_path: Path, room: Scene) -> None:
     def name_jpegs(content: dict) -> None:
         for i, frame in enumerate(content["frames"]):
             frame["file_path"] = f"images/{i}.jpg"

@@ -14,8 +14,8 @@ from pmsplat import cli
 from pmsplat.cli import convert as convert_options
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, gaussian, se3
-from pmsplat.io.cameras import colmap
-from pmsplat.io.cameras.survey import read_cameras, read_transforms, write_cameras
+from pmsplat.io.cameras import colmap, read_cameras
+from pmsplat.io.cameras.ours import write_cameras
 from pmsplat.io.gaussians import load_gaussians, save_gaussians
 from pmsplat.render import rasterize
 from pmsplat.tasks.convert import Box, Options, camera_folder, convert, seen
@@ -112,8 +112,8 @@ def test_transform_moves_scene_and_cameras_together(
     assert summary.cameras == tmp_path / "out-cameras" == camera_folder(tmp_path / "out.glb")
     expected = look(scene, cameras)
     assert summary.cameras is not None
-    model = colmap.read_colmap(summary.cameras / "sparse" / "0")
-    frames = read_transforms(summary.cameras / "transforms.json")
+    model = colmap.read(summary.cameras / "sparse" / "0")
+    frames = read_cameras(summary.cameras / "transforms.json")
     moved = load_gaussians(tmp_path / "out.glb")
     for survey in (model, frames):
         shots = survey.shots
@@ -251,7 +251,7 @@ def test_names_without_suffix_are_looked_up(
         options = Options(cameras=tmp_path / "cameras.json")
         convert(source, tmp_path / f"{out}.ply", options, told.append)
         model = tmp_path / f"{out}-cameras" / "sparse" / "0"
-        return told, sorted(shot.file for shot in colmap.read_colmap(model).shots)
+        return told, sorted(shot.file for shot in colmap.read(model).shots)
 
     told, found = names("without")
     assert found == ["DSC_1", "IMG.2", "c.png"]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pmsplat import cli
 from pmsplat.errors import UserError
-from pmsplat.io.cameras.survey import write_cameras
+from pmsplat.io.cameras.ours import write_cameras
 from pmsplat.io.gaussians import save_gaussians
 from pmsplat.tasks.view import MOST_CAMERAS, Options, view
 from pmsplat.types import Cameras

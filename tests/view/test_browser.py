@@ -51,7 +51,7 @@ def wanted(page: Page, cameras: Cameras, kind: str) -> np.ndarray:
     surface = torch.where(drawn.alpha >= 0.5, drawn.depth, 0)[0, 0]
     pictures = {
         COLOR: drawn.color[0, 0],
-        DEPTH: figures.colorize_depth(surface, *figures.depth_range(surface)),
+        DEPTH: figures.colorize_depth(surface, *figures.color_range(surface)),
         ALPHA: drawn.alpha[0, 0].expand(3, -1, -1),
     }
     return to_uint8(pictures[kind])[:, FREE]

@@ -83,7 +83,7 @@ def test_a_browser_gets_what_rasterize_draws_for_its_camera(
     cameras = lookers().at([1])
     drawn = rasterize(blocks(), cameras, SIZE, "cpu")
     surface = torch.where(drawn.alpha >= 0.5, drawn.depth, 0)[0, 0]
-    near, far = figures.depth_range(surface)
+    near, far = figures.color_range(surface)
     wanted = {
         COLOR: drawn.color[0, 0],
         DEPTH: figures.colorize_depth(surface, near, far),

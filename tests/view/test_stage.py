@@ -65,7 +65,7 @@ def test_pictures_are_those_of_rasterize_in_any_unit(unit: float) -> None:
         )
         surface = torch.where(drawn.alpha >= 0.5, drawn.depth, 0)[0, 0]
         colored, (near, far) = there.picture(camera, SIZE, DEPTH)
-        assert (near, far) == pytest.approx(figures.depth_range(surface))
+        assert (near, far) == pytest.approx(figures.color_range(surface))
         assert 2 * unit < near < 4.1 * unit and 5.5 * unit < far < 7.5 * unit
         wanted = to_uint8(figures.colorize_depth(surface, near, far))
         assert np.abs(colored.astype(int) - wanted).max() <= 6  # a step of the colour table
@@ -143,7 +143,7 @@ def test_a_video_goes_through_its_stops(tmp_path: Path, kind: str) -> None:
     frames = read_frames(tmp_path / "way.mp4")
     assert seen == list(range(9)) and len(frames) == 9
     way = trajectory.through(stops, 9)
-    depths = figures.depth_range(
+    depths = figures.color_range(
         torch.cat(
             [
                 torch.where(one.alpha >= 0.5, one.depth, 0)

@@ -60,8 +60,10 @@ def indices(text: str) -> tuple[int, ...]:
 
 
 def size(text: str) -> tuple[int, int]:
-    """256x448: (height, width), as an option has them."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted HEIGHTxWIDTH, such as 256x448")
+    """256x448: (height, width), as an option has them; neither is 0."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text, re.ASCII)
+    if not found or 0 in (int(found[1]), int(found[2])):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; wanted HEIGHTxWIDTH, both at least 1, such as 256x448"
+        )
     return int(found[1]), int(found[2])

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import camera
 from ..io.chunks import ChunkScene
-from ..scene.fit import crop, fit_depth, fit_image, fit_K, to_tensor
+from ..io.images import image_size
+from ..scene.photos import UnfitPhotos, chunk_photos, make_views
 from ..types import Batch, Cameras, Pointmap, Views
 from ._pointmaps import Lessons
 from ._sampling import Frames, Sampler
@@ -89,39 +90,35 @@ def check(scene: ChunkScene, recipe: Recipe) -> None:
 
 
 def fitted_views(scene: ChunkScene, frames: tuple[int, ...], recipe: Recipe) -> Views:
-    """Frames of a scene at the size of the recipe, in the scene's own unit, batch axis 1."""
-    images, depths, intrinsics = [], [], []
-    for frame in frames:
-        try:
-            image, depth = scene.image(frame), scene.depth(frame)
-        except UserError as error:
-            raise Unusable("an unreadable image") from error
-        before = (image.shape[0], image.shape[1])
-        if depth is not None and depth.shape != before:
-            raise Unusable("depth of another size than its photo")
-        size = recipe.size if recipe.resize else before
-        images.append(fit_image(image, size))
-        intrinsics.append(fit_K(scene.K[frame], before, size, recipe.exact))
-        if depth is not None:
-            depths.append(torch.from_numpy(fit_depth(depth, size)))
-    if len({image.shape for image in images}) > 1:
-        raise Unusable("photos of different sizes")
-    if any(have < want for have, want in zip(images[0].shape, recipe.size, strict=False)):
-        raise Unusable(f"photos smaller than {recipe.size[0]}x{recipe.size[1]}")
+    """Frames of a scene at the size of the recipe, in the scene's own unit, batch axis 1.
+
+    Raises Unusable for photos that cannot be read or do not fit the recipe, and for depth maps that
+    are not on the grid of their photo.
+    """
     index = list(frames)
+    photos = chunk_photos(scene, frames)
     cameras = Cameras(
         c2w=scene.c2w[index][None],
-        K=torch.stack(intrinsics)[None],
+        K=scene.K[index][None],
         near=_bound(scene.near, recipe.near, index),
         far=_bound(scene.far, recipe.far, index),
     )
-    views = Views(
-        images=to_tensor(images),
-        cameras=cameras,
-        depth=torch.stack(depths)[None] if depths else None,
-        names=(tuple(f"{frame:06d}" for frame in frames),),
-    )
-    return crop(views, recipe.size, recipe.exact)
+    try:
+        for photo in photos:
+            source = photo.depth_source
+            if source is not None and image_size(source, upright=False) != photo.size:
+                raise Unusable("depth of another size than its photo")
+        return make_views(
+            photos,
+            cameras,
+            recipe.size,
+            resize=recipe.resize,
+            exact=recipe.exact,
+            with_depth=scene.depths is not None,
+        )
+    except UserError as error:
+        reason = error.kind if isinstance(error, UnfitPhotos) else "an unreadable image"
+        raise Unusable(reason) from error
 
 
 def _bound(carried: Tensor | None, given: float | None, index: list[int]) -> Tensor:

@@ -5,32 +5,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from ..io import images
 from ..io.chunks import ChunkScene
+from ..progress import Track, silently
 from ..scene.fit import fit_depth, fit_image, fit_K
-from ..scene.photos import Photo, PhotoScene
-
-_FULL_SCALE = 65535
+from ..scene.photos import Photo, Scene
 
 
 def to_chunk_scene(
-    scene: PhotoScene,
+    scene: Scene,
     key: str,
     size: tuple[int, int] | None = None,
     indices: Iterable[int] | None = None,
+    track: Track = silently,
 ) -> ChunkScene:
     """The photos at `indices` (all, if None) with exact intrinsics, near, far, and depth if there.
 
     They are undistorted and fitted to a (height, width) `size`; None leaves theirs. JPEG files
     that need no change are taken over byte by byte; the rest are written as JPEG of quality 95.
-    Shows its progress.
+    `track` shows the progress.
     """
     chosen = list(range(len(scene)) if indices is None else indices)
     cameras = scene.cameras.at(chosen)
     photos = [scene.photos[i] for i in chosen]
-    encoded = [_encode(photo, size) for photo in track(photos, f"reading {key}", transient=True)]
+    encoded = [_encode(photo, size) for photo in track(photos, f"reading {key}", len(photos))]
     K = [
         fit_K(K, photo.size, size or photo.size)
         for K, photo in zip(cameras.K[0], photos, strict=True)
@@ -51,11 +50,11 @@ def to_chunk_scene(
 
 
 def _encode(photo: Photo, size: tuple[int, int] | None) -> bytes:
-    stays = size in (None, photo.size) and photo.lens.is_pinhole
+    stays = size in (None, photo.size) and photo.is_pinhole
     if stays and isinstance(photo.image, bytes):
         return photo.image
     if stays and isinstance(photo.image, Path) and photo.image.suffix.lower() in (".jpg", ".jpeg"):
-        images.read_image(photo.image)  # a damaged photo is told now, not in training
+        images.read_image(photo.image)  # a damaged photo is reported now, not in training
         if not images.is_turned(photo.image):
             return photo.image.read_bytes()
     pixels = photo.pixels()
@@ -68,8 +67,7 @@ def _encode_depth(photo: Photo, size: tuple[int, int] | None, scale: float) -> b
         depth = np.zeros(photo.size, np.float32)
     if size is not None:
         depth = fit_depth(depth, size)
-    counts = np.round(depth.astype(np.float64) / scale).clip(0, _FULL_SCALE)
-    return images.encode_depth(counts.astype(np.uint16))
+    return images.encode_depth(images.to_counts(depth, scale))
 
 
 def _depth_scale(photos: list[Photo]) -> float:
@@ -79,7 +77,7 @@ def _depth_scale(photos: list[Photo]) -> float:
     if len(scales) == 1 and all(photo.has_counts for photo in mapped):
         return scales.pop()
     deepest = max(float(depth.max()) for p in mapped if (depth := p.depth()) is not None)
-    return max(deepest, 1e-6) / _FULL_SCALE
+    return max(deepest, 1e-6) / images.FULL_SCALE
 
 
 def _tensor(data: bytes) -> torch.Tensor:

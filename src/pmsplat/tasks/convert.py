@@ -16,12 +16,11 @@ from torch.nn.functional import normalize
 
 from ..errors import UserError
 from ..geometry import se3, sh
-from ..io.cameras import KINDS, export, find_cameras, read_survey
+from ..io.cameras import KINDS, export, find_cameras, read_cameras
 from ..io.cameras.survey import Shot, Survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
-from ..scene.posing import PHOTO_SUFFIXES
+from ..scene.photos import PHOTO_SUFFIXES, photos_in, stem
 from ..types import Gaussians
-from .cameras import photos_in, stem
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +239,7 @@ def _survey(cameras: str | Path) -> Survey:
     found = find_cameras(cameras)
     if found is None:
         raise UserError(f"no cameras at {cameras}", KINDS, "check the path")
-    return read_survey(found)
+    return read_cameras(found)
 
 
 def _keep(

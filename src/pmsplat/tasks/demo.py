@@ -15,11 +15,11 @@ from .. import registry, train
 from ..errors import UserError
 from ..evaluate import baselines, protocol, report
 from ..io.files import write_text
+from ..progress import Track, silently
 from ..train import Experiment
 from ..types import Batch, StepOutput
-from ..view.figures import colorize_depth, contact_sheet, depth_range
+from ..view.figures import color_range, colorize_depth, contact_sheet
 from ..zoo.load import load
-from ._progress import Track, silently
 from .predict import Options, predict
 
 MARK = "demo.json"  # a folder with this file is a demo of ours
@@ -126,7 +126,7 @@ def _draw(path: Path, batches: Sequence[Batch], methods: dict[str, protocol.Pipe
         rows.append((f"context | context | target | {' | '.join(steps)}", photos + drawn))
         depths = {name: depth for name, step in steps.items() for depth in _depth(step)}
         true = [] if batch.context.depth is None else [batch.context.depth[0, 0]]
-        near, far = depth_range(torch.stack(true or list(depths.values())))
+        near, far = color_range(torch.stack(true or list(depths.values())))
         maps = [colorize_depth(depth, near, far) for depth in [*true, *depths.values()]]
         shown = " | ".join([*(["true depth"] if true else []), *depths])
         rows.append((f"first context view, {near:.2g} to {far:.2g} m: {shown}", maps))

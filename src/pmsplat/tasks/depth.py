@@ -8,12 +8,12 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..scene import PhotoScene, open_scene
+from ..progress import Track, silently
+from ..scene import Scene, open_scene
 from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
 from ..zoo.infer import answer, whole_span
 from ..zoo.load import load
-from ._progress import Track, silently
 from .options import by, fit_size, pick_device, so_many_views, these_photos
 from .results import depth as depth_maps
 from .results.folder import MARK, file_names, results
@@ -70,7 +70,7 @@ def depth(
     chosen = options or Options()
     device = pick_device(chosen.device)
     with results(output, MARK, chosen.overwrite) as folder:
-        scene = open_scene(source)
+        scene = open_scene(source, tell=tell)
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)
@@ -102,7 +102,7 @@ def depth(
 
 
 def group_photos(
-    scene: PhotoScene, overlap: Float[Tensor, "view view"], options: Options
+    scene: Scene, overlap: Float[Tensor, "view view"], options: Options
 ) -> list[Group]:
     """Which photos go through the network together; UserError for what the scene has not."""
     if options.context is not None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..scene import PhotoScene, open_scene
+from ..progress import Track, silently
+from ..scene import Scene, open_scene
 from ..scene.overlap import choose_context, held_out, overlaps
 from ..zoo import memory
 from ..zoo.infer import depth_alone, reconstruct
 from ..zoo.load import load
-from ._progress import Track, silently
 from .options import by, fit_size, pick_device, so_many_views, these_photos
 from .results import prediction
 from .results.folder import MARK, results
@@ -70,7 +70,7 @@ def predict(
     chosen = options or Options()
     device = pick_device(chosen.device)
     with results(output, MARK, chosen.overwrite) as folder:
-        scene = open_scene(source)
+        scene = open_scene(source, tell=tell)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         if not getattr(encoder, "draws", True):
@@ -99,9 +99,7 @@ def predict(
         return prediction.write(folder, result, track)
 
 
-def choose_views(
-    scene: PhotoScene, overlap: Float[Tensor, "view view"], options: Options
-) -> list[int]:
+def choose_views(scene: Scene, overlap: Float[Tensor, "view view"], options: Options) -> list[int]:
     """The context views: those asked for, or so many, spread as far as they still overlap."""
     photos = len(scene)
     if options.context is not None:
@@ -110,7 +108,7 @@ def choose_views(
     return choose_context(overlap, count)
 
 
-def _about(scene: PhotoScene, context: list[int], overlap: Float[Tensor, "view view"]) -> str:
+def _about(scene: Scene, context: list[int], overlap: Float[Tensor, "view view"]) -> str:
     shared = overlap[context][:, context].clone().fill_diagonal_(0).amax(dim=1).min().item()
     names = ", ".join(f"{i} ({scene.names[i]})" for i in context)
     return (

@@ -15,11 +15,12 @@ from torch import Tensor
 from ..errors import UserError
 from ..io.files import write_array
 from ..io.gaussians import load_gaussians
+from ..progress import Track, silently
 from ..render import NO_MEDIAN, obstacle, rasterize
 from ..types import Gaussians, Rendering
+from ..view.orbit import ORBIT_SIZE
 from ..zoo import memory
-from ._progress import Track, silently
-from .cameras import ELSEWHERE, ORBIT_SIZE, Picture, bounded, from_file, on_orbit, resized
+from .cameras import ELSEWHERE, Picture, bounded, from_file, on_orbit, resized
 from .options import by, pick_device
 from .results import pictures as drawn
 from .results.folder import MARK, file_names, results

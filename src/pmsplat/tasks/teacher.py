@@ -18,9 +18,9 @@ from ..data._pointmaps import Answer, Damaged, Identity, Lessons, Missing, Passe
 from ..errors import UserError
 from ..foundation.teachers import Teacher, ask
 from ..io.chunks import Chunk, Split
+from ..progress import Track, silently
 from ..train import teaching
 from ..train.settings import Experiment
-from ._progress import Track, silently
 from .options import pick_device
 
 BYTES = 8  # of one pixel, before compression: x, y, z and confidence as float16

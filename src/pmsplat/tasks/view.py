@@ -16,9 +16,10 @@ from ..io.cameras import find_cameras
 from ..io.gaussians import load_gaussians
 from ..io.images import read_image
 from ..types import Cameras, Gaussians
+from ..view.orbit import axis, upward
 from ..view.server import Page, Setting
 from ..view.stage import Exhibit, Stage
-from .cameras import Picture, axis, bounded, from_file, on_orbit, resized, upward
+from .cameras import Picture, bounded, from_file, on_orbit, resized
 from .options import by, pick_device
 from .render import check_memory
 from .results.folder import file_names
@@ -88,7 +89,7 @@ def view(
     ]
     everything = [picture for _, pictures in opened for picture in pictures]
     gaussians, pictures = opened[0]
-    start = on_orbit(gaussians, 1, [], chosen.up)[0]
+    start = bounded(on_orbit(gaussians, 1, [], chosen.up), gaussians)[0]
     up = _upward(chosen.up, everything)
     if pictures:
         start = pictures[0]

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..types import Batch, StepOutput
-from ..view.figures import colorize_depth, contact_sheet, depth_range
+from ..view.figures import color_range, colorize_depth, contact_sheet
 
 LAST = "last.ckpt"
 SHARE = 0.9  # of the old value in a running mean
@@ -221,7 +221,7 @@ def row_of(step: StepOutput) -> tuple[str, list[Tensor]]:
         depths["rendered depth"] = rendering.depth
     maps = [depth[0, 0].detach() for depth in depths.values()]
     if maps:
-        near, far = depth_range(maps[0])
+        near, far = color_range(maps[0])
         images += [colorize_depth(depth, near, far) for depth in maps]
     label = f"{step.batch.scene[0]}: {', '.join([*names, *depths])}"
     return label, [image.detach().float().cpu() for image in images]

@@ -123,7 +123,7 @@ class Stage:
         rendering = self.rendering(camera, size)
         alpha = rendering.alpha[0, 0]
         surface = torch.where(alpha >= SURE, rendering.depth[0, 0] * self.unit, 0)
-        near, far = depths or figures.depth_range(surface)
+        near, far = depths or figures.color_range(surface)
         if kind == DEPTH:
             return to_uint8(figures.colorize_depth(surface, near, far)), (near, far)
         image = rendering.color[0, 0] if kind == COLOR else alpha.expand(3, -1, -1)
@@ -158,7 +158,7 @@ class Stage:
         small = (RANGE_HEIGHT, max(1, round(RANGE_HEIGHT * size[1] / size[0])))
         drawn = [self.rendering(stops.at([i]), small) for i in range(stops.c2w.shape[1])]
         depth = torch.cat([torch.where(one.alpha >= SURE, one.depth, 0) for one in drawn])
-        return figures.depth_range(depth * self.unit)
+        return figures.color_range(depth * self.unit)
 
     def _gaussians(self) -> Gaussians:
         """All visible scenes where they stand, kept until one of them moves."""

@@ -104,7 +104,7 @@ def write_transforms(path: str | Path, shots: Sequence[Shot], points: Points) ->
     """A transforms.json of nerfstudio with the points as points.ply beside it.
 
     Poses in OpenGL axes (x right, y up, z backward), intrinsics with every frame; near and far, an
-    addition of ours that `poses.read_transforms` knows, where the shots have them.
+    addition of ours that `transforms.read` knows, where the shots have them.
     """
     path = Path(path)
     frames = []

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...io.gaussians import load_gaussians
+from ...progress import Track, silently
 from ...scene import open_scene
 from ...types import Gaussians, Views
 from ...zoo.load import load
-from .._progress import Track, silently
 from ..options import by, pick_device
 from . import _report, _start
 from ._cloud import Cloud, Parameters
@@ -73,7 +73,7 @@ def refine(
     chosen, device = _settled(options or Options())
     folder = Path(output)
     check_folder(folder, chosen)
-    scene = open_scene(source)
+    scene = open_scene(source, tell=tell)
     rest, held = _shared_out(len(scene), chosen.test_every)
     start = choose_start(scene, chosen)
     size = choose_size(chosen.size, scene.size, device)

@@ -20,12 +20,12 @@ from ...geometry import sh
 from ...io.files import write_text
 from ...io.gaussians.ply import save_ply
 from ...io.images import read_image
+from ...progress import Track, silently
 from ...render import rasterize
 from ...scene.fit import fit_image as fit_pixels
 from ...scene.fit import to_tensor
 from ...types import Cameras, Gaussians
 from ...view.figures import contact_sheet
-from .._progress import Track, silently
 from ..options import by, pick_device
 from ..results.folder import MARK, results
 from ._cloud import Cloud, Parameters

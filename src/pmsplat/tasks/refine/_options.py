@@ -10,7 +10,7 @@ from torch import nn
 from ... import render
 from ...errors import UserError
 from ...registry import suggest
-from ...scene import PhotoScene
+from ...scene import Scene
 from . import _gsplat
 from ._strategy import MCMC, Densify, Schedule, Strategy
 
@@ -111,7 +111,7 @@ def check_folder(folder: Path, options: Options) -> None:
         )
 
 
-def choose_start(scene: PhotoScene, options: Options) -> str:
+def choose_start(scene: Scene, options: Options) -> str:
     """One of STARTS; UserError where what it needs is not there, or what it does not is."""
     given = options.start
     if given is None:

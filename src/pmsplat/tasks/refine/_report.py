@@ -9,11 +9,11 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...io.cameras.survey import write_cameras
+from ...io.cameras.ours import write_cameras
 from ...io.files import atomic, write_text
 from ...io.gaussians.ply import save_ply
 from ...types import Cameras, Views
-from ...view.figures import colorize_depth, contact_sheet, depth_range
+from ...view.figures import color_range, colorize_depth, contact_sheet
 from ._fit import Fit, Moment
 
 CAMERAS = "cameras.json"
@@ -60,7 +60,7 @@ def write(folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summ
     few = held_out.at(slice(0, PICTURED))
     drawn = list(fit.drawn(few))
     depths = torch.cat([rendering.depth[0].cpu() for rendering in drawn])
-    near, far = depth_range(depths)
+    near, far = color_range(depths)
     rows = [
         ("held-out photo", list(few.images[0])),
         (f"before: {_quality(summary.before)}", list(before.float() / 255)),

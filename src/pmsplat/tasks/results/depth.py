@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...evaluate.depth import DepthMetrics, depth_metrics, median_scale
-from ...io.cameras.survey import DepthFiles, write_cameras
+from ...io.cameras.ours import DepthFiles, write_cameras
 from ...io.files import write_array, write_text
 from ...io.images import count_scale, to_counts, write_depth, write_image
-from ...scene import PhotoScene
+from ...progress import Track
+from ...scene import Scene
 from ...types import Cameras, Views
 from ...view import figures
-from .._progress import Track
 from .folder import MARK
 
 SHEET_COLUMNS, SHEET_HEIGHT = 6, 200  # photos of the sheet, and their height in pixels
@@ -101,7 +101,7 @@ def keep(
 
 def write(
     folder: Path,
-    scene: PhotoScene,
+    scene: Scene,
     size: tuple[int, int],
     maps: list[DepthMap],
     scale: float,
@@ -110,7 +110,7 @@ def write(
     """Everything that is made of the kept numbers."""
     sample = torch.cat([found.sample for found in maps])
     depth_scale = count_scale(sample.min().item(), sample.max().item())
-    near, far = figures.depth_range(sample)
+    near, far = figures.color_range(sample)
     for found in track(maps, "writing depth", len(maps)):
         depth = found.read(folder)
         counts = to_counts(depth.numpy(), depth_scale)
@@ -159,7 +159,7 @@ def _accuracy(found: dict[str, DepthMetrics | None]) -> Accuracy | None:
 
 def _write_sheet(
     folder: Path,
-    scene: PhotoScene,
+    scene: Scene,
     size: tuple[int, int],
     maps: list[DepthMap],
     colors: tuple[float, float],

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ...evaluate.metrics import psnr
 from ...geometry import camera
-from ...io.cameras.survey import DepthFiles, write_cameras
+from ...io.cameras.ours import DepthFiles, write_cameras
 from ...io.files import write_array, write_text
 from ...io.images import FULL_SCALE, count_scale, read_image, to_counts, write_depth, write_image
 from ...io.video import write_video
+from ...progress import Track
 from ...scene.fit import fit_image, to_tensor
 from ...types import Cameras, Rendering
 from ...view import figures
-from .._progress import Track
 from ..cameras import Picture
 from .folder import MARK
 
@@ -104,7 +104,7 @@ def write(
     size = drawings[0].picture.size
     ends = torch.cat([drawing.ends for drawing in drawings])
     depth_scale = count_scale(ends.min().item(), ends.max().item())
-    near, far = figures.depth_range(torch.cat([drawing.sample for drawing in drawings]))
+    near, far = figures.color_range(torch.cat([drawing.sample for drawing in drawings]))
     for drawing in track(drawings, "writing depth", len(drawings)):
         name = f"{drawing.stem}.png"
         for kind in ("depth", "depth_median"):

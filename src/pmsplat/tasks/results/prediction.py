@@ -12,16 +12,16 @@ from torch import Tensor
 
 from ...evaluate.depth import depth_metrics
 from ...evaluate.metrics import psnr, ssim
-from ...io.cameras.survey import write_cameras
+from ...io.cameras.ours import write_cameras
 from ...io.files import write_array, write_text
 from ...io.gaussians.ply import save_ply
 from ...io.images import to_uint8, write_image
 from ...io.video import write_video
+from ...progress import Track
 from ...render import rasterize
 from ...types import Cameras, Gaussians, Rendering, Views
 from ...view import trajectory
-from ...view.figures import color_bar, colorize_depth, contact_sheet, depth_range
-from .._progress import Track
+from ...view.figures import color_bar, color_range, colorize_depth, contact_sheet
 from .folder import MARK, file_names
 
 SHEET_COLUMNS, SHEET_HEIGHT = 4, 240  # images per row of the sheet, and their height in pixels
@@ -60,7 +60,7 @@ class Summary:
 
 def write(folder: Path, result: Result, track: Track) -> Summary:
     """Everything but the video, into a folder that exists."""
-    near, far = depth_range(result.depth)
+    near, far = color_range(result.depth)
     depths = colorize_depth(result.depth[0], near, far).cpu()
     names = file_names(_names(result.context) + _names(result.held_out))
     context, others = names[: depths.shape[0]], names[depths.shape[0] :]
