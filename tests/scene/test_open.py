@@ -27,7 +27,6 @@ from pmsplat.scene.photos import Scene
 from pmsplat.types import Views
 from tests.io.cameras.test_survey import transforms, write_text_model
 from tests.io.test_chunks import ours
-from tests.scenes import random_cameras
 
 REAL = {
     "hololens_office": (80, (360, 540)),
@@ -354,6 +353,9 @@ def test_range_from_points_is_percentiles_with_margin() -> None:
     found = ranges(Survey(shots(c2w), points), None)
     assert found[0] == pytest.approx(depth_range(depths))
     assert found[1] == pytest.approx(depth_range(depths + 1))
+    nothing = np.empty(0, np.int64)
+    unseen = ranges(Survey(shots(c2w, seen=nothing), points), None)  # without observations
+    assert unseen == found
     outside = np.concatenate([points, points + np.array([90, 0, 0]), points * [1, 1, -1]])
     assert ranges(Survey(shots(c2w), outside), None)[0] == pytest.approx(found[0])
 
@@ -419,12 +421,3 @@ def test_without_pycolmap_it_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pycolmap, .* is not installed.*pmsplat\[pose\]"):
         open_scene(tmp_path, cache=tmp_path / "cache")
-
-
-def test_random_cameras_survive_a_chunk_scene(generator: torch.Generator) -> None:
-    cameras = random_cameras(3, generator)
-    scene = ours("a", 3)
-    scene = chunks.ChunkScene("a", cameras.c2w[0], cameras.K[0], scene.images, scene.timestamps)
-    opened = chunk_scene(scene)
-    torch.testing.assert_close(opened.cameras.K, cameras.K, rtol=0, atol=1e-6)
-    torch.testing.assert_close(opened.cameras.c2w, cameras.c2w)

@@ -1,4 +1,4 @@
-"""A scene of photographs as a scene of a chunk."""
+"""A scene of photographs, made a scene of a chunk."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,10 +26,13 @@ def to_chunk_scene(
     that need no change are taken over byte by byte; the rest are written as JPEG of quality 95.
     `track` shows the progress.
     """
+    # Photos, at their size or the one that is wanted.
     chosen = list(range(len(scene)) if indices is None else indices)
     cameras = scene.cameras.at(chosen)
     photos = [scene.photos[i] for i in chosen]
     encoded = [_encode(photo, size) for photo in track(photos, f"reading {key}", len(photos))]
+
+    # Their pinholes after that, and their depth in counts of one scale.
     K = [
         fit_K(K, photo.size, size or photo.size)
         for K, photo in zip(cameras.K[0], photos, strict=True)
@@ -71,7 +74,7 @@ def _encode_depth(photo: Photo, size: tuple[int, int] | None, scale: float) -> b
 
 
 def _depth_scale(photos: list[Photo]) -> float:
-    """That of the depth files, so that counts stay; where they differ, the finest that fits."""
+    """That of the depth files, which keeps their counts; if they differ, the finest that fits."""
     mapped = [photo for photo in photos if photo.depth_source is not None]
     scales = {photo.depth_scale for photo in mapped}
     if len(scales) == 1 and all(photo.has_counts for photo in mapped):

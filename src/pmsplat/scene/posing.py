@@ -1,8 +1,8 @@
 """Cameras for bare photographs and videos, by pycolmap (structure from motion).
 
 pycolmap runs in a process of its own, `python -m pmsplat.scene.posing`: encoding PNG with Pillow in
-a process that has imported it can corrupt the heap. What comes out is a folder as COLMAP users
-keep it, images/ and sparse/0, remembered by what went in.
+a process that has imported pycolmap can corrupt the heap. The result is a folder as COLMAP users
+keep it, images/ and sparse/0, cached under a name made from the input files.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
 
 _VIDEO_FRAMES = 60
 _FEWEST = 2
-_FEWEST_SHARE = 0.5  # of the photos; with fewer registered, the rest would be lost unsaid
+_FEWEST_SHARE = 0.5  # of the photos; with fewer registered, most would be lost
 
 
 def pose_photos(photos: list[Path], cache: Path, tell: Callable[[str], None]) -> Path:
@@ -107,7 +107,7 @@ def _run(folder: Path, sequential: bool) -> int:
         raise UserError(
             f"pycolmap failed on {folder / 'images'} ({lines[-1]})",
             "photos that it can read",
-            "look at the photos, or pose them with another tool",
+            "check that the photos are sharp and overlap, or pose them with another tool",
         )
     return int(json.loads(done.stdout.splitlines()[-1])["registered"])
 
@@ -121,7 +121,7 @@ def _fingerprint(sources: list[Path]) -> str:
 
 
 def main(folder: Path, pairs: str) -> int:
-    """The process that knows pycolmap: features, matches, mapping; keeps the largest model."""
+    """What the process with pycolmap does: features, matches, mapping; keeps the largest model."""
     import pycolmap
 
     pycolmap.set_random_seed(0)

@@ -51,8 +51,12 @@ def test_where_cameras_are_looked_for(tmp_path: Path) -> None:
     (tmp_path / "sparse/0").mkdir(parents=True)
     (tmp_path / "sparse/0/cameras.txt").touch()
     assert find_cameras(tmp_path) == find_cameras(tmp_path / "sparse/0") == tmp_path / "sparse/0"
-    (tmp_path / "cameras.json").touch()
+    written(tmp_path / "cameras.json", [INRIA])  # knows less than the model
+    assert find_cameras(tmp_path) == tmp_path / "sparse/0"
+    (tmp_path / "cameras.json").write_text("")
     assert find_cameras(tmp_path) == tmp_path / "cameras.json"
+    (tmp_path / "transforms.json").touch()
+    assert find_cameras(tmp_path) == tmp_path / "transforms.json"
     assert find_cameras("not/there.json") == Path("not/there.json")
 
 

@@ -58,7 +58,7 @@ def read(folder: str | Path) -> Survey:
             raise UserError(
                 f"there is no {path}",
                 "a COLMAP model: cameras, images and points3D, all .bin or all .txt",
-                "export the whole sparse model",
+                "export the whole sparse model, or copy the file that is missing",
             )
     try:
         if kind == ".bin":

@@ -31,7 +31,7 @@ def is_inria(path: Path) -> bool:
 
 
 def read(path: str | Path) -> Survey:
-    """A list of cameras, each with camera-to-world `rotation` and its centre, `position`.
+    """A list of cameras, each with camera-to-world `rotation` and its center, `position`.
 
     Lenses are pinholes with the principal point in the middle of the photo as it is stored. The
     names of photos have no suffix.

@@ -1,7 +1,7 @@
 """What every camera file gives, and the checks that its readers share.
 
 Poses are camera to world in OpenCV axes (x right, y down, z forward), float64, in the world and
-unit of the file. Pixels are centred at index + 0.5.
+unit of the file. Pixels are centered at index + 0.5.
 """
 
 import json
