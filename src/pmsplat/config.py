@@ -52,15 +52,20 @@ class _Run:
 
 
 def folder() -> Path:
-    """The folder `config` of the repository; UserError where pmsplat was installed without it."""
-    path = Path(__file__).resolve().parents[2] / "config"
-    if not (path / "main.yaml").is_file():
-        raise UserError(
-            f"no configuration at {path}",
-            "the folder config/ of the repository beside src/",
-            "install from a clone with `pip install --editable .`",
-        )
-    return path
+    """The YAML files: those that an installed wheel carries, else `config/` of the clone.
+
+    Raises UserError where there are neither.
+    """
+    package = Path(__file__).resolve().parent
+    places = (package / "configuration", package.parents[1] / "config")
+    for place in places:
+        if (place / "main.yaml").is_file():
+            return place
+    raise UserError(
+        f"no configuration at {places[0]} or {places[1]}",
+        "the YAML files that belong to pmsplat",
+        "install pmsplat again",
+    )
 
 
 def choices(group: str) -> list[str]:
