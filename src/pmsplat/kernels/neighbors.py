@@ -49,7 +49,7 @@ def nearest(
     coordinate is not finite or beyond 1e18, and where the sets are no such maps.
     """
     _check(points, reference, grid)
-    points, reference = neighbors.prepared(points.detach(), reference.detach(), reference_mask)
+    points, reference = neighbors.prepare(points.detach(), reference.detach(), reference_mask)
     return nearest_of_sane(points, reference, grid, reference_mask)
 
 
