@@ -1,4 +1,4 @@
-"""File name -> component: `losses/mse.py` is the loss "mse"; a dotted name is anybody's module.
+"""File name -> component: `losses/mse.py` is the loss "mse"; a dotted name is any Python module.
 
 A component is a module with a dataclass `Config` and a function or class `build(config)`. Nothing
 is registered and nothing is listed: adding a file adds a component.
@@ -22,16 +22,16 @@ def names(package: str) -> list[str]:
 
 
 def module(package: str, name: str) -> ModuleType:
-    """The module of component `name`; a name with a dot is imported as it stands.
+    """Imports the module of component `name`; a name with a dot is a module path.
 
-    Raises UserError, with the nearest known name, where there is no such component, or where the
-    module has no `Config` or `build`.
+    Raises UserError if there is no such component, with the nearest known name, or if the module
+    has no `Config` or `build`.
     """
     known = names(package)
     if "." not in name and name not in known:
         raise UserError(
             f"there is no {name!r} in {package}",
-            f"one of {', '.join(known)}, or the dotted name of a module of yours",
+            f"one of {', '.join(known)}, or the dotted name of your own module",
             suggest(name, known),
         )
     path = name if "." in name else f"pmsplat.{package}.{name}"
@@ -43,14 +43,14 @@ def module(package: str, name: str) -> ModuleType:
         raise UserError(
             f"the module {path!r} cannot be imported",
             "a module on the Python path",
-            "set PYTHONPATH to the folder that holds it",
+            "set PYTHONPATH to the folder that contains it",
         ) from error
     missing = [part for part in ("Config", "build") if not hasattr(found, part)]
     if missing:
         raise UserError(
             f"the module {path!r} has no {' and no '.join(missing)}",
             "a dataclass Config and a callable build(config)",
-            "see “One file per idea” in README.md",
+            f"add them, as in the files of pmsplat/{package.replace('.', '/')}",
         )
     return found
 
@@ -69,7 +69,7 @@ def build(package: str, name: str, settings: Any = None) -> Any:
 
 
 def check_keys(given: Any, valid: list[str], owner: str) -> None:
-    """Raises UserError naming the first key of `given` that is not in `valid`, and the nearest."""
+    """Raises UserError for the first key of `given` not in `valid`, with the nearest valid one."""
     for key in given:
         if key not in valid:
             raise UserError(
@@ -78,7 +78,7 @@ def check_keys(given: Any, valid: list[str], owner: str) -> None:
 
 
 def suggest(word: str, valid: list[str]) -> str:
-    """The remedy for a mistyped word: the nearest valid one, or a look at the list."""
+    """Returns the remedy for a mistyped word: the nearest valid one, if there is one."""
     longer = [name for name in valid if word and name.startswith(word)]
     near = longer or difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
     return f"did you mean {near[0]!r}?" if near else "check the spelling"
