@@ -75,7 +75,7 @@ def apart(tab: Any, picture: np.ndarray, floor: int = 0) -> float:
 def standing(page: Page) -> Cameras:
     """Where the browser's camera is."""
     (client,) = page.server.get_clients().values()
-    return page.seen(client, (WINDOW[1], WINDOW[0]))
+    return page.get_camera(client, (WINDOW[1], WINDOW[0]))
 
 
 def start(page: Page) -> Cameras:
