@@ -24,7 +24,8 @@ from pmsplat.scene import open_scene
 from pmsplat.tasks.depth import Options, depth
 from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
-from pmsplat.tasks.results import depth as depth_maps
+from pmsplat.tasks.results import depth as depth_files
+from pmsplat.tasks.results import sheet as sheets
 from pmsplat.types import Prediction, Views
 from pmsplat.zoo import memory
 from pmsplat.zoo.load import ZOO, save
@@ -266,7 +267,7 @@ def test_real_photos_with_a_sensor(shared: Path, checkpoint: str, tmp_path: Path
     scaled, plain = summary.median_scaled.mean, summary.as_predicted.mean
     assert 0 < scaled.abs_rel < 1 and scaled.pixels == plain.pixels > 3 * 64 * 96 / 3
     with Image.open(tmp_path / "out/sheet.png") as sheet:  # photo, depth, sensor, error
-        assert sheet.height > 4 * depth_maps.SHEET_HEIGHT and sheet.width > 3 * 300
+        assert sheet.height > 4 * sheets.HEIGHT and sheet.width > 3 * 300
 
 
 def test_command_line(cli_run, tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_ctrl_c_leaves_nothing(cli_run, tmp_path: Path, monkeypatch: pytest.Monk
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(depth_maps, "write_depth", interrupted)  # after all numbers are written
+    monkeypatch.setattr(depth_files, "write_depth", interrupted)  # after all numbers are written
     code, said = cli_run()
     assert code == 130 and said.endswith("pmsplat: interrupted")
     assert not list(tmp_path.iterdir())

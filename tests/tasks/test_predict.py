@@ -22,7 +22,7 @@ from pmsplat.scene import open_scene
 from pmsplat.tasks.options import fit_size, pick_device
 from pmsplat.tasks.predict import Options, choose_views, predict
 from pmsplat.tasks.results import prediction
-from pmsplat.tasks.results.folder import file_names
+from pmsplat.tasks.results.folder import name_files
 from pmsplat.types import Views
 from pmsplat.zoo import memory
 from pmsplat.zoo.infer import reconstruct
@@ -216,9 +216,9 @@ def test_devices() -> None:
 
 
 def test_file_names_are_unique() -> None:
-    assert file_names(["a.jpg", "b.c.png"]) == ["a", "b.c"]
-    assert file_names(["l/a.jpg", "r/a.jpg"]) == ["l_a", "r_a"]
-    assert file_names(["a.jpg", "a.png"]) == ["a_0", "a_1"]
+    assert name_files(["a.jpg", "b.c.png"]) == ["a", "b.c"]
+    assert name_files(["l/a.jpg", "r/a.jpg"]) == ["l_a", "r_a"]
+    assert name_files(["a.jpg", "a.png"]) == ["a_0", "a_1"]
 
 
 def test_command_line(cli_run, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from ..zoo.infer import answer, whole_span
 from ..zoo.load import load
 from ._progress import Track, silently
 from .options import by, fit_size, pick_device, so_many_views, these_photos
-from .results import depth as depth_maps
-from .results.folder import MARK, file_names, results
+from .results import depth_maps
+from .results.folder import make_whole, name_files
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def depth(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    with results(output, MARK, chosen.overwrite) as folder:
+    with make_whole(output, chosen.overwrite) as folder:
         scene = open_scene(source)
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
@@ -84,7 +84,7 @@ def depth(
         memory.check(encoder, memory.Plan(at_once, size, multiple), device)
         tell(f"Predicting on {device}.")
         photos = sorted(i for group in groups for i in group.fresh)
-        stems = file_names([scene.names[i] for i in photos])
+        stems = name_files([scene.names[i] for i in photos])
         span = whole_span(scene.cameras.at(photos), encoder)
         maps: dict[int, depth_maps.DepthMap] = {}
         for group in track(groups, "predicting depth", len(groups)):
@@ -93,8 +93,8 @@ def depth(
             for at, i in enumerate(group.views):
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
-                    maps[i] = depth_maps.keep(folder, views.at([at]), found[at], i, stem)
-        summary = depth_maps.write(
+                    maps[i] = depth_maps.write_map(folder, views.at([at]), found[at], i, stem)
+        summary = depth_maps.write_results(
             folder, scene, size, [maps[i] for i in photos], span.scale, track
         )
     tell(f"One count of depth/*.png is {summary.depth_scale:g} in the unit of the cameras.")

@@ -16,7 +16,7 @@ from ..zoo.load import load
 from ._progress import Track, silently
 from .options import by, fit_size, pick_device, so_many_views, these_photos
 from .results import prediction
-from .results.folder import MARK, results
+from .results.folder import make_whole
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def predict(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    with results(output, MARK, chosen.overwrite) as folder:
+    with make_whole(output, chosen.overwrite) as folder:
         scene = open_scene(source)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
@@ -96,7 +96,7 @@ def predict(
         )
         path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilise)
         prediction.write_path(folder / "video.mp4", result, path, chosen.fps, track)
-        return prediction.write(folder, result, track)
+        return prediction.write_results(folder, result, track)
 
 
 def choose_views(

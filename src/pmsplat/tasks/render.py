@@ -22,7 +22,7 @@ from ._progress import Track, silently
 from .cameras import ELSEWHERE, ORBIT_SIZE, Picture, bounded, from_file, on_orbit, resized
 from .options import by, pick_device
 from .results import pictures as drawn
-from .results.folder import MARK, file_names, results
+from .results.folder import make_whole, name_files
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def render(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    with results(output, MARK, chosen.overwrite) as folder:
+    with make_whole(output, chosen.overwrite) as folder:
         _check_backend(chosen.backend, device)
         given = scene if isinstance(scene, Gaussians) else load_gaussians(scene)
         gaussians = given.detach().to("cpu")
@@ -106,11 +106,11 @@ def render(
         tell(_about(gaussians, pictures, device))
         _say_small(pictures, tell)
         gaussians = gaussians.to(device)
-        stems = file_names([picture.name for picture in pictures])
+        stems = name_files([picture.name for picture in pictures])
         drawings, start = [], time.perf_counter()
         for picture, stem in track(zip(pictures, stems, strict=True), "drawing", len(pictures)):
             rendering = draw(gaussians, picture, chosen)
-            drawings.append(drawn.keep(folder, picture, stem, rendering))
+            drawings.append(drawn.write_drawing(folder, picture, stem, rendering))
             if attributes is not None:
                 blended = draw_attributes(gaussians, attributes, picture, chosen)
                 write_array(folder / "attributes" / f"{stem}.npy", blended.numpy())
@@ -118,7 +118,7 @@ def render(
         _say_empty(drawings, _remedy(chosen), tell)
         fps = chosen.fps or FPS["orbit" if chosen.orbit else "file"]
         count = gaussians.means.shape[1]
-        return drawn.write(folder, drawings, count, fps if chosen.video else 0, track)
+        return drawn.write_results(folder, drawings, count, fps if chosen.video else 0, track)
 
 
 def choose_pictures(

@@ -21,7 +21,7 @@ from ..view.stage import Exhibit, Stage
 from .cameras import Picture, axis, bounded, from_file, on_orbit, resized, upward
 from .options import by, pick_device
 from .render import check_memory
-from .results.folder import file_names
+from .results.folder import name_files
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def view(
         )
     if not scenes:
         raise UserError("no scene to show", "a file of Gaussians or a folder", "name one")
-    names = file_names([Path(scene).resolve().name for scene in scenes])
+    names = name_files([Path(scene).resolve().name for scene in scenes])
     opened = [_open(Path(scene), chosen) for scene in scenes]
     exhibits = [
         _exhibit(name, gaussians, pictures, Path(scene), tell)
@@ -157,7 +157,7 @@ def _exhibit(
     tell(f"{name}: {gaussians.means.shape[1]} Gaussians, {len(pictures)} cameras.")
     if not pictures:
         return Exhibit(name, gaussians)
-    stems = file_names([picture.name for picture in pictures])
+    stems = name_files([picture.name for picture in pictures])
     return Exhibit(
         name,
         gaussians,

@@ -27,7 +27,7 @@ from ...types import Cameras, Gaussians
 from ...view.figures import contact_sheet
 from .._progress import Track, silently
 from ..options import by, pick_device
-from ..results.folder import MARK, results
+from ..results.folder import MARK, make_whole
 from ._cloud import Cloud, Parameters
 from ._fit import choose_size, photometric
 from ._report import SHEET_HEIGHT, curve
@@ -74,7 +74,7 @@ def fit_image(
     if steps < 1:
         raise UserError(f"{steps} steps", "at least 1", "choose more")
     pixels = read_image(file)
-    with results(output, MARK, overwrite) as folder:
+    with make_whole(output, overwrite) as folder:
         size = choose_size(size, (pixels.shape[0], pixels.shape[1]), where)
         picture = to_tensor([fit_pixels(pixels, size)])[0, 0].to(where)
         tell(f"A picture of {by(size)} (height x width), {steps} steps for each fit, on {where}.")

@@ -1,7 +1,6 @@
 """What an optimisation leaves behind: Gaussians, figures, plots, a sheet."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,14 +9,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...io.cameras.survey import write_cameras
-from ...io.files import atomic, write_text
+from ...io.files import atomic
 from ...io.gaussians.ply import save_ply
 from ...types import Cameras, Views
 from ...view.figures import colorize_depth, contact_sheet, depth_range
+from ..results.depth import CAMERAS
+from ..results.folder import MARK
+from ..results.summary import write_summary
 from ._fit import Fit, Moment
 
-CAMERAS = "cameras.json"
-FILES = ("gaussians.ply", "sheet.png", "psnr.png", "metrics.json")
+FILES = ("gaussians.ply", "sheet.png", "psnr.png", MARK)
 PICTURED, SHEET_HEIGHT = 4, 240  # photos on the sheet, and their height in pixels
 
 
@@ -75,7 +76,7 @@ def write(folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summ
         f"from {summary.start}, strategy {summary.strategy}",
         ("step", "PSNR of held-out photos, dB"),
     )
-    write_text(folder / "metrics.json", json.dumps(asdict(summary), indent=1) + "\n")
+    write_summary(folder, summary)
 
 
 def keep_cameras(folder: Path, train: Views, held_out: Views) -> None:
