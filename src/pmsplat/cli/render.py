@@ -11,10 +11,10 @@ Depth is z in the unit of the scene, splatted with the weights of the colour, so
 training. With --orbit the camera goes around the scene, with the lens and the upward direction of
 CAMERAS if they are given too; without, -y is up, or --up y.
 
-In the output folder afterwards: color/, depth/ and depth_median/ (.npy, and .png of 16 bits:
-depth_scale in cameras.json is one count), depth_color/, alpha/, normals/, attributes/, sheet.png,
-video.mp4, cameras.json, and metrics.json: PSNR against --photos, of the whole picture and inside
-the scene (alpha of one half or more).
+In the output folder afterwards: color/, depth/ (.npy, and .png of 16 bits: depth_scale in
+cameras.json is one count), with --median also depth_median/, depth_color/, alpha/, normals/,
+attributes/, sheet.png, video.mp4, cameras.json, and metrics.json: PSNR against --photos, of the
+whole picture and inside the scene (alpha of one half or more).
 """
 
 import argparse
@@ -33,6 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--photos", type=Path, metavar="DIR", help="photos to compare with")
     parser.add_argument(
         "--attributes", type=Path, metavar="FILE.npy", help="[gaussian, channel], drawn too"
+    )
+    parser.add_argument(
+        "--median", action="store_true", help="also the depth of half transmittance"
     )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th camera only")
     parser.add_argument("--limit", type=int, metavar="N", help="so many cameras at most")
@@ -57,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         up=arguments.up,
         photos=arguments.photos,
         attributes=arguments.attributes,
+        median=arguments.median,
         every=arguments.every,
         limit=arguments.limit,
         size=arguments.size,

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..io.files import write_array
 from ..io.gaussians import load_gaussians
-from ..render import NO_MEDIAN, obstacle, rasterize
+from ..render import draws_median, obstacle, rasterize
 from ..types import Gaussians, Rendering
 from ..zoo import memory
 from ._progress import Track, silently
@@ -41,14 +41,16 @@ class Options:
 
     `orbit` is how many pictures to take from a circle around the scene, and `up` the axis that is
     up then ("z", "-x"; see `on_orbit`). `photos` is a folder of photos to compare with,
-    `attributes` a .npy file [gaussian, channel]. Of the cameras of a file every `every`-th is
-    drawn, at most `limit`. `size` is (height, width), `background` RGB in [0, 1].
+    `attributes` a .npy file [gaussian, channel]; `median` adds the median depth. Of the cameras of
+    a file every `every`-th is drawn, at most `limit`. `size` is (height, width), `background` RGB
+    in [0, 1].
     """
 
     orbit: int | None = None
     up: str | None = None
     photos: Path | None = None
     attributes: Path | None = None
+    median: bool = False
     every: int = 1
     limit: int | None = None
     size: tuple[int, int] | None = None
@@ -77,7 +79,7 @@ def render(
 
         color/VIEW.png                  over the background
         depth/VIEW.npy, .png            expected depth Σzαt / Σαt; 16 bits, count * depth_scale
-        depth_median/VIEW.npy, .png     where transmittance falls to one half; 0 = none
+        depth_median/VIEW.npy, .png     where transmittance falls to one half; 0 = none (if wanted)
         depth_color/VIEW.png            expected depth where alpha is one half or more, one range
         alpha/VIEW.npy, .png            16 bits, count / 65535
         normals/VIEW.npy, .png          of the expected depth: float16 [height, width, 3], camera
@@ -105,11 +107,16 @@ def render(
         check_memory(gaussians, pictures, channels, device)
         tell(_about(gaussians, pictures, device))
         _say_small(pictures, tell)
-        gaussians = gaussians.to(device)
+        in_one = draws_median(chosen.backend, device)
+        if chosen.median and not in_one:
+            tell("The renderer has no median depth: that is drawn a second time, on the CPU.")
+        on_cpu, gaussians = gaussians, gaussians.to(device)
         stems = name_files([picture.name for picture in pictures])
         drawings, start = [], time.perf_counter()
         for picture, stem in track(zip(pictures, stems, strict=True), "drawing", len(pictures)):
-            rendering = draw(gaussians, picture, chosen)
+            rendering = draw(gaussians, picture, chosen, median=chosen.median and in_one)
+            if chosen.median and not in_one:
+                rendering = replace(rendering, depth_median=draw_median(on_cpu, picture))
             drawings.append(drawn.write_drawing(folder, picture, stem, rendering))
             if attributes is not None:
                 blended = draw_attributes(gaussians, attributes, picture, chosen)
@@ -205,22 +212,30 @@ def read_attributes(path: Path, gaussians: int) -> Float[np.ndarray, "gaussian c
 
 
 @torch.no_grad()
-def draw(gaussians: Gaussians, picture: Picture, options: Options) -> Rendering:
-    """One picture with its median depth, on the CPU."""
-    seen = picture.camera.to(gaussians.means.device)
-    median = ("depth_median",)
-    drawn = rasterize(
+def draw(
+    gaussians: Gaussians, picture: Picture, options: Options, median: bool = False
+) -> Rendering:
+    """One picture, on the CPU, with its median depth if the backend is to draw it."""
+    return rasterize(
         gaussians,
-        seen,
+        picture.camera.to(gaussians.means.device),
         picture.size,
         options.backend,
         options.background,
-        extras=() if options.backend in NO_MEDIAN else median,
+        extras=("depth_median",) if median else (),
+    ).to("cpu")
+
+
+@torch.no_grad()
+def draw_median(
+    gaussians: Gaussians, picture: Picture
+) -> Float[Tensor, "batch target height width"]:
+    """The median depth of one picture, of Gaussians on the CPU."""
+    drawn = rasterize(
+        gaussians, picture.camera, picture.size, sh_degree=0, extras=("depth_median",)
     )
-    if drawn.depth_median is None:
-        other = rasterize(gaussians, seen, picture.size, sh_degree=0, extras=median)
-        drawn = replace(drawn, depth_median=other.depth_median)
-    return drawn.to("cpu")
+    assert drawn.depth_median is not None
+    return drawn.depth_median
 
 
 @torch.no_grad()
@@ -282,10 +297,12 @@ def _tiles(gaussians: Gaussians, picture: Picture) -> float:
     """How many (Gaussian, tile) pairs a picture has."""
     screen = rasterize(gaussians, picture.camera, picture.size, extras=("screen",)).screen
     assert screen is not None
-    radii, image = screen.radii[0, 0, :, None], screen.means.new_tensor(picture.size).flip(0)
-    low = torch.minimum((screen.means[0, 0] - radii).clamp_min(0), image)
-    high = torch.minimum((screen.means[0, 0] + radii).clamp_min(0), image)
-    return (((high - low) / TILE + 1).prod(dim=-1) * (radii[:, 0] > 0)).sum().item()
+    seen = screen.radii[0, 0] > 0
+    means, radii = screen.means[0, 0, seen], screen.radii[0, 0, seen, None]
+    image = means.new_tensor(picture.size).flip(0)
+    low = torch.minimum((means - radii).clamp_min(0), image)
+    high = torch.minimum((means + radii).clamp_min(0), image)
+    return ((high - low) / TILE + 1).prod(dim=-1).sum().item()
 
 
 def _about(gaussians: Gaussians, pictures: list[Picture], device: torch.device) -> str:

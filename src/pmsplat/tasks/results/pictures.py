@@ -32,6 +32,7 @@ from .depth import (
 from .sheet import choose_columns, make_depth_row, write_sheet
 from .summary import average, write_summary
 
+DEPTHS = ("depth", "depth_median")  # folders; the second only if it was wanted
 SURE = 0.5  # alpha from which a pixel shows a surface: for normals, coloured depth and PSNR inside
 
 
@@ -76,22 +77,22 @@ class Drawing:
 
 def write_drawing(folder: Path, picture: Picture, stem: str, rendering: Rendering) -> Drawing:
     """Writes what one rendering (batch 1, target 1) shows, as numbers and as pictures."""
-    assert rendering.depth_median is not None
     color, depth, alpha = rendering.color[0, 0], rendering.depth[0, 0], rendering.alpha[0, 0]
-    median = rendering.depth_median[0, 0]
     surface = torch.where(alpha >= SURE, depth, 0)
     normals = camera.normals(surface, picture.camera.K[0, 0])
     write_image(folder / "color" / f"{stem}.png", color)
     write_image(folder / "normals" / f"{stem}.png", figures.colorize_normals(normals))
     write_array(folder / "normals" / f"{stem}.npy", normals.half().numpy())
     write_depth(folder / "alpha" / f"{stem}.png", to_counts(alpha.numpy(), 1 / FULL_SCALE))
-    for kind, values in {"alpha": alpha, "depth": depth, "depth_median": median}.items():
+    write_numbers(folder / "alpha", stem, alpha)
+    depths = [depth, *(() if rendering.depth_median is None else rendering.depth_median[0])]
+    for kind, values in zip(DEPTHS, depths, strict=False):
         write_numbers(folder / kind, stem, values)
     metrics = {"covered": alpha.mean().item()}
     if picture.photo is not None:
         photo = to_tensor([fit_image(picture.photo.pixels(), picture.size)])[0, 0]
         metrics |= _compare(color, photo, alpha)
-    return Drawing(picture, stem, measure_spread(surface, depth, median), metrics)
+    return Drawing(picture, stem, measure_spread(surface, *depths), metrics)
 
 
 def write_results(
@@ -101,8 +102,9 @@ def write_results(
     scale = Scale.fit([drawing.spread for drawing in drawings])
     stems = [drawing.stem for drawing in drawings]
     for drawing in track(drawings, "writing depth", len(drawings)):
-        for kind in ("depth", "depth_median"):
-            write_counts(folder / kind, drawing.stem, scale)
+        for kind in DEPTHS:
+            if (folder / kind).is_dir():
+                write_counts(folder / kind, drawing.stem, scale)
         path = folder / "depth_color" / f"{drawing.stem}.png"
         write_colors(path, drawing.surface(folder), scale)
     _write_sheet(folder, drawings, scale.colors)
