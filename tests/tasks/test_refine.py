@@ -19,12 +19,11 @@ from pmsplat import cli
 from pmsplat.data import synthetic
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.geometry import camera
-from pmsplat.io.images import write_image
 from pmsplat.models import depthsplat
 from pmsplat.render import rasterize
 from pmsplat.scene import open_scene
 from pmsplat.tasks.cameras import from_file
-from pmsplat.tasks.refine import Options, _image, _start, _strategy, fit_image, refine
+from pmsplat.tasks.refine import Options, _start, _strategy, refine
 from pmsplat.tasks.refine._cloud import Cloud, Parameters
 from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
 from pmsplat.types import Cameras, Gaussians, Screen, Views
@@ -401,23 +400,6 @@ def test_from_a_prediction_and_from_a_file(room: str, tmp_path: Path) -> None:
     assert onward.after.psnr > onward.before.psnr
 
 
-def test_more_splats_come_closer_to_a_picture(room: str, tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    write_image(picture, open_scene(room).views([3]).images[0, 0])
-    fits = fit_image(picture, tmp_path / "out", steps=40, counts=(16, 64, 256), device="cpu")
-    assert [one.splats for one in fits] == [16, 64, 256]
-    assert fits[1].psnr > fits[0].psnr + 1 and fits[2].psnr > fits[1].psnr + 1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "error.png", "gaussians.ply", "metrics.json", "sheet.png"
-    ]  # fmt: skip
-    splats = pmsplat.load_ply(tmp_path / "out" / "gaussians.ply")
-    assert splats.means.shape == (1, 256, 3)
-    torch.testing.assert_close(splats.means[..., 2], torch.ones(1, 256))
-    drawn = pmsplat.rasterize(splats, _image.looking_at_plane(54, 70), (54, 70)).color[0, 0]
-    target = open_scene(room).views([3]).images[0, 0]
-    assert psnr(drawn, target).item() == pytest.approx(fits[2].psnr, abs=0.05)
-
-
 def test_a_run_in_the_folder_of_its_scene_leaves_it_its_cameras(
     model_folder: Path, tmp_path: Path
 ) -> None:
@@ -448,8 +430,6 @@ def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], r"no input; wanted SCENE, or --image FILE"),
-        (["ROOM", "--image", "x.png"], r"a scene and --image; wanted"),
         (["ROOM", "--start", "pionts"], r"--start pionts; wanted one of .*did you mean 'points'"),
         (["ROOM", "--start", "points"], r"has no sparse points; .*--start random"),
         (["ROOM", "--start", "prediction"], r"--start prediction alone; .*--model"),
@@ -461,15 +441,10 @@ def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["ROOM", "--random-points", "0"], r"random_points = 0; wanted at least 1"),
         (["ROOM", "--init", "x.ply", "--random-points", "9"], r"--random-points with --start file"),
         (["ROOM", "--strategy", "gsplat-mcmc"], r"gsplat is not installed|gsplat-mcmc on cpu"),
-        (["--image", "x.png", "--sh-degree", "0"], r"--image with --sh-degree"),
         (["ROOM", "--most", "0"], r"most = 0; wanted at least 1"),
         (["ROOM", "--resume"], r"there is no .*state\.pt; wanted an interrupted run"),
         (["ROOM", "--init", "x.ply"], r"no file x\.ply"),
         (["ROOM", "--size", "8x32"], r"--size 8x32; wanted height and width of at least 11"),
-        (["--image", "x.png"], r"no image at x\.png"),
-        (["--image", "PICTURE", "--size", "9x32"], r"--size 9x32; wanted .* at least 11"),
-        (["--image", "PICTURE", "--steps", "0"], r"0 steps; wanted at least 1"),
-        (["--image", "PICTURE", "--resume"], r"--image with --resume; wanted a scene"),
         (["ROOM", "--weights", "x.ckpt"], r"--weights alone; wanted the --model"),
         (["ROOM", "--strategy", "mcmc", "--most", "99999999"], r"most = 99999999 .* at most 1677"),
         (["nowhere"], r"no scene at nowhere"),
@@ -484,13 +459,18 @@ def test_bad_input_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_image("picture.png", torch.rand(3, 20, 24))
-    places = {"ROOM": room, "PICTURE": "picture.png"}
-    given = [places.get(argument, argument) for argument in arguments]
+    given = [room if argument == "ROOM" else argument for argument in arguments]
     assert cli.main(["refine", *given, "--output", "out", "--device", "cpu"]) == 2
     told = capsys.readouterr().err
     assert re.search(sentence, told), told
     assert told.strip().splitlines()[-1].startswith("pmsplat: ")
+
+
+def test_where_the_fit_of_one_picture_has_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["refine", "--image", "x.png", "--output", "out"])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and "scripts/fit_image.py" in told and told.count("\n") == 1
 
 
 def test_gaussians_of_another_scene_and_none_are_told(room: str, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from ..options import by, pick_device
 from . import _report, _start
 from ._cloud import Cloud, Parameters
 from ._fit import Fit, Moment, choose_size, load_state, save_state, told_to_stop
-from ._image import fit_image
 from ._options import (
     MOST,
     MOST_ON_CPU,
@@ -39,7 +38,7 @@ from ._options import (
 )
 from ._strategy import Schedule
 
-__all__ = ["Options", "fit_image", "refine"]
+__all__ = ["Options", "refine"]
 
 log = logging.getLogger(__name__)
 

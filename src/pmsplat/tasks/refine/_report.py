@@ -1,5 +1,6 @@
 """What an optimisation leaves behind: Gaussians, figures, plots, a sheet."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +70,8 @@ def write(folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summ
         (f"depth, {near:.3g} to {far:.3g}", list(colorize_depth(depths, near, far))),
     ]
     contact_sheet(rows, folder / "sheet.png", height=SHEET_HEIGHT)
-    curve(
-        folder / "psnr.png",
-        [moment.step for moment in summary.history],
-        [moment.psnr for moment in summary.history],
-        f"from {summary.start}, strategy {summary.strategy}",
-        ("step", "PSNR of held-out photos, dB"),
-    )
+    title = f"from {summary.start}, strategy {summary.strategy}"
+    draw_curve(folder / "psnr.png", summary.history, title)
     write_summary(folder, summary)
 
 
@@ -87,22 +83,13 @@ def keep_cameras(folder: Path, train: Views, held_out: Views) -> None:
     write_cameras(folder / CAMERAS, cameras, names, train.size)
 
 
-def curve(
-    path: Path,
-    x: list[int],
-    y: list[float],
-    title: str,
-    axes: tuple[str, str],
-    logarithmic: bool = False,
-) -> None:
-    """A line through points as a picture; `axes` are the labels of x and y."""
+def draw_curve(path: Path, history: Sequence[Moment], title: str) -> None:
+    """PSNR over the steps as a picture."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     plot = figure.subplots()
-    plot.plot(x, y, marker="o", markersize=3)
-    if logarithmic:
-        plot.set_xscale("log", base=2)
-        plot.set_xticks(x, [str(value) for value in x])
-    plot.set(xlabel=axes[0], ylabel=axes[1], title=title)
+    steps, values = [moment.step for moment in history], [moment.psnr for moment in history]
+    plot.plot(steps, values, marker="o", markersize=3)
+    plot.set(xlabel="step", ylabel="PSNR of held-out photos, dB", title=title)
     plot.grid(alpha=0.3)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
