@@ -169,8 +169,8 @@ def test_seen_by_drops_what_no_camera_sees(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "opacity": ({"min_opacity": 1.5}, r"opacity 1\.5"),
-    "degree": ({"sh_degree": 5}, "degree 5"),
+    "opacity": ({"min_opacity": 1.5}, r"`min_opacity=1\.5`"),
+    "degree": ({"sh_degree": 5}, "`sh_degree=5`"),
     "mirror": ({"similarity": torch.diag(torch.tensor([1.0, 1, -1, 1]))}, "that mirrors"),
     "zero": ({"similarity": torch.diag(torch.tensor([0.0, 0, 0, 1]))}, "a point"),
     "flat": ({"similarity": torch.diag(torch.tensor([1.0, 1, 0, 1]))}, "flat"),
@@ -180,11 +180,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "shears",
     ),
     "last row": ({"similarity": 2 * torch.eye(4)}, "the row 0 0 0 1"),
-    "text alone": ({"colmap_text": True}, "--colmap-text without --cameras"),
+    "text alone": ({"colmap_text": True}, "`colmap_text` without `cameras`"),
     "nan": ({"similarity": torch.full((4, 4), float("nan"))}, "not finite"),
     "nothing": ({"crop": Box((9, 9, 9), (10, 10, 10))}, "not one of 80 Gaussians is left"),
     "no cameras": ({"seen_by": "absent"}, "no cameras at absent"),
-    "spz": ({"spz_version": 4}, "version of .spz"),
+    "spz": ({"spz_version": 4}, "`spz_version`; wanted an output in .spz"),
 }
 
 

@@ -293,7 +293,7 @@ def test_photos_keep_their_size(cli_run, tmp_path: Path) -> None:
 
 def test_options_that_do_not_fit(cli_run, tmp_path: Path) -> None:
     for options, wanted in (
-        (["--views", "7"], "7 context views of a scene of 6 photos"),
+        (["--views", "7"], "--views 7 of a scene of 6 photos"),
         (["--views", "1"], "wanted from 2 to 6 views"),
         (["--context", "0,17"], "numbers from 0 to 5"),
         (["--device", "tpu"], "auto, cpu, cuda"),

@@ -188,7 +188,7 @@ def test_size(photo: tuple, wanted: tuple | None, expected: tuple) -> None:
 
 
 def test_sizes_that_do_not_fit() -> None:
-    with pytest.raises(UserError, match="--size 0x128; wanted sides of at least 16"):
+    with pytest.raises(UserError, match="`size=0x128`; wanted sides of at least 16"):
         fit_size((500, 500), (0, 128))
     with pytest.raises(UserError, match="photos of 12x500 pixels; wanted sides of at least 16"):
         fit_size((12, 500), None)
@@ -200,7 +200,7 @@ def test_how_many_views(room: str) -> None:
     assert len(choose_views(scene, overlap, Options())) == 4
     assert choose_views(scene, overlap, Options(context=(4, 1, 4))) == [1, 4]
     for views in (1, 0, 7):
-        with pytest.raises(UserError, match=f"{views} context views of a scene of 6 photos"):
+        with pytest.raises(UserError, match=f"`views={views}` of a scene of 6 photos"):
             choose_views(scene, overlap, Options(views=views))
     for context in ((0, 6), (3,), (2, 2)):
         with pytest.raises(UserError, match="two or more different numbers from 0 to 5"):
@@ -243,7 +243,7 @@ def test_input_that_is_not_there(cli_run, tmp_path: Path) -> None:
 
 def test_options_that_do_not_fit(cli_run, tmp_path: Path) -> None:
     for options, wanted in (
-        (["--views", "7"], "7 context views of a scene of 6 photos"),
+        (["--views", "7"], "--views 7 of a scene of 6 photos"),
         (["--context", "0,17"], "numbers from 0 to 5"),
         (["--size", "50x8"], "--size 50x8; wanted sides of at least 16"),
         (["--device", "tpu"], "auto, cpu, cuda"),

@@ -47,7 +47,14 @@ def terminal() -> Terminal:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Where the work is done."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """What draws."""
+    parser.add_argument("--backend", metavar="NAME", help="the rasteriser (default: auto)")
 
 
 def add_overwrite(parser: argparse.ArgumentParser, what: str = "write among other files") -> None:

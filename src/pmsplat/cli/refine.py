@@ -1,4 +1,4 @@
-"""optimise Gaussians on the photos of one scene (3D Gaussian Splatting)
+"""Optimise Gaussians on the photos of one scene (3D Gaussian Splatting)
 
 SCENE is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk of scenes
 (DATA/test:KEY), a video, or a folder of bare photos; the last two are posed by pycolmap first.
@@ -33,15 +33,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
     parser.add_argument("input", metavar="SCENE", help="posed photos, see above")
     parser.add_argument("--image", action=_Moved, help=argparse.SUPPRESS)
-    parser.add_argument("--output", required=True, metavar="DIR", type=Path)
-    parser.add_argument("--start", metavar="NAME", help="points, random, prediction or file")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", type=Path, help="folder of results"
+    )
+    parser.add_argument(
+        "--start", metavar="NAME", help="what from: points, random, prediction or file"
+    )
     parser.add_argument("--model", metavar="NAME|PATH", help="start from its prediction")
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
     parser.add_argument("--init", metavar="FILE", help="start from these Gaussians")
     parser.add_argument("--strategy", metavar="NAME", help="how Gaussians come and go, see above")
-    parser.add_argument("--steps", type=int, metavar="N", help="default: 3000")
-    parser.add_argument("--size", type=size, metavar="HxW", help="default: small on the CPU")
-    parser.add_argument("--most", type=int, metavar="N", help="bound of the number of Gaussians")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the optimiser (default: 3000)")
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="of the photos (default: theirs, on the CPU at most 160 pixels)",
+    )
+    parser.add_argument(
+        "--most",
+        type=int,
+        metavar="N",
+        help="Gaussians at most (default: 1000000, on the CPU 50000)",
+    )
     parser.add_argument(
         "--sh-degree", type=int, metavar="N", help="of the colours, 0 to 3 (default: 3)"
     )
@@ -51,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test-every", type=int, metavar="N", help="hold every N-th photo out (default: 8)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: 0)")
     parser.add_argument(
         "--save-every", type=int, metavar="N", help="keep the state every N steps (default: 500)"
     )

@@ -173,15 +173,17 @@ def _check(source: Path, output: Path, options: Options) -> None:
             f"{output} to write", f"a file that ends in {', '.join(known)}", "choose another name"
         )
     if options.spz_version is not None and output.suffix.lower() != ".spz":
-        raise UserError(f"{output} with a version of .spz", "an output in .spz", "leave it out")
-    if not 0 <= options.min_opacity <= 1:
-        raise UserError(f"opacity {options.min_opacity}", "a number in [0, 1]", "choose another")
-    if options.sh_degree is not None and not 0 <= options.sh_degree <= sh.MAX_DEGREE:
         raise UserError(
-            f"harmonics of degree {options.sh_degree}", f"0 to {sh.MAX_DEGREE}", "choose another"
+            f"{output} with `spz_version`", "an output in .spz", "leave out `spz_version`"
         )
+    if not 0 <= options.min_opacity <= 1:
+        raise UserError(
+            f"`min_opacity={options.min_opacity}`", "a number in [0, 1]", "such as 0.05"
+        )
+    if options.sh_degree is not None and not 0 <= options.sh_degree <= sh.MAX_DEGREE:
+        raise UserError(f"`sh_degree={options.sh_degree}`", f"0 to {sh.MAX_DEGREE}", "such as 1")
     if options.colmap_text and options.cameras is None:
-        raise UserError("--colmap-text without --cameras", "cameras to export", "add or drop one")
+        raise UserError("`colmap_text` without `cameras`", "cameras to export", "add or drop one")
     if options.similarity is not None and not bool(se3.is_similarity(options.similarity.double())):
         raise UserError(
             f"a transform that {_fault(options.similarity.double())}",

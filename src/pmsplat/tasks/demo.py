@@ -98,10 +98,10 @@ def demo(
 def _claim(folder: Path, experiment: Experiment) -> Path:
     """The folder, emptied of an earlier demo's results."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file", "a folder", "choose another --output")
+        raise UserError(f"{folder} is a file", "a folder", "choose another `output`")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
         raise UserError(
-            f"{folder} holds other files", "a new or empty folder", "choose another --output"
+            f"{folder} holds other files", "a new or empty folder", "choose another `output`"
         )
     for stale in ("training", "prediction"):
         if (folder / stale).is_dir():

@@ -14,7 +14,7 @@ from ..zoo import memory
 from ..zoo.infer import answer, whole_span
 from ..zoo.load import load
 from ._progress import Track, silently
-from .options import by, fit_size, pick_device, so_many_views, these_photos
+from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
 from .results import depth_maps
 from .results.folder import make_whole, name_files
 
@@ -77,7 +77,7 @@ def depth(
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         if size != scene.size:
-            tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
+            tell(describe_scaling(scene.size, size))
         tell(_about(overlap, groups))
         at_once = max(len(group.views) for group in groups)
         multiple = getattr(encoder, "multiple", 1)
@@ -106,9 +106,9 @@ def group_photos(
 ) -> list[Group]:
     """Which photos go through the network together; UserError for what the scene has not."""
     if options.context is not None:
-        named = these_photos(options.context, len(scene))
+        named = choose_photos(options.context, len(scene))
         return [Group(named, named)]
-    count = so_many_views(options.views, max(2, min(VIEWS, len(scene))), len(scene))
+    count = count_views(options.views, max(2, min(VIEWS, len(scene))), len(scene))
     return group_views(overlap, count)
 
 

@@ -14,7 +14,7 @@ from ..zoo import memory
 from ..zoo.infer import depth_alone, reconstruct
 from ..zoo.load import load
 from ._progress import Track, silently
-from .options import by, fit_size, pick_device, so_many_views, these_photos
+from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
 from .results import prediction
 from .results.folder import make_whole
 
@@ -77,7 +77,7 @@ def predict(
             raise depth_alone()
         size = fit_size(scene.size, chosen.size)
         if size != scene.size:
-            tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
+            tell(describe_scaling(scene.size, size))
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)
         tell(_about(scene, context, overlap))
@@ -105,8 +105,8 @@ def choose_views(
     """The context views: those asked for, or so many, spread as far as they still overlap."""
     photos = len(scene)
     if options.context is not None:
-        return these_photos(options.context, photos)
-    count = so_many_views(options.views, max(2, min(4, photos - 1)), photos)
+        return choose_photos(options.context, photos)
+    count = count_views(options.views, max(2, min(4, photos - 1)), photos)
     return choose_context(overlap, count)
 
 

@@ -20,7 +20,7 @@ from ..types import Gaussians, Rendering
 from ..zoo import memory
 from ._progress import Track, silently
 from .cameras import ELSEWHERE, ORBIT_SIZE, Picture, bounded, from_file, on_orbit, resized
-from .options import by, pick_device
+from .options import format_size, pick_device
 from .results import pictures as drawn
 from .results.folder import make_whole, name_files
 
@@ -136,11 +136,11 @@ def choose_pictures(
         raise UserError(
             "neither cameras nor an orbit",
             "somewhere to look from",
-            "give --cameras FILE, or --orbit 120",
+            "give `cameras`, or an orbit of pictures: `orbit=120`",
         )
     if options.orbit is not None and options.photos is not None:
         raise UserError(
-            "--photos together with --orbit",
+            "`photos` together with `orbit`",
             "cameras that took the photos",
             "leave out one of the two",
         )
@@ -152,10 +152,10 @@ def choose_pictures(
         )
     if options.fps is not None and not 0 < options.fps < math.inf:
         raise UserError(
-            f"--fps {options.fps:g}", "a positive number", "leave out the video with --no-video"
+            f"`fps={options.fps:g}`", "a positive number", "leave out the video with `video=False`"
         )
     if options.size is not None and min(options.size) < 1:
-        raise UserError(f"--size {by(options.size)}", "at least 1x1", "such as 540x960")
+        raise UserError(f"`size={format_size(options.size)}`", "at least 1x1", "such as 540x960")
     pictures = []
     if cameras is not None:
         every, limit = options.every, options.limit
@@ -176,11 +176,11 @@ def _remedy(options: Options) -> str:
 
 
 def _check_backend(name: str, device: torch.device) -> None:
-    """UserError, in the words of the command line, for a rasteriser that another device wants."""
+    """UserError, in the words of `Options`, for a rasteriser that wants another device."""
     problem = None if name == "auto" else obstacle(name, device)
     if problem is not None and device.type == "cpu":
         raise UserError(
-            f"--backend {name} on the CPU", "a CUDA device", "add --device cuda, or drop --backend"
+            f"`backend={name}` on the CPU", "a CUDA device", "add `device=cuda`, or drop `backend`"
         )
 
 
@@ -278,9 +278,10 @@ def check_memory(
     def fit(need: float) -> None:
         if need > memory.SPARE * free:
             raise UserError(
-                f"{count} Gaussians in pictures of {by(size)} need about {need / 2**30:.1f} GiB",
+                f"{count} Gaussians in pictures of {format_size(size)} need about "
+                f"{need / 2**30:.1f} GiB",
                 f"at most the {free / 2**30:.1f} GiB that are free on {device}",
-                "use a smaller --size, fewer Gaussians, or a machine with more memory",
+                "use a smaller `size`, fewer Gaussians, or a machine with more memory",
             )
 
     need = count * GAUSSIAN_BYTES + size[0] * size[1] * (PIXEL_BYTES + 8 * channels)
@@ -310,7 +311,8 @@ def _about(gaussians: Gaussians, pictures: list[Picture], device: torch.device) 
     beside = f", {with_photo} of them beside their photo" if with_photo else ""
     return (
         f"Drawing {gaussians.means.shape[1]} Gaussians of SH degree {gaussians.sh_degree} into "
-        f"{len(pictures)} pictures of {by(pictures[0].size)} (height x width) on {device}{beside}."
+        f"{len(pictures)} pictures of {format_size(pictures[0].size)} (height x width) on {device}"
+        f"{beside}."
     )
 
 
@@ -318,8 +320,9 @@ def _say_small(pictures: list[Picture], tell: Callable[[str], None]) -> None:
     """Says where photos are compared with at a size that splats were not trained for."""
     small = [p for p in pictures if p.photo and max(p.size) < SMALL * max(p.photo.size)]
     if small and small[0].photo is not None:
+        size, photo = format_size(small[0].size), format_size(small[0].photo.size)
         tell(
-            f"Pictures of {by(small[0].size)} are small beside photos of {by(small[0].photo.size)}:"
+            f"Pictures of {size} are small beside photos of {photo}:"
             " splats are drawn fatter and brighter there (each is blurred by 0.3 px²), and PSNR "
             "falls; compare at the size of the photos."
         )

@@ -19,7 +19,7 @@ from ..types import Cameras, Gaussians
 from ..view.server import Page, Setting
 from ..view.stage import Exhibit, Stage
 from .cameras import Picture, axis, bounded, from_file, on_orbit, resized, upward
-from .options import by, pick_device
+from .options import format_size, pick_device
 from .render import check_memory
 from .results.folder import name_files
 
@@ -74,9 +74,9 @@ def view(
     device = pick_device(chosen.device)
     if chosen.most < 1 or not 1 <= min(chosen.size) <= max(chosen.size) <= LONGEST:
         raise UserError(
-            f"--most {chosen.most} --size {by(chosen.size)}",
+            f"`most={chosen.most}` and `size={format_size(chosen.size)}`",
             f"numbers from 1, and sides of at most {LONGEST} pixels",
-            "leave them out",
+            "leave out what does not fit",
         )
     if not scenes:
         raise UserError("no scene to show", "a file of Gaussians or a folder", "name one")
@@ -132,7 +132,7 @@ def _open(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]:
         raise UserError(
             f"{scene} holds no {GAUSSIANS}",
             "a folder of `pmsplat predict` or `pmsplat refine`, or a file of Gaussians",
-            "show pictures of `pmsplat render` as --cameras of the scene that they show",
+            "show pictures of `pmsplat render` as `cameras` of the scene that they show",
         )
     gaussians = load_gaussians(file)
     if not gaussians.means.isfinite().all(dim=-1).any():

@@ -20,7 +20,7 @@ from ...scene import open_scene
 from ...types import Gaussians, Views
 from ...zoo.load import load
 from .._progress import Track, silently
-from ..options import by, pick_device
+from ..options import format_size, pick_device
 from . import _report, _start
 from ._cloud import Cloud, Parameters
 from ._fit import Fit, Moment, choose_size, load_state, save_state, told_to_stop
@@ -83,8 +83,8 @@ def refine(
     }  # fmt: skip
     state = load_state(folder / STATE, settings) if chosen.resume else None
     tell(
-        f"{len(rest)} photos of {by(size)} (height x width) on {device}, {len(held)} held out; "
-        f"start: {start}, strategy: {chosen.strategy}."
+        f"{len(rest)} photos of {format_size(size)} (height x width) on {device}, {len(held)} held "
+        f"out; start: {start}, strategy: {chosen.strategy}."
     )
     extent = _start.extent(train.cameras)
     if state is None:
@@ -147,7 +147,7 @@ def _shared_out(photos: int, test_every: int) -> tuple[list[int], list[int]]:
         raise UserError(
             f"{photos} photos, {len(held)} of them held out",
             "two or more to optimise on",
-            "add photos of the scene, or hold out fewer with --test-every",
+            "add photos of the scene, or hold out fewer: raise `test_every`",
         )
     return rest, list(held)
 
@@ -175,7 +175,7 @@ def _run(
             if stopped or step % options.save_every == 0 or step == options.steps:
                 save_state(folder / STATE, kept | fit.state())
             if stopped:
-                tell(f"Stopped after step {step}; --resume goes on from {folder / STATE}.")
+                tell(f"Stopped after step {step}; a resumed run goes on from {folder / STATE}.")
                 raise KeyboardInterrupt
 
 
@@ -193,7 +193,7 @@ def _started(
         gaussians = load_gaussians(options.init)
         if not gaussians.means.shape[1]:
             raise UserError(
-                f"{options.init} holds no Gaussians", "one at least", "choose another --init"
+                f"{options.init} holds no Gaussians", "one at least", "choose another `init`"
             )
         return gaussians
     if start == "prediction":
@@ -228,7 +228,7 @@ def _check_seen(fit: Fit, train: Views, start: str) -> None:
         raise UserError(
             f"Gaussians (start: {start}) that no photo of the scene sees",
             "Gaussians in the world of the cameras",
-            "start from those of this scene, or from --start random",
+            "start from those of this scene, or from `start=random`",
         )
 
 

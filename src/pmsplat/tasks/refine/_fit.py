@@ -25,7 +25,7 @@ from ...losses.ssim import WINDOW
 from ...losses.ssim import ssim as similarity
 from ...render import rasterize
 from ...types import Gaussians, Rendering, Views
-from ..options import by, fit_size
+from ..options import fit_size, format_size
 from ._cloud import Cloud
 from ._strategy import Schedule, Strategy
 
@@ -151,9 +151,9 @@ def choose_size(
         height, width = round(height * factor), round(width * factor)
     if min(height, width) < WINDOW:
         raise UserError(
-            f"photos of {by(photo)}, to be optimised at --size {by((height, width))}",
+            f"photos of {format_size(photo)} at `size={format_size((height, width))}`",
             f"height and width of at least {WINDOW}",
-            "choose a larger --size",
+            "choose a larger `size`",
         )
     return height, width
 
@@ -179,14 +179,16 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         theirs = state["settings"]
     except (RuntimeError, KeyError, EOFError, TypeError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path} is not a readable state", "one that pmsplat wrote", "add --overwrite to begin"
+            f"{path} is not a readable state",
+            "one that pmsplat wrote",
+            "begin anew with `overwrite=True`",
         ) from error
     for name, value in settings.items():
         if theirs.get(name) != value:
             raise UserError(
                 f"{path} was begun with {name} {_short(theirs.get(name))}, not {_short(value)}",
                 "the settings that it was begun with",
-                "resume with those, or begin anew in another --output",
+                "resume with those, or begin anew in another `output`",
             )
     return state
 

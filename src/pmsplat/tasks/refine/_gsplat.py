@@ -32,17 +32,17 @@ def obstacle(strategy: str, device: torch.device) -> UserError | None:
     """Why a strategy of gsplat cannot be used on `device`, if so."""
     if importlib.util.find_spec("gsplat") is None:
         return UserError(
-            f"--strategy {strategy}, but gsplat is not installed",
+            f"`strategy={strategy}`, but gsplat is not installed",
             "gsplat",
-            "install it with `pip install gsplat==1.5.3`, or choose --strategy default or mcmc",
+            "install it with `pip install gsplat==1.5.3`, or choose `strategy=default` or mcmc",
         )
     if strategy == "gsplat-default":
         return None
     if device.type != "cuda":
         return UserError(
-            f"--strategy {strategy} on {device}",
+            f"`strategy={strategy}` on {device}",
             "a CUDA device, for which alone gsplat has it",
-            "choose --strategy mcmc",
+            "choose `strategy=mcmc`",
         )
     return render.obstacle("gsplat", device)
 
@@ -87,7 +87,7 @@ class GsplatDefault:
                 raise UserError(
                     "gsplat's strategy has removed every Gaussian",
                     "a start that explains some of the photos",
-                    "choose another --start, or --strategy default",
+                    "choose another `start`, or `strategy=default`",
                 )
         if self.schedule.resets(step):
             cloud.cap_opacities(RESET)

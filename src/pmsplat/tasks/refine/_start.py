@@ -62,7 +62,7 @@ def from_points(points: Float[Tensor, "point 3"], views: Views, degree: int) -> 
         raise UserError(
             f"{len(points)} points to start from",
             f"at least {NEIGHBOURS + 1}",
-            "start from random ones: --start random",
+            "start from random ones: `start=random`",
         )
     gaps = torch.from_numpy(
         KDTree(points.double().numpy()).query(points.double().numpy(), NEIGHBOURS + 1)[0][:, 1:]

@@ -35,14 +35,14 @@ def make_whole(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """
     target = Path(path)
     if target.exists() and not target.is_dir():
-        raise UserError(f"{path} is a file", "a folder for the results", "choose another --output")
+        raise UserError(f"{path} is a file", "a folder for the results", "choose another `output`")
     earlier = (target / MARK).is_file()
     foreign = target.is_dir() and any(target.iterdir()) and not earlier
     if foreign and not overwrite:
         raise UserError(
             f"{path} holds other files",
             "a new or empty folder, or an earlier result",
-            "choose another --output, or add --overwrite to write among them",
+            "choose another `output`, or write among them with `overwrite=True`",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
