@@ -18,7 +18,7 @@ from pmsplat.io.cameras import colmap
 from pmsplat.io.cameras.survey import read_cameras, read_transforms, write_cameras
 from pmsplat.io.gaussians import load_gaussians, save_gaussians
 from pmsplat.render import rasterize
-from pmsplat.tasks.convert import Box, Options, camera_folder, convert, seen
+from pmsplat.tasks.convert import Box, Options, camera_folder, convert, find_seen
 from pmsplat.types import Cameras, Gaussians
 from tests.scenes import random_cameras, random_gaussians
 
@@ -143,15 +143,15 @@ def test_seen_is_what_projects_into_the_image_and_a_margin(
         xyz = camera.project_world(far[0], cameras.c2w[0, i], cameras.K[0, i])
         xy = xyz[:, :2]
         expected |= ((xy >= 0) & (xy <= 1)).all(dim=-1) & (xyz[:, 2] > 0)
-    found = seen(points, shots)
+    found = find_seen(points, shots)
     assert 100 < expected.sum() < 3900
     assert (found != expected).sum() <= 2  # on an edge, float32 and float64 may disagree
-    balls = seen(replace(points, scales=points.scales + 0.2), shots)
+    balls = find_seen(replace(points, scales=points.scales + 0.2), shots)
     assert (balls | ~found).all() and balls.sum() > found.sum()
     drawn = rasterize(scene, cameras, SIZE, backend="reference", extras=("screen",)).screen
     assert drawn is not None
     visible = (drawn.radii[0] > 0).any(dim=0)
-    assert seen(scene, shots)[visible].all()
+    assert find_seen(scene, shots)[visible].all()
 
 
 def test_seen_by_drops_what_no_camera_sees(

@@ -130,7 +130,7 @@ def test_the_halves_of_a_split_cover_its_place() -> None:
 
 def steep(cloud: Cloud, pull: list[float]) -> Densify:
     """A strategy that has seen such mean gradients, twice each."""
-    strategy = Densify(Schedule.planned(100), most=10)
+    strategy = Densify(Schedule.plan(100), most=10)
     screen_pull = torch.tensor(pull)
     strategy.restore({"pull": 2 * screen_pull, "seen": torch.full_like(screen_pull, 2)})
     return strategy
@@ -169,7 +169,7 @@ def test_where_room_is_short_the_steepest_grow() -> None:
 
 
 def test_gradients_count_in_half_images_where_a_gaussian_is_seen() -> None:
-    strategy = Densify(Schedule.planned(3000), most=10)
+    strategy = Densify(Schedule.plan(3000), most=10)
     cloud = a_cloud(2)
     for radii in ([3.0, 0.0], [3.0, 2.0]):
         means = torch.zeros(1, 1, 2, 2, requires_grad=True)
@@ -210,20 +210,20 @@ def test_a_reset_takes_opacities_down_and_forgets_where_they_were_going() -> Non
 
 
 def test_thirty_thousand_steps_go_by_the_papers() -> None:
-    plan = Schedule.planned(30_000)
+    plan = Schedule.plan(30_000)
     assert plan == Schedule(30_000, 1000, 500, 15_000, 100, 3000)
     changes = [step for step in range(1, 30_001) if plan.changes(step)]
     assert changes == list(range(600, 15_001, 100))
     resets = [step for step in range(1, 30_001) if plan.resets(step)]
     assert resets == [3000, 6000, 9000, 12_000, 15_000]
-    assert Schedule.planned(30_000, mcmc=True).change_until == 25_000
+    assert Schedule.plan(30_000, mcmc=True).change_until == 25_000
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3, 7, 51])
 @pytest.mark.parametrize("opacity", [0.01, 0.4, 0.95])
 def test_shared_gaussians_look_like_one(copies: int, opacity: float) -> None:
     """By quadrature: the copies, one behind the other, integrate to what the one did."""
-    new, factor = _strategy.share(
+    new, factor = _strategy.share_opacity(
         torch.tensor([opacity], dtype=torch.float64), torch.tensor([copies])
     )
     x = np.linspace(-12, 12, 200_001)
@@ -240,7 +240,7 @@ def test_dead_gaussians_move_onto_living_ones_and_some_are_added() -> None:
         cloud.parameters.logits[:30] = -8.0
         cloud.parameters.logits[30:] = 0.0
     before = cloud.parameters.map(lambda tensor: tensor.detach().clone())
-    strategy = MCMC(Schedule.planned(100), most=103)
+    strategy = MCMC(Schedule.plan(100), most=103)
     strategy.move_and_add(cloud, torch.Generator().manual_seed(0))
     after = cloud.parameters
     assert len(cloud) == 103
@@ -262,7 +262,7 @@ def test_noise_has_the_shape_of_the_gaussian_and_spares_the_opaque() -> None:
     many = one.map(lambda t: t.expand(1, count, *t.shape[2:]).clone())
     opacities = torch.where(torch.arange(count) % 2 == 0, 0.0002, 0.5)[None]
     cloud = Cloud(Parameters.of(replace(many, opacities=opacities)), 2.0, 10)
-    _strategy.tremble(cloud, torch.Generator().manual_seed(5))
+    _strategy.add_noise(cloud, torch.Generator().manual_seed(5))
     moved = cloud.parameters.means.detach() - one.means[0]
     assert moved[1::2].abs().max() < 1e-9 + 1e-6 * moved[::2].abs().max()
     gate = 1 / (1 + math.exp(100 * (0.0002 - 0.005)))
@@ -285,13 +285,13 @@ def test_points_get_the_size_of_their_gaps_and_the_colour_of_the_photos() -> Non
     seen = 0.5 + 0.28209479177387814 * gaussians.sh[0, 0, 0]
     column, row = int(30 * (0.5 - 0.1)), int(20 * (0.5 - 0.1))
     torch.testing.assert_close(seen, images[0, :, :, row, column].median(dim=0).values)
-    behind = _start.colors(torch.tensor([[0.0, 0, -3]]), Views(images, cameras))
+    behind = _start.find_colors(torch.tensor([[0.0, 0, -3]]), Views(images, cameras))
     assert behind.tolist() == [[0.5, 0.5, 0.5]]
 
 
 def test_random_points_are_seen_twice() -> None:
     cameras = random_cameras(5, torch.Generator().manual_seed(0))
-    points = _start.at_random(cameras, 500, torch.Generator().manual_seed(1))
+    points = _start.sample_points(cameras, 500, torch.Generator().manual_seed(1))
     assert points.shape == (500, 3)
     counts = torch.zeros(500)
     for v in range(5):
@@ -301,7 +301,7 @@ def test_random_points_are_seen_twice() -> None:
     away = replace(cameras, c2w=cameras.c2w.clone(), far=2 * cameras.near).at([0, 1])
     away.c2w[0, 1, :3, 3] += 1e6
     with pytest.raises(pmsplat.UserError, match="share too little"):
-        _start.at_random(away, 500, torch.Generator())
+        _start.sample_points(away, 500, torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ def test_gaussians_of_another_scene_and_none_are_told(room: str, tmp_path: Path)
 def test_one_place_and_few_photos_are_told(tmp_path: Path) -> None:
     cameras = random_cameras(4, torch.Generator().manual_seed(0), spread=0.0)
     with pytest.raises(pmsplat.UserError, match="taken from one place"):
-        _start.extent(cameras)
+        _start.measure_extent(cameras)
     root = tmp_path / "two"
     synthetic.write(root, scenes=1, frames=2, size=(32, 32), seed=0, split="test")
     with pytest.raises(pmsplat.UserError, match="2 photos, 1 of them held out; wanted two or more"):

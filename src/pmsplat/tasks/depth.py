@@ -20,7 +20,7 @@ from .results.folder import make_whole, name_files
 
 log = logging.getLogger(__name__)
 
-VIEWS = 4  # at a time, where nobody asks for another number
+VIEWS = 4  # at a time, unless another number is chosen
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def depth(
     chosen = options or Options()
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
+        # The photos, in groups that see the same things, and what will look at them
         scene = open_scene(source)
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
@@ -78,11 +79,13 @@ def depth(
         encoder = encoder.to(device).eval()
         if size != scene.size:
             tell(describe_scaling(scene.size, size))
-        tell(_about(overlap, groups))
+        tell(_describe_groups(overlap, groups))
+        # Does the largest group fit into memory?
         at_once = max(len(group.views) for group in groups)
         multiple = getattr(encoder, "multiple", 1)
         memory.check(encoder, memory.Plan(at_once, size, multiple), device)
         tell(f"Predicting on {device}.")
+        # Predict group by group; numbers go to disk at once
         photos = sorted(i for group in groups for i in group.fresh)
         stems = name_files([scene.names[i] for i in photos])
         span = whole_span(scene.cameras.at(photos), encoder)
@@ -94,6 +97,7 @@ def depth(
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
                     maps[i] = depth_maps.write_map(folder, views.at([at]), found[at], i, stem)
+        # One scale for the pictures of all
         summary = depth_maps.write_results(
             folder, scene, size, [maps[i] for i in photos], span.scale, track
         )
@@ -104,7 +108,7 @@ def depth(
 def group_photos(
     scene: PhotoScene, overlap: Float[Tensor, "view view"], options: Options
 ) -> list[Group]:
-    """Which photos go through the network together; UserError for what the scene has not."""
+    """Which photos go through the network together; UserError for what is not in the scene."""
     if options.context is not None:
         named = choose_photos(options.context, len(scene))
         return [Group(named, named)]
@@ -112,7 +116,7 @@ def group_photos(
     return group_views(overlap, count)
 
 
-def _about(overlap: Float[Tensor, "view view"], groups: list[Group]) -> str:
+def _describe_groups(overlap: Float[Tensor, "view view"], groups: list[Group]) -> str:
     least = 1.0
     for group in groups:
         among = overlap[:, group.views].clone()

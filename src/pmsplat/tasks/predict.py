@@ -70,6 +70,7 @@ def predict(
     chosen = options or Options()
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
+        # The photos, and what will look at them
         scene = open_scene(source)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
@@ -78,11 +79,13 @@ def predict(
         size = fit_size(scene.size, chosen.size)
         if size != scene.size:
             tell(describe_scaling(scene.size, size))
+        # Which photos the network sees; does that fit into memory?
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)
-        tell(_about(scene, context, overlap))
+        tell(_describe_context(scene, context, overlap))
         plan = memory.Plan(len(context), size, getattr(encoder, "multiple", 1))
         memory.check(encoder, plan, device)
+        # Predict, and write what became of it
         views = scene.views(context, size)
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
         found = reconstruct(encoder, views, device)
@@ -95,14 +98,14 @@ def predict(
             scale=found.scale,
         )
         path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilise)
-        prediction.write_path(folder / "video.mp4", result, path, chosen.fps, track)
+        prediction.write_video_along(folder / "video.mp4", result, path, chosen.fps, track)
         return prediction.write_results(folder, result, track)
 
 
 def choose_views(
     scene: PhotoScene, overlap: Float[Tensor, "view view"], options: Options
 ) -> list[int]:
-    """The context views: those asked for, or so many, spread as far as they still overlap."""
+    """The context views: those named, or so many, spread as far as they still overlap."""
     photos = len(scene)
     if options.context is not None:
         return choose_photos(options.context, photos)
@@ -110,7 +113,9 @@ def choose_views(
     return choose_context(overlap, count)
 
 
-def _about(scene: PhotoScene, context: list[int], overlap: Float[Tensor, "view view"]) -> str:
+def _describe_context(
+    scene: PhotoScene, context: list[int], overlap: Float[Tensor, "view view"]
+) -> str:
     shared = overlap[context][:, context].clone().fill_diagonal_(0).amax(dim=1).min().item()
     names = ", ".join(f"{i} ({scene.names[i]})" for i in context)
     return (

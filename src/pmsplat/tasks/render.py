@@ -96,6 +96,7 @@ def render(
     chosen = options or Options()
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
+        # Gaussians, pictures and attributes; all that can be refused is refused here
         _check_backend(chosen.backend, device)
         given = scene if isinstance(scene, Gaussians) else load_gaussians(scene)
         gaussians = given.detach().to("cpu")
@@ -105,8 +106,9 @@ def render(
             attributes = read_attributes(chosen.attributes, gaussians.means.shape[1])
         channels = 0 if attributes is None else attributes.shape[1]
         check_memory(gaussians, pictures, channels, device)
-        tell(_about(gaussians, pictures, device))
-        _say_small(pictures, tell)
+        tell(_describe(gaussians, pictures, device))
+        _report_small(pictures, tell)
+        # Draw picture by picture; numbers go to disk at once
         in_one = draws_median(chosen.backend, device)
         if chosen.median and not in_one:
             tell("The renderer has no median depth: that is drawn a second time, on the CPU.")
@@ -122,7 +124,8 @@ def render(
                 blended = draw_attributes(gaussians, attributes, picture, chosen)
                 write_array(folder / "attributes" / f"{stem}.npy", blended.numpy())
         tell(f"{(time.perf_counter() - start) / len(pictures):.2f} s per picture.")
-        _say_empty(drawings, _remedy(chosen), tell)
+        _report_empty(drawings, _choose_remedy(chosen), tell)
+        # One scale for the depth of all, a sheet, a video
         fps = chosen.fps or FPS["orbit" if chosen.orbit else "file"]
         count = gaussians.means.shape[1]
         return drawn.write_results(folder, drawings, count, fps if chosen.video else 0, track)
@@ -165,10 +168,10 @@ def choose_pictures(
         pictures = on_orbit(gaussians, options.orbit, pictures, options.up, size)
     if options.size is not None:
         pictures = resized(pictures, options.size)
-    return bounded(pictures, gaussians, _remedy(options))
+    return bounded(pictures, gaussians, _choose_remedy(options))
 
 
-def _remedy(options: Options) -> str:
+def _choose_remedy(options: Options) -> str:
     """What to do where nothing is seen."""
     if options.orbit is None:
         return ELSEWHERE
@@ -288,13 +291,13 @@ def check_memory(
     fit(need)  # before a picture of that size is drawn to count tiles
     some = gaussians.map(lambda tensor: tensor[:, :: -(-count // PROBED[0])])
     spread = torch.linspace(0, len(pictures) - 1, min(PROBED[1], len(pictures))).long().tolist()
-    tiles = max(_tiles(some, pictures[i]) for i in spread) / some.means.shape[1]
+    tiles = max(_count_tiles(some, pictures[i]) for i in spread) / some.means.shape[1]
     at_once = min(channels, CHANNELS)
     fit(need + count * tiles * (PAIR_BYTES + 4 * at_once))
 
 
 @torch.no_grad()
-def _tiles(gaussians: Gaussians, picture: Picture) -> float:
+def _count_tiles(gaussians: Gaussians, picture: Picture) -> float:
     """How many (Gaussian, tile) pairs a picture has."""
     screen = rasterize(gaussians, picture.camera, picture.size, extras=("screen",)).screen
     assert screen is not None
@@ -306,7 +309,7 @@ def _tiles(gaussians: Gaussians, picture: Picture) -> float:
     return ((high - low) / TILE + 1).prod(dim=-1).sum().item()
 
 
-def _about(gaussians: Gaussians, pictures: list[Picture], device: torch.device) -> str:
+def _describe(gaussians: Gaussians, pictures: list[Picture], device: torch.device) -> str:
     with_photo = sum(picture.photo is not None for picture in pictures)
     beside = f", {with_photo} of them beside their photo" if with_photo else ""
     return (
@@ -316,7 +319,7 @@ def _about(gaussians: Gaussians, pictures: list[Picture], device: torch.device) 
     )
 
 
-def _say_small(pictures: list[Picture], tell: Callable[[str], None]) -> None:
+def _report_small(pictures: list[Picture], tell: Callable[[str], None]) -> None:
     """Says where photos are compared with at a size that splats were not trained for."""
     small = [p for p in pictures if p.photo and max(p.size) < SMALL * max(p.photo.size)]
     if small and small[0].photo is not None:
@@ -328,7 +331,7 @@ def _say_small(pictures: list[Picture], tell: Callable[[str], None]) -> None:
         )
 
 
-def _say_empty(drawings: list[drawn.Drawing], remedy: str, tell: Callable[[str], None]) -> None:
+def _report_empty(drawings: list[drawn.Drawing], remedy: str, tell: Callable[[str], None]) -> None:
     """Says which pictures are empty; UserError where all are."""
     empty = [drawing.picture.name for drawing in drawings if drawing.metrics["covered"] == 0]
     if len(empty) == len(drawings):

@@ -68,7 +68,8 @@ class Fit:
     def advance(self, photos: Views) -> None:
         """One step on one of the photos, batch 1, on any device."""
         began = time.perf_counter()
-        view = photos.at([self._next(photos.images.shape[1])])
+        # Draw the Gaussians as one of the photos sees them
+        view = photos.at([self._next_photo(photos.images.shape[1])])
         view = view.to(self.cloud.parameters.means.device)
         gaussians = self.cloud.parameters.gaussians()
         rendering = rasterize(
@@ -76,10 +77,12 @@ class Fit:
         )
         assert rendering.screen is not None
         rendering.screen.means.retain_grad()
-        loss = photometric(rendering.color, view.images)
+        # Compare, and take one step of the optimiser
+        loss = measure_difference(rendering.color, view.images)
         (loss + self.strategy.penalty(gaussians, self.cloud.extent)).backward()
         self.cloud.update(self.step)
         self.step += 1
+        # Add and remove Gaussians, and draw more of their harmonics, when it is time
         self.strategy.after(self.cloud, rendering.screen, view.size, self.step, self.generator)
         if self.step % self.schedule.sh_every == 0:
             self.degree = min(self.degree + 1, self.gaussians.sh_degree)
@@ -92,13 +95,13 @@ class Fit:
                 psnr(drawn.color[0, 0].cpu(), photo).item(),
                 ssim(drawn.color[0, 0].cpu(), photo).item(),
             )
-            for drawn, photo in zip(self.drawn(photos), photos.images[0], strict=True)
+            for drawn, photo in zip(self.draw(photos), photos.images[0], strict=True)
         ]
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]
         self.history.append(Moment(self.step, self.seconds, len(self.cloud), *means))
         return self.history[-1]
 
-    def drawn(self, photos: Views) -> Iterator[Rendering]:
+    def draw(self, photos: Views) -> Iterator[Rendering]:
         """What the cameras of the photos see now, one at a time."""
         gaussians = self.gaussians
         for v in range(photos.images.shape[1]):
@@ -107,7 +110,7 @@ class Fit:
                 rendering = rasterize(gaussians, camera, photos.size, sh_degree=self.degree)
             yield rendering
 
-    def _next(self, photos: int) -> int:
+    def _next_photo(self, photos: int) -> int:
         if not self.order:
             device = self.generator.device
             order = torch.randperm(photos, generator=self.generator, device=device)
@@ -158,7 +161,7 @@ def choose_size(
     return height, width
 
 
-def photometric(
+def measure_difference(
     color: Float[Tensor, "*batch 3 height width"], target: Float[Tensor, "*batch 3 height width"]
 ) -> Float[Tensor, ""]:
     """0.8 · mean |difference| + 0.2 · (1 - SSIM)."""
@@ -186,7 +189,7 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         if theirs.get(name) != value:
             raise UserError(
-                f"{path} was begun with {name} {_short(theirs.get(name))}, not {_short(value)}",
+                f"{path} was begun with {name} {_shorten(theirs.get(name))}, not {_shorten(value)}",
                 "the settings that it was begun with",
                 "resume with those, or begin anew in another `output`",
             )
@@ -194,7 +197,7 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def told_to_stop() -> Iterator[Callable[[], bool]]:
+def watch_interrupt() -> Iterator[Callable[[], bool]]:
     """A function that says whether Ctrl-C came since; a second Ctrl-C stops at once."""
     asked = False
 
@@ -214,6 +217,6 @@ def told_to_stop() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."

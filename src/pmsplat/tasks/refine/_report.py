@@ -49,24 +49,26 @@ class Summary:
         return self.history[-1]
 
 
-def pictures(fit: Fit, held_out: Views) -> UInt8[Tensor, "photo 3 height width"]:
+def draw_pictures(fit: Fit, held_out: Views) -> UInt8[Tensor, "photo 3 height width"]:
     """Renderings of the first few held-out photos, 8 bits."""
     few = held_out.at(slice(0, PICTURED))
-    drawn = torch.cat([rendering.color[0].cpu() for rendering in fit.drawn(few)])
+    drawn = torch.cat([rendering.color[0].cpu() for rendering in fit.draw(few)])
     return (drawn.clamp(0, 1) * 255).round().byte()
 
 
-def write(folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summary) -> None:
+def write_results(
+    folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summary
+) -> None:
     """gaussians.ply, sheet.png, psnr.png and, last, metrics.json."""
     save_ply(fit.gaussians, folder / "gaussians.ply")
     few = held_out.at(slice(0, PICTURED))
-    drawn = list(fit.drawn(few))
+    drawn = list(fit.draw(few))
     depths = torch.cat([rendering.depth[0].cpu() for rendering in drawn])
     near, far = depth_range(depths)
     rows = [
         ("held-out photo", list(few.images[0])),
-        (f"before: {_quality(summary.before)}", list(before.float() / 255)),
-        (f"after: {_quality(summary.after)}", [r.color[0, 0].cpu() for r in drawn]),
+        (f"before: {_describe(summary.before)}", list(before.float() / 255)),
+        (f"after: {_describe(summary.after)}", [r.color[0, 0].cpu() for r in drawn]),
         (f"depth, {near:.3g} to {far:.3g}", list(colorize_depth(depths, near, far))),
     ]
     contact_sheet(rows, folder / "sheet.png", height=SHEET_HEIGHT)
@@ -75,7 +77,7 @@ def write(folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summ
     write_summary(folder, summary)
 
 
-def keep_cameras(folder: Path, train: Views, held_out: Views) -> None:
+def write_all_cameras(folder: Path, train: Views, held_out: Views) -> None:
     """cameras.json of all photos, named, the ones optimised on first, at the size of the run."""
     assert train.names is not None and held_out.names is not None
     names = train.names[0] + held_out.names[0]
@@ -95,5 +97,5 @@ def draw_curve(path: Path, history: Sequence[Moment], title: str) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _quality(moment: Moment) -> str:
+def _describe(moment: Moment) -> str:
     return f"{moment.psnr:.2f} dB, SSIM {moment.ssim:.3f}, {moment.gaussians} Gaussians"

@@ -109,7 +109,7 @@ def write_results(
         write_colors(path, drawing.surface(folder), scale)
     _write_sheet(folder, drawings, scale.colors)
     if fps:
-        write_video(folder / "video.mp4", _frames(folder, drawings, track), fps)
+        write_video(folder / "video.mp4", _read_frames(folder, drawings, track), fps)
     size = drawings[0].picture.size
     cameras = Cameras.joined([drawing.picture.camera for drawing in drawings])
     write_depth_cameras(folder, cameras, [f"color/{s}.png" for s in stems], stems, size, scale)
@@ -154,7 +154,7 @@ def _write_sheet(folder: Path, drawings: list[Drawing], colors: tuple[float, flo
     write_sheet(folder, rows)
 
 
-def _frames(folder: Path, drawings: list[Drawing], track: Track) -> Iterator[np.ndarray]:
+def _read_frames(folder: Path, drawings: list[Drawing], track: Track) -> Iterator[np.ndarray]:
     """Colour beside coloured depth, with its legend."""
     for drawing in track(drawings, "writing the video", len(drawings)):
         both = [drawing.pixels(folder, kind) for kind in ("color", "depth_color")]

@@ -117,7 +117,7 @@ def video_path(cameras: Cameras, fps: int, seconds: float, stabilise: bool) -> C
     return trajectory.stabilise(path, STEADY * fps) if stabilise else path
 
 
-def write_path(path: Path, result: Result, cameras: Cameras, fps: int, track: Track) -> None:
+def write_video_along(path: Path, result: Result, cameras: Cameras, fps: int, track: Track) -> None:
     """The video that a camera on the path would take."""
     count = cameras.c2w.shape[1]
     larger = -(-LEAST_SIDE // min(result.context.size))
