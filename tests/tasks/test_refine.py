@@ -25,6 +25,7 @@ from pmsplat.scene import open_scene
 from pmsplat.tasks.cameras import from_file
 from pmsplat.tasks.refine import Options, _start, _strategy, refine
 from pmsplat.tasks.refine._cloud import Cloud, Parameters
+from pmsplat.tasks.refine._fit import wait_for
 from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
 from pmsplat.types import Cameras, Gaussians, Screen, Views
 from tests.scenes import random_cameras, random_gaussians
@@ -343,6 +344,14 @@ def test_held_out_photos_come_closer(
         with Image.open(out / picture) as image:
             assert len(np.unique(np.asarray(image.convert("L")))) > 20
     assert f"start: {start}, strategy: {strategy}" in said[0] and "s/step" in said[-1]
+
+
+def test_seconds_are_taken_when_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    wait_for(torch.device("cpu"))
+    wait_for(torch.device("cuda", 1))
+    assert waited == [torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize("strategy", ["default", "mcmc"])

@@ -23,7 +23,7 @@ from .._progress import Track, silently
 from ..options import format_size, pick_device
 from . import _report, _start
 from ._cloud import Cloud, Parameters
-from ._fit import Fit, Moment, choose_size, load_state, save_state, watch_interrupt
+from ._fit import Fit, Moment, choose_size, load_state, save_state, wait_for, watch_interrupt
 from ._options import (
     MOST,
     MOST_ON_CPU,
@@ -95,6 +95,7 @@ def refine(
         began = time.perf_counter()
         gaussians = _make_start(start, scene.points, train, chosen, device)
         fit = _begin_fit(gaussians, extent, chosen, device)
+        wait_for(device)
         took = time.perf_counter() - began
         _check_seen(fit, train, start)
         tell(f"Before: {_describe(fit.judge(test))}")
