@@ -232,7 +232,8 @@ class Prediction(Bundle):
 class Screen(Bundle):
     """Where the Gaussians fell on the images: what densification looks at.
 
-    `means` in pixels, with gradients; `radii` in pixels, 0 where a Gaussian is not seen.
+    `means` in pixels, with gradients; `radii` in pixels, 0 where a Gaussian is not seen: there the
+    mean may be any number (gsplat leaves it unwritten).
     """
 
     means: Float[Tensor, "batch target gaussian 2"]

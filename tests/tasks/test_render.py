@@ -148,7 +148,8 @@ def cli_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 def test_a_plane_in_any_unit(tmp_path: Path, unit: float) -> None:
     cameras = lookers(unit)
     out = tmp_path / "out"
-    summary = render(wall(unit), inria(tmp_path, cameras), out, QUIET)
+    options = replace(QUIET, median=True)
+    summary = render(wall(unit), inria(tmp_path, cameras), out, options)
     truth = surface(cameras, unit)
     normal = torch.einsum("vij,i->vj", cameras.c2w[0, :, :3, :3], torch.tensor([0.0, 0, -1]))
     for i, name in enumerate(NAMES):
@@ -167,6 +168,20 @@ def test_a_plane_in_any_unit(tmp_path: Path, unit: float) -> None:
         with Image.open(out / "alpha" / f"{name}.png") as counts:
             alpha = np.asarray(counts) / 65535
         np.testing.assert_allclose(alpha, array(out, "alpha", name), atol=1e-5)
+
+
+def test_a_renderer_without_median_depth_gets_it_from_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, said = ours(tmp_path, lookers()), list[str]()
+    options = replace(QUIET, median=True)
+    wanted = render(wall(), path, tmp_path / "one", options)
+    monkeypatch.setattr("pmsplat.tasks.render.draws_median", lambda backend, device: False)
+    got = render(wall(), path, tmp_path / "two", options, tell=said.append)
+    assert got == wanted and any("on the CPU" in line for line in said)
+    for name in NAMES:
+        one, two = (array(tmp_path / folder, "depth_median", name) for folder in ("one", "two"))
+        assert one.any() and torch.equal(one, two)
 
 
 @pytest.mark.parametrize("write", [ours, transforms, model, world_to_camera])
@@ -343,14 +358,15 @@ def test_a_second_run_replaces_the_first_and_foreign_files_stay(
     tmp_path: Path, cli_run: Callable[..., tuple[int, str]]
 ) -> None:
     cameras = str(inria(tmp_path, lookers()))
-    assert cli_run("--cameras", cameras, "--no-video")[0] == 0
+    assert cli_run("--cameras", cameras, "--no-video", "--median")[0] == 0
+    assert (tmp_path / "out/depth_median/front.png").is_file()
     code, said = cli_run("--cameras", cameras, "--every", "2", "--fps", "2")
     assert code == 0 and "into 2 pictures of 48x64" in said and "covered" in said
     out = tmp_path / "out"
     assert sorted(path.name for path in (out / "color").iterdir()) == ["beside.png", "front.png"]
     assert sorted(path.name for path in out.iterdir()) == [
-        "alpha", "cameras.json", "color", "depth", "depth_color", "depth_median", "metrics.json",
-        "normals", "sheet.png", "video.mp4",
+        "alpha", "cameras.json", "color", "depth", "depth_color", "metrics.json", "normals",
+        "sheet.png", "video.mp4",
     ]  # fmt: skip
     assert len(read_frames(out / "video.mp4")) == 2
     (out / "metrics.json").unlink()
@@ -461,7 +477,7 @@ def test_a_trained_scene_against_its_photos_and_points(shared: Path, tmp_path: P
     """Bonsai: PSNR inside the object, and depth at COLMAP's points but for one scale."""
     trained, photos = shared / "scenes/pretrained_3dgs", shared / "scenes/bonsai"
     cameras, out = trained / "bonsai_mini_cameras40.json", tmp_path / "out"
-    options = replace(QUIET, photos=photos / "images")
+    options = replace(QUIET, photos=photos / "images", median=True)
     gaussians = load_gaussians(trained / "bonsai-7k-mini.splat")
     summary = render(gaussians, cameras, out, options)
     inside = [view["psnr_inside"] for view in summary.views.values()]

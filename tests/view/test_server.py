@@ -243,7 +243,7 @@ def test_a_port_in_use_and_addresses_of_others_are_refused(tmp_path: Path, page:
         check_address("192.0.2.1", 8080)
     with pytest.raises(UserError, match="cannot be served"):
         check_address("no.such.host.invalid", 8080)
-    with pytest.raises(UserError, match="port 65536"):
+    with pytest.raises(UserError, match="`port=65536`"):
         check_address("127.0.0.1", 65536)
 
 

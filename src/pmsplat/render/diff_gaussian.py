@@ -34,7 +34,7 @@ from ._projection import NEAR_FRACTION, Blend, finite, view_color, world_to_came
 LICENCE = "Inria's, non-commercial"
 MODULES = ("diff_gaussian_rasterization", "diff_gaussian_rasterization_depth")
 CULLED_AT = 0.2  # z at which all forks cull; the world is scaled so that this is ours
-NO_MEDIAN = 15.0  # what Luiten's fork writes where no median is found
+NOT_FOUND = 15.0  # what Luiten's fork writes where no median is found
 REQUIRED = {
     "image_height", "image_width", "tanfovx", "tanfovy", "bg", "scale_modifier", "viewmatrix",
     "projmatrix", "sh_degree", "campos", "prefiltered",
@@ -75,6 +75,18 @@ def obstacle(device: torch.device) -> UserError | None:
     except UserError as problem:
         return problem
     return None
+
+
+def median_obstacle(device: torch.device) -> UserError | None:
+    """Why the installed fork draws no median depth, if so."""
+    fork = installed_fork(device)
+    if fork.median is not None:
+        return None
+    return UserError(
+        f"the installed fork draws no median depth: {fork}",
+        "extras without 'depth_median', or Luiten's fork",
+        "move Gaussians and cameras to the CPU, where backend='cpu' draws it",
+    )
 
 
 def installed_fork(device: torch.device) -> Fork:
@@ -151,7 +163,7 @@ def _probe(module: ModuleType, device: torch.device) -> Fork:
             found["depth"] = at
         elif _same(image, alpha, leaves):
             found["alpha"] = at
-        elif (image == NO_MEDIAN).all():
+        elif (image == NOT_FOUND).all():
             found["median"] = at
     return Fork(module, found.get("depth"), found.get("alpha"), found.get("median"))
 
@@ -251,12 +263,7 @@ def blend(
 ) -> Blend:
     """Projects and blends all scenes in float32, one view at a time."""
     fork = installed_fork(gaussians.means.device)
-    if median and fork.median is None:
-        raise UserError(
-            f"the installed fork draws no median depth: {fork}",
-            "extras without 'depth_median', or Luiten's fork",
-            "choose backend='reference', or move to the CPU for backend='cpu'",
-        )
+    assert not median or fork.median is not None, "see median_obstacle"
     gaussians, cameras = gaussians.to(torch.float32), cameras.to(torch.float32)
     gaussians, attributes = finite(gaussians, None if attributes is None else attributes.float())
     # Choose what to draw as colours, and what to take from the fork's own images.
@@ -361,5 +368,5 @@ def _grid(
 
 def _median(median: Tensor, alpha: Tensor, grow: Tensor) -> Tensor:
     """Luiten's median depth in scene units; 0 where the transmittance stays above one half."""
-    none = (median == NO_MEDIAN) & (alpha < 0.5 + 1e-3)
+    none = (median == NOT_FOUND) & (alpha < 0.5 + 1e-3)
     return torch.where(none, 0, median / grow[..., None, None]).detach()

@@ -9,7 +9,7 @@ from ..errors import UserError
 def check_address(host: str, port: int) -> None:
     """Raises UserError for a host that is not this machine, or a port that is in use."""
     if not 0 <= port <= 65535:
-        raise UserError(f"port {port}", "a number from 0 (any free port) to 65535", "use 8080")
+        raise UserError(f"`port={port}`", "a number from 0 (any free one) to 65535", "such as 8080")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as trial:
@@ -19,9 +19,9 @@ def check_address(host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise make_port_error(port) from error
         raise UserError(
-            f"host {host} with port {port} cannot be served ({error.strerror})",
+            f"`host={host}` and `port={port}` cannot be served ({error.strerror})",
             "an address of this machine and a port that you may use",
-            "use host 127.0.0.1, which only this machine can reach, and a port from 1024 on",
+            "leave out `host` for this machine alone, and use a port from 1024 on",
         ) from error
 
 
@@ -29,6 +29,6 @@ def make_port_error(port: int) -> UserError:
     """Returns the error for a port that another program uses."""
     return UserError(
         f"port {port} is in use",
-        "a free port",
-        "choose another port, or port 0 for any free one",
+        "a port that nobody serves",
+        "choose another `port`, or any that is free with `port=0`",
     )
