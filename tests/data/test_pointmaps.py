@@ -181,12 +181,11 @@ def test_examples_bring_true_points_mirrored_or_not(rooms: ChunkDataset, lessons
         assert views.depth is not None and views.pointmap is not None
         points = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)
         known = views.depth > 0
-        torch.testing.assert_close(views.pointmap[known], points[known], rtol=0, atol=4e-3)
-        assert views.pointmap_confidence is not None
-        assert torch.equal(views.pointmap_confidence > 0, known)
+        torch.testing.assert_close(views.pointmap.points[known], points[known], rtol=0, atol=4e-3)
+        assert torch.equal(views.pointmap.mask, known)
         handed = torch.linalg.det(views.cameras.c2w[0, 0, :3, :3])
         assert float(handed) > 0
-        similarity = umeyama(views.pointmap[known].double(), points[known].double())
+        similarity = umeyama(views.pointmap.points[known].double(), points[known].double())
         assert float((similarity - torch.eye(4).double()).abs().max()) < 1e-2
         mirrored += not torch.equal(views.images, _unmirrored(rooms, batch.scene[0], views.names))
     assert 0 < mirrored < 8
@@ -209,18 +208,17 @@ def test_a_scaled_scene_scales_its_pointmap(rooms: ChunkDataset, lessons: Lesson
     points = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)
     known = views.depth > 0
     reach = float(points[known].abs().max())
-    torch.testing.assert_close(views.pointmap[known], points[known], rtol=0, atol=1e-3 * reach)
+    found = views.pointmap.points[known]
+    torch.testing.assert_close(found, points[known], rtol=0, atol=1e-3 * reach)
 
 
 def test_cropping_takes_points_and_confidence_along(rooms: ChunkDataset, lessons: Lessons) -> None:
     batch = next(iter(rooms.taught(lessons).train(0, torch.zeros((), dtype=torch.int64))))
     small = crop(batch.context, (12, 16))
-    assert batch.context.pointmap is not None and batch.context.pointmap_confidence is not None
-    assert small.pointmap is not None and small.pointmap_confidence is not None
-    assert torch.equal(small.pointmap, batch.context.pointmap[:, :, 6:18, 8:24])
-    assert torch.equal(
-        small.pointmap_confidence, batch.context.pointmap_confidence[..., 6:18, 8:24]
-    )
+    whole, cut = batch.context.pointmap, small.pointmap
+    assert whole is not None and cut is not None
+    assert torch.equal(cut.points, whole.points[:, :, 6:18, 8:24])
+    assert torch.equal(cut.confidence, whole.confidence[..., 6:18, 8:24])
 
 
 def test_what_is_not_finite_is_unknown(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from math import degrees
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,9 +11,11 @@ from ..errors import UserError
 from ..geometry import camera
 from ..io.chunks import ChunkScene
 from ..scene.fit import crop, fit_depth, fit_image, fit_K, to_tensor
-from ..types import Batch, Cameras, Pointmap, Views
+from ..types import Batch, Bundle, Cameras, Pointmap, Views
 from ._pointmaps import Lessons
 from ._sampling import Frames, Sampler
+
+B = TypeVar("B", bound=Bundle)
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,8 @@ def make_batch(
     scene: ChunkScene, frames: Frames, recipe: Recipe, pointmap: Pointmap | None = None
 ) -> Batch:
     """The context and target views of one scene, batch axis 1; `pointmap` is of the former."""
-    context = fitted_views(scene, frames.context, recipe)
+    context = replace(fitted_views(scene, frames.context, recipe), pointmap=pointmap)
     target = fitted_views(scene, frames.target, recipe)
-    if pointmap is not None:
-        context = replace(
-            context, pointmap=pointmap.points, pointmap_confidence=pointmap.confidence
-        )
     if recipe.scale_near is not None:
         factor = recipe.scale_near / float(context.cameras.near.min())
         context, target = context.scaled(factor), target.scaled(factor)
@@ -145,18 +144,16 @@ def _join(parts: list[Views]) -> Views:
         blank = torch.zeros_like(parts[0].images[:, :, 0])
         depth = torch.cat([blank if views.depth is None else views.depth for views in parts])
     pointmaps = [views.pointmap for views in parts if views.pointmap is not None]
-    trust = [v.pointmap_confidence for v in parts if v.pointmap_confidence is not None]
-    cameras = [views.cameras for views in parts]
     return Views(
         images=torch.cat([views.images for views in parts]),
-        cameras=Cameras(
-            c2w=torch.cat([c.c2w for c in cameras]),
-            K=torch.cat([c.K for c in cameras]),
-            near=torch.cat([c.near for c in cameras]),
-            far=torch.cat([c.far for c in cameras]),
-        ),
+        cameras=_concatenate([views.cameras for views in parts]),
         depth=depth,
-        pointmap=torch.cat(pointmaps) if len(pointmaps) == len(parts) else None,
-        pointmap_confidence=torch.cat(trust) if len(trust) == len(parts) else None,
+        pointmap=_concatenate(pointmaps) if len(pointmaps) == len(parts) else None,
         names=tuple(row for views in parts for row in views.names or ()) or None,
     )
+
+
+def _concatenate(parts: list[B]) -> B:
+    """Bundles of tensors, nothing else, as one along the batch axis."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return type(parts[0])(*map(torch.cat, columns))

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..geometry import align, camera, se3
 from ..geometry.neighbors import FARTHEST
 from ..kernels import neighbors
-from ..types import StepOutput, Views
+from ..types import Pointmap, StepOutput, Views
 from ._schedule import Loss, Partial
 
 ALIGNMENTS = ("similarity", "scale")
@@ -50,12 +50,12 @@ def build(cfg: Config) -> Loss:
         if step.levels_left and not cfg.coarse:
             return None
         context = step.batch.context
-        teacher = _taught(context)
-        trust = context.pointmap_confidence
+        teacher = _teacher_pointmap(context)
         centers = context.cameras.c2w[..., :3, 3] if cfg.alignment == "scale" else None
         values, defined = _per_sample(
-            _points(step), teacher, trust if cfg.confidence else None, _mask(context, teacher, cfg),
-            None, centers, cfg.robust, cfg.detach, cfg.trim, cfg.clip,
+            _points(step), teacher.points, teacher.confidence if cfg.confidence else None,
+            trusted_pixels(teacher.confidence, cfg.distrust, cfg.border), None, centers,
+            cfg.robust, cfg.detach, cfg.trim, cfg.clip,
         )  # fmt: skip
         return Partial(values.mean(), (~defined).sum())
 
@@ -220,7 +220,7 @@ def trusted_pixels(
     return mask
 
 
-def _taught(context: Views) -> Float[Tensor, "batch view height width 3"]:
+def _teacher_pointmap(context: Views) -> Pointmap:
     if context.pointmap is None:
         raise UserError(
             "loss.pointmap on data without a teacher's pointmaps",
@@ -246,23 +246,6 @@ def _points(step: StepOutput) -> Float[Tensor, "batch view height width 3"]:
             "train such a model, or drop the loss: ~loss.pointmap",
         )
     return means.reshape(batch, views, height, width, 3)
-
-
-def _mask(
-    context: Views, teacher: Tensor, cfg: Config
-) -> Bool[Tensor, "batch view height width"] | None:
-    """Where the teacher counts; None where it does everywhere."""
-    trust = context.pointmap_confidence
-    if trust is None and (cfg.confidence or cfg.distrust):
-        raise UserError(
-            "loss.pointmap with confidence or distrust on data without pointmap_confidence",
-            "a teacher that says how far to trust it",
-            "leave both at their defaults",
-        )
-    if trust is None and not cfg.border:
-        return None
-    trust = torch.ones_like(teacher[..., 0]) if trust is None else trust
-    return trusted_pixels(trust, cfg.distrust, cfg.border)
 
 
 def check_options(owner: str, **options: Any) -> None:

@@ -74,8 +74,7 @@ def taught(
     def answered(batch: Batch, step: int) -> Batch:
         if batch.context.pointmap is not None or step < first:
             return batch
-        said = ask(teacher, batch.context)
-        context = replace(batch.context, pointmap=said.points, pointmap_confidence=said.confidence)
+        context = replace(batch.context, pointmap=ask(teacher, batch.context))
         return replace(batch, context=context)
 
     return dataset, answered
