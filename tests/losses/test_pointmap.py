@@ -376,8 +376,8 @@ def test_wrong_types_are_told() -> None:
     beginnings = (
         "pointmap of ndarray; wanted a torch.Tensor", "confidence of ndarray", "points of list",
         "mask of ndarray; wanted a torch.Tensor of bool", "centers of shape ndarray",
-        "pointmap_loss: robust=2.5; wanted a whole number", "pointmap_loss: detach='no'",
-        "pointmap_loss: trim=None; wanted a share", "pointmap of torch.complex64",
+        "robust=2.5; wanted a whole number", "detach='no'",
+        "trim=None; wanted a share", "pointmap of torch.complex64",
         "4 points a sample for a grid of 2.5 by 1", "4 points a sample for a grid of 2 by 2 by 1",
         "loss.pointmap.distrust='0.1'",
         "loss.pointmap.border=1.5", "loss.pointmap.robust=2.5", "loss.pointmap.confidence='yes'",
