@@ -9,7 +9,7 @@ at whether an optional part is there.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
@@ -101,6 +101,7 @@ class Partial:
     skipped: Tensor
 
 
+@runtime_checkable  # tests check annotations at run time
 class Loss(Protocol):
     """A scalar to minimize; None where it has nothing to say of this level of the prediction.
 

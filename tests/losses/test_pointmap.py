@@ -15,9 +15,10 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from pmsplat import registry
+from pmsplat.contracts import Partial
 from pmsplat.errors import UserError
 from pmsplat.geometry import align, camera, gaussian, se3
-from pmsplat.losses._schedule import Partial, Term, total
+from pmsplat.losses import Term, total
 from pmsplat.losses.pointmap import pointmap_loss, trusted_pixels
 from pmsplat.types import Pointmap, StepOutput
 from tests.scenes import random_gaussians

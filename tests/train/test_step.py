@@ -8,7 +8,7 @@ import torch
 
 from pmsplat import config, registry
 from pmsplat.evaluate.depth import depth_metrics
-from pmsplat.losses._schedule import Term
+from pmsplat.losses import Term
 from pmsplat.train.callbacks import SHARE, SHOWN, _running, row_of, shown
 from pmsplat.train.module import TrainingModule
 from pmsplat.train.step import Outcome, training_step

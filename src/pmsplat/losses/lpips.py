@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import Loss
 from ..foundation.lpips import load
 from ..types import StepOutput
-from ._schedule import Loss
 
 
 @dataclass

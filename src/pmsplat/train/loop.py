@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..evaluate.protocol import find_lpips
 from ..io.files import write_text
 from ..io.weights import Header, check_same, save_checkpoint
-from ..losses._schedule import Term
+from ..losses import Term
 from ..types import Batch
 from ..zoo.init import initialise
 from ..zoo.load import WEIGHTS, load

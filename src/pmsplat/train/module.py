@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ..errors import UserError
 from ..evaluate import protocol
 from ..foundation.lpips import LPIPS
-from ..losses._schedule import Term
+from ..losses import Term
 from ..types import Batch
 from . import optim
 from .callbacks import TERM

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..evaluate.metrics import psnr
 from ..evaluate.protocol import Pipeline
-from ..losses._schedule import Term, total
+from ..losses import Term, total
 from ..types import Batch, StepOutput
 
 
