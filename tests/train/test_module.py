@@ -9,7 +9,7 @@ import torch
 from pmsplat import config
 from pmsplat.errors import UserError
 from pmsplat.evaluate.protocol import Row
-from pmsplat.train import teaching
+from pmsplat.train import pointmaps
 from pmsplat.train.module import TrainingModule
 from pmsplat.train.step import Outcome
 from pmsplat.types import Pointmap, Views
@@ -74,10 +74,10 @@ def test_the_teacher_is_not_asked_before_its_loss_begins(
         points = torch.zeros(*views.images.shape[:2], *views.size, 3)
         return Pointmap(points, torch.ones_like(points[..., 0]))
 
-    monkeypatch.setattr("pmsplat.train.teaching.ask", ask)
+    monkeypatch.setattr("pmsplat.train.pointmaps.ask", ask)
     overrides = ["+experiment=demo_tiny", "teacher=given", "teacher.cache=null"]
     experiment = config.compose([*overrides, "+loss.pointmap={start_step: 3}"])
-    _, answered = teaching.taught(experiment, None, print)
+    _, answered = pointmaps.taught(experiment, None, print)
     assert answered is not None
     depth, _ = random_depths(generator, dtype=torch.float32)
     batch = depth_only(depth, None).batch

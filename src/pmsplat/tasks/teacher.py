@@ -18,7 +18,7 @@ from ..data._pointmaps import Answer, Damaged, Identity, Lessons, Missing, Passe
 from ..errors import UserError
 from ..foundation.teachers import Teacher, ask
 from ..io.chunks import Chunk, Split
-from ..train import teaching
+from ..train import pointmaps
 from ..train.settings import Experiment
 from ._progress import Track, silently
 from .options import pick_device
@@ -64,8 +64,8 @@ def cache(
             "cache is asked in training and needs no `teacher cache`",
         )
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
-    teacher = teaching.build(settings)
-    lessons = teaching.lessons(settings, teacher, dataset)
+    teacher = pointmaps.build(settings)
+    lessons = pointmaps.lessons(settings, teacher, dataset)
     assert lessons is not None
     split, shelf = dataset.split("train"), lessons.shelf()
     rank, ranks = rank_of_ranks()

@@ -27,7 +27,7 @@ from ..losses import Term
 from ..types import Batch
 from ..zoo.init import initialise
 from ..zoo.load import WEIGHTS, load
-from . import optim, teaching
+from . import optim, pointmaps
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
 from .module import TrainingModule
@@ -114,7 +114,7 @@ def _data(
     """The data, opened once before anything slow, so that a wrong path is told at once; and who
     teaches in the step."""
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
-    dataset, ask = teaching.taught(experiment, dataset, tell)
+    dataset, ask = pointmaps.taught(experiment, dataset, tell)
     data = DataModule(dataset, experiment)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes start later
         data.prepare_data()
