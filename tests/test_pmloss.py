@@ -253,7 +253,7 @@ def test_what_is_no_teacher_is_told(views: Views, points: Tensor) -> None:
             answer = super().forward(views)
             return Pointmap(answer.points[:, :, ::2], answer.confidence[:, :, ::2])
 
-    with pytest.raises(UserError, match="an answer of type Tensor from the teacher 'stand'"):
+    with pytest.raises(UserError, match="a value of type Tensor from the teacher 'stand'"):
         PointmapLoss(Other(world_points(views)))(points, views.images)
     with pytest.raises(UserError, match=r"points of shape \(2, 2, 7, 28, 3\) from the teacher"):
         PointmapLoss(Small(world_points(views)))(points, views.images)

@@ -10,7 +10,7 @@ against the dataclass it belongs to. A key that no dataclass has is an error tha
     +loss.pointmap={}               a further loss, as config/loss/pointmap.yaml has it
     +loss.lab.sparsity.weight=0.1   one of yours, here module lab.sparsity; ~loss.lpips drops one
     loss=[photometric,pointmap]     several files of config/loss together
-    teacher=vggt                    a file of config/teacher: whom losses such as pointmap ask
+    teacher=vggt                    a file of config/teacher, for losses such as pointmap
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from . import registry
 from .errors import UserError
 from .train import optim
-from .train.settings import Component, Experiment, LossTerm, Renderer, Teacher, Trainer
+from .train.settings import Component, Experiment, LossTerm, Renderer, TeacherSettings, Trainer
 
 GROUPS = {
     "model": "models",
@@ -250,7 +250,7 @@ def _loss(key: str, given: Any) -> LossTerm:
     )
 
 
-def _teacher(given: Any) -> Teacher | None:
+def _teacher(given: Any) -> TeacherSettings | None:
     settings = _mapping("teacher", given)
     if not settings:
         return None
@@ -259,7 +259,7 @@ def _teacher(given: Any) -> Teacher | None:
         own = [f.name for f in fields(registry.module("foundation.teachers", name).Config)]
         registry.check_keys(settings, [*own, *TEACHER_KEYS], f"teacher {name!r}")
     component = _component("teacher", {"name": name, **settings})
-    frame = typed(Teacher, common, "teacher")
+    frame = typed(TeacherSettings, common, "teacher")
     return replace(frame, settings=component.settings)
 
 

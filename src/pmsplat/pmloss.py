@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import registry
+from .contracts import Teacher
 from .errors import UserError
-from .foundation.teachers import Teacher, ask
+from .foundation.teachers import query_teacher
 from .losses.pointmap import Options, compare
 from .types import Cameras, Pointmap, Views
 
@@ -119,7 +120,7 @@ class PointmapLoss(nn.Module):
             cameras = _placeholder_cameras(images)
         views = Views(images.detach().float(), cameras)
         views = views if self.device is None else views.to(self.device)
-        return ask(self.teacher, views), cameras
+        return query_teacher(self.teacher, views), cameras
 
 
 def _check_device(device: str | torch.device | None) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmsplat.data._index import make_index, make_outside_index, read_index, write_index
-from pmsplat.data._sampling import Frames
+from pmsplat.data import Frames, make_index, make_outside_index, read_index, write_index
 from pmsplat.errors import UserError
 
 PUBLISHED = {

@@ -12,7 +12,7 @@ from ..geometry import camera
 from ..io.chunks import ChunkScene
 from ..scene.fit import crop, fit_depth, fit_image, fit_K, to_tensor
 from ..types import Batch, Bundle, Cameras, Pointmap, Views
-from ._pointmaps import Lessons
+from ._pointmaps import PointmapCache
 from ._sampling import Frames, Sampler
 
 B = TypeVar("B", bound=Bundle)
@@ -27,8 +27,8 @@ class Recipe:
     ones: see `scene.fit`. `near` and `far` in scene units, None: those that the scene carries.
     `scale_near`: scale the scene so that the nearest context view's near is this. Scenes with a
     field of view beyond `max_fov` degrees or a camera coordinate beyond `max_translation` are
-    skipped. `flip` is the probability of a mirrored training example. `lessons`: training examples
-    bring a teacher's pointmaps.
+    skipped. `flip` is the probability of a mirrored training example. `pointmaps`: training
+    examples have a teacher's pointmaps, read from this cache.
     """
 
     size: tuple[int, int]
@@ -41,7 +41,7 @@ class Recipe:
     flip: float = 0.0
     max_fov: float = 100.0
     max_translation: float = float("inf")
-    lessons: Lessons | None = None
+    pointmaps: PointmapCache | None = None
 
 
 class Unusable(Exception):

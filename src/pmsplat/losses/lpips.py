@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ..contracts import Loss
+from ..contracts import LPIPS, Loss
 from ..foundation.lpips import load
 from ..types import StepOutput
+
+WANTS = {LPIPS}
 
 
 @dataclass

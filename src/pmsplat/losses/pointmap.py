@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..contracts import Loss, Partial
+from ..contracts import POINTMAP, Loss, Partial
 from ..errors import UserError
 from ..geometry import align, camera, se3
 from ..geometry.neighbors import FARTHEST
 from ..kernels import neighbors
 from ..types import Cameras, Pointmap, StepOutput
 
+WANTS = {POINTMAP}
 ALIGNMENTS = ("similarity", "scale")
 
 

@@ -37,10 +37,11 @@ class TrainingModule(LightningModule):
         model: nn.Module,
         terms: Mapping[str, Term],
         lpips: LPIPS | None = None,
-        ask: Callable[[Batch, int], Batch] | None = None,
+        add_pointmap: Callable[[Batch, int], Batch] | None = None,
     ) -> None:
         super().__init__()
-        self.experiment, self.model, self.terms, self.ask = experiment, model, terms, ask
+        self.experiment, self.model, self.terms = experiment, model, terms
+        self.add_pointmap = add_pointmap
         self.lpips = [lpips]  # in a list: measured with, not trained and not saved
         renderer = experiment.renderer
         self.pipeline = protocol.pipeline(model, renderer.name, renderer.background)
@@ -63,8 +64,8 @@ class TrainingModule(LightningModule):
         data.step.fill_(self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        if self.ask is not None:
-            batch = self.ask(batch, self.global_step)
+        if self.add_pointmap is not None:
+            batch = self.add_pointmap(batch, self.global_step)
         outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
         shown = {"loss": outcome.loss.detach(), **outcome.quality}
         terms = {f"{TERM}{name}": value for name, value in outcome.terms.items()}

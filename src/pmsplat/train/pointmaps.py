@@ -1,100 +1,80 @@
-"""The teacher of a run: what it said, from disk, or asked in the step."""
+"""The pointmaps of a run: read from a cache, or computed by the teacher in the training step."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from .. import registry
-from ..data._dataset import ChunkDataset
-from ..data._pointmaps import Identity, Lessons
+from ..contracts import POINTMAP, CachingDataset, Dataset, Teacher, caching_dataset
 from ..errors import UserError
-from ..foundation.teachers import Teacher as Asked
-from ..foundation.teachers import ask
+from ..foundation.teachers import query_teacher
 from ..types import Batch
-from .settings import Experiment, LossTerm, Teacher
-
-LISTENER = "pointmap"  # the loss that wants a teacher
+from .settings import Experiment, LossTerm, TeacherSettings
 
 
-def build(settings: Teacher) -> Asked:
-    """The teacher itself; its weights are read when it is first asked."""
+def build_teacher(settings: TeacherSettings) -> Teacher:
+    """The teacher itself; its weights are read at its first call."""
     return registry.build("foundation.teachers", settings.name, settings.settings)
 
 
-def lessons(settings: Teacher, teacher: Asked, dataset: Any) -> Lessons | None:
-    """Where its pointmaps are kept; None for a run without a cache.
-
-    A relative `cache` is beside the splits, in the root of the dataset. UserError for a dataset
-    that is not of chunks.
-    """
-    if settings.cache is None:
-        return None
-    if not isinstance(dataset, ChunkDataset):
-        raise UserError(
-            f"teacher.cache={settings.cache} with a dataset that is not of chunks "
-            f"({type(dataset).__name__})",
-            "one of chunks, whose pointmaps lie beside them",
-            "set teacher.cache=null: the teacher is then asked in training, and needs no "
-            "`pmsplat teacher cache`",
-        )
-    recipe = dataset.recipe
-    fit = "scaled and cut" if recipe.resize else "cut"
-    if teacher.posed:
-        fit += ", exact principal points" if recipe.exact else ", published principal points"
-    identity = Identity(teacher.name, teacher.revision, recipe.size, fit, settings.windows)
-    folder = dataset.root / Path(settings.cache) / "train"
-    return Lessons(folder, identity, required=settings.missing == "error")
+def require_cache(experiment: Experiment, dataset: Dataset) -> CachingDataset:
+    """The dataset as one that can keep pointmaps; UserError naming the part that it lacks."""
+    return caching_dataset(
+        dataset,
+        f"the dataset {experiment.dataset.name!r}",
+        "set teacher.cache=null: the teacher then runs in every training step, and needs no "
+        "`pmsplat teacher cache`",
+    )
 
 
-def taught(
-    experiment: Experiment, dataset: Any, tell: Callable[[str], None]
-) -> tuple[Any, Callable[[Batch, int], Batch] | None]:
-    """The dataset with what is on disk, and who completes the batches that come without, from the
-    step on at which a loss listens.
+def with_pointmaps(
+    experiment: Experiment, dataset: Dataset, tell: Callable[[str], None]
+) -> tuple[Dataset, Callable[[Batch, int], Batch] | None]:
+    """The dataset with the pointmaps of the cache, and a function that adds missing ones.
 
-    Raises UserError for a teacher that no loss listens to, and for a loss that wants one.
+    The function takes a batch and the step; it runs the teacher from the first step at which a loss
+    wants a pointmap. None where the cache has all pointmaps, or the run has no teacher. Raises
+    UserError for a teacher that no loss wants, and for a loss that wants one in a run without.
     """
     settings = experiment.teacher
-    listeners = _listeners(experiment)
+    terms = {k: t for k, t in experiment.losses_that_want(POINTMAP).items() if t.weight}
+    _check_losses(experiment, terms)
     if settings is None:
         return dataset, None
-    first = min(term.start_step for term in listeners)
-    teacher = build(settings)
-    kept = lessons(settings, teacher, dataset)
-    if kept is not None:
+    teacher = build_teacher(settings)
+    if settings.cache is not None:
         tell(
             f"Context views are frames that {teacher.name} saw together: every "
             f"{settings.windows.every}-th, up to {settings.windows.frames} at a time."
         )
-        dataset = dataset.taught(kept)
-        if kept.required:
+        required = settings.missing == "error"
+        caching = require_cache(experiment, dataset)
+        cache = caching.pointmap_cache(teacher, settings.cache, settings.windows, required)
+        dataset = caching.with_pointmaps(cache)
+        if required:
             return dataset, None
+    first_step = min(term.start_step for term in terms.values())
 
-    def answered(batch: Batch, step: int) -> Batch:
-        if batch.context.pointmap is not None or step < first:
+    def add_pointmap(batch: Batch, step: int) -> Batch:
+        if batch.context.pointmap is not None or step < first_step:
             return batch
-        context = replace(batch.context, pointmap=ask(teacher, batch.context))
-        return replace(batch, context=context)
+        pointmap = query_teacher(teacher, batch.context)
+        return replace(batch, context=replace(batch.context, pointmap=pointmap))
 
-    return dataset, answered
+    return dataset, add_pointmap
 
 
-def _listeners(experiment: Experiment) -> list[LossTerm]:
-    """Losses that a teacher may be asked for, which those of other people (a dotted name) are too:
-    of them nothing is known."""
-    terms = [term for term in experiment.loss.values() if term.weight]
-    listeners = [term for term in terms if term.name == LISTENER or "." in term.name]
-    if experiment.teacher is None and any(term.name == LISTENER for term in terms):
+def _check_losses(experiment: Experiment, terms: dict[str, LossTerm]) -> None:
+    """UserError where a teacher is set and no loss wants its pointmaps, or the other way round."""
+    if experiment.teacher is None and terms:
+        key = next(iter(terms))
         raise UserError(
-            f"loss.{LISTENER} without a teacher",
+            f"loss.{key} without a teacher",
             "a run with one",
-            f"choose one, as teacher=vggt, or drop the loss: ~loss.{LISTENER}",
+            f"choose one, as teacher=vggt, or drop the loss: ~loss.{key}",
         )
-    if experiment.teacher is not None and not listeners:
+    if experiment.teacher is not None and not terms:
         raise UserError(
-            f"the teacher {experiment.teacher.name!r} and no loss that listens to it",
-            f"loss.{LISTENER}",
-            f"add it (+loss.{LISTENER}={{}}), or drop the teacher (teacher=null)",
+            f"teacher {experiment.teacher.name!r} is set, but no loss uses it",
+            "loss.pointmap, or a loss whose module has WANTS = {'pointmap'}",
+            "add it (+loss.pointmap={}), or drop the teacher (teacher=null)",
         )
-    return listeners

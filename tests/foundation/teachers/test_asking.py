@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pmsplat.errors import UserError
-from pmsplat.foundation.teachers import _network, ask, given
+from pmsplat.foundation.teachers import _network, given, query_teacher
 from pmsplat.geometry import camera
 from pmsplat.types import Pointmap, Views
 from tests.foundation.teachers.scene import known_views, world_points
@@ -27,15 +27,15 @@ class Answering:
 def test_a_trainers_autocast_does_not_reach_the_teacher(generator: torch.Generator) -> None:
     views = known_views(20, 30, generator)
     teacher = given.build(given.Config(blur=1.0, downsample=2))
-    expected = ask(teacher, views)
+    expected = query_teacher(teacher, views)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(ask(teacher, views).points, expected.points)
+        assert torch.equal(query_teacher(teacher, views).points, expected.points)
 
 
 def test_gradients_end_at_the_teacher(generator: torch.Generator) -> None:
     views = known_views(14, 14, generator)
     points = world_points(views).requires_grad_()
-    answer = ask(Answering(Pointmap(points, points[..., 0].exp())), views)
+    answer = query_teacher(Answering(Pointmap(points, points[..., 0].exp())), views)
     assert not answer.points.requires_grad and not answer.confidence.requires_grad
 
 
@@ -57,7 +57,7 @@ def test_an_answer_that_is_none_is_told(
         for name, part in zip(("points", "confidence"), parts, strict=True):
             object.__setattr__(answer, name, part)
     with pytest.raises(UserError, match=words):
-        ask(Answering(answer), views)
+        query_teacher(Answering(answer), views)
 
 
 def test_a_plane_comes_back_up_without_a_shift(generator: torch.Generator) -> None:
