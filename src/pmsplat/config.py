@@ -11,6 +11,7 @@ against the dataclass it belongs to. A key that no dataclass has is an error tha
     +loss.lab.sparsity.weight=0.1   one of yours, here module lab.sparsity; ~loss.lpips drops one
     loss=[photometric,pointmap]     several files of config/loss together
     teacher=vggt                    a file of config/teacher, for losses such as pointmap
+    teacher=null                    no teacher
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,8 @@ def compose(overrides: Sequence[str]) -> Experiment:
             )
         group = override.key_or_group.lstrip("/")
         value = override.value()
-        if group not in (*GROUPS, "experiment") or override.is_delete() or isinstance(value, dict):
+        is_group = group in (*GROUPS, "experiment") and (group, value) != ("teacher", None)
+        if not is_group or override.is_delete() or isinstance(value, dict):
             values.append(override)
         elif group == "loss" and isinstance(value, list):
             files.append(f"loss=[{','.join(name for name in value if _has_file(group, name))}]")

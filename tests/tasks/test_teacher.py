@@ -155,9 +155,9 @@ def test_training_reads_what_the_teacher_said_and_does_not_ask(
 def test_training_never_goes_on_without_the_term(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no pointmaps at .*000000\.zip.*teacher cache"):
         train.run(experiment(root, tmp_path / "none", f"output='{tmp_path}/out'"))
-    without = config.compose(overrides(root, f"output='{tmp_path}/out'"))
+    without = config.compose(overrides(root, f"output='{tmp_path}/out'", "teacher=null"))
     with pytest.raises(UserError, match=r"loss\.pointmap without a teacher"):
-        train.run(replace(without, teacher=None))
+        train.run(without)
     unheard = config.compose(overrides(root, f"output='{tmp_path}/out'", "~loss.pointmap"))
     with pytest.raises(UserError, match="no loss uses it"):
         train.run(unheard)
@@ -325,9 +325,8 @@ def test_a_foreign_dataset_with_all_parts_is_cached_and_validated_as_ours(
 
 
 def test_validation_needs_an_evaluation_stream(root: Path, tmp_path: Path) -> None:
-    settings = ("trainer.validate_every=3", "~loss.pointmap")
+    settings = ("trainer.validate_every=3", "teacher=null", "~loss.pointmap")
     made = config.compose([*overrides(root, f"output='{tmp_path}/out'"), *settings])
-    made = replace(made, teacher=None)
     dataset = train.settings.Component(
         "tests.lab.rooms", rooms.Config(f"{root}/data", parts=["train"])
     )
