@@ -257,7 +257,7 @@ class Rendering(Bundle):
 
     `depth` is the expected z, Σzαt / Σαt, 0 where nothing was hit; `depth_median` the z at which
     the transmittance crosses one half, without gradient; `attributes` are blended with the weights
-    of the colour and no background.
+    of the color and no background.
     """
 
     color: Float[Tensor, "batch target 3 height width"]
@@ -292,7 +292,7 @@ class StepOutput(Bundle):
         if not self.renderings:
             raise UserError(
                 "nothing rendered, because the model predicts depth alone",
-                "a model with Gaussians for a loss on colour",
+                "a model with Gaussians for a loss on color",
                 "train with loss=depth, or with model.gaussians=true",
             )
         return self.renderings[-1]

@@ -22,7 +22,7 @@ B = TypeVar("B", bound=Bundle)
 class Recipe:
     """How scenes become batches.
 
-    `size` is the (height, width) of the batch; `resize` scales photos to cover it before the centre
+    `size` is the (height, width) of the batch; `resize` scales photos to cover it before the center
     is cut out, else it is cut from the photos as stored. `exact` principal points or the published
     ones: see `scene.fit`. `near` and `far` in scene units, None: those that the scene carries.
     `scale_near`: scale the scene so that the nearest context view's near is this. Scenes with a
@@ -45,7 +45,7 @@ class Recipe:
 
 
 class Unusable(Exception):
-    """Why a scene is passed over, in the words of the log."""
+    """Why a scene is skipped, in the words of the log."""
 
 
 def make_batch(
@@ -133,9 +133,9 @@ def _bound(carried: Tensor | None, given: float | None, index: list[int]) -> Ten
 def _join(parts: list[Views]) -> Views:
     shapes = {tuple(views.images.shape[1:]) for views in parts}
     if len(shapes) > 1:
-        told = " and ".join(f"{v} views of {h}x{w}" for v, _, h, w in sorted(shapes))
+        sizes = " and ".join(f"{v} views of {h}x{w}" for v, _, h, w in sorted(shapes))
         raise UserError(
-            f"examples of {told} in one batch",
+            f"examples of {sizes} in one batch",
             "one size and one number of views",
             "use batch size 1, or the same number of views for every example",
         )

@@ -214,7 +214,7 @@ class _File:
             stored, made_of = dict(manifest["identity"]), manifest.get("chunk")
             self.scenes = dict(manifest["scenes"])
         except _DAMAGED as error:
-            raise self._damaged(error) from error
+            raise self._damage_error(error) from error
         key.check(stored, path)
         if made_of != fingerprint(chunk):
             raise StalePointmaps(
@@ -235,7 +235,7 @@ class _File:
             entry = dict(self.scenes[scene])
             frames, reason = entry["frames"], entry.get("unusable")
         except _DAMAGED as error:
-            raise self._damaged(error) from error
+            raise self._damage_error(error) from error
         if frames != snapped.count:
             raise StalePointmaps(
                 f"{self.path} has pointmaps of scene {scene!r} when it had {frames} frames",
@@ -255,7 +255,7 @@ class _File:
                 ]
             )[None].float()
         except _DAMAGED as error:
-            raise self._damaged(error) from error
+            raise self._damage_error(error) from error
         points = values[:, :, :3].movedim(2, -1) * place[3] + place[:3]
         return Pointmap(points.contiguous(), values[:, :, 3].contiguous())
 
@@ -275,7 +275,7 @@ class _File:
             raise ValueError(f"{name} of {info.file_size} bytes")
         return self.archive.read(info)
 
-    def _damaged(self, error: Exception) -> "DamagedPointmaps":
+    def _damage_error(self, error: Exception) -> "DamagedPointmaps":
         return DamagedPointmaps(
             f"{self.path} is damaged ({type(error).__name__}: {error})",
             "a file that `pmsplat teacher cache` wrote",

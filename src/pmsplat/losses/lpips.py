@@ -1,4 +1,4 @@
-"""LPIPS of the rendered colour: perceptual distance in the features of VGG-16."""
+"""LPIPS of the rendered color: perceptual distance in the features of VGG-16."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Mean squared error of the rendered colour."""
+"""Mean squared error of the rendered color."""
 
 from dataclasses import dataclass
 

@@ -133,7 +133,7 @@ def pointmap_loss(
     confidence 0, are nowhere: not in the alignment, not on the teacher's surface, not in the mean,
     so their prediction gets no pull; what stands there may be NaN. `centers`: the pointmap is depth
     along known poses, in the world but for its unit, so each view's points keep to their rays from
-    its camera centre, and one scale for all of a sample is fitted. `robust`: rounds of
+    its camera center, and one scale for all of a sample is fitted. `robust`: rounds of
     `align.trusted`; with 20 up to about 45 % of grossly wrong pixels leave the alignment where it
     is (they still count in the mean: mask or `trim` them); its weights carry no gradient. `trim`:
     share of the weight to drop at the largest distances. `clip`: samples above it are multiplied by

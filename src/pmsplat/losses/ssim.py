@@ -1,4 +1,4 @@
-"""Structural dissimilarity of the rendered colour, 1 - SSIM.
+"""Structural dissimilarity of the rendered color, 1 - SSIM.
 
 Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", TIP 2004;
 as a loss of Gaussians: Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field

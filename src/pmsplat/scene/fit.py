@@ -28,7 +28,7 @@ def covering_size(size: Size, wanted: Size) -> Size:
     return round(size[0] * factor), round(size[1] * factor)
 
 
-def centre_window(size: Size, wanted: Size) -> Size:
+def center_window(size: Size, wanted: Size) -> Size:
     """(top, left) of the centred window; an odd remainder leaves the extra pixel below, right.
 
     Raises UserError where the window is larger than the image.
@@ -72,7 +72,7 @@ def crop_K(
     K: Float[Tensor, "*batch 3 3"], before: Size, size: Size, exact: bool = True
 ) -> Float[Tensor, "*batch 3 3"]:
     """Normalised intrinsics after cutting the centre; `exact` as the head of this file says."""
-    moved = camera.crop_K(K, before, centre_window(before, size), size)
+    moved = camera.crop_K(K, before, center_window(before, size), size)
     if exact:
         return moved
     return torch.cat([moved[..., :2], K[..., 2:]], dim=-1)
@@ -83,7 +83,7 @@ def crop(views: Views, size: Size, exact: bool = True) -> Views:
     before = views.size
     if before == size:
         return views
-    top, left = centre_window(before, size)
+    top, left = center_window(before, size)
     window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
     cameras = replace(views.cameras, K=crop_K(views.cameras.K, before, size, exact))
     return replace(
@@ -133,5 +133,5 @@ def to_tensor(images: list[UInt8[np.ndarray, "height width 3"]]) -> Float[Tensor
 
 
 def _cut(pixels: np.ndarray, size: Size) -> np.ndarray:
-    top, left = centre_window((pixels.shape[0], pixels.shape[1]), size)
+    top, left = center_window((pixels.shape[0], pixels.shape[1]), size)
     return pixels[top : top + size[0], left : left + size[1]]

@@ -163,7 +163,7 @@ def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
 
 def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], None]) -> None:
     """Names the settings that a resumed run changes: the user means them, or forgot them."""
-    old, new = _flat(before), _flat(json.loads(json.dumps(asdict(experiment))))
+    old, new = _flatten(before), _flatten(json.loads(json.dumps(asdict(experiment))))
     for values in (old, new):
         values.pop("trainer.resume", None)
     changes = [
@@ -175,13 +175,13 @@ def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], Non
         tell(f"Goes on with other settings than before: {', '.join(changes)}")
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names, the components' own beside their common ones."""
     if not isinstance(value, dict):
         return {path: value}
     found: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= _flat(inner, path if key == "settings" else f"{path}.{key}".lstrip("."))
+        found |= _flatten(inner, path if key == "settings" else f"{path}.{key}".lstrip("."))
     return found
 
 

@@ -68,12 +68,12 @@ def test_a_plane_comes_back_up_without_a_shift(generator: torch.Generator) -> No
     maps = slope.expand(1, 1, 4, small)[..., None]
     expected = 1 + (torch.arange(full) + 0.5) / full
     errors = {
-        floor: (_network.restored(maps, 4, full, floor)[0, 0, 0, :, 0] - expected).mean() * full
+        floor: (_network.restore_size(maps, 4, full, floor)[0, 0, 0, :, 0] - expected).mean() * full
         for floor in (False, True)
     }
     assert abs(errors[False]) < 0.02 and errors[True] == pytest.approx(-0.5, abs=0.05)
     views = known_views(28, 42, generator)
     assert views.depth is not None
-    points = _network.unprojected(views.depth, views.cameras.c2w, views.cameras, 28, 42)
+    points = _network.unproject_depth(views.depth, views.cameras.c2w, views.cameras, 28, 42)
     expected = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)
     torch.testing.assert_close(points, expected)
