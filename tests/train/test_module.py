@@ -39,7 +39,7 @@ def test_a_loss_that_passes_over_every_sample_for_long_stops_the_run(
             module.training_step(batch, 0)
 
     steps(0, 18, skipped=2)
-    steps(18, 19, skipped=1)  # one sample was taught: the count begins anew
+    steps(18, 19, skipped=1)  # one sample counted: the count starts again
     steps(19, 38, skipped=2)
     steps(38, 39, skipped=2)  # 20 in a row, told where the log is written
     with pytest.raises(UserError, match=r"loss\.pointmap skipped every .* 21 steps.*~loss\.po"):

@@ -225,6 +225,7 @@ class _File:
         self.numbers = {key: number for number, key in enumerate(self.scenes)}
 
     def read(self, scene: str, snapped: Snapped) -> Pointmap:
+        # Look the scene up: it must be there, of the same length as then, and not skipped.
         if scene not in self.numbers:
             raise MissingPointmaps(
                 f"{self.path} has no pointmaps of scene {scene!r}",
@@ -244,6 +245,8 @@ class _File:
             )
         if reason is not None:
             raise SkippedScene(str(reason))
+
+        # Unpack its frames, and put their points back where the window has them.
         try:
             place = torch.tensor(entry["windows"][snapped.window])
             if place.shape != (4,) or not bool(place.isfinite().all() & (place[3] > 0)):

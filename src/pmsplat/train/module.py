@@ -67,6 +67,8 @@ class TrainingModule(LightningModule):
         if self.add_pointmap is not None:
             batch = self.add_pointmap(batch, self.global_step)
         outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
+
+        # Collect what is logged, and count the samples that losses skipped.
         shown = {"loss": outcome.loss.detach(), **outcome.quality}
         terms = {f"{TERM}{name}": value for name, value in outcome.terms.items()}
         shown |= terms
@@ -78,14 +80,16 @@ class TrainingModule(LightningModule):
                 samples == len(batch.scene)
             )
         if (self.global_step + 1) % self.experiment.trainer.log_every == 0:
-            self._check_steps()  # which waits for the device, as writing the log does
+            self._check_steps()  # waits for the device, as writing the log does
         for group in self.trainer.optimizers[0].param_groups:
             shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
         self.log_dict(
             {f"train/{name}": value for name, value in shown.items()}, batch_size=len(batch.scene)
         )
+
+        # Where the loss is not finite, make every gradient NaN, so that all devices skip the step.
         finite = outcome.loss.detach().isfinite()
-        loss = outcome.loss * torch.where(finite, 1.0, torch.nan)  # else no gradient is, anywhere
+        loss = outcome.loss * torch.where(finite, 1.0, torch.nan)
         return {"loss": loss, **terms, **outcome.quality}
 
     def _check_steps(self) -> None:
