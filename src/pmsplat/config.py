@@ -11,7 +11,8 @@ unknown key is an error that names the nearest valid one.
     +loss.lab.sparsity.weight=0.1   a loss of your own, here the module lab.sparsity
     ~loss.lpips                     drops a loss
     loss=[photometric,pointmap]     several files of config/loss together
-    teacher=vggt                    a file of config/teacher: whom losses such as pointmap ask
+    teacher=vggt                    a file of config/teacher, for losses such as pointmap
+    teacher=null                    no teacher
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from . import registry
 from .errors import UserError
 from .train import optim
-from .train.settings import Component, Experiment, LossTerm, Renderer, Teacher, Trainer
+from .train.settings import Component, Experiment, LossTerm, Renderer, TeacherSettings, Trainer
 
 GROUPS = {
     "model": "models",
@@ -97,7 +98,8 @@ def compose(overrides: Sequence[str]) -> Experiment:
             )
         group = override.key_or_group.lstrip("/")
         value = override.value()
-        if group not in (*GROUPS, "experiment") or override.is_delete() or isinstance(value, dict):
+        is_group = group in (*GROUPS, "experiment") and (group, value) != ("teacher", None)
+        if not is_group or override.is_delete() or isinstance(value, dict):
             values.append(override)
         elif group == "loss" and isinstance(value, list):
             files.append(f"loss=[{','.join(name for name in value if _has_file(group, name))}]")
@@ -269,7 +271,7 @@ def _loss(key: str, given: Any) -> LossTerm:
     )
 
 
-def _teacher(given: Any) -> Teacher | None:
+def _teacher(given: Any) -> TeacherSettings | None:
     settings = _mapping("teacher", given)
     if not settings:
         return None
@@ -278,7 +280,7 @@ def _teacher(given: Any) -> Teacher | None:
         own = [f.name for f in fields(registry.module("foundation.teachers", name).Config)]
         registry.check_keys(settings, [*own, *TEACHER_KEYS], f"teacher {name!r}")
     component = _component("teacher", {"name": name, **settings})
-    frame = typed(Teacher, common, "teacher")
+    frame = typed(TeacherSettings, common, "teacher")
     return replace(frame, settings=component.settings)
 
 

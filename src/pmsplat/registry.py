@@ -4,21 +4,41 @@ A component is a module with a dataclass `Config` and a function or class `build
 is registered and nothing is listed: adding a file adds a component.
 """
 
+import ast
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from importlib.machinery import PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .errors import UserError
 
+PARTS = ("Config", "build")  # that make a module a component
 
-def names(package: str) -> list[str]:
-    """The components that pmsplat ships in `package` ("losses", "models", "data", ...), sorted."""
+
+def names(package: str, parts: Sequence[str] = PARTS) -> list[str]:
+    """The components that pmsplat ships in `package` ("losses", "models", "data", ...), sorted.
+
+    Those are its modules whose source defines all `parts`; no module is imported to find out.
+    """
     root = importlib.import_module(f"pmsplat.{package}")
-    found = (module.name for module in pkgutil.iter_modules(root.__path__))
-    return sorted(name for name in found if not name.startswith("_"))
+    found = (module.name for module in pkgutil.iter_modules(root.__path__) if not module.ispkg)
+    public = (name for name in found if not name.startswith("_"))
+    return sorted(name for name in public if set(parts) <= _defined_names(root.__path__, name))
+
+
+def _defined_names(folders: Iterable[str], name: str) -> set[str]:
+    """What the module `name` defines or assigns at its top level."""
+    spec = PathFinder.find_spec(name, list(folders))
+    assert spec is not None and spec.origin is not None
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    defined = {node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    targets = (target for node in body if isinstance(node, ast.Assign) for target in node.targets)
+    return defined | {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def module(package: str, name: str) -> ModuleType:
@@ -45,7 +65,7 @@ def module(package: str, name: str) -> ModuleType:
             "a module on the Python path",
             "set PYTHONPATH to the folder that contains it",
         ) from error
-    missing = [part for part in ("Config", "build") if not hasattr(found, part)]
+    missing = [part for part in PARTS if not hasattr(found, part)]
     if missing:
         raise UserError(
             f"the module {path!r} has no {' and no '.join(missing)}",

@@ -9,9 +9,7 @@ import torch
 
 from pmsplat import registry
 from pmsplat.cli import main
-from pmsplat.data import _convert, synthetic
-from pmsplat.data._index import read_index
-from pmsplat.data._sampling import Frames
+from pmsplat.data import Frames, _convert, read_index, synthetic
 from pmsplat.io import chunks, images
 from pmsplat.scene import open_scene
 from tests.io.cameras.test_survey import transforms

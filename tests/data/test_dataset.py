@@ -9,11 +9,20 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pmsplat.data import _dataset, dl3dv, folder, re10k
-from pmsplat.data._batches import Recipe, collate
-from pmsplat.data._dataset import ChunkDataset
-from pmsplat.data._index import write_index
-from pmsplat.data._sampling import Bounded, Frames, Gap, Spread
+from pmsplat.data import (
+    Bounded,
+    ChunkDataset,
+    Frames,
+    Gap,
+    Recipe,
+    Spread,
+    _dataset,
+    collate,
+    dl3dv,
+    folder,
+    re10k,
+    write_index,
+)
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
 from pmsplat.io import chunks

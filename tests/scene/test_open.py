@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 import pmsplat
-from pmsplat.data import synthetic
-from pmsplat.data._convert import to_chunk_scene
+from pmsplat.data import synthetic, to_chunk_scene
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, se3
 from pmsplat.io import chunks, images

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="`pmsplat VERB --help` explains a verb with an example.",
     )
     verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name in registry.names("cli"):
+    for name in registry.names("cli", parts=("configure", "run")):
         module = importlib.import_module(f".{name}", __name__)
         text = module.__doc__ or ""
         verb = verbs.add_parser(

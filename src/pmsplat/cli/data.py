@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ._shared import output, size, terminal
 
 if TYPE_CHECKING:
-    from ..data._index import Index
+    from ..data import Index
     from ..io.chunks import Split
     from ..scene.photos import Scene
 
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from ..data._convert import to_chunk_scene
+    from ..data import to_chunk_scene
     from ..errors import UserError
     from ..io.chunks import append, check_new
     from ..scene import open_scene
@@ -122,7 +122,7 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from ..data._index import check_scenes, read_index, write_index
+    from ..data import check_scenes, read_index, write_index
     from ..errors import UserError
 
     if arguments.within:
@@ -148,7 +148,7 @@ def _index(arguments: argparse.Namespace) -> None:
 def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
     import torch
 
-    from ..data._index import make_index, make_outside_index
+    from ..data import make_index, make_outside_index
     from ..errors import UserError
 
     for option in ("start", "between"):

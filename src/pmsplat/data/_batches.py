@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from math import degrees
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,22 +12,24 @@ from ..geometry import camera
 from ..io.chunks import ChunkScene
 from ..io.images import image_size
 from ..scene.photos import UnfitPhotos, chunk_photos, make_views
-from ..types import Batch, Cameras, Pointmap, Views
-from ._pointmaps import Lessons
+from ..types import Batch, Bundle, Cameras, Pointmap, Views
+from ._pointmaps import PointmapCache
 from ._sampling import Frames, Sampler
+
+B = TypeVar("B", bound=Bundle)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How scenes become batches.
 
-    `size` is the (height, width) of the batch; `resize` scales photos to cover it before the centre
+    `size` is the (height, width) of the batch; `resize` scales photos to cover it before the center
     is cut out, else it is cut from the photos as stored. `exact` principal points or the published
     ones: see `scene.fit`. `near` and `far` in scene units, None: those that the scene carries.
     `scale_near`: scale the scene so that the nearest context view's near is this. Scenes with a
     field of view beyond `max_fov` degrees or a camera coordinate beyond `max_translation` are
-    skipped. `flip` is the probability of a mirrored training example. `lessons`: training examples
-    bring a teacher's pointmaps.
+    skipped. `flip` is the probability of a mirrored training example. `pointmaps`: training
+    examples have a teacher's pointmaps, read from this cache.
     """
 
     size: tuple[int, int]
@@ -39,23 +42,19 @@ class Recipe:
     flip: float = 0.0
     max_fov: float = 100.0
     max_translation: float = float("inf")
-    lessons: Lessons | None = None
+    pointmaps: PointmapCache | None = None
 
 
 class Unusable(Exception):
-    """Why a scene is passed over, in the words of the log."""
+    """Why a scene is skipped, in the words of the log."""
 
 
 def make_batch(
     scene: ChunkScene, frames: Frames, recipe: Recipe, pointmap: Pointmap | None = None
 ) -> Batch:
     """The context and target views of one scene, batch axis 1; `pointmap` is of the former."""
-    context = fitted_views(scene, frames.context, recipe)
+    context = replace(fitted_views(scene, frames.context, recipe), pointmap=pointmap)
     target = fitted_views(scene, frames.target, recipe)
-    if pointmap is not None:
-        context = replace(
-            context, pointmap=pointmap.points, pointmap_confidence=pointmap.confidence
-        )
     if recipe.scale_near is not None:
         factor = recipe.scale_near / float(context.cameras.near.min())
         context, target = context.scaled(factor), target.scaled(factor)
@@ -131,9 +130,9 @@ def _bound(carried: Tensor | None, given: float | None, index: list[int]) -> Ten
 def _join(parts: list[Views]) -> Views:
     shapes = {tuple(views.images.shape[1:]) for views in parts}
     if len(shapes) > 1:
-        told = " and ".join(f"{v} views of {h}x{w}" for v, _, h, w in sorted(shapes))
+        sizes = " and ".join(f"{v} views of {h}x{w}" for v, _, h, w in sorted(shapes))
         raise UserError(
-            f"examples of {told} in one batch",
+            f"examples of {sizes} in one batch",
             "one size and one number of views",
             "use batch size 1, or the same number of views for every example",
         )
@@ -142,18 +141,16 @@ def _join(parts: list[Views]) -> Views:
         blank = torch.zeros_like(parts[0].images[:, :, 0])
         depth = torch.cat([blank if views.depth is None else views.depth for views in parts])
     pointmaps = [views.pointmap for views in parts if views.pointmap is not None]
-    trust = [v.pointmap_confidence for v in parts if v.pointmap_confidence is not None]
-    cameras = [views.cameras for views in parts]
     return Views(
         images=torch.cat([views.images for views in parts]),
-        cameras=Cameras(
-            c2w=torch.cat([c.c2w for c in cameras]),
-            K=torch.cat([c.K for c in cameras]),
-            near=torch.cat([c.near for c in cameras]),
-            far=torch.cat([c.far for c in cameras]),
-        ),
+        cameras=_concatenate([views.cameras for views in parts]),
         depth=depth,
-        pointmap=torch.cat(pointmaps) if len(pointmaps) == len(parts) else None,
-        pointmap_confidence=torch.cat(trust) if len(trust) == len(parts) else None,
+        pointmap=_concatenate(pointmaps) if len(pointmaps) == len(parts) else None,
         names=tuple(row for views in parts for row in views.names or ()) or None,
     )
+
+
+def _concatenate(parts: list[B]) -> B:
+    """Bundles of tensors, nothing else, as one along the batch axis."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return type(parts[0])(*map(torch.cat, columns))

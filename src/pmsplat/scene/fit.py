@@ -92,10 +92,7 @@ def crop(views: Views, size: Size, exact: bool = True) -> Views:
         images=views.images[window],
         cameras=cameras,
         depth=None if views.depth is None else views.depth[window],
-        pointmap=None if views.pointmap is None else views.pointmap[(*window, slice(None))],
-        pointmap_confidence=(
-            None if views.pointmap_confidence is None else views.pointmap_confidence[window]
-        ),
+        pointmap=None if views.pointmap is None else views.pointmap.crop(top, left, *size),
     )
 
 
@@ -115,14 +112,7 @@ def _flip(views: Views) -> Views:
         images=views.images.flip(-1),
         cameras=replace(views.cameras, c2w=views.cameras.c2w * mirror, K=K),
         depth=None if views.depth is None else views.depth.flip(-1),
-        pointmap=(
-            None
-            if views.pointmap is None
-            else views.pointmap.flip(-2) * views.pointmap.new_tensor([-1.0, 1.0, 1.0])
-        ),
-        pointmap_confidence=(
-            None if views.pointmap_confidence is None else views.pointmap_confidence.flip(-1)
-        ),
+        pointmap=None if views.pointmap is None else views.pointmap.flip(),
     )
 
 

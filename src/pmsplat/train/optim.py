@@ -1,4 +1,4 @@
-"""The optimiser of the published models: AdamW with one cycle, and a slow pretrained backbone."""
+"""The optimizer of the published models: AdamW with one cycle, and a slow pretrained backbone."""
 
 from dataclasses import dataclass
 
@@ -37,10 +37,10 @@ def total_steps(steps: int) -> int:
 def build(
     model: nn.Module, cfg: Config, steps: int
 ) -> tuple[optim.AdamW, optim.lr_scheduler.OneCycleLR]:
-    """The optimiser and its schedule, to be stepped once per optimiser step.
+    """The optimizer and its schedule, to be stepped once per optimizer step.
 
     Each group climbs by a cosine from lr/25 to its lr and falls by a cosine towards lr/25e4, which
-    it would reach 10 steps after the last (as published); momentum stays. The optimiser is fused:
+    it would reach 10 steps after the last (as published); momentum stays. The optimizer is fused:
     a step with its `found_inf` set to 1, on the device, changes nothing.
     """
     groups = parameter_groups(model, cfg)
