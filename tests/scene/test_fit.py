@@ -13,7 +13,6 @@ from pmsplat.scene.fit import (
     centre_window,
     covering_size,
     crop,
-    crop_to_multiple,
     fit_depth,
     fit_image,
     fit_K,
@@ -86,7 +85,7 @@ def test_depth_is_taken_never_mixed(generator: torch.Generator) -> None:
 
 def test_crop_keeps_pixels_and_rays(generator: torch.Generator) -> None:
     views = views_of((27, 48), generator)
-    cut = crop_to_multiple(views, 16)
+    cut = crop(views, (16, 48))
     assert cut.size == (16, 48)
     assert torch.equal(cut.images, views.images[..., 5:21, :])
     assert cut.depth is not None and views.depth is not None

@@ -6,14 +6,14 @@ measured by the same code.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from ..foundation import lpips as lpips_network
@@ -139,8 +139,8 @@ def evaluate(
     psnr, ssim and, where a network is given, lpips of the last rendering, if there is one; psnr
     once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
     rmse and delta1 of the context depth where prediction and data both have one, and with
-    `geometry` all of `geometry_metrics`. A network is put into eval mode by its owner
-    (`evaluating`). `on_row` sees each scene as it is done. UserError where there is no scene, or
+    `geometry` all of `geometry_metrics`. A network is put into eval mode by its owner.
+    `on_row` sees each scene as it is done. UserError where there is no scene, or
     nothing to measure in any, and for `geometry` where the data has no depth.
     """
     rows = []
@@ -236,14 +236,3 @@ def find_lpips(
         return lpips_network.load("vgg16", path), ()
     except lpips_network.Unavailable as error:
         return None, (f"The LPIPS column is left out: {error.got}.",)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The module in eval mode inside the block, and as it was afterwards."""
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)

@@ -98,18 +98,6 @@ def crop(views: Views, size: Size, exact: bool = True) -> Views:
     )
 
 
-def crop_to_multiple(views: Views, multiple: int, exact: bool = True) -> Views:
-    """The largest centred window whose sides are multiples of what the network needs."""
-    height, width = (side // multiple * multiple for side in views.size)
-    if height == 0 or width == 0:
-        raise UserError(
-            f"photos of {views.size[0]}x{views.size[1]} pixels",
-            f"sides of at least {multiple}",
-            "use larger photos",
-        )
-    return crop(views, (height, width), exact)
-
-
 def flip(batch: Batch) -> Batch:
     """The mirror image of a whole example: a world reflected in x, seen by mirrored cameras."""
     return replace(batch, context=_flip(batch.context), target=_flip(batch.target))

@@ -40,21 +40,6 @@ def through(cameras: Cameras, frames: int) -> Cameras:
     return Cameras(c2w, between(cameras.K), between(cameras.near), between(cameras.far))
 
 
-def wobble(cameras: Cameras, frames: int, radius: float, focus: float) -> Cameras:
-    """The first camera moved once around a small circle while it keeps looking at one point.
-
-    `radius` in scene units, across the line of sight; the point lies `focus` units ahead. The path
-    is closed: the frame after the last would be the first.
-    """
-    angle = torch.arange(frames, device=cameras.device) * (2 * math.pi / frames)
-    zero = torch.zeros_like(angle)
-    eye = radius * torch.stack([angle.sin(), 1 - angle.cos(), zero], dim=-1)
-    target = eye.new_tensor([0.0, 0.0, focus])
-    local = se3.look_at(eye, target, up=eye.new_tensor([0.0, -1.0, 0.0]))
-    still = cameras.at([0] * frames)
-    return Cameras(still.c2w @ local.to(still.c2w), still.K, still.near, still.far)
-
-
 def orbit(cameras: Cameras, frames: int, focus: float, turn: float = 2 * math.pi) -> Cameras:
     """The first camera carried around the point `focus` units ahead of it by `turn` radians.
 
