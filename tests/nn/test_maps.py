@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, pad
 
+from pmsplat.kernels.linear import Linear
 from pmsplat.nn import maps
-from pmsplat.nn.linear import Linear
 
 
 def channels_last(x: Tensor) -> Tensor:

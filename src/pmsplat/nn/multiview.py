@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
-from .linear import Linear
+from ..kernels.linear import Linear
 
 SPLITS = 2  # windows per axis
 APART = -100.0  # added to the score of two pixels that only the cyclic shift made neighbours
