@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pmsplat
 from pmsplat.errors import UserError
-from pmsplat.models.depthsplat import Config, DepthSplat
+from pmsplat.models.depthsplat import RELEASED, Config, DepthSplat
 from pmsplat.zoo._shapes import likeness
 from pmsplat.zoo.convert import names_of, official_keys
 from pmsplat.zoo.load import load
@@ -38,7 +38,7 @@ def key_list(shared: Path, name: str) -> dict[str, Tensor]:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An official file of a released model that the zoo takes for a tiny one."""
     torch.manual_seed(0)
-    model = DepthSplat(Config(**TINY, published=True))  # pyright: ignore[reportArgumentType]
+    model = DepthSplat(Config(**TINY, deviations=RELEASED))  # pyright: ignore[reportArgumentType]
     official = {}
     for key, value in model.state_dict().items():
         parts = official_keys(key, names_of(model))
@@ -68,12 +68,12 @@ def test_the_hash_alone_tells_the_files_of_march_2025(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = pmsplat.load(NAME, weights=tiny)
-    assert later.cfg == Config(**TINY, published=True)  # pyright: ignore[reportArgumentType]
+    assert later.cfg == Config(**TINY, deviations=RELEASED)  # pyright: ignore[reportArgumentType]
     digest = hashlib.sha256(tiny.read_bytes()).hexdigest()
     monkeypatch.setitem(MARCH_2025, digest[:8], NAME)
     for model in (pmsplat.load(NAME, weights=tiny), pmsplat.load(tiny)):
         assert isinstance(model, DepthSplat)
-        assert model.cfg.scale_unit == "pixel" and model.cfg.published
+        assert model.cfg.scale_unit == "pixel" and model.cfg.deviations == RELEASED
 
 
 def test_every_release_is_known_by_its_hash() -> None:

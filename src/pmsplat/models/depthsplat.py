@@ -16,11 +16,14 @@ from ..nn.cost_volume import all_others, nearest_others
 from ..nn.maps import join, pieces, resize, store
 from ..types import Prediction, Views
 from ._depth import DepthEstimate, DepthNetwork, Features, Layout, check_choice
+from ._deviations import Deviations, expand_published
 from ._fit import fitted
 from ._head import Rules, channels, enlarged, gaussians_at, out_convolutions
 
 FEW_VIEWS = 3  # up to so many views, each is matched with all others
 SCALES = {"world": "softplus", "pixel": "pixel"}  # how `scale_unit` is computed, see `_head.Rules`
+
+RELEASED = Deviations.released(along_ray=False)
 
 
 @dataclass
@@ -41,7 +44,8 @@ class Config:
     scale_max: float = 3.0  # in scene units
     near: float = 0.5  # of the scenes it learns from; others are scaled to it for prediction
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
-    published: bool = False  # reproduce what the released weights were trained with, faults too
+    deviations: Deviations = field(default_factory=Deviations)
+    """Faults of the released networks to reproduce; `published=true` sets all that they had."""
 
     def __post_init__(self) -> None:
         Layout.of(self)
@@ -72,7 +76,7 @@ class DepthSplat(nn.Module):
 
     def _rules(self) -> Rules:
         cfg: Config = self.cfg
-        return Rules(cfg.sh_degree, SCALES[cfg.scale_unit], cfg.scale_max, cfg.published)
+        return Rules(cfg.sh_degree, SCALES[cfg.scale_unit], cfg.scale_max, cfg.deviations)
 
     def _head(self) -> nn.Module:
         cfg: Config = self.cfg
@@ -159,6 +163,11 @@ class Head(nn.Module):
         features = self.features(maps.vit, maps.before(height), maps.after(height))
         x = self.regressor(join([images, depth, confidence, features]))
         return self.out(join([x, images, features, confidence]))
+
+
+def upgrade(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of older checkpoints, and `published`, as this version has them."""
+    return expand_published(settings, RELEASED)
 
 
 build = DepthSplat

@@ -6,6 +6,7 @@ al., "DepthSplat: Connecting Gaussian Splatting and Depth", arXiv 2410.13862; Sh
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +17,7 @@ from ..nn.cost_volume import all_others, nearest_others
 from ..nn.maps import UpConv, join, pieces
 from ..nn.unet import GroupNorm, UNet
 from ._depth import DepthEstimate, Features, Layout, check_choice
+from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, enlarged, out_convolutions
 from .depthsplat import DepthSplat
 
@@ -23,6 +25,8 @@ UNET_LEVELS = (1, 2, 4, 4, 4)  # times `unet_width`, from full resolution to 1/1
 HEAD = 32  # channels of an attention head of the U-Net; 16 in the narrowest
 WIDE = 128  # from so many features on, the last convolutions are twice as wide as their output
 OFFSETS = ("bounded", "free")
+
+RELEASED = Deviations.released(along_ray=True)
 
 
 @dataclass
@@ -44,7 +48,8 @@ class Config:
     offsets: str = "bounded"  # Gaussians stay in their pixel, or are "free" to leave it (PM-Loss)
     near: float = 0.5  # of the scenes it learns from; others are scaled to it for prediction
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
-    published: bool = False  # reproduce what the released weights were trained with, faults too
+    deviations: Deviations = field(default_factory=Deviations)
+    """Faults of the released networks to reproduce; `published=true` sets all that they had."""
 
     def __post_init__(self) -> None:
         Layout.of(self)
@@ -64,9 +69,8 @@ class DepthSplat2024(DepthSplat):
             cfg.sh_degree,
             "exp",
             cfg.scale_max,
-            cfg.published,
+            cfg.deviations,
             free_offset=cfg.offsets == "free",
-            along_ray=cfg.published,
         )
 
     def _head(self) -> nn.Module:
@@ -140,6 +144,11 @@ class Head(nn.Module):
 
     def _features(self, maps: Features) -> Float[Tensor, "n channel height width"]:
         return join([enlarge(join(maps.at(i))) for i, enlarge in enumerate(self.enlarge)])
+
+
+def upgrade(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of older checkpoints, and `published`, as this version has them."""
+    return expand_published(settings, RELEASED)
 
 
 build = DepthSplat2024
