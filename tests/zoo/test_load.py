@@ -15,7 +15,7 @@ from pmsplat.errors import UserError
 from pmsplat.io import weights
 from pmsplat.models.depthsplat import Config, DepthSplat
 from pmsplat.zoo.convert import convert, names_of, official_keys
-from pmsplat.zoo.load import ZOO, save
+from pmsplat.zoo.load import ZOO, open_model, save
 
 TINY = Config(vit="none", width=32, planes=16, transformer_layers=2, head_width=16)
 
@@ -48,9 +48,19 @@ def test_what_stands_beside_the_weights_of_a_training_names_them(tmp_path: Path)
     with pytest.raises(UserError, match="is no checkpoint of ours"):
         pmsplat.load(tmp_path / "last.ckpt")
     save(DepthSplat(TINY), tmp_path / "model.safetensors", "depthsplat")
-    for path in (tmp_path, tmp_path / "last.ckpt"):
-        with pytest.raises(UserError, match=f"give {re.escape(str(tmp_path))}/model.safetensors"):
-            pmsplat.load(path)
+    with pytest.raises(UserError, match=f"give {re.escape(str(tmp_path))}/model.safetensors"):
+        pmsplat.load(tmp_path / "last.ckpt")
+
+
+def test_the_folder_of_a_training_run_opens_its_weights(tmp_path: Path) -> None:
+    model = DepthSplat(TINY)
+    save(model, tmp_path / "model.safetensors", "depthsplat")
+    found = open_model(tmp_path)
+    assert (found.component, found.settings) == ("depthsplat", TINY)
+    for name, value in found.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+    with pytest.raises(UserError, match="two checkpoints"):
+        pmsplat.load(tmp_path, weights=tmp_path / "model.safetensors")
 
 
 def test_unknown_names_and_files_are_told(tmp_path: Path) -> None:

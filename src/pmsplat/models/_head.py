@@ -40,7 +40,7 @@ def out_convolutions(inputs: int, hidden: int, sh_degree: int) -> nn.Sequential:
     return nn.Sequential(first, nn.GELU(), last)
 
 
-def enlarged(
+def upsample_confidence(
     confidence: Float[Tensor, "n _ _"], size: tuple[int, int]
 ) -> Float[Tensor, "n 1 {size[0]} {size[1]}"]:
     """The confidence of the finest match for every pixel of the image."""

@@ -13,12 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..nn.cost_volume import all_others, nearest_others
-from ..nn.maps import join, pieces, resize, store
+from ..nn.maps import join, pieces, resize, set_memory_format
 from ..types import Prediction, Views
 from ._depth import DepthEstimate, DepthNetwork, Features, Layout, check_choice
 from ._deviations import Deviations, expand_published
-from ._fit import fitted
-from ._head import Rules, channels, enlarged, gaussians_at, out_convolutions
+from ._head import Rules, channels, gaussians_at, out_convolutions, upsample_confidence
+from ._padding import predict_padded
 
 FEW_VIEWS = 3  # up to so many views, each is matched with all others
 SCALES = {"world": "softplus", "pixel": "pixel"}  # how `scale_unit` is computed, see `_head.Rules`
@@ -56,10 +56,10 @@ class Config:
 class DepthSplat(nn.Module):
     """The encoder.
 
-    Any number of views from two, of any size (`_fit.fitted` says what happens to sizes that are no
-    multiple of 4 · `lowest`). In train mode the prediction holds every scale's depth and Gaussians,
-    coarse to fine; in eval mode the answer alone. A depth-only model predicts no Gaussians: its
-    tuple is empty. Autocast is welcome: geometry stays in float32.
+    It takes two or more views of any size (sides that are not multiples of 4 · `lowest` are padded,
+    see `predict_padded`). In train mode the prediction holds the depth and the Gaussians of every
+    scale, coarse to fine; in eval mode only the last. A depth-only model predicts no Gaussians: its
+    tuple is empty. Under autocast the geometry stays in float32.
 
     The backbone's parameters, which want a smaller learning rate, are `backbone_parameters()`;
     their names start with `depth.vit.`.
@@ -72,7 +72,7 @@ class DepthSplat(nn.Module):
         self.rules = self._rules()
         self.depth = DepthNetwork(self.layout)
         self.head = self._head() if cfg.gaussians else None
-        store(self)
+        set_memory_format(self)
 
     def _rules(self) -> Rules:
         cfg: Config = self.cfg
@@ -102,7 +102,7 @@ class DepthSplat(nn.Module):
         return iter(()) if self.depth.vit is None else self.depth.vit.parameters()
 
     def forward(self, views: Views) -> Prediction:
-        return fitted(self._predict, views, self.multiple)
+        return predict_padded(self._predict, views, self.multiple)
 
     def others(self, c2w: Float[Tensor, "batch view 4 4"]) -> Int[Tensor, "batch view other"]:
         """Which views each view is matched with."""
@@ -149,7 +149,7 @@ class Head(nn.Module):
     ) -> Float[Tensor, "batch view channel height width"]:
         size = (images.shape[-2], images.shape[-1])
         flat, metric = images.flatten(0, 1), depth.flatten(0, 1)[:, None]
-        confidence = enlarged(estimate.confidence, size)
+        confidence = upsample_confidence(estimate.confidence, size)
         parts = [
             self._numbers(flat[part], metric[part], confidence[part], estimate.features.of(part))
             for part in pieces(flat)

@@ -18,7 +18,7 @@ from ..nn.maps import UpConv, join, pieces
 from ..nn.unet import GroupNorm, UNet
 from ._depth import DepthEstimate, Features, Layout, check_choice
 from ._deviations import Deviations, expand_published
-from ._head import Rules, channels, enlarged, out_convolutions
+from ._head import Rules, channels, out_convolutions, upsample_confidence
 from .depthsplat import DepthSplat
 
 UNET_LEVELS = (1, 2, 4, 4, 4)  # times `unet_width`, from full resolution to 1/16
@@ -132,7 +132,7 @@ class Head(nn.Module):
         estimate: DepthEstimate,
     ) -> Float[Tensor, "batch view channel height width"]:
         flat, metric = images.flatten(0, 1), depth.flatten(0, 1)[:, None]
-        confidence = enlarged(estimate.confidence, (images.shape[-2], images.shape[-1]))
+        confidence = upsample_confidence(estimate.confidence, (images.shape[-2], images.shape[-1]))
         parts = pieces(flat)
         features = torch.cat([self._features(estimate.features.of(part)) for part in parts])
         stems = [self.stem(join([flat[p], metric[p], confidence[p], features[p]])) for p in parts]

@@ -19,8 +19,8 @@ from ..nn.unet import GroupNorm, UNet
 from ..types import Prediction, Views
 from ._depth import MEAN, STD, check_choice
 from ._deviations import Deviations, expand_published
-from ._fit import fitted
-from ._head import Rules, channels, enlarged, gaussians_at
+from ._head import Rules, channels, gaussians_at, upsample_confidence
+from ._padding import predict_padded
 
 FINE, FINE_LEVELS, FINE_GROUPS = 32, 5, 4  # the U-Net at full size: width, levels, first norm
 
@@ -46,7 +46,7 @@ class Config:
 
 
 class MVSplat(ChannelsFirst):
-    """The encoder: any number of views from two, of any size (`_fit.fitted`).
+    """The encoder: any number of views from two, of any size (`predict_padded`).
 
     With `deviations.along_ray`, depth is z in the sweep but a distance along the ray where the
     Gaussians are placed, as its released weights were trained; what is returned is the former.
@@ -104,7 +104,7 @@ class MVSplat(ChannelsFirst):
         return self.cfg.near
 
     def forward(self, views: Views) -> Prediction:
-        return fitted(self._predict, views, self.multiple)
+        return predict_padded(self._predict, views, self.multiple)
 
     def _predict(self, views: Views) -> Prediction:
         images, cameras, deviations = views.images, views.cameras, self.cfg.deviations
@@ -129,7 +129,7 @@ class MVSplat(ChannelsFirst):
         match = self.regressor([volume.contiguous(), matched], whole, count)
 
         coarse = resize(match.inv_depth[:, None], views.size)
-        confidence = enlarged(match.confidence, views.size)
+        confidence = upsample_confidence(match.confidence, views.size)
         features = gelu(resize(self.up(join([matched, cnn])), views.size))
         x = self.stem(join([flat, self.narrow(features), coarse, confidence]))
         x = self.unet(x, count)

@@ -48,7 +48,7 @@ class ChannelsFirst(nn.Module):
     """A block that computes channels first, whatever comes in."""
 
 
-def store(model: nn.Module) -> None:
+def set_memory_format(model: nn.Module) -> None:
     """Puts the weights of every convolution into the layout that its block computes in."""
     first = {
         id(part)

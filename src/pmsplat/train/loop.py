@@ -22,16 +22,16 @@ from ..data._dataset import ChunkDataset
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
 from ..io.files import write_text
-from ..io.weights import Header, check_same, save_checkpoint
+from ..io.weights import check_same
 from ..losses._schedule import Term
 from ..types import Batch
-from ..zoo.init import initialise
-from ..zoo.load import WEIGHTS, load
+from ..zoo.init import initialize
+from ..zoo.load import WEIGHTS, load, save
 from . import optim, teaching
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
 from .module import TrainingModule
-from .settings import Component, Experiment, Trainer
+from .settings import Experiment, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         elif cfg.initial:
             start_from(model, cfg.initial)
         elif hasattr(component.settings, "init_from"):
-            initialise(model, component.settings.init_from, tell)
+            initialize(model, component.settings.init_from, tell)
         settings = output / CONFIG
         if resumed and settings.is_file():
             _tell_changes(json.loads(settings.read_text()), experiment, tell)
@@ -83,7 +83,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         checkpoints = Checkpoints(
             output,
             cfg.checkpoint_every,
-            lambda: _export(model, experiment.model, output / WEIGHTS),
+            lambda: save(model, output / WEIGHTS, component.name, component.settings),
         )
         trainer = _trainer(experiment, checkpoints)
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
@@ -258,8 +258,3 @@ def start_from(model: nn.Module, name_or_path: str) -> None:
     weights = load(name_or_path).state_dict()
     check_same(weights, model.state_dict(), name_or_path, AS_WRITTEN)
     model.load_state_dict(weights)
-
-
-def _export(model: nn.Module, component: Component, path: Path) -> None:
-    header = Header(component.name, asdict(component.settings))
-    save_checkpoint(path, model.state_dict(), header)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..models._fit import fitted
+from ..models._padding import predict_padded
 from ..types import Cameras, Prediction, Views
 
 NEAR = 0.5  # the near of the scenes that most networks learned from, in their unit
@@ -52,7 +52,7 @@ def answer(
     scaled = replace(cameras, near=near, far=far).scaled(span.scale)
     with torch.no_grad():
         multiple = getattr(model, "multiple", 1)
-        found = fitted(model, Views(views.images, scaled).to(device), multiple)
+        found = predict_padded(model, Views(views.images, scaled).to(device), multiple)
     return found.scaled(1 / span.scale)
 
 

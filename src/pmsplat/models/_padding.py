@@ -11,7 +11,9 @@ from ..errors import UserError
 from ..types import Gaussians, Prediction, Views
 
 
-def fitted(network: Callable[[Views], Prediction], views: Views, multiple: int) -> Prediction:
+def predict_padded(
+    network: Callable[[Views], Prediction], views: Views, multiple: int
+) -> Prediction:
     """What `network` says of the views, whatever their size.
 
     Where height or width is no multiple, the images' last row and column are repeated until it is,
