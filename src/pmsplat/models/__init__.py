@@ -1,13 +1,18 @@
 """Encoders, one file each: Views in, Prediction out.
 
 Here is also, by name and lazily, what other packages need of them: `Deviations` of the released
-networks, and `predict_padded` for encoders that want image sides to be multiples.
+networks; `predict_padded` for encoders that want image sides to be multiples of a number;
+`require_two_views` for those that match views.
 """
 
 import importlib
 from typing import Any
 
-_OFFERED = {"Deviations": "_deviations", "predict_padded": "_padding"}
+_OFFERED = {
+    "Deviations": "_deviations",
+    "predict_padded": "_padding",
+    "require_two_views": "_padding",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -118,6 +118,16 @@ def check_choice(name: str, value: Any, valid: Sequence[Any]) -> None:
         raise UserError(f"{name} = {value!r}", f"one of {wanted}", "choose one of them")
 
 
+def check_near(near: float | None) -> None:
+    """UserError for a near that no scene can be scaled to."""
+    if near is not None and not 0 < near < torch.inf:
+        raise UserError(
+            f"near = {near}",
+            "a number above 0, or null for scenes in their own unit",
+            "set model.near=0.5",
+        )
+
+
 @dataclass(frozen=True)
 class Features:
     """The maps of all views that the heads read, (batch view) first."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..nn.cost_volume import all_others, nearest_others
 from ..nn.maps import join, pieces, resize, set_memory_format
 from ..types import Prediction, Views
-from ._depth import DepthEstimate, DepthNetwork, Features, Layout, check_choice
+from ._depth import DepthEstimate, DepthNetwork, Features, Layout, check_choice, check_near
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, gaussians_at, out_convolutions, upsample_confidence
 from ._padding import predict_padded
@@ -42,7 +42,9 @@ class Config:
     sh_degree: int = 2
     scale_unit: str = "world"  # Gaussian sizes in scene units, or in "pixel" footprints
     scale_max: float = 3.0  # in scene units
-    near: float = 0.5  # of the scenes it learns from; others are scaled to it for prediction
+    near: float | None = 0.5
+    """Nearest depth of the scenes it learns from, in its own unit of length, to which other scenes
+    are scaled; None: it takes every scene in the scene's own unit."""
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     deviations: Deviations = field(default_factory=Deviations)
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
@@ -50,6 +52,7 @@ class Config:
     def __post_init__(self) -> None:
         Layout.of(self)
         check_choice("sh_degree", self.sh_degree, range(5))
+        check_near(self.near)
         check_choice("scale_unit", self.scale_unit, tuple(SCALES))
 
 
@@ -93,8 +96,8 @@ class DepthSplat(nn.Module):
         return self.cfg.gaussians
 
     @property
-    def near(self) -> float:
-        """The nearest depth of the scenes it learned from, in its own unit."""
+    def near(self) -> float | None:
+        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
         return self.cfg.near
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:

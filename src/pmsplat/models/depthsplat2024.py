@@ -16,7 +16,7 @@ from torch.nn.functional import gelu
 from ..nn.cost_volume import all_others, nearest_others
 from ..nn.maps import UpConv, join, pieces
 from ..nn.unet import GroupNorm, UNet
-from ._depth import DepthEstimate, Features, Layout, check_choice
+from ._depth import DepthEstimate, Features, Layout, check_choice, check_near
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, out_convolutions, upsample_confidence
 from .depthsplat import DepthSplat
@@ -46,7 +46,9 @@ class Config:
     sh_degree: int = 4
     scale_max: float = 0.3  # of Gaussians, in scene units
     offsets: str = "bounded"  # Gaussians stay in their pixel, or are "free" to leave it (PM-Loss)
-    near: float = 0.5  # of the scenes it learns from; others are scaled to it for prediction
+    near: float | None = 0.5
+    """Nearest depth of the scenes it learns from, in its own unit of length, to which other scenes
+    are scaled; None: it takes every scene in the scene's own unit."""
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     deviations: Deviations = field(default_factory=Deviations)
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
@@ -54,6 +56,7 @@ class Config:
     def __post_init__(self) -> None:
         Layout.of(self)
         check_choice("sh_degree", self.sh_degree, range(5))
+        check_near(self.near)
         check_choice("offsets", self.offsets, OFFSETS)
 
 

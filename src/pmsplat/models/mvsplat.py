@@ -17,7 +17,7 @@ from ..nn.maps import ChannelsFirst, join, pieces, resize
 from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import GroupNorm, UNet
 from ..types import Prediction, Views
-from ._depth import MEAN, STD, check_choice
+from ._depth import MEAN, STD, check_choice, check_near
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, gaussians_at, upsample_confidence
 from ._padding import predict_padded
@@ -35,13 +35,16 @@ class Config:
     width: int = 128  # channels of the matched features
     transformer_layers: int = 6
     sh_degree: int = 4
-    near: float = 1.0  # of the scenes it learns from; others are scaled to it for prediction
+    near: float | None = 1.0
+    """Nearest depth of the scenes it learns from, in its own unit of length, to which other scenes
+    are scaled; None: it takes every scene in the scene's own unit."""
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     deviations: Deviations = field(default_factory=Deviations)
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
 
     def __post_init__(self) -> None:
         check_choice("sh_degree", self.sh_degree, range(5))
+        check_near(self.near)
         check_choice("attention", self.attention, BACKENDS)
 
 
@@ -99,8 +102,8 @@ class MVSplat(ChannelsFirst):
         )
 
     @property
-    def near(self) -> float:
-        """The nearest depth of the scenes it learned from, in its own unit."""
+    def near(self) -> float | None:
+        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
         return self.cfg.near
 
     def forward(self, views: Views) -> Prediction:

@@ -8,10 +8,11 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..contracts import encoder_traits
 from ..scene import PhotoScene, open_scene
 from ..scene.overlap import choose_context, held_out, overlaps
 from ..zoo import memory
-from ..zoo.infer import depth_alone, reconstruct
+from ..zoo.infer import depth_only_error, reconstruct
 from ..zoo.load import load
 from ._progress import Track, silently
 from .options import by, fit_size, pick_device, so_many_views, these_photos
@@ -73,15 +74,16 @@ def predict(
         scene = open_scene(source)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
-        if not getattr(encoder, "draws", True):
-            raise depth_alone()
+        traits = encoder_traits(encoder)
+        if not traits.draws:
+            raise depth_only_error()
         size = fit_size(scene.size, chosen.size)
         if size != scene.size:
             tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)
         tell(_about(scene, context, overlap))
-        plan = memory.Plan(len(context), size, getattr(encoder, "multiple", 1))
+        plan = memory.Plan(len(context), size, traits.multiple)
         memory.check(encoder, plan, device)
         views = scene.views(context, size)
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")

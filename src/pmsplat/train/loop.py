@@ -8,7 +8,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from torch import nn
 
 from .. import registry
+from ..contracts import Dataset, dataset_traits, encoder_traits
 from ..data._dataset import ChunkDataset
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
@@ -31,7 +32,7 @@ from . import optim, teaching
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
 from .module import TrainingModule
-from .settings import Experiment, Trainer
+from .settings import Component, Experiment, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,17 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     resumed = _place(output, cfg)
     with _quiet(), _matmul("highest" if cfg.precision == "float32" else "high"):
         data, ask = _data(experiment, tell)
-        component = experiment.model
+        component = _learn_near(experiment.model, data.dataset, tell)
+        experiment = replace(experiment, model=component)
         torch.manual_seed(experiment.seed)
         model = registry.build("models", component.name, component.settings)
+        scale_near = dataset_traits(data.dataset).scale_near
+        if scale_near and encoder_traits(model).near is None:
+            raise UserError(
+                f"model {component.name} without a near, for scenes that each have their own unit",
+                "the nearest depth that every scene is scaled to",
+                "set model.near=0.5, or dataset.scale_near=false to keep the units of the scenes",
+            )
         terms = {
             name: Term(
                 registry.build("losses", term.name, term.settings), term.weight, term.start_step
@@ -79,7 +88,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
             _tell_changes(json.loads(settings.read_text()), experiment, tell)
         write_text(settings, json.dumps(asdict(experiment), indent=1) + "\n")
         lpips = find_lpips()[0] if "lpips" in experiment.loss else None
-        module = TrainingModule(experiment, model, terms, lpips, ask)
+        module = TrainingModule(experiment, model, terms, lpips, ask, scale_near)
         checkpoints = Checkpoints(
             output,
             cfg.checkpoint_every,
@@ -123,6 +132,25 @@ def _data(
     return data, ask
 
 
+def _learn_near(component: Component, dataset: Dataset, tell: Callable[[str], None]) -> Component:
+    """The model with the near of the scenes that it learns from in its settings.
+
+    Scenes that are scaled get the near that the settings have. Others keep theirs: the near of the
+    data set, or None where each scene has its own. A model without such a setting is left as it is.
+    """
+    settings = registry.make_config("models", component.name, component.settings)
+    traits = dataset_traits(dataset)
+    if not traits.scale_near and "near" in [f.name for f in fields(settings)]:
+        default = registry.make_config("models", component.name).near
+        if settings.near not in (default, traits.near):
+            tell(
+                f"model.near={settings.near} is not used, since scenes keep their unit of length: "
+                f"the model learns with near {traits.near or 'of each scene'}."
+            )
+        settings = replace(settings, near=traits.near)
+    return replace(component, settings=settings)
+
+
 def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
     """UserError where the checkpoint is damaged, of another model, or of a run of another length,
     whose learning rates were made for that."""
@@ -146,6 +174,9 @@ def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
 
 def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], None]) -> None:
     """Settings that a resumed run changes are meant, or are forgotten: they are named."""
+    component = registry.module("models", experiment.model.name)
+    if before["model"]["name"] == experiment.model.name:
+        before["model"]["settings"] = registry.upgrade(component, before["model"]["settings"])
     old, new = _flat(before), _flat(json.loads(json.dumps(asdict(experiment))))
     for values in (old, new):
         values.pop("trainer.resume", None)
