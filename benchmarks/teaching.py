@@ -170,7 +170,7 @@ def experiment(plan: Plan, model: str, variant: str, seed: int) -> Any:
     gap = [4, 6] if plan.scene is None else [2, 4]
     dataset = folder.Config(
         root=str(plan.data), index=str(plan.data / "index.json"), size=list(plan.size),
-        scale_near=None, views=[2, 2], target_views=2, extrapolate=1, gap=gap,
+        scale_near=False, views=[2, 2], target_views=2, extrapolate=1, gap=gap,
     )  # fmt: skip
     losses = {"mse": LossTerm("mse", settings=mse.Config())}
     options = VARIANTS[variant]

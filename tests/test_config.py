@@ -47,7 +47,8 @@ def test_pm_experiments_teach_from_the_first_step_and_fit_the_windows(name: str)
     assert tuned.trainer.initial in ZOO
     published = ZOO[tuned.trainer.initial]
     ours = tuned.model.settings
-    assert ours.published  # as the weights were trained
+    released = registry.module("models", published.model).RELEASED
+    assert ours.deviations == released  # as the weights were trained
     free = {"offsets", "neighbors", "init_from"}  # what fine-tuning changes
     assert all(getattr(ours, k) == v for k, v in published.settings.items() if k not in free)
     longest = tuned.dataset.settings.max_gap[1]

@@ -249,6 +249,7 @@ def _component(group: str, given: Any) -> Component:
             f"{group} has no name", f"{group}=NAME", f"one of {', '.join(choices(group))}"
         )
     found = registry.module(package, name)
+    settings = registry.upgrade(found, settings)
     return Component(name, typed(found.Config, settings, f"{group} {name!r}"))
 
 
@@ -288,7 +289,11 @@ def typed(schema: type[T], given: Mapping[str, Any], owner: str) -> T:
     """`schema` filled from `given`; UserError for an unknown key, a wrong type, a missing value."""
     _check(schema, given, owner)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(given))
+        defaults = OmegaConf.structured(schema)
+        for f in fields(schema):  # type: ignore[arg-type]
+            if is_dataclass(f.type):  # OmegaConf takes a frozen one for read-only settings
+                OmegaConf.set_readonly(defaults[f.name], None)
+        merged = OmegaConf.merge(defaults, dict(given))
         value = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).splitlines()[0]

@@ -25,14 +25,15 @@ class Encoder(Protocol):
     pretrained parameters, which training gives a smaller learning rate.
     """
 
-    def __call__(self, views: Views) -> Prediction: ...
+    def __call__(self, views: Views, /) -> Prediction: ...
 
 
 @dataclass(frozen=True)
 class EncoderTraits:
     """The optional parts of an encoder.
 
-    `multiple`: image sides that are multiples of it are taken as they are; others are padded.
+    `multiple`: image sides that are multiples of it are taken as they are; others the encoder pads
+    (`pmsplat.models.predict_padded` does that).
     `near`: the nearest depth of the scenes that it learned from, in its own unit of length; scenes
     are scaled until theirs is the same. None: it takes every scene in its own unit.
     `draws`: it predicts Gaussians, not depth alone.

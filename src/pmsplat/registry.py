@@ -1,15 +1,16 @@
 """File name -> component: `losses/mse.py` is the loss "mse"; a dotted name is any Python module.
 
-A component is a module with a dataclass `Config` and a function or class `build(config)`. Nothing
-is registered and nothing is listed: adding a file adds a component.
+A component is a module with a dataclass `Config` and a function or class `build(config)`; where it
+has `upgrade(settings)`, that turns settings as older versions wrote them into those of its Config.
+Nothing is registered and nothing is listed: adding a file adds a component.
 """
 
 import ast
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -80,12 +81,32 @@ def build(package: str, name: str, settings: Any = None) -> Any:
 
     Raises UserError for a setting that its Config does not have.
     """
+    return module(package, name).build(make_config(package, name, settings))
+
+
+def make_config(package: str, name: str, settings: Any = None) -> Any:
+    """The Config of component `name`, as `build` makes it of such settings."""
     found = module(package, name)
     if isinstance(settings, found.Config):
-        return found.build(settings)
-    given = dict(settings or {})
-    check_keys(given, [f.name for f in fields(found.Config)], f"{package} {name!r}")
-    return found.build(found.Config(**given))
+        return settings
+    return _fill(found.Config, upgrade(found, settings or {}), f"{package} {name!r}")
+
+
+def upgrade(component: ModuleType, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as older versions of the component may have written them, as its Config has them."""
+    translate = getattr(component, "upgrade", dict)
+    return translate(dict(settings))
+
+
+def _fill(schema: Any, given: Mapping[str, Any], owner: str) -> Any:
+    """A dataclass from a mapping, the dataclasses inside it from mappings inside that."""
+    check_keys(given, [f.name for f in fields(schema)], owner)
+    inner = {
+        f.name: _fill(f.type, given[f.name], f"{owner} {f.name}")
+        for f in fields(schema)
+        if is_dataclass(f.type) and isinstance(given.get(f.name), Mapping)
+    }
+    return schema(**{**given, **inner})
 
 
 def check_keys(given: Any, valid: list[str], owner: str) -> None:

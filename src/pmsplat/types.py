@@ -19,6 +19,7 @@ from .geometry import se3
 from .geometry import sh as harmonics
 
 B = TypeVar("B", bound="Bundle")
+Factor = float | Float[Tensor, " batch"]  # of lengths: one for all scenes, or one for each
 
 
 def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -29,6 +30,13 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple) and value and not isinstance(value[0], str):
         return tuple(_map(item, fn) for item in value)
     return value
+
+
+def _times(value: Tensor, factor: "Factor") -> Tensor:
+    """A tensor with a batch axis, or one of a batch, times one number or one for each scene."""
+    if isinstance(factor, Tensor):
+        factor = factor.to(value).view(-1, *[1] * (value.ndim - 1))
+    return value * factor
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,9 @@ class Pointmap(Bundle):
         """Where the teacher says anything."""
         return self.confidence > 0
 
-    def scaled(self, factor: float) -> "Pointmap":
+    def scaled(self, factor: Factor) -> "Pointmap":
         """The same points in a world `factor` times as large."""
-        return replace(self, points=self.points * factor)
+        return replace(self, points=_times(self.points, factor))
 
     def crop(self, top: int, left: int, height: int, width: int) -> "Pointmap":
         """The part of it that belongs to a window of the images."""
@@ -106,11 +114,12 @@ class Cameras(Bundle):
         names = [field.name for field in fields(Cameras)]
         return Cameras(*(torch.cat([getattr(p, name) for p in parts], dim=1) for name in names))
 
-    def scaled(self, factor: float) -> "Cameras":
+    def scaled(self, factor: Factor) -> "Cameras":
         """The same cameras in a world `factor` times as large."""
-        grow = torch.ones_like(self.c2w[0, 0])
-        grow[:3, 3] = factor
-        return Cameras(self.c2w * grow, self.K, self.near * factor, self.far * factor)
+        grow = torch.ones_like(self.c2w)
+        grow[..., :3, 3] = _times(grow[..., :3, 3], factor)
+        near, far = _times(self.near, factor), _times(self.far, factor)
+        return Cameras(self.c2w * grow, self.K, near, far)
 
 
 @dataclass(frozen=True)
@@ -141,12 +150,12 @@ class Views(Bundle):
         positions = list(order[indices]) if isinstance(indices, slice) else indices
         return replace(taken, names=tuple(tuple(row[i] for i in positions) for row in self.names))
 
-    def scaled(self, factor: float) -> "Views":
+    def scaled(self, factor: Factor) -> "Views":
         """The same views of a world `factor` times as large, pointmaps with it."""
         return replace(
             self,
             cameras=self.cameras.scaled(factor),
-            depth=None if self.depth is None else self.depth * factor,
+            depth=None if self.depth is None else _times(self.depth, factor),
             pointmap=None if self.pointmap is None else self.pointmap.scaled(factor),
         )
 
@@ -158,6 +167,11 @@ class Batch(Bundle):
     context: Views
     target: Views
     scene: list[str]
+
+    def scaled(self, factor: Factor) -> "Batch":
+        """The same batch of a world `factor` times as large."""
+        context, target = self.context.scaled(factor), self.target.scaled(factor)
+        return replace(self, context=context, target=target)
 
 
 @dataclass(frozen=True)
@@ -199,9 +213,10 @@ class Gaussians(Bundle):
             sh=torch.cat(sh, dim=1),
         )
 
-    def scaled(self, factor: float) -> "Gaussians":
+    def scaled(self, factor: Factor) -> "Gaussians":
         """The same Gaussians in a world `factor` times as large."""
-        return replace(self, means=self.means * factor, scales=self.scales * factor)
+        means, scales = _times(self.means, factor), _times(self.scales, factor)
+        return replace(self, means=means, scales=scales)
 
     def transformed(self, similarity: Float[Tensor, "4 4"]) -> "Gaussians":
         """The same Gaussians turned, scaled and moved: means, scales, quaternions and harmonics.
@@ -234,9 +249,9 @@ class Prediction(Bundle):
     depths: tuple[Float[Tensor, "batch view height width"], ...]
     gaussians: tuple[Gaussians, ...]
 
-    def scaled(self, factor: float) -> "Prediction":
+    def scaled(self, factor: Factor) -> "Prediction":
         """The same prediction in a world `factor` times as large."""
-        depths = tuple(depth * factor for depth in self.depths)
+        depths = tuple(_times(depth, factor) for depth in self.depths)
         return Prediction(depths, tuple(level.scaled(factor) for level in self.gaussians))
 
 
@@ -268,10 +283,10 @@ class Rendering(Bundle):
     depth_median: Float[Tensor, "batch target height width"] | None = None
     screen: Screen | None = None
 
-    def scaled(self, factor: float) -> "Rendering":
+    def scaled(self, factor: Factor) -> "Rendering":
         """The same picture of a world `factor` times as large."""
-        median = None if self.depth_median is None else self.depth_median * factor
-        return replace(self, depth=self.depth * factor, depth_median=median)
+        median = None if self.depth_median is None else _times(self.depth_median, factor)
+        return replace(self, depth=_times(self.depth, factor), depth_median=median)
 
 
 @dataclass(frozen=True)

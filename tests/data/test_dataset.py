@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pmsplat import config
+from pmsplat.contracts import DatasetTraits, dataset_traits
 from pmsplat.data import (
     Bounded,
     ChunkDataset,
@@ -21,6 +23,7 @@ from pmsplat.data import (
     dl3dv,
     folder,
     re10k,
+    synthetic,
     write_index,
 )
 from pmsplat.errors import UserError
@@ -267,20 +270,21 @@ def test_evaluation_passes_over_what_the_protocol_does(tmp_path: Path) -> None:
         list(dataset.evaluation())
 
 
-def test_batches_know_depth_range_and_scale(tmp_path: Path) -> None:
+def test_batches_keep_the_range_and_the_unit_of_the_scene(tmp_path: Path) -> None:
     scene = ours("a", 5)
     scene.near.mul_(torch.tensor([4.0, 2, 3, 4, 5]))  # type: ignore[union-attr]
     chunks.append(tmp_path / "train", [scene])
     plain = replace(RECIPE, flip=0.0, size=(6, 8))
     batch = take(ChunkDataset(str(tmp_path), plain).train(0, STEP), 1)[0]
-    scaled = take(ChunkDataset(str(tmp_path), replace(plain, scale_near=0.5)).train(0, STEP), 1)[0]
-    assert float(scaled.context.cameras.near.min()) == pytest.approx(0.5)
-    factor = 0.5 / float(batch.context.cameras.near.min())
+    assert scene.near is not None and batch.context.names is not None
+    frames = [int(name) for name in batch.context.names[0]]
+    assert torch.equal(batch.context.cameras.near[0], scene.near[frames])
+    scaled = batch.scaled(0.25)
     for a, b in ((batch.context, scaled.context), (batch.target, scaled.target)):
         assert a.depth is not None and b.depth is not None
         points = camera.unproject_depth(a.depth, a.cameras.c2w, a.cameras.K)
         got = camera.unproject_depth(b.depth, b.cameras.c2w, b.cameras.K)
-        torch.testing.assert_close(got, points * factor)
+        torch.testing.assert_close(got, points * 0.25)
     given = take(ChunkDataset(str(tmp_path), replace(plain, near=1.0, far=9.0)).train(0, STEP), 1)
     assert given[0].target.cameras.far.unique().tolist() == [9.0]
 
@@ -329,7 +333,30 @@ def test_own_photos_train_from_chunks(root: Path) -> None:
     cfg = folder.Config(root=str(root), size=[8, 8], gap=[2, 3], target_views=2)
     batch = take(folder.build(cfg).train(0, STEP), 1)[0]
     assert batch.context.images.shape == (1, 2, 3, 8, 8)
-    assert float(batch.context.cameras.near.min()) == pytest.approx(0.5)
+    assert dataset_traits(folder.build(cfg)) == DatasetTraits(scale_near=True, near=None)
+
+
+def test_constant_ranges_are_traits(root: Path) -> None:
+    given = re10k.build(re10k.Config(root=str(root), near=0.7))
+    assert dataset_traits(given) == DatasetTraits(scale_near=False, near=0.7)
+    assert dataset_traits(synthetic.build(synthetic.Config())) == DatasetTraits()
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [("0.5", "model.near=0.5"), ("1", "model.near=1"), ("null", "scale_near=false")],
+)
+def test_an_old_number_for_scale_near_is_told(value: str, remedy: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.compose(["dataset=folder", f"dataset.scale_near={value}"])
+    error = caught.value
+    assert value in error.got and error.wanted == "true or false"
+    assert error.remedy is not None and remedy in error.remedy
+    with pytest.raises(UserError):
+        folder.Config(scale_near=0.5)  # pyright: ignore[reportArgumentType]
+    for word in ("true", "false"):
+        settings = config.compose(["dataset=folder", f"dataset.scale_near={word}"]).dataset.settings
+        assert settings.scale_near is (word == "true")
 
 
 def test_a_setting_of_the_wrong_length_is_told() -> None:

@@ -208,10 +208,10 @@ def _unmirrored(rooms: ChunkDataset, scene: str, names: tuple | None) -> Tensor:
 
 
 def test_a_scaled_scene_scales_its_pointmap(rooms: ChunkDataset, cache: PointmapCache) -> None:
-    larger = replace(rooms.recipe, scale_near=5.0, flip=0.0)
-    dataset = ChunkDataset(str(rooms.root), larger).with_pointmaps(cache)
+    plain = replace(rooms.recipe, flip=0.0)
+    dataset = ChunkDataset(str(rooms.root), plain).with_pointmaps(cache)
     batch = next(iter(dataset.train(0, torch.zeros((), dtype=torch.int64))))
-    views = batch.context
+    views = batch.context.scaled(torch.tensor([5.0]))
     assert views.depth is not None and views.pointmap is not None
     points = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)
     known = views.depth > 0

@@ -268,24 +268,32 @@ def test_a_method_without_any_of_the_metrics_is_not_in_the_table() -> None:
 
 def test_lengths_come_back_in_the_unit_of_the_scene(generator: torch.Generator) -> None:
     batch = scene("a", 2, generator, depth=True)
-    seen: list[Batch] = []
+    seen: list[Views] = []
+    gaussians = random_gaussians(20, generator)
 
-    def model(views: Views) -> Prediction:
-        assert views.depth is not None
-        return Prediction((1.5 * views.depth,), (random_gaussians(20, generator),))
+    class Model:
+        near: float | None = 0.125
 
-    def run(given: Batch) -> StepOutput:
-        seen.append(given)
-        return protocol.pipeline(model, "reference")(given)
+        def __call__(self, views: Views) -> Prediction:
+            assert views.depth is not None
+            seen.append(views)
+            return Prediction((1.5 * views.depth,), (gaussians.scaled(views.cameras.near[:, 0]),))
 
-    plain = protocol.in_own_unit(run, None)(batch)
-    assert seen.pop() is batch
-    scaled = protocol.in_own_unit(run, 0.125)(batch)
-    assert float(seen[0].context.cameras.near.min()) == pytest.approx(0.125)
+    plain = protocol.pipeline(Model(), "reference")(batch)
+    assert seen.pop() is batch.context
+    scaled = protocol.pipeline(Model(), "reference", scale_near=True)(batch)
+    assert float(seen.pop().cameras.near.min()) == pytest.approx(0.125)
     assert scaled.batch is batch
     torch.testing.assert_close(scaled.prediction.depths, plain.prediction.depths)
+    torch.testing.assert_close(scaled.prediction.gaussians, plain.prediction.gaussians)
     again = protocol.pipeline(lambda _: scaled.prediction, "reference")(batch)
     torch.testing.assert_close(scaled.renderings, again.renderings, atol=2e-3, rtol=1e-3)
     assert protocol.measure(scaled).values["rmse"] == pytest.approx(
         protocol.measure(plain).values["rmse"], rel=1e-5
     )
+    Model.near = None
+    assert torch.equal(
+        protocol.pipeline(Model(), "reference", scale_near=True)(batch).renderings[-1].depth,
+        plain.renderings[-1].depth,
+    )
+    assert seen.pop() is batch.context  # no arithmetic at all

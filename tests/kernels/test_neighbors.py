@@ -103,6 +103,17 @@ def test_masks_and_batches_of_any_grid(
     assert_nearest(found, points, reference.nan_to_num(), mask)
 
 
+def squared_distance(
+    points: torch.Tensor,
+    reference: torch.Tensor,
+    grid: tuple[int, int] | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """From each point to its nearest reference point."""
+    index = neighbors.nearest(points, reference, grid, mask)
+    return neighbors.squared_distance_to(points, reference, index)
+
+
 def test_a_mask_counts_as_leaving_out(generator: torch.Generator) -> None:
     points, reference, grid = sets("aligned", generator)
     mask = torch.rand(len(reference), generator=generator) > 0.5
@@ -114,7 +125,7 @@ def test_a_mask_counts_as_leaving_out(generator: torch.Generator) -> None:
 def test_equals_a_kd_tree_on_larger_sets(generator: torch.Generator) -> None:
     reference = surface(2, 130, 150)
     points = displaced(reference, 0.02, generator)
-    squared = neighbors.squared_distance(points, reference, (130, 150))
+    squared = squared_distance(points, reference, (130, 150))
     expected = KDTree(reference.double().numpy()).query(points.double().numpy())[0] ** 2
     torch.testing.assert_close(squared.double(), torch.from_numpy(expected), rtol=1e-6, atol=0)
 
@@ -146,7 +157,7 @@ def test_gradients_reach_both_sets(generator: torch.Generator) -> None:
     reference = torch.randn(2, 12, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     mask = torch.rand(2, 12, generator=generator) > 0.4
     assert torch.autograd.gradcheck(
-        lambda p, r: neighbors.squared_distance(p, r, (3, 4), mask), (points, reference)
+        lambda p, r: squared_distance(p, r, (3, 4), mask), (points, reference)
     )
 
 
@@ -154,7 +165,7 @@ def test_a_masked_reference_point_gets_no_gradient(generator: torch.Generator) -
     points = torch.randn(5, 3, generator=generator)
     reference = torch.tensor([[torch.nan] * 3, [1.0, 2, 3]], requires_grad=True)
     mask = torch.tensor([False, True])
-    neighbors.squared_distance(points, reference, reference_mask=mask).sum().backward()
+    squared_distance(points, reference, mask=mask).sum().backward()
     assert reference.grad is not None and (reference.grad[0] == 0).all()
     wanted = 2 * (reference.detach()[1] - points).sum(dim=0)
     torch.testing.assert_close(reference.grad[1], wanted)
@@ -166,7 +177,7 @@ def test_half_precision_is_computed_in_float32(
 ) -> None:
     points, reference = (x.to(dtype) for x in torch.randn(2, 40, 3, generator=generator))
     leaf = points.requires_grad_()
-    squared = neighbors.squared_distance(leaf, reference)
+    squared = squared_distance(leaf, reference)
     assert squared.dtype == torch.float32
     expected = torch.cdist(points.detach().double(), reference.double()).amin(dim=-1).square()
     torch.testing.assert_close(squared.double(), expected, rtol=1e-5, atol=1e-9)
@@ -176,7 +187,7 @@ def test_half_precision_is_computed_in_float32(
 
 def test_no_points_have_no_neighbours() -> None:
     assert neighbors.nearest(torch.zeros(2, 0, 3), torch.zeros(2, 5, 3)).shape == (2, 0)
-    assert neighbors.squared_distance(torch.zeros(0, 4, 3), torch.zeros(0, 5, 3)).shape == (0, 4)
+    assert squared_distance(torch.zeros(0, 4, 3), torch.zeros(0, 5, 3)).shape == (0, 4)
 
 
 def test_bad_input_is_refused() -> None:
@@ -186,7 +197,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(UserError, match="for a grid of 4 by 1; wanted as many of both, a whole"):
         neighbors.nearest(good, good, (4, 1))
     with pytest.raises(UserError, match=r"not finite .* in sample 1"):
-        neighbors.squared_distance(good, torch.stack([good[0], good[1] / 0]))
+        squared_distance(good, torch.stack([good[0], good[1] / 0]))
     mask = torch.tensor([True, False])[:, None].expand(2, 6)
     with pytest.raises(UserError, match="all masked in sample 1"):
         neighbors.nearest(good, good, (2, 3), mask)
@@ -274,7 +285,7 @@ def test_cuda_masks_batches_and_gradients(generator: torch.Generator) -> None:
     results = []
     for device in ("cpu", "cuda"):
         some, others = points.to(device).requires_grad_(), reference.to(device).requires_grad_()
-        squared = neighbors.squared_distance(some, others, (20, 50), mask.to(device))
+        squared = squared_distance(some, others, (20, 50), mask.to(device))
         gradients = torch.autograd.grad(squared.sum(), [some, others])
         results.append([x.detach().cpu() for x in (squared, *gradients)])
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)

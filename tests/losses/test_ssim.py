@@ -18,14 +18,15 @@ def pair(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return image, 0.6 * image + 0.4 * noise
 
 
+@pytest.mark.parametrize("sample", [False, True])
 @pytest.mark.parametrize("size", [(11, 11), (17, 24), (40, 31)])
-def test_the_value_is_that_of_skimage(size: tuple[int, int]) -> None:
+def test_the_value_is_that_of_skimage(size: tuple[int, int], sample: bool) -> None:
     image, target = pair(2, 3, *size)
-    ours = ssim(image, target)
+    ours = ssim(image, target, sample_covariance=sample)
     for i in range(2):
         theirs = structural_similarity(
             image[i].numpy(), target[i].numpy(), channel_axis=0, data_range=1.0,
-            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+            gaussian_weights=True, sigma=1.5, win_size=11, use_sample_covariance=sample,
         )  # fmt: skip
         assert ours[i].item() == pytest.approx(theirs, abs=1e-12)
 

@@ -27,7 +27,7 @@ def test_near_views_are_matched_in_the_order_of_their_distance() -> None:
 def test_the_order_of_neighbours_matters_only_as_published(
     published: bool, generator: torch.Generator
 ) -> None:
-    """The tiled mask makes it matter, so that order by index would be another network."""
+    """The faulty mask makes it matter, so that order by index would be another network."""
     given = views(generator, 3)
     with torch.no_grad():
         nearest = shaken(tiny("depthsplat2024", neighbors=2, published=published))(given)

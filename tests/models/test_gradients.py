@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pmsplat
 from pmsplat.models.mvsplat import MVSplat
-from pmsplat.zoo.convert import names_of, official_keys, ordered
+from pmsplat.zoo.convert import names_of, official_keys, reorder_inputs
 from tests.golden import components
 from tests.models.official import script, world_harmonics
 
@@ -75,7 +75,7 @@ def official_gradients(model: nn.Module) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         place = torch.arange(parameter.numel()).view_as(parameter)
-        place = ordered(name, place, model).flatten()
+        place = reorder_inputs(name, place, model).flatten()
         gradient = torch.empty(parameter.numel(), dtype=torch.float64)
         gradient[place] = parameter.grad.double().flatten()
         keys = official_keys(name, names)

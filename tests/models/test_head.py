@@ -8,16 +8,18 @@ from torch.nn.functional import normalize
 
 from pmsplat.geometry import camera, gaussian, sh
 from pmsplat.models import _head
+from pmsplat.models._deviations import Deviations
 from pmsplat.types import Cameras, Gaussians
 from tests.golden import components
 from tests.models.official import renderer_basis, world_harmonics
 from tests.scenes import random_cameras
 
 SIZE = (4, 6)
+RELEASED = Deviations.released(along_ray=False)
 
 
 def rules(**changes: object) -> _head.Rules:
-    settings = {"sh_degree": 2, "scale": "softplus", "scale_max": 3.0, "published": False}
+    settings = {"sh_degree": 2, "scale": "softplus", "scale_max": 3.0, "deviations": Deviations()}
     return _head.Rules(**{**settings, **changes})  # pyright: ignore[reportArgumentType]
 
 
@@ -42,24 +44,24 @@ def test_rotated_harmonics_are_e3nns_in_the_renderers_basis() -> None:
     """Camera frame -> Wigner rotation -> standard basis, in one matrix."""
     golden, convert = components("rotate_sh"), components("sh_convert")
     R = golden["R"].double()
-    matrix = _head.sh_matrix(R[None], 2, published=True)[0]
+    matrix = _head.sh_matrix(R[None], 2, RELEASED)[0]
     expected = golden["deg2/out"].double() @ convert["A"].T
     found = torch.einsum("nij,ncj->nci", matrix, golden["deg2/in"].double())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     identity = torch.eye(3, dtype=torch.float64)[None, None]
     torch.testing.assert_close(
-        _head.sh_matrix(identity, 2, published=True)[0, 0], convert["A"], atol=1e-12, rtol=0
+        _head.sh_matrix(identity, 2, RELEASED)[0, 0], convert["A"], atol=1e-12, rtol=0
     )
 
 
 def test_degree_three_is_what_the_published_renderer_draws_fault_included() -> None:
     golden, convert = components("rotate_sh"), components("sh_convert_deg3")
     expected = golden["deg4/out"].double()[..., :16] @ convert["A"].T
-    matrix = _head.sh_matrix(golden["R"].double()[None], 3, published=True)[0]
+    matrix = _head.sh_matrix(golden["R"].double()[None], 3, RELEASED)[0]
     found = torch.einsum("nij,ncj->nci", matrix, golden["deg4/in"].double()[..., :16])
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
     identity = torch.eye(3, dtype=torch.float64)[None, None]
-    standard = _head.sh_matrix(identity, 3, published=True)[0, 0]
+    standard = _head.sh_matrix(identity, 3, RELEASED)[0, 0]
     torch.testing.assert_close(standard, convert["A"], atol=1e-12, rtol=0)
     drawn = sh.basis(convert["dirs"], 3) @ standard
     torch.testing.assert_close(drawn, convert["official_basis"], atol=1e-12, rtol=0)
@@ -74,7 +76,7 @@ def test_published_networks_show_the_colours_that_their_renderer_draws(
     cameras, raw = random_cameras(2, generator), 4 * numbers(generator, degree)
     raw[:, :, _head.SH] *= 20  # so that all degrees show
     images = torch.rand(1, 2, 3, *SIZE, generator=generator)
-    how = rules(sh_degree=degree, published=True, image_color=image_color)
+    how = rules(sh_degree=degree, deviations=RELEASED, image_color=image_color)
     found = place(raw, cameras, how, images=images)
     directions = normalize(torch.randn(48, 3, generator=generator), dim=-1)
 
@@ -90,11 +92,11 @@ def test_published_networks_show_the_colours_that_their_renderer_draws(
     torch.testing.assert_close(colors, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("published", "kept"), [(True, 16), (False, 25)])
+@pytest.mark.parametrize(("deviations", "kept"), [(RELEASED, 16), (Deviations(), 25)])
 def test_published_degree_four_is_kept_as_far_as_it_is_drawn(
-    published: bool, kept: int, generator: torch.Generator
+    deviations: Deviations, kept: int, generator: torch.Generator
 ) -> None:
-    how = rules(sh_degree=4, published=published)
+    how = rules(sh_degree=4, deviations=deviations)
     found = place(numbers(generator, 4), random_cameras(2, generator), how)
     assert found.sh.shape == (1, 2 * SIZE[0] * SIZE[1], kept, 3)
     assert (found.sh.abs().amax((0, 1, 3)) > 0).all()
@@ -159,7 +161,9 @@ def test_along_the_ray_depth_is_a_distance(generator: torch.Generator) -> None:
     cameras, raw = random_cameras(2, generator), numbers(generator)
     depth = 1 + torch.rand(1, 2, *SIZE, generator=generator)
     exact = place(raw, cameras, rules(), depth).means.unflatten(1, (2, -1))
-    found = place(raw, cameras, rules(along_ray=True), depth).means.unflatten(1, (2, -1))
+    found = place(
+        raw, cameras, rules(deviations=Deviations(along_ray=True)), depth
+    ).means.unflatten(1, (2, -1))
     centres = cameras.c2w[:, :, None, :3, 3]
     distance = (found - centres).norm(dim=-1)
     torch.testing.assert_close(distance, depth.flatten(2), atol=1e-5, rtol=1e-5)

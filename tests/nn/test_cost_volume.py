@@ -37,7 +37,7 @@ def carried(cameras: Cameras, reference_K: bool) -> tuple[torch.Tensor, torch.Te
     points = camera.unproject_depth(depth, c2w[:, 0], K[:, 0]).flatten(1, 2)
     expected = camera.project_world(points, c2w[:, 1], K[:, 1])[..., :2] * size
     others = cost_volume.all_others(c2w)
-    H = cost_volume.homographies(cameras, others, height, width, reference_K)[0, 0, 0]
+    H = cost_volume.homographies(cameras, others, height, width, reference_K=reference_K)[0, 0, 0]
     pixels = camera.pixel_grid(height, width, like=depth) * size
     rays = torch.cat([pixels, torch.ones(height, width, 1)], dim=-1)
     moved = ((rays @ H[:, :3].T) * depth[0, ..., None] + H[:, 3]).flatten(0, 1)
@@ -48,8 +48,8 @@ def test_homographies_carry_points_under_each_views_own_K(generator: torch.Gener
     cameras = random_cameras(2, generator)
     found, expected = carried(cameras, reference_K=False)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    published, _ = carried(cameras, reference_K=True)
-    assert (published - expected).abs().max() > 0.2
+    faulty, _ = carried(cameras, reference_K=True)
+    assert (faulty - expected).abs().max() > 0.2
     alike = replace(cameras, K=cameras.K[:, :1].expand(-1, 2, -1, -1))
     found, expected = carried(alike, reference_K=True)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -71,8 +71,10 @@ def test_the_sweep_finds_a_wall_though_intrinsics_differ(generator: torch.Genera
     seen = camera.project_world(points[:, 0].flatten(1, 2), c2w[:, 1], K[:, 1])[0, :, :2]
     visible = ((seen > 0) & (seen < 1)).all(dim=-1).unflatten(0, size)
     found = []
-    for published in (False, True):
-        volume = cost_volume.cost_volume(features, cameras, others, candidates, published)
+    for faulty in (False, True):
+        volume = cost_volume.cost_volume(
+            features, cameras, others, candidates, reference_K=faulty, pixel_corners=faulty
+        )
         best = volume[0].argmax(dim=0)[visible]
         found.append((best == right).float().mean().item())
     assert visible.sum() > 200 and found[0] == 1 and found[1] < 0.3
@@ -90,18 +92,18 @@ def test_fine_candidates_lie_half_a_step_apart_around_the_coarse_answer() -> Non
     torch.testing.assert_close(fine[0, 1, 1], torch.tensor(2.0 - 16 * step))
 
 
-def test_a_depth_that_left_the_range_finds_back_unless_published() -> None:
+def test_a_depth_that_left_the_range_finds_back_unless_clamped() -> None:
     whole = cost_volume.full_range(torch.tensor([0.5]), torch.tensor([100.0]), 8)
     wanted = torch.tensor([[[1.0, 1.5, 0.3]]])
     beyond = torch.tensor([[[2.5, -0.7, 0.9]]])
-    for published in (False, True):
+    for hard_clamp in (False, True):
         x = beyond.clone().requires_grad_()
         for _ in range(200):
-            held = whole.hold(x, published)
+            held = whole.hold(x, hard_clamp=hard_clamp)
             assert held.min() >= 0.01 and held.max() <= 2.0
             (gradient,) = torch.autograd.grad((held - wanted).square().sum(), x)
             x = (x - 0.1 * gradient).detach().requires_grad_()
-        there = torch.tensor([[[2.5, -0.7, 0.3]]]) if published else wanted
+        there = torch.tensor([[[2.5, -0.7, 0.3]]]) if hard_clamp else wanted
         torch.testing.assert_close(x.detach(), there)
     # where a step would lead further away, nothing passes: the value does not drift off
     x = torch.tensor([[[2.5, -0.7, 0.9]]], requires_grad=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, pad
 
+from pmsplat.kernels.linear import Linear
 from pmsplat.nn import maps
-from pmsplat.nn.linear import Linear
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -76,11 +76,11 @@ def test_weights_are_stored_as_their_block_computes() -> None:
     )
     model["linear"] = Linear(4, 4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    maps.store(model)
+    maps.set_memory_format(model)
     last = {name for name, value in model.named_parameters() if stored_last(value)}
     assert last == {"conv.weight", "up.weight"}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    maps.store(model)  # as after loading: nothing changes any more
+    maps.set_memory_format(model)  # as after loading: nothing changes any more
     assert last == {name for name, value in model.named_parameters() if stored_last(value)}
 
 

@@ -15,13 +15,13 @@ def test_sine_position_is_the_official_one() -> None:
 
 def test_the_shift_mask_is_the_official_one() -> None:
     expected = components("mask")["8x12_split2"]
-    for tiled in (False, True):  # with one other view there is nothing to confuse
-        found = multiview.shift_mask(8, 12, 1, tiled, like=expected)
+    for by_view in (False, True):  # with one other view there is nothing to confuse
+        found = multiview.shift_mask(8, 12, 1, expected, by_view=by_view)
         torch.testing.assert_close(found, expected)
 
 
 def test_window_attention_is_the_official_one() -> None:
-    """With and without a shift, to one other map and to two, where the published mask is tiled."""
+    """With and without a shift, to one other map and to two, where the released mask is faulty."""
     golden = components("attn")
     q, k, v = golden["q"], golden["k"], golden["v"]  # [batch, pixel, c], [batch, other, pixel, c]
 
@@ -31,7 +31,7 @@ def test_window_attention_is_the_official_one() -> None:
     for shift in (False, True):
         for name, keys, values in (("self", k[:, :1], v[:, :1]), ("2others", k, v)):
             others = keys.shape[1]
-            mask = multiview.shift_mask(8, 12, others, True, like=q)[None] if shift else None
+            mask = multiview.shift_mask(8, 12, others, q, by_view=True)[None] if shift else None
             seen = (
                 rearrange(windows(x, shift), "b o s n c -> b s (o n) c") for x in (keys, values)
             )
@@ -48,21 +48,21 @@ def test_windows_are_undone() -> None:
         assert torch.equal(back, x)
 
 
-def network(tiled: bool) -> multiview.MultiViewTransformer:
+def network(mask_by_view: bool) -> multiview.MultiViewTransformer:
     torch.manual_seed(0)
-    return multiview.MultiViewTransformer(16, 4, tiled=tiled)
+    return multiview.MultiViewTransformer(16, 4, mask_by_view=mask_by_view)
 
 
 def test_the_order_of_the_other_views_does_not_matter_under_the_true_mask() -> None:
     features = torch.randn(1, 3, 16, 8, 12)
     swapped = features[:, [0, 2, 1]]
     others = all_others(torch.eye(4).expand(1, 3, 4, 4))
-    exact, tiled = network(False), network(True)
+    exact, faulty = network(False), network(True)
     torch.testing.assert_close(
         exact(swapped, others)[:, [0, 2, 1]], exact(features, others), atol=1e-5, rtol=1e-4
     )
     # the published mask hides other pixels than it should, and does depend on the order
-    difference = tiled(swapped, others)[:, [0, 2, 1]] - tiled(features, others)
+    difference = faulty(swapped, others)[:, [0, 2, 1]] - faulty(features, others)
     assert difference.abs().max() > 1e-4
 
 

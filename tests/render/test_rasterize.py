@@ -164,7 +164,7 @@ def test_moving_scene_and_cameras_together_changes_nothing(
         gaussians,
         means=se3.transform(motion, gaussians.means),
         quats_wxyz=gaussian.quat_multiply(turn, gaussians.quats_wxyz),
-        sh=sh.rotate(gaussians.sh, rotation),
+        sh=sh.rotation_matrix(rotation, 3) @ gaussians.sh,
     )
     before = rasterize(gaussians, cameras, (24, 30), backend)
     after = rasterize(moved, replace(cameras, c2w=motion @ cameras.c2w), (24, 30), backend)

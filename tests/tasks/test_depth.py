@@ -43,6 +43,8 @@ class Wall(nn.Module):
     It keeps what it was shown of the walk. `factor` makes its depth wrong.
     """
 
+    near = 0.5
+
     def __init__(self, factor: float = 1.0) -> None:
         super().__init__()
         self.factor, self.shown = factor, list[Views]()
@@ -59,7 +61,7 @@ class Wall(nn.Module):
         pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1)
         rays = einsum(views.cameras.K.inverse(), pixels, "b v i j, h w j -> b v h w i")
         slope = einsum(views.cameras.c2w[..., 2, :3], rays, "b v i, b v h w i -> b v h w")
-        away = WALL * views.cameras.near - views.cameras.c2w[..., 2, 3]
+        away = WALL * self.near - views.cameras.c2w[..., 2, 3]
         return Prediction((self.factor * away[..., None, None] / slope,), ())
 
 
@@ -156,9 +158,10 @@ def test_depth_is_exact_in_the_unit_of_the_input(
             assert colored.height == SIZE[0] and colored.width > SIZE[1]  # a bar beside it
     assert summary.scale == pytest.approx(0.5 / unit)
     assert len(network.shown) == passes
-    for seen in network.shown:  # one span for all groups
+    for seen in network.shown:  # one factor for all groups, and each photo its own near
         assert 2 <= seen.images.shape[1] <= (views or 4)
-        assert torch.allclose(seen.cameras.near, torch.tensor(0.5))
+        at = (seen.cameras.c2w[..., 0, 3] / 0.1).round()  # photo i stands at 0.2 i, halved
+        torch.testing.assert_close(seen.cameras.near, 0.8 - 0.05 * at)
         assert torch.allclose(seen.cameras.far, torch.tensor(10.0))
     assert said[0].startswith("Depth of 7 of 7 photos in") and "One count of depth" in said[-1]
     assert summary.as_predicted is None and summary.median_scaled is None

@@ -137,20 +137,24 @@ def test_real_photos(model: depthsplat.DepthSplat, shared: Path, tmp_path: Path)
     assert world.norm(dim=-1).median() > 1  # in COLMAP's unit, not in the network's
 
 
-def test_the_network_sees_near_at_one_half(generator: torch.Generator) -> None:
+def test_the_network_sees_the_nearest_near_at_its_own(generator: torch.Generator) -> None:
     seen = []
     cameras = random_cameras(3, generator)
     cameras = replace(cameras, near=torch.tensor([[4.0, 2.0, 3.0]]), far=torch.tensor([[40.0] * 3]))
     views = Views(torch.rand(1, 3, 3, 32, 32, generator=generator), cameras)
     inner = depthsplat.build(CONFIG).eval()
 
-    def watched(given: Views):
-        seen.append(given)
-        return inner(given)
+    class Watched:
+        near = 0.5
 
-    found = reconstruct(watched, views)
+        def __call__(self, given: Views):
+            seen.append(given)
+            return inner(given)
+
+    found = reconstruct(Watched(), views)
     assert found.scale == 0.25
-    assert (seen[0].cameras.near == 0.5).all() and (seen[0].cameras.far == 10).all()
+    assert seen[0].cameras.near.tolist() == [[1, 0.5, 0.75]]  # each view keeps its own
+    assert (seen[0].cameras.far == 10).all()
     torch.testing.assert_close(
         seen[0].cameras.c2w[..., :3, 3], 0.25 * cameras.c2w[..., :3, 3], rtol=1e-6, atol=0
     )

@@ -71,18 +71,6 @@ def test_still_and_turning_cameras() -> None:
     torch.testing.assert_close(angles, torch.full_like(angles, 0.1), rtol=1e-2, atol=0)
 
 
-def test_wobble_keeps_its_point_in_the_middle_and_closes(generator: torch.Generator) -> None:
-    given = random_cameras(2, generator, dtype=torch.float64)
-    path = trajectory.wobble(given, 60, radius=0.2, focus=3.0)
-    torch.testing.assert_close(path.c2w[:, 0], given.c2w[:, 0])
-    focus = given.c2w[0, 0, :3, 3] + 3 * given.c2w[0, 0, :3, 2]
-    seen = se3.transform(se3.invert(path.c2w), focus.expand(1, 60, 1, 3))
-    torch.testing.assert_close(seen[..., :2], torch.zeros(1, 60, 1, 2).double())
-    step = (path.c2w.roll(-1, 1) - path.c2w)[0, :, :3, 3].norm(dim=-1)
-    torch.testing.assert_close(step, step[:1].expand(60))
-    assert se3.is_rigid(path.c2w).all()
-
-
 def test_orbit_keeps_distance_and_height() -> None:
     given = circle(8)
     path = trajectory.orbit(given, 36, focus=2.0)

@@ -17,7 +17,7 @@ from pmsplat.models.depthsplat import Config, DepthSplat
 from pmsplat.models.mvsplat import Config as MVSplatConfig
 from pmsplat.models.mvsplat import MVSplat
 from pmsplat.zoo.convert import convert, names_of, official_keys
-from pmsplat.zoo.init import SOURCES, initialise
+from pmsplat.zoo.init import SOURCES, initialize
 from tests.lab.encoder import Config as ForeignConfig
 from tests.lab.encoder import Encoder
 
@@ -122,7 +122,7 @@ def blank(kind: type, cfg: Any) -> Any:
 def changed(model: nn.Module, names: list[str], told: list[str]) -> dict[str, Tensor]:
     """The parameters that initialising changed."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    initialise(model, names, told.append)
+    initialize(model, names, told.append)
     after = model.state_dict()
     return {name: after[name] for name in after if not torch.equal(after[name], before[name])}
 
@@ -191,7 +191,7 @@ def test_a_part_comes_whole_or_not_at_all(
 ) -> None:
     model = blank(DepthSplat, Config(planes=16))
     with pytest.raises(UserError, match=sentence):
-        initialise(model, [written(tmp_path / "x.pth", make())])
+        initialize(model, [written(tmp_path / "x.pth", make())])
     assert not any(value.any() for value in model.state_dict().values())
 
 
@@ -202,14 +202,14 @@ def test_what_cannot_be_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("pmsplat.zoo.init.fetch", unwanted)
     model, name = DepthSplat(TINY), written(tmp_path / "x.pth", depth_anything(blocks=1))
     with pytest.raises(UserError, match=r"holds nothing of this model.*'pretrained\.cls_token'"):
-        initialise(model, [name])
+        initialize(model, [name])
     with pytest.raises(UserError, match=r"neither a name nor a file.*did you mean 'gmflow'"):
-        initialise(model, ["depth-anything-v2-small", "gmflw"])
+        initialize(model, ["depth-anything-v2-small", "gmflw"])
     for without in (model, MVSplat(MVSplatConfig(width=32, planes=16))):
         with pytest.raises(UserError, match=r"'dinov2' in model\.init_from; wanted a model with a"):
-            initialise(without, ["dinov2"])
+            initialize(without, ["dinov2"])
     with pytest.raises(UserError, match=r"init_from for a Encoder.*trainer\.initial"):
-        initialise(Encoder(ForeignConfig()), ["gmflow"])
+        initialize(Encoder(ForeignConfig()), ["gmflow"])
 
 
 def test_dinov2_comes_as_timm_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_names_are_fetched_and_licences_told(
 
     monkeypatch.setattr("pmsplat.zoo.init.fetch", fetch)
     told: list[str] = []
-    initialise(DepthSplat(TINY), ["gmflow", "depth-anything-v2-large"], told.append)
+    initialize(DepthSplat(TINY), ["gmflow", "depth-anything-v2-large"], told.append)
     assert fetched == [SOURCES["gmflow"], SOURCES["depth-anything-v2-large"]]
     assert ["CC-BY-NC" in sentence for sentence in told] == [False, True, False]
 

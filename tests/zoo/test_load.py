@@ -2,6 +2,7 @@ import json
 import math
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pmsplat.errors import UserError
 from pmsplat.io import weights
 from pmsplat.models.depthsplat import Config, DepthSplat
 from pmsplat.zoo.convert import convert, names_of, official_keys
-from pmsplat.zoo.load import ZOO, save
+from pmsplat.zoo.load import ZOO, open_model, save
 
 TINY = Config(vit="none", width=32, planes=16, transformer_layers=2, head_width=16)
 
@@ -33,7 +34,7 @@ def test_our_checkpoint_brings_the_model_back(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_does_not_fit_its_settings_is_told(tmp_path: Path) -> None:
     state = DepthSplat(TINY).state_dict()
-    header = weights.Header("depthsplat", {**vars(TINY), "planes": 32})
+    header = weights.Header("depthsplat", {**asdict(TINY), "planes": 32})
     weights.save_checkpoint(tmp_path / "wrong.safetensors", state, header)
     with pytest.raises(UserError, match=r"\[32, 80, 3, 3\] at 'depth\.regressors\.0\.stem"):
         pmsplat.load(tmp_path / "wrong.safetensors")
@@ -47,9 +48,19 @@ def test_what_stands_beside_the_weights_of_a_training_names_them(tmp_path: Path)
     with pytest.raises(UserError, match="is no checkpoint of ours"):
         pmsplat.load(tmp_path / "last.ckpt")
     save(DepthSplat(TINY), tmp_path / "model.safetensors", "depthsplat")
-    for path in (tmp_path, tmp_path / "last.ckpt"):
-        with pytest.raises(UserError, match=f"give {re.escape(str(tmp_path))}/model.safetensors"):
-            pmsplat.load(path)
+    with pytest.raises(UserError, match=f"give {re.escape(str(tmp_path))}/model.safetensors"):
+        pmsplat.load(tmp_path / "last.ckpt")
+
+
+def test_the_folder_of_a_training_run_opens_its_weights(tmp_path: Path) -> None:
+    model = DepthSplat(TINY)
+    save(model, tmp_path / "model.safetensors", "depthsplat")
+    found = open_model(tmp_path)
+    assert (found.component, found.settings) == ("depthsplat", TINY)
+    for name, value in found.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+    with pytest.raises(UserError, match="two checkpoints"):
+        pmsplat.load(tmp_path, weights=tmp_path / "model.safetensors")
 
 
 def test_unknown_names_and_files_are_told(tmp_path: Path) -> None:
@@ -141,7 +152,7 @@ HIDDEN = {
 @pytest.mark.parametrize("name", HIDDEN)
 def test_settings_that_no_shape_tells_are_the_authors(name: str) -> None:
     settings = vars(on_meta(name).cfg)
-    assert settings | HIDDEN[name] == settings and settings["published"]
+    assert settings | HIDDEN[name] == settings
 
 
 def test_a_model_that_is_not_there_says_where_it_comes_from(

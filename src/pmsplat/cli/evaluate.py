@@ -14,17 +14,17 @@ With --geometry also the surface against the true depth: distances of the clouds
 completeness, Chamfer), the cosine of the normals, and, near discontinuities of the true depth, the
 relative error and the share of points that fly between the two surfaces.
 
-RMSE and distances are in the unit of each scene as it lies in the data, also where the dataset
-scales scenes for the network (dataset.scale_near).
+RMSE and distances are in the unit of each scene as it lies in the data, also where scenes are
+scaled to the unit of the model (dataset.scale_near, model.near).
 
-Writes evaluation/results.json and evaluation/scenes.csv (a row per scene, as they come) into the
-experiment's output folder, or into --output; with --baselines also nearest_view.json and
-plane_sweep.json. Another run begins anew and replaces them.
+Writes evaluation/results.json (with the settings of the evaluated model) and evaluation/scenes.csv
+(a row per scene, as they come) into the experiment's output folder, or into --output; with
+--baselines also nearest_view.json and plane_sweep.json. Another run begins anew and replaces them.
 """
 
 import argparse
 
-from ._shared import output
+from ._shared import add_device, output, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,70 +45,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", help="folder (default: OUTPUT/evaluation)")
     parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
-    )
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from dataclasses import asdict
-    from pathlib import Path
+    """Evaluates, and prints the tables."""
+    from .. import config
+    from ..evaluate import report
+    from ..tasks.evaluate import Options, evaluate
 
-    import torch
-    from rich.progress import track
-
-    from .. import config, registry
-    from ..data._dataset import ChunkDataset
-    from ..errors import UserError
-    from ..evaluate import protocol, report
-    from ..evaluate.baselines import BASELINES
-    from ..evaluate.timing import Stopwatch
-    from ..zoo.load import WEIGHTS, load
-
+    show, console = terminal(), output()
     experiment = config.compose(arguments.overrides)
-    model_path = arguments.model or str(Path(experiment.output) / WEIGHTS)
-    folder = Path(arguments.output or Path(experiment.output) / "evaluation")
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda without a CUDA device", "cpu", "leave --device out")
-    dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
-    near = None
-    if isinstance(dataset, ChunkDataset):
-        near, dataset = dataset.recipe.scale_near, dataset.in_own_unit()
-    scenes = dataset.evaluation(arguments.limit)
-    model = load(model_path, arguments.weights).to(device).eval()
-    lpips, notes = protocol.find_lpips() if getattr(model, "draws", True) else (None, ())
-
-    console = output()
-    for note in notes:
-        console.print(note, style="yellow", soft_wrap=True)
-    watch = Stopwatch(device, skip=5)
-    renderer = experiment.renderer
-    drawn = protocol.pipeline(model, renderer.name, renderer.background, watch)
-    pipeline, geometry = protocol.in_own_unit(drawn, near), arguments.geometry
-    columns = report.COLUMNS | (report.GEOMETRY if geometry else {})
-    with report.rows_as_they_come(folder / "scenes.csv", columns) as append:
-        batches = track(scenes, "evaluating", transient=True)
-        measured = protocol.evaluate(pipeline, batches, device, lpips, append, geometry)
-    result = protocol.Result(measured.rows, notes)
-    about = {
-        "model": model_path,
-        "experiment": asdict(experiment),
-        "seconds": watch.means(),
-        "seconds_with_warm_up": watch.warm_up_included,
-    }
-    report.write_json(folder / "results.json", result, about)
-    table = {}
-    if arguments.baselines:
-        for name, run_baseline in BASELINES.items():
-            batches = track(dataset.evaluation(arguments.limit), name, transient=True)
-            run_scaled = protocol.in_own_unit(run_baseline, near)
-            table[name] = protocol.evaluate(run_scaled, batches, device, lpips, geometry=geometry)
-            report.write_json(folder / f"{run_baseline.__name__}.json", table[name], {})
-    table[Path(model_path).name] = measured
-    console.print(report.table(table, experiment.name))
-    if geometry:
-        console.print(report.table(table, "geometry, in scene units", report.GEOMETRY))
-    seconds = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in watch.means().items())
-    seconds += " (warm-up included)" if watch.warm_up_included else ""
-    console.print(f"per scene: {seconds}; written to {folder}", soft_wrap=True)
+    options = Options(
+        baselines=arguments.baselines,
+        geometry=arguments.geometry,
+        limit=arguments.limit,
+        device=arguments.device,
+    )
+    found = evaluate(
+        experiment,
+        arguments.model,
+        arguments.output,
+        options,
+        arguments.weights,
+        tell=show.tell,
+        track=show.track,
+    )
+    console.print(report.table(found.results, experiment.name))
+    if arguments.geometry:
+        title = "geometry, in scene units"
+        console.print(report.table(found.results, title, report.GEOMETRY))
+    seconds = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in found.seconds.items())
+    seconds += " (warm-up included)" if found.warm_up_included else ""
+    console.print(f"per scene: {seconds}; written to {found.folder}", soft_wrap=True)

@@ -94,17 +94,20 @@ def convert(file: Path, output: Path, name: str | None = None) -> None:
     `name` is the published model that it is, where its hash does not tell. Raises UserError where
     `output` exists or is not called .safetensors, and for a file that does not fit.
     """
-    from ..zoo.load import load, save
+    from ..zoo.load import open_model, save
 
     if name is not None:
         _known(name)
     if output.suffix != ".safetensors":
-        raise UserError(f"the output {output}", "a .safetensors file", "call it so")
+        raise UserError(
+            f"the output {output}",
+            "a .safetensors file",
+            f"write to {output.with_suffix('.safetensors')}",
+        )
     if output.exists():
         raise UserError(f"{output}, which exists", "a new file", "choose another name")
-    model = load(file) if name is None else load(name, weights=file)
-    component = type(model).__module__.rpartition(".")[2]
-    save(model, output, component)
+    found = open_model(file) if name is None else open_model(name, weights=file)
+    save(found.model, output, found.component, found.settings)
 
 
 def _known(name: str) -> None:

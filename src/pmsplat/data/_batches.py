@@ -26,10 +26,9 @@ class Recipe:
     `size` is the (height, width) of the batch; `resize` scales photos to cover it before the center
     is cut out, else it is cut from the photos as stored. `exact` principal points or the published
     ones: see `scene.fit`. `near` and `far` in scene units, None: those that the scene carries.
-    `scale_near`: scale the scene so that the nearest context view's near is this. Scenes with a
-    field of view beyond `max_fov` degrees or a camera coordinate beyond `max_translation` are
-    skipped. `flip` is the probability of a mirrored training example. `pointmaps`: training
-    examples have a teacher's pointmaps, read from this cache.
+    Scenes with a field of view beyond `max_fov` degrees or a camera coordinate beyond
+    `max_translation` are skipped. `flip` is the probability of a mirrored training example.
+    `pointmaps`: training examples have a teacher's pointmaps, read from this cache.
     """
 
     size: tuple[int, int]
@@ -38,7 +37,6 @@ class Recipe:
     far: float | None = None
     resize: bool = True
     exact: bool = True
-    scale_near: float | None = None
     flip: float = 0.0
     max_fov: float = 100.0
     max_translation: float = float("inf")
@@ -55,9 +53,6 @@ def make_batch(
     """The context and target views of one scene, batch axis 1; `pointmap` is of the former."""
     context = replace(fitted_views(scene, frames.context, recipe), pointmap=pointmap)
     target = fitted_views(scene, frames.target, recipe)
-    if recipe.scale_near is not None:
-        factor = recipe.scale_near / float(context.cameras.near.min())
-        context, target = context.scaled(factor), target.scaled(factor)
     return Batch(context=context, target=target, scene=[scene.key])
 
 

@@ -42,7 +42,10 @@ DRAWS = 50  # of frames of a scene, until a window of the teacher contains them
 
 
 class ChunkDataset:
-    """A dataset in chunks: ROOT/train, ROOT/test, and an evaluation index of the latter."""
+    """A dataset in chunks: ROOT/train, ROOT/test, and an evaluation index of the latter.
+
+    `scale_near`: its scenes come in units of their own (see `contracts.DatasetTraits`).
+    """
 
     def __init__(
         self,
@@ -50,9 +53,15 @@ class ChunkDataset:
         recipe: Recipe,
         index: str | None = None,
         prepare: Callable[[], None] | None = None,
+        scale_near: bool = False,
     ) -> None:
-        self.root, self.recipe = Path(root), recipe
+        self.root, self.recipe, self.scale_near = Path(root), recipe, scale_near
         self._index, self._prepare = index, prepare
+
+    @property
+    def near(self) -> float | None:
+        """The near of every scene, where it is one number for all."""
+        return self.recipe.near
 
     def train(
         self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1
@@ -93,14 +102,8 @@ class ChunkDataset:
 
     def with_pointmaps(self, cache: PointmapCache) -> "ChunkDataset":
         """The same dataset, whose training examples have a teacher's pointmaps."""
-        return self._by(replace(self.recipe, pointmaps=cache))
-
-    def in_own_unit(self) -> "ChunkDataset":
-        """The same dataset, whose scenes keep their unit of length."""
-        return self._by(replace(self.recipe, scale_near=None))
-
-    def _by(self, recipe: Recipe) -> "ChunkDataset":
-        return ChunkDataset(str(self.root), recipe, self._index, self._prepare)
+        recipe = replace(self.recipe, pointmaps=cache)
+        return ChunkDataset(str(self.root), recipe, self._index, self._prepare, self.scale_near)
 
     def check_pointmaps(self) -> None:
         """Opens every file of required pointmaps, so that a missing one is an error at once."""

@@ -4,7 +4,9 @@
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from ..errors import UserError
 from ._batches import Recipe
 from ._dataset import ChunkDataset, pair
 from ._sampling import Gap, Spread
@@ -22,8 +24,8 @@ class Config:
     near: float | None = None
     far: float | None = None
     """Depth range in scene units; None: what each scene carries."""
-    scale_near: float | None = 0.5
-    """Scale every scene so that its nearest near is this; None: leave its unit."""
+    scale_near: bool = True
+    """Scale every scene to the unit of the model (model.near), since each comes in its own."""
     views: list[int] = field(default_factory=lambda: [2, 2])
     """Fewest and most context views of a training example; a range wants batch size 1."""
     target_views: int = 4
@@ -33,6 +35,26 @@ class Config:
     """Fewest and most photos from the first to the last context view."""
     flip: float = 0.5
     """Probability that a training example is mirrored."""
+
+    def __post_init__(self) -> None:
+        _check_scale_near(self.scale_near)
+
+
+def upgrade(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they are; UserError for the number that `scale_near` was before."""
+    if "scale_near" in settings:
+        _check_scale_near(settings["scale_near"])
+    return settings
+
+
+def _check_scale_near(value: Any) -> None:
+    if isinstance(value, bool):
+        return
+    remedy = "set dataset.scale_near=false to keep the units of the scenes"
+    if isinstance(value, int | float):
+        remedy = f"set dataset.scale_near=true and model.near={value}"
+    shown = "null" if value is None else value
+    raise UserError(f"dataset.scale_near={shown}", "true or false", remedy)
 
 
 def build(cfg: Config) -> ChunkDataset:
@@ -48,7 +70,6 @@ def build(cfg: Config) -> ChunkDataset:
         ),
         near=cfg.near,
         far=cfg.far,
-        scale_near=cfg.scale_near,
         flip=cfg.flip,
     )
-    return ChunkDataset(cfg.root, recipe, cfg.index)
+    return ChunkDataset(cfg.root, recipe, cfg.index, scale_near=cfg.scale_near)

@@ -6,19 +6,21 @@ measured by the same code.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from statistics import mean
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..contracts import Encoder
 from ..errors import UserError
 from ..foundation import lpips as lpips_network
 from ..render import rasterize
-from ..types import Batch, Cameras, Gaussians, Prediction, Rendering, StepOutput, Views
+from ..types import Batch, Cameras, Gaussians, Rendering, StepOutput
+from ..zoo.infer import Unit, model_unit
 from . import metrics
 from .depth import depth_metrics
 from .geometry import geometry_metrics
@@ -56,14 +58,17 @@ class Result:
 
 
 def pipeline(
-    model: Callable[[Views], Prediction],
+    model: Encoder,
     backend: str = "auto",
     background: Sequence[float] | None = None,
     watch: Stopwatch | None = None,
+    scale_near: bool = False,
 ) -> Pipeline:
     """A model followed by a rasteriser: every level of the prediction drawn into the targets.
 
-    Gradients flow. `watch` books "encode" and "render" of each batch.
+    Gradients flow. `watch` books "encode" and "render" of each batch. `scale_near`: scenes come in
+    units of their own, so each is scaled to the unit of the model, and what is predicted is scaled
+    back: lengths are measured in the unit of the scene.
     """
 
     def timed(name: str):
@@ -71,36 +76,19 @@ def pipeline(
 
     def run(batch: Batch) -> StepOutput:
         behind = None if background is None else batch.target.images.new_tensor(background)
+        unit = model_unit(model, batch.context.cameras) if scale_near else Unit()
+        seen = unit.to_model(batch)
         with timed("encode"):
-            prediction = model(batch.context)
+            prediction = model(seen.context)
         with timed("render"):
             renderings = tuple(
-                _draw(gaussians, batch.target.cameras, batch.target.size, backend, behind)
+                _draw(gaussians, seen.target.cameras, seen.target.size, backend, behind)
                 for gaussians in prediction.gaussians
             )
-        return StepOutput(batch, prediction, renderings)
+        renderings = tuple(unit.to_scene(rendering) for rendering in renderings)
+        return StepOutput(batch, unit.to_scene(prediction), renderings)
 
     return run
-
-
-def in_own_unit(run: Pipeline, near: float | None) -> Pipeline:
-    """`run` on scenes scaled so that the nearest context view's near is this, scaled back after.
-
-    So lengths are measured in the unit of each scene, whatever a network wants; None: no scaling.
-    Batches of one scene.
-    """
-    if near is None:
-        return run
-
-    def scaled(batch: Batch) -> StepOutput:
-        factor = near / float(batch.context.cameras.near.min())
-        context, target = batch.context.scaled(factor), batch.target.scaled(factor)
-        step = run(replace(batch, context=context, target=target))
-        prediction = step.prediction.scaled(1 / factor)
-        renderings = tuple(drawn.scaled(1 / factor) for drawn in step.renderings)
-        return replace(step, batch=batch, prediction=prediction, renderings=renderings)
-
-    return scaled
 
 
 def _draw(
@@ -139,8 +127,8 @@ def evaluate(
     psnr, ssim and, where a network is given, lpips of the last rendering, if there is one; psnr
     once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
     rmse and delta1 of the context depth where prediction and data both have one, and with
-    `geometry` all of `geometry_metrics`. A network is put into eval mode by its owner
-    (`evaluating`). `on_row` sees each scene as it is done. UserError where there is no scene, or
+    `geometry` all of `geometry_metrics`. A network is put into eval mode by its owner.
+    `on_row` sees each scene as it is done. UserError where there is no scene, or
     nothing to measure in any, and for `geometry` where the data has no depth.
     """
     rows = []
@@ -236,14 +224,3 @@ def find_lpips(
         return lpips_network.load("vgg16", path), ()
     except lpips_network.Unavailable as error:
         return None, (f"The LPIPS column is left out: {error.got}.",)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The module in eval mode inside the block, and as it was afterwards."""
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)

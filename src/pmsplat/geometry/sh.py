@@ -106,10 +106,3 @@ def _probe(degree: int, device: torch.device, dtype: torch.dtype) -> tuple[Tenso
     band = torch.cat([torch.full((2 * d + 1,), d) for d in range(degree + 1)])
     blocks = band[:, None] == band[None, :]
     return samples.to(device, dtype), solve.to(device, dtype), blocks.to(device, dtype)
-
-
-def rotate(
-    sh: Float[Tensor, "*#batch sh 3"], rotation: Float[Tensor, "*#batch 3 3"]
-) -> Float[Tensor, "*_ sh 3"]:
-    """Coefficients of the field turned by `rotation`."""
-    return rotation_matrix(rotation, degree_of(sh.shape[-2])) @ sh

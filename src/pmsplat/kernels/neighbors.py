@@ -69,20 +69,6 @@ def nearest_of_sane(
     return _in_order(points, reference, grid, reference_mask, search)
 
 
-def squared_distance(
-    points: Float[Tensor, "*batch n 3"],
-    reference: Float[Tensor, "*batch m 3"],
-    grid: tuple[int, int] | None = None,
-    reference_mask: Bool[Tensor, "*batch m"] | None = None,
-) -> Float[Tensor, "*batch n"]:
-    """The squared distance from each point to the nearest reference point, in units of length².
-
-    Gradients go to both sets, for the neighbours as they are. float32, or float64 where one of the
-    inputs is. `grid`, `reference_mask` and errors: as in `nearest`.
-    """
-    return squared_distance_to(points, reference, nearest(points, reference, grid, reference_mask))
-
-
 def squared_distance_to(
     points: Float[Tensor, "*batch n 3"],
     reference: Float[Tensor, "*batch m 3"],

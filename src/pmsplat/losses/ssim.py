@@ -39,12 +39,15 @@ def build(cfg: Config) -> Loss:
 def ssim(
     image: Float[Tensor, "*batch channel height width"],
     target: Float[Tensor, "*batch channel height width"],
+    sample_covariance: bool = False,
 ) -> Float[Tensor, "*batch"]:
     """Structural similarity of images in [0, 1], at most 1, with gradients to both.
 
-    The mean over channels and over the windows that lie whole inside the image, with the weighted
-    (biased) variances of the paper. The code of 3DGS differs at the border alone, where it pads
-    with black. Raises UserError for images with a side below 11 pixels.
+    The mean over channels and over the windows that lie whole inside the image. Variances are the
+    weighted (biased) ones of the paper, or, with `sample_covariance`, those of a sample as large as
+    the window, as in skimage's default and so in the published tables. The code of 3DGS differs at
+    the border alone, where it pads with black. float64 where the images are, else float32. Raises
+    UserError for images with a side below 11 pixels.
     """
     height, width = image.shape[-2:]
     if min(height, width) < WINDOW:
@@ -57,12 +60,18 @@ def ssim(
         x, y = image, target
         if x.dtype != torch.float64:
             x, y = x.float(), y.float()
+        # local means of the images and of their products
         rows, columns = _windows(height, x), _windows(width, x)
         maps = torch.stack([x, y, x * x, y * y, x * y])
         mean_x, mean_y, square_x, square_y, product = rows @ maps @ columns.T
         mean_xy, mean_xx, mean_yy = mean_x * mean_y, mean_x * mean_x, mean_y * mean_y
-        numerator = (2 * mean_xy + C1) * (2 * (product - mean_xy) + C2)
+        # variances and covariance of each window
+        covariance = product - mean_xy
         variances = (square_x - mean_xx) + (square_y - mean_yy)
+        if sample_covariance:
+            unbias = WINDOW**2 / (WINDOW**2 - 1)
+            covariance, variances = unbias * covariance, unbias * variances
+        numerator = (2 * mean_xy + C1) * (2 * covariance + C2)
         similarity = numerator / ((mean_xx + mean_yy + C1) * (variances + C2))
         return similarity.mean(dim=(-3, -2, -1))
 

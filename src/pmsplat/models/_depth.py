@@ -21,6 +21,7 @@ from ..nn.maps import pieces, resize
 from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import zeroed
 from ..types import Cameras
+from ._deviations import Deviations
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which all parts expect
 FINE_PLANES = 32  # hypotheses of the second scale, half a coarse step apart
@@ -52,7 +53,7 @@ class Layout:
     width: int
     transformer_layers: int
     attention: str
-    published: bool
+    deviations: Deviations
 
     @classmethod
     def of(cls, cfg: Any) -> "Layout":
@@ -115,6 +116,16 @@ def check_choice(name: str, value: Any, valid: Sequence[Any]) -> None:
     if value not in valid:
         wanted = ", ".join(map(str, valid))
         raise UserError(f"{name} = {value!r}", f"one of {wanted}", "choose one of them")
+
+
+def check_near(near: float | None) -> None:
+    """UserError for a near that no scene can be scaled to."""
+    if near is not None and not 0 < near < torch.inf:
+        raise UserError(
+            f"near = {near}",
+            "a number above 0, or null for scenes in their own unit",
+            "set model.near=0.5",
+        )
 
 
 @dataclass(frozen=True)
@@ -188,7 +199,10 @@ class DepthNetwork(nn.Module):
         )
         self.cnn = CNN(layout.cnn_widths, layout.cnn_strides)
         self.transformer = MultiViewTransformer(
-            width, layout.transformer_layers, layout.published, attention
+            width,
+            layout.transformer_layers,
+            mask_by_view=layout.deviations.mask_by_view,
+            backend=attention,
         )
         self.vit = None
         if vit_width:
@@ -223,6 +237,7 @@ class DepthNetwork(nn.Module):
     ) -> DepthEstimate:
         """`others[b, v]` lists the views that view v is matched with."""
         batch, views, _, height, width = images.shape
+        deviations = self.layout.deviations
         normalised = ((images - self.mean) / self.std).flatten(0, 1)
         features = self._features(normalised, others)
         near, far = cameras.near.flatten().float(), cameras.far.flatten().float()
@@ -241,7 +256,8 @@ class DepthNetwork(nn.Module):
                 cameras,
                 others,
                 candidates,
-                self.layout.published,
+                reference_K=deviations.reference_K,
+                pixel_corners=deviations.pixel_corners,
             )
             matches.append(regressor([volume, *features.at(scale)], candidates, views))
         low = matches[-1].inv_depth[:, None]
@@ -249,7 +265,7 @@ class DepthNetwork(nn.Module):
             [self._residual(features.of(part), low[part], height) for part in pieces(normalised)]
         )
         refined = (resize(low, (height, width)) + residual)[:, 0]
-        inv_depth = whole.hold(refined, self.layout.published)
+        inv_depth = whole.hold(refined, hard_clamp=deviations.hard_clamp)
         return DepthEstimate(
             tuple(rearrange(m.inv_depth, "(b v) h w -> b v h w", v=views) for m in matches),
             inv_depth.unflatten(0, (batch, views)),

@@ -14,11 +14,12 @@ from torch.nn.functional import interpolate, normalize, softplus
 
 from ..geometry import camera, gaussian, sh
 from ..types import Cameras, Gaussians
+from ._deviations import Deviations
 
 # channels of a pixel: opacity, offset, scale, quaternion xyzw, then SH colour by colour
 OPACITY, OFFSET, SCALE, QUATERNION, SH = 0, slice(1, 3), slice(3, 6), slice(6, 10), slice(10, None)
 MIN_SCALE = 1e-10
-RENDERED_DEGREE = 3  # published networks give degree 4 too, which their renderer never evaluates
+RENDERED_DEGREE = 3  # released networks give degree 4 too, which their renderer never evaluates
 
 
 def channels(sh_degree: int) -> int:
@@ -39,7 +40,7 @@ def out_convolutions(inputs: int, hidden: int, sh_degree: int) -> nn.Sequential:
     return nn.Sequential(first, nn.GELU(), last)
 
 
-def enlarged(
+def upsample_confidence(
     confidence: Float[Tensor, "n _ _"], size: tuple[int, int]
 ) -> Float[Tensor, "n 1 {size[0]} {size[1]}"]:
     """The confidence of the finest match for every pixel of the image."""
@@ -53,18 +54,15 @@ class Rules:
     `scale` says what a Gaussian's size is: "softplus", softplus(s - 4), or "exp", exp(s - 4), in
     scene units and at most `scale_max`; or "pixel", from 0.5 to 15 tenths of a pixel's footprint at
     the Gaussian's depth. Means move within their pixel, or, with `free_offset`, by half a pixel for
-    every unit that the network says. `along_ray` takes the depth for a distance from the camera's
-    centre: wrong, but what the networks of 2024 were trained with. `image_color` adds the input
-    pixel's colour to degree 0. `published` turns harmonics as the released networks were trained
-    (see `sh_matrix`), and drops what their renderer does not evaluate.
+    every unit that the network says. `image_color` adds the input pixel's colour to degree 0. Of
+    `deviations`, those of the depth along the ray and of the harmonics act here.
     """
 
     sh_degree: int
     scale: str
     scale_max: float
-    published: bool
+    deviations: Deviations
     free_offset: bool = False
-    along_ray: bool = False
     image_color: bool = True
 
 
@@ -90,7 +88,7 @@ def gaussians_at(
         grid = camera.pixel_grid(height, width, like=pixels).flatten(0, 1)
         xy = grid + offset / offset.new_tensor([width, height])
         rays = camera.directions(xy, K[:, :, None])
-        if rules.along_ray:
+        if rules.deviations.along_ray:
             rays = normalize(rays, dim=-1)
         rays = rays @ rotation.transpose(-1, -2)
         opacities = pixels[..., OPACITY].sigmoid().flatten(1)
@@ -146,8 +144,9 @@ def world_sh(
 ) -> Float[Tensor, "batch view pixel sh 3"]:
     """Harmonics in the world and the standard basis: damped by degree, coloured, turned."""
     said = (rules.sh_degree + 1) ** 2
-    degree = min(rules.sh_degree, RENDERED_DEGREE) if rules.published else rules.sh_degree
-    matrix = sh_matrix(rotation, degree, rules.published)
+    sh_basis = rules.deviations.sh_basis
+    degree = min(rules.sh_degree, RENDERED_DEGREE) if sh_basis else rules.sh_degree
+    matrix = sh_matrix(rotation, degree, rules.deviations)
     matrix = matrix * _damping(degree, matrix.device)
     used = raw.unflatten(-1, (3, said))[..., : matrix.shape[-1]]
     turned = torch.einsum("bvij,bvpcj->bvpic", matrix, used)
@@ -158,24 +157,25 @@ def world_sh(
 
 
 def sh_matrix(
-    rotation: Float[Tensor, "batch view 3 3"], degree: int, published: bool
+    rotation: Float[Tensor, "batch view 3 3"], degree: int, deviations: Deviations
 ) -> Float[Tensor, "batch view sh sh"]:
     """What takes a pixel's coefficients, in the camera's frame, into the world's standard basis.
 
-    The published networks speak in another basis, the standard one seen along (z, x, y), and their
-    harmonics were turned by e3nn's Wigner matrices, whose basis has the opposite sign where m is
-    odd: not the exact rotation, but what the weights were trained with and the renderer undid.
+    Released networks speak in another basis, the standard one seen along (z, x, y) (`sh_basis`),
+    and their harmonics were turned by e3nn's Wigner matrices, whose basis has the opposite sign
+    where m is odd (`sh_signs`): not the exact rotation, but what the weights were trained with.
     """
-    exact = sh.rotation_matrix(rotation, degree)
-    if not published:
-        return exact
-    standard, signs = (x.to(exact) for x in _published_basis(degree, rotation.device))
-    wigner = signs[:, None] * (standard.T @ exact @ standard) * signs
-    return _as_rendered(standard) @ wigner
+    turn = sh.rotation_matrix(rotation, degree)
+    standard, signs = (x.to(turn) for x in _released_basis(degree, rotation.device))
+    if deviations.sh_basis:
+        turn = standard.T @ turn @ standard
+    if deviations.sh_signs:
+        turn = signs[:, None] * turn * signs
+    return _as_rendered(standard) @ turn if deviations.sh_basis else turn
 
 
 def _as_rendered(standard: Float[Tensor, "sh sh"]) -> Float[Tensor, "sh sh"]:
-    """The basis change, with a fault of the renderer that published networks of degree 3 learnt
+    """The basis change, with a fault of the renderer that released networks of degree 3 learned
     with: it draws z(z² - x²) for coefficient 14, where its basis has y(z² - x²). On the unit sphere
     that is a sum of the standard basis functions 2, 12 and 14.
     """
@@ -197,8 +197,8 @@ def _damping(degree: int, device: torch.device) -> Float[Tensor, " sh"]:
 
 @cache
 @torch.inference_mode(False)
-def _published_basis(degree: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What takes published coefficients to the standard basis, and (-1)^m, in float64."""
+def _released_basis(degree: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What takes released coefficients to the standard basis, and (-1)^m, in float64."""
     cycle = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
     signs = [(-1.0) ** m for d in range(degree + 1) for m in range(-d, d + 1)]
     standard = sh.rotation_matrix(cycle, degree)

@@ -13,14 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..nn.cost_volume import all_others, nearest_others
-from ..nn.maps import join, pieces, resize, store
+from ..nn.maps import join, pieces, resize, set_memory_format
 from ..types import Prediction, Views
-from ._depth import DepthEstimate, DepthNetwork, Features, Layout, check_choice
-from ._fit import fitted
-from ._head import Rules, channels, enlarged, gaussians_at, out_convolutions
+from ._depth import DepthEstimate, DepthNetwork, Features, Layout, check_choice, check_near
+from ._deviations import Deviations, expand_published
+from ._head import Rules, channels, gaussians_at, out_convolutions, upsample_confidence
+from ._padding import predict_padded
 
 FEW_VIEWS = 3  # up to so many views, each is matched with all others
 SCALES = {"world": "softplus", "pixel": "pixel"}  # how `scale_unit` is computed, see `_head.Rules`
+
+RELEASED = Deviations.released(along_ray=False)
 
 
 @dataclass
@@ -39,23 +42,27 @@ class Config:
     sh_degree: int = 2
     scale_unit: str = "world"  # Gaussian sizes in scene units, or in "pixel" footprints
     scale_max: float = 3.0  # in scene units
-    near: float = 0.5  # of the scenes it learns from; others are scaled to it for prediction
+    near: float | None = 0.5
+    """Nearest depth of the scenes it learns from, in its own unit of length, to which other scenes
+    are scaled; None: it takes every scene in the scene's own unit."""
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
-    published: bool = False  # reproduce what the released weights were trained with, faults too
+    deviations: Deviations = field(default_factory=Deviations)
+    """Faults of the released networks to reproduce; `published=true` sets all that they had."""
 
     def __post_init__(self) -> None:
         Layout.of(self)
         check_choice("sh_degree", self.sh_degree, range(5))
+        check_near(self.near)
         check_choice("scale_unit", self.scale_unit, tuple(SCALES))
 
 
 class DepthSplat(nn.Module):
     """The encoder.
 
-    Any number of views from two, of any size (`_fit.fitted` says what happens to sizes that are no
-    multiple of 4 · `lowest`). In train mode the prediction holds every scale's depth and Gaussians,
-    coarse to fine; in eval mode the answer alone. A depth-only model predicts no Gaussians: its
-    tuple is empty. Autocast is welcome: geometry stays in float32.
+    It takes two or more views of any size (sides that are not multiples of 4 · `lowest` are padded,
+    see `predict_padded`). In train mode the prediction holds the depth and the Gaussians of every
+    scale, coarse to fine; in eval mode only the last. A depth-only model predicts no Gaussians: its
+    tuple is empty. Under autocast the geometry stays in float32.
 
     The backbone's parameters, which want a smaller learning rate, are `backbone_parameters()`;
     their names start with `depth.vit.`.
@@ -68,11 +75,11 @@ class DepthSplat(nn.Module):
         self.rules = self._rules()
         self.depth = DepthNetwork(self.layout)
         self.head = self._head() if cfg.gaussians else None
-        store(self)
+        set_memory_format(self)
 
     def _rules(self) -> Rules:
         cfg: Config = self.cfg
-        return Rules(cfg.sh_degree, SCALES[cfg.scale_unit], cfg.scale_max, cfg.published)
+        return Rules(cfg.sh_degree, SCALES[cfg.scale_unit], cfg.scale_max, cfg.deviations)
 
     def _head(self) -> nn.Module:
         cfg: Config = self.cfg
@@ -89,8 +96,8 @@ class DepthSplat(nn.Module):
         return self.cfg.gaussians
 
     @property
-    def near(self) -> float:
-        """The nearest depth of the scenes it learned from, in its own unit."""
+    def near(self) -> float | None:
+        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
         return self.cfg.near
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
@@ -98,7 +105,7 @@ class DepthSplat(nn.Module):
         return iter(()) if self.depth.vit is None else self.depth.vit.parameters()
 
     def forward(self, views: Views) -> Prediction:
-        return fitted(self._predict, views, self.multiple)
+        return predict_padded(self._predict, views, self.multiple)
 
     def others(self, c2w: Float[Tensor, "batch view 4 4"]) -> Int[Tensor, "batch view other"]:
         """Which views each view is matched with."""
@@ -145,7 +152,7 @@ class Head(nn.Module):
     ) -> Float[Tensor, "batch view channel height width"]:
         size = (images.shape[-2], images.shape[-1])
         flat, metric = images.flatten(0, 1), depth.flatten(0, 1)[:, None]
-        confidence = enlarged(estimate.confidence, size)
+        confidence = upsample_confidence(estimate.confidence, size)
         parts = [
             self._numbers(flat[part], metric[part], confidence[part], estimate.features.of(part))
             for part in pieces(flat)
@@ -159,6 +166,11 @@ class Head(nn.Module):
         features = self.features(maps.vit, maps.before(height), maps.after(height))
         x = self.regressor(join([images, depth, confidence, features]))
         return self.out(join([x, images, features, confidence]))
+
+
+def upgrade(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of older checkpoints, and `published`, as this version has them."""
+    return expand_published(settings, RELEASED)
 
 
 build = DepthSplat

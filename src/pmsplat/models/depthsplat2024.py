@@ -6,6 +6,7 @@ al., "DepthSplat: Connecting Gaussian Splatting and Depth", arXiv 2410.13862; Sh
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,14 +16,17 @@ from torch.nn.functional import gelu
 from ..nn.cost_volume import all_others, nearest_others
 from ..nn.maps import UpConv, join, pieces
 from ..nn.unet import GroupNorm, UNet
-from ._depth import DepthEstimate, Features, Layout, check_choice
-from ._head import Rules, channels, enlarged, out_convolutions
+from ._depth import DepthEstimate, Features, Layout, check_choice, check_near
+from ._deviations import Deviations, expand_published
+from ._head import Rules, channels, out_convolutions, upsample_confidence
 from .depthsplat import DepthSplat
 
 UNET_LEVELS = (1, 2, 4, 4, 4)  # times `unet_width`, from full resolution to 1/16
 HEAD = 32  # channels of an attention head of the U-Net; 16 in the narrowest
 WIDE = 128  # from so many features on, the last convolutions are twice as wide as their output
 OFFSETS = ("bounded", "free")
+
+RELEASED = Deviations.released(along_ray=True)
 
 
 @dataclass
@@ -42,13 +46,17 @@ class Config:
     sh_degree: int = 4
     scale_max: float = 0.3  # of Gaussians, in scene units
     offsets: str = "bounded"  # Gaussians stay in their pixel, or are "free" to leave it (PM-Loss)
-    near: float = 0.5  # of the scenes it learns from; others are scaled to it for prediction
+    near: float | None = 0.5
+    """Nearest depth of the scenes it learns from, in its own unit of length, to which other scenes
+    are scaled; None: it takes every scene in the scene's own unit."""
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
-    published: bool = False  # reproduce what the released weights were trained with, faults too
+    deviations: Deviations = field(default_factory=Deviations)
+    """Faults of the released networks to reproduce; `published=true` sets all that they had."""
 
     def __post_init__(self) -> None:
         Layout.of(self)
         check_choice("sh_degree", self.sh_degree, range(5))
+        check_near(self.near)
         check_choice("offsets", self.offsets, OFFSETS)
 
 
@@ -64,9 +72,8 @@ class DepthSplat2024(DepthSplat):
             cfg.sh_degree,
             "exp",
             cfg.scale_max,
-            cfg.published,
+            cfg.deviations,
             free_offset=cfg.offsets == "free",
-            along_ray=cfg.published,
         )
 
     def _head(self) -> nn.Module:
@@ -128,7 +135,7 @@ class Head(nn.Module):
         estimate: DepthEstimate,
     ) -> Float[Tensor, "batch view channel height width"]:
         flat, metric = images.flatten(0, 1), depth.flatten(0, 1)[:, None]
-        confidence = enlarged(estimate.confidence, (images.shape[-2], images.shape[-1]))
+        confidence = upsample_confidence(estimate.confidence, (images.shape[-2], images.shape[-1]))
         parts = pieces(flat)
         features = torch.cat([self._features(estimate.features.of(part)) for part in parts])
         stems = [self.stem(join([flat[p], metric[p], confidence[p], features[p]])) for p in parts]
@@ -140,6 +147,11 @@ class Head(nn.Module):
 
     def _features(self, maps: Features) -> Float[Tensor, "n channel height width"]:
         return join([enlarge(join(maps.at(i))) for i, enlarge in enumerate(self.enlarge)])
+
+
+def upgrade(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of older checkpoints, and `published`, as this version has them."""
+    return expand_published(settings, RELEASED)
 
 
 build = DepthSplat2024

@@ -4,6 +4,7 @@ Chen et al., "MVSplat: Efficient 3D Gaussian Splatting from Sparse Multi-View Im
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,14 @@ from ..nn.maps import ChannelsFirst, join, pieces, resize
 from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import GroupNorm, UNet
 from ..types import Prediction, Views
-from ._depth import MEAN, STD, check_choice
-from ._fit import fitted
-from ._head import Rules, channels, enlarged, gaussians_at
+from ._depth import MEAN, STD, check_choice, check_near
+from ._deviations import Deviations, expand_published
+from ._head import Rules, channels, gaussians_at, upsample_confidence
+from ._padding import predict_padded
 
 FINE, FINE_LEVELS, FINE_GROUPS = 32, 5, 4  # the U-Net at full size: width, levels, first norm
+
+RELEASED = Deviations.released(along_ray=True)
 
 
 @dataclass
@@ -31,20 +35,24 @@ class Config:
     width: int = 128  # channels of the matched features
     transformer_layers: int = 6
     sh_degree: int = 4
-    near: float = 1.0  # of the scenes it learns from; others are scaled to it for prediction
+    near: float | None = 1.0
+    """Nearest depth of the scenes it learns from, in its own unit of length, to which other scenes
+    are scaled; None: it takes every scene in the scene's own unit."""
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
-    published: bool = False  # reproduce what the released weights were trained with, faults too
+    deviations: Deviations = field(default_factory=Deviations)
+    """Faults of the released networks to reproduce; `published=true` sets all that they had."""
 
     def __post_init__(self) -> None:
         check_choice("sh_degree", self.sh_degree, range(5))
+        check_near(self.near)
         check_choice("attention", self.attention, BACKENDS)
 
 
 class MVSplat(ChannelsFirst):
-    """The encoder: any number of views from two, of any size (`_fit.fitted`).
+    """The encoder: any number of views from two, of any size (`predict_padded`).
 
-    With `published`, depth is z in the sweep but a distance along the ray where the Gaussians are
-    placed, as its released weights were trained; what is returned is the former.
+    With `deviations.along_ray`, depth is z in the sweep but a distance along the ray where the
+    Gaussians are placed, as its released weights were trained; what is returned is the former.
     """
 
     multiple = 16
@@ -59,8 +67,7 @@ class MVSplat(ChannelsFirst):
             cfg.sh_degree,
             "pixel",
             torch.inf,
-            cfg.published,
-            along_ray=cfg.published,
+            cfg.deviations,
             image_color=False,
         )
         for name, value in (("mean", MEAN), ("std", STD)):
@@ -68,7 +75,10 @@ class MVSplat(ChannelsFirst):
             self.register_buffer(name, buffer, persistent=False)
         self.cnn = CNN((width // 2, width * 3 // 4, width), (1, 2, 1))
         self.transformer = MultiViewTransformer(
-            width, cfg.transformer_layers, cfg.published, cfg.attention
+            width,
+            cfg.transformer_layers,
+            mask_by_view=cfg.deviations.mask_by_view,
+            backend=cfg.attention,
         )
         self.regressor = Regressor(
             cfg.planes + width, width, 3, cfg.planes, cfg.attention, post_norm=True
@@ -92,15 +102,15 @@ class MVSplat(ChannelsFirst):
         )
 
     @property
-    def near(self) -> float:
-        """The nearest depth of the scenes it learned from, in its own unit."""
+    def near(self) -> float | None:
+        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
         return self.cfg.near
 
     def forward(self, views: Views) -> Prediction:
-        return fitted(self._predict, views, self.multiple)
+        return predict_padded(self._predict, views, self.multiple)
 
     def _predict(self, views: Views) -> Prediction:
-        images, cameras = views.images, views.cameras
+        images, cameras, deviations = views.images, views.cameras, self.cfg.deviations
         batch, count = images.shape[:2]
         flat = images.flatten(0, 1)
         normalised = (flat - self.mean) / self.std
@@ -110,21 +120,33 @@ class MVSplat(ChannelsFirst):
         whole = full_range(
             cameras.near.flatten().float(), cameras.far.flatten().float(), self.cfg.planes
         )
-        volume = cost_volume(matched, cameras, others, whole, self.cfg.published)
+        volume = cost_volume(
+            matched,
+            cameras,
+            others,
+            whole,
+            reference_K=deviations.reference_K,
+            pixel_corners=deviations.pixel_corners,
+        )
         matched = matched.flatten(0, 1).contiguous()
         match = self.regressor([volume.contiguous(), matched], whole, count)
 
         coarse = resize(match.inv_depth[:, None], views.size)
-        confidence = enlarged(match.confidence, views.size)
+        confidence = upsample_confidence(match.confidence, views.size)
         features = gelu(resize(self.up(join([matched, cnn])), views.size))
         x = self.stem(join([flat, self.narrow(features), coarse, confidence]))
         x = self.unet(x, count)
         raw = torch.cat([self.out(join([x[p], flat[p], features[p]])) for p in pieces(flat)])
         correction = self.residual(x).float()
-        inv_depth = whole.hold(coarse[:, 0] + correction[:, 0], self.cfg.published)
+        inv_depth = whole.hold(coarse[:, 0] + correction[:, 0], hard_clamp=deviations.hard_clamp)
         depths = ((1 / inv_depth).unflatten(0, (batch, count)),)
         numbers = torch.cat([correction[:, 1:], raw.float()], dim=1).unflatten(0, (batch, count))
         return Prediction(depths, gaussians_at(numbers, depths, images, cameras, self.rules))
+
+
+def upgrade(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of older checkpoints, and `published`, as this version has them."""
+    return expand_published(settings, RELEASED)
 
 
 build = MVSplat

@@ -41,6 +41,7 @@ def homographies(
     others: Int[Tensor, "batch view other"],
     height: int,
     width: int,
+    *,
     reference_K: bool = False,
 ) -> Float[Tensor, "batch view other 3 4"]:
     """What carries each view into its others, in pixels of a feature map of that size.
@@ -74,16 +75,16 @@ class Candidates:
         return low + self.steps[:, None, None] * span
 
     def hold(
-        self, inv_depth: Float[Tensor, "n height width"], published: bool = False
+        self, inv_depth: Float[Tensor, "n height width"], *, hard_clamp: bool = False
     ) -> Float[Tensor, "n height width"]:
         """`inv_depth`, no lower than `low` and no higher than `high`.
 
-        Beyond them its gradient passes only where a step against it leads back; with `published`
-        never, as released networks were trained: a map that once left altogether stays outside.
-        The rule is that of learned compression (Ballé et al., "Variational Image Compression with a
+        Beyond them its gradient passes only where a step against it leads back; with `hard_clamp`
+        never, as released networks were trained: a map that once left altogether stays outside. The
+        rule is that of learned compression (Ballé et al., "Variational Image Compression with a
         Scale Hyperprior", ICLR 2018, lower bound of the scales).
         """
-        if published:
+        if hard_clamp:
             return torch.minimum(torch.maximum(inv_depth, self.low), self.high)
         held: Tensor = _Held.apply(inv_depth, self.low, self.high)  # pyright: ignore
         return held
@@ -132,20 +133,22 @@ def cost_volume(
     cameras: Cameras,
     others: Int[Tensor, "batch view other"],
     candidates: Candidates,
-    published: bool,
+    *,
+    reference_K: bool = False,
+    pixel_corners: bool = False,
 ) -> Float[Tensor, "n plane height width"]:
     """How well every hypothesis of every pixel agrees with the other views.
 
-    `published` sweeps as the released networks were trained: with the looking view's K for all, and
-    with rays through the corners of pixels.
+    Two faults that released networks were trained with: `reference_K` projects into all views with
+    the looking view's K, `pixel_corners` sends the rays through the corners of pixels.
     """
     height, width = features.shape[-2:]
     with torch.autocast(features.device.type, enabled=False):
         where = Sweep(
             others,
-            homographies(cameras, others, height, width, reference_K=published),
+            homographies(cameras, others, height, width, reference_K=reference_K),
             candidates.inv_depth.unflatten(0, others.shape[:2]),
-            pixel_center=0.0 if published else 0.5,
+            pixel_center=0.0 if pixel_corners else 0.5,
         )
         return correlation(features, where).flatten(0, 1)
 

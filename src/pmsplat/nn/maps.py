@@ -48,7 +48,7 @@ class ChannelsFirst(nn.Module):
     """A module that computes with channels first, whatever the layout of its input."""
 
 
-def store(model: nn.Module) -> None:
+def set_memory_format(model: nn.Module) -> None:
     """Puts the weights of every convolution into the layout that its block computes in."""
     first = {
         id(part)

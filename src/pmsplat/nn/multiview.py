@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
-from .linear import Linear
+from ..kernels.linear import Linear
 
 SPLITS = 2  # windows per axis
 APART = -100.0  # added to the score of two pixels that only the cyclic shift made neighbours
@@ -63,13 +63,13 @@ def _half(length: int) -> int:
 
 
 def shift_mask(
-    height: int, width: int, others: int, tiled: bool, like: Tensor
+    height: int, width: int, others: int, like: Tensor, *, by_view: bool = False
 ) -> Float[Tensor, "window pixel key"]:
     """APART between the pixels of a shifted window that do not touch in the image, else 0.
 
-    Keys are the pixels of the first other view, then those of the second, ... `tiled` repeats a
-    fault of the published code that its weights were trained with: it orders keys by pixel, then
-    view, but repeats the mask as if they were ordered by view, then pixel.
+    Keys are the pixels of the first other view, then those of the second, ... `by_view`
+    is a fault that released weights were trained with: their code orders keys by pixel, then view,
+    but repeats the mask as if they were ordered by view, then pixel.
     """
 
     def side(length: int) -> Tensor:
@@ -80,7 +80,7 @@ def shift_mask(
     region = to_windows(region[..., None], shift=False)[..., 0]
     pixels = region.shape[-1]
     column = torch.arange(pixels, device=like.device).expand(others, pixels)
-    if tiled:
+    if by_view:
         view = torch.arange(others, device=like.device)[:, None]
         column = (column * others + view) % pixels
     apart = region[:, :, None] != region[:, None, column.flatten()]
@@ -137,13 +137,15 @@ class Layer(nn.Module):
 class MultiViewTransformer(nn.Module):
     """Feature maps of all views -> the same maps, each informed by the `others` it attends to.
 
-    `others[b, v]` lists the views that view v looks at. Height and width must be even. `tiled`: see
-    `shift_mask`; it acts where there is more than one other view.
+    `others[b, v]` lists the views that view v looks at. Height and width must be even.
+    `mask_by_view`: see `shift_mask`; it acts where there is more than one other view.
     """
 
-    def __init__(self, width: int, layers: int, tiled: bool = False, backend: str = "sdpa") -> None:
+    def __init__(
+        self, width: int, layers: int, *, mask_by_view: bool = False, backend: str = "sdpa"
+    ) -> None:
         super().__init__()
-        self.tiled = tiled
+        self.mask_by_view = mask_by_view
         self.layers = nn.ModuleList(Layer(width, backend) for _ in range(layers))
 
     def forward(
@@ -154,8 +156,8 @@ class MultiViewTransformer(nn.Module):
         channels, height, width = features.shape[-3:]
         x = features + sine_position(height, width, channels, like=features)
         x = x.permute(0, 1, 3, 4, 2)
-        self_mask = shift_mask(height, width, 1, False, like=x)
-        cross_mask = shift_mask(height, width, others.shape[-1], self.tiled, like=x)
+        self_mask = shift_mask(height, width, 1, x)
+        cross_mask = shift_mask(height, width, others.shape[-1], x, by_view=self.mask_by_view)
         for index, layer in enumerate(self.layers):
             shift = index % 2 == 1
             masks = (self_mask, cross_mask) if shift else (None, None)

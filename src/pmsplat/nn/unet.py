@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..kernels.attention import attention
-from .linear import Linear
+from ..kernels.linear import Linear
 from .maps import ChannelsFirst, UpConv, for_group_norm, join, pieces
 
 

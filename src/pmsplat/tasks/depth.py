@@ -8,11 +8,12 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..contracts import encoder_traits
 from ..progress import Track, silently
 from ..scene import Scene, open_scene
 from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
-from ..zoo.infer import answer, whole_span
+from ..zoo.infer import model_unit, predict_views
 from ..zoo.load import load
 from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
 from .results import depth_maps
@@ -52,8 +53,8 @@ def depth(
     `source` is anything that `open_scene` opens, `model` a name or path for `pmsplat.load`, or an
     encoder, of depth alone or of Gaussians. Unless some are named, all photos get depth: they go
     through the network in groups that see the same things. Depth is z in the unit of the input's
-    cameras, and one scale holds for the whole scene; it is looked for between the near and far of
-    the input, which come from its sparse points, or its sensor depth, where it has them.
+    cameras, and one scale holds for the whole scene; that of each photo is looked for between its
+    own near and far, which come from sparse points, or sensor depth, where the input has them.
 
         depth/PHOTO.npy       float32 [height, width]
         depth/PHOTO.png       16 bits, depth = count * depth_scale, 0 = none
@@ -82,24 +83,24 @@ def depth(
         tell(_describe_groups(overlap, groups))
         # Does the largest group fit into memory?
         at_once = max(len(group.views) for group in groups)
-        multiple = getattr(encoder, "multiple", 1)
+        multiple = encoder_traits(encoder).multiple
         memory.check(encoder, memory.Plan(at_once, size, multiple), device)
         tell(f"Predicting on {device}.")
         # Predict group by group; numbers go to disk at once
         photos = sorted(i for group in groups for i in group.fresh)
         stems = name_files([scene.names[i] for i in photos])
-        span = whole_span(scene.cameras.at(photos), encoder)
+        unit = model_unit(encoder, scene.cameras.at(photos))  # one for all groups
         maps: dict[int, depth_maps.DepthMap] = {}
         for group in track(groups, "predicting depth", len(groups)):
             views = scene.views(group.views, size)
-            found = answer(encoder, views, span, device).depths[-1][0].float().cpu()
+            found = predict_views(encoder, views, device, unit).depths[-1][0].float().cpu()
             for at, i in enumerate(group.views):
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
                     maps[i] = depth_maps.write_map(folder, views.at([at]), found[at], i, stem)
         # One scale for the pictures of all
         summary = depth_maps.write_results(
-            folder, scene, size, [maps[i] for i in photos], span.scale, track
+            folder, scene, size, [maps[i] for i in photos], unit.scale, track
         )
     tell(f"One count of depth/*.png is {summary.depth_scale:g} in the unit of the cameras.")
     return summary

@@ -8,11 +8,12 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..contracts import encoder_traits
 from ..progress import Track, silently
 from ..scene import Scene, open_scene
 from ..scene.overlap import choose_context, held_out, overlaps
 from ..zoo import memory
-from ..zoo.infer import depth_alone, reconstruct
+from ..zoo.infer import depth_only_error, reconstruct
 from ..zoo.load import load
 from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
 from .results import prediction
@@ -74,8 +75,9 @@ def predict(
         scene = open_scene(source, tell=tell)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
-        if not getattr(encoder, "draws", True):
-            raise depth_alone()
+        traits = encoder_traits(encoder)
+        if not traits.draws:
+            raise depth_only_error()
         size = fit_size(scene.size, chosen.size)
         if size != scene.size:
             tell(describe_scaling(scene.size, size))
@@ -83,7 +85,7 @@ def predict(
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)
         tell(_describe_context(scene, context, overlap))
-        plan = memory.Plan(len(context), size, getattr(encoder, "multiple", 1))
+        plan = memory.Plan(len(context), size, traits.multiple)
         memory.check(encoder, plan, device)
         # Predict, and write what became of it
         views = scene.views(context, size)

@@ -8,7 +8,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from torch import nn
 
 from .. import registry
-from ..contracts import LPIPS, Dataset, require
+from ..contracts import LPIPS, Dataset, dataset_traits, encoder_traits, require
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
 from ..io.files import write_text
-from ..io.weights import Header, check_same, save_checkpoint
+from ..io.weights import check_same
 from ..losses import Term
 from ..types import Batch
-from ..zoo.init import initialise
-from ..zoo.load import WEIGHTS, load
+from ..zoo.init import initialize
+from ..zoo.load import WEIGHTS, load, save
 from . import optim, pointmaps
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
@@ -62,9 +62,17 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         data, add_pointmap = _open_data(experiment, tell)
 
         # Build the model and the losses; the seed makes initial weights the same in every run.
-        component = experiment.model
+        component = _learn_near(experiment.model, data.dataset, tell)
+        experiment = replace(experiment, model=component)
         torch.manual_seed(experiment.seed)
         model = registry.build("models", component.name, component.settings)
+        scale_near = dataset_traits(data.dataset).scale_near
+        if scale_near and encoder_traits(model).near is None:
+            raise UserError(
+                f"model {component.name} without a near, for scenes that each have their own unit",
+                "the nearest depth that every scene is scaled to",
+                "set model.near=0.5, or dataset.scale_near=false to keep the units of the scenes",
+            )
         terms = {
             name: Term(
                 registry.build("losses", term.name, term.settings), term.weight, term.start_step
@@ -78,7 +86,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         elif cfg.initial:
             start_from(model, cfg.initial)
         elif hasattr(component.settings, "init_from"):
-            initialise(model, component.settings.init_from, tell)
+            initialize(model, component.settings.init_from, tell)
 
         # Keep the settings beside the results; name those that a resumed run changes.
         settings = output / CONFIG
@@ -88,11 +96,11 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
 
         # Train; validation measures LPIPS where a loss wants it.
         lpips = find_lpips()[0] if experiment.losses_that_want(LPIPS) else None
-        module = TrainingModule(experiment, model, terms, lpips, add_pointmap)
+        module = TrainingModule(experiment, model, terms, lpips, add_pointmap, scale_near)
         checkpoints = Checkpoints(
             output,
             cfg.checkpoint_every,
-            lambda: _export_model(model, experiment.model, output / WEIGHTS),
+            lambda: save(model, output / WEIGHTS, component.name, component.settings),
         )
         trainer = _build_trainer(experiment, checkpoints)
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
@@ -140,6 +148,25 @@ def _open_data(
     return data, add_pointmap
 
 
+def _learn_near(component: Component, dataset: Dataset, tell: Callable[[str], None]) -> Component:
+    """The model with the near of the scenes that it learns from in its settings.
+
+    Scenes that are scaled get the near that the settings have. Others keep theirs: the near of the
+    data set, or None where each scene has its own. A model without such a setting is left as it is.
+    """
+    settings = registry.make_config("models", component.name, component.settings)
+    traits = dataset_traits(dataset)
+    if not traits.scale_near and "near" in [f.name for f in fields(settings)]:
+        default = registry.make_config("models", component.name).near
+        if settings.near not in (default, traits.near):
+            tell(
+                f"model.near={settings.near} is not used, since scenes keep their unit of length: "
+                f"the model learns with near {traits.near or 'of each scene'}."
+            )
+        settings = replace(settings, near=traits.near)
+    return replace(component, settings=settings)
+
+
 def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
     """UserError where the checkpoint is damaged, of another model, or of a run of another length,
     for which its learning rates were planned."""
@@ -163,6 +190,9 @@ def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
 
 def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], None]) -> None:
     """Names the settings that a resumed run changes: the user means them, or forgot them."""
+    component = registry.module("models", experiment.model.name)
+    if before["model"]["name"] == experiment.model.name:
+        before["model"]["settings"] = registry.upgrade(component, before["model"]["settings"])
     old, new = _flatten(before), _flatten(json.loads(json.dumps(asdict(experiment))))
     for values in (old, new):
         values.pop("trainer.resume", None)
@@ -279,8 +309,3 @@ def start_from(model: nn.Module, name_or_path: str) -> None:
     weights = load(name_or_path).state_dict()
     check_same(weights, model.state_dict(), name_or_path, AS_WRITTEN)
     model.load_state_dict(weights)
-
-
-def _export_model(model: nn.Module, component: Component, path: Path) -> None:
-    header = Header(component.name, asdict(component.settings))
-    save_checkpoint(path, model.state_dict(), header)

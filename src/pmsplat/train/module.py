@@ -13,6 +13,7 @@ from ..evaluate import protocol
 from ..foundation.lpips import LPIPS
 from ..losses import Term
 from ..types import Batch
+from ..zoo.infer import model_unit
 from . import optim
 from .callbacks import TERM
 from .data_module import DataModule
@@ -38,13 +39,18 @@ class TrainingModule(LightningModule):
         terms: Mapping[str, Term],
         lpips: LPIPS | None = None,
         add_pointmap: Callable[[Batch, int], Batch] | None = None,
+        scale_near: bool = False,
     ) -> None:
         super().__init__()
         self.experiment, self.model, self.terms = experiment, model, terms
         self.add_pointmap = add_pointmap
         self.lpips = [lpips]  # in a list: measured with, not trained and not saved
         renderer = experiment.renderer
+        self.scale_near = scale_near  # scenes come in units of their own
         self.pipeline = protocol.pipeline(model, renderer.name, renderer.background)
+        self.validation = protocol.pipeline(
+            model, renderer.name, renderer.background, scale_near=scale_near
+        )
         self.rows: list[protocol.Row] = []  # of the validation at hand
         self.skipped = self.skipped_in_a_row = torch.zeros(())  # steps; on the device
         self.skipped_samples: dict[str, Tensor] = {}  # samples, by loss; on the device
@@ -66,6 +72,8 @@ class TrainingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         if self.add_pointmap is not None:
             batch = self.add_pointmap(batch, self.global_step)
+        if self.scale_near:
+            batch = model_unit(self.model, batch.context.cameras).to_model(batch)
         outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
 
         # Collect what is logged, and count the samples that losses skipped.
@@ -128,7 +136,7 @@ class TrainingModule(LightningModule):
         self.rows.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
-        step = self.pipeline(batch)
+        step = self.validation(batch)
         network = self.lpips[0]
         self.rows.append(
             protocol.measure(step, None if network is None else network.to(self.device))

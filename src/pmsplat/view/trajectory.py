@@ -42,21 +42,6 @@ def through(cameras: Cameras, frames: int) -> Cameras:
     return Cameras(c2w, interpolate(cameras.K), interpolate(cameras.near), interpolate(cameras.far))
 
 
-def wobble(cameras: Cameras, frames: int, radius: float, focus: float) -> Cameras:
-    """Moves the first camera once around a small circle while it keeps looking at one point.
-
-    `radius` is in scene units, across the line of sight; the point lies `focus` units ahead. The
-    path is closed: the frame after the last would be the first.
-    """
-    angle = torch.arange(frames, device=cameras.device) * (2 * math.pi / frames)
-    zero = torch.zeros_like(angle)
-    eye = radius * torch.stack([angle.sin(), 1 - angle.cos(), zero], dim=-1)
-    target = eye.new_tensor([0.0, 0.0, focus])
-    local = se3.look_at(eye, target, up=eye.new_tensor([0.0, -1.0, 0.0]))
-    still = cameras.at([0] * frames)
-    return Cameras(still.c2w @ local.to(still.c2w), still.K, still.near, still.far)
-
-
 def orbit(cameras: Cameras, frames: int, focus: float, turn: float = 2 * math.pi) -> Cameras:
     """Rotates the first camera by `turn` radians around the point `focus` units ahead of it.
 

@@ -21,7 +21,7 @@ class Likeness:
     text: str
 
 
-def likeness(state: Mapping[str, Tensor]) -> Likeness:
+def recognize_shapes(state: Mapping[str, Tensor]) -> Likeness:
     """What `state`, an official checkpoint or something else, looks like."""
     shapes = {key.removeprefix(ENCODER): tuple(value.shape) for key, value in state.items()}
     if f"{DEPTH}corr_refine_net.0.weight" in shapes:

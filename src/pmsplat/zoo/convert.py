@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models._depth import Layout
 from ..models.depthsplat import DepthSplat
 from ..models.depthsplat2024 import DepthSplat2024, Enlarge, Head
 from ..models.mvsplat import FINE_LEVELS, MVSplat
@@ -21,7 +20,7 @@ ENCODER, DEPTH, BACKBONE = "encoder.", "depth_predictor.", "backbone."
 ROOTS = ("", ENCODER, ENCODER + DEPTH, ENCODER + BACKBONE)
 
 
-def _under(ours: str, theirs: str, names: dict[str, str | tuple[str, ...]]) -> Names:
+def prefix_names(ours: str, theirs: str, names: dict[str, str | tuple[str, ...]]) -> Names:
     """The same names, below a module of ours and one of theirs."""
     parts = {o: (t,) if isinstance(t, str) else t for o, t in names.items()}
     return {f"{ours}.{o}": tuple(f"{theirs}.{part}" for part in t) for o, t in parts.items()}
@@ -32,14 +31,14 @@ def cnn(ours: str, theirs: str) -> Names:
     for stage in range(3):
         names[f"stages.{stage}"] = f"layer{stage + 1}"
         names[f"stages.{stage}.0.shortcut"] = f"layer{stage + 1}.0.downsample.0"
-    return _under(ours, theirs, names)
+    return prefix_names(ours, theirs, names)
 
 
 def transformer(ours: str, theirs: str, layers: int) -> Names:
     alone, across = "self_attn", "cross_attn_ffn"
     out: Names = {}
     for index in range(layers):
-        out |= _under(
+        out |= prefix_names(
             f"{ours}.layers.{index}",
             f"{theirs}.layers.{index}",
             {
@@ -70,22 +69,24 @@ def unet(ours: str, theirs: str, levels: int, post_norm: bool = False) -> Names:
             "conv2": f"out_layers.{conv2}",
             "skip": "skip_connection",
         }
-        return _under(f"{ours}.{our}", f"{theirs}.{their}", {**inside})
+        return prefix_names(f"{ours}.{our}", f"{theirs}.{their}", {**inside})
 
     def attention(our: str, their: str) -> Names:
         inside = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
-        return _under(f"{ours}.{our}", f"{theirs}.{their}", {**inside})
+        return prefix_names(f"{ours}.{our}", f"{theirs}.{their}", {**inside})
 
     ends = {"stem": "input_blocks.0.0", "norm": f"out.{norm}", "out": f"out.{conv1}"}
-    out = _under(ours, theirs, {**ends})
+    out = prefix_names(ours, theirs, {**ends})
     for level in range(levels):
         down, up = 2 * level + 1, 2 * level
         out |= block(f"encoder.{level}.blocks.0", f"input_blocks.{down}.0")
-        out |= _under(ours, theirs, {f"encoder.{level}.move": f"input_blocks.{down + 1}.0.op"})
+        out |= prefix_names(
+            ours, theirs, {f"encoder.{level}.move": f"input_blocks.{down + 1}.0.op"}
+        )
         for i in range(2):
             out |= block(f"decoder.{level}.blocks.{i}", f"output_blocks.{up + i}.0")
         behind = 2 if level == 0 else 1  # the deepest level has its attention in between
-        out |= _under(
+        out |= prefix_names(
             ours, theirs, {f"decoder.{level}.move": f"output_blocks.{up + 1}.{behind}.conv"}
         )
     out |= attention(f"encoder.{levels - 1}.attentions.0", f"input_blocks.{2 * levels - 1}.1")
@@ -106,17 +107,18 @@ def dpt(ours: str, theirs: str) -> Names:
         names[f"fuse.{i}.lateral"] = f"scratch.refinenet{i + 1}.resConfUnit1"
         names[f"fuse.{i}.refine"] = f"scratch.refinenet{i + 1}.resConfUnit2"
         names[f"fuse.{i}.out"] = f"scratch.refinenet{i + 1}.out_conv"
-    return _under(ours, theirs, names)
+    return prefix_names(ours, theirs, names)
 
 
-def depth_network(layout: Layout) -> Names:
+def depth_network(model: DepthSplat) -> Names:
     """`depth.*` of our models from the official depth predictor."""
+    layout = model.layout
     pyramid = {"up": "stages.1.0", "smooth": "stages.1.2"}
     out = {
         **cnn("cnn", "backbone"),
         **transformer("transformer", "transformer", layout.transformer_layers),
-        **_under("matched_pyramid", "mv_pyramid", {**pyramid}),
-        **_under("vit_pyramid", "mono_pyramid", {**pyramid}),
+        **prefix_names("matched_pyramid", "mv_pyramid", {**pyramid}),
+        **prefix_names("vit_pyramid", "mono_pyramid", {**pyramid}),
         **dpt("refine", "upsampler"),
         "residual": ("upsampler.scratch.output_conv",),
         "vit.vit": ("pretrained",),
@@ -137,7 +139,7 @@ def depth_network(layout: Layout) -> Names:
 def depthsplat(model: DepthSplat) -> Names:
     """The encoder of 2025."""
     return {
-        **depth_network(model.layout),
+        **depth_network(model),
         **dpt("head.features", "feature_upsampler"),
         "head.regressor": ("gaussian_regressor",),
         "head.out": ("gaussian_head",),
@@ -146,7 +148,7 @@ def depthsplat(model: DepthSplat) -> Names:
 
 def depthsplat2024(model: DepthSplat2024) -> Names:
     """The encoder of 2024."""
-    out = depth_network(model.layout)
+    out = depth_network(model)
     if model.head is None:
         return out
     assert isinstance(model.head, Head)
@@ -207,7 +209,7 @@ def official_keys(name: str, names: Names) -> list[str]:
     return [ENCODER + part + name[len(module) :] for part in names[module]]
 
 
-def ordered(name: str, value: Tensor, model: nn.Module) -> Tensor:
+def reorder_inputs(name: str, value: Tensor, model: nn.Module) -> Tensor:
     """A parameter with its input channels in our order.
 
     The official network concatenates its maps otherwise in one place. Two scales from 1/4: the
@@ -226,7 +228,7 @@ def ordered(name: str, value: Tensor, model: nn.Module) -> Tensor:
     return value[:, official[:cnn] + official[cnn + matched :] + official[cnn : cnn + matched]]
 
 
-def rooted(tensors: dict[str, Tensor], parts: dict[str, list[str]]) -> dict[str, Tensor]:
+def add_root(tensors: dict[str, Tensor], parts: dict[str, list[str]]) -> dict[str, Tensor]:
     """The tensors of a file under the root that makes most of their keys some of `parts`."""
     known = {key for keys in parts.values() for key in keys}
     placed = [{root + key: value for key, value in tensors.items()} for root in ROOTS]
@@ -241,7 +243,7 @@ def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """
     names = names_of(model)
     parts = {name: official_keys(name, names) for name in model.state_dict()}
-    placed = rooted(official, parts)
+    placed = add_root(official, parts)
     left = {key: value for key, value in placed.items() if key.startswith(ENCODER)}
     state = {}
     for name, wanted in model.state_dict().items():
@@ -249,16 +251,16 @@ def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         for key in keys:
             if key not in left:
                 raise _mismatch(f"a checkpoint without {key!r}", "that parameter")
-        value = joined([left.pop(key) for key in keys], wanted)
+        value = join_parts([left.pop(key) for key in keys], wanted)
         if value.shape != wanted.shape:
             raise _mismatch(f"{keys[0]!r} of shape {list(value.shape)}", f"{list(wanted.shape)}")
-        state[name] = ordered(name, value, model)
+        state[name] = reorder_inputs(name, value, model)
     if left:
         raise _mismatch(f"{next(iter(left))!r} in the checkpoint", "no such parameter")
     return state
 
 
-def joined(parts: list[Tensor], wanted: Tensor) -> Tensor:
+def join_parts(parts: list[Tensor], wanted: Tensor) -> Tensor:
     """One parameter of ours from its official parts."""
     value = torch.cat(parts) if len(parts) > 1 else parts[0]
     if value.ndim == wanted.ndim + 1 and value.shape[-1] == 1:

@@ -1,59 +1,89 @@
-"""The network between two units of length: that of the user's cameras, and the one it learned."""
+"""The unit of length of a model beside that of the scenes: the only place that converts them.
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+A network learns sizes in one unit of length, in which the nearest depth of every scene is the same
+(`near`). Scenes that come in other units are scaled to it before the network, and its predictions
+are scaled back.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from ..contracts import Encoder, encoder_traits
 from ..errors import UserError
-from ..models._fit import fitted
-from ..types import Cameras, Prediction, Views
+from ..models import require_two_views
+from ..types import Cameras, Factor, Prediction, Views
 
-NEAR = 0.5  # the near of the scenes that most networks learned from, in their unit
+
+class _Scalable(Protocol):
+    def scaled(self, factor: Factor) -> Self: ...
+
+
+T = TypeVar("T", bound=_Scalable)
 
 
 @dataclass(frozen=True)
-class Span:
-    """The depths that the network searches in every view of a scene, in the user's unit, and the
-    near of the scenes it learned from, in its own."""
+class Unit:
+    """The unit of a model beside that of some scenes.
 
-    near: float
-    far: float
-    learned: float
+    `factor` is how many times as large the model sees each scene; None: as it is, to the bit.
+    """
+
+    factor: Float[Tensor, " batch"] | None = None
 
     @property
     def scale(self) -> float:
-        """How much larger the network sees the world."""
-        return self.learned / self.near
+        """The factor of a single scene."""
+        return 1.0 if self.factor is None else self.factor.item()
+
+    def to_model(self, value: T) -> T:
+        """Views, cameras or batches of the scenes, in the unit of the model."""
+        return value if self.factor is None else value.scaled(self.factor)
+
+    def to_scene(self, value: T) -> T:
+        """Predictions or renderings of the model, in the unit of the scenes."""
+        return value if self.factor is None else value.scaled(1 / self.factor)
 
 
-def whole_span(cameras: Cameras, model: Callable[[Views], Prediction]) -> Span:
-    """From the nearest near to the farthest far of the cameras, for an encoder that may say its
-    `near`."""
-    learned = getattr(model, "near", NEAR)
-    return Span(float(cameras.near.min()), float(cameras.far.max()), learned)
+def model_unit(model: Encoder, context: Cameras) -> Unit:
+    """The unit of `model` for scenes that it sees through these cameras.
 
-
-def answer(
-    model: Callable[[Views], Prediction],
-    views: Views,
-    span: Span,
-    device: torch.device | str = "cpu",
-) -> Prediction:
-    """The model's answer, in the unit of the views, on `device`; no gradient.
-
-    Networks learn sizes in a unit in which near is always the same: the scene is scaled until that
-    of `span` is it; depths and Gaussians are scaled back. Images of any size will do.
+    Scenes are scaled until the nearest near of their context views is the `near` of the model. A
+    model without `near` takes every scene in the scene's own unit.
     """
-    cameras = views.cameras
-    near = torch.full_like(cameras.near, span.near)
-    far = torch.full_like(cameras.far, span.far)
-    scaled = replace(cameras, near=near, far=far).scaled(span.scale)
+    near = encoder_traits(model).near
+    return Unit(None if near is None else near / context.near.amin(dim=1))
+
+
+def predict_views(
+    model: Encoder, views: Views, device: torch.device | str = "cpu", unit: Unit | None = None
+) -> Prediction:
+    """What the model predicts for the views, in their unit of length, on `device`; no gradient.
+
+    Each view keeps its own near and far. `unit` is that of the whole scene where these views are
+    only some of it; None: of these views. Raises UserError for fewer than two views.
+    """
+    require_two_views(views)
+    given = Views(views.images, views.cameras).to(device)
+    unit = model_unit(model, given.cameras) if unit is None else unit
     with torch.no_grad():
-        multiple = getattr(model, "multiple", 1)
-        found = fitted(model, Views(views.images, scaled).to(device), multiple)
-    return found.scaled(1 / span.scale)
+        return unit.to_scene(model(unit.to_model(given)))
+
+
+def infer(model: Encoder, views: Views) -> Prediction:
+    """What an encoder predicts for photographs, in their unit of length and on its device.
+
+    As `predict` and `depth` do it: the scene is scaled to the unit that the encoder learned in, and
+    the prediction is scaled back; no gradient. `model(views)` itself takes the unit as it is, which
+    is right for data in the encoder's own unit, and for training.
+    """
+    device = views.images.device
+    if isinstance(model, nn.Module):
+        device = next((parameter.device for parameter in model.parameters()), device)
+    return predict_views(model, views, device)
 
 
 @dataclass(frozen=True)
@@ -64,38 +94,22 @@ class Reconstruction:
     scale: float
 
 
-def infer(model: Callable[[Views], Prediction], views: Views) -> Prediction:
-    """What an encoder says of photographs, in their unit of length and on its device; no gradient.
+def reconstruct(model: Encoder, views: Views, device: torch.device | str = "cpu") -> Reconstruction:
+    """What the model predicts for the views of one scene, in their unit, on `device`.
 
-    As `predict` and `depth` ask it: with the scene scaled to the unit that the encoder learned in,
-    and one range of depth for all views. `model(views)` itself takes the unit as it is, which is
-    right for data in the encoder's own unit (RealEstate10K, DL3DV), and for training.
+    Raises UserError for a model that predicts depth alone.
     """
-    device = views.images.device
-    if isinstance(model, nn.Module):
-        device = next((parameter.device for parameter in model.parameters()), device)
-    return answer(model, views, whole_span(views.cameras, model), device)
-
-
-def reconstruct(
-    model: Callable[[Views], Prediction], views: Views, device: torch.device | str = "cpu"
-) -> Reconstruction:
-    """The model's answer, in the unit of the views, on `device`.
-
-    One span holds for all, from the nearest near to the farthest far: see `answer`. Raises
-    UserError for a model that predicts depth alone.
-    """
-    span = whole_span(views.cameras, model)
-    prediction = answer(model, views, span, device)
+    unit = model_unit(model, views.cameras)
+    prediction = predict_views(model, views, device, unit)
     if not prediction.gaussians:
-        raise depth_alone()
-    return Reconstruction(prediction, span.scale)
+        raise depth_only_error()
+    return Reconstruction(prediction, unit.scale)
 
 
-def depth_alone() -> UserError:
+def depth_only_error() -> UserError:
     """What to raise for a model without Gaussians where they are wanted."""
     return UserError(
         "a model that predicts depth alone",
         "one that predicts Gaussians",
-        "choose another --model, or run `pmsplat depth`",
+        "choose another model, or run `pmsplat depth`",
     )

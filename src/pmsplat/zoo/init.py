@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..io.weights import Source, fetch, read_checkpoint, read_header
 from ..models.depthsplat import DepthSplat
 from ..models.mvsplat import MVSplat
-from .convert import joined, names_of, official_keys, ordered, rooted
+from .convert import add_root, join_parts, names_of, official_keys, reorder_inputs
 from .published import ZOO
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ SOURCES = {
 NON_COMMERCIAL = {name: "CC-BY-NC-4.0" for name in SOURCES if name.endswith(("-base", "-large"))}
 
 
-def initialise(
+def initialize(
     model: nn.Module, names: Sequence[str], tell: Callable[[str], None] = log.info
 ) -> None:
     """Fills the parts of an encoder that other networks were trained for, from each name in turn.
@@ -115,7 +115,7 @@ def _read(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str, 
             return {parameter: [parameter] for parameter in ours}, tensors
     names = names_of(model)
     keys = {parameter: official_keys(parameter, names) for parameter in ours}
-    return keys, rooted(tensors, keys)
+    return keys, add_root(tensors, keys)
 
 
 def _fitting(
@@ -135,7 +135,7 @@ def _fitting(
             continue
         parts = [tensors[key] for key in keys[name] if key in tensors]
         whole = len(parts) == len(keys[name]) and len({part.shape for part in parts}) == 1
-        value = joined(parts, wanted) if whole and parts[0].ndim else None
+        value = join_parts(parts, wanted) if whole and parts[0].ndim else None
         if value is None or value.shape != wanted.shape:
             there = " and ".join(str(list(part.shape)) for part in parts) or "nothing"
             raise UserError(
@@ -143,7 +143,7 @@ def _fitting(
                 f"{list(wanted.shape)} for {name}",
                 "give a file of a network as large as the model, or take it out of model.init_from",
             )
-        fitting[name] = value if keys[name] == [name] else ordered(name, value, model)
+        fitting[name] = value if keys[name] == [name] else reorder_inputs(name, value, model)
     return fitting
 
 

@@ -1,6 +1,6 @@
-"""Published models by name, and any checkpoint of ours: one call to a ready encoder."""
+"""Published models by name, and any checkpoint: one call to a ready encoder."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +10,46 @@ from torch import nn
 from .. import registry
 from ..errors import UserError
 from ..io import weights as files
-from ..nn.maps import store
-from ._shapes import likeness
+from ..nn.maps import set_memory_format
+from ._shapes import recognize_shapes
 from .convert import convert
-from .published import MARCH_2025, MARCH_SETTINGS, ZOO, Published, recognised
+from .published import MARCH_2025, MARCH_SETTINGS, ZOO, Published, recognize_hash
 
-WEIGHTS = "model.safetensors"  # what a training writes
+WEIGHTS = "model.safetensors"  # the checkpoint that training writes into its folder
 
-__all__ = ["ZOO", "Published", "load", "save"]
+__all__ = ["WEIGHTS", "ZOO", "Loaded", "Published", "load", "open_model", "save"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An encoder in eval mode, the name of its component, and the Config it was built from."""
+
+    model: nn.Module
+    component: str
+    settings: Any
 
 
 def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Module:
     """A ready encoder in eval mode: `model(views) -> Prediction`.
 
     `name_or_path` is a published name (the official file's, without its hash), a checkpoint of
-    ours, or an official file. With a published name, `weights` is the file to use; without it the
-    file is taken from `pretrained/`, or downloaded there. Raises UserError for an unknown name, for
-    a file that is damaged or of another model, and for an official file that is not recognised by
-    its hash (files of one shape can differ in settings): give its name then.
+    ours, the folder of a training run, or an official file. With a published name, `weights` is the
+    file to use; without it the file is taken from `pretrained/`, or downloaded there. Raises
+    UserError for an unknown name, for a file that is damaged or of another model, and for an
+    official file whose hash is not known (files of one shape can differ in settings): give its name
+    then.
     """
+    return open_model(name_or_path, weights).model
+
+
+def open_model(name_or_path: str | Path, weights: str | Path | None = None) -> Loaded:
+    """What `load` loads, with the settings that it was built from."""
     name = str(name_or_path)
     if name in ZOO:
-        if weights is None:
-            path, settings = files.fetch(ZOO[name].source), ZOO[name].settings
-        else:
-            path = Path(weights)
-            if files.read_header(path) is not None:
-                raise UserError(
-                    f"{path}, a checkpoint of pmsplat, as the weights of {name}",
-                    "an official file",
-                    "leave the name out: the checkpoint says itself what it is",
-                )
-            settings = ZOO[name].settings | _of_its_release(name, path)
-        return _published(name, settings, path)
+        return _open_published(name, weights)
     path = Path(name_or_path)
     if (path / WEIGHTS).is_file():
-        raise UserError(
-            f"{path}, the folder of a training", "its weights", f"give {path / WEIGHTS}"
-        )
+        path = path / WEIGHTS
     if not path.is_file():
         raise UserError(
             f"{name!r}, which is neither a published model nor a file",
@@ -60,33 +62,54 @@ def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Modu
         )
     header = files.read_header(path)
     if header is None:
-        found = recognised(files.sha256(path))
+        found = recognize_hash(files.sha256(path))
         if found is None:
-            raise _unrecognised(path)
-        return _published(*found, path)
-    model = registry.build("models", header.model, header.settings)
+            raise _unrecognized(path)
+        return _load_official(*found, path)
+    config = registry.make_config("models", header.model, header.settings)
+    model = registry.build("models", header.model, config)
     state = files.read_checkpoint(path)
     remedy = "load it with the version of pmsplat that wrote it"
     files.check_same(state, model.state_dict(), str(path), remedy)
     model.load_state_dict(state)
-    store(model)
-    return model.eval()
+    set_memory_format(model)
+    return Loaded(model.eval(), header.model, config)
 
 
-def save(model: nn.Module, path: str | Path, name: str) -> None:
-    """Writes a model of ours, built by component `name` from `model.cfg`, for `load` to read."""
-    settings: Any = model.cfg
-    files.save_checkpoint(path, model.state_dict(), files.Header(name, asdict(settings)))
+def save(model: nn.Module, path: str | Path, component: str, settings: Any = None) -> None:
+    """Writes a checkpoint for `load` to read: the model's weights, component and settings.
+
+    `settings` is the Config that the component built the model from; None: `model.cfg`.
+    """
+    config: Any = model.cfg if settings is None else settings
+    files.save_checkpoint(path, model.state_dict(), files.Header(component, asdict(config)))
 
 
-def _published(name: str, settings: dict[str, Any], path: Path) -> nn.Module:
+def _open_published(name: str, weights: str | Path | None) -> Loaded:
+    """A published model, of its own file or of one that the user names."""
+    if weights is None:
+        return _load_official(name, ZOO[name].settings, files.fetch(ZOO[name].source))
+    path = Path(weights)
+    if files.read_header(path) is not None:
+        raise UserError(
+            f"{path}, a checkpoint of pmsplat, as the weights of {name}",
+            "an official file",
+            "leave the name out: the checkpoint itself names its model",
+        )
+    return _load_official(name, ZOO[name].settings | _release_settings(name, path), path)
+
+
+def _load_official(name: str, settings: dict[str, Any], path: Path) -> Loaded:
+    """The published model `name`, filled from an official file."""
+    component = ZOO[name].model
+    config = registry.make_config("models", component, settings | {"published": True})
     with torch.device("meta"):  # nothing is filled, since every parameter is about to be assigned
-        model = registry.build("models", ZOO[name].model, settings | {"published": True})
+        model = registry.build("models", component, config)
     official = files.read_checkpoint(path)
     try:
         state = convert(official, model)
     except UserError as error:
-        like = likeness(official)
+        like = recognize_shapes(official)
         if name in like.names:
             remedy = f"{path} was damaged or changed: fetch it again (pmsplat models fetch {name})"
         else:
@@ -94,23 +117,24 @@ def _published(name: str, settings: dict[str, Any], path: Path) -> nn.Module:
             remedy = f"{path} looks like {like.text}{others}"
         raise UserError(error.got, f"{error.wanted}, as {name} has it", remedy) from error
     model.load_state_dict(state, assign=True)
-    store(model)
-    return model.eval()
+    set_memory_format(model)
+    return Loaded(model.eval(), component, config)
 
 
-def _of_its_release(name: str, path: Path) -> dict[str, Any]:
-    """The settings that only the hash of a file of that name can tell."""
+def _release_settings(name: str, path: Path) -> dict[str, Any]:
+    """The settings of a published file that only its hash tells."""
     if name in MARCH_2025.values() and path.is_file() and files.sha256(path)[:8] in MARCH_2025:
         return MARCH_SETTINGS
     return {}
 
 
-def _unrecognised(path: Path) -> UserError:
+def _unrecognized(path: Path) -> UserError:
+    """What to raise for an official file whose hash is not known."""
     content = files.read_checkpoint(path)
     beside = path.with_name(WEIGHTS)
     if all(name.startswith("model.") for name in content) and beside.is_file():
         return UserError(f"{path}, of a training that goes on", "its weights", f"give {beside}")
-    like = likeness(content)
+    like = recognize_shapes(content)
     got = f"{path} is no checkpoint of ours, and its hash is of no published file"
     if not like.names:
         wanted = "a checkpoint of ours, or of DepthSplat, PM-Loss or MVSplat"

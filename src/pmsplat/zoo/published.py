@@ -147,7 +147,7 @@ MARCH_2025 = {
 MARCH_SETTINGS = {"scale_unit": "pixel"}
 
 
-def recognised(digest: str) -> tuple[str, dict[str, Any]] | None:
+def recognize_hash(digest: str) -> tuple[str, dict[str, Any]] | None:
     """The name and the settings of the published file with that SHA-256, if there is one."""
     for name, published in ZOO.items():
         if published.source.sha256 and digest.startswith(published.source.sha256[:8]):

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy.spatial import KDTree
 from torch import Tensor, nn
 
+from ...contracts import encoder_traits
 from ...errors import UserError
 from ...geometry import camera, sh
 from ...scene.overlap import group_views, overlaps
@@ -36,7 +37,7 @@ def from_prediction(
     """
     device = next(encoder.parameters()).device
     groups = group_views(overlaps(views.cameras), CONTEXT)
-    plan = memory.Plan(CONTEXT, views.size, getattr(encoder, "multiple", 1))
+    plan = memory.Plan(CONTEXT, views.size, encoder_traits(encoder).multiple)
     memory.check(encoder, plan, device)
     pixels = views.size[0] * views.size[1]
     share = min(1.0, room / (views.images.shape[1] * pixels))

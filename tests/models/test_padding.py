@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pmsplat.geometry import camera
-from pmsplat.models._fit import fitted
+from pmsplat.models._padding import predict_padded
 from pmsplat.types import Prediction, Views
 from tests.models.tiny import MODELS, shaken, tiny, views
 
@@ -93,7 +93,7 @@ def test_gradients_pass_through_the_cut(generator: torch.Generator) -> None:
         return Prediction((1 + larger.images.sum(dim=2),), ())
 
     with pytest.warns(UserWarning, match="3x5 pixels are padded to 4x8"):
-        found = fitted(network, replace(given, images=images), 4).depths[0]
+        found = predict_padded(network, replace(given, images=images), 4).depths[0]
     torch.testing.assert_close(found, 1 + given.images.sum(dim=2))
     found.sum().backward()
     assert images.grad is not None and (images.grad == 1).all()

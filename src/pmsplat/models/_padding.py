@@ -11,18 +11,17 @@ from ..errors import UserError
 from ..types import Gaussians, Prediction, Views
 
 
-def fitted(network: Callable[[Views], Prediction], views: Views, multiple: int) -> Prediction:
-    """What `network` says of the views, whatever their size.
+def predict_padded(
+    network: Callable[[Views], Prediction], views: Views, multiple: int
+) -> Prediction:
+    """What `network` predicts for views of any size.
 
-    Where height or width is no multiple, the images' last row and column are repeated until it is,
-    the intrinsics follow, and what is predicted for the repeated pixels is cut off. A warning says
-    so once. Raises UserError for fewer than two views.
+    Where height or width is not a multiple, the last row and column of the images are repeated
+    until it is, the intrinsics follow, and what is predicted for the repeated pixels is cut off; a
+    warning says so once. Raises UserError for fewer than two views.
     """
+    require_two_views(views)
     count, (height, width) = views.images.shape[1], views.size
-    if count < 2:
-        raise UserError(
-            f"{count} view", "two or more views of the same scene", "give more photographs"
-        )
     down, right = -height % multiple, -width % multiple
     if not (down or right):
         return network(views)
@@ -37,6 +36,15 @@ def fitted(network: Callable[[Views], Prediction], views: Views, multiple: int) 
     cameras = replace(views.cameras, K=K)
     larger = Views(images.unflatten(0, views.images.shape[:2]), cameras)
     return _cut(network(larger), count, larger.size, (height, width))
+
+
+def require_two_views(views: Views) -> None:
+    """UserError for fewer than two views, which leave nothing to match."""
+    count = views.images.shape[1]
+    if count < 2:
+        raise UserError(
+            f"{count} view", "two or more views of the same scene", "give more photographs"
+        )
 
 
 def _cut(

@@ -10,11 +10,11 @@ from torch import Tensor
 
 import pmsplat
 from pmsplat.errors import UserError
-from pmsplat.models.depthsplat import Config, DepthSplat
-from pmsplat.zoo._shapes import likeness
+from pmsplat.models.depthsplat import RELEASED, Config, DepthSplat
+from pmsplat.zoo._shapes import recognize_shapes
 from pmsplat.zoo.convert import names_of, official_keys
 from pmsplat.zoo.load import load
-from pmsplat.zoo.published import MARCH_2025, ZOO, Published, recognised
+from pmsplat.zoo.published import MARCH_2025, ZOO, Published, recognize_hash
 
 NAME = "depthsplat-gs-small-re10k-256x256-view2"
 TINY = {"vit": "none", "width": 32, "planes": 16, "transformer_layers": 0, "head_width": 16}
@@ -38,7 +38,7 @@ def key_list(shared: Path, name: str) -> dict[str, Tensor]:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An official file of a released model that the zoo takes for a tiny one."""
     torch.manual_seed(0)
-    model = DepthSplat(Config(**TINY, published=True))  # pyright: ignore[reportArgumentType]
+    model = DepthSplat(Config(**TINY, deviations=RELEASED))  # pyright: ignore[reportArgumentType]
     official = {}
     for key, value in model.state_dict().items():
         parts = official_keys(key, names_of(model))
@@ -54,13 +54,13 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ZOO)
 def test_shapes_name_the_models_that_have_them(name: str, shared: Path) -> None:
     alike = next((names for names in ALIKE if name in names), {name})
-    found = likeness(key_list(shared, name))
+    found = recognize_shapes(key_list(shared, name))
     assert set(found.names) == alike
     assert ("MVSplat" if name.startswith("mvsplat") else "DepthSplat") in found.text
 
 
 def test_other_files_look_like_nothing() -> None:
-    found = likeness({"conv.weight": torch.zeros(3, 2), "conv.bias": torch.zeros(3)})
+    found = recognize_shapes({"conv.weight": torch.zeros(3, 2), "conv.bias": torch.zeros(3)})
     assert found.names == () and "the first of 2 tensors is 'conv.weight' [3, 2]" in found.text
 
 
@@ -68,22 +68,22 @@ def test_the_hash_alone_tells_the_files_of_march_2025(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = pmsplat.load(NAME, weights=tiny)
-    assert later.cfg == Config(**TINY, published=True)  # pyright: ignore[reportArgumentType]
+    assert later.cfg == Config(**TINY, deviations=RELEASED)  # pyright: ignore[reportArgumentType]
     digest = hashlib.sha256(tiny.read_bytes()).hexdigest()
     monkeypatch.setitem(MARCH_2025, digest[:8], NAME)
     for model in (pmsplat.load(NAME, weights=tiny), pmsplat.load(tiny)):
         assert isinstance(model, DepthSplat)
-        assert model.cfg.scale_unit == "pixel" and model.cfg.published
+        assert model.cfg.scale_unit == "pixel" and model.cfg.deviations == RELEASED
 
 
 def test_every_release_is_known_by_its_hash() -> None:
     for start, name in MARCH_2025.items():
-        found = recognised(start + "0" * 56)
+        found = recognize_hash(start + "0" * 56)
         assert found == (name, ZOO[name].settings | {"scale_unit": "pixel"})
     for name, published in ZOO.items():
         start = published.source.sha256[:8]
-        assert not start or recognised(start + "0" * 56) == (name, published.settings)
-    assert recognised("0" * 64) is None
+        assert not start or recognize_hash(start + "0" * 56) == (name, published.settings)
+    assert recognize_hash("0" * 64) is None
 
 
 def test_an_unknown_official_file_asks_for_its_name(tiny: Path) -> None:

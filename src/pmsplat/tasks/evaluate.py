@@ -1,0 +1,145 @@
+"""An encoder measured on the scenes of an evaluation index: tables in memory, files in a folder."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from .. import registry
+from ..contracts import dataset_traits, encoder_traits
+from ..evaluate import protocol, report
+from ..evaluate.baselines import BASELINES
+from ..evaluate.protocol import Result
+from ..evaluate.timing import Stopwatch
+from ..progress import Track, silently
+from ..train.settings import Component, Experiment
+from ..types import Batch
+from ..zoo.load import WEIGHTS, Loaded, open_model
+from .options import pick_device
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 5  # scenes whose times do not count
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure.
+
+    `baselines`: a copied photo and a plane sweep too; `geometry`: points, normals and edges too,
+    where the data has depth; `limit`: only the first so many scenes of the index.
+    """
+
+    baselines: bool = False
+    geometry: bool = False
+    limit: int | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of a model and of the baselines by name, and the mean seconds of a scene.
+
+    `warm_up_included`: there were too few scenes to leave the slow first ones out of `seconds`.
+    """
+
+    name: str
+    model: Result
+    baselines: Mapping[str, Result]
+    seconds: Mapping[str, float]
+    warm_up_included: bool
+    folder: Path
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """All results by the name of their method, the model last."""
+        return {**self.baselines, self.name: self.model}
+
+
+def evaluate(
+    experiment: Experiment,
+    model: str | Path | nn.Module | None = None,
+    output: str | Path | None = None,
+    options: Options | None = None,
+    weights: str | Path | None = None,
+    tell: Callable[[str], None] = log.info,
+    track: Track = silently,
+) -> Evaluation:
+    """Measures a model on the data of an experiment, as the published tables do.
+
+    `model` is a name or path for `pmsplat.load`, or an encoder; None: what training left in the
+    experiment's output. Scenes that come in units of their own are scaled to the unit of the model,
+    and lengths are measured in the unit of each scene. Into `output` (None: OUTPUT/evaluation) go
+
+        results.json      means, all scenes, and what was measured: the experiment with the
+                          component and the settings of the model that was loaded
+        scenes.csv        a row per scene, as they come
+        nearest_view.json, plane_sweep.json     with `baselines`
+
+    `tell` gets what is left out. Raises UserError where the model, the data or the index is missing
+    or does not fit.
+    """
+    chosen = options or Options()
+    folder = Path(output or Path(experiment.output) / "evaluation")
+    device = pick_device(chosen.device)
+
+    # Open the data and the model.
+    dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
+    scenes = dataset.evaluation(chosen.limit)
+    path = Path(experiment.output) / WEIGHTS if model is None else model
+    loaded = _open(path, weights)
+    encoder = loaded.model.to(device).eval()
+    name = loaded.component if isinstance(path, nn.Module) else str(path)
+    lpips, notes = protocol.find_lpips() if encoder_traits(encoder).draws else (None, ())
+    for note in notes:
+        tell(note)
+
+    # Measure the model, scene by scene.
+    watch = Stopwatch(device, skip=WARM_UP)
+    renderer = experiment.renderer
+    pipeline = protocol.pipeline(
+        encoder,
+        renderer.name,
+        renderer.background,
+        watch,
+        scale_near=dataset_traits(dataset).scale_near,
+    )
+    columns = report.COLUMNS | (report.GEOMETRY if chosen.geometry else {})
+    with report.rows_as_they_come(folder / "scenes.csv", columns) as append:
+        batches = _track(track, scenes, "evaluating")
+        found = protocol.evaluate(pipeline, batches, device, lpips, append, chosen.geometry)
+    result = replace(found, notes=notes)
+    measured = replace(experiment, model=Component(loaded.component, loaded.settings))
+    about = {
+        "model": name,
+        "experiment": asdict(measured),
+        "seconds": watch.means(),
+        "seconds_with_warm_up": watch.warm_up_included,
+    }
+    report.write_json(folder / "results.json", result, about)
+
+    # Measure the baselines, which give the same in every unit of length.
+    baselines = {}
+    for label, run in BASELINES.items() if chosen.baselines else ():
+        batches = _track(track, dataset.evaluation(chosen.limit), label)
+        found = protocol.evaluate(run, batches, device, lpips, geometry=chosen.geometry)
+        report.write_json(folder / f"{run.__name__}.json", found, {})
+        baselines[label] = found
+    return Evaluation(
+        Path(name).name, result, baselines, watch.means(), watch.warm_up_included, folder
+    )
+
+
+def _open(model: str | Path | nn.Module, weights: str | Path | None) -> Loaded:
+    """The model with its component and settings, which an encoder in memory need not have."""
+    if isinstance(model, nn.Module):
+        settings = getattr(model, "cfg", None)
+        return Loaded(model, type(model).__name__, settings if is_dataclass(settings) else None)
+    return open_model(model, weights)
+
+
+def _track(track: Track, scenes: Iterable[Batch], description: str) -> Iterable[Batch]:
+    """The scenes, with progress shown."""
+    return track(scenes, description, len(scenes) if isinstance(scenes, Sized) else 0)

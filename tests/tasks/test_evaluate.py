@@ -1,0 +1,192 @@
+"""`pmsplat evaluate` from Python; and one unit of length for training and for every verb."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pmsplat
+from pmsplat import config
+from pmsplat.cli import main
+from pmsplat.evaluate import protocol
+from pmsplat.tasks.evaluate import Evaluation, Options, evaluate
+from pmsplat.tasks.predict import Options as PredictOptions
+from pmsplat.tasks.predict import predict
+from pmsplat.train import loop
+from pmsplat.types import StepOutput
+from pmsplat.zoo.load import open_model, save
+from tests.models.tiny import shaken, tiny
+
+SIZE = (32, 48)
+QUICK = Options(device="cpu")
+ROOMS = ["+experiment=demo_tiny", "dataset.size=[32,48]", "loss=mse"]
+
+
+@pytest.fixture(autouse=True)
+def without_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "find_lpips", lambda: (None, ("no weights of LPIPS",)))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rooms to learn from and one to measure on, each scene with a near and far of its own."""
+    path = tmp_path_factory.mktemp("rooms")
+    made = config.compose([*ROOMS, *where(path)]).dataset
+    from pmsplat.data import synthetic
+
+    synthetic.make(made.settings)
+    return path
+
+
+def where(root: Path) -> list[str]:
+    return [
+        f"dataset.root={root}", "dataset.scenes=2", "dataset.test_scenes=1", "dataset.frames=8",
+    ]  # fmt: skip
+
+
+def as_folder(root: Path) -> list[str]:
+    """The same rooms as photographs of one's own."""
+    return [*ROOMS, "dataset=folder", f"dataset.root={root}", "dataset.gap=[4,6]"]
+
+
+def trained(overrides: list[str], output: Path) -> Path:
+    """The checkpoint of two steps."""
+    small = ["model.width=16", "model.planes=8", "trainer.steps=2", "trainer.batch_size=1"]
+    words = ["train", *overrides, *small, "trainer.validate_every=0", f"output={output}"]
+    assert main(words) == 0
+    return output / "model.safetensors"
+
+
+@pytest.fixture
+def depths(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[list[str], Path], list[torch.Tensor]]:
+    """The depth of the context views of the room by evaluate, by predict, by infer."""
+
+    def run(overrides: list[str], model: Path) -> list[torch.Tensor]:
+        steps: list[StepOutput] = []
+        measure = protocol.measure
+        monkeypatch.setattr(
+            protocol, "measure", lambda step, *rest: steps.append(step) or measure(step, *rest)
+        )
+        evaluate(config.compose(overrides), model, tmp_path / "evaluated", QUICK)
+        (step,) = steps
+        names = step.batch.context.names
+        assert names is not None
+        context = tuple(int(name) for name in names[0])
+        options = PredictOptions(
+            context=context, size=SIZE, held_out=0, fps=1, seconds=1.0, device="cpu"
+        )
+        predict(root / "test", model, tmp_path / "predicted", options)
+        files = [tmp_path / f"predicted/depth/{name}.npy" for name in names[0]]
+        predicted = torch.stack([torch.from_numpy(np.load(file)) for file in files])[None]
+        inferred = pmsplat.infer(pmsplat.load(model), step.batch.context)
+        return [step.prediction.depths[-1], predicted, inferred.depths[-1]]
+
+    return run
+
+
+def assert_same(found: list[torch.Tensor]) -> None:
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_learned_with_another_near_predicts_the_same_everywhere(
+    root: Path, tmp_path: Path, depths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    step = pmsplat.train.module.training_step  # pyright: ignore[reportAttributeAccessIssue]
+
+    def watched(run, batch, *rest):
+        seen.append(float(batch.context.cameras.near.min()))
+        return step(run, batch, *rest)
+
+    monkeypatch.setattr("pmsplat.train.module.training_step", watched)
+    model = trained([*as_folder(root), "model.near=2"], tmp_path / "run")
+    assert seen == pytest.approx([2.0, 2.0])  # the unit that it learned in
+    assert open_model(model).settings.near == 2
+    assert_same(depths(as_folder(root), model))
+
+
+def test_a_model_that_learned_in_the_unit_of_the_data_keeps_it(
+    root: Path, tmp_path: Path, depths
+) -> None:
+    model = trained([*ROOMS, *where(root)], tmp_path / "run")
+    assert open_model(model).settings.near is None
+    for overrides in ([*ROOMS, *where(root)], as_folder(root)):
+        assert_same(depths(overrides, model))
+
+
+def test_evaluate_scales_to_the_near_of_the_model_as_predict_does(
+    root: Path, tmp_path: Path, depths
+) -> None:
+    save(shaken(tiny("mvsplat")), tmp_path / "mvsplat.safetensors", "mvsplat")
+    assert open_model(tmp_path / "mvsplat.safetensors").settings.near == 1
+    assert_same(depths(as_folder(root), tmp_path / "mvsplat.safetensors"))
+
+
+def test_a_constant_near_of_the_data_is_what_a_model_learns_with() -> None:
+    told: list[str] = []
+
+    def near(*overrides: str) -> float | None:
+        experiment = config.compose(["+experiment=re10k_small", *overrides])
+        dataset = pmsplat.registry.build(
+            "data", experiment.dataset.name, experiment.dataset.settings
+        )
+        return loop._learn_near(experiment.model, dataset, told.append).settings.near
+
+    assert near() == 0.5
+    assert near("dataset.near=1.5") == 1.5
+    assert near("dataset=folder", "model.near=3") == 3
+    assert near("dataset=folder", "dataset.scale_near=false") is None
+    assert not told
+    assert near("model.near=3") == 0.5
+    assert len(told) == 1 and "model.near=3" in told[0]
+
+
+def test_a_model_without_near_does_not_learn_from_scenes_of_many_units(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = [*as_folder(root), "model=tests.lab.encoder", "trainer.steps=1"]
+    tail = ["trainer.validate_every=0", f"output={tmp_path / 'run'}"]
+    assert main(["train", *lab, *tail]) == 2
+    assert "dataset.scale_near=false" in capsys.readouterr().err.replace("\n", " ")
+    assert main(["train", *lab, "dataset.scale_near=false", *tail]) == 0
+    assert not hasattr(open_model(tmp_path / "run").settings, "near")
+
+
+def test_the_results_name_the_settings_of_the_model_that_was_measured(
+    root: Path, tmp_path: Path
+) -> None:
+    model = shaken(tiny("mvsplat", near=1.25, published=True))
+    save(model, tmp_path / "mine.safetensors", "mvsplat")
+    told: list[str] = []
+    options = replace(QUICK, baselines=True, geometry=True)
+    found = evaluate(
+        config.compose(as_folder(root)),
+        tmp_path / "mine.safetensors",
+        tmp_path / "out",
+        options,
+        tell=told.append,
+    )
+    assert isinstance(found, Evaluation) and found.folder == tmp_path / "out"
+    assert list(found.results) == ["nearest photo", "plane sweep", "mine.safetensors"]
+    assert told == list(found.model.notes) == ["no weights of LPIPS"]
+    written = json.loads((tmp_path / "out/results.json").read_text())
+    assert written["means"] == pytest.approx(found.model.means)
+    measured = written["experiment"]["model"]
+    assert measured["name"] == "mvsplat" and measured["settings"] == asdict(model.cfg)
+    assert measured["settings"]["near"] == 1.25
+    assert all(measured["settings"]["deviations"].values())
+    assert written["experiment"]["dataset"]["name"] == "folder"
+
+
+def test_an_encoder_in_memory_is_measured_too(root: Path, tmp_path: Path) -> None:
+    model = tiny(near=None)
+    found = evaluate(config.compose(as_folder(root)), model, tmp_path, replace(QUICK, limit=1))
+    assert found.name == "DepthSplat" and len(found.model.rows) == 1
+    assert json.loads((tmp_path / "results.json").read_text())["model"] == "DepthSplat"
