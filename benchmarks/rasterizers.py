@@ -1,4 +1,4 @@
-"""Every renderer side by side: usable here or why not, licence, accuracy, time and memory.
+"""Every renderer side by side: usable here or why not, license, accuracy, time and memory.
 
 python benchmarks/run.py rasterizers --size 64 --json benchmarks/rasterizers.json
     8,192 Gaussians drawn into 2 views of 64x64 by every renderer that works on this machine
@@ -28,14 +28,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from pmsplat import render
 
     found = {}
-    print(f"{'renderer':14} {'licence':24} error    gradient  forward ms  backward ms  peak MiB")
+    print(f"{'renderer':14} {'license':24} error    gradient  forward ms  backward ms  peak MiB")
     for backend in render.backends():
-        licence = render.licence(backend)
+        license = render.license(backend)
         problem = render.obstacle(backend, device_for(backend))
-        label = f"{backend:14} {licence:24}"
+        label = f"{backend:14} {license:24}"
         if problem is not None:
             print(f"{label} not usable here: {problem.got}; wanted {problem.wanted}")
-            found[backend] = {"licence": licence, "obstacle": str(problem)}
+            found[backend] = {"license": license, "obstacle": str(problem)}
             continue
         figures = measure(backend, arguments.size, arguments.views, arguments.repeats)
         print(
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{figures['forward']['median_ms']:10.1f}  {figures['backward']['median_ms']:11.1f}  "
             f"{figures['peak_mib']}"
         )
-        found[backend] = {"licence": licence, "obstacle": None, **figures}
+        found[backend] = {"license": license, "obstacle": None, **figures}
     return {
         "gaussians": 2 * arguments.size**2,
         "size": [arguments.size, arguments.size],

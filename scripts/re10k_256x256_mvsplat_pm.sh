@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # MVSplat at 256x256, fine-tuned with PM-Loss on RealEstate10K (in $DATA), then evaluated.
-# The teacher, VGGT-1B (CC BY-NC 4.0; teacher.model=VGGT-1B-Commercial is under another licence), is
+# The teacher, VGGT-1B (CC BY-NC 4.0; teacher.model=VGGT-1B-Commercial is under another license), is
 # asked about every training scene first; its answers stay beside the chunks and are used again.
 # Further settings may follow the command.
 set -euo pipefail

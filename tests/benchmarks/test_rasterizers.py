@@ -23,7 +23,7 @@ def test_a_row_for_every_renderer(tmp_path: Path, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(backends())
     for line, (name, row) in zip(lines[1:], figures["renderers"].items(), strict=True):
-        assert line.startswith(name) and row["licence"] in line
+        assert line.startswith(name) and row["license"] in line
         if row["obstacle"] is None:
             assert row["error"] < 1e-3 and row["gradient_error"] < 1e-2
             assert set(row["errors"]) == {

@@ -71,19 +71,6 @@ def test_still_and_turning_cameras() -> None:
     torch.testing.assert_close(angles, torch.full_like(angles, 0.1), rtol=1e-2, atol=0)
 
 
-def test_orbit_keeps_distance_and_height() -> None:
-    given = circle(8)
-    path = trajectory.orbit(given, 36, focus=2.0)
-    assert se3.is_rigid(path.c2w, tolerance=1e-9).all()
-    torch.testing.assert_close(path.c2w[:, 0], given.c2w[:, 0])
-    eye = path.c2w[0, :, :3, 3]
-    torch.testing.assert_close(eye.norm(dim=-1), torch.full((36,), 2.0).double())
-    assert eye[:, 1].abs().max() < 1e-9
-    ahead = eye + 2 * path.c2w[0, :, :3, 2]
-    assert ahead.abs().max() < 1e-9
-    torch.testing.assert_close(eye[18], -eye[0])
-
-
 def test_around_a_point() -> None:
     eye, point, up = (torch.tensor(x).double() for x in ([3.0, 1, 2], [1.0, 1, 1], [0.0, 3, 4]))
     c2w = trajectory.around(eye, point, up, 24)

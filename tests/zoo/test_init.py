@@ -234,7 +234,7 @@ def test_dinov2_comes_as_timm_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == ["dinov2: 174 parameters of depth.vit"]
 
 
-def test_names_are_fetched_and_licences_told(
+def test_names_are_fetched_and_licenses_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow, fetched = unimatch(width=32, layers=1), []

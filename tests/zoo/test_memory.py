@@ -46,7 +46,7 @@ def test_what_would_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * need)
     memory.check(model, plan, CPU)
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(need / 2))
-    with pytest.raises(UserError, match=r"use --views 3 or --size 160x336") as caught:
+    with pytest.raises(UserError, match=r"use `views=3` or `size=160x336`") as caught:
         memory.check(model, plan, CPU)
     assert "8 views of 256x512 need about" in str(caught.value)
     for offer in (Plan(3, (256, 512), 16), Plan(8, (160, 336), 16)):

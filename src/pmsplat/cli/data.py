@@ -1,4 +1,4 @@
-"""Make, convert, index and look at data.
+"""Make, convert, index and look at data
 
 pmsplat data convert kitchen/ datasets/mine/test --size 360x640
     a folder of photos with cameras (COLMAP, transforms.json), a video or bare photos -> one scene

@@ -1,4 +1,4 @@
-"""measure an encoder on the scenes of an evaluation index
+"""Measure an encoder on the scenes of an evaluation index
 
     pmsplat evaluate +experiment=re10k_small dataset.index=evaluation_index_re10k.json
     pmsplat evaluate +experiment=re10k_small --model outputs/re10k_small/model.safetensors

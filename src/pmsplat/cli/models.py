@@ -1,7 +1,7 @@
-"""List, fetch and convert published models.
+"""List, fetch and convert published models
 
 pmsplat models
-    what `pmsplat.load` knows by name: parameters, training data, source, licence, what is here
+    what `pmsplat.load` knows by name: parameters, training data, source, license, what is here
 pmsplat models fetch depthsplat-gs-small-re10k-256x256-view2
     downloads into pretrained/, or goes on with a download that was interrupted, and verifies
 pmsplat models convert last.ckpt mine.safetensors --name mvsplat-re10k

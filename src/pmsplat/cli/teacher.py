@@ -1,4 +1,4 @@
-"""run a teacher of PM-Loss over every training scene, once
+"""Run a teacher of PM-Loss over every training scene, once
 
     pmsplat teacher cache +experiment=re10k_small_pm
     pmsplat teacher cache +experiment=re10k_small_pm teacher=depth_anything_3

@@ -1,4 +1,4 @@
-"""train an encoder
+"""Train an encoder
 
     pmsplat train +experiment=demo_tiny
     pmsplat train +experiment=re10k_small dataset.root=/data/re10k trainer.batch_size=4

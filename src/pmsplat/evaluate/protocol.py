@@ -199,7 +199,7 @@ def _geometry_values(step: StepOutput) -> dict[str, float]:
         raise UserError(
             f"no true depth in scene {step.batch.scene[0]!r} to measure geometry by",
             "data with depth",
-            "leave --geometry out, or measure on data that has it (dataset=synthetic)",
+            "leave out `geometry`, or measure on data that has it (dataset=synthetic)",
         )
     return geometry_metrics(context, step.prediction) if step.prediction.depths else {}
 

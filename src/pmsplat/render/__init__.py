@@ -1,7 +1,7 @@
 """Gaussians to images: one door, `rasterize`; every other file is a backend behind it.
 
 A backend is a module with `obstacle(device)`, which says why it cannot draw there, `blend`, which
-projects and blends, and its `LICENCE`. One that may draw no median depth has `median_obstacle` too,
+projects and blends, and its `LICENSE`. One that may draw no median depth has `median_obstacle` too,
 which says why it cannot. Adding a file adds one.
 """
 
@@ -154,9 +154,9 @@ def draws_median(backend: str, device: torch.device) -> bool:
     return obstacle(name, device, median=True) is None
 
 
-def licence(backend: str) -> str:
-    """The licence under which the code of `backend` comes, in a few words."""
-    return _module(backend).LICENCE
+def license(backend: str) -> str:
+    """The license under which the code of `backend` comes, in a few words."""
+    return _module(backend).LICENSE
 
 
 def _backend(name: str, device: torch.device, median: bool) -> ModuleType:

@@ -20,7 +20,7 @@ from . import _cpu_blend as kernels
 from . import _cpu_projection, _projection
 from ._projection import Blend, Splats
 
-LICENCE = "MIT, as all of pmsplat"
+LICENSE = "MIT, as all of pmsplat"
 
 
 def near_to_far(z: np.ndarray, extent: np.ndarray) -> np.ndarray:

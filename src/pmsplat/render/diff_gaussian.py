@@ -31,7 +31,7 @@ from ..geometry import camera, se3
 from ..types import Cameras, Gaussians, Screen
 from ._projection import NEAR_FRACTION, Blend, finite, view_color, world_to_camera
 
-LICENCE = "Inria's, non-commercial"
+LICENSE = "Inria's, non-commercial"
 MODULES = ("diff_gaussian_rasterization", "diff_gaussian_rasterization_depth")
 CULLED_AT = 0.2  # z at which all forks cull; the world is scaled so that this is ours
 NOT_FOUND = 15.0  # what Luiten's fork writes where no median is found

@@ -15,7 +15,7 @@ from ..geometry import camera
 from ..types import Cameras, Gaussians, Screen
 from ._projection import BLUR, NEAR_FRACTION, Blend, finite, view_color, world_to_camera
 
-LICENCE = "Apache-2.0"
+LICENSE = "Apache-2.0"
 
 
 def obstacle(device: torch.device) -> UserError | None:

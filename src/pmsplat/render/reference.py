@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..types import Cameras, Gaussians
 from ._projection import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN, Blend, Splats, finite, project
 
-LICENCE = "MIT, as all of pmsplat"
+LICENSE = "MIT, as all of pmsplat"
 TILE = 16
 PAIRS = 2**22  # most (pixel, Gaussian) pairs evaluated at once
 

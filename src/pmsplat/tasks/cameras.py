@@ -21,7 +21,7 @@ from ..types import Cameras, Gaussians
 from ..view.orbit import ORBIT_SIZE, circle_from, circle_scene, sample_gaussians
 
 SCENES = {".torch", *VIDEO_SUFFIXES}  # files in which `open_scene` finds cameras
-ELSEWHERE = "give the cameras that the scene was made with, or --orbit 120"
+ELSEWHERE = "give the cameras that the scene was made with, or `orbit=120`"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def from_file(
     """
     if every < 1 or (limit is not None and limit < 1):
         raise UserError(
-            f"--every {every} --limit {limit}", "whole numbers from 1", "leave them out for all"
+            f"`every={every}` and `limit={limit}`", "whole numbers from 1", "leave them out for all"
         )
     chosen = slice(None, None if limit is None else every * limit, every)
     found = find_cameras(source)
@@ -156,9 +156,9 @@ def _from_scene(source: str | Path, photos: Path | None, chosen: slice) -> list[
         )
     if photos is not None:
         raise UserError(
-            f"--photos for {source}, which is no camera file",
+            f"`photos` for {source}, which is no camera file",
             "cameras alone, for photos from elsewhere",
-            "leave out --photos: a scene of photos brings its own",
+            "leave out `photos`: a scene of photos brings its own",
         )
     scene = open_scene(source)
     cameras = scene.cameras

@@ -24,6 +24,7 @@ from ..evaluate.protocol import find_lpips
 from ..io.files import write_text
 from ..io.weights import check_same
 from ..losses import Term
+from ..render import fast_backend
 from ..types import Batch
 from ..zoo.init import initialize
 from ..zoo.load import WEIGHTS, load, save
@@ -55,7 +56,9 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     for wrong settings or data, KeyboardInterrupt after Ctrl-C, when last.ckpt has been written.
     """
     cfg, output = experiment.trainer, Path(experiment.output)
-    _check_devices(cfg)
+    on_gpu = _check_devices(cfg)
+    if on_gpu and experiment.renderer.name == "auto":
+        fast_backend(torch.device("cuda"))  # refuses to train with the slow reference
     resumed = _find_checkpoint(output, cfg)
     with _quiet_lightning(), _matmul("highest" if cfg.precision == "float32" else "high"):
         # Open the data before anything slow, so that a wrong path is an error at once.
@@ -215,7 +218,8 @@ def _flatten(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def _check_devices(cfg: Trainer) -> None:
+def _check_devices(cfg: Trainer) -> bool:
+    """Whether the run uses CUDA; UserError where its devices are not there."""
     there = torch.cuda.device_count()
     if cfg.accelerator == "gpu" and not there:
         raise UserError(
@@ -230,6 +234,7 @@ def _check_devices(cfg: Trainer) -> None:
             f"at most {there}",
             "set trainer.devices=auto",
         )
+    return on_gpu
 
 
 def _build_trainer(experiment: Experiment, checkpoints: Checkpoints) -> pl.Trainer:

@@ -103,9 +103,9 @@ def axis(name: str) -> Float[Tensor, "3"]:
 def _check(frames: int, up: str | None) -> None:
     if frames < 1 or (up is not None and up not in UPWARD):
         raise UserError(
-            f"--orbit {frames}" + (f" --up {up}" if up else ""),
+            f"`orbit={frames}`" + (f" and `up={up}`" if up else ""),
             "at least one picture, and an axis",
-            "such as --orbit 120 --up z",
+            "such as `orbit=120` and `up=z`",
         )
 
 

@@ -42,24 +42,6 @@ def through(cameras: Cameras, frames: int) -> Cameras:
     return Cameras(c2w, interpolate(cameras.K), interpolate(cameras.near), interpolate(cameras.far))
 
 
-def orbit(cameras: Cameras, frames: int, focus: float, turn: float = 2 * math.pi) -> Cameras:
-    """Rotates the first camera by `turn` radians around the point `focus` units ahead of it.
-
-    The axis is the mean upward direction of all given cameras; height and distance stay.
-    """
-    c2w = cameras.c2w[:, 0]
-    center = c2w[:, :3, 3] + focus * c2w[:, :3, 2]
-    axis = normalize(-cameras.c2w[..., :3, 1].mean(dim=1), dim=-1)
-    angle = torch.arange(frames).to(c2w) * (turn / frames)
-    half = 0.5 * angle[None, :, None]
-    quats = torch.cat([half.cos(), half.sin() * axis[:, None]], dim=-1)
-    rotation = gaussian.quat_to_rotation(quats)
-    around = center - torch.einsum("bvij,bj->bvi", rotation, center)[0]
-    still = cameras.at([0] * frames)
-    moved = se3.compose(rotation, around[None]) @ still.c2w
-    return Cameras(moved, still.K, still.near, still.far)
-
-
 def around(
     eye: Float[Tensor, "3"], point: Float[Tensor, "3"], up: Float[Tensor, "3"], frames: int
 ) -> Float[Tensor, "frame 4 4"]:

@@ -68,7 +68,7 @@ def initialize(
         _check(model, name)
     for name in names:
         if name in NON_COMMERCIAL:
-            tell(f"{name} may not be used commercially: its licence is {NON_COMMERCIAL[name]}")
+            tell(f"{name} may not be used commercially: its license is {NON_COMMERCIAL[name]}")
         keys, tensors = _read(model, name)
         fitting = _fitting(model, keys, tensors, name)
         model.load_state_dict(fitting, strict=False)

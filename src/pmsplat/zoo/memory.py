@@ -113,6 +113,6 @@ def _options(plan: Plan, share: float) -> str:
     """What would fit in `share` of the memory that the plan needs."""
     views = int(plan.views * share)
     smaller = [int(side * share**0.5) // plan.multiple * plan.multiple for side in plan.size]
-    options = [f"--views {views}"] if views >= 2 else []
-    options += [f"--size {smaller[0]}x{smaller[1]}"] if min(smaller) > 0 else []
+    options = [f"`views={views}`"] if views >= 2 else []
+    options += [f"`size={smaller[0]}x{smaller[1]}`"] if min(smaller) > 0 else []
     return f"use {' or '.join(options)}" if options else "use a machine with more memory"

@@ -218,7 +218,7 @@ class TestStandIn:
             vggt.build(vggt.Config())(views)
 
 
-def test_licences_are_said_and_settings_are_checked() -> None:
+def test_licenses_are_said_and_settings_are_checked() -> None:
     with pytest.warns(UserWarning, match="VGGT-1B is under CC BY-NC 4.0: no commercial use"):
         registry.build("foundation.teachers", "vggt")
     with pytest.warns(UserWarning, match="the VGGT License: no military use"):
