@@ -179,7 +179,7 @@ def measure(size: tuple[int, int], settings: dict[str, Any], repeats: int) -> di
 
     from pmsplat import registry
     from pmsplat.evaluate import protocol
-    from pmsplat.losses._schedule import Term
+    from pmsplat.losses import Term
     from pmsplat.losses.pointmap import pointmap_loss
     from pmsplat.train.step import training_step
     from pmsplat.types import Batch

@@ -108,9 +108,7 @@ def make_data(plan: Plan) -> None:
 
     import torch
 
-    from pmsplat.data import synthetic
-    from pmsplat.data._convert import to_chunk_scene
-    from pmsplat.data._index import make_outside_index, write_index
+    from pmsplat.data import make_outside_index, synthetic, to_chunk_scene, write_index
     from pmsplat.errors import UserError
     from pmsplat.io.chunks import INDEX, append
     from pmsplat.scene import open_scene
@@ -167,7 +165,7 @@ def experiment(plan: Plan, model: str, variant: str, seed: int) -> Any:
     from pmsplat.foundation.teachers import given
     from pmsplat.losses import mse, pointmap
     from pmsplat.train import optim
-    from pmsplat.train.settings import Component, Experiment, LossTerm, Teacher, Trainer
+    from pmsplat.train.settings import Component, Experiment, LossTerm, TeacherSettings, Trainer
 
     gap = [4, 6] if plan.scene is None else [2, 4]
     dataset = folder.Config(
@@ -185,7 +183,7 @@ def experiment(plan: Plan, model: str, variant: str, seed: int) -> Any:
         model=Component(model, settings),
         dataset=Component("folder", dataset),
         loss=losses,
-        teacher=None if options is None else Teacher("given", given.Config(**TEACHER)),
+        teacher=None if options is None else TeacherSettings("given", given.Config(**TEACHER)),
         optimizer=optim.Config(lr=RATE),
         trainer=Trainer(
             steps=plan.steps, batch_size=2, workers=0, accelerator="cpu", precision="float32",
@@ -267,10 +265,10 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
     most = max(range(len(batches)), key=lambda i: int(edges[i].max()))
     batch, view = batches[most], int(edges[most].argmax())
     truth = batch.context.depth[0, view]
-    near, far = figures.depth_range(truth)
-    taught = given.Given(given.Config(**TEACHER))(batch.context)
+    near, far = figures.color_range(truth)
+    pointmap = given.Given(given.Config(**TEACHER))(batch.context)
     w2c = torch.linalg.inv(batch.context.cameras.c2w[0, view])
-    z = taught.points[0, view] @ w2c[2, :3] + w2c[2, 3]
+    z = pointmap.points[0, view] @ w2c[2, :3] + w2c[2, 3]
 
     def colored(depth: torch.Tensor) -> torch.Tensor:
         return figures.colorize_depth(depth, near, far)
@@ -278,10 +276,10 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
     def bent(depth: torch.Tensor) -> torch.Tensor:
         return figures.colorize_normals(camera.normals(depth, batch.context.cameras.K[0, view]))
 
-    known = torch.where(taught.mask[0, view], z, 0)
+    known = torch.where(pointmap.mask[0, view], z, 0)
     photo = batch.context.images[0, view]
     rows = [
-        ("photo | true depth, its normals | what the teacher says",
+        ("photo | true depth, its normals | the teacher's",
          [photo, colored(truth), bent(truth), colored(known), bent(known)]),
     ]  # fmt: skip
     for model in models:

@@ -3,8 +3,9 @@
     python3 scripts/bootstrap.py pmsplat demo
     python3 scripts/bootstrap.py pytest
 
-Needs nothing but Python 3.11 or newer. The first call installs everything; later calls install
-again only when requirements.txt or pyproject.toml have changed.
+Needs nothing but Python 3.11 or newer. The first call installs the versions of requirements.txt and
+pmsplat itself, editable; later calls install again only when requirements.txt, pyproject.toml or
+the Python have changed.
 """
 
 import hashlib
@@ -18,11 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 STAMP = VENV / "installed.txt"
+PINS = ROOT / "requirements.txt"
 
 
 def fingerprint() -> str:
     """What the installation was made from."""
-    files = (ROOT / "requirements.txt", ROOT / "pyproject.toml")
+    files = (PINS, ROOT / "pyproject.toml")
     content = b"".join(file.read_bytes() for file in files) + sys.version.encode()
     return hashlib.sha256(content).hexdigest()
 
@@ -30,7 +32,7 @@ def fingerprint() -> str:
 def run(*command: str | Path) -> None:
     status = subprocess.run([str(part) for part in command], cwd=ROOT).returncode
     if status:
-        sys.exit(f"bootstrap: `{' '.join(map(str, command))}` failed; see above, mend, run again")
+        sys.exit(f"bootstrap: `{' '.join(map(str, command))}` failed; see above")
 
 
 def install() -> None:
@@ -45,8 +47,11 @@ def install() -> None:
         )
     run(sys.executable, "-m", "venv", VENV)
     python = BIN / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv")
-    run(python, "-m", "uv", "pip", "install", "--python", python, "--editable", ".[dev]")
+    uv = next(line for line in PINS.read_text().splitlines() if line.startswith("uv=="))
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", uv)
+    into = (python, "-m", "uv", "pip", "install", "--python", python)
+    run(*into, "--requirement", PINS)
+    run(*into, "--no-deps", "--no-build-isolation", "--editable", ".")
     STAMP.write_text(fingerprint())
 
 

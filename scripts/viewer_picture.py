@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 
 from pmsplat.data.synthetic import scene
 from pmsplat.geometry import camera, se3
-from pmsplat.io.cameras.survey import write_cameras
+from pmsplat.io.cameras.ours import write_cameras
 from pmsplat.io.gaussians import save_gaussians
 from pmsplat.io.images import write_image
 from pmsplat.scene import chunk_scene

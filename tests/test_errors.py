@@ -5,11 +5,11 @@ import pickle
 import pytest
 from torch._utils import ExceptionWrapper
 
-from pmsplat.data._pointmaps import Damaged, Missing, Stale
+from pmsplat.data import DamagedPointmaps, MissingPointmaps, StalePointmaps
 from pmsplat.errors import UserError
 
 
-@pytest.mark.parametrize("kind", [UserError, Damaged, Missing, Stale])
+@pytest.mark.parametrize("kind", [UserError, DamagedPointmaps, MissingPointmaps, StalePointmaps])
 def test_an_error_of_a_worker_reads_as_where_it_was_raised(kind: type[UserError]) -> None:
     original = kind("3 of it: broken", "4", "mend it")
     try:

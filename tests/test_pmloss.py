@@ -214,10 +214,14 @@ def test_bad_calls_are_told(views: Views, points: Tensor) -> None:
         PointmapLoss("given")(points, views.images)
     with pytest.raises(UserError, match="alignment='affine'; wanted one of similarity, scale"):
         PointmapLoss(Stand(views.images), alignment="affine")
-    with pytest.raises(UserError, match=r"PointmapLoss: trim=2\.0; wanted a share"):
+    with pytest.raises(UserError, match=r"trim=2\.0; wanted a share"):
         PointmapLoss(Stand(views.images), trim=2.0)
-    with pytest.raises(UserError, match="PointmapLoss: border=-1"):
+    with pytest.raises(UserError, match="border=-1"):
         PointmapLoss(Stand(views.images), border=-1)
+    with pytest.raises(UserError, match=r"PointmapLoss has no setting 'trimm'.*'trim'"):
+        PointmapLoss(Stand(views.images), trimm=0.1)
+    with pytest.raises(UserError, match=r"clip=0\.0; wanted a number above 0"):
+        criterion(points, views.images, ignore_large_loss=0.0)
     with pytest.raises(UserError, match=r"images of shape \(2, 3, 14, 28\); wanted \[batch, view"):
         inspect.unwrap(PointmapLoss.forward)(criterion, points, views.images[:, 0])
     with pytest.raises(UserError, match=r"border=7 of a pointmap loss on images of 14x28"):
@@ -249,7 +253,7 @@ def test_what_is_no_teacher_is_told(views: Views, points: Tensor) -> None:
             answer = super().forward(views)
             return Pointmap(answer.points[:, :, ::2], answer.confidence[:, :, ::2])
 
-    with pytest.raises(UserError, match="an answer of type Tensor from the teacher 'stand'"):
+    with pytest.raises(UserError, match="a value of type Tensor from the teacher 'stand'"):
         PointmapLoss(Other(world_points(views)))(points, views.images)
     with pytest.raises(UserError, match=r"points of shape \(2, 2, 7, 28, 3\) from the teacher"):
         PointmapLoss(Small(world_points(views)))(points, views.images)

@@ -52,3 +52,24 @@ def test_missing_module_and_missing_parts_are_told(lab: str) -> None:
         registry.build("losses", "lab.nothing_here")
     with pytest.raises(UserError, match="no Config and no build"):
         registry.build("losses", "lab.bare")
+
+
+def test_only_components_are_listed() -> None:
+    assert registry.names("foundation.teachers") == ["depth_anything_3", "given", "vggt"]
+    assert {"lpips", "mse", "pointmap"} <= set(registry.names("losses"))
+    assert registry.names("geometry") == registry.names("io") == []
+    assert {"train", "evaluate", "refine"} <= set(registry.names("cli", ("configure", "run")))
+
+
+def test_a_module_that_is_no_component_is_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pmsplat.losses
+
+    (tmp_path / "helper.py").write_text("def build(cfg):\n    return 1\n")
+    (tmp_path / "assigned.py").write_text("class Config: ...\nbuild = Config\n")
+    (tmp_path / "_private.py").write_text(COMPONENT)
+    monkeypatch.setattr(pmsplat.losses, "__path__", [str(tmp_path)])
+    assert registry.names("losses") == ["assigned"]
+    with pytest.raises(UserError, match="there is no 'helper' in losses"):
+        registry.module("losses", "helper")

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import torch
 
 from pmsplat.geometry import camera, gaussian, se3
 from pmsplat.render import rasterize
-from pmsplat.types import Batch, Cameras, Prediction, Rendering, StepOutput, Views
+from pmsplat.types import Batch, Cameras, Pointmap, Prediction, Rendering, StepOutput, Views
 from tests.scenes import random_cameras, random_gaussians
 
 
@@ -94,3 +96,18 @@ def test_similarities_are_told_from_other_matrices() -> None:
     given = torch.stack([eye, scaled, stretched, mirrored, broken, torch.zeros(4, 4)])
     assert se3.is_similarity(given).tolist() == [True, True, False, False, False, False]
     torch.testing.assert_close(se3.similarity_scale(scaled), torch.tensor(3.0))
+
+
+def test_a_pointmap_follows_its_views(generator: torch.Generator) -> None:
+    """It is taken, moved, scaled and mirrored with the images that it belongs to."""
+    points = torch.randn(1, 3, 4, 5, 3, generator=generator)
+    pointmap = Pointmap(points, torch.rand(1, 3, 4, 5, generator=generator))
+    all_views = replace(views(3, generator), pointmap=pointmap)
+    taken = all_views.at([2, 0]).to(torch.float64).scaled(2.0).pointmap
+    assert taken is not None and taken.confidence.dtype == torch.float64
+    assert torch.equal(taken.points, 2.0 * points[:, [2, 0]].double())
+    assert torch.equal(taken.confidence, pointmap.confidence[:, [2, 0]].double())
+    mirrored = pointmap.flip()
+    assert torch.equal(mirrored.points[..., 0], -points[..., 0].flip(-1))
+    assert torch.equal(mirrored.points[..., 1:], points[..., 1:].flip(-2))
+    assert torch.equal(mirrored.flip().confidence, pointmap.confidence)

@@ -1,16 +1,18 @@
-"""From `+experiment=NAME key=value …` to a checked `Experiment`.
+"""Turns `+experiment=NAME key=value …` into a checked `Experiment`.
 
-Hydra composes the YAML of `config/` (which files, in which order); OmegaConf checks every value
-against the dataclass it belongs to. A key that no dataclass has is an error that names the nearest.
+Hydra composes the YAML files of `config/`; OmegaConf checks every value against its dataclass. An
+unknown key is an error that names the nearest valid one.
 
     +experiment=re10k_small         a file of config/experiment
     model=depthsplat_base           a file of config/model, or the name of a component
     model.scales=2                  a field of that component's Config
     loss.lpips.weight=0.1           of a loss: weight, start_step, or a field of its Config
-    +loss.pointmap={}               a further loss, as config/loss/pointmap.yaml has it
-    +loss.lab.sparsity.weight=0.1   one of yours, here module lab.sparsity; ~loss.lpips drops one
+    +loss.pointmap={}               another loss, with the settings of config/loss/pointmap.yaml
+    +loss.lab.sparsity.weight=0.1   a loss of your own, here the module lab.sparsity
+    ~loss.lpips                     drops a loss
     loss=[photometric,pointmap]     several files of config/loss together
-    teacher=vggt                    a file of config/teacher: whom losses such as pointmap ask
+    teacher=vggt                    a file of config/teacher, for losses such as pointmap
+    teacher=null                    no teacher
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from . import registry
 from .errors import UserError
 from .train import optim
-from .train.settings import Component, Experiment, LossTerm, Renderer, Teacher, Trainer
+from .train.settings import Component, Experiment, LossTerm, Renderer, TeacherSettings, Trainer
 
 GROUPS = {
     "model": "models",
@@ -45,51 +47,59 @@ T = TypeVar("T")
 
 @dataclass
 class _Run:
-    """The settings of a run that belong to no part of it."""
+    """The settings of a run that belong to none of its parts."""
 
     seed: int = Experiment.seed
     output: str = Experiment.output
 
 
 def folder() -> Path:
-    """The folder `config` of the repository; UserError where pmsplat was installed without it."""
-    path = Path(__file__).resolve().parents[2] / "config"
-    if not (path / "main.yaml").is_file():
-        raise UserError(
-            f"no configuration at {path}",
-            "the folder config/ of the repository beside src/",
-            "install from a clone with `pip install --editable .`",
-        )
-    return path
+    """The YAML files: those that an installed wheel carries, else `config/` of the clone.
+
+    Raises UserError where there are neither.
+    """
+    package = Path(__file__).resolve().parent
+    places = (package / "configuration", package.parents[1] / "config")
+    for place in places:
+        if (place / "main.yaml").is_file():
+            return place
+    raise UserError(
+        f"no configuration at {places[0]} or {places[1]}",
+        "the YAML files that belong to pmsplat",
+        "install pmsplat again",
+    )
 
 
 def choices(group: str) -> list[str]:
-    """The YAML files of a group ("experiment", "model", "dataset", "loss", "renderer")."""
+    """Returns the YAML files of a group ("experiment", "model", "dataset", "loss", "renderer")."""
     return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
 
 
 def compose(overrides: Sequence[str]) -> Experiment:
-    """The experiment that the overrides describe, every key and type checked.
+    """Returns the experiment that the overrides describe; checks every key and type.
 
-    Raises UserError naming what is wrong and the nearest valid word.
+    Raises UserError for the first mistake, with the nearest valid word.
     """
+    # Parse the overrides.
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UserError(
             f"cannot read the override: {str(error).splitlines()[0]}",
             "KEY=VALUE, +experiment=NAME or ~loss.NAME",
-            "quote values that hold spaces or brackets for the shell",
+            "quote values with spaces or brackets for the shell",
         ) from error
+    # Sort them into YAML files, components without a file, and values.
     files, bare, values = [], {}, []
     for override in parsed:
         if override.is_sweep_override():
             raise UserError(
-                f"{override.input_line} is a sweep", "one value", "start one run for each"
+                f"{override.input_line} is a sweep", "one value", "start one run for each value"
             )
         group = override.key_or_group.lstrip("/")
         value = override.value()
-        if group not in (*GROUPS, "experiment") or override.is_delete() or isinstance(value, dict):
+        is_group = group in (*GROUPS, "experiment") and (group, value) != ("teacher", None)
+        if not is_group or override.is_delete() or isinstance(value, dict):
             values.append(override)
         elif group == "loss" and isinstance(value, list):
             files.append(f"loss=[{','.join(name for name in value if _has_file(group, name))}]")
@@ -97,21 +107,25 @@ def compose(overrides: Sequence[str]) -> Experiment:
             files.append(f"{'+' if group == 'experiment' else ''}{group}={value}")
         else:
             bare[group] = {"name": str(value)}
+    # Compose the files, then apply the values.
     tree = _compose_files(files) | bare
     for override in values:
         _apply(tree, override)
-    tree = _resolved(tree)
+    tree = _resolve(tree)
     name = next((f.partition("=")[2] for f in files if f.startswith("+experiment=")), "run")
-    return _typed_experiment(tree, name)
+    return _make_experiment(tree, name)
 
 
 def to_yaml(experiment: Experiment) -> str:
-    """The whole experiment, every default filled in, as YAML for people."""
+    """Returns the whole experiment, with all defaults, as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(experiment)))
 
 
 def _has_file(group: str, name: Any) -> bool:
-    """Whether `name` is a YAML file of `group`; False where it is a component without a file."""
+    """Returns whether `name` is a YAML file of `group`; False for a component without a file.
+
+    Raises UserError if it is neither.
+    """
     known = choices(group)
     if name in known:
         return True
@@ -136,46 +150,48 @@ def _compose_files(files: list[str]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(
             f"config/ does not compose: {str(error).splitlines()[0]}",
-            "YAML files that name each other rightly",
-            "mend the file",
+            "YAML files that only refer to existing ones",
+            "correct the file that the message names",
         ) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
 
-def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with every `${...}` replaced by what it names, overrides included."""
+def _resolve(tree: dict[str, Any]) -> dict[str, Any]:
+    """Replaces every `${...}` by the value it refers to, overrides included."""
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(
             f"cannot resolve {error.full_key or 'a value'}: {str(error).splitlines()[0]}",
             "${GROUP.FIELD} of a value that is set",
-            "mend the YAML or the override",
+            "set that value, or write another in place of ${...}",
         ) from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
 
 def _apply(tree: dict[str, Any], override: Override) -> None:
-    """Writes one value into the tree, or drops one loss; keys are checked afterwards."""
+    """Writes one value into the tree, or drops one loss; keys are checked later."""
     head, *rest = override.key_or_group.split(".")
     path = [head, *rest]
-    if head == "loss" and rest:  # names of losses may have dots, their settings never
+    if head == "loss" and rest:  # names of losses can have dots, their settings cannot
         whole = override.is_delete() or isinstance(override.value(), dict) or len(rest) == 1
         path = ["loss", ".".join(rest)] if whole else ["loss", ".".join(rest[:-1]), rest[-1]]
-    usual = _usual_loss(tree, path) if head == "loss" and not override.is_delete() else {}
+    defaults = _add_loss(tree, path) if head == "loss" and not override.is_delete() else {}
     *parents, last = path
     node = tree
     for key in parents:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
             raise UserError(
-                f"{override.input_line}: {key!r} is a single value", f"{key}=VALUE", "mend the key"
+                f"{override.input_line}: {key!r} is a single value",
+                f"{key}=VALUE",
+                f"leave out what follows {key!r}",
             )
     if not override.is_delete():
         value = override.value()
-        node[last] = usual | value if isinstance(value, dict) else value
+        node[last] = defaults | value if isinstance(value, dict) else value
     elif head == "loss" and rest:
         registry.check_keys([last], list(node), "the mapping of losses")
         del node[last]
@@ -183,18 +199,21 @@ def _apply(tree: dict[str, Any], override: Override) -> None:
         raise UserError(override.input_line or "~", "~loss.NAME", "only losses can be dropped")
 
 
-def _usual_loss(tree: dict[str, Any], path: list[str]) -> dict[str, Any]:
-    """What config/loss/NAME.yaml says of loss NAME, written into a run that has no such loss."""
+def _add_loss(tree: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """Adds loss NAME to a run without it, with the settings of config/loss/NAME.yaml; returns them.
+
+    Returns nothing if the run has the loss or there is no such file.
+    """
     losses, name = tree.get("loss"), path[1] if len(path) > 1 else ""
     if not isinstance(losses, dict) or name in losses or name not in choices("loss"):
         return {}
     file = OmegaConf.to_container(OmegaConf.load(folder() / "loss" / f"{name}.yaml"))
-    usual = dict(file.get(name) or {}) if isinstance(file, dict) else {}
-    losses[name] = dict(usual)
-    return usual
+    defaults = dict(file.get(name) or {}) if isinstance(file, dict) else {}
+    losses[name] = dict(defaults)
+    return defaults
 
 
-def _typed_experiment(tree: dict[str, Any], name: str) -> Experiment:
+def _make_experiment(tree: dict[str, Any], name: str) -> Experiment:
     registry.check_keys(tree, [f.name for f in fields(Experiment) if f.name != "name"], "the run")
     scalars = {key: tree[key] for key in ("seed", "output") if tree.get(key) is not None}
     run = typed(_Run, {"output": f"outputs/{name}"} | scalars, "the run")
@@ -214,7 +233,9 @@ def _typed_experiment(tree: dict[str, Any], name: str) -> Experiment:
 
 def _mapping(owner: str, given: Any) -> dict[str, Any]:
     if given is not None and not isinstance(given, dict):
-        raise UserError(f"{owner} is {given!r}", "a mapping of settings", "see config/")
+        raise UserError(
+            f"{owner} is {given!r}", "a mapping of settings", f"set {owner}.FIELD=VALUE"
+        )
     return dict(given or {})
 
 
@@ -237,7 +258,7 @@ def _loss(key: str, given: Any) -> LossTerm:
         raise UserError(
             f"loss.{key}=null",
             "a mapping of settings",
-            f"+loss.{key}={{}} adds the loss as its file has it, ~loss.{key} drops it",
+            f"+loss.{key}={{}} adds the loss with its usual settings, ~loss.{key} drops it",
         )
     settings = _mapping(f"loss.{key}", given)
     common = {k: settings.pop(k) for k in LOSS_KEYS if k in settings}
@@ -251,7 +272,7 @@ def _loss(key: str, given: Any) -> LossTerm:
     )
 
 
-def _teacher(given: Any) -> Teacher | None:
+def _teacher(given: Any) -> TeacherSettings | None:
     settings = _mapping("teacher", given)
     if not settings:
         return None
@@ -260,7 +281,7 @@ def _teacher(given: Any) -> Teacher | None:
         own = [f.name for f in fields(registry.module("foundation.teachers", name).Config)]
         registry.check_keys(settings, [*own, *TEACHER_KEYS], f"teacher {name!r}")
     component = _component("teacher", {"name": name, **settings})
-    frame = typed(Teacher, common, "teacher")
+    frame = typed(TeacherSettings, common, "teacher")
     return replace(frame, settings=component.settings)
 
 
@@ -278,7 +299,7 @@ def typed(schema: type[T], given: Mapping[str, Any], owner: str) -> T:
         reason = str(error.msg or error).splitlines()[0]
         key = f" {error.full_key!r}" if error.full_key else ""
         raise UserError(
-            f"{owner}: setting{key} is wrong: {reason}", "a value of its type", "mend the value"
+            f"{owner}: setting{key} is wrong: {reason}", "a value of its type", "change the value"
         ) from error
     assert isinstance(value, schema)
     return value

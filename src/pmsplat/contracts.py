@@ -1,4 +1,4 @@
-"""What an encoder, a data set, a loss and a teacher must be, and what each may add.
+"""What an encoder, a dataset, a loss and a teacher must be, and what each may add.
 
 A component is a file with a dataclass `Config` and a callable `build(config)` (see `registry`);
 these are the contracts of what `build` returns. Required parts are the methods of a Protocol;
@@ -6,10 +6,10 @@ optional parts, with their defaults, are the fields of the dataclass beside it. 
 at whether an optional part is there.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
@@ -57,6 +57,21 @@ def backbone_parameters(encoder: nn.Module) -> Iterator[nn.Parameter]:
     return iter(()) if named is None else named()
 
 
+class Teacher(Protocol):
+    """Views in, their pointmap out, of the views' own size, without gradients.
+
+    `name` and `revision` say what the pointmap depends on besides the views: they are part of the
+    key of a cache. The pointmap of one view may depend on all views given with it, and, where it is
+    `posed`, on their cameras. Scenes of a batch do not depend on each other.
+    """
+
+    name: str
+    revision: str
+    posed: bool
+
+    def __call__(self, views: Views) -> Pointmap: ...
+
+
 class Dataset(Protocol):
     """Scenes as batches, for training and for evaluation.
 
@@ -65,20 +80,19 @@ class Dataset(Protocol):
     workers have consumed before, `batch_size` that of the loader. `evaluation` yields one batch per
     scene, of the first `limit` scenes. Lengths are in the unit of the data.
 
-    Optional: the fields of `DatasetTraits`, and for `pmsplat teacher cache` what
-    `pmsplat.data.ChunkDataset` adds.
+    Optional: the fields of `DatasetTraits`, and the parts of `CachingDataset`.
     """
 
     def train(
         self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1
     ) -> IterableDataset[Batch]: ...
 
-    def evaluation(self, limit: int | None = None) -> Iterable[Batch]: ...
+    def evaluation(self, limit: int | None = None) -> IterableDataset[Batch]: ...
 
 
 @dataclass(frozen=True)
 class DatasetTraits:
-    """The optional parts of a data set.
+    """The optional parts of a dataset.
 
     `scale_near`: its scenes come in units of their own, so each is scaled until its nearest near is
     that of the model. `near`: the near of every scene, where it is one number for all.
@@ -86,6 +100,40 @@ class DatasetTraits:
 
     scale_near: bool = False
     near: float | None = None
+
+
+class CachingDataset(Dataset, Protocol):
+    """A dataset that keeps a teacher's pointmaps on disk, as the setting `teacher.cache` needs.
+
+    It has all of these parts or none; `pmsplat.data.ChunkDataset` is one. The types that this floor
+    does not know are `PointmapCache` and `Windows` of `pmsplat.data`, `Split` and `ChunkScene` of
+    `pmsplat.io.chunks`.
+
+    `pointmap_cache` finds the cache in `folder`; `with_pointmaps` is the same dataset whose
+    training examples have pointmaps from it, and `check_pointmaps` raises where a required one is
+    missing. To fill the cache: `split` has the chunks, and `window_views` gives frames of a scene
+    as the teacher sees them (`pmsplat.data.Unusable` where training skips the scene).
+    """
+
+    def pointmap_cache(
+        self, teacher: Teacher, folder: str, windows: Any, required: bool = True
+    ) -> Any: ...
+
+    def with_pointmaps(self, cache: Any) -> "CachingDataset": ...
+
+    def check_pointmaps(self) -> None: ...
+
+    def split(self, name: str) -> Any: ...
+
+    def window_views(self, scene: Any, frames: tuple[int, ...]) -> Views: ...
+
+
+def caching_dataset(dataset: Dataset, owner: str, remedy: str) -> CachingDataset:
+    """`dataset` as one that keeps pointmaps; UserError naming the first part that it lacks."""
+    parts = ("pointmap_cache", "with_pointmaps", "check_pointmaps", "split", "window_views")
+    for part in parts:
+        require(dataset, part, owner, "teacher.cache", f"add `{part}` to it, or {remedy}")
+    return cast(CachingDataset, dataset)
 
 
 def dataset_traits(dataset: Dataset) -> DatasetTraits:
@@ -102,11 +150,12 @@ class Partial:
     skipped: Tensor
 
 
+@runtime_checkable  # tests check annotations at run time
 class Loss(Protocol):
     """A scalar to minimize; None where it has nothing to say of this level of the prediction.
 
-    Optional, in the module beside `build`: `WANTS`, a set of names of what the run must bring
-    (`POINTMAP`: a teacher; `LPIPS`: the validation measures LPIPS too).
+    Optional, in the module beside `build`: `WANTS`, a set of what it wants of a run: `POINTMAP`,
+    a teacher whose pointmap is in `step.batch.context`; `LPIPS`, that validation measures LPIPS.
     """
 
     def __call__(self, step: StepOutput) -> Tensor | Partial | None: ...
@@ -118,38 +167,23 @@ LPIPS = "lpips"
 
 def wants(module: ModuleType) -> frozenset[str]:
     """What the loss of this module wants; UserError for a want that no run can bring."""
-    wanted = frozenset(getattr(module, "WANTS", ()))
-    if unknown := wanted - {POINTMAP, LPIPS}:
+    wanted = getattr(module, "WANTS", frozenset())
+    if not isinstance(wanted, set | frozenset) or not wanted <= {POINTMAP, LPIPS}:
         raise UserError(
-            f"the loss {module.__name__} wants {', '.join(sorted(unknown))}",
-            f"{POINTMAP} or {LPIPS}",
+            f"WANTS = {wanted!r} in the loss {module.__name__}",
+            f"a set of {POINTMAP!r} or {LPIPS!r}",
             "correct WANTS in its module",
         )
-    return wanted
+    return frozenset(wanted)
 
 
-class Teacher(Protocol):
-    """Views in, their pointmap out, of the views' own size, without gradients.
-
-    `name` and `revision` say what its answers depend on beside the views: a cache is keyed by them.
-    The answer for one view may depend on all views given with it, and on their cameras too
-    (`posed`). Scenes of a batch do not look at each other.
-    """
-
-    name: str
-    revision: str
-    posed: bool
-
-    def __call__(self, views: Views) -> Pointmap: ...
-
-
-def require(component: Any, part: str, owner: str, purpose: str) -> Any:
+def require(component: Any, part: str, owner: str, purpose: str, remedy: str | None = None) -> Any:
     """The attribute `part` of a component; UserError naming it where the component lacks it."""
     found = getattr(component, part, None)
     if found is None:
         raise UserError(
-            f"{owner} has no `{part}`, which {purpose} wants",
+            f"{owner} has no `{part}`, which {purpose} needs",
             "the whole contract (see pmsplat.contracts)",
-            f"add `{part}` to it",
+            remedy or f"add `{part}` to it",
         )
     return found

@@ -1,10 +1,11 @@
-"""PM-Loss for somebody else's trainer: predicted points and photographs in, a loss out.
+"""PM-Loss for other people's trainers: predicted points and photographs in, a loss out.
 
 The call is that of the package `pmloss` (dc-walker/pmloss) of Shi et al., "Revisiting Depth
 Representations for Feed-Forward 3D Gaussian Splatting", 3DV 2026.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import registry
+from .contracts import Teacher
 from .errors import UserError
-from .foundation.teachers import Teacher, ask
-from .losses.pointmap import check_options, pointmap_loss, trusted_pixels
+from .foundation.teachers import query_teacher
+from .losses.pointmap import Options, compare
 from .types import Cameras, Pointmap, Views
 
 
@@ -22,15 +24,17 @@ class PointmapLoss(nn.Module):
     """`PointmapLoss(teacher="vggt")(points, images) -> [batch]`: how far points lie from where a
     teacher sees the photographs' surfaces, in squared units of the points.
 
-    `teacher` is a name (`vggt`, `depth_anything_3`) with `settings` of its Config, or anything that
-    follows `foundation.teachers.Teacher`; it answers on `device` (that of the images by default).
-    `model` is what the published package calls it. The other options are those of `pointmap_loss`:
+    `teacher` is a name (`vggt`, `depth_anything_3`) with `settings` of its Config, or an object
+    that follows `pmsplat.contracts.Teacher`. It runs on `device` (by default that of the images).
+    `model` is what the published package calls it. `options` are the fields of
+    `losses.pointmap.Options` except `clip`: `robust`, `detach` and `trim` as in `pointmap_loss`;
     `alignment` "similarity", or "scale" for a teacher that knows the cameras; `confidence` weighs
     pixels as the teacher trusts them; `distrust` masks that share of each scene's pixels, the least
-    trusted, and `border` so many pixels at the images' edges. The defaults are the published loss.
-    Raises UserError for options, a device or a teacher that are none.
+    trusted; `border` masks that many pixels at the images' edges. The defaults are the published
+    loss. Raises UserError for invalid options, device or teacher.
 
-    No parameters and no state: the teacher is in nobody's checkpoint, optimiser or `.to(device)`.
+    It has no parameters and no state: a checkpoint, an optimizer or `.to(device)` does not see the
+    teacher.
     """
 
     def __init__(
@@ -40,34 +44,25 @@ class PointmapLoss(nn.Module):
         *,
         model: str | None = None,
         settings: Mapping[str, Any] | None = None,
-        alignment: str = "similarity",
-        confidence: bool = False,
-        robust: int = 0,
-        detach: bool = False,
-        trim: float = 0.0,
-        distrust: float = 0.0,
-        border: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__()
-        options = {"robust": robust, "detach": detach, "trim": trim}
-        masking = {"distrust": distrust, "border": border}
-        check_options(
-            "PointmapLoss: ", alignment=alignment, confidence=confidence, **options, **masking
-        )
+        valid = [option.name for option in fields(Options) if option.name != "clip"]
+        registry.check_keys(options, valid, "PointmapLoss")
+        self.options = Options(**options)
         _check_device(device)
-        asked = model or teacher
-        if isinstance(asked, str):
-            asked = registry.build("foundation.teachers", asked.lower(), settings)
-        elif not callable(asked) or not all(hasattr(asked, name) for name in ("name", "posed")):
+        chosen = model or teacher
+        if isinstance(chosen, str):
+            chosen = registry.build("foundation.teachers", chosen.lower(), settings)
+        elif not callable(chosen) or not all(hasattr(chosen, name) for name in ("name", "posed")):
             raise UserError(
-                f"a teacher of type {type(asked).__name__}",
-                "a name, or an object to call that has `name` and `posed`",
-                "see pmsplat.foundation.teachers.Teacher",
+                f"a teacher of type {type(chosen).__name__}",
+                "a name, or a callable object that has `name` and `posed`",
+                "see pmsplat.contracts.Teacher",
             )
-        object.__setattr__(self, "teacher", asked)  # past nn.Module, which would adopt its weights
+        object.__setattr__(self, "teacher", chosen)  # past nn.Module, which would adopt its weights
         self.teacher: Teacher
-        self.device, self.alignment, self.confidence = device, alignment, confidence
-        self.options, self.masking = options, masking
+        self.device = device
 
     def forward(
         self,
@@ -83,7 +78,7 @@ class PointmapLoss(nn.Module):
         of the images, for a teacher that looks at them. Losses above `ignore_large_loss` count 1e-5
         of their value; a scene whose alignment is undefined counts 0. Raises UserError for points
         that are no such map, for another `loss_mode`, for missing cameras, and for a teacher that
-        answers with anything but a `Pointmap` of the images.
+        gives anything but a `Pointmap` of the images.
         """
         if context_images.dim() != 5:
             raise UserError(
@@ -101,36 +96,31 @@ class PointmapLoss(nn.Module):
             )
         if loss_mode != "3d":
             raise UserError(f"loss_mode {loss_mode!r}", "'3d'", "leave it out: there is no other")
-        answer = self._asked(context_images, cameras).to(predict_points.device)
-        centers = None
-        if self.alignment == "scale":
-            assert cameras is not None
-            centers = cameras.c2w[..., :3, 3].to(predict_points.device)
-        return pointmap_loss(
-            predict_points,
-            answer.points.flatten(1, 3),
-            answer.confidence.flatten(1) if self.confidence else None,
-            trusted_pixels(answer.confidence, **self.masking).flatten(1),
-            grid=(height, width),
-            centers=centers,
-            clip=ignore_large_loss,
-            **self.options,
-        )
+        pointmap, cameras = self._query(context_images, cameras)
+        device = predict_points.device
+        return compare(
+            predict_points.reshape(batch, views, height, width, 3),
+            pointmap.to(device),
+            replace(self.options, clip=ignore_large_loss),
+            cameras.to(device),
+        )[0]
 
-    def _asked(self, images: Tensor, cameras: Cameras | None) -> Pointmap:
-        """What the teacher says of the images, without gradients."""
+    def _query(self, images: Tensor, cameras: Cameras | None) -> tuple[Pointmap, Cameras]:
+        """The teacher's pointmap of the images, without gradients, and the cameras it was given."""
+        alignment = self.options.alignment
         if cameras is None:
-            if self.teacher.posed or self.alignment == "scale":
+            if self.teacher.posed or alignment == "scale":
                 raise UserError(
-                    f"the teacher {self.teacher.name!r} with alignment {self.alignment!r} and no "
+                    f"the teacher {self.teacher.name!r} with alignment {alignment!r} and no "
                     "cameras",
                     "the cameras of the images",
                     "pass cameras=pmsplat.Cameras(…), or choose the teacher 'vggt', which is not "
                     "posed",
                 )
-            cameras = _anywhere(images)
+            cameras = _placeholder_cameras(images)
         views = Views(images.detach().float(), cameras)
-        return ask(self.teacher, views if self.device is None else views.to(self.device))
+        views = views if self.device is None else views.to(self.device)
+        return query_teacher(self.teacher, views), cameras
 
 
 def _check_device(device: str | torch.device | None) -> None:
@@ -146,11 +136,11 @@ def _check_device(device: str | torch.device | None) -> None:
         raise UserError(
             f"device {str(device)!r} where torch sees no CUDA device",
             "one that is there",
-            "choose 'cpu', or leave it out: the teacher answers where the images are",
+            "choose 'cpu', or leave it out: the teacher then runs where the images are",
         )
 
 
-def _anywhere(images: Tensor) -> Cameras:
+def _placeholder_cameras(images: Tensor) -> Cameras:
     """Cameras for a teacher that does not look at them."""
     batch, views = images.shape[:2]
     eye = torch.eye(4, device=images.device).expand(batch, views, 4, 4)

@@ -1,39 +1,58 @@
-"""File name -> component: `losses/mse.py` is the loss "mse"; a dotted name is anybody's module.
+"""File name -> component: `losses/mse.py` is the loss "mse"; a dotted name is any Python module.
 
 A component is a module with a dataclass `Config` and a function or class `build(config)`; where it
 has `upgrade(settings)`, that turns settings as older versions wrote them into those of its Config.
 Nothing is registered and nothing is listed: adding a file adds a component.
 """
 
+import ast
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .errors import UserError
 
+PARTS = ("Config", "build")  # that make a module a component
 
-def names(package: str) -> list[str]:
-    """The components that pmsplat ships in `package` ("losses", "models", "data", ...), sorted."""
+
+def names(package: str, parts: Sequence[str] = PARTS) -> list[str]:
+    """The components that pmsplat ships in `package` ("losses", "models", "data", ...), sorted.
+
+    Those are its modules whose source defines all `parts`; no module is imported to find out.
+    """
     root = importlib.import_module(f"pmsplat.{package}")
-    found = (module.name for module in pkgutil.iter_modules(root.__path__))
-    return sorted(name for name in found if not name.startswith("_"))
+    found = (module.name for module in pkgutil.iter_modules(root.__path__) if not module.ispkg)
+    public = (name for name in found if not name.startswith("_"))
+    return sorted(name for name in public if set(parts) <= _defined_names(root.__path__, name))
+
+
+def _defined_names(folders: Iterable[str], name: str) -> set[str]:
+    """What the module `name` defines or assigns at its top level."""
+    spec = PathFinder.find_spec(name, list(folders))
+    assert spec is not None and spec.origin is not None
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    defined = {node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    targets = (target for node in body if isinstance(node, ast.Assign) for target in node.targets)
+    return defined | {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def module(package: str, name: str) -> ModuleType:
-    """The module of component `name`; a name with a dot is imported as it stands.
+    """Imports the module of component `name`; a name with a dot is a module path.
 
-    Raises UserError, with the nearest known name, where there is no such component, or where the
-    module has no `Config` or `build`.
+    Raises UserError if there is no such component, with the nearest known name, or if the module
+    has no `Config` or `build`.
     """
     known = names(package)
     if "." not in name and name not in known:
         raise UserError(
             f"there is no {name!r} in {package}",
-            f"one of {', '.join(known)}, or the dotted name of a module of yours",
+            f"one of {', '.join(known)}, or the dotted name of your own module",
             suggest(name, known),
         )
     path = name if "." in name else f"pmsplat.{package}.{name}"
@@ -45,14 +64,14 @@ def module(package: str, name: str) -> ModuleType:
         raise UserError(
             f"the module {path!r} cannot be imported",
             "a module on the Python path",
-            "set PYTHONPATH to the folder that holds it",
+            "set PYTHONPATH to the folder that contains it",
         ) from error
-    missing = [part for part in ("Config", "build") if not hasattr(found, part)]
+    missing = [part for part in PARTS if not hasattr(found, part)]
     if missing:
         raise UserError(
             f"the module {path!r} has no {' and no '.join(missing)}",
             "a dataclass Config and a callable build(config)",
-            "see “One file per idea” in README.md",
+            f"add them, as in the files of pmsplat/{package.replace('.', '/')}",
         )
     return found
 
@@ -91,7 +110,7 @@ def _fill(schema: Any, given: Mapping[str, Any], owner: str) -> Any:
 
 
 def check_keys(given: Any, valid: list[str], owner: str) -> None:
-    """Raises UserError naming the first key of `given` that is not in `valid`, and the nearest."""
+    """Raises UserError for the first key of `given` not in `valid`, with the nearest valid one."""
     for key in given:
         if key not in valid:
             raise UserError(
@@ -100,7 +119,7 @@ def check_keys(given: Any, valid: list[str], owner: str) -> None:
 
 
 def suggest(word: str, valid: list[str]) -> str:
-    """The remedy for a mistyped word: the nearest valid one, or a look at the list."""
+    """Returns the remedy for a mistyped word: the nearest valid one, if there is one."""
     longer = [name for name in valid if word and name.startswith(word)]
     near = longer or difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
     return f"did you mean {near[0]!r}?" if near else "check the spelling"

@@ -72,6 +72,20 @@ class Pointmap(Bundle):
         """Where the teacher says anything."""
         return self.confidence > 0
 
+    def scaled(self, factor: Factor) -> "Pointmap":
+        """The same points in a world `factor` times as large."""
+        return replace(self, points=_times(self.points, factor))
+
+    def crop(self, top: int, left: int, height: int, width: int) -> "Pointmap":
+        """The part of it that belongs to a window of the images."""
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        return self.map(lambda tensor: tensor[:, :, rows, columns])
+
+    def flip(self) -> "Pointmap":
+        """The pointmap of the mirrored images: of the world reflected in x."""
+        mirror = self.points.new_tensor([-1.0, 1.0, 1.0])
+        return Pointmap(self.points.flip(-2) * mirror, self.confidence.flip(-1))
+
 
 @dataclass(frozen=True)
 class Cameras(Bundle):
@@ -112,16 +126,14 @@ class Cameras(Bundle):
 class Views(Bundle):
     """Posed photographs, with what else is known of every pixel.
 
-    `images` in [0, 1]; `depth` is sensor or exact z in scene units (0 = none); `pointmap` is a
-    teacher's points, in the teacher's own frame, and `pointmap_confidence` how far to trust each
-    (see `Pointmap`); `names` say where each view came from.
+    `images` in [0, 1]; `depth` is sensor or exact z in scene units (0 = none); `pointmap` is where
+    a teacher sees the pixels; `names` say where each view came from.
     """
 
     images: Float[Tensor, "batch view 3 height width"]
     cameras: Cameras
     depth: Float[Tensor, "batch view height width"] | None = None
-    pointmap: Float[Tensor, "batch view height width 3"] | None = None
-    pointmap_confidence: Float[Tensor, "batch view height width"] | None = None
+    pointmap: Pointmap | None = None
     names: tuple[tuple[str, ...], ...] | None = None
 
     @property
@@ -144,7 +156,7 @@ class Views(Bundle):
             self,
             cameras=self.cameras.scaled(factor),
             depth=None if self.depth is None else _times(self.depth, factor),
-            pointmap=None if self.pointmap is None else _times(self.pointmap, factor),
+            pointmap=None if self.pointmap is None else self.pointmap.scaled(factor),
         )
 
 
@@ -247,7 +259,8 @@ class Prediction(Bundle):
 class Screen(Bundle):
     """Where the Gaussians fell on the images: what densification looks at.
 
-    `means` in pixels, with gradients; `radii` in pixels, 0 where a Gaussian is not seen.
+    `means` in pixels, with gradients; `radii` in pixels, 0 where a Gaussian is not seen: there the
+    mean may be any number (gsplat leaves it unwritten).
     """
 
     means: Float[Tensor, "batch target gaussian 2"]
@@ -260,7 +273,7 @@ class Rendering(Bundle):
 
     `depth` is the expected z, Σzαt / Σαt, 0 where nothing was hit; `depth_median` the z at which
     the transmittance crosses one half, without gradient; `attributes` are blended with the weights
-    of the colour and no background.
+    of the color and no background.
     """
 
     color: Float[Tensor, "batch target 3 height width"]
@@ -295,7 +308,7 @@ class StepOutput(Bundle):
         if not self.renderings:
             raise UserError(
                 "nothing rendered, because the model predicts depth alone",
-                "a model with Gaussians for a loss on colour",
+                "a model with Gaussians for a loss on color",
                 "train with loss=depth, or with model.gaussians=true",
             )
         return self.renderings[-1]

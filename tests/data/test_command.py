@@ -9,9 +9,7 @@ import torch
 
 from pmsplat import registry
 from pmsplat.cli import main
-from pmsplat.data import _convert, synthetic
-from pmsplat.data._index import read_index
-from pmsplat.data._sampling import Frames
+from pmsplat.data import Frames, _convert, read_index, synthetic
 from pmsplat.io import chunks, images
 from pmsplat.scene import open_scene
 from tests.io.cameras.test_survey import transforms
@@ -60,9 +58,10 @@ def test_convert_refuses_before_it_works(
     assert run("convert", tmp_path / "nowhere", split) == 2
     assert "there is no scene at" in capsys.readouterr().err
     assert run("convert", photos, split, "--scene", "b", "--every", "0") == 2
-    with pytest.raises(SystemExit) as wrong:
-        run("convert", photos, split, "--size", "20")
-    assert wrong.value.code == 2 and "'20' is not HxW" in capsys.readouterr().err
+    for size in ("20", "0x20", "20x0"):
+        with pytest.raises(SystemExit) as wrong:
+            run("convert", photos, split, "--size", size)
+        assert wrong.value.code == 2 and f"'{size}'; wanted HEIGHTxWIDTH" in capsys.readouterr().err
 
     def interrupted(photo: object, size: object) -> bytes:
         raise KeyboardInterrupt

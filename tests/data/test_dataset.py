@@ -11,14 +11,25 @@ from torch.utils.data import DataLoader
 
 from pmsplat import config
 from pmsplat.contracts import DatasetTraits, dataset_traits
-from pmsplat.data import _dataset, dl3dv, folder, re10k, synthetic
-from pmsplat.data._batches import Recipe, collate
-from pmsplat.data._dataset import ChunkDataset
-from pmsplat.data._index import write_index
-from pmsplat.data._sampling import Bounded, Frames, Gap, Spread
+from pmsplat.data import (
+    Bounded,
+    ChunkDataset,
+    Frames,
+    Gap,
+    Recipe,
+    Spread,
+    _dataset,
+    collate,
+    dl3dv,
+    folder,
+    re10k,
+    synthetic,
+    write_index,
+)
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
 from pmsplat.io import chunks
+from pmsplat.scene.photos import Photo
 from pmsplat.types import Batch
 from tests.io.test_chunks import encoded, ours
 
@@ -125,10 +136,8 @@ def test_resumption_decodes_nothing_of_the_past(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
-    decode = chunks.ChunkScene.image
-    monkeypatch.setattr(
-        chunks.ChunkScene, "image", lambda scene, i: decoded.append(i) or decode(scene, i)
-    )
+    decode = Photo.pixels
+    monkeypatch.setattr(Photo, "pixels", lambda photo: decoded.append(photo) or decode(photo))
     take(ChunkDataset(str(root), RECIPE).train(0, STEP, skip=10_000), 1)
     assert len(decoded) == 4
 

@@ -10,24 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmsplat.data import _pointmaps, synthetic
-from pmsplat.data._batches import fitted_views
-from pmsplat.data._dataset import ChunkDataset
-from pmsplat.data._pointmaps import (
-    TAIL,
-    Answer,
-    Identity,
-    Lessons,
-    Missing,
-    PassedOver,
-    Shelf,
+from pmsplat.data import (
+    Bounded,
+    CacheKey,
+    CacheReader,
+    ChunkDataset,
+    Frames,
+    Gap,
+    MissingPointmaps,
+    PointmapCache,
+    SkippedEntry,
+    SkippedScene,
     Snapped,
-    Stale,
-    Untaught,
+    StalePointmaps,
+    WindowPointmap,
     Windows,
-    fingerprint,
+    synthetic,
+    write_pointmaps,
 )
-from pmsplat.data._sampling import Bounded, Frames, Gap
+from pmsplat.data._batches import fitted_views
+from pmsplat.data._pointmaps import TAIL, fingerprint
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
 from pmsplat.geometry.align import umeyama
@@ -36,10 +38,10 @@ from pmsplat.scene.fit import crop
 from pmsplat.types import Pointmap
 
 SIZE = (24, 32)
-IDENTITY = Identity("given", "1", SIZE, "scaled", Windows(frames=3, every=2, hop=1))
+KEY = CacheKey("given", "1", SIZE, "scaled", Windows(frames=3, every=2, hop=1))
 
 
-def exact(dataset: ChunkDataset, lessons: Lessons) -> None:
+def exact(dataset: ChunkDataset, cache: PointmapCache) -> None:
     """Writes the true points of every window of every scene."""
     split = dataset.split("train")
     for name in split.keys:
@@ -47,16 +49,16 @@ def exact(dataset: ChunkDataset, lessons: Lessons) -> None:
 
         def answers(name: str = name):
             for key, scene in split.chunk(name).scenes.items():
-                for number, window in enumerate(lessons.identity.windows.of(len(scene))):
+                for number, window in enumerate(cache.key.windows.of(len(scene))):
                     views = fitted_views(scene, window, dataset.recipe)
                     assert views.depth is not None
                     cameras = views.cameras
                     points = camera.unproject_depth(views.depth, cameras.c2w, cameras.K)
                     confidence = (views.depth > 0).float() * 3
-                    yield Answer(key, len(scene), number, Pointmap(points, confidence))
+                    yield WindowPointmap(key, len(scene), number, Pointmap(points, confidence))
 
-        path = Shelf(lessons.folder, lessons.identity).path(chunk)
-        _pointmaps.write(path, lessons.identity, chunk, answers())
+        path = CacheReader(cache.folder, cache.key).path(chunk)
+        write_pointmaps(path, cache.key, chunk, answers())
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +71,23 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> ChunkDataset:
 
 
 @pytest.fixture(scope="module")
-def lessons(rooms: ChunkDataset) -> Lessons:
-    lessons = Lessons(rooms.root / "pointmaps", IDENTITY)
-    exact(rooms, lessons)
-    return lessons
+def cache(rooms: ChunkDataset) -> PointmapCache:
+    cache = PointmapCache(rooms.root / "pointmaps", KEY)
+    exact(rooms, cache)
+    return cache
 
 
 @pytest.fixture
-def copy(rooms: ChunkDataset, lessons: Lessons, tmp_path: Path) -> tuple[Path, Shelf, Path]:
-    """(the chunk, a shelf of its own, the file on it)."""
+def copy(
+    rooms: ChunkDataset, cache: PointmapCache, tmp_path: Path
+) -> tuple[Path, CacheReader, Path]:
+    """(the chunk, a reader of its own, the file on it)."""
     split = rooms.split("train")
     chunk = split.folder / next(iter(split.keys))
-    shelf = Shelf(tmp_path, IDENTITY)
-    original = Shelf(lessons.folder, IDENTITY).path(chunk)
-    shelf.path(chunk).write_bytes(original.read_bytes())
-    return chunk, shelf, shelf.path(chunk)
+    reader = CacheReader(tmp_path, KEY)
+    original = CacheReader(cache.folder, KEY).path(chunk)
+    reader.path(chunk).write_bytes(original.read_bytes())
+    return chunk, reader, reader.path(chunk)
 
 
 def test_windows_cover_a_scene_and_end_with_its_last_kept_frame() -> None:
@@ -147,46 +151,49 @@ def test_frames_between_windows_are_told() -> None:
 
 
 def test_training_tells_what_to_do_where_no_window_holds_the_views(
-    rooms: ChunkDataset, lessons: Lessons
+    rooms: ChunkDataset, cache: PointmapCache
 ) -> None:
-    narrow = replace(lessons, identity=replace(IDENTITY, windows=Windows(2, 1, 1)))
+    narrow = replace(cache, key=replace(KEY, windows=Windows(2, 1, 1)))
     apart = replace(rooms.recipe, sampler=Bounded(Gap((3, 3), (5, 5)), targets=1))
-    dataset = ChunkDataset(str(rooms.root), apart).taught(narrow)
-    with pytest.raises(UserError, match=r"not one scene .*more teacher\.windows\.frames or a"):
+    dataset = ChunkDataset(str(rooms.root), apart).with_pointmaps(narrow)
+    with pytest.raises(UserError, match=r"not one scene .*raise teacher\.windows\.frames or lower"):
         next(iter(dataset.train(0, torch.zeros((), dtype=torch.int64))))
 
 
 def test_frames_are_drawn_again_until_a_window_holds_them(
-    rooms: ChunkDataset, lessons: Lessons, generator: torch.Generator
+    rooms: ChunkDataset, cache: PointmapCache, generator: torch.Generator
 ) -> None:
     """Neighbouring frames often meet in every other one: no reason to give up a scene."""
-    sampler, windows = Bounded(Gap((1, 1), (4, 4)), targets=1), IDENTITY.windows
+    sampler, windows = Bounded(Gap((1, 1), (4, 4)), targets=1), KEY.windows
     split = rooms.split("train")
     scene = next(iter(split.chunk(next(iter(split.keys))).scenes.values()))
     centers = scene.c2w[:, :3, 3]
     drawn = [sampler(centers, 0, generator) for _ in range(50)]
     once = [windows.snap(frames, len(scene)) for frames in drawn if frames is not None]
     assert 0 < once.count(None) < 50
-    dataset = ChunkDataset(str(rooms.root), replace(rooms.recipe, sampler=sampler)).taught(lessons)
+    dataset = ChunkDataset(str(rooms.root), replace(rooms.recipe, sampler=sampler)).with_pointmaps(
+        cache
+    )
     stream = dataset.train(0, torch.zeros((), dtype=torch.int64))
     assert all(isinstance(stream._frames(scene, generator), Snapped) for _ in range(50))
 
 
-def test_examples_bring_true_points_mirrored_or_not(rooms: ChunkDataset, lessons: Lessons) -> None:
+def test_examples_bring_true_points_mirrored_or_not(
+    rooms: ChunkDataset, cache: PointmapCache
+) -> None:
     """float16 of a window's extent; the mirrored example's points are those of its own depth."""
-    stream = iter(rooms.taught(lessons).train(0, torch.zeros((), dtype=torch.int64)))
+    stream = iter(rooms.with_pointmaps(cache).train(0, torch.zeros((), dtype=torch.int64)))
     mirrored = 0
     for batch in (next(stream) for _ in range(8)):
         views = batch.context
         assert views.depth is not None and views.pointmap is not None
         points = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)
         known = views.depth > 0
-        torch.testing.assert_close(views.pointmap[known], points[known], rtol=0, atol=4e-3)
-        assert views.pointmap_confidence is not None
-        assert torch.equal(views.pointmap_confidence > 0, known)
+        torch.testing.assert_close(views.pointmap.points[known], points[known], rtol=0, atol=4e-3)
+        assert torch.equal(views.pointmap.mask, known)
         handed = torch.linalg.det(views.cameras.c2w[0, 0, :3, :3])
         assert float(handed) > 0
-        similarity = umeyama(views.pointmap[known].double(), points[known].double())
+        similarity = umeyama(views.pointmap.points[known].double(), points[known].double())
         assert float((similarity - torch.eye(4).double()).abs().max()) < 1e-2
         mirrored += not torch.equal(views.images, _unmirrored(rooms, batch.scene[0], views.names))
     assert 0 < mirrored < 8
@@ -200,32 +207,33 @@ def _unmirrored(rooms: ChunkDataset, scene: str, names: tuple | None) -> Tensor:
     return fitted_views(chunk.scenes[scene], frames, rooms.recipe).images
 
 
-def test_a_scaled_scene_scales_its_pointmap(rooms: ChunkDataset, lessons: Lessons) -> None:
+def test_a_scaled_scene_scales_its_pointmap(rooms: ChunkDataset, cache: PointmapCache) -> None:
     plain = replace(rooms.recipe, flip=0.0)
-    dataset = ChunkDataset(str(rooms.root), plain).taught(lessons)
+    dataset = ChunkDataset(str(rooms.root), plain).with_pointmaps(cache)
     batch = next(iter(dataset.train(0, torch.zeros((), dtype=torch.int64))))
     views = batch.context.scaled(torch.tensor([5.0]))
     assert views.depth is not None and views.pointmap is not None
     points = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)
     known = views.depth > 0
     reach = float(points[known].abs().max())
-    torch.testing.assert_close(views.pointmap[known], points[known], rtol=0, atol=1e-3 * reach)
+    found = views.pointmap.points[known]
+    torch.testing.assert_close(found, points[known], rtol=0, atol=1e-3 * reach)
 
 
-def test_cropping_takes_points_and_confidence_along(rooms: ChunkDataset, lessons: Lessons) -> None:
-    batch = next(iter(rooms.taught(lessons).train(0, torch.zeros((), dtype=torch.int64))))
+def test_cropping_takes_points_and_confidence_along(
+    rooms: ChunkDataset, cache: PointmapCache
+) -> None:
+    batch = next(iter(rooms.with_pointmaps(cache).train(0, torch.zeros((), dtype=torch.int64))))
     small = crop(batch.context, (12, 16))
-    assert batch.context.pointmap is not None and batch.context.pointmap_confidence is not None
-    assert small.pointmap is not None and small.pointmap_confidence is not None
-    assert torch.equal(small.pointmap, batch.context.pointmap[:, :, 6:18, 8:24])
-    assert torch.equal(
-        small.pointmap_confidence, batch.context.pointmap_confidence[..., 6:18, 8:24]
-    )
+    whole, cut = batch.context.pointmap, small.pointmap
+    assert whole is not None and cut is not None
+    assert torch.equal(cut.points, whole.points[:, :, 6:18, 8:24])
+    assert torch.equal(cut.confidence, whole.confidence[..., 6:18, 8:24])
 
 
 def test_what_is_not_finite_is_unknown(tmp_path: Path) -> None:
     windows = Windows(frames=2, every=1, hop=1)
-    identity = replace(IDENTITY, windows=windows)
+    key = replace(KEY, windows=windows)
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(1, 2, *SIZE, 3, generator=generator) * 1e6  # beyond float16
     confidence = torch.rand(1, 2, *SIZE, generator=generator) + 1e-9
@@ -233,10 +241,10 @@ def test_what_is_not_finite_is_unknown(tmp_path: Path) -> None:
     confidence[0, 0, 0, 0] = torch.nan
     chunk = tmp_path / "000007.torch"
     chunk.write_bytes(b"12345")
-    shelf = Shelf(tmp_path / "maps", identity)
-    answer = Answer("a/b", 2, 0, Pointmap(points, confidence))
-    _pointmaps.write(shelf.path(chunk), identity, chunk, [answer])
-    read = shelf.read(chunk, "a/b", Snapped(Frames((0, 1), ()), 0, 2))
+    reader = CacheReader(tmp_path / "maps", key)
+    answer = WindowPointmap("a/b", 2, 0, Pointmap(points, confidence))
+    write_pointmaps(reader.path(chunk), key, chunk, [answer])
+    read = reader.read(chunk, "a/b", Snapped(Frames((0, 1), ()), 0, 2))
     unknown = torch.zeros(1, 2, *SIZE, dtype=torch.bool)
     unknown[0, 0, 3, 4] = unknown[0, 1, 5, 6] = unknown[0, 0, 0, 0] = True
     assert torch.equal(read.confidence == 0, unknown)
@@ -245,29 +253,29 @@ def test_what_is_not_finite_is_unknown(tmp_path: Path) -> None:
 
 
 def test_one_far_pixel_does_not_coarsen_the_rest(tmp_path: Path) -> None:
-    identity = replace(IDENTITY, windows=Windows(frames=2, every=1, hop=1))
+    key = replace(KEY, windows=Windows(frames=2, every=1, hop=1))
     points = torch.rand(1, 2, *SIZE, 3, generator=torch.Generator().manual_seed(0)) * 1e-3
     points[0, 1, 5, 6] = 1e3
     chunk = tmp_path / "000007.torch"
     chunk.write_bytes(b"12345")
-    shelf = Shelf(tmp_path / "maps", identity)
-    answer = Answer("a/b", 2, 0, Pointmap(points, torch.ones(1, 2, *SIZE)))
-    _pointmaps.write(shelf.path(chunk), identity, chunk, [answer])
-    read = shelf.read(chunk, "a/b", Snapped(Frames((0, 1), ()), 0, 2)).points
+    reader = CacheReader(tmp_path / "maps", key)
+    answer = WindowPointmap("a/b", 2, 0, Pointmap(points, torch.ones(1, 2, *SIZE)))
+    write_pointmaps(reader.path(chunk), key, chunk, [answer])
+    read = reader.read(chunk, "a/b", Snapped(Frames((0, 1), ()), 0, 2)).points
     assert float(read[0, 1, 5, 6].sub(1e3).abs().max()) < 0.5
     error = (read - points).abs().amax(dim=-1)
     error[0, 1, 5, 6] = 0
     assert float(error.max()) < 1e3 * 2**-24  # half a step of the smallest of float16
 
 
-def test_the_same_answers_give_the_same_points(copy: tuple[Path, Shelf, Path]) -> None:
+def test_the_same_answers_give_the_same_points(copy: tuple[Path, CacheReader, Path]) -> None:
     """One frame read alone is the frame read among others."""
-    chunk, shelf, _ = copy
+    chunk, reader, _ = copy
     scene = next(
-        iter(json.loads(zipfile.ZipFile(shelf.path(chunk)).read("manifest.json"))["scenes"])
+        iter(json.loads(zipfile.ZipFile(reader.path(chunk)).read("manifest.json"))["scenes"])
     )
-    both = shelf.read(chunk, scene, Snapped(Frames((4, 2), ()), 0, 9))
-    alone = shelf.read(chunk, scene, Snapped(Frames((2,), ()), 0, 9))
+    both = reader.read(chunk, scene, Snapped(Frames((4, 2), ()), 0, 9))
+    alone = reader.read(chunk, scene, Snapped(Frames((2,), ()), 0, 9))
     assert torch.equal(both.points[:, 1:], alone.points)
 
 
@@ -282,21 +290,21 @@ def test_the_same_answers_give_the_same_points(copy: tuple[Path, Shelf, Path]) -
     ],
 )
 def test_pointmaps_of_other_settings_are_stale(
-    copy: tuple[Path, Shelf, Path], changed: dict, told: str
+    copy: tuple[Path, CacheReader, Path], changed: dict, told: str
 ) -> None:
-    chunk, shelf, _ = copy
-    with pytest.raises(Stale, match=told):
-        Shelf(shelf.folder, replace(IDENTITY, **changed)).check(chunk)
+    chunk, reader, _ = copy
+    with pytest.raises(StalePointmaps, match=told):
+        CacheReader(reader.folder, replace(KEY, **changed)).check(chunk)
 
 
 def test_pointmaps_of_another_chunk_are_stale(
-    copy: tuple[Path, Shelf, Path], tmp_path: Path
+    copy: tuple[Path, CacheReader, Path], tmp_path: Path
 ) -> None:
-    chunk, shelf, _ = copy
+    chunk, reader, _ = copy
     other = tmp_path / chunk.name
     other.write_bytes(chunk.read_bytes() + b" ")
-    with pytest.raises(Stale, match=r"was not made from .* as that is now"):
-        shelf.check(other)
+    with pytest.raises(StalePointmaps, match=r"was not made from .* as that is now"):
+        reader.check(other)
 
 
 def test_a_chunk_whose_poses_alone_changed_is_another(rooms: ChunkDataset, tmp_path: Path) -> None:
@@ -317,59 +325,61 @@ def test_a_chunk_whose_poses_alone_changed_is_another(rooms: ChunkDataset, tmp_p
 
 
 def test_pointmaps_of_a_scene_that_had_another_length_are_stale(
-    rooms: ChunkDataset, copy: tuple[Path, Shelf, Path]
+    rooms: ChunkDataset, copy: tuple[Path, CacheReader, Path]
 ) -> None:
-    chunk, shelf, _ = copy
+    chunk, reader, _ = copy
     scene = rooms.split("train").keys[chunk.name][0]
-    with pytest.raises(Stale, match="when it had 9 frames; wanted those of its 8 frames"):
-        shelf.read(chunk, scene, Snapped(Frames((0, 2), ()), 0, 8))
+    with pytest.raises(StalePointmaps, match="when it had 9 frames; wanted those of its 8 frames"):
+        reader.read(chunk, scene, Snapped(Frames((0, 2), ()), 0, 8))
 
 
-def test_missing_files_and_scenes_are_named(copy: tuple[Path, Shelf, Path], tmp_path: Path) -> None:
-    chunk, shelf, _ = copy
-    with pytest.raises(Missing, match="no pointmaps of scene 'nobody'"):
-        shelf.read(chunk, "nobody", Snapped(Frames((0,), ()), 0, 9))
-    with pytest.raises(Missing, match="teacher cache"):
-        Shelf(tmp_path / "elsewhere", IDENTITY).check(chunk)
+def test_missing_files_and_scenes_are_named(
+    copy: tuple[Path, CacheReader, Path], tmp_path: Path
+) -> None:
+    chunk, reader, _ = copy
+    with pytest.raises(MissingPointmaps, match="no pointmaps of scene 'nobody'"):
+        reader.read(chunk, "nobody", Snapped(Frames((0,), ()), 0, 9))
+    with pytest.raises(MissingPointmaps, match="teacher cache"):
+        CacheReader(tmp_path / "elsewhere", KEY).check(chunk)
 
 
 def test_training_without_them_is_an_error_or_goes_on_as_configured(
     rooms: ChunkDataset, tmp_path: Path
 ) -> None:
     step = torch.zeros((), dtype=torch.int64)
-    absent = Lessons(tmp_path, IDENTITY)
-    with pytest.raises(Missing):
-        next(iter(rooms.taught(absent).train(0, step)))
-    batch = next(iter(rooms.taught(replace(absent, required=False)).train(0, step)))
+    absent = PointmapCache(tmp_path, KEY)
+    with pytest.raises(MissingPointmaps):
+        next(iter(rooms.with_pointmaps(absent).train(0, step)))
+    batch = next(iter(rooms.with_pointmaps(replace(absent, required=False)).train(0, step)))
     assert batch.context.pointmap is None
 
 
 def test_a_scene_passed_over_is_unusable_in_training_and_others_are_not(
-    rooms: ChunkDataset, lessons: Lessons, tmp_path: Path
+    rooms: ChunkDataset, cache: PointmapCache, tmp_path: Path
 ) -> None:
     split = rooms.split("train")
     chunk = split.folder / next(iter(split.keys))
     spoilt, whole = split.keys[chunk.name]
-    there, shelf = lessons.shelf(), Shelf(tmp_path, IDENTITY)
+    there, reader = cache.reader(), CacheReader(tmp_path, KEY)
 
     def answers(keys: list[str], count: int):
         for key in keys:
-            for number, window in enumerate(IDENTITY.windows.of(9)[:count]):
+            for number, window in enumerate(KEY.windows.of(9)[:count]):
                 said = there.read(chunk, key, Snapped(Frames(window, ()), number, 9))
-                yield Answer(key, 9, number, said)
+                yield WindowPointmap(key, 9, number, said)
 
     def some():
         yield from answers([spoilt], 2)
-        yield PassedOver(spoilt, 9, "an unreadable image")
+        yield SkippedEntry(spoilt, 9, "an unreadable image")
         yield from answers([whole], 3)
 
-    _pointmaps.write(shelf.path(chunk), IDENTITY, chunk, some())
+    write_pointmaps(reader.path(chunk), KEY, chunk, some())
     where = Snapped(Frames((2, 4), ()), 0, 9)
-    with pytest.raises(Untaught, match="an unreadable image"):
-        shelf.read(chunk, spoilt, where)
-    torch.testing.assert_close(shelf.read(chunk, whole, where), there.read(chunk, whole, where))
+    with pytest.raises(SkippedScene, match="an unreadable image"):
+        reader.read(chunk, spoilt, where)
+    torch.testing.assert_close(reader.read(chunk, whole, where), there.read(chunk, whole, where))
     for required in (True, False):
-        partly = rooms.taught(replace(lessons, folder=tmp_path, required=required))
+        partly = rooms.with_pointmaps(replace(cache, folder=tmp_path, required=required))
         stream = iter(partly.train(0, torch.zeros((), dtype=torch.int64)))
         batches = [next(stream) for _ in range(4)]
         assert {batch.scene[0] for batch in batches} == {whole}
@@ -377,20 +387,22 @@ def test_a_scene_passed_over_is_unusable_in_training_and_others_are_not(
 
 
 def test_a_stale_file_is_opened_once_for_all_examples_of_its_chunk(
-    rooms: ChunkDataset, lessons: Lessons, monkeypatch: pytest.MonkeyPatch
+    rooms: ChunkDataset, cache: PointmapCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
     known = zipfile.ZipFile
     monkeypatch.setattr(zipfile, "ZipFile", lambda path: opened.append(path) or known(path))
-    identity = replace(IDENTITY, revision="2")
-    stale = rooms.taught(Lessons(lessons.folder, identity, required=False))
+    key = replace(KEY, revision="2")
+    stale = rooms.with_pointmaps(PointmapCache(cache.folder, key, required=False))
     stream = iter(stale.train(0, torch.zeros((), dtype=torch.int64)))
     assert all(next(stream).context.pointmap is None for _ in range(5))
     assert len(opened) == 1
 
 
-def test_a_lying_size_is_refused_before_it_is_unpacked(copy: tuple[Path, Shelf, Path]) -> None:
-    chunk, shelf, path = copy
+def test_a_lying_size_is_refused_before_it_is_unpacked(
+    copy: tuple[Path, CacheReader, Path],
+) -> None:
+    chunk, reader, path = copy
     with zipfile.ZipFile(path) as archive:
         manifest = archive.read("manifest.json")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -398,17 +410,17 @@ def test_a_lying_size_is_refused_before_it_is_unpacked(copy: tuple[Path, Shelf, 
         archive.writestr("0/0/0", bytes(1 << 24))  # 16 kB in the file
     scene = next(iter(json.loads(manifest)["scenes"]))
     with pytest.raises(UserError, match="0/0/0 of 16777216 bytes"):
-        shelf.read(chunk, scene, Snapped(Frames((0,), ()), 0, 9))
+        reader.read(chunk, scene, Snapped(Frames((0,), ()), 0, 9))
 
 
-def test_damage_of_any_kind_is_one_sentence(copy: tuple[Path, Shelf, Path]) -> None:
+def test_damage_of_any_kind_is_one_sentence(copy: tuple[Path, CacheReader, Path]) -> None:
     """500 truncated or mutated files: the same points, or a UserError."""
-    chunk, shelf, path = copy
+    chunk, reader, path = copy
     whole = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         scene = next(iter(json.loads(archive.read("manifest.json"))["scenes"]))
     where = Snapped(Frames((0, 4), ()), 0, 9)
-    true = shelf.read(chunk, scene, where)
+    true = reader.read(chunk, scene, where)
     rng = np.random.default_rng(0)
     refused = 0
     for number in range(500):
@@ -417,7 +429,7 @@ def test_damage_of_any_kind_is_one_sentence(copy: tuple[Path, Shelf, Path]) -> N
             data[place] = rng.integers(256)
         path.write_bytes(data)
         try:
-            read = Shelf(shelf.folder, IDENTITY).read(chunk, scene, where)
+            read = CacheReader(reader.folder, KEY).read(chunk, scene, where)
         except UserError:
             refused += 1
             continue

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from pmsplat.data._sampling import Bounded, Frames, Gap, Spread, farthest_points
+from pmsplat.data import Bounded, Frames, Gap, Spread
+from pmsplat.data._sampling import farthest_points
 from pmsplat.errors import UserError
 
 DRAWS = 6000

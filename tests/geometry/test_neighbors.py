@@ -39,7 +39,7 @@ def test_the_finer_precision_of_the_two_counts() -> None:
     assert neighbors.nearest(points + 1e-6, reference.flip(0)).tolist() == [1]
     kinds = {torch.bfloat16: torch.float32, torch.float32: torch.float32}
     for given, wanted in {**kinds, torch.float64: torch.float64}.items():
-        some, others = neighbors.prepared(torch.zeros(1, 3, dtype=given), points.to(given))
+        some, others = neighbors.prepare(torch.zeros(1, 3, dtype=given), points.to(given))
         assert some.dtype == others.dtype == wanted
 
 

@@ -1,4 +1,4 @@
-"""The chunk format: what others wrote is read, what we write others read, damage is told."""
+"""The chunk format: what others wrote is read, what we write others read, damage is fault."""
 
 import json
 import pickle
@@ -163,9 +163,9 @@ MALFORMED = {
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_what_is_malformed_is_named(tmp_path: Path, case: str) -> None:
-    spoil, told = MALFORMED[case]
+    spoil, fault = MALFORMED[case]
     torch.save(spoil(official("a")), tmp_path / "c.torch")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=fault):
         chunks.read_chunk(tmp_path / "c.torch")
 
 
@@ -181,7 +181,7 @@ def test_unusable_poses_are_kept_apart_with_their_reason(tmp_path: Path) -> None
     assert list(chunk.scenes) == ["good"]
     assert chunk.faults == {
         "nan": "cameras that are not finite",
-        "squashed": "camera rotations that are none",
+        "squashed": "camera rotations that are not orthonormal",
         "zero": "cameras that are not finite",
         "negative": "focal lengths that are not positive",
     }
@@ -216,10 +216,10 @@ def test_an_interrupted_append_leaves_nothing(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_broken_split_is_told(tmp_path: Path) -> None:
+def test_a_broken_split_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no .*index\.json"):
         chunks.read_split(tmp_path)
-    for content, told in (
+    for content, fault in (
         ("{", "is not JSON"),
         ("[1]", "is not a JSON object"),
         ("{}", "is empty"),
@@ -227,11 +227,11 @@ def test_a_broken_split_is_told(tmp_path: Path) -> None:
         (json.dumps({"a": "000000.torch"}), "lacks 1 of the 1 chunks of its index, 000000.torch"),
     ):
         (tmp_path / "index.json").write_text(content)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=fault):
             chunks.read_split(tmp_path)
 
 
-def test_an_index_that_promises_too_much_is_told(tmp_path: Path) -> None:
+def test_an_index_that_promises_too_much_is_an_error(tmp_path: Path) -> None:
     chunks.append(tmp_path, [ours("a")])
     (tmp_path / "index.json").write_text(json.dumps({"a": "000000.torch", "x": "000000.torch"}))
     with pytest.raises(UserError, match=r"says that scene 'x' is in 000000\.torch, which lacks it"):

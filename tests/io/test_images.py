@@ -126,11 +126,10 @@ def test_depth_counts_survive(tmp_path: Path) -> None:
 
 def test_depth_survives_as_counts(tmp_path: Path) -> None:
     depth = RNG.uniform(0.3, 40, (20, 30)).astype(np.float32)
-    depth[0, :3] = 0, 1e-9, 100
+    depth[0, :6] = 0, 0.49e-3, 100, -1, np.nan, 0.51e-3
     images.write_depth(tmp_path / "d.png", images.to_counts(depth, 1e-3))
     back = images.read_depth(tmp_path / "d.png") * 1e-3
-    assert back[0, 0] == 0 and back[0, 1] == 1e-3  # none stays none, and nothing becomes it
-    assert back[0, 2] == 65.535
+    assert back[0, :6].tolist() == [0, 0, 65.535, 0, 0, 1e-3]  # below half a count: none
     assert np.abs(back - depth)[1:].max() <= 0.0005 + 1e-6
 
 

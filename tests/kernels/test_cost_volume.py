@@ -99,7 +99,7 @@ def test_warping_is_that_of_the_official_code() -> None:
     feature, K, pose, depth = (golden[k] for k in ("feat", "K", "pose", "depth"))
     matrices = cost_volume.sweep.homography(pose.double(), K.double(), K.double()).float()
     coordinates = cost_volume.sweep.source_coordinates(matrices, 1 / depth, 8, 12, pixel_center=0.0)
-    grid = cost_volume._normalised(coordinates, 8, 12).flatten(1, 2)
+    grid = cost_volume._normalize(coordinates, 8, 12).flatten(1, 2)
     found = torch.nn.functional.grid_sample(feature, grid, align_corners=True)
     torch.testing.assert_close(found.unflatten(2, (-1, 8)), golden["out"], atol=2e-5, rtol=1e-4)
 

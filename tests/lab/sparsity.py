@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pmsplat.losses._schedule import Loss
+from pmsplat.contracts import Loss
 from pmsplat.types import StepOutput
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pmsplat import registry
 from pmsplat.errors import UserError
-from pmsplat.losses._schedule import Term, total
+from pmsplat.losses import Term, total
 from pmsplat.types import Batch, Prediction, StepOutput, Views
 from tests.scenes import random_cameras
 

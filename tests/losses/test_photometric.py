@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from pmsplat import registry
-from pmsplat.losses import _schedule
-from pmsplat.losses._schedule import Term, Total
+from pmsplat.losses import Term, Total, total
 from pmsplat.types import Batch, Prediction, Rendering, StepOutput, Views
 from tests.scenes import random_cameras, random_gaussians
 
@@ -56,7 +55,7 @@ def test_lpips_pulls_on_the_rendering(generator: torch.Generator, shared: Path) 
 def test_earlier_levels_count_nine_tenths_each(generator: torch.Generator) -> None:
     step = a_step(generator, levels=3)
     terms = {"mse": Term(registry.build("losses", "mse"), weight=2.0)}
-    found = _schedule.total(step, terms, global_step=0)
+    found = total(step, terms, global_step=0)
     loss, values = found.loss, found.terms
     coarse, middle, answer = (2 * by_hand(step, level) for level in range(3))
     assert list(values) == ["mse/0", "mse/1", "mse"]
@@ -77,9 +76,9 @@ def test_a_term_starts_at_its_step_and_weight_zero_is_not_computed(
         return step.renderings[-1].color.mean()
 
     late = {"late": Term(counted, start_step=10), "off": Term(counted, weight=0.0)}
-    assert _schedule.total(step, late, 9) == Total(torch.zeros(()), {}, {})
+    assert total(step, late, 9) == Total(torch.zeros(()), {}, {})
     assert not calls
-    assert list(_schedule.total(step, late, 10).terms) == ["late"]
+    assert list(total(step, late, 10).terms) == ["late"]
     assert len(calls) == 1
 
 

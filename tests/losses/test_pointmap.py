@@ -15,11 +15,12 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from pmsplat import registry
+from pmsplat.contracts import Partial
 from pmsplat.errors import UserError
 from pmsplat.geometry import align, camera, gaussian, se3
-from pmsplat.losses._schedule import Partial, Term, total
+from pmsplat.losses import Term, total
 from pmsplat.losses.pointmap import pointmap_loss, trusted_pixels
-from pmsplat.types import StepOutput
+from pmsplat.types import Pointmap, StepOutput
 from tests.scenes import random_gaussians
 
 from .test_depth import depth_only, random_depths
@@ -376,8 +377,8 @@ def test_wrong_types_are_told() -> None:
     beginnings = (
         "pointmap of ndarray; wanted a torch.Tensor", "confidence of ndarray", "points of list",
         "mask of ndarray; wanted a torch.Tensor of bool", "centers of shape ndarray",
-        "pointmap_loss: robust=2.5; wanted a whole number", "pointmap_loss: detach='no'",
-        "pointmap_loss: trim=None; wanted a share", "pointmap of torch.complex64",
+        "robust=2.5; wanted a whole number", "detach='no'",
+        "trim=None; wanted a share", "pointmap of torch.complex64",
         "4 points a sample for a grid of 2.5 by 1", "4 points a sample for a grid of 2 by 2 by 1",
         "loss.pointmap.distrust='0.1'",
         "loss.pointmap.border=1.5", "loss.pointmap.robust=2.5", "loss.pointmap.confidence='yes'",
@@ -388,9 +389,7 @@ def test_wrong_types_are_told() -> None:
         assert line.startswith(beginning)
 
 
-def taught(
-    generator: torch.Generator, trust: bool = True, batch: int = 1
-) -> tuple[StepOutput, Tensor]:
+def taught(generator: torch.Generator, holes: bool = True) -> tuple[StepOutput, Tensor]:
     """A step of a model with depth alone, its points, and a teacher with noise and two holes."""
     depth, _ = random_depths(generator)
     step = depth_only(depth, None)
@@ -398,21 +397,19 @@ def taught(
     points = camera.unproject_depth(depth.detach(), cameras.c2w.double(), cameras.K.double())
     shaken = points + 0.1 * torch.randn(points.shape, generator=generator, dtype=torch.float64)
     confidence = 0.1 + torch.rand(points.shape[:-1], generator=generator, dtype=torch.float64)
-    if trust:
+    if holes:
         confidence[0, 0, 2, 3], confidence[0, 1, 4, 4] = 0, 0
         shaken[0, 0, 2, 3] = torch.nan
-    context = replace(
-        step.batch.context, pointmap=shaken, pointmap_confidence=confidence if trust else None
-    )
+    context = replace(step.batch.context, pointmap=Pointmap(shaken, confidence))
     return replace(step, batch=replace(step.batch, context=context)), points
 
 
 def test_the_term_is_the_loss_of_the_answer(generator: torch.Generator) -> None:
     step, points = taught(generator)
     context = step.batch.context
-    assert context.pointmap is not None and context.pointmap_confidence is not None
+    assert context.pointmap is not None
     found = registry.build("losses", "pointmap")(step)
-    want = pointmap_loss(points, context.pointmap, mask=context.pointmap_confidence > 0)
+    want = pointmap_loss(points, context.pointmap.points, mask=context.pointmap.mask)
     assert isinstance(found, Partial) and found.skipped.item() == 0
     assert found.value.item() == pytest.approx(want.mean().item())
     found.value.backward()
@@ -424,8 +421,8 @@ def test_the_term_is_the_loss_of_the_answer(generator: torch.Generator) -> None:
 def test_options_of_the_term(generator: torch.Generator) -> None:
     step, points = taught(generator)
     context = step.batch.context
-    pointmap, trust = context.pointmap, context.pointmap_confidence
-    assert pointmap is not None and trust is not None
+    assert context.pointmap is not None
+    pointmap, trust = context.pointmap.points, context.pointmap.confidence
 
     def term(**settings: object) -> float:
         return registry.build("losses", "pointmap", settings)(step).value.item()
@@ -474,10 +471,10 @@ def test_only_the_answer_is_taught_unless_asked(generator: torch.Generator) -> N
 
 
 def test_samples_passed_over_are_counted(generator: torch.Generator) -> None:
-    step, _ = taught(generator, trust=False)
+    step, _ = taught(generator, holes=False)
     pointmap = step.batch.context.pointmap
     assert pointmap is not None
-    pointmap.fill_(1.0)
+    pointmap.points.fill_(1.0)
     found = total(step, {"pointmap": Term(registry.build("losses", "pointmap"))}, 0)
     assert found.skipped["pointmap"].item() == 1 and found.loss.item() == 0
     found.loss.backward()
@@ -489,7 +486,8 @@ def test_gaussians_are_taught_where_there_is_one_for_each_pixel(
     generator: torch.Generator,
 ) -> None:
     step = a_step(generator, levels=1, size=5)
-    pointmap = torch.randn(1, 2, 5, 5, 3, generator=generator)
+    points = torch.randn(1, 2, 5, 5, 3, generator=generator)
+    pointmap = Pointmap(points, torch.ones(1, 2, 5, 5))
     step = replace(
         step,
         batch=replace(step.batch, context=replace(step.batch.context, pointmap=pointmap)),
@@ -499,7 +497,7 @@ def test_gaussians_are_taught_where_there_is_one_for_each_pixel(
         loss(step)
     each = random_gaussians(2 * 25, generator)
     answered = replace(step, prediction=replace(step.prediction, gaussians=(each,)))
-    want = pointmap_loss(each.means, pointmap.flatten(1, 3)).mean()
+    want = pointmap_loss(each.means, points.flatten(1, 3)).mean()
     assert loss(answered).value.item() == pytest.approx(want.item(), rel=1e-5)
 
 
@@ -507,10 +505,7 @@ def test_data_and_settings_that_do_not_fit_are_told(generator: torch.Generator) 
     depth, _ = random_depths(generator)
     with pytest.raises(UserError, match=r"without a teacher's.*pmsplat teacher cache.*~loss"):
         registry.build("losses", "pointmap")(depth_only(depth, None))
-    step, _ = taught(generator, trust=False)
-    for settings in ({"confidence": True}, {"distrust": 0.3}):
-        with pytest.raises(UserError, match="without pointmap_confidence"):
-            registry.build("losses", "pointmap", settings)(step)
+    step, _ = taught(generator, holes=False)
     for border in (4, 100):  # of images of 7x7
         with pytest.raises(UserError, match=f"border={border} of .* 7x7; wanted less than half"):
             registry.build("losses", "pointmap", {"border": border})(step)

@@ -22,7 +22,7 @@ from tests.scenes import random_cameras, random_gaussians
 
 from .forks import FORKS, WithPose, fork
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*Inria's licence")
+pytestmark = pytest.mark.filterwarnings("ignore:.*Inria's license")
 CPU = torch.device("cpu")
 SIZE = (23, 37)
 OWN = {
@@ -189,12 +189,12 @@ def test_pictures_without_gradients(install: Installed, generator: torch.Generat
     assert not rasterize(*scene(generator), SIZE, "diff_gaussian").color.requires_grad
 
 
-def test_the_licence_is_said_once(install: Installed, generator: torch.Generator) -> None:
+def test_the_license_is_named_once(install: Installed, generator: torch.Generator) -> None:
     install("leo-frank", backend.MODULES[1])
-    with pytest.warns(UserWarning, match=r"_depth \(colour\); it is .* no commercial") as said:
+    with pytest.warns(UserWarning, match=r"_depth \(colour\); it is .* no commercial") as warned:
         rasterize(*scene(generator), SIZE, "diff_gaussian")
         rasterize(*scene(generator), SIZE, "diff_gaussian")
-    assert len(said) == 1
+    assert len(warned) == 1
 
 
 def _poses(install: Installed) -> None:
@@ -214,7 +214,7 @@ def _turned(install: Installed) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda install: None, ["no relative", "install one", "non-commercial"]),
+        (lambda install: None, ["no fork", "install github.com", "non-commercial"]),
         (_poses, ["settings", "projmatrix_raw", "another fork"]),
         (_bare, ["settings", "bg, campos", "another fork"]),
         (_turned, ["returned shapes [[2], [3, 24, 40]]", "colour [3, height, width]"]),

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from pmsplat.errors import UserError
 from pmsplat.geometry import se3
+from pmsplat.render import _warn_slow, draws_median, fast_backend, rasterize
+from pmsplat.render import cpu as cpu_backend
 from pmsplat.render import gsplat as backend
-from pmsplat.render import rasterize
-from pmsplat.tasks.cameras import Picture
-from pmsplat.tasks.render import Options, draw
 from pmsplat.types import Cameras, Gaussians
 from tests.scenes import random_cameras, random_gaussians
 
@@ -131,10 +130,35 @@ def test_auto_and_render_find_median_depth_elsewhere(
     assert not stand_in
     assert auto.depth_median is not None and wanted.depth_median is not None
     assert torch.equal(auto.depth_median, wanted.depth_median)
-    drawn = draw(gaussians, Picture("a", (8, 9), cameras), Options(backend="gsplat"))
-    assert len(stand_in) == 1 and drawn.depth_median is not None
-    assert torch.equal(drawn.depth_median, wanted.depth_median)
-    torch.testing.assert_close(drawn.color, wanted.color, rtol=0, atol=0.02)
+    cpu = torch.device("cpu")
+    assert draws_median("auto", cpu) and draws_median("reference", cpu)
+    assert not draws_median("gsplat", cpu)
+
+
+def test_the_reference_is_never_taken_in_silence(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """Tensors on a device without a fast renderer, told once; to train there is refused."""
+    missing = UserError("gsplat is not installed", "gsplat", "install it")
+    monkeypatch.setattr(backend, "obstacle", lambda device: missing)
+    monkeypatch.setattr(cpu_backend, "obstacle", lambda device: UserError("no", "the CPU", "move"))
+    gaussians, cameras = random_gaussians(5, generator), random_cameras(1, generator)
+    _warn_slow.cache_clear()
+    with pytest.warns(UserWarning, match=r"gsplat is not installed.*slower; install it") as told:
+        drawn = rasterize(gaussians, cameras, (4, 4))
+        rasterize(gaussians, cameras, (4, 4))
+    assert len(told) == 1
+    assert torch.equal(drawn.color, rasterize(gaussians, cameras, (4, 4), "reference").color)
+    with pytest.raises(UserError) as caught:
+        fast_backend(torch.device("cpu"))
+    assert caught.value.got.endswith("gsplat is not installed")
+    assert (caught.value.wanted, caught.value.remedy) == ("gsplat", "install it")
+    assert not draws_median("auto", torch.device("cpu"))
+    _warn_slow.cache_clear()
+
+
+def test_auto_is_what_draws_fast() -> None:
+    assert fast_backend(torch.device("cpu")) == "cpu"
 
 
 def test_the_stand_in_speaks_as_the_installed_gsplat() -> None:

@@ -10,7 +10,7 @@ import torch
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
 from pmsplat.scene.fit import (
-    centre_window,
+    center_window,
     covering_size,
     crop,
     fit_depth,
@@ -54,7 +54,7 @@ def test_field_of_view_is_the_published_one(shared: Path) -> None:
 def test_published_sizes() -> None:
     assert covering_size((360, 640), (256, 256)) == (256, 455)
     assert covering_size((270, 480), (270, 480)) == (270, 480)
-    assert centre_window((256, 455), (256, 256)) == (0, 99)
+    assert center_window((256, 455), (256, 256)) == (0, 99)
 
 
 @pytest.mark.parametrize("size", [(20, 20), (15, 31), (30, 44)])
@@ -125,4 +125,4 @@ def test_flip_of_a_centred_camera_leaves_K_as_published(generator: torch.Generat
 
 def test_too_small_is_told() -> None:
     with pytest.raises(UserError, match="10x20 pixels; wanted at least 16x16"):
-        centre_window((10, 20), (16, 16))
+        center_window((10, 20), (16, 16))

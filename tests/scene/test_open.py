@@ -13,20 +13,19 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 import pmsplat
-from pmsplat.data import synthetic
-from pmsplat.data._convert import to_chunk_scene
+from pmsplat.data import synthetic, to_chunk_scene
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, se3
 from pmsplat.io import chunks, images
 from pmsplat.io.cameras import colmap
-from pmsplat.io.cameras.survey import Lens, Shot, Survey, write_cameras
+from pmsplat.io.cameras.ours import write_cameras
+from pmsplat.io.cameras.survey import Lens, Shot, Survey
 from pmsplat.scene import chunk_scene, open_scene, read_views
 from pmsplat.scene.bounds import depth_range, ranges
-from pmsplat.scene.photos import PhotoScene
+from pmsplat.scene.photos import Scene
 from pmsplat.types import Views
 from tests.io.cameras.test_survey import transforms, write_text_model
 from tests.io.test_chunks import ours
-from tests.scenes import random_cameras
 
 REAL = {
     "hololens_office": (80, (360, 540)),
@@ -65,7 +64,7 @@ def test_sparse_points_have_one_colour_in_all_photos(shared: Path, name: str) ->
     pixels, the colours disagree clearly more.
     """
     path = shared / "scenes" / name
-    scene, survey = open_scene(path), colmap.read_colmap(path / "sparse" / "0")
+    scene, survey = open_scene(path), colmap.read(path / "sparse" / "0")
     a, b = 4, 5
     first, second = survey.shots[a].seen, survey.shots[b].seen
     assert first is not None and second is not None and scene.points is not None
@@ -132,7 +131,7 @@ def test_a_fox_straightened_matches_its_neighbour(shared: Path) -> None:
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> PhotoScene:
+def room(tmp_path: Path) -> Scene:
     return chunk_scene(synthetic.scene("a room", 4, (24, 36)))
 
 
@@ -167,7 +166,7 @@ def test_a_published_chunk_gets_the_published_range(tmp_path: Path) -> None:
     assert views.cameras.far.unique().tolist() == [100.0]
 
 
-def test_our_cameras_json_opens_with_its_photos(tmp_path: Path, room: PhotoScene) -> None:
+def test_our_cameras_json_opens_with_its_photos(tmp_path: Path, room: Scene) -> None:
     for i, name in enumerate(("x.png", "y.png")):
         images.write_image(tmp_path / "images" / name, room.photos[i].pixels())
     cameras = room.cameras.at([0, 1])
@@ -194,7 +193,7 @@ def test_photos_through_chunks_and_back(tmp_path: Path, shared: Path) -> None:
     assert float((back.images - want.images).abs().mean()) < 0.01
 
 
-def test_jpegs_that_need_no_change_are_taken_over(tmp_path: Path, room: PhotoScene) -> None:
+def test_jpegs_that_need_no_change_are_taken_over(tmp_path: Path, room: Scene) -> None:
     def name_jpegs(content: dict) -> None:
         for i, frame in enumerate(content["frames"]):
             frame["file_path"] = f"images/{i}.jpg"
@@ -353,6 +352,9 @@ def test_range_from_points_is_percentiles_with_margin() -> None:
     found = ranges(Survey(shots(c2w), points), None)
     assert found[0] == pytest.approx(depth_range(depths))
     assert found[1] == pytest.approx(depth_range(depths + 1))
+    nothing = np.empty(0, np.int64)
+    unseen = ranges(Survey(shots(c2w, seen=nothing), points), None)  # without observations
+    assert unseen == found
     outside = np.concatenate([points, points + np.array([90, 0, 0]), points * [1, 1, -1]])
     assert ranges(Survey(shots(c2w), outside), None)[0] == pytest.approx(found[0])
 
@@ -418,12 +420,3 @@ def test_without_pycolmap_it_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pycolmap, .* is not installed.*pmsplat\[pose\]"):
         open_scene(tmp_path, cache=tmp_path / "cache")
-
-
-def test_random_cameras_survive_a_chunk_scene(generator: torch.Generator) -> None:
-    cameras = random_cameras(3, generator)
-    scene = ours("a", 3)
-    scene = chunks.ChunkScene("a", cameras.c2w[0], cameras.K[0], scene.images, scene.timestamps)
-    opened = chunk_scene(scene)
-    torch.testing.assert_close(opened.cameras.K, cameras.K, rtol=0, atol=1e-6)
-    torch.testing.assert_close(opened.cameras.c2w, cameras.c2w)

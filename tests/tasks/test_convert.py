@@ -14,11 +14,11 @@ from pmsplat import cli
 from pmsplat.cli import convert as convert_options
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, gaussian, se3
-from pmsplat.io.cameras import colmap
-from pmsplat.io.cameras.survey import read_cameras, read_transforms, write_cameras
+from pmsplat.io.cameras import colmap, read_cameras
+from pmsplat.io.cameras.ours import write_cameras
 from pmsplat.io.gaussians import load_gaussians, save_gaussians
 from pmsplat.render import rasterize
-from pmsplat.tasks.convert import Box, Options, camera_folder, convert, seen
+from pmsplat.tasks.convert import Box, Options, camera_folder, convert, find_seen
 from pmsplat.types import Cameras, Gaussians
 from tests.scenes import random_cameras, random_gaussians
 
@@ -112,8 +112,8 @@ def test_transform_moves_scene_and_cameras_together(
     assert summary.cameras == tmp_path / "out-cameras" == camera_folder(tmp_path / "out.glb")
     expected = look(scene, cameras)
     assert summary.cameras is not None
-    model = colmap.read_colmap(summary.cameras / "sparse" / "0")
-    frames = read_transforms(summary.cameras / "transforms.json")
+    model = colmap.read(summary.cameras / "sparse" / "0")
+    frames = read_cameras(summary.cameras / "transforms.json")
     moved = load_gaussians(tmp_path / "out.glb")
     for survey in (model, frames):
         shots = survey.shots
@@ -143,15 +143,15 @@ def test_seen_is_what_projects_into_the_image_and_a_margin(
         xyz = camera.project_world(far[0], cameras.c2w[0, i], cameras.K[0, i])
         xy = xyz[:, :2]
         expected |= ((xy >= 0) & (xy <= 1)).all(dim=-1) & (xyz[:, 2] > 0)
-    found = seen(points, shots)
+    found = find_seen(points, shots)
     assert 100 < expected.sum() < 3900
     assert (found != expected).sum() <= 2  # on an edge, float32 and float64 may disagree
-    balls = seen(replace(points, scales=points.scales + 0.2), shots)
+    balls = find_seen(replace(points, scales=points.scales + 0.2), shots)
     assert (balls | ~found).all() and balls.sum() > found.sum()
     drawn = rasterize(scene, cameras, SIZE, backend="reference", extras=("screen",)).screen
     assert drawn is not None
     visible = (drawn.radii[0] > 0).any(dim=0)
-    assert seen(scene, shots)[visible].all()
+    assert find_seen(scene, shots)[visible].all()
 
 
 def test_seen_by_drops_what_no_camera_sees(
@@ -169,8 +169,8 @@ def test_seen_by_drops_what_no_camera_sees(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "opacity": ({"min_opacity": 1.5}, r"opacity 1\.5"),
-    "degree": ({"sh_degree": 5}, "degree 5"),
+    "opacity": ({"min_opacity": 1.5}, r"`min_opacity=1\.5`"),
+    "degree": ({"sh_degree": 5}, "`sh_degree=5`"),
     "mirror": ({"similarity": torch.diag(torch.tensor([1.0, 1, -1, 1]))}, "that mirrors"),
     "zero": ({"similarity": torch.diag(torch.tensor([0.0, 0, 0, 1]))}, "a point"),
     "flat": ({"similarity": torch.diag(torch.tensor([1.0, 1, 0, 1]))}, "flat"),
@@ -180,11 +180,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "shears",
     ),
     "last row": ({"similarity": 2 * torch.eye(4)}, "the row 0 0 0 1"),
-    "text alone": ({"colmap_text": True}, "--colmap-text without --cameras"),
+    "text alone": ({"colmap_text": True}, "`colmap_text` without `cameras`"),
     "nan": ({"similarity": torch.full((4, 4), float("nan"))}, "not finite"),
     "nothing": ({"crop": Box((9, 9, 9), (10, 10, 10))}, "not one of 80 Gaussians is left"),
     "no cameras": ({"seen_by": "absent"}, "no cameras at absent"),
-    "spz": ({"spz_version": 4}, "version of .spz"),
+    "spz": ({"spz_version": 4}, "`spz_version`; wanted an output in .spz"),
 }
 
 
@@ -251,7 +251,7 @@ def test_names_without_suffix_are_looked_up(
         options = Options(cameras=tmp_path / "cameras.json")
         convert(source, tmp_path / f"{out}.ply", options, told.append)
         model = tmp_path / f"{out}-cameras" / "sparse" / "0"
-        return told, sorted(shot.file for shot in colmap.read_colmap(model).shots)
+        return told, sorted(shot.file for shot in colmap.read(model).shots)
 
     told, found = names("without")
     assert found == ["DSC_1", "IMG.2", "c.png"]

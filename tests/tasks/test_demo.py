@@ -95,7 +95,7 @@ def test_a_second_demo_replaces_the_first_but_nothing_else(
     outcome: demo.Outcome, tmp_path: Path
 ) -> None:
     (outcome.folder / "training" / "stale").write_text("x")
-    demo._claim(outcome.folder, tiny(tmp_path))
+    demo._claim_folder(outcome.folder, tiny(tmp_path))
     assert not (outcome.folder / "training").exists()
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):

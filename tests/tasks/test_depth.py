@@ -24,9 +24,8 @@ from pmsplat.scene import open_scene
 from pmsplat.tasks.depth import Options, depth
 from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
-from pmsplat.tasks.results import depth as depth_maps
+from pmsplat.tasks.results import sheet as sheets
 from pmsplat.types import Prediction, Views
-from pmsplat.zoo import memory
 from pmsplat.zoo.load import ZOO, save
 
 PHOTOS, SIZE, FOCAL = 7, (40, 60), 50.0
@@ -269,7 +268,7 @@ def test_real_photos_with_a_sensor(shared: Path, checkpoint: str, tmp_path: Path
     scaled, plain = summary.median_scaled.mean, summary.as_predicted.mean
     assert 0 < scaled.abs_rel < 1 and scaled.pixels == plain.pixels > 3 * 64 * 96 / 3
     with Image.open(tmp_path / "out/sheet.png") as sheet:  # photo, depth, sensor, error
-        assert sheet.height > 4 * depth_maps.SHEET_HEIGHT and sheet.width > 3 * 300
+        assert sheet.height > 4 * sheets.HEIGHT and sheet.width > 3 * 300
 
 
 def test_command_line(cli_run, tmp_path: Path) -> None:
@@ -293,52 +292,12 @@ def test_photos_keep_their_size(cli_run, tmp_path: Path) -> None:
     assert np.load(tmp_path / "out/depth/000003.npy").shape == (30, 50)
 
 
-def test_options_that_do_not_fit(cli_run, tmp_path: Path) -> None:
-    for options, wanted in (
-        (["--views", "7"], "7 context views of a scene of 6 photos"),
-        (["--views", "1"], "wanted from 2 to 6 views"),
-        (["--context", "0,17"], "numbers from 0 to 5"),
-        (["--device", "tpu"], "auto, cpu, cuda"),
-    ):
-        code, said = cli_run(*options)
-        assert code == 2 and wanted in said and said.count("\n") <= 2
-    code, said = cli_run(source=str(tmp_path / "absent"))
-    assert code == 2 and "there is no scene at" in said
-    assert not list(tmp_path.iterdir())
-
-
-def test_too_little_memory(cli_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
-    code, said = cli_run()
-    assert code == 2 and "4 views of 48x64 need about" in said
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_network_that_has_failed(tmp_path: Path) -> None:
     source = write_walk(tmp_path / "walk")
     for factor in (math.nan, -1.0, 0.0):
         with pytest.raises(UserError, match=r"depth of .\.png is negative, not a number"):
             depth(source, Wall(factor), tmp_path / "out", Options(device="cpu"))
     assert [p.name for p in tmp_path.iterdir()] == ["walk"]
-
-
-def test_ctrl_c_leaves_nothing(cli_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(depth_maps, "write_depth", interrupted)  # after all numbers are written
-    code, said = cli_run()
-    assert code == 130 and said.endswith("pmsplat: interrupted")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_scene_of_ones_own_is_not_overwritten(cli_run, tmp_path: Path) -> None:
-    """Its cameras.json does not make a folder a result."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/cameras.json").write_text("mine")
-    code, said = cli_run()
-    assert code == 2 and "holds other files" in said
-    assert (tmp_path / "out/cameras.json").read_text() == "mine"
 
 
 @pytest.mark.parametrize("size", ["small", "base", "large"])

@@ -19,13 +19,13 @@ from pmsplat import cli
 from pmsplat.data import synthetic
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.geometry import camera
-from pmsplat.io.images import write_image
 from pmsplat.models import depthsplat
 from pmsplat.render import rasterize
 from pmsplat.scene import open_scene
 from pmsplat.tasks.cameras import from_file
-from pmsplat.tasks.refine import Options, _image, _start, _strategy, fit_image, refine
+from pmsplat.tasks.refine import Options, _start, _strategy, refine
 from pmsplat.tasks.refine._cloud import Cloud, Parameters
+from pmsplat.tasks.refine._fit import wait_for
 from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
 from pmsplat.types import Cameras, Gaussians, Screen, Views
 from tests.scenes import random_cameras, random_gaussians
@@ -131,7 +131,7 @@ def test_the_halves_of_a_split_cover_its_place() -> None:
 
 def steep(cloud: Cloud, pull: list[float]) -> Densify:
     """A strategy that has seen such mean gradients, twice each."""
-    strategy = Densify(Schedule.planned(100), most=10)
+    strategy = Densify(Schedule.plan(100), most=10)
     screen_pull = torch.tensor(pull)
     strategy.restore({"pull": 2 * screen_pull, "seen": torch.full_like(screen_pull, 2)})
     return strategy
@@ -170,7 +170,7 @@ def test_where_room_is_short_the_steepest_grow() -> None:
 
 
 def test_gradients_count_in_half_images_where_a_gaussian_is_seen() -> None:
-    strategy = Densify(Schedule.planned(3000), most=10)
+    strategy = Densify(Schedule.plan(3000), most=10)
     cloud = a_cloud(2)
     for radii in ([3.0, 0.0], [3.0, 2.0]):
         means = torch.zeros(1, 1, 2, 2, requires_grad=True)
@@ -211,20 +211,20 @@ def test_a_reset_takes_opacities_down_and_forgets_where_they_were_going() -> Non
 
 
 def test_thirty_thousand_steps_go_by_the_papers() -> None:
-    plan = Schedule.planned(30_000)
+    plan = Schedule.plan(30_000)
     assert plan == Schedule(30_000, 1000, 500, 15_000, 100, 3000)
     changes = [step for step in range(1, 30_001) if plan.changes(step)]
     assert changes == list(range(600, 15_001, 100))
     resets = [step for step in range(1, 30_001) if plan.resets(step)]
     assert resets == [3000, 6000, 9000, 12_000, 15_000]
-    assert Schedule.planned(30_000, mcmc=True).change_until == 25_000
+    assert Schedule.plan(30_000, mcmc=True).change_until == 25_000
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3, 7, 51])
 @pytest.mark.parametrize("opacity", [0.01, 0.4, 0.95])
 def test_shared_gaussians_look_like_one(copies: int, opacity: float) -> None:
     """By quadrature: the copies, one behind the other, integrate to what the one did."""
-    new, factor = _strategy.share(
+    new, factor = _strategy.share_opacity(
         torch.tensor([opacity], dtype=torch.float64), torch.tensor([copies])
     )
     x = np.linspace(-12, 12, 200_001)
@@ -241,7 +241,7 @@ def test_dead_gaussians_move_onto_living_ones_and_some_are_added() -> None:
         cloud.parameters.logits[:30] = -8.0
         cloud.parameters.logits[30:] = 0.0
     before = cloud.parameters.map(lambda tensor: tensor.detach().clone())
-    strategy = MCMC(Schedule.planned(100), most=103)
+    strategy = MCMC(Schedule.plan(100), most=103)
     strategy.move_and_add(cloud, torch.Generator().manual_seed(0))
     after = cloud.parameters
     assert len(cloud) == 103
@@ -263,7 +263,7 @@ def test_noise_has_the_shape_of_the_gaussian_and_spares_the_opaque() -> None:
     many = one.map(lambda t: t.expand(1, count, *t.shape[2:]).clone())
     opacities = torch.where(torch.arange(count) % 2 == 0, 0.0002, 0.5)[None]
     cloud = Cloud(Parameters.of(replace(many, opacities=opacities)), 2.0, 10)
-    _strategy.tremble(cloud, torch.Generator().manual_seed(5))
+    _strategy.add_noise(cloud, torch.Generator().manual_seed(5))
     moved = cloud.parameters.means.detach() - one.means[0]
     assert moved[1::2].abs().max() < 1e-9 + 1e-6 * moved[::2].abs().max()
     gate = 1 / (1 + math.exp(100 * (0.0002 - 0.005)))
@@ -286,13 +286,13 @@ def test_points_get_the_size_of_their_gaps_and_the_colour_of_the_photos() -> Non
     seen = 0.5 + 0.28209479177387814 * gaussians.sh[0, 0, 0]
     column, row = int(30 * (0.5 - 0.1)), int(20 * (0.5 - 0.1))
     torch.testing.assert_close(seen, images[0, :, :, row, column].median(dim=0).values)
-    behind = _start.colors(torch.tensor([[0.0, 0, -3]]), Views(images, cameras))
+    behind = _start.find_colors(torch.tensor([[0.0, 0, -3]]), Views(images, cameras))
     assert behind.tolist() == [[0.5, 0.5, 0.5]]
 
 
 def test_random_points_are_seen_twice() -> None:
     cameras = random_cameras(5, torch.Generator().manual_seed(0))
-    points = _start.at_random(cameras, 500, torch.Generator().manual_seed(1))
+    points = _start.sample_points(cameras, 500, torch.Generator().manual_seed(1))
     assert points.shape == (500, 3)
     counts = torch.zeros(500)
     for v in range(5):
@@ -302,7 +302,7 @@ def test_random_points_are_seen_twice() -> None:
     away = replace(cameras, c2w=cameras.c2w.clone(), far=2 * cameras.near).at([0, 1])
     away.c2w[0, 1, :3, 3] += 1e6
     with pytest.raises(pmsplat.UserError, match="share too little"):
-        _start.at_random(away, 500, torch.Generator())
+        _start.sample_points(away, 500, torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -344,6 +344,14 @@ def test_held_out_photos_come_closer(
         with Image.open(out / picture) as image:
             assert len(np.unique(np.asarray(image.convert("L")))) > 20
     assert f"start: {start}, strategy: {strategy}" in said[0] and "s/step" in said[-1]
+
+
+def test_seconds_are_taken_when_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    wait_for(torch.device("cpu"))
+    wait_for(torch.device("cuda", 1))
+    assert waited == [torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize("strategy", ["default", "mcmc"])
@@ -401,23 +409,6 @@ def test_from_a_prediction_and_from_a_file(room: str, tmp_path: Path) -> None:
     assert onward.after.psnr > onward.before.psnr
 
 
-def test_more_splats_come_closer_to_a_picture(room: str, tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    write_image(picture, open_scene(room).views([3]).images[0, 0])
-    fits = fit_image(picture, tmp_path / "out", steps=40, counts=(16, 64, 256), device="cpu")
-    assert [one.splats for one in fits] == [16, 64, 256]
-    assert fits[1].psnr > fits[0].psnr + 1 and fits[2].psnr > fits[1].psnr + 1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "error.png", "gaussians.ply", "metrics.json", "sheet.png"
-    ]  # fmt: skip
-    splats = pmsplat.load_ply(tmp_path / "out" / "gaussians.ply")
-    assert splats.means.shape == (1, 256, 3)
-    torch.testing.assert_close(splats.means[..., 2], torch.ones(1, 256))
-    drawn = pmsplat.rasterize(splats, _image.looking_at_plane(54, 70), (54, 70)).color[0, 0]
-    target = open_scene(room).views([3]).images[0, 0]
-    assert psnr(drawn, target).item() == pytest.approx(fits[2].psnr, abs=0.05)
-
-
 def test_a_run_in_the_folder_of_its_scene_leaves_it_its_cameras(
     model_folder: Path, tmp_path: Path
 ) -> None:
@@ -448,30 +439,23 @@ def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], r"no input; wanted SCENE, or --image FILE"),
-        (["ROOM", "--image", "x.png"], r"a scene and --image; wanted"),
         (["ROOM", "--start", "pionts"], r"--start pionts; wanted one of .*did you mean 'points'"),
         (["ROOM", "--start", "points"], r"has no sparse points; .*--start random"),
         (["ROOM", "--start", "prediction"], r"--start prediction alone; .*--model"),
         (["ROOM", "--start", "random", "--init", "x.ply"], r"--init with --start random"),
         (["ROOM", "--strategy", "mcmv"], r"--strategy mcmv; .*did you mean 'mcmc'"),
-        (["ROOM", "--steps", "0"], r"steps = 0; wanted at least 1"),
-        (["ROOM", "--test-every", "1"], r"test_every = 1; wanted at least 2"),
-        (["ROOM", "--sh-degree", "4"], r"sh_degree = 4; wanted 0 to 3"),
-        (["ROOM", "--random-points", "0"], r"random_points = 0; wanted at least 1"),
+        (["ROOM", "--steps", "0"], r"--steps 0; wanted at least 1"),
+        (["ROOM", "--test-every", "1"], r"--test-every 1; wanted at least 2"),
+        (["ROOM", "--sh-degree", "4"], r"--sh-degree 4; wanted 0 to 3"),
+        (["ROOM", "--random-points", "0"], r"--random-points 0; wanted at least 1"),
         (["ROOM", "--init", "x.ply", "--random-points", "9"], r"--random-points with --start file"),
         (["ROOM", "--strategy", "gsplat-mcmc"], r"gsplat is not installed|gsplat-mcmc on cpu"),
-        (["--image", "x.png", "--sh-degree", "0"], r"--image with --sh-degree"),
-        (["ROOM", "--most", "0"], r"most = 0; wanted at least 1"),
+        (["ROOM", "--most", "0"], r"--most 0; wanted at least 1"),
         (["ROOM", "--resume"], r"there is no .*state\.pt; wanted an interrupted run"),
         (["ROOM", "--init", "x.ply"], r"no file x\.ply"),
         (["ROOM", "--size", "8x32"], r"--size 8x32; wanted height and width of at least 11"),
-        (["--image", "x.png"], r"no image at x\.png"),
-        (["--image", "PICTURE", "--size", "9x32"], r"--size 9x32; wanted .* at least 11"),
-        (["--image", "PICTURE", "--steps", "0"], r"0 steps; wanted at least 1"),
-        (["--image", "PICTURE", "--resume"], r"--image with --resume; wanted a scene"),
-        (["ROOM", "--weights", "x.ckpt"], r"--weights alone; wanted the --model"),
-        (["ROOM", "--strategy", "mcmc", "--most", "99999999"], r"most = 99999999 .* at most 1677"),
+        (["ROOM", "--weights", "x.ckpt"], r"--weights alone; wanted the model .*; add --model"),
+        (["ROOM", "--strategy", "mcmc", "--most", "99999999"], r"--most 99999999 .* at most 1677"),
         (["nowhere"], r"no scene at nowhere"),
     ],
 )
@@ -484,13 +468,18 @@ def test_bad_input_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_image("picture.png", torch.rand(3, 20, 24))
-    places = {"ROOM": room, "PICTURE": "picture.png"}
-    given = [places.get(argument, argument) for argument in arguments]
+    given = [room if argument == "ROOM" else argument for argument in arguments]
     assert cli.main(["refine", *given, "--output", "out", "--device", "cpu"]) == 2
     told = capsys.readouterr().err
     assert re.search(sentence, told), told
     assert told.strip().splitlines()[-1].startswith("pmsplat: ")
+
+
+def test_where_the_fit_of_one_picture_has_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["refine", "--image", "x.png", "--output", "out"])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and "scripts/fit_image.py" in told and told.count("\n") == 1
 
 
 def test_gaussians_of_another_scene_and_none_are_told(room: str, tmp_path: Path) -> None:
@@ -511,7 +500,7 @@ def test_gaussians_of_another_scene_and_none_are_told(room: str, tmp_path: Path)
 def test_one_place_and_few_photos_are_told(tmp_path: Path) -> None:
     cameras = random_cameras(4, torch.Generator().manual_seed(0), spread=0.0)
     with pytest.raises(pmsplat.UserError, match="taken from one place"):
-        _start.extent(cameras)
+        _start.measure_extent(cameras)
     root = tmp_path / "two"
     synthetic.write(root, scenes=1, frames=2, size=(32, 32), seed=0, split="test")
     with pytest.raises(pmsplat.UserError, match="2 photos, 1 of them held out; wanted two or more"):

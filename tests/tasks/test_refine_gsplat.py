@@ -254,9 +254,9 @@ def test_what_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gsplat", None)
     monkeypatch.setattr(_gsplat.importlib.util, "find_spec", lambda name: None)
     for name in ("gsplat-default", "gsplat-mcmc"):
-        with pytest.raises(UserError, match=f"--strategy {name}, but gsplat is not installed"):
+        with pytest.raises(UserError, match=f"`strategy={name}`, but gsplat is not installed"):
             choose_strategy(name, CPU)
     monkeypatch.setattr(_gsplat.importlib.util, "find_spec", lambda name: True)
     assert choose_strategy("gsplat-default", CPU) == "gsplat-default"
-    with pytest.raises(UserError, match="gsplat-mcmc on cpu; wanted a CUDA device"):
+    with pytest.raises(UserError, match="`strategy=gsplat-mcmc` on cpu; wanted a CUDA device"):
         choose_strategy("gsplat-mcmc", CPU)

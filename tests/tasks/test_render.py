@@ -15,13 +15,13 @@ from torch import Tensor
 from pmsplat import cli
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, gaussian, se3
-from pmsplat.io.cameras.colmap import read_colmap
-from pmsplat.io.cameras.survey import read_cameras, write_cameras
+from pmsplat.io.cameras import colmap, read_cameras
+from pmsplat.io.cameras.ours import write_cameras
 from pmsplat.io.gaussians import load_gaussians, save_gaussians
 from pmsplat.io.video import read_frames
 from pmsplat.render import rasterize
 from pmsplat.scene import open_scene
-from pmsplat.tasks.cameras import from_file, resized, upward
+from pmsplat.tasks.cameras import from_file, resized
 from pmsplat.tasks.render import CHANNELS, Options, check_memory, choose_pictures, render
 from pmsplat.types import Cameras, Gaussians
 from pmsplat.zoo import memory
@@ -148,7 +148,8 @@ def cli_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 def test_a_plane_in_any_unit(tmp_path: Path, unit: float) -> None:
     cameras = lookers(unit)
     out = tmp_path / "out"
-    summary = render(wall(unit), inria(tmp_path, cameras), out, QUIET)
+    options = replace(QUIET, median=True)
+    summary = render(wall(unit), inria(tmp_path, cameras), out, options)
     truth = surface(cameras, unit)
     normal = torch.einsum("vij,i->vj", cameras.c2w[0, :, :3, :3], torch.tensor([0.0, 0, -1]))
     for i, name in enumerate(NAMES):
@@ -167,6 +168,20 @@ def test_a_plane_in_any_unit(tmp_path: Path, unit: float) -> None:
         with Image.open(out / "alpha" / f"{name}.png") as counts:
             alpha = np.asarray(counts) / 65535
         np.testing.assert_allclose(alpha, array(out, "alpha", name), atol=1e-5)
+
+
+def test_a_renderer_without_median_depth_gets_it_from_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, said = ours(tmp_path, lookers()), list[str]()
+    options = replace(QUIET, median=True)
+    wanted = render(wall(), path, tmp_path / "one", options)
+    monkeypatch.setattr("pmsplat.tasks.render.draws_median", lambda backend, device: False)
+    got = render(wall(), path, tmp_path / "two", options, tell=said.append)
+    assert got == wanted and any("on the CPU" in line for line in said)
+    for name in NAMES:
+        one, two = (array(tmp_path / folder, "depth_median", name) for folder in ("one", "two"))
+        assert one.any() and torch.equal(one, two)
 
 
 @pytest.mark.parametrize("write", [ours, transforms, model, world_to_camera])
@@ -315,30 +330,6 @@ def test_an_orbit_sees_the_scene_from_all_sides(tmp_path: Path) -> None:
         assert (c2w[:, axis, 1] * (-1 if up == "z" else 1) > 0).all()  # down is not up
 
 
-@pytest.mark.parametrize("size", [(60, 80), (80, 30), (30, 80)])
-@pytest.mark.parametrize("up", ["-y", "z"])
-def test_an_orbit_has_room_for_nearly_everything(size: tuple[int, int], up: str) -> None:
-    """A mast, a boom across it, and floaters too faint to count."""
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randn(1, 3000, 3, generator=generator) * 0.05
-    means[0, :1000, 1] += torch.linspace(-4, 1, 1000)
-    means[0, 1000:2000, 0] += torch.linspace(-1, 2, 1000)
-    means[0, 2900:] *= 1000
-    opacities = torch.full((1, 3000), 0.9)
-    opacities[0, 2900:] = 0.01
-    scene = replace(wall().map(lambda x: x[:, :3000]), means=means, opacities=opacities)
-    nearest = math.inf
-    for picture in choose_pictures(scene, None, Options(orbit=24, size=size, up=up)):
-        assert picture.size == size
-        K = picture.camera.K[0, 0]
-        assert K[0, 0] * size[1] == pytest.approx(K[1, 1].item() * size[0])  # square pixels
-        seen = camera.project_world(means[0, :2900], picture.camera.c2w[0, 0], K)
-        off = (seen[:, :2] - 0.5).abs().amax(dim=-1)
-        assert (seen[:, 2] > 0).all() and (off < 0.5).float().mean() > 0.98
-        nearest = min(nearest, 0.5 - off.quantile(0.99).item())
-    assert nearest < 0.15  # not far away either
-
-
 def test_an_orbit_around_one_gaussian(tmp_path: Path) -> None:
     one = wall().map(lambda x: x[:, :1])
     one = replace(one, scales=torch.tensor([[[3.0, 1, 1]]]), means=torch.tensor([[[7.0, 0, 0]]]))
@@ -349,44 +340,33 @@ def test_an_orbit_around_one_gaussian(tmp_path: Path) -> None:
 
 
 def test_an_orbit_like_given_cameras(tmp_path: Path) -> None:
-    """Up is what cameras that tilt but do not roll have in common, from one side too."""
-    up = torch.nn.functional.normalize(torch.tensor([0.1, -0.9, -0.3]), dim=0)
+    """It begins at the first camera that does not look down, with its lens and size."""
     middle = wall().means[0].median(dim=0).values
-    angles = torch.linspace(0, 1.5, 7)
-    e1 = torch.nn.functional.normalize(torch.linalg.cross(up, torch.tensor([1.0, 0, 0])), dim=0)
-    e2 = torch.linalg.cross(up, e1)
-    eyes = middle + 3 * (
-        angles.cos()[:, None] * e1 + angles.sin()[:, None] * e2 + 0.8 * up
-    )  # looking down by 39 degrees
-    c2w = se3.look_at(eyes, middle, up)
-    assert (upward(c2w) @ up).acos().rad2deg() < 1
-    ahead = torch.eye(4).repeat(5, 1, 1)
-    assert torch.allclose(upward(ahead), torch.tensor([0.0, -1, 0]))
-    given = lookers().at([0] * 7)
-    path = tmp_path / "cameras.json"
-    write_cameras(path, replace(given, c2w=c2w[None]), [str(i) for i in range(7)], SIZE)
-    pictures = choose_pictures(wall(), path, Options(orbit=8))
-    first = pictures[0].camera
-    torch.testing.assert_close(first.c2w[0, 0], c2w[0], rtol=0, atol=0.05)
-    assert pictures[0].size == SIZE and torch.allclose(first.K, given.K[:, :1])
-    below = se3.look_at(middle + torch.tensor([0.01, 0.0, -3.0]), middle, e1)
-    write_cameras(path, replace(given.at([0]), c2w=below[None, None]), ["a"], SIZE)
+    eyes = middle + torch.tensor([[0.01, -3, 0], [0, -1, -3], [1, -1, -3]])
+    c2w = se3.look_at(eyes, middle, torch.tensor([0.0, -1, 0]))
+    given, path = lookers(), tmp_path / "cameras.json"
+    write_cameras(path, replace(given, c2w=c2w[None]), NAMES, SIZE)
+    pictures = choose_pictures(wall(), path, Options(orbit=8, up="-y"))
+    torch.testing.assert_close(pictures[0].c2w, c2w[1], rtol=0, atol=1e-4)
+    assert pictures[0].size == SIZE and torch.allclose(pictures[0].K, given.K[0, 1])
+    write_cameras(path, replace(given.at([0]), c2w=c2w[None, :1]), ["a"], SIZE)
     with pytest.raises(UserError, match="look down"):
-        choose_pictures(wall(), path, Options(orbit=8, up="-z"))
+        choose_pictures(wall(), path, Options(orbit=8, up="-y"))
 
 
 def test_a_second_run_replaces_the_first_and_foreign_files_stay(
     tmp_path: Path, cli_run: Callable[..., tuple[int, str]]
 ) -> None:
     cameras = str(inria(tmp_path, lookers()))
-    assert cli_run("--cameras", cameras, "--no-video")[0] == 0
+    assert cli_run("--cameras", cameras, "--no-video", "--median")[0] == 0
+    assert (tmp_path / "out/depth_median/front.png").is_file()
     code, said = cli_run("--cameras", cameras, "--every", "2", "--fps", "2")
     assert code == 0 and "into 2 pictures of 48x64" in said and "covered" in said
     out = tmp_path / "out"
     assert sorted(path.name for path in (out / "color").iterdir()) == ["beside.png", "front.png"]
     assert sorted(path.name for path in out.iterdir()) == [
-        "alpha", "cameras.json", "color", "depth", "depth_color", "depth_median", "metrics.json",
-        "normals", "sheet.png", "video.mp4",
+        "alpha", "cameras.json", "color", "depth", "depth_color", "metrics.json", "normals",
+        "sheet.png", "video.mp4",
     ]  # fmt: skip
     assert len(read_frames(out / "video.mp4")) == 2
     (out / "metrics.json").unlink()
@@ -422,10 +402,9 @@ def test_cameras_of_another_scene(tmp_path: Path) -> None:
         (["--orbit", "0"], "--orbit 0"),
         (["--orbit", "3", "--up", "w"], "--up w"),
         (["--orbit", "3", "--photos", "."], "--photos together with --orbit"),
-        (["--orbit", "3", "--size", "0x9"], "--size 0x9"),
         (["--orbit", "3", "--backend", "cpuu"], "'cpuu'"),
         (["--orbit", "3", "--backend", "gsplat"], "--backend gsplat on the CPU; wanted a CUDA"),
-        (["--cameras", "TMP/wall.ply"], "is no file of cameras; wanted cameras.json"),
+        (["--cameras", "TMP/wall.ply"], "is no file of cameras; wanted"),
         (["--orbit", "3", "--attributes", "none.npy"], "cannot be read as an array"),
         (["--orbit", "3", "--attributes", "TMP/short.npy"], r"wanted numbers [gaussian, channel]"),
         (["--orbit", "3", "--attributes", "TMP/words.npy"], r"wanted numbers [gaussian, channel]"),
@@ -462,6 +441,8 @@ def test_no_scene_no_gaussians_and_two_scenes(
     faint = replace(wall(), opacities=torch.full((1, 15680), 1e-3))
     with pytest.raises(UserError, match=r"nothing is visible.*; look at sizes and opacities"):
         render(faint, None, tmp_path / "out", replace(QUIET, orbit=3, size=(20, 30)))
+    with pytest.raises(UserError, match="--size 0x9"):
+        render(wall(), None, tmp_path / "out", replace(QUIET, orbit=3, size=(0, 9)))
     for some in (wall().map(lambda x: x[:, :0]), wall().map(lambda x: x.repeat_interleave(2, 0))):
         with pytest.raises(UserError, match="wanted one scene"):
             render(some, None, tmp_path / "out", replace(QUIET, orbit=3))
@@ -496,7 +477,7 @@ def test_a_trained_scene_against_its_photos_and_points(shared: Path, tmp_path: P
     """Bonsai: PSNR inside the object, and depth at COLMAP's points but for one scale."""
     trained, photos = shared / "scenes/pretrained_3dgs", shared / "scenes/bonsai"
     cameras, out = trained / "bonsai_mini_cameras40.json", tmp_path / "out"
-    options = replace(QUIET, photos=photos / "images")
+    options = replace(QUIET, photos=photos / "images", median=True)
     gaussians = load_gaussians(trained / "bonsai-7k-mini.splat")
     summary = render(gaussians, cameras, out, options)
     inside = [view["psnr_inside"] for view in summary.views.values()]
@@ -511,7 +492,7 @@ def test_a_trained_scene_against_its_photos_and_points(shared: Path, tmp_path: P
 
 def depth_ratios(out: Path, kind: str, points_folder: Path) -> Tensor:
     """Drawn depth over the depth of the sparse points of the same photos, in another unit."""
-    survey, ratios = read_colmap(points_folder), []
+    survey, ratios = colmap.read(points_folder), []
     drawn = {shot.file: shot for shot in read_cameras(out / "cameras.json").shots}
     assert survey.points is not None
     for shot in survey.shots:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pmsplat import cli
 from pmsplat.errors import UserError
-from pmsplat.io.cameras.survey import write_cameras
+from pmsplat.io.cameras.ours import write_cameras
 from pmsplat.io.gaussians import save_gaussians
 from pmsplat.tasks.view import MOST_CAMERAS, Options, view
 from pmsplat.types import Cameras
@@ -137,7 +137,7 @@ def test_wrong_input_is_told(
     save_gaussians(blocks(), tmp_path / "scene.ply")
     with pytest.raises(UserError, match="none of the 3 cameras sees one of the 900"):
         view([tmp_path / "scene.ply"], replace(QUIET, cameras=str(tmp_path / "away.json")))
-    with pytest.raises(UserError, match="--most 0"):
+    with pytest.raises(UserError, match="`most=0`"):
         view([predicted], replace(QUIET, most=0))
     with pytest.raises(UserError, match="--up w"):
         view([predicted], replace(QUIET, up="w"))

@@ -328,6 +328,27 @@ def test_mistakes_before_the_first_step_are_told(
         train.run(setting("loss=photometric", f"output={tmp_path / 'l'}"))
 
 
+class Difference(torch.nn.Module):
+    """Stands for LPIPS: the mean difference of each pair of images."""
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (images - targets).abs().mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize(("loss", "measured"), [("lpips", True), ("ssim", False)])
+def test_validation_measures_lpips_where_a_loss_wants_it(
+    setting: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch, loss: str, measured: bool
+) -> None:
+    """Whatever the loss is called in the run."""
+    monkeypatch.setattr("pmsplat.losses.lpips.load", lambda net, weights: Difference())
+    monkeypatch.setattr(loop, "find_lpips", lambda: (Difference(), ()))
+    own = f"+loss.perceptual={{name: {loss}, weight: 0.05}}"
+    experiment = setting(own, "trainer.steps=2", "trainer.validate_every=2")
+    train.run(experiment)
+    header = next(Path(experiment.output).glob("csv/*/metrics.csv")).read_text().splitlines()[0]
+    assert "val/psnr" in header and ("val/lpips" in header) == measured
+
+
 def no_weights(net: str, local: Path) -> None:
     from pmsplat.foundation.lpips import Unavailable
 

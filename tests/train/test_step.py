@@ -8,11 +8,11 @@ import torch
 
 from pmsplat import config, registry
 from pmsplat.evaluate.depth import depth_metrics
-from pmsplat.losses._schedule import Term
+from pmsplat.losses import Term
 from pmsplat.train.callbacks import SHARE, SHOWN, _running, row_of, shown
 from pmsplat.train.module import TrainingModule
 from pmsplat.train.step import Outcome, training_step
-from pmsplat.types import Batch, StepOutput
+from pmsplat.types import Batch, Pointmap, StepOutput
 from tests.losses.test_depth import depth_only, random_depths
 from tests.losses.test_photometric import a_step
 
@@ -59,7 +59,8 @@ def test_samples_that_a_loss_passes_over_reach_the_log_and_add_up(
 ) -> None:
     depth, _ = random_depths(generator, dtype=torch.float32)
     step = depth_only(depth, None)
-    flat = replace(step.batch.context, pointmap=torch.ones(*depth.shape, 3))
+    pointmap = Pointmap(torch.ones(*depth.shape, 3), torch.ones(depth.shape))
+    flat = replace(step.batch.context, pointmap=pointmap)
     step = replace(step, batch=replace(step.batch, context=flat))
     terms = {"pointmap": Term(registry.build("losses", "pointmap"))}
     module = TrainingModule(config.compose(["+experiment=depth_tiny"]), torch.nn.Identity(), terms)

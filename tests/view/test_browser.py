@@ -51,7 +51,7 @@ def wanted(page: Page, cameras: Cameras, kind: str) -> np.ndarray:
     surface = torch.where(drawn.alpha >= 0.5, drawn.depth, 0)[0, 0]
     pictures = {
         COLOR: drawn.color[0, 0],
-        DEPTH: figures.colorize_depth(surface, *figures.depth_range(surface)),
+        DEPTH: figures.colorize_depth(surface, *figures.color_range(surface)),
         ALPHA: drawn.alpha[0, 0].expand(3, -1, -1),
     }
     return to_uint8(pictures[kind])[:, FREE]
@@ -75,7 +75,7 @@ def apart(tab: Any, picture: np.ndarray, floor: int = 0) -> float:
 def standing(page: Page) -> Cameras:
     """Where the browser's camera is."""
     (client,) = page.server.get_clients().values()
-    return page.seen(client, (WINDOW[1], WINDOW[0]))
+    return page.get_camera(client, (WINDOW[1], WINDOW[0]))
 
 
 def start(page: Page) -> Cameras:

@@ -32,9 +32,9 @@ def test_no_depth_is_black_and_the_range_clips() -> None:
 
 def test_range_of_depths_leaves_out_unknown_and_outliers() -> None:
     depth = torch.cat([torch.zeros(500), torch.linspace(1, 3, 1000), torch.tensor([1e6])])
-    near, far = figures.depth_range(depth)
+    near, far = figures.color_range(depth)
     assert 1.0 <= near < 1.1 and 2.9 < far <= 3.0
-    assert figures.depth_range(torch.zeros(4, 4)) == (1.0, 2.0)
+    assert figures.color_range(torch.zeros(4, 4)) == (1.0, 2.0)
 
 
 def test_a_sheet_holds_its_images(tmp_path: Path, generator: torch.Generator) -> None:

@@ -19,12 +19,12 @@ from pmsplat.view.stage import (
     COLOR,
     DEPTH,
     EXTENT,
-    LEAST_PIXELS,
+    MIN_PIXELS,
     Exhibit,
     Pace,
     Stage,
-    for_browser,
-    looking,
+    make_camera,
+    select_for_browser,
 )
 
 from .blocks import COUNT, SIZE, blocks, lookers
@@ -57,15 +57,15 @@ def test_pictures_are_those_of_rasterize_in_any_unit(unit: float) -> None:
     for i in range(3):
         drawn = rasterize(scene, cameras.at([i]), SIZE, "cpu")
         camera = cameras.at([i]).scaled(1 / there.unit)
-        color, _ = there.picture(camera, SIZE, COLOR)
+        color, _ = there.draw_picture(camera, SIZE, COLOR)
         np.testing.assert_array_equal(color, to_uint8(drawn.color[0, 0]))
-        alpha, _ = there.picture(camera, SIZE, ALPHA)
+        alpha, _ = there.draw_picture(camera, SIZE, ALPHA)
         np.testing.assert_array_equal(
             alpha[..., 1], to_uint8(drawn.alpha[0, 0].expand(3, -1, -1))[..., 0]
         )
         surface = torch.where(drawn.alpha >= 0.5, drawn.depth, 0)[0, 0]
-        colored, (near, far) = there.picture(camera, SIZE, DEPTH)
-        assert (near, far) == pytest.approx(figures.depth_range(surface))
+        colored, (near, far) = there.draw_picture(camera, SIZE, DEPTH)
+        assert (near, far) == pytest.approx(figures.color_range(surface))
         assert 2 * unit < near < 4.1 * unit and 5.5 * unit < far < 7.5 * unit
         wanted = to_uint8(figures.colorize_depth(surface, near, far))
         assert np.abs(colored.astype(int) - wanted).max() <= 6  # a step of the colour table
@@ -87,13 +87,13 @@ def test_scenes_are_drawn_where_they_stand() -> None:
     ):
         for i, visible in enumerate(shown):
             there.show(i, visible)
-        drawn = there.rendering(scaled, SIZE)
+        drawn = there.render(scaled, SIZE)
         truth = rasterize(wanted, camera, SIZE, "cpu")
         assert truth.alpha.mean() > 0.02
         torch.testing.assert_close(drawn.color, truth.color, rtol=0, atol=2e-3)
         torch.testing.assert_close(drawn.alpha, truth.alpha, rtol=0, atol=2e-3)
     there.show(1, False)
-    assert there.rendering(scaled, SIZE).alpha.max() == 0
+    assert there.render(scaled, SIZE).alpha.max() == 0
 
 
 def test_the_browser_gets_the_gaussians_that_cover_most() -> None:
@@ -104,14 +104,14 @@ def test_the_browser_gets_the_gaussians_that_cover_most() -> None:
     means = scene.means.clone()
     means[0, -1, 1] = math.nan
     scene = replace(scene, opacities=opacities, scales=scales, means=means)
-    splats = for_browser(scene, 2 * COUNT - 1)
+    splats = select_for_browser(scene, 2 * COUNT - 1)
     kept = torch.arange(COUNT, 3 * COUNT - 1)
     np.testing.assert_array_equal(splats.centers, scene.means[0, kept])
     np.testing.assert_allclose(splats.covariances, scene.covariances[0, kept], rtol=1e-6)
     np.testing.assert_array_equal(splats.opacities[:, 0], scene.opacities[0, kept])
     facing = sh.color(scene.sh[0, kept, :1], torch.tensor([0.0, 0, 1]).expand(len(kept), 3))
     np.testing.assert_allclose(splats.rgbs, facing.clamp(0, 1), atol=1e-6)
-    few = for_browser(scene, COUNT // 2)
+    few = select_for_browser(scene, COUNT // 2)
     assert len(few.centers) == COUNT // 2 and (few.rgbs.argmax(axis=1) == 2).all()
 
 
@@ -119,20 +119,20 @@ def test_pictures_become_as_large_as_their_time_allows() -> None:
     """Of a machine that needs 0.02 s and a microsecond per pixel."""
     most, pace = (1000, 1600), Pace(0.5)
     sizes = [pace.size(most)]
-    assert sizes[0][0] * sizes[0][1] == pytest.approx(LEAST_PIXELS, rel=0.02)
+    assert sizes[0][0] * sizes[0][1] == pytest.approx(MIN_PIXELS, rel=0.02)
     for _ in range(12):
         height, width = sizes[-1]
-        pace.measured((height, width), 0.02 + 1e-6 * height * width)
+        pace.update((height, width), 0.02 + 1e-6 * height * width)
         sizes.append(pace.size(most))
         assert sizes[-1][0] / sizes[-1][1] == pytest.approx(1000 / 1600, rel=0.02)
     assert 0.02 + 1e-6 * sizes[-1][0] * sizes[-1][1] == pytest.approx(0.5, rel=0.02)
     for _ in range(12):
-        pace.measured(pace.size(most), 1e-5)
+        pace.update(pace.size(most), 1e-5)
     assert pace.size(most) == most
     for _ in range(12):
-        pace.measured(pace.size(most), 60)
+        pace.update(pace.size(most), 60)
     height, width = pace.size(most)
-    assert height * width == pytest.approx(LEAST_PIXELS, rel=0.02)
+    assert height * width == pytest.approx(MIN_PIXELS, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", [COLOR, DEPTH])
@@ -143,17 +143,17 @@ def test_a_video_goes_through_its_stops(tmp_path: Path, kind: str) -> None:
     frames = read_frames(tmp_path / "way.mp4")
     assert seen == list(range(9)) and len(frames) == 9
     way = trajectory.through(stops, 9)
-    depths = figures.depth_range(
+    depths = figures.color_range(
         torch.cat(
             [
                 torch.where(one.alpha >= 0.5, one.depth, 0)
-                for one in (there.rendering(stops.at([i]), (90, 120)) for i in range(3))
+                for one in (there.render(stops.at([i]), (90, 120)) for i in range(3))
             ]
         )
         * there.unit
     )
     for i in (0, 5, 8):
-        wanted, _ = there.picture(way.at([i]), SIZE, kind, depths)
+        wanted, _ = there.draw_picture(way.at([i]), SIZE, kind, depths)
         assert np.abs(frames[i].astype(int) - wanted).mean() < 4  # the format halves the colour
         assert np.abs(frames[8 - i if i != 5 else 0].astype(int) - wanted).mean() > 6
 
@@ -172,7 +172,7 @@ def test_a_video_that_is_stopped_leaves_no_file(tmp_path: Path) -> None:
 
 def test_a_field_of_view_is_that_of_the_browser() -> None:
     """The angle between the upper and the lower edge, pixels being square."""
-    camera: Cameras = looking(torch.eye(4), math.radians(60), (100, 250), 0.1)
+    camera: Cameras = make_camera(torch.eye(4), math.radians(60), (100, 250), 0.1)
     K = camera.K[0, 0]
     assert 2 * math.degrees(math.atan(0.5 / K[1, 1])) == pytest.approx(60)
     assert K[0, 0] * 250 == pytest.approx(K[1, 1] * 100)
@@ -183,6 +183,6 @@ def test_one_camera_of_a_scene_is_drawn_alone() -> None:
     exhibit = Exhibit("blocks", scene, cameras, ("a", "b", "c"), (SIZE,) * 3, (None,) * 3)
     there = Stage([exhibit, Exhibit("other", blocks(1.1))], backend="cpu")
     there.place(0, motion())
-    picture = there.thumbnail(0, 1, 60)
+    picture = there.draw_thumbnail(0, 1, 60)
     wanted = rasterize(scene, cameras.at([1]), (60, 80), "cpu").color[0, 0]
     np.testing.assert_array_equal(picture, to_uint8(wanted))

@@ -1,12 +1,17 @@
 """The command `pmsplat`: one file per verb, each with `configure(parser)` and `run(arguments)`.
 
-A verb's module docstring is its help; its first line is the verb's line in the list. Verbs import
-what they need inside `run`, so `--help` answers at once.
+A verb's module docstring is its help; its first line is the verb's line in the list: a sentence in
+the imperative, with a capital letter and no full stop. Verbs import what they need inside `run`, so
+`--help` answers at once.
+
+Errors from below name parameters, as Python users know them, in backticks: `size=48x64`, `output`.
+Here they become the flags of the verb: --size 48x64, --output.
 """
 
 import argparse
 import errno
 import importlib
+import re
 import signal
 import sys
 import threading
@@ -29,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="`pmsplat VERB --help` explains a verb with an example.",
     )
     verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name in registry.names("cli"):
+    for name in registry.names("cli", parts=("configure", "run")):
         module = importlib.import_module(f".{name}", __name__)
         text = module.__doc__ or ""
         verb = verbs.add_parser(
@@ -49,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] in MOVED:
         print(f"pmsplat: {words[0]!r} is no longer a verb; {MOVED[words[0]]}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
-    arguments = _parsed(argv)
+    arguments = _parse(argv)
     return execute(arguments.run, arguments)
 
 
@@ -61,10 +66,10 @@ def execute(action: Callable[[argparse.Namespace], None], arguments: argparse.Na
     _heap.keep()
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _plainly
+            warnings.showwarning = _print_warning
             action(arguments)
     except UserError as error:
-        print(f"pmsplat: {error}", file=sys.stderr)  # noqa: T201
+        print(f"pmsplat: {name_flags(str(error), arguments)}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
@@ -82,7 +87,20 @@ def execute(action: Callable[[argparse.Namespace], None], arguments: argparse.Na
     return 0
 
 
-def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+def name_flags(text: str, arguments: argparse.Namespace) -> str:
+    """A text whose parameters in backticks are the flags of the command line, where it has them."""
+
+    def name_flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in vars(arguments):
+            return found[0]
+        flag = f"--{'no-' if value == 'False' else ''}{name.replace('_', '-')}"
+        return flag if value in (None, "True", "False") else f"{flag} {value}"
+
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", name_flag, text)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, where overrides may also follow options, which argparse does not expect."""
     root = parser()
     arguments, rest = root.parse_known_args(argv)
@@ -94,6 +112,6 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _plainly(message: Warning | str, *_: object, **__: object) -> None:
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
     """A warning as a line for people, who need no line of code."""
     print(f"pmsplat: {message}", file=sys.stderr)  # noqa: T201

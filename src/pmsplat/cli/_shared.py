@@ -3,11 +3,14 @@
 import argparse
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from rich.console import Console
+
+T = TypeVar("T", bound="DataclassInstance")
 
 UNBOUNDED = 1000  # columns of an output that is no terminal: tables are as wide as they need
 
@@ -44,12 +47,29 @@ def terminal() -> Terminal:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Where the work is done."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """What draws."""
+    parser.add_argument("--backend", metavar="NAME", help="the rasteriser (default: auto)")
 
 
 def add_overwrite(parser: argparse.ArgumentParser, what: str = "write among other files") -> None:
     """What happens to a folder that is not empty."""
     parser.add_argument("--overwrite", action="store_true", help=what)
+
+
+def build_options(kind: type[T], arguments: argparse.Namespace, **more: Any) -> T:
+    """A task's dataclass of options from the arguments of the same names.
+
+    Defaults are the dataclass's: an option that was not given is None or False in the arguments.
+    """
+    given = {field.name: getattr(arguments, field.name, None) for field in fields(kind)}
+    named = {name: value for name, value in given.items() if value is not None}
+    return kind(**named | more)
 
 
 def indices(text: str) -> tuple[int, ...]:
@@ -60,8 +80,10 @@ def indices(text: str) -> tuple[int, ...]:
 
 
 def size(text: str) -> tuple[int, int]:
-    """256x448: (height, width), as an option has them."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted HEIGHTxWIDTH, such as 256x448")
+    """256x448: (height, width), as an option has them; neither is 0."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text, re.ASCII)
+    if not found or 0 in (int(found[1]), int(found[2])):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; wanted HEIGHTxWIDTH, both at least 1, such as 256x448"
+        )
     return int(found[1]), int(found[2])

@@ -1,4 +1,4 @@
-"""turn a file of Gaussians into another format, crop, thin out or move it, export its cameras
+"""Turn a file of Gaussians into another format, crop, thin out or move it, export its cameras
 
 IN and OUT are told apart by their names: .ply, .compressed.ply, .splat, .spz, .glb (.gltf is read
 only), .usdc, .usda, .usdz. Formats that say which way is up are turned, harmonics included.
@@ -23,7 +23,7 @@ import re
 from math import isfinite, isnan
 from pathlib import Path
 
-from ._shared import terminal
+from ._shared import build_options, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,16 +31,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     cameras = "cameras.json (INRIA's or ours), transforms.json or a COLMAP model"
     parser.add_argument("input", metavar="IN", type=Path, help="a file of Gaussians")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write")
-    parser.add_argument("--crop", type=box, metavar="X0,Y0,Z0,X1,Y1,Z1", help="means in this box")
-    parser.add_argument("--min-opacity", type=float, default=0.0, metavar="A", help="0 to 1")
-    parser.add_argument("--seen-by", type=Path, metavar="CAMERAS", help=f"by one of {cameras}")
-    parser.add_argument("--sh-degree", type=int, metavar="N", help="drop harmonics above")
     parser.add_argument(
-        "--transform", type=matrix, metavar="16 NUMBERS|FILE", help="4x4, row by row"
+        "--crop", type=box, metavar="X0,Y0,Z0,X1,Y1,Z1", help="keep means in this box"
     )
-    parser.add_argument("--spz-version", type=int, choices=(3, 4), help="of .spz (default: 3)")
+    parser.add_argument(
+        "--min-opacity", type=float, metavar="A", help="keep this opacity or more (default: 0)"
+    )
+    parser.add_argument(
+        "--seen-by", type=Path, metavar="CAMERAS", help=f"keep what one camera sees, of {cameras}"
+    )
+    parser.add_argument("--sh-degree", type=int, metavar="N", help="drop harmonics above degree N")
+    parser.add_argument(
+        "--transform",
+        type=matrix,
+        metavar="16 NUMBERS|FILE",
+        help="move the scene by a 4x4 matrix, row by row",
+    )
+    parser.add_argument(
+        "--spz-version", type=int, choices=(3, 4), help="of an .spz file (default: 3)"
+    )
     parser.add_argument("--cameras", type=Path, metavar="CAMERAS", help="export these beside OUT")
-    parser.add_argument("--colmap-text", action="store_true", help="sparse/0 as .txt, not .bin")
+    parser.add_argument(
+        "--colmap-text", action="store_true", help="write sparse/0 as .txt, not .bin"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -51,15 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     show = terminal()
     crop, rows = arguments.crop, arguments.transform
-    options = Options(
+    options = build_options(
+        Options,
+        arguments,
         crop=None if crop is None else Box(crop[:3], crop[3:]),
-        min_opacity=arguments.min_opacity,
-        seen_by=arguments.seen_by,
-        sh_degree=arguments.sh_degree,
         similarity=None if rows is None else torch.tensor(rows, dtype=torch.float64).reshape(4, 4),
-        cameras=arguments.cameras,
-        colmap_text=arguments.colmap_text,
-        spz_version=arguments.spz_version,
     )
     summary = convert(arguments.input, arguments.output, options, tell=show.tell)
     size = arguments.output.stat().st_size / 1e6

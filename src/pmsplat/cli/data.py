@@ -18,12 +18,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._shared import output
+from ._shared import output, size, terminal
 
 if TYPE_CHECKING:
-    from ..data._index import Index
+    from ..data import Index
     from ..io.chunks import Split
-    from ..scene.photos import PhotoScene
+    from ..scene.photos import Scene
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("input", help="a folder of photos, a video, a chunk scene")
     convert.add_argument("output", type=Path, help="a split folder, such as datasets/mine/test")
     convert.add_argument("--scene", help="name of the scene (default: that of the input)")
-    convert.add_argument("--size", type=_size, help="HxW: scale to cover it and cut the centre")
+    convert.add_argument("--size", type=size, help="HxW: scale to cover it and cut the centre")
     convert.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photo")
     convert.add_argument("--images", help="folder of the photos, e.g. images_4")
     convert.set_defaults(action=_convert)
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     synthetic.add_argument("--scenes", type=int, default=64)
     synthetic.add_argument("--test-scenes", type=int, default=16)
     synthetic.add_argument("--frames", type=int, default=16, help="photos of a scene, 5 cm apart")
-    synthetic.add_argument("--size", type=_size, default=(64, 64), help="HxW (default: 64x64)")
+    synthetic.add_argument("--size", type=size, default=(64, 64), help="HxW (default: 64x64)")
     synthetic.add_argument("--seed", type=int, default=0)
     synthetic.set_defaults(action=_synthetic)
 
@@ -88,18 +88,19 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from ..data._convert import to_chunk_scene
+    from ..data import to_chunk_scene
     from ..errors import UserError
     from ..io.chunks import append, check_new
     from ..scene import open_scene
 
     if arguments.every < 1:
         raise UserError(f"--every {arguments.every}", "1 or more", "take every photo with 1")
-    scene = open_scene(arguments.input, arguments.images)
+    shown = terminal()
+    scene = open_scene(arguments.input, arguments.images, tell=shown.tell)
     key = arguments.scene or scene.name
     check_new(arguments.output, [key])
     indices = range(0, len(scene), arguments.every)
-    converted = to_chunk_scene(scene, key, arguments.size, indices)
+    converted = to_chunk_scene(scene, key, arguments.size, indices, shown.track)
     chunk = append(arguments.output, [converted])
     output().print(f"scene {key!r}: {len(converted)} photos in {chunk}")
 
@@ -121,7 +122,7 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from ..data._index import check_scenes, read_index, write_index
+    from ..data import check_scenes, read_index, write_index
     from ..errors import UserError
 
     if arguments.within:
@@ -147,7 +148,7 @@ def _index(arguments: argparse.Namespace) -> None:
 def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
     import torch
 
-    from ..data._index import make_index, make_outside_index
+    from ..data import make_index, make_outside_index
     from ..errors import UserError
 
     for option in ("start", "between"):
@@ -174,15 +175,14 @@ def _info(arguments: argparse.Namespace) -> None:
     elif (folder / chunks.INDEX).is_file():
         _describe_split(chunks.read_split(folder))
     else:
-        _describe_scene(open_scene(arguments.path))
+        _describe_scene(open_scene(arguments.path, tell=terminal().tell))
 
 
 def _describe_split(split: "Split") -> None:
-    from rich.progress import track
     from rich.table import Table
 
     table = Table("chunk", "scenes", "photos", "size", "near, far", "depth", "unusable")
-    for name in track(sorted(split.keys), "reading chunks", transient=True):
+    for name in terminal().track(sorted(split.keys), "reading chunks", len(split.keys)):
         chunk = split.chunk(name)
         scenes = list(chunk.scenes.values())
         sizes = {scene.image(0).shape[:2] for scene in scenes[:1]}
@@ -198,7 +198,7 @@ def _describe_split(split: "Split") -> None:
     output().print(table)
 
 
-def _describe_scene(scene: "PhotoScene") -> None:
+def _describe_scene(scene: "Scene") -> None:
     from rich.table import Table
 
     table = Table("photo", "size", "fx, fy", "cx, cy", "near", "far", "position")
@@ -220,10 +220,8 @@ def _describe_scene(scene: "PhotoScene") -> None:
 
 def _lengths(split: "Split") -> dict[str, int]:
     """The number of frames of every usable scene, in the order of the index."""
-    from rich.progress import track
-
     lengths = {}
-    for name in track(list(split.keys), "reading chunks", transient=True):
+    for name in terminal().track(list(split.keys), "reading chunks", len(split.keys)):
         scenes = split.chunk(name).scenes
         lengths |= {key: len(scenes[key]) for key in split.keys[name] if key in scenes}
     return lengths
@@ -236,12 +234,5 @@ def _split(root: Path) -> "Split":
 
 
 def _count(flags: Iterable[bool]) -> str:
-    told = list(flags)
-    return f"{sum(told)} of {len(told)}"
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, such as 360x640")
-    return int(height), int(width)
+    counted = list(flags)
+    return f"{sum(counted)} of {len(counted)}"

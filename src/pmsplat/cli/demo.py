@@ -1,4 +1,4 @@
-"""see everything work: a few minutes on a bare CPU machine
+"""See everything work: a few minutes on a bare CPU machine
 
     pmsplat demo
     pmsplat demo --output outputs/demo --steps 800 --seed 1

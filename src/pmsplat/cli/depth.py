@@ -1,4 +1,4 @@
-"""depth of photographs: numbers, 16-bit pictures, colours, and errors where a sensor knows it
+"""Predict the depth of photographs: numbers, 16-bit pictures, colours, errors against a sensor
 
 INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk of scenes
 (DATA/test:KEY), a video, or a folder of bare photos; the last two are posed by pycolmap first.
@@ -17,18 +17,26 @@ the input has sensor depth, as predicted and after scaling each photo to the sen
 import argparse
 from pathlib import Path
 
-from ._shared import add_device, add_overwrite, indices, size, terminal
+from ._shared import add_device, add_overwrite, build_options, indices, size, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
     parser.add_argument("input", metavar="INPUT", help="photos, video or chunk, see above")
-    parser.add_argument("--model", required=True, metavar="NAME|PATH", help="published or yours")
+    parser.add_argument(
+        "--model", required=True, metavar="NAME|PATH", help="published model, or your checkpoint"
+    )
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
-    parser.add_argument("--output", required=True, metavar="DIR", type=Path)
-    parser.add_argument("--views", type=int, metavar="N", help="at most, at a time (default: 4)")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", type=Path, help="folder of results"
+    )
+    parser.add_argument(
+        "--views", type=int, metavar="N", help="photos at a time, at most (default: 4)"
+    )
     parser.add_argument("--context", type=indices, metavar="0,5,9", help="these photos only")
-    parser.add_argument("--size", type=size, metavar="HxW", help="default: that of the photos")
+    parser.add_argument(
+        "--size", type=size, metavar="HxW", help="of the pictures (default: that of the photos)"
+    )
     add_device(parser)
     add_overwrite(parser)
 
@@ -38,13 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..tasks.depth import Options, depth
 
     show = terminal()
-    options = Options(
-        views=arguments.views,
-        context=arguments.context,
-        size=arguments.size,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-    )
+    options = build_options(Options, arguments)
     summary = depth(
         arguments.input,
         arguments.model,

@@ -1,4 +1,4 @@
-"""turn photographs into 3D Gaussians, depth maps, novel views and a video
+"""Turn photographs into 3D Gaussians, depth maps, novel views and a video
 
 INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk of scenes
 (DATA/test:KEY), a video, or a folder of bare photos; the last two are posed by pycolmap first.
@@ -14,21 +14,27 @@ of the input's cameras.
 import argparse
 from pathlib import Path
 
-from ._shared import add_device, add_overwrite, indices, size, terminal
+from ._shared import add_device, add_overwrite, build_options, indices, size, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
     parser.add_argument("input", metavar="INPUT", help="photos, video or chunk, see above")
-    parser.add_argument("--model", required=True, metavar="NAME|PATH", help="published or yours")
+    parser.add_argument(
+        "--model", required=True, metavar="NAME|PATH", help="published model, or your checkpoint"
+    )
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
-    parser.add_argument("--output", required=True, metavar="DIR", type=Path)
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", type=Path, help="folder of results"
+    )
     parser.add_argument("--views", type=int, metavar="N", help="context views (default: up to 4)")
     parser.add_argument("--context", type=indices, metavar="0,5,9", help="these photos instead")
-    parser.add_argument("--size", type=size, metavar="HxW", help="default: that of the photos")
-    parser.add_argument("--held-out", type=int, default=12, metavar="N", help="photos to compare")
+    parser.add_argument(
+        "--size", type=size, metavar="HxW", help="of the pictures (default: that of the photos)"
+    )
+    parser.add_argument("--held-out", type=int, metavar="N", help="photos to compare (default: 12)")
     parser.add_argument("--stabilise", action="store_true", help="a steadier camera in the video")
-    parser.add_argument("--fps", type=int, default=30, help="of the video (default: 30)")
+    parser.add_argument("--fps", type=int, help="of the video (default: 30)")
     add_device(parser)
     add_overwrite(parser)
 
@@ -38,16 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..tasks.predict import Options, predict
 
     show = terminal()
-    options = Options(
-        views=arguments.views,
-        context=arguments.context,
-        size=arguments.size,
-        held_out=arguments.held_out,
-        stabilise=arguments.stabilise,
-        fps=arguments.fps,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-    )
+    options = build_options(Options, arguments)
     summary = predict(
         arguments.input,
         arguments.model,

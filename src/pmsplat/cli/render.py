@@ -1,4 +1,4 @@
-"""draw any trained Gaussians: colour, depth, alpha, normals and attributes, and a video
+"""Draw any trained Gaussians: colour, depth, alpha, normals and attributes, and a video
 
 SCENE is a file of Gaussians (.ply and the other formats that `pmsplat convert` reads). CAMERAS is
 the cameras.json of INRIA's 3D Gaussian Splatting or ours, transforms.json, a COLMAP model, or a
@@ -11,38 +11,51 @@ Depth is z in the unit of the scene, splatted with the weights of the colour, so
 training. With --orbit the camera goes around the scene, with the lens and the upward direction of
 CAMERAS if they are given too; without, -y is up, or --up y.
 
-In the output folder afterwards: color/, depth/ and depth_median/ (.npy, and .png of 16 bits:
-depth_scale in cameras.json is one count), depth_color/, alpha/, normals/, attributes/, sheet.png,
-video.mp4, cameras.json, and metrics.json: PSNR against --photos, of the whole picture and inside
-the scene (alpha of one half or more).
+In the output folder afterwards: color/, depth/ (.npy, and .png of 16 bits: depth_scale in
+cameras.json is one count), with --median also depth_median/, depth_color/, alpha/, normals/,
+attributes/, sheet.png, video.mp4, cameras.json, and metrics.json: PSNR against --photos, of the
+whole picture and inside the scene (alpha of one half or more).
 """
 
 import argparse
 from pathlib import Path
 
-from ._shared import add_device, add_overwrite, size, terminal
+from ._shared import add_backend, add_device, add_overwrite, build_options, size, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
     parser.add_argument("scene", metavar="SCENE", type=Path, help="a file of Gaussians")
     parser.add_argument("--cameras", metavar="CAMERAS", help="see above")
-    parser.add_argument("--orbit", type=int, metavar="N", help="so many pictures around the scene")
-    parser.add_argument("--up", metavar="AXIS", help="of the orbit: x, y, z or --up=-z")
-    parser.add_argument("--output", required=True, metavar="DIR", type=Path)
+    parser.add_argument("--orbit", type=int, metavar="N", help="draw N pictures around the scene")
+    parser.add_argument(
+        "--up", metavar="AXIS", help="that is up on the orbit: x, y, z or --up=-z (default: -y)"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", type=Path, help="folder of results"
+    )
     parser.add_argument("--photos", type=Path, metavar="DIR", help="photos to compare with")
     parser.add_argument(
         "--attributes", type=Path, metavar="FILE.npy", help="[gaussian, channel], drawn too"
     )
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th camera only")
-    parser.add_argument("--limit", type=int, metavar="N", help="so many cameras at most")
-    parser.add_argument("--size", type=size, metavar="HxW", help="default: that of the cameras")
     parser.add_argument(
-        "--background", type=rgb, default=(0.0, 0.0, 0.0), metavar="R,G,B", help="black, white, …"
+        "--median", action="store_true", help="also the depth of half transmittance"
     )
-    parser.add_argument("--no-video", action="store_true", help="pictures alone")
-    parser.add_argument("--fps", type=float, help="of the video (30 on an orbit, else 4)")
-    parser.add_argument("--backend", default="auto", help="the rasteriser (default: auto)")
+    parser.add_argument(
+        "--every", type=int, metavar="N", help="draw every N-th camera (default: 1)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="draw at most N cameras")
+    parser.add_argument(
+        "--size", type=size, metavar="HxW", help="of the pictures (default: that of the cameras)"
+    )
+    parser.add_argument(
+        "--background", type=rgb, metavar="R,G,B", help="or a name: black, white (default: black)"
+    )
+    parser.add_argument(
+        "--no-video", dest="video", action="store_false", help="write pictures alone"
+    )
+    parser.add_argument("--fps", type=float, help="of the video (default: 4, on an orbit 30)")
+    add_backend(parser)
     add_device(parser)
     add_overwrite(parser)
 
@@ -52,21 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..tasks.render import Options, render
 
     show = terminal()
-    options = Options(
-        orbit=arguments.orbit,
-        up=arguments.up,
-        photos=arguments.photos,
-        attributes=arguments.attributes,
-        every=arguments.every,
-        limit=arguments.limit,
-        size=arguments.size,
-        background=arguments.background,
-        video=not arguments.no_video,
-        fps=arguments.fps,
-        backend=arguments.backend,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-    )
+    options = build_options(Options, arguments)
     summary = render(
         arguments.scene,
         arguments.cameras,

@@ -1,4 +1,4 @@
-"""ask a teacher of PM-Loss about every training scene, once
+"""run a teacher of PM-Loss over every training scene, once
 
     pmsplat teacher cache +experiment=re10k_small_pm
     pmsplat teacher cache +experiment=re10k_small_pm teacher=depth_anything_3
@@ -6,13 +6,13 @@
 
 Writes the teacher's pointmaps beside the chunks (teacher.cache, a folder in dataset.root), one file
 per chunk of float16 points and confidences. Training with the same settings reads them and does not
-run the teacher. Run again after an interruption: what is there is kept.
+run the teacher. Run it again after an interruption: files that are there are kept.
 
-What a teacher says of a photo depends on the photos it sees with it. So it sees fixed windows of
-each scene: every teacher.windows.every-th frame, at most teacher.windows.frames at a time, the next
-window teacher.windows.hop of those frames later. Context views of a training example are moved onto
-the nearest frames of one window, targets with them. Scenes with an unreadable photo in a window are
-passed over, here and in training, and counted.
+The points of a photo depend on the photos that the teacher sees with it. So it sees fixed windows
+of each scene: every teacher.windows.every-th frame, at most teacher.windows.frames at a time; the
+next window begins teacher.windows.hop of those frames later. Context views of a training example
+are moved onto the nearest frames of one window, targets with them. Scenes with an unreadable photo
+in a window are skipped, here and in training, and counted.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from ._shared import add_device, add_overwrite, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the one thing to do, and its options."""
+    """Adds the job `cache` and its options."""
     jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
     job = jobs.add_parser(
         "cache",
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Asks, and says what was written where."""
+    """Runs the teacher, and shows what was written where."""
     from .. import config
     from ..tasks.teacher import cache
 
@@ -49,5 +49,5 @@ def run(arguments: argparse.Namespace) -> None:
     )
     show.tell(
         f"{summary.written} files with {summary.scenes} scenes written "
-        f"({summary.bytes / 1e6:.1f} MB), {summary.found} were there: {summary.folder}/"
+        f"({summary.bytes / 1e6:.1f} MB), {summary.found} found: {summary.folder}/"
     )

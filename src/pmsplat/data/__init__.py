@@ -1,1 +1,62 @@
-"""Datasets: one file each; what they share begins with an underscore."""
+"""Datasets, one file each; and what they share: streams, sampling, indices, cached pointmaps."""
+
+from ._batches import Recipe, Unusable, collate, make_batch
+from ._convert import to_chunk_scene
+from ._dataset import ChunkDataset, no_usable_scene, pair, rank_of_ranks
+from ._index import (
+    Index,
+    check_scenes,
+    make_index,
+    make_outside_index,
+    read_index,
+    write_index,
+)
+from ._pointmaps import (
+    CacheKey,
+    CacheReader,
+    DamagedPointmaps,
+    MissingPointmaps,
+    PointmapCache,
+    SkippedEntry,
+    SkippedScene,
+    StalePointmaps,
+    WindowPointmap,
+    write_pointmaps,
+)
+from ._sampling import Bounded, Frames, Gap, Sampler, Spread
+from ._windows import Snapped, Windows
+
+__all__ = [
+    "Bounded",
+    "CacheKey",
+    "CacheReader",
+    "ChunkDataset",
+    "DamagedPointmaps",
+    "Frames",
+    "Gap",
+    "Index",
+    "MissingPointmaps",
+    "PointmapCache",
+    "Recipe",
+    "Sampler",
+    "SkippedEntry",
+    "SkippedScene",
+    "Snapped",
+    "Spread",
+    "StalePointmaps",
+    "Unusable",
+    "WindowPointmap",
+    "Windows",
+    "check_scenes",
+    "collate",
+    "make_batch",
+    "make_index",
+    "make_outside_index",
+    "no_usable_scene",
+    "pair",
+    "rank_of_ranks",
+    "read_index",
+    "to_chunk_scene",
+    "write_index",
+    "write_pointmaps",
+]

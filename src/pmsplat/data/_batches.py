@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from math import degrees
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,22 +10,25 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import camera
 from ..io.chunks import ChunkScene
-from ..scene.fit import crop, fit_depth, fit_image, fit_K, to_tensor
-from ..types import Batch, Cameras, Pointmap, Views
-from ._pointmaps import Lessons
+from ..io.images import image_size
+from ..scene.photos import UnfitPhotos, chunk_photos, make_views
+from ..types import Batch, Bundle, Cameras, Pointmap, Views
+from ._pointmaps import PointmapCache
 from ._sampling import Frames, Sampler
+
+B = TypeVar("B", bound=Bundle)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How scenes become batches.
 
-    `size` is the (height, width) of the batch; `resize` scales photos to cover it before the centre
+    `size` is the (height, width) of the batch; `resize` scales photos to cover it before the center
     is cut out, else it is cut from the photos as stored. `exact` principal points or the published
     ones: see `scene.fit`. `near` and `far` in scene units, None: those that the scene carries.
     Scenes with a field of view beyond `max_fov` degrees or a camera coordinate beyond
     `max_translation` are skipped. `flip` is the probability of a mirrored training example.
-    `lessons`: training examples bring a teacher's pointmaps.
+    `pointmaps`: training examples have a teacher's pointmaps, read from this cache.
     """
 
     size: tuple[int, int]
@@ -36,23 +40,19 @@ class Recipe:
     flip: float = 0.0
     max_fov: float = 100.0
     max_translation: float = float("inf")
-    lessons: Lessons | None = None
+    pointmaps: PointmapCache | None = None
 
 
 class Unusable(Exception):
-    """Why a scene is passed over, in the words of the log."""
+    """Why a scene is skipped, in the words of the log."""
 
 
 def make_batch(
     scene: ChunkScene, frames: Frames, recipe: Recipe, pointmap: Pointmap | None = None
 ) -> Batch:
     """The context and target views of one scene, batch axis 1; `pointmap` is of the former."""
-    context = fitted_views(scene, frames.context, recipe)
+    context = replace(fitted_views(scene, frames.context, recipe), pointmap=pointmap)
     target = fitted_views(scene, frames.target, recipe)
-    if pointmap is not None:
-        context = replace(
-            context, pointmap=pointmap.points, pointmap_confidence=pointmap.confidence
-        )
     return Batch(context=context, target=target, scene=[scene.key])
 
 
@@ -84,39 +84,35 @@ def check(scene: ChunkScene, recipe: Recipe) -> None:
 
 
 def fitted_views(scene: ChunkScene, frames: tuple[int, ...], recipe: Recipe) -> Views:
-    """Frames of a scene at the size of the recipe, in the scene's own unit, batch axis 1."""
-    images, depths, intrinsics = [], [], []
-    for frame in frames:
-        try:
-            image, depth = scene.image(frame), scene.depth(frame)
-        except UserError as error:
-            raise Unusable("an unreadable image") from error
-        before = (image.shape[0], image.shape[1])
-        if depth is not None and depth.shape != before:
-            raise Unusable("depth of another size than its photo")
-        size = recipe.size if recipe.resize else before
-        images.append(fit_image(image, size))
-        intrinsics.append(fit_K(scene.K[frame], before, size, recipe.exact))
-        if depth is not None:
-            depths.append(torch.from_numpy(fit_depth(depth, size)))
-    if len({image.shape for image in images}) > 1:
-        raise Unusable("photos of different sizes")
-    if any(have < want for have, want in zip(images[0].shape, recipe.size, strict=False)):
-        raise Unusable(f"photos smaller than {recipe.size[0]}x{recipe.size[1]}")
+    """Frames of a scene at the size of the recipe, in the scene's own unit, batch axis 1.
+
+    Raises Unusable for photos that cannot be read or do not fit the recipe, and for depth maps that
+    are not on the grid of their photo.
+    """
     index = list(frames)
+    photos = chunk_photos(scene, frames)
     cameras = Cameras(
         c2w=scene.c2w[index][None],
-        K=torch.stack(intrinsics)[None],
+        K=scene.K[index][None],
         near=_bound(scene.near, recipe.near, index),
         far=_bound(scene.far, recipe.far, index),
     )
-    views = Views(
-        images=to_tensor(images),
-        cameras=cameras,
-        depth=torch.stack(depths)[None] if depths else None,
-        names=(tuple(f"{frame:06d}" for frame in frames),),
-    )
-    return crop(views, recipe.size, recipe.exact)
+    try:
+        for photo in photos:
+            source = photo.depth_source
+            if source is not None and image_size(source, upright=False) != photo.size:
+                raise Unusable("depth of another size than its photo")
+        return make_views(
+            photos,
+            cameras,
+            recipe.size,
+            resize=recipe.resize,
+            exact=recipe.exact,
+            with_depth=scene.depths is not None,
+        )
+    except UserError as error:
+        reason = error.kind if isinstance(error, UnfitPhotos) else "an unreadable image"
+        raise Unusable(reason) from error
 
 
 def _bound(carried: Tensor | None, given: float | None, index: list[int]) -> Tensor:
@@ -129,9 +125,9 @@ def _bound(carried: Tensor | None, given: float | None, index: list[int]) -> Ten
 def _join(parts: list[Views]) -> Views:
     shapes = {tuple(views.images.shape[1:]) for views in parts}
     if len(shapes) > 1:
-        told = " and ".join(f"{v} views of {h}x{w}" for v, _, h, w in sorted(shapes))
+        sizes = " and ".join(f"{v} views of {h}x{w}" for v, _, h, w in sorted(shapes))
         raise UserError(
-            f"examples of {told} in one batch",
+            f"examples of {sizes} in one batch",
             "one size and one number of views",
             "use batch size 1, or the same number of views for every example",
         )
@@ -140,18 +136,16 @@ def _join(parts: list[Views]) -> Views:
         blank = torch.zeros_like(parts[0].images[:, :, 0])
         depth = torch.cat([blank if views.depth is None else views.depth for views in parts])
     pointmaps = [views.pointmap for views in parts if views.pointmap is not None]
-    trust = [v.pointmap_confidence for v in parts if v.pointmap_confidence is not None]
-    cameras = [views.cameras for views in parts]
     return Views(
         images=torch.cat([views.images for views in parts]),
-        cameras=Cameras(
-            c2w=torch.cat([c.c2w for c in cameras]),
-            K=torch.cat([c.K for c in cameras]),
-            near=torch.cat([c.near for c in cameras]),
-            far=torch.cat([c.far for c in cameras]),
-        ),
+        cameras=_concatenate([views.cameras for views in parts]),
         depth=depth,
-        pointmap=torch.cat(pointmaps) if len(pointmaps) == len(parts) else None,
-        pointmap_confidence=torch.cat(trust) if len(trust) == len(parts) else None,
+        pointmap=_concatenate(pointmaps) if len(pointmaps) == len(parts) else None,
         names=tuple(row for views in parts for row in views.names or ()) or None,
     )
+
+
+def _concatenate(parts: list[B]) -> B:
+    """Bundles of tensors, nothing else, as one along the batch axis."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return type(parts[0])(*map(torch.cat, columns))

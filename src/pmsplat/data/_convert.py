@@ -1,36 +1,38 @@
-"""A scene of photographs as a scene of a chunk."""
+"""A scene of photographs, made a scene of a chunk."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from ..io import images
 from ..io.chunks import ChunkScene
+from ..progress import Track, silently
 from ..scene.fit import fit_depth, fit_image, fit_K
-from ..scene.photos import Photo, PhotoScene
-
-_FULL_SCALE = 65535
+from ..scene.photos import Photo, Scene
 
 
 def to_chunk_scene(
-    scene: PhotoScene,
+    scene: Scene,
     key: str,
     size: tuple[int, int] | None = None,
     indices: Iterable[int] | None = None,
+    track: Track = silently,
 ) -> ChunkScene:
     """The photos at `indices` (all, if None) with exact intrinsics, near, far, and depth if there.
 
     They are undistorted and fitted to a (height, width) `size`; None leaves theirs. JPEG files
     that need no change are taken over byte by byte; the rest are written as JPEG of quality 95.
-    Shows its progress.
+    `track` shows the progress.
     """
+    # Photos, at their size or the one that is wanted.
     chosen = list(range(len(scene)) if indices is None else indices)
     cameras = scene.cameras.at(chosen)
     photos = [scene.photos[i] for i in chosen]
-    encoded = [_encode(photo, size) for photo in track(photos, f"reading {key}", transient=True)]
+    encoded = [_encode(photo, size) for photo in track(photos, f"reading {key}", len(photos))]
+
+    # Their pinholes after that, and their depth in counts of one scale.
     K = [
         fit_K(K, photo.size, size or photo.size)
         for K, photo in zip(cameras.K[0], photos, strict=True)
@@ -51,11 +53,11 @@ def to_chunk_scene(
 
 
 def _encode(photo: Photo, size: tuple[int, int] | None) -> bytes:
-    stays = size in (None, photo.size) and photo.lens.is_pinhole
+    stays = size in (None, photo.size) and photo.is_pinhole
     if stays and isinstance(photo.image, bytes):
         return photo.image
     if stays and isinstance(photo.image, Path) and photo.image.suffix.lower() in (".jpg", ".jpeg"):
-        images.read_image(photo.image)  # a damaged photo is told now, not in training
+        images.read_image(photo.image)  # a damaged photo is reported now, not in training
         if not images.is_turned(photo.image):
             return photo.image.read_bytes()
     pixels = photo.pixels()
@@ -68,18 +70,17 @@ def _encode_depth(photo: Photo, size: tuple[int, int] | None, scale: float) -> b
         depth = np.zeros(photo.size, np.float32)
     if size is not None:
         depth = fit_depth(depth, size)
-    counts = np.round(depth.astype(np.float64) / scale).clip(0, _FULL_SCALE)
-    return images.encode_depth(counts.astype(np.uint16))
+    return images.encode_depth(images.to_counts(depth, scale))
 
 
 def _depth_scale(photos: list[Photo]) -> float:
-    """That of the depth files, so that counts stay; where they differ, the finest that fits."""
+    """That of the depth files, which keeps their counts; if they differ, the finest that fits."""
     mapped = [photo for photo in photos if photo.depth_source is not None]
     scales = {photo.depth_scale for photo in mapped}
     if len(scales) == 1 and all(photo.has_counts for photo in mapped):
         return scales.pop()
     deepest = max(float(depth.max()) for p in mapped if (depth := p.depth()) is not None)
-    return max(deepest, 1e-6) / _FULL_SCALE
+    return max(deepest, 1e-6) / images.FULL_SCALE
 
 
 def _tensor(data: bytes) -> torch.Tensor:

@@ -18,19 +18,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..contracts import Teacher
 from ..errors import UserError
 from ..io.chunks import Chunk, ChunkScene, Split, read_split
 from ..scene.fit import flip
-from ..types import Batch, Pointmap
-from ._batches import Recipe, Unusable, check, make_batch
+from ..types import Batch, Pointmap, Views
+from ._batches import Recipe, Unusable, check, fitted_views, make_batch
 from ._index import Index, check_frames, check_scenes, read_index
-from ._pointmaps import Lessons, Missing, Shelf, Stale, Untaught
+from ._pointmaps import (
+    CacheKey,
+    CacheReader,
+    MissingPointmaps,
+    PointmapCache,
+    SkippedScene,
+    StalePointmaps,
+)
 from ._sampling import Frames
-from ._windows import Snapped
+from ._windows import Snapped, Windows
 
 log = logging.getLogger(__name__)
 
-DRAWS = 50  # of frames of a scene, until a window of the teacher holds them apart
+DRAWS = 50  # of frames of a scene, until a window of the teacher contains them
 
 
 class ChunkDataset:
@@ -73,17 +81,36 @@ class ChunkDataset:
             self._prepare()
         return read_split(self.root / name)
 
-    def taught(self, lessons: Lessons) -> "ChunkDataset":
-        """The same dataset, whose training examples bring a teacher's pointmaps."""
-        recipe = replace(self.recipe, lessons=lessons)
+    def pointmap_cache(
+        self, teacher: Teacher, folder: str, windows: Windows, required: bool = True
+    ) -> PointmapCache:
+        """The cache of a teacher's pointmaps of this dataset in `folder`.
+
+        A relative folder is beside the splits, in the root of the dataset.
+        """
+        recipe = self.recipe
+        fit = "scaled and cut" if recipe.resize else "cut"
+        if teacher.posed:
+            fit += ", exact principal points" if recipe.exact else ", published principal points"
+        key = CacheKey(teacher.name, teacher.revision, recipe.size, fit, windows)
+        return PointmapCache(self.root / folder / "train", key, required)
+
+    def window_views(self, scene: ChunkScene, frames: tuple[int, ...]) -> Views:
+        """Frames of a scene as a teacher sees them; raises Unusable where training skips it."""
+        check(scene, self.recipe)
+        return fitted_views(scene, frames, self.recipe)
+
+    def with_pointmaps(self, cache: PointmapCache) -> "ChunkDataset":
+        """The same dataset, whose training examples have a teacher's pointmaps."""
+        recipe = replace(self.recipe, pointmaps=cache)
         return ChunkDataset(str(self.root), recipe, self._index, self._prepare, self.scale_near)
 
-    def check_lessons(self) -> None:
-        """Opens every file of required pointmaps, so that one that is missing is told at once."""
-        lessons = self.recipe.lessons
-        if lessons is not None and lessons.required:
+    def check_pointmaps(self) -> None:
+        """Opens every file of required pointmaps, so that a missing one is an error at once."""
+        cache = self.recipe.pointmaps
+        if cache is not None and cache.required:
             split = self.split("train")
-            lessons.check([split.folder / chunk for chunk in split.keys])
+            cache.check([split.folder / chunk for chunk in split.keys])
 
     def evaluation(self, limit: int | None = None) -> "EvaluationStream":
         """One Batch, with a batch axis of 1, for each of the first `limit` scenes of the index.
@@ -129,7 +156,7 @@ class TrainingStream(IterableDataset[Batch]):
             yield self._example(order, item, loader, skipped)
             item += 1
             if item % order.share == 0 and skipped:
-                log.info("%s, shard %d: passed over %s", self.split.folder, role, dict(skipped))
+                log.info("%s, shard %d: skipped %s", self.split.folder, role, dict(skipped))
                 skipped.clear()
 
     def _example(
@@ -150,37 +177,37 @@ class TrainingStream(IterableDataset[Batch]):
             if torch.rand((), generator=generator) < self.recipe.flip:
                 batch = flip(batch)
             return batch
-        raise none_usable(self.split, reasons)
+        raise no_usable_scene(self.split, reasons)
 
     def _frames(self, scene: ChunkScene, generator: torch.Generator) -> Frames | Snapped:
-        """Frames of an example, drawn until a window of the teacher, if there is any, fits."""
-        lessons = self.recipe.lessons
+        """Frames of an example; with a cache, drawn until a window of the teacher contains them."""
+        cache = self.recipe.pointmaps
         for _ in range(DRAWS):
             frames = self.recipe.sampler(scene.c2w[:, :3, 3], int(self.step), generator)
             if frames is None:
                 raise Unusable("too few frames for the gap")
-            if lessons is None:
+            if cache is None:
                 return frames
-            snapped = lessons.identity.windows.snap(frames, len(scene))
+            snapped = cache.key.windows.snap(frames, len(scene))
             if snapped is not None:
                 return snapped
         raise Unusable(
-            "context views that no window of the teacher holds apart (those far from each "
-            "other want more teacher.windows.frames or a smaller dataset.max_gap, those close "
-            "together a smaller teacher.windows.every)"
+            "no teacher window contains the context views as distinct frames (if they are far "
+            "apart, raise teacher.windows.frames or lower dataset.max_gap; if they are close, "
+            "lower teacher.windows.every)"
         )
 
     def _batch(self, scene: ChunkScene, frames: Frames | Snapped, loader: "_Loader") -> Batch:
         if isinstance(frames, Frames):
             return make_batch(scene, frames, self.recipe)
-        lessons, snapped = self.recipe.lessons, frames
-        assert lessons is not None
+        cache, snapped = self.recipe.pointmaps, frames
+        assert cache is not None
         try:
-            pointmap = loader.pointmap(lessons, scene.key, snapped)
-        except Untaught as reason:
+            pointmap = loader.pointmap(cache, scene.key, snapped)
+        except SkippedScene as reason:
             raise Unusable(str(reason)) from reason
-        except (Missing, Stale):
-            if lessons.required:
+        except (MissingPointmaps, StalePointmaps):
+            if cache.required:
                 raise
             pointmap = None
         return make_batch(scene, snapped.frames, self.recipe, pointmap)
@@ -220,12 +247,12 @@ class EvaluationStream(IterableDataset[Batch]):
                 raise UserError(
                     f"scene {key!r} of {self.split.folder / chunk} has {reason}",
                     "every scene of the evaluation index whole",
-                    "mend the data or leave the scene out of the index",
+                    "repair the data or leave the scene out of the index",
                 ) from reason
         if skipped:
-            log.info("%s: passed over %s", self.split.folder, dict(skipped))
+            log.info("%s: skipped %s", self.split.folder, dict(skipped))
         if skipped.total() == len(self.order):
-            raise none_usable(self.split, skipped)
+            raise no_usable_scene(self.split, skipped)
 
 
 def pair(values: list[int], name: str) -> tuple[int, int]:
@@ -244,7 +271,7 @@ class _Loader:
         self.split = split
         self.name: str | None = None
         self.chunk = Chunk()
-        self.shelf: Shelf | None = None
+        self.reader: CacheReader | None = None
 
     def scene(self, chunk: str, key: str) -> ChunkScene:
         if chunk != self.name:
@@ -253,12 +280,12 @@ class _Loader:
             raise Unusable(self.chunk.faults[key])
         return self.chunk.scenes[key]
 
-    def pointmap(self, lessons: Lessons, key: str, snapped: Snapped) -> Pointmap:
+    def pointmap(self, cache: PointmapCache, key: str, snapped: Snapped) -> Pointmap:
         """A teacher's pointmap of a scene of the chunk read last."""
         assert self.name is not None
-        if self.shelf is None:
-            self.shelf = lessons.shelf()
-        return self.shelf.read(self.split.folder / self.name, key, snapped)
+        if self.reader is None:
+            self.reader = cache.reader()
+        return self.reader.read(self.split.folder / self.name, key, snapped)
 
 
 class _Order:
@@ -299,7 +326,7 @@ class _Order:
 
 
 def rank_of_ranks() -> tuple[int, int]:
-    """(rank, number of ranks) of this process; UserError where torchrun's variables are none."""
+    """(rank, number of ranks) of this process; UserError where torchrun's variables are invalid."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
@@ -323,11 +350,11 @@ def _generator(*words: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
-def none_usable(split: Split, reasons: Counter[str]) -> UserError:
-    """Of a split all of whose scenes were passed over: why, and how many for each reason."""
-    told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+def no_usable_scene(split: Split, reasons: Counter[str]) -> UserError:
+    """The error of a split all of whose scenes are skipped: how many for each reason."""
+    counts = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     return UserError(
-        f"not one scene of {split.folder} can be used: {told}",
+        f"not one scene of {split.folder} can be used: {counts}",
         "at least one",
         "look at the data with `pmsplat data info`, or choose other gaps",
     )

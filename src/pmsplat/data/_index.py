@@ -36,12 +36,12 @@ def read_index(path: str | Path) -> Index:
     try:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise _malformed(path, f"it is not JSON ({error})") from error
+        raise _malformed_error(path, f"it is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise _malformed(path, "it is not a JSON object")
+        raise _malformed_error(path, "it is not a JSON object")
     index = {key: _frames(entry, key, path) for key, entry in content.items() if entry is not None}
     if not index:
-        raise _malformed(path, "it holds no scene that is not null")
+        raise _malformed_error(path, "it holds no scene that is not null")
     if len(index) < len(content):
         log.info("%s: %d of %d scenes are null", path, len(content) - len(index), len(content))
     return index
@@ -71,11 +71,11 @@ def check_scenes(index: Index, split: Split, path: str | Path) -> None:
 
 
 def check_frames(frames: Frames, count: int, key: str) -> None:
-    """Raises UserError where a scene has not all the frames that are asked of it."""
+    """Raises UserError where a scene lacks a frame that the index names."""
     beyond = [i for i in (*frames.context, *frames.target) if not 0 <= i < count]
     if beyond:
         raise UserError(
-            f"the evaluation index asks for frame {beyond[0]} of scene {key!r}",
+            f"the evaluation index names frame {beyond[0]} of scene {key!r}",
             f"a frame from 0 to {count - 1}",
             "use the index that belongs to this data, or write one with `pmsplat data index`",
         )
@@ -124,7 +124,7 @@ def make_outside_index(
             f"{targets} targets among {beyond} frames before and {beyond} after {views} context "
             f"views {gap} frames apart",
             "room for all of them",
-            "ask for fewer views, or for more frames",
+            "use fewer views, or more frames",
         )
     if start is not None and start < beyond:
         raise UserError(
@@ -152,7 +152,9 @@ def make_outside_index(
 def _context(left: int, gap: int, views: int) -> tuple[int, ...]:
     """So many frames, evenly from `left` to `left` + `gap`; UserError for fewer than two."""
     if views < 2:
-        raise UserError(f"{views} context views", "two or more", "ask for more with --context")
+        raise UserError(
+            f"{views} context views", "two or more", "raise the number of context views"
+        )
     return tuple(left + round(gap * i / (views - 1)) for i in range(views))
 
 
@@ -164,7 +166,7 @@ def _between(context: tuple[int, ...], targets: int) -> tuple[int, ...]:
         raise UserError(
             f"a gap of {right - left} frames for {len(context)} context and {targets} target views",
             "room for all of them",
-            f"ask for a gap of at least {len(context) + targets - 1}",
+            f"use a gap of at least {len(context) + targets - 1}",
         )
     return tuple(frames[int((i + 0.5) * len(frames) / targets)] for i in range(targets))
 
@@ -176,7 +178,7 @@ def _some(index: Index, frames: int, lengths: dict[str, int]) -> Index:
             f"no scene has more than {frames} frames, the longest "
             f"{max(lengths.values(), default=0)}",
             "longer scenes",
-            "ask for a smaller gap",
+            "use a smaller gap",
         )
     return index
 
@@ -186,12 +188,12 @@ def _frames(entry: Any, key: str, path: Path) -> Frames:
     for name in ("context", "target"):
         numbers = entry.get(name) if isinstance(entry, dict) else None
         if not isinstance(numbers, list) or not numbers or not all(type(i) is int for i in numbers):
-            raise _malformed(path, f"scene {key!r} has no list {name!r} of frame numbers")
+            raise _malformed_error(path, f"scene {key!r} has no list {name!r} of frame numbers")
         chosen.append(tuple(numbers))
     return Frames(*chosen)
 
 
-def _malformed(path: Path, what: str) -> UserError:
+def _malformed_error(path: Path, what: str) -> UserError:
     return UserError(
         f"{path} is no evaluation index: {what}",
         '{scene: {"context": [...], "target": [...]} or null}',

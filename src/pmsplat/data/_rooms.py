@@ -2,7 +2,7 @@
 
 Arrays are numpy float32. World axes as OpenCV's: x right, y down (the floor is y = 0, the ceiling
 above it negative), z forward; units are metres. Surfaces are Lambertian, lit once by one lamp:
-the colour of a point is the same from everywhere, up to the fading of detail finer than a pixel.
+the color of a point is the same from everywhere, up to the fading of detail finer than a pixel.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Texture:
-    """Two colours in a pattern of stripes or checks, under bent waves of many frequencies."""
+    """Two colors in a pattern of stripes or checks, under bent waves of many frequencies."""
 
     colors: Float[np.ndarray, "2 3"]
     pattern: Float[np.ndarray, "2 2"]  # wave vectors in cycles per metre; the second 0 for stripes
@@ -144,7 +144,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Every frame of a scene: 8-bit colour, and the exact z at each pixel's centre."""
+    """Every frame of a scene: 8-bit color, and the exact z at each pixel's center."""
 
     images: UInt8[np.ndarray, "frame height width 3"]
     depth: Float[np.ndarray, "frame height width"]
@@ -192,7 +192,7 @@ def walk(rng: np.random.Generator, extent: np.ndarray, frames: int, aspect: floa
 
 
 def trace(room: Room, path: Path, size: tuple[int, int]) -> Pictures:
-    """Every frame of the path, each pixel's colour and z along the ray through its centre."""
+    """Every frame of the path, each pixel's color and z along the ray through its center."""
     directions = camera.rays(path.c2w, path.K, *size).flatten(1, 2)
     rays = Rays(
         origin=path.c2w[:, :3, 3].T[..., None].contiguous().numpy(),
@@ -218,7 +218,7 @@ def trace(room: Room, path: Path, size: tuple[int, int]) -> Pictures:
 
 
 def _shade(room: Room, surface: Surface, points: Points) -> Points:
-    """The lit colour of points; light falls off from the lamp and casts no shadow."""
+    """The lit color of points; light falls off from the lamp and casts no shadow."""
     to_lamp = room.lamp[:, None] - points
     squared = (to_lamp**2).sum(axis=0)
     slope = np.maximum((surface.normal * to_lamp).sum(axis=0), 0) / np.sqrt(squared)

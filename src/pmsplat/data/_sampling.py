@@ -27,7 +27,7 @@ class Frames:
 
 
 class Sampler(Protocol):
-    """Chooses frames of a scene from its camera centres; None where the scene is too short."""
+    """Chooses frames of a scene from its camera centers; None where the scene is too short."""
 
     def __call__(
         self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
@@ -58,9 +58,9 @@ class Gap:
 
     def at(self, step: int) -> tuple[int, int]:
         """(shortest, longest), both inclusive, at a training step."""
-        return self._scheduled(self.shortest, step), self._scheduled(self.longest, step)
+        return self._interpolate(self.shortest, step), self._interpolate(self.longest, step)
 
-    def _scheduled(self, ends: tuple[int, int], step: int) -> int:
+    def _interpolate(self, ends: tuple[int, int], step: int) -> int:
         initial, final = ends
         if step >= self.warm_up:
             return final
@@ -99,7 +99,7 @@ class Spread:
     """A random number of context views, spread over the camera path between two ends.
 
     The gap shrinks with fewer views (divided by most // views). Of more than two views all are
-    chosen by farthest point sampling of the camera centres between the ends. Targets are drawn
+    chosen by farthest point sampling of the camera centers between the ends. Targets are drawn
     from there, and from the `extrapolate` frames before and after as far as the scene goes, without
     replacement; where there are too few frames some come again.
     """
@@ -151,7 +151,7 @@ class Spread:
 
 
 def farthest_points(points: Float[Tensor, "point 3"], count: int) -> list[int]:
-    """`count` indices, each the point farthest from those before; the first from the barycentre."""
+    """`count` indices, each the point farthest from those before; the first from the barycenter."""
     distance = (points - points.mean(dim=0)).norm(dim=-1)
     chosen = [int(distance.argmax())]
     distance = torch.full_like(distance, torch.inf)

@@ -22,7 +22,9 @@ class Windows:
         for name, low in (("frames", 2), ("every", 1), ("hop", 1)):
             if getattr(self, name) < low:
                 raise UserError(
-                    f"teacher.windows.{name}={getattr(self, name)}", f"at least {low}", "mend it"
+                    f"teacher.windows.{name}={getattr(self, name)}",
+                    f"at least {low}",
+                    f"the default is {getattr(Windows, name)}",
                 )
         if self.hop > self.frames:
             raise UserError(

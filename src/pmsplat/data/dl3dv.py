@@ -35,7 +35,7 @@ class Config:
     flip: float = 0.5
     """Probability that a training example is mirrored."""
     exact_crop: bool = False
-    """Move the principal point with the crop; the published code leaves it at the centre."""
+    """Move the principal point with the crop; the published code leaves it at the center."""
 
 
 def build(cfg: Config) -> ChunkDataset:

@@ -20,7 +20,7 @@ class Config:
     index: str | None = None
     """Evaluation index, a JSON file (`pmsplat data index`)."""
     size: list[int] = field(default_factory=lambda: [256, 256])
-    """Height and width; photos are scaled to cover it and cut around the centre."""
+    """Height and width; photos are scaled to cover it and cut around the center."""
     near: float | None = None
     far: float | None = None
     """Depth range in scene units; None: what each scene carries."""

@@ -15,7 +15,7 @@ class Config:
     index: str | None = None
     """Evaluation index, a JSON file."""
     size: list[int] = field(default_factory=lambda: [256, 256])
-    """Height and width; photos are scaled to cover it and cut around the centre."""
+    """Height and width; photos are scaled to cover it and cut around the center."""
     near: float = 0.5
     far: float = 100.0
     target_views: int = 4
@@ -29,7 +29,7 @@ class Config:
     flip: float = 0.5
     """Probability that a training example is mirrored."""
     exact_crop: bool = False
-    """Move the principal point with the crop; the published code leaves it at the centre."""
+    """Move the principal point with the crop; the published code leaves it at the center."""
 
 
 def build(cfg: Config) -> ChunkDataset:

@@ -1,6 +1,6 @@
-"""What no network should lose against: the nearest photo, and a plane sweep without learning.
+"""Baselines without learning: the nearest photo, and a plane sweep.
 
-Both look at the context only, and both stand where a model stands in `protocol.evaluate`.
+Both use the context views only, and can take the place of a model in `protocol.evaluate`.
 """
 
 import math
@@ -18,17 +18,17 @@ from ..geometry import camera, se3, sh, sweep
 from ..render import rasterize
 from ..types import Batch, Gaussians, Prediction, Rendering, StepOutput, Views
 
-PLANES_AT_ONCE = 16  # bounds the memory of a sweep
-NO_MATCH = 4.0  # a best cost so many times the median one of its image is no match
+PLANES_AT_ONCE = 16  # planes held in memory at once
+NO_MATCH = 4.0  # largest best cost of a match, in medians of the image's best costs
 FOOTPRINT = 0.2  # standard deviation of a pixel's Gaussian, in pixels
 
 
 def nearest_view(batch: Batch) -> StepOutput:
-    """Every target is answered with the context photo taken from nearest to it.
+    """Renders every target as the context photo with the nearest pose.
 
-    Near means: how far a point at middle depth moves across the image, by the turn between the
-    viewing directions plus the distance of the centres. There is no prediction; alpha is 1, depth
-    is 0 (none).
+    The distance of two poses is the angle between their viewing directions, plus the angle by which
+    the distance of their centres moves a point at middle depth. There is no prediction; alpha is 1
+    and depth 0 (none).
     """
     context, target = batch.context.cameras, batch.target.cameras
     middle = 0.5 * (1 / context.near + 1 / context.far)[:, None]  # of inverse depth
@@ -42,12 +42,12 @@ def nearest_view(batch: Batch) -> StepOutput:
 
 
 def plane_sweep(batch: Batch, planes: int = 64, window: int = 7) -> StepOutput:
-    """Depth of least photometric cost over inverse-depth planes, drawn as one splat per pixel.
+    """Predicts depth of least photometric cost over inverse-depth planes, and one splat per pixel.
 
     Collins, "A Space-Sweep Approach to True Multi-Image Matching", CVPR 1996; the cost of a plane
-    is the squared colour difference averaged over a window, and over the better half of the other
+    is the squared colour difference, averaged over a window and over the better half of the other
     views that see the point (Kang et al., "Handling Occlusions in Dense Multi-view Stereo", 2001).
-    A pixel without a match, because no other view sees it, takes the depth of the nearest with one.
+    A pixel without a match (no other view sees it) gets the depth of the nearest pixel with one.
     """
     depth = sweep_depth(batch.context, planes, window)
     gaussians = pixel_splats(batch.context, depth)
@@ -59,7 +59,7 @@ def plane_sweep(batch: Batch, planes: int = 64, window: int = 7) -> StepOutput:
 def sweep_depth(
     views: Views, planes: int = 64, window: int = 7
 ) -> Float[Tensor, "batch view height width"]:
-    """z of the best plane for every pixel of every view; near and far are each view's own."""
+    """Returns z of the best plane of every pixel; each view has planes between its near and far."""
     cameras = views.cameras
     depths = []
     for reference in range(views.images.shape[1]):
@@ -69,14 +69,14 @@ def sweep_depth(
         )
         costs = torch.cat(
             [
-                _costs(views, reference, others, some, window)
-                for some in inv_depth.split(PLANES_AT_ONCE, dim=1)
+                _costs(views, reference, others, part, window)
+                for part in inv_depth.split(PLANES_AT_ONCE, dim=1)
             ],
             dim=1,
         )
         best, plane = costs.min(dim=1)
         depth = 1 / torch.take_along_dim(inv_depth[..., None, None], plane[:, None], dim=1)[:, 0]
-        depths.append(_fill(depth, _matched(best)))
+        depths.append(_fill(depth, _find_matches(best)))
     return torch.stack(depths, dim=1)
 
 
@@ -87,7 +87,8 @@ def _costs(
     inv_depth: Float[Tensor, "batch plane"],
     window: int,
 ) -> Float[Tensor, "batch plane height width"]:
-    """The cost of some planes for one view against all others; infinite where none sees it."""
+    """Returns costs of some planes for one view; infinite where no other view sees the point."""
+    # Project the planes into the other views, and sample those.
     height, width = views.size
     cameras, images = views.cameras, views.images
     K = camera.K_px(cameras.K, height, width)
@@ -100,8 +101,9 @@ def _costs(
     source = rearrange(images[:, others], "b v c h w -> (b v) c h w")
     warped = grid_sample(source, grid.clamp(-2, 2), align_corners=False, padding_mode="border")
     warped = rearrange(warped, "(b v) c (d h) w -> b v d c h w", v=len(others), h=height)
+    # Average the error over the window, then over the better half of the views that see the point.
     error = (warped - images[:, reference, None, None]).square().mean(dim=3) * seen
-    cost = _windowed(error, window) / _windowed(seen.to(error), window).clamp_min(1e-6)
+    cost = _average(error, window) / _average(seen.to(error), window).clamp_min(1e-6)
     cost = torch.where(seen, cost, torch.inf)
     kept = cost.sort(dim=1).values[:, : math.ceil(len(others) / 2)]
     visible = kept.isfinite()
@@ -110,14 +112,14 @@ def _costs(
     return torch.where(count > 0, total / count.clamp_min(1), torch.inf)
 
 
-def _matched(cost: Float[Tensor, "batch height width"]) -> Bool[Tensor, "batch height width"]:
-    """Where the best plane is a match: its cost is not far above what the image has elsewhere."""
+def _find_matches(cost: Float[Tensor, "batch height width"]) -> Bool[Tensor, "batch height width"]:
+    """Returns where the best cost is at most NO_MATCH times its median in the image."""
     known = torch.where(cost.isfinite(), cost, torch.nan).flatten(1)
     return cost <= NO_MATCH * known.nanmedian(dim=1).values[:, None, None]
 
 
-def _windowed(values: Float[Tensor, "b v d h w"], window: int) -> Float[Tensor, "b v d h w"]:
-    """The mean over a square window (over what lies inside the image, at its border)."""
+def _average(values: Float[Tensor, "b v d h w"], window: int) -> Float[Tensor, "b v d h w"]:
+    """Returns means over a square window, at borders over the part inside the image."""
     flat = values.flatten(0, 2)[:, None]
     pooled = avg_pool2d(flat, window, 1, window // 2, count_include_pad=False)
     return pooled[:, 0].reshape(values.shape)
@@ -126,7 +128,7 @@ def _windowed(values: Float[Tensor, "b v d h w"], window: int) -> Float[Tensor, 
 def _fill(
     depth: Float[Tensor, "batch height width"], known: Bool[Tensor, "batch height width"]
 ) -> Float[Tensor, "batch height width"]:
-    """Unknown pixels take the value of the nearest known one of their image, if there is any."""
+    """Fills unknown pixels with the nearest known value of their image, if there is any."""
     filled = depth.clone()
     for image, mask in zip(filled, known, strict=True):
         if mask.any() and not mask.all():
@@ -138,7 +140,7 @@ def _fill(
 
 
 def pixel_splats(views: Views, depth: Float[Tensor, "batch view height width"]) -> Gaussians:
-    """One opaque round Gaussian per pixel, at its depth, of its colour and about its size."""
+    """Returns one opaque, round Gaussian per pixel, of its depth and colour and about its size."""
     means = camera.unproject_depth(depth, views.cameras.c2w, views.cameras.K)
     focal = (views.cameras.K[..., 0, 0] * views.size[1]) * (
         views.cameras.K[..., 1, 1] * views.size[0]

@@ -1,6 +1,6 @@
-"""How far a depth map is from the truth.
+"""Errors of depth maps.
 
-The measures of Eigen et al., "Depth Map Prediction from a Single Image using a Multi-Scale Deep
+The metrics of Eigen et al., "Depth Map Prediction from a Single Image using a Multi-Scale Deep
 Network", NeurIPS 2014.
 """
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DepthMetrics:
-    """Means over the pixels that count.
+    """Means over the counted pixels.
 
     `abs_rel` is |pred - truth| / truth; `rmse` is in scene units; `delta1` is the share of pixels
-    with max(pred / truth, truth / pred) < 1.25; `pixels` is how many counted.
+    with max(pred / truth, truth / pred) < 1.25; `pixels` is the number of counted pixels.
     """
 
     abs_rel: float
@@ -30,10 +30,10 @@ def depth_metrics(
     truth: Float[Tensor, "*shape"],
     mask: Bool[Tensor, "*shape"] | None = None,
 ) -> DepthMetrics:
-    """Compares z-depths wherever the truth is known (> 0) and the mask, if any, is set.
+    """Compares z-depths where the truth is known (> 0) and the mask, if given, is True.
 
-    No alignment is made. Where the prediction is 0 (none) it counts as it stands: abs_rel 1, not
-    within delta1. All measures are NaN where no pixel counts.
+    Depths are not aligned. A prediction of 0 (none) counts with abs_rel 1 and as outside delta1.
+    All metrics are NaN if no pixel counts.
     """
     counts = truth > 0 if mask is None else (truth > 0) & mask
     got, true = depth.detach()[counts].double(), truth[counts].double()
@@ -51,10 +51,10 @@ def median_scale(
     truth: Float[Tensor, "*shape"],
     mask: Bool[Tensor, "*shape"] | None = None,
 ) -> float:
-    """The factor that brings the prediction's median to the truth's, where both are known.
+    """Returns the factor that maps the prediction's median to the truth's, where both are known.
 
-    For predictions without a scale of their own: `depth_metrics(depth * median_scale(...), ...)`.
-    NaN where no pixel counts.
+    For predictions of unknown scale: `depth_metrics(depth * median_scale(...), ...)`. NaN if no
+    pixel counts.
     """
     counts = (truth > 0) & (depth > 0)
     counts = counts if mask is None else counts & mask

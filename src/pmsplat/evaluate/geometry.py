@@ -1,8 +1,8 @@
-"""How far a predicted surface is from the true one: points, normals, and what happens at edges.
+"""Errors of a predicted surface: of its points, of its normals, and at depth edges.
 
-Clouds are compared as in Aanæs et al., "Large-Scale Data for Multiple-View Stereopsis", IJCV 2016
-(DTU), both ways, without its thinning and without its cap on distances; normals by their cosine, as
-in Mescheder et al., "Occupancy Networks", CVPR 2019, but pixel by pixel. A depth discontinuity is
+Point clouds are compared in both directions as in Aanæs et al., "Large-Scale Data for Multiple-View
+Stereopsis", IJCV 2016 (DTU), but without subsampling and without a cap on distances; normals by
+cosine as in Mescheder et al., "Occupancy Networks", CVPR 2019, but per pixel. A discontinuity is
 the occluding contour of Bochkovskii et al., "Depth Pro", 2024 (arXiv 2410.02073): two neighbouring
 pixels whose depths differ by more than a factor. Flying points are defined in `edge_metrics`.
 """
@@ -18,18 +18,18 @@ from ..geometry import camera
 from ..kernels import neighbors
 from ..types import Prediction, Views
 
-JUMP = 0.1  # neighbouring depths that differ by a larger share of the nearer are an edge
-WITHIN = 2  # pixels from an edge that still count as near it
-TOLERANCE = 0.03  # a depth farther than this share of it from every surface nearby flies
+JUMP = 0.1  # least difference of neighbouring depths at an edge, as a share of the nearer depth
+WITHIN = 2  # pixels up to which a point is near an edge
+TOLERANCE = 0.03  # least distance of a flying point from surfaces nearby, as a share of their depth
 
 
 @dataclass(frozen=True)
 class CloudMetrics:
     """Distances from point to nearest point: means and medians, in scene units.
 
-    `accuracy` is from the predicted points to the true ones, `completeness` the other way,
-    `chamfer` the mean of both; `_rel` is the mean of distances divided by the true depth there (of
-    the true point, in the view that shows it). `points` and `true_points` say how many counted.
+    `accuracy` is measured from predicted to true points, `completeness` from true to predicted
+    points; `chamfer` is the mean of both. `_rel` is the mean of distances divided by the depth of
+    the true point in its own view. `points` and `true_points` are the numbers of counted points.
     """
 
     accuracy: float
@@ -47,10 +47,10 @@ class CloudMetrics:
 
 @dataclass(frozen=True)
 class EdgeMetrics:
-    """What a depth map does near the discontinuities of the true one.
+    """Errors of a depth map near discontinuities of the true one.
 
-    `edge_abs_rel` is the mean of |pred - truth| / truth, `flying` the share of flying points, both
-    over the `edge_points` pixels that count.
+    `edge_abs_rel` is the mean of |pred - truth| / truth and `flying` the share of flying points,
+    both over the `edge_points` counted pixels.
     """
 
     edge_abs_rel: float
@@ -60,18 +60,18 @@ class EdgeMetrics:
 
 @dataclass(frozen=True)
 class NormalMetrics:
-    """`normals` is the mean cosine between the normals, over the `normal_points` that have both."""
+    """`normals` is the mean cosine between normals, over the `normal_points` pixels with both."""
 
     normals: float
     normal_points: int
 
 
 def geometry_metrics(views: Views, prediction: Prediction) -> dict[str, float]:
-    """All of the measures below, by name; `views` know some depth, `prediction` has one.
+    """Returns all metrics below by name; `views` and `prediction` must have depth.
 
-    The predicted cloud is the centres of the Gaussians where there is one for each pixel, else the
-    depth unprojected. Nothing is aligned. Measures that no pixel counts for are left out; there are
-    none at all where no depth is known.
+    The predicted cloud are the centres of the Gaussians if there is one per pixel, else the
+    unprojected depth. Nothing is aligned. Metrics without counted pixels are left out; the result
+    is empty if no true depth is known.
     """
     assert views.depth is not None
     depth, truth, K = prediction.depths[-1].detach(), views.depth, views.cameras.K
@@ -86,7 +86,7 @@ def geometry_metrics(views: Views, prediction: Prediction) -> dict[str, float]:
 def predicted_points(
     views: Views, prediction: Prediction
 ) -> Float[Tensor, "batch view height width 3"]:
-    """Where the answer puts each pixel of the views, in the world; without gradient."""
+    """Returns the predicted world point of each pixel, without gradient."""
     depth = prediction.depths[-1].detach()
     for gaussians in prediction.gaussians[-1:]:
         means = gaussians.means.detach()
@@ -100,11 +100,11 @@ def cloud_metrics(
     views: Views,
     known: Bool[Tensor, "batch view height width"] | None = None,
 ) -> CloudMetrics:
-    """Compares world points, a map of them for each view, with those of the views' depth.
+    """Compares maps of world points, one per view, with the unprojected depth of the views.
 
-    Where the true depth is 0 (unknown) there is no true point, and the point predicted for that
-    pixel does not count in `accuracy`, though it may be the nearest to a true one. `known` is where
-    there is a prediction. NaN where nothing counts on either side.
+    Where the true depth is 0 (unknown) there is no true point, and the predicted point does not
+    count in `accuracy`, but can be the nearest to a true point. `known` is True where there is a
+    prediction. All is NaN if no pixel has both.
     """
     truth = views.depth
     assert truth is not None
@@ -114,10 +114,12 @@ def cloud_metrics(
     if not counts.any():
         nan = float("nan")
         return CloudMetrics(*[nan] * 9, points=0, true_points=int(seen.sum()))
+    # Unproject the truth; small coordinates keep their digits in float32, so centre both clouds.
     true_points = camera.unproject_depth(truth, views.cameras.c2w, views.cameras.K)
-    middle = true_points[seen].mean(dim=0)  # small coordinates keep their digits in float32
+    middle = true_points[seen].mean(dim=0)
     ours = torch.where(known[..., None], points.detach() - middle, 0)
     true_points = true_points - middle
+    # Find nearest points in both directions.
     to_truth, at = _distances(ours, true_points, seen)
     to_ours, _ = _distances(true_points, ours, known)
     accuracy, completeness = to_truth[counts], to_ours[seen]
@@ -147,14 +149,14 @@ def edge_metrics(
     jump: float = JUMP,
     tolerance: float = TOLERANCE,
 ) -> EdgeMetrics:
-    """Error and flying points within some pixels of the discontinuities of the true depth.
+    """Measures the error and the share of flying points near discontinuities of the true depth.
 
-    The pixels that count have known true depth and lie at most `within` columns and rows from a
-    discontinuity (see `discontinuities`). A point flies where its depth lies strictly between the
-    least and the greatest true depth of the square of `within` + 1 pixels around it, and differs
-    from every true depth in that square by more than `tolerance` of it: in the air between two
-    surfaces, however the edge itself may have moved. A prediction of 0 (none) does not fly. NaN
-    where there is no discontinuity.
+    Counted pixels have known true depth and lie at most `within` columns and rows from a
+    discontinuity (see `discontinuities`). A point is flying, i.e. in the air between two surfaces,
+    if its depth lies strictly between the least and the greatest true depth within `within` + 1
+    columns and rows, and differs from each true depth there by more than `tolerance` of it. A
+    shifted edge does not make points fly, nor does a prediction of 0 (none). NaN if there is no
+    discontinuity.
     """
     edges = near_edges(depth, truth, within, jump, tolerance)
     error = (depth - truth).abs() / truth
@@ -167,7 +169,7 @@ def edge_metrics(
 
 @dataclass(frozen=True)
 class Edges:
-    """The pixels near a discontinuity, and those of them whose point flies."""
+    """The pixels near a discontinuity, and those among them with a flying point."""
 
     band: Bool[Tensor, "*batch height width"]
     flying: Bool[Tensor, "*batch height width"]
@@ -180,8 +182,8 @@ def near_edges(
     jump: float = JUMP,
     tolerance: float = TOLERANCE,
 ) -> Edges:
-    """The pixels that `edge_metrics` counts, and the flying points among them."""
-    band = _widened(discontinuities(truth, jump), within) & (truth > 0)
+    """Returns the pixels that `edge_metrics` counts, and the flying points among them."""
+    band = _dilate(discontinuities(truth, jump), within) & (truth > 0)
     nearest, least, greatest = _surroundings(depth, truth, within + 1)
     return Edges(band, band & (depth > least) & (depth < greatest) & (nearest > tolerance))
 
@@ -191,15 +193,15 @@ def normal_metrics(
     truth: Float[Tensor, "*batch height width"],
     K: Float[Tensor, "*batch 3 3"],
 ) -> NormalMetrics:
-    """Compares the normals of two depth maps, both turned towards the camera: 1 is equal.
+    """Compares the normals of two depth maps, both facing the camera: 1 means equal.
 
-    Counted where both have one (the pixel and its neighbours left, right, above and below known, as
-    far as the image goes), except at discontinuities of the true depth and beside them, where no
-    surface is. NaN where none counts.
+    Pixels count where both maps have a normal, i.e. where the depth of the pixel and of its up to
+    four neighbours is known, except at discontinuities of the true depth and next to them. NaN if
+    no pixel counts.
     """
     ours, true = camera.normals(depth, K), camera.normals(truth, K)
     has_both = (ours != 0).any(dim=-1) & (true != 0).any(dim=-1)
-    counts = has_both & ~_widened(discontinuities(truth), 1)
+    counts = has_both & ~_dilate(discontinuities(truth), 1)
     cosines = (ours * true).sum(dim=-1)[counts]
     return NormalMetrics(cosines.double().mean().item(), int(counts.sum()))
 
@@ -207,8 +209,9 @@ def normal_metrics(
 def discontinuities(
     depth: Float[Tensor, "*batch height width"], jump: float = JUMP
 ) -> Bool[Tensor, "*batch height width"]:
-    """Pixels with a neighbour, left, right, above or below, more than 1 + `jump` times as far or as
-    near. Both must be known (> 0). A plane seen obliquely enough counts, too.
+    """Returns pixels whose depth differs by a factor above 1 + `jump` from one of four neighbours.
+
+    Both depths must be known (> 0). Planes at grazing angles can have such pixels, too.
     """
     edge = torch.zeros_like(depth, dtype=torch.bool)
     for axis in (-2, -1):
@@ -222,7 +225,7 @@ def discontinuities(
 
 
 def _distances(points: Tensor, reference: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance of every point to the nearest unmasked one of the reference, and its index."""
+    """Returns distances from points to the nearest unmasked reference points, and their indices."""
     height, width = points.shape[-3:-1]
     queries, keys = points.flatten(1, -2), reference.flatten(1, -2)
     at = neighbors.nearest(queries, keys, (height, width), mask.flatten(1))
@@ -231,15 +234,16 @@ def _distances(points: Tensor, reference: Tensor, mask: Tensor) -> tuple[Tensor,
     return distances.view(points.shape[:-1]), at.view(points.shape[:-1])
 
 
-def _widened(mask: Tensor, by: int) -> Tensor:
-    """The pixels at most so many columns and rows from a pixel of the mask."""
+def _dilate(mask: Tensor, by: int) -> Tensor:
+    """Returns the pixels at most `by` columns and rows from a pixel of the mask."""
     images = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     return max_pool2d(images, 2 * by + 1, 1, by).view(mask.shape) > 0
 
 
 def _surroundings(depth: Tensor, truth: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the known true depths in a square around each pixel: how near `depth` comes to one of
-    them, as a share of it; the least; the greatest.
+    """Compares `depth` with the known true depths in a square around each pixel.
+
+    Returns the least relative difference to one of them, the least and the greatest of them.
     """
     height, width = truth.shape[-2:]
     padded = pad(truth, (reach,) * 4)

@@ -1,4 +1,4 @@
-"""Results for people (a table) and for programs (JSON and CSV), whole or not at all."""
+"""Writes results as a table, as JSON and as CSV; files are written completely or not at all."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from rich.table import Table
 from ..io.files import write_text
 from .protocol import Result, Row
 
-# How a metric is written: heading, decimals; those without a heading are only in the files.
+# Heading and decimals of each metric; those without a heading are only written to files.
 COLUMNS = {
     "psnr": ("PSNR ↑", 2),
     "psnr_inside": ("inside ↑", 2),
@@ -44,21 +44,23 @@ GEOMETRY = {
     "edge_points": ("", 0),
 }
 Columns = Mapping[str, tuple[str, int]]
-MANY = 8
+MANY = 8  # most metrics that a table has as columns
 
 
 def table(results: Mapping[str, Result], title: str = "", columns: Columns = COLUMNS) -> Table:
-    """One line per method, one column per metric; a metric that a method lacks is a dash.
+    """Returns a table of one line per method, one column per metric; missing values are dashes.
 
-    A method that has none of them is left out, unless none has any (a copied photo has no
-    geometry). More than MANY metrics have a line each, with a column per method, so that they fit a
-    terminal.
+    With more than MANY metrics, lines and columns are exchanged, so that the table fits a terminal.
+    Methods without any of the metrics are left out (a copied photo has no geometry), unless this
+    would leave none.
     """
+    # Choose metrics and methods.
     found = {name for result in results.values() for name in result.means}
     names = [name for name, (heading, _) in columns.items() if heading and name in found]
     notes = dict.fromkeys(note for result in results.values() for note in result.notes)
     results = {k: r for k, r in results.items() if not r.means.keys().isdisjoint(names)} or results
     drawn = Table(title=title or None)
+    # With many metrics, write a line for each.
     if len(names) > MANY:
         drawn.add_column("")
         for label in results:
@@ -69,6 +71,7 @@ def table(results: Mapping[str, Result], title: str = "", columns: Columns = COL
             cells = [f"{m[name]:.{decimals}f}" if name in m else "–" for m in means]
             drawn.add_row(heading, *cells)
         return drawn
+    # Otherwise write a line for each method.
     drawn.add_column("")
     drawn.add_column("scenes", justify="right")
     for name in names:
@@ -82,14 +85,14 @@ def table(results: Mapping[str, Result], title: str = "", columns: Columns = COL
 
 
 def write_json(path: str | os.PathLike, result: Result, about: Mapping[str, Any]) -> None:
-    """The means, the notes, every scene, and what was measured, as JSON; NaN becomes null."""
+    """Writes the fields `about`, the means, the notes and every scene as JSON; NaN becomes null."""
     content = {
         **about,
-        "means": _finite(result.means),
+        "means": _to_json(result.means),
         "scenes": len(result.rows),
         "notes": list(result.notes),
         "per_scene": [
-            {"scene": row.scene, "targets": row.targets, **_finite(row.values)}
+            {"scene": row.scene, "targets": row.targets, **_to_json(row.values)}
             for row in result.rows
         ],
     }
@@ -100,12 +103,10 @@ def write_json(path: str | os.PathLike, result: Result, about: Mapping[str, Any]
 def rows_as_they_come(
     path: str | os.PathLike, columns: Columns = COLUMNS
 ) -> Iterator[Callable[[Row], None]]:
-    """A function that appends a scene to a CSV: NAME.partial.csv, renamed to `path` at the end.
+    """Yields a function that appends a scene to NAME.partial.csv, renamed to `path` at the end.
 
-    A column per metric; a metric that a scene lacks is empty.
-
-    After an interruption the partial file stays, with the scenes done so far; the next run begins
-    anew and replaces it.
+    There is one column per metric; values that a scene lacks are empty. After an interruption the
+    partial file stays, with the scenes so far; the next run starts again and replaces it.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -122,5 +123,5 @@ def rows_as_they_come(
     os.replace(partial, final)
 
 
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+def _to_json(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Wall time of parts of a run, the device waited for at both ends."""
+"""Wall time of parts of a run, with the device synchronized before and after each part."""
 
 import time
 from collections import defaultdict
@@ -10,10 +10,10 @@ import torch
 
 
 class Stopwatch:
-    """Seconds of named parts: `with watch("encode"): …`; the first `skip` of each are warm-up.
+    """Measures named parts: `with watch("encode"): …`; the first `skip` runs of each are warm-up.
 
-    Waits for `device` before and after each part, so that no time of queued CUDA work is lost or
-    booked on a later part.
+    Synchronizes with `device` before and after each part, so that queued CUDA work counts for the
+    part that launched it.
     """
 
     def __init__(self, device: torch.device | str = "cpu", skip: int = 0) -> None:
@@ -29,12 +29,12 @@ class Stopwatch:
         self.seconds[name].append(time.perf_counter() - start)
 
     def means(self) -> dict[str, float]:
-        """Mean seconds of each part after the warm-up; of all its runs where there are no more."""
+        """Returns mean seconds of each part after its warm-up, or of all its runs if few."""
         return {name: mean(run[self.skip :] or run) for name, run in self.seconds.items()}
 
     @property
     def warm_up_included(self) -> bool:
-        """Whether a part had too few runs for its mean to leave the warm-up out."""
+        """Whether the mean of some part includes its warm-up, for want of further runs."""
         return any(len(run) <= self.skip for run in self.seconds.values())
 
     def _synchronize(self) -> None:

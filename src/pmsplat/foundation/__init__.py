@@ -1,1 +1,1 @@
-"""Other people's pretrained networks, one file each."""
+"""Pretrained networks of other authors, one file each."""

@@ -1,8 +1,8 @@
 """DINOv2 as a monocular backbone: four feature maps of every image.
 
 Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", 2023; the network is
-timm's, with patches of 14 pixels and without registers. How position embeddings are resized is
-that of the authors' own code (facebookresearch/dinov2).
+timm's, with patches of 14 pixels and without registers. Position embeddings are resized as in the
+authors' code (facebookresearch/dinov2).
 """
 
 from functools import cache, partial
@@ -21,7 +21,7 @@ from ..kernels.attention import attention
 from ..kernels.linear import linear
 
 PATCH = 14
-GRID = 37  # patches per side that the position embedding was trained with
+GRID = 37  # patches per side of the trained position embedding
 TAPS = {"vits": (2, 5, 8, 11), "vitb": (2, 5, 8, 11), "vitl": (4, 11, 17, 23)}
 NAMES = {
     "vits": "vit_small_patch14_dinov2",
@@ -31,7 +31,7 @@ NAMES = {
 
 
 class _Attention(Attention):
-    """timm's attention, through our door."""
+    """timm's attention, computed by `kernels.attention`."""
 
     backend = "sdpa"
 
@@ -48,7 +48,7 @@ class _Attention(Attention):
 
 
 class _Mlp(Mlp):
-    """timm's feed-forward network, with our matrix product."""
+    """timm's feed-forward network, computed by `kernels.linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = gelu(linear(x, self.fc1.weight, self.fc1.bias))
@@ -56,12 +56,12 @@ class _Mlp(Mlp):
 
 
 @cache
-@torch.inference_mode(False)  # what is kept must be good for gradients too
+@torch.inference_mode(False)  # so that cached tensors can be used with gradients
 def _bicubic(size: int, device: torch.device) -> Float[Tensor, "{size} grid"]:
-    """The matrix that resizes one axis of the position grid to `size` patches.
+    """Returns the matrix that resizes one axis of the position grid to `size` patches.
 
-    The authors hand the *factor* (size + 0.1)/37 to the interpolation, not the size, and the
-    samples are spaced by it: trained weights expect that.
+    As in the authors' code, the interpolation gets the *factor* (size + 0.1)/37, not the size. The
+    factor determines where samples lie, and trained weights expect them there.
     """
     eye = torch.eye(GRID)[None, None]
     scale = ((size + 0.1) / GRID, 1.0)
@@ -69,16 +69,18 @@ def _bicubic(size: int, device: torch.device) -> Float[Tensor, "{size} grid"]:
 
 
 class DinoV2(nn.Module):
-    """Normalised images -> four maps [n, channel, height/14, width/14], each through the last norm.
+    """Normalised images -> four maps [n, channel, height/14, width/14], each after the final norm.
 
-    `size` is vits, vitb or vitl. Images are first resized to the multiples of 14 below their size,
-    bilinearly with aligned corners.
+    `size` is vits, vitb or vitl. Images are first resized to the largest multiples of 14 within
+    their size, bilinearly with aligned corners.
     """
 
     def __init__(self, size: str, backend: str = "sdpa") -> None:
         super().__init__()
         if size not in NAMES:
-            raise UserError(f"vit {size!r}", f"one of {', '.join(NAMES)}", "choose one of them")
+            raise UserError(
+                f"vit {size!r}", f"one of {', '.join(NAMES)}", "set `vit` to one of these"
+            )
         self.taps = TAPS[size]
         vit = timm.create_model(
             NAMES[size],
@@ -94,7 +96,7 @@ class DinoV2(nn.Module):
         self.vit = vit
 
     def position(self, height: int, width: int) -> Float[Tensor, "token channel"]:
-        """The embedding of the class token and of height x width patches, row-major."""
+        """Returns the embeddings of the class token and of height x width patches, row-major."""
         assert self.vit.pos_embed is not None
         table = self.vit.pos_embed[0]
         if (height, width) == (GRID, GRID):
@@ -123,15 +125,15 @@ class DinoV2(nn.Module):
 
 
 def released(size: str) -> dict[str, Tensor]:
-    """The released weights, by the names of the parameters of `DinoV2(size).vit`, through timm.
+    """Loads the released weights through timm, under the names of `DinoV2(size).vit`.
 
-    Raises UserError where they are not in the hub's cache and cannot be downloaded.
+    Raises UserError if they are not in the hub's cache and cannot be downloaded.
     """
     try:
         return timm.create_model(NAMES[size], pretrained=True, num_classes=0).state_dict()
-    except OSError as error:  # a hub that cannot be reached is one, too
+    except OSError as error:  # also raised if the hub cannot be reached
         raise UserError(
-            f"DINOv2's weights ({NAMES[size]}) are not here and cannot be downloaded",
-            "a connection to huggingface.co once",
-            "try again, or start from other weights or none (model.init_from=[...])",
+            f"DINOv2's weights ({NAMES[size]}) are not in the cache and cannot be downloaded",
+            "a connection to huggingface.co for the first use",
+            "connect and try again, or start from other weights or none (model.init_from=[...])",
         ) from error

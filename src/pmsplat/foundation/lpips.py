@@ -1,7 +1,7 @@
 """LPIPS: perceptual distance between images in the features of a classification network.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018,
-version 0.1 of the linear heads. Written from the paper; equal to the `lpips` package.
+version 0.1 of the linear heads. Written from the paper; gives the values of the `lpips` package.
 """
 
 import importlib.util
@@ -19,28 +19,28 @@ from torchvision import models
 from ..errors import UserError
 from ..io.weights import pretrained_folder
 
-# The activations compared: after these layers of torchvision's `features`.
+# The layers of torchvision's `features` whose outputs are compared.
 TAPS = {"vgg16": (3, 8, 15, 22, 29), "alexnet": (1, 4, 7, 9, 11)}
-HEADS = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}  # as torchmetrics names the linear heads
-# The networks want ImageNet-normalised RGB; LPIPS states it for images in [-1, 1].
+HEADS = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}  # torchmetrics' files of linear heads
+# ImageNet normalisation as LPIPS defines it, for images in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Unavailable(UserError):
-    """No weights here and none to be fetched: a metric is left out then, never made up."""
+    """Raised if weights are neither stored here nor downloadable; callers then skip the metric."""
 
 
 class LPIPS(nn.Module):
     """Perceptual distance of image pairs; frozen and always in eval mode.
 
-    Both images float RGB in [0, 1] (values outside are allowed: renderings are not clamped), any
-    size of at least 32 pixels. Gradients reach `image` alone: features of `target` carry none.
+    Images are float RGB in [0, 1], with sides of at least 32 pixels. Values outside are allowed,
+    since renderings are not clamped. Gradients flow to `image` only, not to `target`.
     """
 
     def __init__(self, net: str, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.taps = TAPS[net]
-        with torch.device("meta"):  # the architecture alone: no memory, no random numbers
+        with torch.device("meta"):  # the architecture without memory or random numbers
             self.features = getattr(models, net)(weights=None).features[: self.taps[-1] + 1]
         kept = {
             name.removeprefix("features."): tensor
@@ -58,7 +58,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "LPIPS":
-        """Stays in eval mode."""
+        """Keeps eval mode, whatever `mode` is."""
         return super().train(False)
 
     def forward(
@@ -66,11 +66,11 @@ class LPIPS(nn.Module):
         image: Float[Tensor, "image 3 height width"],
         target: Float[Tensor, "image 3 height width"],
     ) -> Float[Tensor, " image"]:
-        """The distance of each pair, 0 for equal images; computed in the precision of the input."""
+        """Returns the distance of each pair, 0 for equal images, in the precision of the input."""
         with torch.no_grad():
-            wanted = self._activations(target)
+            expected = self._activations(target)
         distance = image.new_zeros(len(image))
-        for i, (a, b) in enumerate(zip(self._activations(image), wanted, strict=True)):
+        for i, (a, b) in enumerate(zip(self._activations(image), expected, strict=True)):
             difference = (_unit(a) - _unit(b)).square().mean(dim=(2, 3))
             distance = distance + difference @ self.get_buffer(f"head{i}")
         return distance
@@ -86,24 +86,28 @@ class LPIPS(nn.Module):
 
 
 def _unit(activation: Tensor) -> Tensor:
-    """Unit length over channels; where all are zero the value and the gradient are zero."""
+    """Normalises over channels; value and gradient are zero where all channels are zero."""
     return activation / (torch.linalg.vector_norm(activation, dim=1, keepdim=True) + 1e-10)
 
 
 def load(net: str = "vgg16", path: str | os.PathLike | None = None) -> LPIPS:
-    """LPIPS over `net` ("vgg16" or "alexnet") with the published weights.
+    """Returns LPIPS over `net` ("vgg16" or "alexnet") with the published weights.
 
-    The weights are those of the file `path`, else of the file $PMSPLAT_LPIPS names, else of
-    `pretrained/lpips_NET.npz` (.npz with `features.N.weight|bias` and `linI.model.1.weight`), else
-    torchvision's (downloaded once into its cache) with the linear heads that torchmetrics ships.
-    Raises Unavailable where none can be had, UserError for a file that is no such set of weights.
+    The weights come from the file `path`, else from the file named in $PMSPLAT_LPIPS, else from
+    `pretrained/lpips_NET.npz` (arrays `features.N.weight|bias` and `linI.model.1.weight`), else
+    from torchvision (downloaded once into its cache) with the linear heads from torchmetrics.
+    Raises Unavailable if there are no weights, UserError for a file without such arrays.
     """
     if net not in TAPS:
-        raise UserError(f"LPIPS network {net!r}", f"one of {', '.join(TAPS)}", "mend the setting")
+        raise UserError(
+            f"LPIPS network {net!r}", f"one of {', '.join(TAPS)}", "set `net` to one of these"
+        )
     given = path or os.environ.get("PMSPLAT_LPIPS")
     if given and not Path(given).is_file():
         raise UserError(
-            f"no file at {given}", "LPIPS weights (.npz)", "mend the path of the weights"
+            f"no file at {given}",
+            "LPIPS weights (.npz)",
+            "correct the path or $PMSPLAT_LPIPS",
         )
     local = Path(given or pretrained_folder() / f"lpips_{net}.npz")
     return LPIPS(net, _read(local, net) if local.is_file() else _torchvision(net, local))
@@ -115,7 +119,7 @@ def _read(path: Path, net: str) -> dict[str, Tensor]:
             weights = {name: torch.from_numpy(file[name]) for name in file.files}
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is not a readable .npz", "the arrays of LPIPS", "copy the file again"
+            f"{path} is not a readable .npz", "the arrays of LPIPS", "download or copy it again"
         ) from error
     heads = [f"lin{i}.model.1.weight" for i in range(len(TAPS[net]))]
     first = weights.get("features.0.weight")
@@ -125,20 +129,20 @@ def _read(path: Path, net: str) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds no LPIPS weights of {net}",
             "arrays features.N.weight|bias and linI.model.1.weight",
-            "export them from the lpips package, or remove the file to use torchvision's",
+            "export them from the lpips package, or remove the file to use torchvision's weights",
         )
     return weights
 
 
 def _torchvision(net: str, local: Path) -> dict[str, Tensor]:
-    """torchvision's ImageNet features and the linear heads among torchmetrics' files."""
+    """Returns torchvision's ImageNet features and the linear heads from torchmetrics."""
     spec = importlib.util.find_spec("torchmetrics")
     places = spec.submodule_search_locations if spec else None
     heads = Path(next(iter(places or ["."]))) / "functional/image/lpips_models" / HEADS[net]
     missing = Unavailable(
-        f"LPIPS ({net}) has no weights here: {local} does not exist and torchvision's cannot be "
+        f"LPIPS ({net}) has no weights: {local} does not exist and torchvision's cannot be "
         f"downloaded",
-        "a network connection once, or that file",
+        "a network connection for the first use, or that file",
         "put the file there, or train without LPIPS (`~loss.lpips`)",
     )
     if not heads.is_file():

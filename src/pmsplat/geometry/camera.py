@@ -13,23 +13,23 @@ from . import se3
 
 
 def pixel_grid(height: int, width: int, like: Tensor) -> Float[Tensor, "height width 2"]:
-    """Normalised (x, y) of every pixel centre, with the device and dtype of `like`."""
+    """Returns the normalised (x, y) of every pixel centre, with the device and dtype of `like`."""
     y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
     x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
 def K_px(K: Float[Tensor, "*#batch 3 3"], height: int, width: int) -> Float[Tensor, "*_ 3 3"]:
-    """Intrinsics in pixels, for whoever wants those."""
+    """Returns intrinsics in pixels."""
     return K * K.new_tensor([width, height, 1.0])[:, None]
 
 
 def project(
     points_cam: Float[Tensor, "*#batch 3"], K: Float[Tensor, "*#batch 3 3"]
 ) -> Float[Tensor, "*_ 2"]:
-    """Normalised pixel coordinates of points in the camera frame.
+    """Projects points in the camera frame to normalised pixel coordinates.
 
-    Meaningful where z > 0; points at z = 0 give infinities, points behind are mirrored.
+    Meaningful where z > 0: points at z = 0 give infinities, points behind the camera are mirrored.
     """
     homogeneous = torch.einsum("...ij,...j->...i", K, points_cam)
     return homogeneous[..., :2] / homogeneous[..., 2:]
@@ -38,14 +38,14 @@ def project(
 def unproject(
     xy: Float[Tensor, "*#batch 2"], depth: Float[Tensor, "*#batch"], K: Float[Tensor, "*#batch 3 3"]
 ) -> Float[Tensor, "*_ 3"]:
-    """Points in the camera frame at z = `depth` behind normalised pixel coordinates."""
+    """Returns the points at z = `depth` behind normalised pixels, in the camera frame."""
     return directions(xy, K) * depth[..., None]
 
 
 def directions(
     xy: Float[Tensor, "*#batch 2"], K: Float[Tensor, "*#batch 3 3"]
 ) -> Float[Tensor, "*_ 3"]:
-    """Ray directions in the camera frame with z = 1 (so z-depth times direction is the point)."""
+    """Returns ray directions in the camera frame with z = 1: depth · direction is the point."""
     fx, skew, cx = K[..., 0, 0], K[..., 0, 1], K[..., 0, 2]
     fy, cy = K[..., 1, 1], K[..., 1, 2]
     y = (xy[..., 1] - cy) / fy
@@ -56,7 +56,7 @@ def directions(
 def rays(
     c2w: Float[Tensor, "*#batch 4 4"], K: Float[Tensor, "*#batch 3 3"], height: int, width: int
 ) -> Float[Tensor, "*_ height width 3"]:
-    """World directions through pixel centres, of z-length 1: camera centre + z · ray = point."""
+    """Returns world directions through pixel centres: camera centre + depth · ray is the point."""
     grid = pixel_grid(height, width, like=K)
     cam = directions(grid, K[..., None, None, :, :])
     return torch.einsum("...ij,...hwj->...hwi", c2w[..., :3, :3], cam)
@@ -67,7 +67,7 @@ def unproject_depth(
     c2w: Float[Tensor, "*#batch 4 4"],
     K: Float[Tensor, "*#batch 3 3"],
 ) -> Float[Tensor, "*_ height width 3"]:
-    """World points of a depth map (z in scene units)."""
+    """Returns the world points of a depth map (z in scene units)."""
     height, width = depth.shape[-2:]
     world = rays(c2w, K, height, width) * depth[..., None]
     return world + c2w[..., None, None, :3, 3]
@@ -76,11 +76,11 @@ def unproject_depth(
 def normals(
     depth: Float[Tensor, "*#batch height width"], K: Float[Tensor, "*#batch 3 3"]
 ) -> Float[Tensor, "*_ height width 3"]:
-    """Unit normals of the surface that a depth map shows: camera axes, turned towards the camera.
+    """Returns unit normals of a depth map, in camera axes, facing the camera.
 
-    From the differences of the unprojected neighbours on both sides (at the borders, of the pixel
-    and its neighbour), so exact on planes. Zero where the pixel or one of them has depth 0 (none).
-    Any unit of depth; differentiable.
+    Computed from differences of the unprojected neighbours on both sides (at the borders, of the
+    pixel and its neighbour), hence exact on planes. Zero where the pixel or one of those neighbours
+    has depth 0 (none). Depth may have any unit; differentiable.
     """
     height, width = depth.shape[-2:]
     points = unproject(pixel_grid(height, width, like=K), depth, K[..., None, None, :, :])
@@ -88,13 +88,13 @@ def normals(
     across, seen_across = _difference(points, known, -2)
     down, seen_down = _difference(points, known, -3)
     seen = (known & seen_across & seen_down)[..., None]
-    unit = torch.where(known, depth, 1)[..., None]  # keeps the product away from underflow
+    unit = torch.where(known, depth, 1)[..., None]  # prevents underflow of the product
     facing = torch.linalg.cross(down / unit, across / unit)
     return torch.where(seen, normalize(torch.where(seen, facing, 1), dim=-1), 0)
 
 
 def _difference(points: Tensor, known: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The next minus the previous point along an axis, and whether both are known."""
+    """Returns the next minus the previous point along an axis, and whether both are known."""
     length = points.shape[axis]
     at = torch.arange(length, device=points.device)
     before, after = (at - 1).clamp(min=0), (at + 1).clamp(max=length - 1)
@@ -108,7 +108,7 @@ def project_world(
     c2w: Float[Tensor, "*#batch 4 4"],
     K: Float[Tensor, "*#batch 3 3"],
 ) -> Float[Tensor, "*_ point 3"]:
-    """(x, y, z) of world points in one camera per batch entry: normalised pixel, and depth."""
+    """Returns normalised pixel x, y and depth z of world points, one camera per batch entry."""
     points_cam = se3.transform(se3.invert(c2w), points_world)
     return torch.cat([project(points_cam, K[..., None, :, :]), points_cam[..., 2:]], dim=-1)
 
@@ -119,9 +119,10 @@ def crop_K(
     top_left: tuple[int, int],
     cropped: tuple[int, int],
 ) -> Float[Tensor, "*_ 3 3"]:
-    """Intrinsics after cutting a window of `cropped` (height, width) at `top_left` (row, column).
+    """Returns intrinsics of a window of size `cropped` (height, width) at `top_left` (row, column).
 
-    `size` is the (height, width) before. Resizing alone leaves normalised intrinsics as they are.
+    `size` is the (height, width) before the crop. Resizing alone does not change normalised
+    intrinsics.
     """
     (height, width), (top, left), (new_height, new_width) = size, top_left, cropped
     scale = K.new_tensor([width / new_width, height / new_height, 1.0])
@@ -131,7 +132,7 @@ def crop_K(
 
 
 def field_of_view(K: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*_ 2"]:
-    """Horizontal and vertical angle in radians between the rays through opposite edge midpoints."""
+    """Returns horizontal and vertical angles between rays through opposite edge midpoints (rad)."""
     edges = K.new_tensor([[0.0, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, 1.0]])
     rays = normalize(directions(edges, K[..., None, :, :]), dim=-1)
     left, right, top, bottom = rays.unbind(dim=-2)

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 
 def quat_to_rotation(quats_wxyz: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*_ 3 3"]:
-    """Rotation matrices of quaternions, which are normalised first (gradients go through that)."""
+    """Returns rotation matrices; quaternions are normalised first, with gradients."""
     w, x, y, z = normalize(quats_wxyz, dim=-1).unbind(dim=-1)
     rows = [
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
@@ -18,10 +18,10 @@ def quat_to_rotation(quats_wxyz: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*
 
 
 def rotation_to_quat(rotation: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*_ 4"]:
-    """Unit quaternions with w >= 0 of rotation matrices, stable for every angle.
+    """Returns unit quaternions with w >= 0, stable for every angle.
 
-    All four of Shepperd's branches are evaluated and the best conditioned one is taken, so there is
-    no loop and no data-dependent control flow.
+    All four of Shepperd's branches are evaluated and the best conditioned one is chosen, without
+    data-dependent control flow.
     """
     m = rotation.unbind(dim=-2)
     (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(dim=-1) for row in m)
@@ -43,7 +43,7 @@ def rotation_to_quat(rotation: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*
 def quat_multiply(
     left: Float[Tensor, "*#batch 4"], right: Float[Tensor, "*#batch 4"]
 ) -> Float[Tensor, "*_ 4"]:
-    """The rotation `right` followed by `left`."""
+    """Returns the rotation that applies `right`, then `left`."""
     w1, x1, y1, z1 = left.unbind(dim=-1)
     w2, x2, y2, z2 = right.unbind(dim=-1)
     return torch.stack(
@@ -62,7 +62,7 @@ def slerp(
     end: Float[Tensor, "*#batch 4"],
     fraction: Float[Tensor, "*#batch"],
 ) -> Float[Tensor, "*_ 4"]:
-    """Unit quaternions along the shorter arc; falls back to the chord where the arc vanishes."""
+    """Returns unit quaternions along the shorter arc, or along the chord where the arc vanishes."""
     cosine = (start * end).sum(dim=-1, keepdim=True)
     end = torch.where(cosine < 0, -end, end)
     angle = cosine.abs().clamp(max=1).acos()
@@ -78,6 +78,6 @@ def slerp(
 def covariance(
     scales: Float[Tensor, "*#batch 3"], quats_wxyz: Float[Tensor, "*#batch 4"]
 ) -> Float[Tensor, "*_ 3 3"]:
-    """R S Sᵀ Rᵀ of linear scales and quaternions."""
+    """Returns R S Sᵀ Rᵀ of linear scales and quaternions."""
     root = quat_to_rotation(quats_wxyz) * scales[..., None, :]
     return root @ root.transpose(-1, -2)

@@ -1,4 +1,4 @@
-"""Nearest neighbours by trying every pair: the meaning that `kernels.neighbors` keeps."""
+"""Nearest neighbours by comparing all pairs: the reference for `kernels.neighbors`."""
 
 from math import prod
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..errors import UserError
 
-PAIRS = 2**22  # that are held at once
-FARTHEST = 1e18  # beyond it squares leave the range of float32
+PAIRS = 2**22  # distances held in memory at once
+FARTHEST = 1e18  # bound of coordinates: squares of larger ones overflow float32
 
 
 def nearest(
@@ -17,13 +17,13 @@ def nearest(
     reference: Float[Tensor, "*batch m 3"],
     reference_mask: Bool[Tensor, "*batch m"] | None = None,
 ) -> Int[Tensor, "*batch n"]:
-    """For each point the index of the reference point at the least Euclidean distance.
+    """Returns for each point the index of the reference point at the least Euclidean distance.
 
-    int64, without gradient. Of several at the same squared distance, any. Distances are differences
-    squared and summed in float32, or in float64 where one of the inputs is. Reference points whose
-    mask is False are never chosen. Raises `UserError` as `prepared` does.
+    int64, without gradient. Ties are broken arbitrarily. Squared differences are summed in float32,
+    or in float64 if one of the inputs is float64. Reference points whose mask is False are never
+    chosen. Raises `UserError` as `prepare` does.
     """
-    points, reference = prepared(points.detach(), reference.detach(), reference_mask)
+    points, reference = prepare(points.detach(), reference.detach(), reference_mask)
     samples, n, m = prod(points.shape[:-2]), points.shape[-2], reference.shape[-2]
     queries, keys = points.reshape(samples, n, 3), reference.reshape(samples, m, 3)
     masks = None if reference_mask is None else reference_mask.reshape(samples, m)
@@ -39,25 +39,27 @@ def nearest(
     return index.view(points.shape[:-1])
 
 
-def prepared(
+def prepare(
     points: Float[Tensor, "*batch n 3"],
     reference: Float[Tensor, "*batch m 3"],
     reference_mask: Bool[Tensor, "*batch m"] | None = None,
 ) -> tuple[Float[Tensor, "*batch n 3"], Float[Tensor, "*batch m 3"]]:
-    """Both sets in one precision, float32 at least, with gradients; masked reference points are 0.
+    """Returns both sets in one dtype, at least float32, with masked reference points set to 0.
 
-    Raises `UserError` where a sample has no reference point, and where a coordinate (behind no
-    mask) is not finite or beyond 1e18.
+    Keeps gradients. Raises `UserError` if a sample has no reference point left, or if an unmasked
+    coordinate is not finite or beyond 1e18.
     """
-    kind = torch.promote_types(torch.promote_types(points.dtype, reference.dtype), torch.float32)
-    points, reference = points.to(kind), reference.to(kind)
+    dtype = torch.promote_types(torch.promote_types(points.dtype, reference.dtype), torch.float32)
+    points, reference = points.to(dtype), reference.to(dtype)
     if reference.shape[-2] == 0:
-        raise UserError("no reference points", "at least one in each sample", "give some")
+        raise UserError(
+            "no reference points", "at least one in each sample", "leave out samples without any"
+        )
     if reference_mask is not None:
         _refuse(
             ~reference_mask.any(dim=-1),
             "reference points that are all masked",
-            "at least one unmasked",
+            "at least one unmasked point",
             "leave that sample out",
         )
         reference = reference.where(reference_mask[..., None], 0.0)
@@ -72,7 +74,7 @@ def prepared(
 
 
 def _refuse(bad: Tensor, got: str, wanted: str, remedy: str) -> None:
-    """Names the first sample of the batch in which something is bad."""
+    """Raises `UserError` with the index of the first `bad` sample, if there is one."""
     if bad.any():
         sample = ", ".join(str(i) for i in bad.nonzero()[0].tolist())
         raise UserError(f"{got} in sample {sample}" if sample else got, wanted, remedy)

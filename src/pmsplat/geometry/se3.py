@@ -11,14 +11,14 @@ from . import gaussian
 def compose(
     rotation: Float[Tensor, "*#batch 3 3"], translation: Float[Tensor, "*#batch 3"]
 ) -> Float[Tensor, "*_ 4 4"]:
-    """The motion x -> rotation · x + translation."""
+    """Returns the motion x -> rotation · x + translation."""
     top = torch.cat([rotation, translation[..., None]], dim=-1)
     bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:].expand(*top.shape[:-2], 1, 4)
     return torch.cat([top, bottom], dim=-2)
 
 
 def invert(motion: Float[Tensor, "*#batch 4 4"]) -> Float[Tensor, "*_ 4 4"]:
-    """The inverse of a rigid motion (the rotation is taken to be orthonormal)."""
+    """Returns the inverse of a rigid motion; its rotation must be orthonormal."""
     rotation = motion[..., :3, :3].transpose(-1, -2)
     return compose(rotation, -torch.einsum("...ij,...j->...i", rotation, motion[..., :3, 3]))
 
@@ -26,7 +26,7 @@ def invert(motion: Float[Tensor, "*#batch 4 4"]) -> Float[Tensor, "*_ 4 4"]:
 def transform(
     motion: Float[Tensor, "*#batch 4 4"], points: Float[Tensor, "*#batch point 3"]
 ) -> Float[Tensor, "*_ point 3"]:
-    """Points moved by an affine 4x4 (a similarity too: the last row is not looked at)."""
+    """Moves points by an affine 4x4 matrix; its last row is ignored."""
     rotated = torch.einsum("...ij,...nj->...ni", motion[..., :3, :3], points)
     return rotated + motion[..., None, :3, 3]
 
@@ -36,7 +36,7 @@ def look_at(
     target: Float[Tensor, "*#batch 3"],
     up: Float[Tensor, "*#batch 3"],
 ) -> Float[Tensor, "*_ 4 4"]:
-    """OpenCV c2w of a camera at `eye` looking at `target`, with world `up` upwards in the image."""
+    """Returns OpenCV c2w of a camera at `eye` looking at `target`; `up` points up in the image."""
     forward = normalize(target - eye, dim=-1)
     right = normalize(torch.linalg.cross(forward, up.expand_as(forward)), dim=-1)
     down = torch.linalg.cross(forward, right)
@@ -48,7 +48,7 @@ def interpolate(
     end: Float[Tensor, "*#batch 4 4"],
     fraction: Float[Tensor, "*#batch"],
 ) -> Float[Tensor, "*_ 4 4"]:
-    """The pose at `fraction` of the way: the shorter rotation (slerp), the straight line."""
+    """Returns the pose at `fraction` of the way, by slerp and along a straight line."""
     q0 = gaussian.rotation_to_quat(start[..., :3, :3])
     q1 = gaussian.rotation_to_quat(end[..., :3, :3])
     rotation = gaussian.quat_to_rotation(gaussian.slerp(q0, q1, fraction))
@@ -57,7 +57,7 @@ def interpolate(
 
 
 def is_rigid(motion: Float[Tensor, "*#batch 4 4"], tolerance: float = 1e-3) -> Tensor:
-    """Whether each matrix is finite, a proper rotation beside a translation, last row 0 0 0 1."""
+    """Returns whether each matrix is finite and a proper rotation, a translation and 0 0 0 1."""
     rotation = motion[..., :3, :3]
     eye = torch.eye(3, device=motion.device, dtype=motion.dtype)
     error = (rotation @ rotation.transpose(-1, -2) - eye).abs().amax(dim=(-1, -2))
@@ -68,12 +68,12 @@ def is_rigid(motion: Float[Tensor, "*#batch 4 4"], tolerance: float = 1e-3) -> T
 
 
 def similarity_scale(motion: Float[Tensor, "*#batch 4 4"]) -> Float[Tensor, "*_"]:
-    """How many times longer a similarity makes things; 0 for a mirror, which is none."""
+    """Returns the scale factor of a similarity; 0 for a reflection, which is not one."""
     return torch.linalg.det(motion[..., :3, :3]).clamp_min(0) ** (1 / 3)
 
 
 def is_similarity(motion: Float[Tensor, "*#batch 4 4"], tolerance: float = 1e-3) -> Tensor:
-    """Whether each matrix is finite, and a rigid motion but for one scale of all axes."""
+    """Returns whether each matrix is finite and a rigid motion with one uniform scale."""
     finite = motion.isfinite().all(dim=-1).all(dim=-1)
     safe = torch.where(finite[..., None, None], motion, torch.zeros_like(motion))
     scale = similarity_scale(safe)

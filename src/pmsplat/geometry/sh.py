@@ -15,7 +15,7 @@ MAX_DEGREE = 4
 
 
 def degree_of(coefficients: int) -> int:
-    """The degree that has so many coefficients; ValueError where none has."""
+    """Returns the degree with this number of coefficients; raises ValueError if there is none."""
     for degree in range(MAX_DEGREE + 1):
         if (degree + 1) ** 2 == coefficients:
             return degree
@@ -23,7 +23,7 @@ def degree_of(coefficients: int) -> int:
 
 
 def basis(directions: Float[Tensor, "*#batch 3"], degree: int) -> Float[Tensor, "*_ sh"]:
-    """The (degree+1)² basis functions at unit directions, with gradients to the directions."""
+    """Returns the (degree+1)² basis functions at unit directions; differentiable."""
     x, y, z = directions.unbind(dim=-1)
     xx, yy, zz = x * x, y * y, z * z
     out = [torch.full_like(x, C0)]
@@ -67,9 +67,9 @@ def color(
     directions: Float[Tensor, "*#batch 3"],
     degree: int | None = None,
 ) -> Float[Tensor, "*_ 3"]:
-    """max(0, 0.5 + Σ basis · sh): the colour seen along unit directions from camera to Gaussian.
+    """Returns max(0, 0.5 + Σ basis · sh), the colour along unit directions, camera to Gaussian.
 
-    `degree` evaluates fewer bands than are stored.
+    With `degree`, only the bands up to that degree are evaluated.
     """
     stored = degree_of(sh.shape[-2])
     degree = stored if degree is None else min(degree, stored)
@@ -81,10 +81,10 @@ def color(
 def rotation_matrix(
     rotation: Float[Tensor, "*#batch 3 3"], degree: int
 ) -> Float[Tensor, "*_ sh sh"]:
-    """The matrix that rotates coefficient vectors: (M c)·basis(R d) = c·basis(d) for every d.
+    """Returns the matrix M that rotates coefficients c: (M c)·basis(R d) = c·basis(d) for every d.
 
-    Block diagonal by degree. Found by evaluating the basis at a fixed set of directions and at
-    the same directions turned back, then solving against a constant matrix.
+    Block diagonal by degree. Solved from the basis at a fixed set of directions and at the same
+    directions rotated back by R.
     """
     samples, solve, blocks = _probe(degree, rotation.device, rotation.dtype)
     turned = torch.einsum("...ji,nj->...ni", rotation, samples)
@@ -92,10 +92,10 @@ def rotation_matrix(
 
 
 @cache
-@torch.inference_mode(False)  # what is kept must be good for gradients too
+@torch.inference_mode(False)  # so that cached tensors can be used with gradients
 def _probe(degree: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit directions (a Fibonacci lattice) that pin down every band, the pseudo-inverse of the
-    basis there, and the mask of the blocks; found in float64, kept where they are used."""
+    """Returns unit directions that determine every band, the pseudo-inverse of the basis there, and
+    the mask of the blocks. The directions form a Fibonacci lattice; all is computed in float64."""
     n = 4 * (degree + 1) ** 2
     i = torch.arange(n, dtype=torch.float64)
     z = 1 - (2 * i + 1) / n

@@ -1,9 +1,9 @@
-"""Torch files of others, which are pickles, read as data: nothing that they name is ever imported.
+"""Reads foreign torch files, which are pickles, as data: no name in them is ever imported.
 
-`torch.load(weights_only=True)` builds nothing but tensors and plain containers, and refuses a file
-that names anything else, as the checkpoints of Lightning do (hyperparameters, callbacks). Here such
-names get a placeholder that swallows whatever the pickle does with it. What only an attack would
-name is still refused.
+`torch.load(weights_only=True)` builds only tensors and plain containers, and refuses a file that
+names anything else, such as the hyperparameters and callbacks in Lightning's checkpoints. Here a
+placeholder stands for each such name and ignores what the pickle does with it. Names that only an
+attack would use are still refused.
 """
 
 import builtins
@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import serialization
 
-DAMAGED = (  # what torch's reader meets in a file that is cut, garbled or of another kind
+DAMAGED = (  # exceptions of torch's reader for files that are cut, garbled or of another kind
     RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError,
     AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 
 class _Stays(type):
-    """Makes a class that is its own only object: calling it and giving it a state do nothing."""
+    """Metaclass of a class that is its own only instance: calls and states have no effect."""
 
     def __call__(cls, *_arguments: Any) -> Any:
         return cls
@@ -35,21 +35,21 @@ class _Stays(type):
 
 
 class Foreign(metaclass=_Stays):
-    """The placeholder of every foreign class, function and object."""
+    """The placeholder for every foreign class, function and object."""
 
     def __new__(cls, *_arguments: Any) -> Any:
         return cls
 
 
 class _Dict:
-    """The placeholder of a subclass of dict, which a pickle fills: torch fills true dicts alone."""
+    """The placeholder for subclasses of dict: torch's reader fills only plain dicts."""
 
     def __new__(cls, *_arguments: Any) -> Any:
         return {}
 
 
 class _List:
-    """The same for what a pickle appends to."""
+    """The placeholder for list-like classes: torch's reader appends only to plain lists."""
 
     def __new__(cls, *_arguments: Any) -> Any:
         return []
@@ -59,42 +59,47 @@ CONTAINERS = {"defaultdict": _Dict, "AttributeDict": _Dict, "deque": _List}
 
 
 def load(path: Path) -> Any:
-    """The content of a torch file on the CPU, with `Foreign` for each foreign object in it.
+    """Returns the content of a torch file on the CPU, with `Foreign` for each foreign object.
 
-    Tensors of a zip file stay in it, mapped into memory, until they are used. Raises
-    `pickle.UnpicklingError` where the file names what runs code, or is of the old, unzipped kind
-    and names anything foreign; one of `DAMAGED` where it cannot be read.
+    Tensors of a zip file are mapped into memory and read when they are used. Raises
+    `pickle.UnpicklingError` if the file names something that runs code, or if it is of the old,
+    unzipped kind and names anything foreign; one of `DAMAGED` if it cannot be read.
     """
     zipped = zipfile.is_zipfile(path)
-    with _allowed([]):
-        foreign = _foreign_names(path) if zipped else []
-    with _allowed([(_placeholder(name), name) for name in foreign]):
+    with _allow_only([]):
+        foreign = _find_foreign_names(path) if zipped else []
+    with _allow_only([(_choose_placeholder(name), name) for name in foreign]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
 def part_sizes(path: Path) -> set[int] | None:
-    """The bytes of each part of a zip file, one of which each tensor's memory is; else None."""
+    """Returns the sizes in bytes of the parts of a zip file; None for another file.
+
+    The memory of each tensor is one part.
+    """
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
         return {record.file_size for record in archive.infolist()}
 
 
-def _foreign_names(path: Path) -> list[str]:
-    """What the pickle in a zip file names beside torch's own parts."""
+def _find_foreign_names(path: Path) -> list[str]:
+    """Returns the names in the pickle of a zip file that are not torch's own."""
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
             if record.compress_type != zipfile.ZIP_STORED:  # torch would map the packed bytes
                 raise ValueError(f"its part {record.filename} is compressed")
             if record.filename.endswith("/data.pkl") and b"\nbytearray\n" in archive.read(record):
-                raise pickle.UnpicklingError("it names bytearray, which takes memory at will")
+                raise pickle.UnpicklingError(
+                    "it names bytearray, which can allocate any amount of memory"
+                )
     return serialization.get_unsafe_globals_in_checkpoint(path)
 
 
-def _placeholder(name: str) -> type:
-    """What takes the place of `name`; a function of Python itself is refused.
+def _choose_placeholder(name: str) -> type:
+    """Returns the placeholder for `name`; refuses built-in functions of Python.
 
-    `getattr` alone is not: older optimisers' states name methods by it.
+    `getattr` is the exception: the states of older optimisers name methods through it.
     """
     module, _, short = name.rpartition(".")
     if module == "builtins" and short != "getattr" and not _is_class(short):
@@ -107,11 +112,11 @@ def _is_class(name: str) -> bool:
 
 
 @contextmanager
-def _allowed(placeholders: list[tuple[type, str]]) -> Iterator[None]:
-    """Lets torch's reader use these and nothing else; what others registered comes back after."""
+def _allow_only(placeholders: list[tuple[type, str]]) -> Iterator[None]:
+    """Allows torch's reader only these names; restores the names that others registered."""
     others = serialization.get_safe_globals()
     serialization.clear_safe_globals()
-    if placeholders:  # no pickle can name the second, since names end at a new line
+    if placeholders:  # no pickle can name `_Stays` here, because names end at a new line
         serialization.add_safe_globals([*placeholders, (_Stays, "\n")])
     try:
         yield

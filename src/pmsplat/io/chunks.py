@@ -3,9 +3,9 @@
 A split is a folder of `NNNNNN.torch` files and an `index.json` {scene key: file name}. A chunk is a
 list of scenes, each a dict of `key`, `url`, `timestamps` int64 [n], `cameras` float32 [n, 18]
 (fx, fy, cx, cy divided by width and height, two zeros, world-to-camera 3x4 row-major, OpenCV) and
-`images`, n uint8 tensors holding encoded JPEG or PNG files. Ours may also hold, and other readers
-pass over, `near` and `far` float32 [n], and `depths` (16-bit PNG files) with `depth_scale` (scene
-units of one count).
+`images`, n uint8 tensors holding encoded JPEG or PNG files. Ours may also hold `near` and `far`
+float32 [n], and `depths` (16-bit PNG files) with `depth_scale` (scene units of one count), which
+other readers ignore.
 """
 
 import json
@@ -42,12 +42,12 @@ _DAMAGED = (
     MemoryError,
     OverflowError,
 )
-"""What torch.load raises on damaged files."""
+"""Exceptions that torch.load raises on damaged files."""
 
 
 @dataclass(frozen=True)
 class ChunkScene:
-    """One scene as a chunk keeps it: cameras, and photographs still encoded."""
+    """One scene of a chunk: cameras and encoded photographs."""
 
     key: str
     c2w: Float[Tensor, "frame 4 4"]
@@ -64,11 +64,11 @@ class ChunkScene:
         return len(self.images)
 
     def image(self, frame: int) -> UInt8[np.ndarray, "height width 3"]:
-        """One decoded photo; raises UserError where it is damaged."""
+        """Decodes one photo; raises UserError if it is damaged."""
         return images.read_image(self.images[frame].numpy().tobytes())
 
     def depth(self, frame: int) -> Float[np.ndarray, "height width"] | None:
-        """One depth map in scene units, 0 = none; None where the scene has no depth."""
+        """Decodes one depth map in scene units, 0 = none; None if the scene has no depth."""
         if self.depths is None:
             return None
         counts = images.read_depth(self.depths[frame].numpy().tobytes())
@@ -77,7 +77,7 @@ class ChunkScene:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The usable scenes of a chunk by key, and why each of the others is not."""
+    """The usable scenes of a chunk by key, and the fault of each other scene."""
 
     scenes: dict[str, ChunkScene] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
@@ -96,22 +96,22 @@ class Split:
         return {key: chunk for chunk, keys in self.keys.items() for key in keys}
 
     def chunk(self, name: str) -> Chunk:
-        """One chunk, read; a scene that the index promises and the file lacks is an error."""
+        """Reads one chunk; raises UserError if it lacks a scene of the index."""
         chunk = read_chunk(self.folder / name)
         for key in self.keys[name]:
             if key not in chunk.scenes and key not in chunk.faults:
                 raise UserError(
                     f"{self.folder / INDEX} says that scene {key!r} is in {name}, which lacks it",
                     "an index that fits its chunks",
-                    f"write it anew with `pmsplat data info {self.folder} --write-index`",
+                    f"write a new index with `pmsplat data info {self.folder} --write-index`",
                 )
         return chunk
 
 
 def read_split(folder: str | Path) -> Split:
-    """The index of a split folder; no chunk is opened.
+    """Reads the index of a split folder; opens no chunk.
 
-    Raises UserError where the folder, its index.json or a chunk that it names is missing.
+    Raises UserError if the folder, its index.json or a chunk of the index is missing.
     """
     folder = Path(folder)
     path = folder / INDEX
@@ -122,22 +122,24 @@ def read_split(folder: str | Path) -> Split:
             "check dataset.root, or write the index of existing chunks with "
             f"`pmsplat data info {folder} --write-index`",
         )
+    # Group the scenes of the index by chunk.
     keys: dict[str, list[str]] = {}
     for key, chunk in _read_json(path).items():
         if not isinstance(chunk, str) or Path(chunk).name != chunk:
             raise UserError(
-                f"{path} gives {chunk!r} as the chunk of {key!r}",
+                f"{path} names {chunk!r} as the chunk of {key!r}",
                 "the name of a file beside it",
-                "write the index anew with `pmsplat data info FOLDER --write-index`",
+                f"write a new index with `pmsplat data info {folder} --write-index`",
             )
         keys.setdefault(chunk, []).append(key)
+    # Check that the chunks are there.
     missing = [chunk for chunk in keys if not (folder / chunk).is_file()]
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} of the {len(keys)} chunks of its index, "
             f"{missing[0]} first",
             "all of them",
-            "finish the download, or write the index anew with "
+            "finish the download, or write a new index with "
             f"`pmsplat data info {folder} --write-index`",
         )
     if not keys:
@@ -146,9 +148,9 @@ def read_split(folder: str | Path) -> Split:
 
 
 def read_chunk(path: str | Path) -> Chunk:
-    """All scenes of one chunk file; images stay on disk until they are asked for.
+    """Reads all scenes of one chunk file; images stay on disk until they are decoded.
 
-    Raises UserError, naming the file, where it is truncated or not in this format.
+    Raises UserError if the file is truncated or not in this format.
     """
     path = Path(path)
     if not path.is_file():
@@ -164,7 +166,7 @@ def read_chunk(path: str | Path) -> Chunk:
             "it is truncated or damaged: download or convert it again",
         ) from error
     if not isinstance(entries, list):
-        raise _malformed(path, f"it holds a {type(entries).__name__}, not a list of scenes")
+        raise _format_error(path, f"it holds a {type(entries).__name__}, not a list of scenes")
     chunk = Chunk()
     for entry in entries:
         scene = _parse(entry, path)
@@ -177,14 +179,17 @@ def read_chunk(path: str | Path) -> Chunk:
 
 
 def write_chunk(path: str | Path, scenes: Iterable[ChunkScene]) -> None:
-    """Scenes as one chunk file, whole or not at all; the same scenes give the same bytes."""
-    entries = [_entry(scene) for scene in scenes]
+    """Writes scenes as one chunk file, whole or not at all; equal scenes give equal bytes."""
+    entries = [_make_entry(scene) for scene in scenes]
     with atomic(path) as temporary, temporary.open("wb") as stream:
         torch.save(entries, stream)
 
 
 def append(folder: str | Path, scenes: list[ChunkScene]) -> Path:
-    """A new chunk at the end of a split folder (made where missing), then its index."""
+    """Adds a chunk to a split folder, which is created if missing; returns the chunk's path.
+
+    Raises UserError if the split already has one of the scenes.
+    """
     folder = Path(folder)
     index = check_new(folder, [scene.key for scene in scenes])
     numbers = [int(path.stem) for path in folder.glob("*.torch") if path.stem.isdecimal()]
@@ -195,9 +200,9 @@ def append(folder: str | Path, scenes: list[ChunkScene]) -> Path:
 
 
 def check_new(folder: str | Path, keys: list[str]) -> dict[str, str]:
-    """The index of a split folder, empty where there is none yet.
+    """Returns the index of a split folder, empty if it has none yet.
 
-    Raises UserError where one of the keys is in it already.
+    Raises UserError if one of the keys is already in it.
     """
     path = Path(folder) / INDEX
     index = _read_json(path) if path.is_file() else {}
@@ -206,13 +211,16 @@ def check_new(folder: str | Path, keys: list[str]) -> dict[str, str]:
             raise UserError(
                 f"{folder} already has a scene {key!r}",
                 "a new name",
-                "choose one with --scene NAME, or another output folder",
+                "choose another name for the scene, or another output folder",
             )
     return index
 
 
 def write_index(folder: str | Path) -> Split:
-    """Writes index.json from the chunks that are there."""
+    """Writes index.json for all chunks of a folder and returns the split.
+
+    Raises UserError if the folder holds no chunk.
+    """
     folder = Path(folder)
     index: dict[str, str] = {}
     for path in sorted(folder.glob("*.torch")):
@@ -225,48 +233,51 @@ def write_index(folder: str | Path) -> Split:
 
 
 def pose_fault(c2w: Float[Tensor, "frame 4 4"], K: Float[Tensor, "frame 3 3"]) -> str | None:
-    """Why cameras cannot be used, in a few words; None where they can."""
+    """Returns why cameras cannot be used, in a few words; None if they can."""
     if not (c2w.isfinite().all() and K.isfinite().all()):
         return "cameras that are not finite"
     if not se3.is_rigid(c2w, tolerance=1e-2).all():
-        return "camera rotations that are none"
+        return "camera rotations that are not orthonormal"
     if not (K[:, [0, 1], [0, 1]] > 0).all():
         return "focal lengths that are not positive"
     return None
 
 
 def _parse(entry: Any, path: Path) -> ChunkScene:
+    """Returns the scene of one entry of a chunk; raises UserError if its format is wrong."""
     if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
-        raise _malformed(path, "an entry is not a dict with a `key`")
+        raise _format_error(path, "an entry is not a dict with a `key`")
     key = entry["key"]
 
-    def wrong(what: str) -> UserError:
-        return _malformed(path, f"scene {key!r} has {what}")
+    def error(fault: str) -> UserError:
+        return _format_error(path, f"scene {key!r} has {fault}")
 
-    photos = _encoded(entry.get("images"))
+    # Photos, cameras and timestamps.
+    photos = _get_files(entry.get("images"))
     if not photos:
-        raise wrong("no list `images` of 1-D uint8 tensors")
+        raise error("no list `images` of 1-D uint8 tensors")
     count = len(photos)
     cameras = entry.get("cameras")
     if not _is_tensor(cameras, (count, 18)):
-        raise wrong(f"no `cameras` of shape [{count}, 18] for its {count} images")
+        raise error(f"no `cameras` of shape [{count}, 18] for its {count} images")
     timestamps = entry.get("timestamps", torch.arange(count))
     if not _is_tensor(timestamps, (count,)):
-        raise wrong(f"no `timestamps` of shape [{count}]")
+        raise error(f"no `timestamps` of shape [{count}]")
+    # Optional near and far, and depth maps.
     near, far = entry.get("near"), entry.get("far")
     if near is not None or far is not None:
         if not (_is_tensor(near, (count,)) and _is_tensor(far, (count,))):
-            raise wrong(f"no `near` and `far` of shape [{count}]")
+            raise error(f"no `near` and `far` of shape [{count}]")
         if not bool(((near > 0) & (far > near) & far.isfinite()).all()):
-            raise wrong("`near` and `far` that are not 0 < near < far")
+            raise error("`near` and `far` that are not 0 < near < far")
     depths, depth_scale = None, entry.get("depth_scale", 1.0)
     if "depths" in entry:
-        depths = _encoded(entry["depths"])
+        depths = _get_files(entry["depths"])
         if depths is None or len(depths) != count:
-            raise wrong(f"no `depths` for its {count} images")
+            raise error(f"no `depths` for its {count} images")
         if not isinstance(depth_scale, float) or not 0 < depth_scale < float("inf"):
-            raise wrong(f"a `depth_scale` of {depth_scale!r}")
-    c2w, K = _cameras(cameras)
+            raise error(f"a `depth_scale` of {depth_scale!r}")
+    c2w, K = _parse_cameras(cameras)
     return ChunkScene(
         key=key,
         c2w=c2w,
@@ -281,7 +292,7 @@ def _parse(entry: Any, path: Path) -> ChunkScene:
     )
 
 
-def _encoded(value: Any) -> tuple[Tensor, ...] | None:
+def _get_files(value: Any) -> tuple[Tensor, ...] | None:
     def is_file(item: Any) -> TypeGuard[Tensor]:
         return isinstance(item, Tensor) and item.dtype == torch.uint8 and item.ndim == 1
 
@@ -292,8 +303,8 @@ def _is_tensor(value: Any, shape: tuple[int, ...]) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and not value.is_complex() and tuple(value.shape) == shape
 
 
-def _cameras(rows: Float[Tensor, "frame 18"]) -> tuple[Tensor, Tensor]:
-    """(c2w, K) of camera rows; a pose that cannot be inverted comes out as NaN."""
+def _parse_cameras(rows: Float[Tensor, "frame 18"]) -> tuple[Tensor, Tensor]:
+    """Returns (c2w, K) of camera rows; a pose that cannot be inverted becomes NaN."""
     rows = rows.double()
     K = torch.eye(3, dtype=rows.dtype).repeat(len(rows), 1, 1)
     K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2] = rows[:, :4].unbind(dim=1)
@@ -304,11 +315,11 @@ def _cameras(rows: Float[Tensor, "frame 18"]) -> tuple[Tensor, Tensor]:
     return c2w.float(), K.float()
 
 
-def _entry(scene: ChunkScene) -> dict[str, Any]:
+def _make_entry(scene: ChunkScene) -> dict[str, Any]:
     w2c = torch.linalg.inv(scene.c2w.double())[:, :3]
-    centre = scene.K[:, :2, 2]
+    center = scene.K[:, :2, 2]
     focal = scene.K[:, [0, 1], [0, 1]]
-    rows = torch.cat([focal, centre, torch.zeros_like(focal), w2c.flatten(1)], dim=1)
+    rows = torch.cat([focal, center, torch.zeros_like(focal), w2c.flatten(1)], dim=1)
     entry = {
         "url": scene.url,
         "timestamps": scene.timestamps,
@@ -324,14 +335,15 @@ def _entry(scene: ChunkScene) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    remedy = f"write a new index with `pmsplat data info {path.parent} --write-index`"
     try:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not JSON ({error})", "an object {scene: chunk}", "write it anew"
+            f"{path} is not JSON ({error})", "an object {scene: chunk}", remedy
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object", "{scene: chunk}", "write it anew")
+        raise UserError(f"{path} is not a JSON object", "an object {scene: chunk}", remedy)
     return content
 
 
@@ -339,9 +351,9 @@ def _write_index(folder: Path, index: dict[str, str]) -> None:
     write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
 
 
-def _malformed(path: Path, what: str) -> UserError:
+def _format_error(path: Path, fault: str) -> UserError:
     return UserError(
-        f"the chunk {path} is not in the RE10K/DL3DV format: {what}",
+        f"the chunk {path} is not in the RE10K/DL3DV format: {fault}",
         "a list of scenes {key, url, timestamps, cameras, images}",
-        "see datasets/README.md, or convert your photos with `pmsplat data convert`",
+        "see datasets/README.md for the format, or convert photos with `pmsplat data convert`",
     )

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Writes files whole or not at all."""
 
 import os
 import tempfile
@@ -11,10 +11,10 @@ import numpy as np
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`, renamed to it when the block ends well.
+    """Yields a temporary path in the folder of `path` and renames it to `path` after the block.
 
-    The folder is made where it is missing. After an exception (Ctrl-C included) the temporary file
-    is gone and whatever was at `path` before is untouched.
+    Creates the folder if it is missing. After an exception (Ctrl-C included) the temporary file is
+    removed, and `path` is as it was before.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,30 +23,30 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_get_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """`data` as the content of `path`, all or nothing."""
+    """Writes `data` to `path`, all or nothing."""
     with atomic(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """`text` as the UTF-8 content of `path`, all or nothing."""
+    """Writes `text` to `path` as UTF-8, all or nothing."""
     write_bytes(path, text.encode())
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
-    """`array` as a .npy file, all or nothing."""
+    """Writes `array` as a .npy file, all or nothing."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
-def _umask() -> int:
+def _get_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask

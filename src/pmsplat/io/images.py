@@ -119,11 +119,13 @@ def write_depth(path: str | Path, counts: UInt16[np.ndarray, "height width"]) ->
 def to_counts(
     depth: Float[np.ndarray, "height width"], scale: float
 ) -> UInt16[np.ndarray, "height width"]:
-    """Depth as counts of `scale`, rounded; 0 stays 0 (none), and nothing else becomes 0.
+    """Depth as counts of `scale`, rounded to the nearest; 0 is none.
 
-    Depth beyond the largest count is clipped to it.
+    A depth below half a count becomes none: one whole count would be a wrong depth. Depth beyond
+    the largest count is clipped to it; `count_scale` finds a scale with which none is. What is
+    negative or not a number is none.
     """
-    counts = np.round(depth.astype(np.float64) / scale).clip(1, FULL_SCALE)
+    counts = np.round(depth.astype(np.float64) / scale).clip(0, FULL_SCALE)
     return np.where(depth > 0, counts, 0).astype(np.uint16)
 
 

@@ -1,4 +1,4 @@
-"""Video files in and out, through the ffmpeg that imageio-ffmpeg brings along."""
+"""Reads and writes video files, with the ffmpeg that comes with imageio-ffmpeg."""
 
 import contextlib
 import errno
@@ -22,16 +22,16 @@ QUALITY = 16  # constant rate factor of x264: visually lossless
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
     """Writes uint8 RGB frames [height, width, 3] of one size as H.264 in an .mp4 (yuv420p, BT.709).
 
-    Every browser and player shows that. Odd sizes get their last row or column doubled, because
-    the format halves the colour. Frames may come from a generator: one at a time is held. The file
-    is complete or absent; a full disk is an OSError with errno ENOSPC.
+    Every browser and player can show this format. It halves the resolution of the colour, so for
+    an odd size the last row or column is repeated. `frames` may be a generator: only one frame at a
+    time is in memory. The file is complete or absent; a full disk raises OSError with errno ENOSPC.
     """
     stream = iter(frames)
     first = next(stream, None)
     if first is None:
-        raise UserError("a video of no frames", "at least one frame", "render some cameras first")
+        raise UserError("a video of no frames", "at least one frame", "render at least one camera")
     with atomic(path) as temporary:
-        _encode(temporary, _even(first), (_even(frame) for frame in stream), fps)
+        _encode(temporary, _pad_to_even(first), (_pad_to_even(frame) for frame in stream), fps)
 
 
 def _encode(path: Path, first: np.ndarray, rest: Iterator[np.ndarray], fps: float) -> None:
@@ -52,11 +52,11 @@ def _encode(path: Path, first: np.ndarray, rest: Iterator[np.ndarray], fps: floa
                 raise
         code = process.returncode
         log.seek(0)
-        said = log.read().decode(errors="replace").strip()
-    if "No space left" in said:
+        message = log.read().decode(errors="replace").strip()
+    if "No space left" in message:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     if code != 0:
-        raise OSError(f"ffmpeg could not write {path}: {said}")
+        raise OSError(f"ffmpeg could not write {path}: {message}")
 
 
 def _feed(pipe: IO[bytes] | None, first: np.ndarray, rest: Iterator[np.ndarray]) -> None:
@@ -69,16 +69,16 @@ def _feed(pipe: IO[bytes] | None, first: np.ndarray, rest: Iterator[np.ndarray])
                     f"a frame of {frame.shape[1]}x{frame.shape[0]} after one of "
                     f"{first.shape[1]}x{first.shape[0]}",
                     "frames of one size",
-                    "resize them first",
+                    "resize the frames to one size",
                 )
             pipe.write(frame.tobytes())
         pipe.close()
-    except BrokenPipeError:  # ffmpeg gave up: its exit code and log say why
+    except BrokenPipeError:  # ffmpeg has exited: `_encode` reports its exit code and log
         with contextlib.suppress(BrokenPipeError):
             pipe.close()
 
 
-def _even(frame: np.ndarray) -> np.ndarray:
+def _pad_to_even(frame: np.ndarray) -> np.ndarray:
     height, width = frame.shape[:2]
     if height % 2 == 0 and width % 2 == 0:
         return frame
@@ -86,63 +86,55 @@ def _even(frame: np.ndarray) -> np.ndarray:
 
 
 def read_frames(path: str | Path, count: int | None = None) -> list[np.ndarray]:
-    """`count` frames spread evenly from the first to the last; all where None or fewer exist.
+    """Reads `count` frames, spread evenly from the first to the last; all if None or fewer exist.
 
-    uint8 RGB [height, width, 3]; the rotation that phones note in the file is applied. Only what
-    is returned is held in memory. Raises UserError for what is no video.
+    Frames are uint8 RGB [height, width, 3]; the rotation that phones store in the file is applied.
+    Only the returned frames are held in memory. Raises UserError for a file that is not a video.
     """
     if not Path(path).is_file():
         raise UserError(f"no file {path}", "a video file", "check the path")
     select: list[str] = []
     if count is not None:
-        chosen = _spread(_count(path), count)
+        chosen = _spread_indices(_count_frames(path), count)
         terms = "+".join(f"eq(n\\,{index})" for index in chosen)
         select = ["-vf", f"select={terms}", "-fps_mode", "passthrough"]
     command = [
-        get_ffmpeg_exe(),
-        "-nostdin",
-        "-loglevel",
-        "error",
-        "-i",
-        str(path),
-        "-map",
-        "0:v:0",
-        *select,
-    ]
-    command += ["-f", "image2pipe", "-c:v", "ppm", "-"]
+        get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-i", str(path), "-map", "0:v:0",
+        *select, "-f", "image2pipe", "-c:v", "ppm", "-",
+    ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        frames = list(_ppm_images(process.stdout))
+        frames = list(_split_ppm(process.stdout))
     if not frames:
-        raise _not_a_video(path)
+        raise _decode_error(path)
     return frames
 
 
-def _count(path: str | Path) -> int:
+def _count_frames(path: str | Path) -> int:
     try:
         frames, _ = count_frames_and_secs(str(path))
     except RuntimeError as error:
-        raise _not_a_video(path) from error
+        raise _decode_error(path) from error
     if not frames:
-        raise _not_a_video(path)
+        raise _decode_error(path)
     return frames
 
 
-def _not_a_video(path: str | Path) -> UserError:
+def _decode_error(path: str | Path) -> UserError:
     return UserError(
         f"{path} holds no frame that ffmpeg can decode",
         "a video such as .mp4 or .mov",
-        "play it once to see whether the file is whole",
+        "play the file to check that it is complete",
     )
 
 
-def _spread(total: int, count: int) -> list[int]:
-    """Up to `count` different indices, evenly from 0 to total - 1."""
+def _spread_indices(total: int, count: int) -> list[int]:
+    """Returns up to `count` different indices, spread evenly from 0 to total - 1."""
     return sorted(set(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()))
 
 
-def _ppm_images(stream: IO[bytes]) -> Iterator[np.ndarray]:
-    """The images of a stream of binary PPM files, each of which says its own size."""
+def _split_ppm(stream: IO[bytes]) -> Iterator[np.ndarray]:
+    """Yields the images of a stream of binary PPM files, each with its size in its header."""
     while header := stream.readline():
         size = re.fullmatch(rb"(\d+) (\d+)\n", stream.readline())
         assert header == b"P6\n" and size and stream.readline() == b"255\n", "ffmpeg writes P6"

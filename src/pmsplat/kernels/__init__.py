@@ -1,1 +1,1 @@
-"""Fast paths, each beside its torch twin, and the door to attention."""
+"""Fast implementations, each tested against a plain torch twin, and the choice of attention."""

@@ -1,14 +1,14 @@
 """Nearest neighbours on CUDA devices: blocks of points visit tiles of the reference, nearest first.
 
-Both sets come in an order in which neighbours stand near each other. Each 64 of the reference in a
-row are a tile with a box, each 32 tiles a group with a larger one. A block of 64 points begins with
-the tile whose farthest corner is nearest, then takes groups, and in them tiles, nearest first, as
-long as they are nearer than the worst that any of its points has found. The distance to a box
-rounds like that to a point in it (both by the same two `fma`) and is never the greater of the two,
-so the answer is exact. Memory beyond the sets: a few bytes per point.
+Both sets come in an order in which neighbours in space are near each other. Every 64 consecutive
+reference points form a tile with a box, every 32 tiles a group with a larger box. A block of 64
+points first scans the tile whose farthest corner is nearest, then visits groups, and tiles in them,
+nearest first, while they are nearer than the largest of its best distances so far. The distance to
+a box is rounded like the distance to a point in it (both by the same two `fma`) and is never
+greater, so the result is exact. Memory beyond the sets: a few bytes per point.
 """
 
-# The kernels are Triton's language, whose types Python's do not describe
+# Python's type checker does not understand Triton's language.
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from typing import Any
@@ -19,17 +19,17 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK, TILE, GROUP = 64, 64, 32
-STEP = 16  # points of a tile that are compared at once
+STEP = 16  # points of a tile compared at once
 
 
 def search(points: Tensor, reference: Tensor) -> Tensor:
-    """[batch, n, 3], [batch, m, 3], both in order -> [batch, n], places of the nearest."""
+    """Returns positions [batch, n] of the nearest; both sets ([batch, n or m, 3]) are in order."""
     batch, n, m = *points.shape[:2], reference.shape[1]
-    queries, keys = _padded(points, BLOCK), _padded(reference, TILE)
+    queries, keys = _pad(points, BLOCK), _pad(reference, TILE)
     tiles = keys.unflatten(2, (-1, TILE))
-    boxes = _grouped(tiles.amin(dim=-1), tiles.amax(dim=-1))
+    boxes = _make_boxes(tiles.amin(dim=-1), tiles.amax(dim=-1))
     low, high = boxes.unflatten(2, (-1, GROUP)).unflatten(1, (2, 3)).unbind(dim=1)
-    groups = _grouped(low.amin(dim=-1), high.amax(dim=-1))
+    groups = _make_boxes(low.amin(dim=-1), high.amax(dim=-1))
     places = torch.empty(batch, queries.shape[2], dtype=torch.int32, device=points.device)
     blocks = queries.shape[2] // BLOCK
     kernel: Any = _search
@@ -38,20 +38,20 @@ def search(points: Tensor, reference: Tensor) -> Tensor:
             queries, keys, boxes, groups, places,
             queries.shape[2], keys.shape[2], boxes.shape[2], groups.shape[2],
             BLOCK=BLOCK, TILE=TILE, GROUP=GROUP, STEP=STEP,
-            enable_fp_fusion=False,  # what is fused is said: distances must round alike
+            enable_fp_fusion=False,  # only explicit `fma`: distances must be rounded alike
         )  # fmt: skip
     return places[:, :n].long().clamp(max=m - 1)
 
 
-def _padded(points: Tensor, multiple: int) -> Tensor:
-    """[batch, 3, n], the last point repeated until the number is a multiple."""
+def _pad(points: Tensor, multiple: int) -> Tensor:
+    """Returns [batch, 3, n], the last point repeated until the count is a multiple."""
     missing = -points.shape[1] % multiple
     whole = torch.cat([points, points[:, -1:].expand(-1, missing, -1)], dim=1)
     return whole.transpose(1, 2).contiguous()
 
 
-def _grouped(low: Tensor, high: Tensor) -> Tensor:
-    """[batch, 6, box]: low and high corners, with empty boxes after them to fill the last group."""
+def _make_boxes(low: Tensor, high: Tensor) -> Tensor:
+    """Returns [batch, 6, box], low and high corners; empty boxes fill the last group."""
     missing = -low.shape[2] % GROUP
     low = torch.nn.functional.pad(low, (0, missing), value=torch.inf)
     high = torch.nn.functional.pad(high, (0, missing), value=-torch.inf)
@@ -65,7 +65,7 @@ def _squared(x, y, z):
 
 @triton.jit
 def _distances(boxes, first, count, x0, x1, y0, y1, z0, z1, GROUP: tl.constexpr):
-    """From one box (x0 to x1, …) to each of a group: the least possible, and the greatest."""
+    """Returns least and greatest squared distances from a box (x0 to x1, …) to a group of boxes."""
     at = boxes + first + tl.arange(0, GROUP)
     u0, v0, w0 = tl.load(at), tl.load(at + count), tl.load(at + 2 * count)
     u1, v1, w1 = tl.load(at + 3 * count), tl.load(at + 4 * count), tl.load(at + 5 * count)
@@ -80,7 +80,7 @@ def _distances(boxes, first, count, x0, x1, y0, y1, z0, z1, GROUP: tl.constexpr)
 
 @triton.jit
 def _scan(keys, tile, m, x, y, z, best, found, TILE: tl.constexpr, STEP: tl.constexpr):
-    """Compares every point of the block with every one of the tile."""
+    """Compares every point of the block with every point of the tile."""
     for step in tl.static_range(0, TILE, STEP):
         first = tile * TILE + step
         at = keys + first + tl.arange(0, STEP)
@@ -99,16 +99,23 @@ def _search(
     queries, keys, boxes, groups, places, n, m, tiles, supers,
     BLOCK: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
+    """Stores in `places` the position of each query's nearest key; one program per block."""
+    # Load a block of points and their bounding box.
     block, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     queries += sample * 3 * n
     keys += sample * 3 * m
     boxes += sample * 6 * tiles
     groups += sample * 6 * supers
-    lane, some, step = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, GROUP), tl.arange(0, STEP)
+    lane, member, step = (
+        block * BLOCK + tl.arange(0, BLOCK),
+        tl.arange(0, GROUP),
+        tl.arange(0, STEP),
+    )
     x, y, z = tl.load(queries + lane), tl.load(queries + n + lane), tl.load(queries + 2 * n + lane)
     x0, x1, y0 = tl.min(x, 0), tl.max(x, 0), tl.min(y, 0)
     y1, z0, z1 = tl.max(y, 0), tl.min(z, 0), tl.max(z, 0)
 
+    # Scan the tile whose farthest corner is nearest.
     bound, home = tl.max(x * 0.0, 0) + float("inf"), 0
     for first in range(0, supers, GROUP):
         _, greatest = _distances(groups, first, supers, x0, x1, y0, y1, z0, z1, GROUP)
@@ -123,20 +130,22 @@ def _search(
     best, found = _scan(keys, home, m, x, y, z, best, found, TILE, STEP)
     bound = tl.max(tl.min(best, 1), 0)
 
+    # Visit groups and their tiles, nearest first, while they can improve a point's best.
     for first in range(0, supers, GROUP):
         outer, _ = _distances(groups, first, supers, x0, x1, y0, y1, z0, z1, GROUP)
         while tl.min(outer, 0) < bound:
             group = tl.argmin(outer, 0)
-            outer = tl.where(some == group, float("inf"), outer)
+            outer = tl.where(member == group, float("inf"), outer)
             start = (first + group) * GROUP
             inner, _ = _distances(boxes, start, tiles, x0, x1, y0, y1, z0, z1, GROUP)
-            inner = tl.where(start + some == home, float("inf"), inner)
+            inner = tl.where(start + member == home, float("inf"), inner)
             while tl.min(inner, 0) < bound:
                 tile = tl.argmin(inner, 0)
-                inner = tl.where(some == tile, float("inf"), inner)
+                inner = tl.where(member == tile, float("inf"), inner)
                 best, found = _scan(keys, start + tile, m, x, y, z, best, found, TILE, STEP)
                 bound = tl.max(tl.min(best, 1), 0)
 
+    # Store the position of the best of each point's STEP candidates.
     chosen = tl.argmin(best, 1)[:, None] == step[None, :]
     place = tl.sum(tl.where(chosen, found + step[None, :], 0), 1)
     tl.store(places + sample * n + lane, place)

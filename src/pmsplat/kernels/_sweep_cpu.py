@@ -1,7 +1,8 @@
-"""The plane sweep for CPUs, compiled: gathers and correlates, and stores nothing in between.
+"""The plane sweep for CPUs, compiled: samples and correlates without storing warped features.
 
-Same as `cost_volume.warped`. Parallel over image rows forward, over blocks of channels backward, so
-no two threads write to one place and the result does not depend on their number.
+Equals `cost_volume.warped`. The forward pass runs in parallel over image rows, the backward pass
+over blocks of channels, so no two threads write to one place and the result does not depend on
+their number.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from numba import njit, prange
 
 from ..geometry.sweep import MIN_Z
 
-BLOCK = 32  # channels that one thread of the backward pass works on
+BLOCK = 32  # channels per job of the backward pass
 Array = np.ndarray[Any, np.dtype[Any]]
 
 inlined: Any = njit(inline="always", fastmath=True)
@@ -20,7 +21,7 @@ parallel: Any = njit(parallel=True, fastmath=True, cache=True)
 
 @inlined
 def _locate(a: Array, x: float, y: float, inv: float, center: float) -> tuple[float, float]:
-    """Where a pixel (x, y, in pixels of its own map) falls in the source map, in index space."""
+    """Projects pixel (x, y) of the reference map into the source map, in index space."""
     px = a[0, 0] * x + a[0, 1] * y + a[0, 2] + a[0, 3] * inv
     py = a[1, 0] * x + a[1, 1] * y + a[1, 2] + a[1, 3] * inv
     pz = a[2, 0] * x + a[2, 1] * y + a[2, 2] + a[2, 3] * inv
@@ -30,7 +31,7 @@ def _locate(a: Array, x: float, y: float, inv: float, center: float) -> tuple[fl
 
 @inlined
 def _corners(u: float, v: float, height: int, width: int) -> Any:
-    """The four samples around (u, v), as flat indices, with their weights: 0 outside the map."""
+    """Returns flat indices of the four samples around (u, v) and their weights (0 outside)."""
     left, top = int(np.floor(u)), int(np.floor(v))
     du, dv = np.float32(u - left), np.float32(v - top)
     one = np.float32(1)
@@ -45,7 +46,7 @@ def _corners(u: float, v: float, height: int, width: int) -> Any:
 def forward(
     tokens: Array, source: Array, homographies: Array, inv_depth: Array, center: float, out: Array
 ) -> None:
-    """out[n, y, x, d] = Σ_o <tokens[n, yx], tokens[source[n, o]] sampled there>."""
+    """Adds Σ_o <tokens[n, yx], tokens[source[n, o]] sampled at hypothesis d> to out[n, y, x, d]."""
     views, height, width, planes = out.shape
     channels = tokens.shape[2]
     rows, columns = inv_depth.shape[2:]
@@ -89,9 +90,9 @@ def backward(
         for n in range(views):
             for pixel in range(height * width):
                 y, x = pixel // width, pixel % width
-                feature, mine = tokens[n, pixel], out[n, pixel]
+                feature, out_reference = tokens[n, pixel], out[n, pixel]
                 for o in range(source.shape[1]):
-                    seen, theirs = tokens[source[n, o]], out[source[n, o]]
+                    seen, out_source = tokens[source[n, o]], out[source[n, o]]
                     matrix = homographies[n, o]
                     for d in range(planes):
                         inv = inv_depth[n, d, y if rows > 1 else 0, x if columns > 1 else 0]
@@ -102,10 +103,10 @@ def backward(
                         g = gradient[n, y, x, d]
                         for c in range(first, last):
                             sample = wi * seen[i, c] + wj * seen[j, c]
-                            mine[c] += g * (sample + wk * seen[k, c] + wm * seen[m, c])
+                            out_reference[c] += g * (sample + wk * seen[k, c] + wm * seen[m, c])
                         for c in range(first, last):
-                            push = g * feature[c]
-                            theirs[i, c] += wi * push
-                            theirs[j, c] += wj * push
-                            theirs[k, c] += wk * push
-                            theirs[m, c] += wm * push
+                            step = g * feature[c]
+                            out_source[i, c] += wi * step
+                            out_source[j, c] += wj * step
+                            out_source[k, c] += wk * step
+                            out_source[m, c] += wm * step

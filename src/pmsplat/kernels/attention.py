@@ -1,4 +1,4 @@
-"""One door for softmax attention: torch's fused kernels, xformers where chosen, the plain twin.
+"""Softmax attention by one of several backends: torch's fused kernels, xformers, plain torch.
 
 xformers: Lefaudeux et al., "xFormers: A modular and hackable Transformer modelling library", 2022.
 """
@@ -14,9 +14,9 @@ from ..errors import UserError
 from .linear import linear
 
 BACKENDS = ("sdpa", "xformers", "plain")
-WORTHWHILE = 2**16  # scores of a head from which `blocked` pays; below, `plain` is quickest
-WIDE = 64  # channels of a head from which products beat torch's fused kernel on CPUs
-BLOCK = 2**18  # scores that `blocked` holds at a time: they should stay in a core's cache
+WORTHWHILE = 2**16  # scores per head from which `blocked` is faster than `plain`
+WIDE = 64  # channels per head from which matrix products beat torch's fused kernel on CPUs
+BLOCK = 2**18  # scores that `blocked` holds at a time: they fit a core's cache
 
 
 def attention(
@@ -26,10 +26,10 @@ def attention(
     mask: Float[Tensor, "#batch head query key"] | None = None,
     backend: str = "sdpa",
 ) -> Float[Tensor, "batch head query channel"]:
-    """softmax(q·kᵀ/√channel + mask)·v, with gradients to q, k and v.
+    """Returns softmax(q·kᵀ/√channel + mask)·v, with gradients to q, k and v.
 
-    `mask` is added to the scores. Raises UserError for a backend that is unknown, or that cannot
-    work here: an explicit choice never falls back.
+    Raises UserError for a backend that is unknown or cannot be used here; it never falls back to
+    another backend.
     """
     if backend == "sdpa":
         trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
@@ -41,11 +41,13 @@ def attention(
         return plain(q, k, v, mask)
     if backend == "xformers":
         return _xformers(q, k, v, mask)
-    raise UserError(f"attention {backend!r}", f"one of {', '.join(BACKENDS)}", "choose one of them")
+    raise UserError(
+        f"attention {backend!r}", f"one of {', '.join(BACKENDS)}", "leave it at the default, 'sdpa'"
+    )
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The twin of every backend: the definition, written out."""
+    """Computes attention by its definition: the reference for every backend."""
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if mask is not None:
         scores = scores + mask
@@ -53,10 +55,10 @@ def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor
 
 
 def blocked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`plain` for CPUs and inference, some queries at a time: no gradient, little memory.
+    """Computes `plain` for blocks of queries, on CPUs without gradients: it needs little memory.
 
-    Its products are one and a half times (float32) to several times (bfloat16) as fast as those of
-    torch's fused CPU kernel, which gradients need because it keeps no scores.
+    It is 1.5 times (float32) to several times (bfloat16) as fast as torch's fused CPU kernel. That
+    one is used where gradients are needed, since it keeps no scores for them.
     """
     out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
     rows = max(1, BLOCK // k.shape[-2])

@@ -2,8 +2,8 @@
 
 Bilinear sampling is linear, so the correlation of a reference pixel with a *sampled* source feature
 equals the bilinear sample of its correlations with all source pixels: one matrix product, then a
-look-up. On the CPU a compiled pass gathers and correlates at once. The definition, warp and then
-correlate, stands beside them (`warped`): Collins, "A space-sweep approach to true multi-image
+look-up. On the CPU a compiled pass samples and correlates at once. `warped` is the definition that
+both are tested against: warp, then correlate. Collins, "A space-sweep approach to true multi-image
 matching", CVPR 1996; Yao et al., "MVSNet", ECCV 2018.
 """
 
@@ -23,10 +23,10 @@ BUDGET_CPU, BUDGET = 32 * 2**20, 512 * 2**20  # bytes of correlations held, on C
 
 @dataclass(frozen=True)
 class Sweep:
-    """Where to look: for each view, which other views, and each pixel's inverse depths.
+    """The geometry of a sweep: the other views of each view, and the inverse depths of its pixels.
 
-    `homographies[b, v, o]` carry view v into view `others[b, v, o]`, in pixels of the feature map;
-    `inv_depth` is per plane, or per plane and pixel. No gradient flows into any of it.
+    `homographies[b, v, o]` map view v to view `others[b, v, o]`, in pixels of the feature map;
+    `inv_depth` is per plane, or per plane and pixel. No field receives a gradient.
     """
 
     others: Int[Tensor, "batch view other"]
@@ -38,10 +38,10 @@ class Sweep:
 def correlation(
     features: Float[Tensor, "batch view channel height width"], where: Sweep, path: str = "auto"
 ) -> Float[Tensor, "batch view plane height width"]:
-    """Mean over the other views of <feature, feature sampled there>/√channel for every hypothesis.
+    """Returns, per hypothesis, the mean over other views of <feature, sampled feature>/√channel.
 
     Samples outside the other view count as 0. float32, with gradients to `features` only. `path` is
-    "compiled" (CPU), "all_pairs" (any device), or "auto": compiled on the CPU, else all pairs.
+    "compiled" (CPU), "all_pairs" (any device), or "auto": compiled on the CPU, else all_pairs.
     """
     if path == "auto":
         path = "compiled" if features.device.type == "cpu" else "all_pairs"
@@ -52,8 +52,7 @@ def correlation(
 def warped(
     features: Float[Tensor, "batch view channel height width"], where: Sweep
 ) -> Float[Tensor, "batch view plane height width"]:
-    """The twin of `correlation`: samples every source feature for every hypothesis, [b, v, o, c, d,
-    h, w] in memory."""
+    """Computes `correlation` by its definition, with warped features [b, v, o, c, d, h, w]."""
     batch, views, channels, height, width = features.shape
     others = where.others.shape[-1]
     scene = torch.arange(batch, device=features.device)[:, None, None]
@@ -62,28 +61,28 @@ def warped(
         coordinates = sweep.source_coordinates(
             where.homographies, where.inv_depth[:, :, None], height, width, where.pixel_center
         )
-        grid = _normalised(coordinates, height, width).flatten(0, 2).flatten(1, 2)
+        grid = _normalize(coordinates, height, width).flatten(0, 2).flatten(1, 2)
     samples = grid_sample(sources, grid, padding_mode="zeros", align_corners=True)
     samples = samples.reshape(batch, views, others, channels, -1, height, width)
     product = torch.einsum("bvchw,bvocdhw->bvdhw", features, samples)
     return product / (others * channels**0.5)
 
 
-def _normalised(coordinates: Tensor, height: int, width: int) -> Tensor:
-    """Index space -> the [-1, 1] of `grid_sample` with aligned corners."""
+def _normalize(coordinates: Tensor, height: int, width: int) -> Tensor:
+    """Converts index space to the [-1, 1] of `grid_sample` with aligned corners."""
     span = coordinates.new_tensor([max(width - 1, 1), max(height - 1, 1)])
     return coordinates * (2 / span) - 1
 
 
 def _flat_others(where: Sweep) -> Tensor:
-    """[(batch view), other] indices into the flattened views."""
+    """Returns [(batch view), other], indices into the flattened views."""
     batch, views, _ = where.others.shape
     scene = torch.arange(batch, device=where.others.device)[:, None, None]
     return (where.others + scene * views).flatten(0, 1)
 
 
 class _Compiled(torch.autograd.Function):
-    """One compiled pass over the features, which are kept for the gradient."""
+    """Correlation by the compiled pass; only the features are kept for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, where: Sweep) -> Tensor:
@@ -103,31 +102,31 @@ class _Compiled(torch.autograd.Function):
         from . import _sweep_cpu
 
         (tokens,), where = ctx.saved_tensors, ctx.where
-        wanted = gradients[0].flatten(0, 1).permute(0, 2, 3, 1).contiguous()
+        incoming = gradients[0].flatten(0, 1).permute(0, 2, 3, 1).contiguous()
         out = torch.zeros_like(tokens)
-        _sweep_cpu.backward(wanted.numpy(), tokens.numpy(), *_arrays(where), out.numpy())
+        _sweep_cpu.backward(incoming.numpy(), tokens.numpy(), *_arrays(where), out.numpy())
         out = out.mul_(1 / (where.others.shape[-1] * tokens.shape[2] ** 0.5))
         return out.transpose(1, 2).unflatten(2, ctx.size).unflatten(0, where.others.shape[:2]), None
 
 
 def _arrays(where: Sweep) -> tuple[Any, ...]:
-    """What the compiled pass reads, views flattened."""
+    """Returns `where` as arguments of the compiled pass, views flattened."""
     views = (where.homographies.flatten(0, 1), where.inv_depth.flatten(0, 1))
     return _flat_others(where).numpy(), *(x.contiguous().numpy() for x in views), where.pixel_center
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some reference views (all of their pixels) or some pixels of one, and where they look."""
+    """All pixels of some reference views, or some pixels of one, with their source coordinates."""
 
     views: slice
     pixels: slice
-    source: Tensor  # which flat view each reference view looks at
+    source: Tensor  # flat index of the source view of each reference view
     grid: Tensor  # [view · pixel, plane, 1, 2]
 
 
 def _chunks(where: Sweep, height: int, width: int, budget: int) -> Iterator[_Chunk]:
-    """The work cut into pieces whose correlations fit into `budget` bytes."""
+    """Splits the work into pieces whose correlations fit into `budget` bytes."""
     batch, views, others = where.others.shape
     flat = _flat_others(where)
     homographies = where.homographies.flatten(0, 1)
@@ -141,7 +140,7 @@ def _chunks(where: Sweep, height: int, width: int, budget: int) -> Iterator[_Chu
             coordinates = sweep.source_coordinates(
                 homographies[chosen, other], inv_depth[chosen], height, width, where.pixel_center
             )
-            grid = _normalised(coordinates, height, width).flatten(2, 3).transpose(1, 2)
+            grid = _normalize(coordinates, height, width).flatten(2, 3).transpose(1, 2)
             for start in range(0, pixels, rows):
                 part = slice(start, start + rows)
                 yield _Chunk(
@@ -154,7 +153,7 @@ def _budget(features: Tensor) -> int:
 
 
 class _AllPairs(torch.autograd.Function):
-    """The look-up's gradient needs no forward values, so nothing but the features is kept."""
+    """Correlation by matrix products and look-ups; only the features are kept for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, where: Sweep) -> Tensor:
@@ -184,13 +183,13 @@ class _AllPairs(torch.autograd.Function):
         channels, height, width = features.shape[-3:]
         tokens = features.flatten(0, 1).flatten(2)
         scale = 1 / (where.others.shape[-1] * channels**0.5)
-        wanted = gradients[0].flatten(0, 1).flatten(2).transpose(1, 2) * scale
+        incoming = gradients[0].flatten(0, 1).flatten(2).transpose(1, 2) * scale
         out = torch.zeros_like(tokens)
         for chunk in _chunks(where, height, width, _budget(features)):
             reference = tokens[chunk.views, :, chunk.pixels]
-            gradient = wanted[chunk.views, chunk.pixels]
+            gradient = incoming[chunk.views, chunk.pixels]
             rows = gradient.shape[0] * gradient.shape[1]
-            # bilinear, zero padding, corners aligned; no gradient to the grid; values not needed
+            # Bilinear, zero padding, aligned corners; the scores' gradient, which needs no values
             scores, _ = torch.ops.aten.grid_sampler_2d_backward(
                 gradient.reshape(rows, 1, -1, 1),
                 tokens.new_empty(1).expand(rows, 1, height, width),

@@ -1,29 +1,19 @@
-"""The weighted sum of losses: weights, first steps and intermediate supervision, once for all."""
+"""The weighted sum of losses: weights, first steps and intermediate supervision, in one place."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..contracts import Loss, Partial
 from ..types import StepOutput
 
 DECAY = 0.9  # a level that is n refinements from the answer counts 0.9^n (DepthSplat)
 
 
 @dataclass(frozen=True)
-class Partial:
-    """A loss that passed over some samples of the batch, and how many: a count on the device."""
-
-    value: Tensor
-    skipped: Tensor
-
-
-Loss = Callable[[StepOutput], Tensor | Partial | None]  # None: nothing to say of this level
-
-
-@dataclass(frozen=True)
 class Term:
-    """A loss, its weight, and the first optimiser step at which it counts."""
+    """A loss, its weight, and the first optimizer step at which it counts."""
 
     loss: Loss
     weight: float = 1.0
@@ -32,9 +22,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Total:
-    """The scalar to minimise; what each term adds to it (weighted, detached); samples passed over.
+    """The scalar to minimize; what each term adds to it (weighted, detached); samples it skipped.
 
-    Of the answer under the name of the term, of an earlier level under "name/level".
+    The answer's share is under the name of the term, that of an earlier level under "name/level".
     """
 
     loss: Tensor
@@ -45,8 +35,8 @@ class Total:
 def total(step: StepOutput, terms: Mapping[str, Term], global_step: int) -> Total:
     """The weighted sum of all terms.
 
-    Every term looks at every level of the prediction as if refinement had stopped there; level i
-    of n counts 0.9^(n-1-i). Terms with a later first step, or weight 0, are not computed.
+    Every term is computed at every level of the prediction as if refinement had stopped there;
+    level i of n counts 0.9^(n-1-i). Terms with a later first step, or weight 0, are not computed.
     """
     levels = len(step.prediction.depths)
     loss = step.prediction.depths[-1].new_zeros(())

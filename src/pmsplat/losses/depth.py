@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..contracts import Loss
 from ..errors import UserError
 from ..types import StepOutput
-from ._schedule import Loss
 
 
 @dataclass

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import Loss
 from ..types import StepOutput
-from ._schedule import Loss
 from .depth import known_depth
 
 

@@ -1,13 +1,15 @@
-"""LPIPS of the rendered colour: perceptual distance in the features of VGG-16."""
+"""LPIPS of the rendered color: perceptual distance in the features of VGG-16."""
 
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import LPIPS, Loss
 from ..foundation.lpips import load
 from ..types import StepOutput
-from ._schedule import Loss
+
+WANTS = {LPIPS}
 
 
 @dataclass

@@ -1,12 +1,12 @@
-"""Mean squared error of the rendered colour."""
+"""Mean squared error of the rendered color."""
 
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import Loss
 from ..types import StepOutput
-from ._schedule import Loss
 
 
 @dataclass

@@ -1,62 +1,108 @@
 """PM-Loss: predicted points lie on the surface that a teacher sees, whatever its frame and unit.
 
 Shi et al., "Revisiting Depth Representations for Feed-Forward 3D Gaussian Splatting", 3DV 2026
-(arXiv 2506.05327). The defaults are what the released code does; each option says what it mends.
+(arXiv 2506.05327). The defaults are what the released code does.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..contracts import POINTMAP, Loss, Partial
 from ..errors import UserError
 from ..geometry import align, camera, se3
 from ..geometry.neighbors import FARTHEST
 from ..kernels import neighbors
-from ..types import StepOutput, Views
-from ._schedule import Loss, Partial
+from ..types import Cameras, Pointmap, StepOutput
 
+WANTS = {POINTMAP}
 ALIGNMENTS = ("similarity", "scale")
 
 
-@dataclass
-class Config:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+FLAG = (lambda value: isinstance(value, bool), "True or False")
+COUNT = (
+    lambda value: _is_number(value) and isinstance(value, int) and value >= 0,
+    "a whole number of at least 0",
+)
+SHARE = (lambda value: _is_number(value) and 0 <= value < 1, "a share of at least 0 and below 1")
+RULES = {  # whether a value fits an option, and what does; the others are flags
+    "alignment": (lambda value: value in ALIGNMENTS, f"one of {', '.join(ALIGNMENTS)}"),
+    "robust": COUNT,
+    "distrust": SHARE,
+    "border": COUNT,
+    "trim": SHARE,
+    "clip": (
+        lambda value: value is None or (_is_number(value) and value > 0),
+        "a number above 0, or None",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a prediction is compared with a pointmap; UserError for a value of wrong kind or range.
+
+    The defaults are the published loss.
+    """
+
+    owner: ClassVar[str] = ""  # stands before an option's name in errors
+
     alignment: str = "similarity"  # scale: the teacher's depth along the known poses has no other
-    detach: bool = False  # True: fitting the alignment is no way to please the loss
+    detach: bool = False  # True: the alignment carries no gradient
     robust: int = 0  # rounds of reweighting: wrong pixels of the teacher do not tilt the alignment
     confidence: bool = False  # True: pixels count as much as the teacher trusts them
     distrust: float = 0.0  # share of pixels to mask, the least trusted: they are mostly wrong
     border: int = 0  # pixels to mask at the images' edges, where teachers and encoders see least
     trim: float = 0.0  # share of distances to drop, the largest: no surface of the teacher is there
     clip: float | None = 100.0  # samples above it count 1e-5 of their value; None: all in full
-    coarse: bool = False  # True: coarser levels are held to the teacher too
 
     def __post_init__(self) -> None:
-        check_options("loss.pointmap.", **vars(self))
+        for option in fields(self):
+            fits, wanted = RULES.get(option.name, FLAG)
+            value = getattr(self, option.name)
+            if not fits(value):
+                raise UserError(
+                    f"{self.owner}{option.name}={value!r}",
+                    wanted,
+                    f"the default is {option.default!r}",
+                )
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    owner: ClassVar[str] = "loss.pointmap."
+
+    coarse: bool = False  # True: coarser levels are compared with the teacher too
 
 
 def build(cfg: Config) -> Loss:
     """The mean of `pointmap_loss` over the batch: the answer's points against `context.pointmap`.
 
     Points are the means of the Gaussians, one for each pixel, or the unprojected depth of a model
-    without. Pixels of confidence 0 are masked. Samples whose alignment is undefined count 0 and
-    are told as skipped. Coarser levels are left out unless `coarse` is set. Raises UserError for
-    data without pointmaps and for models with other than one Gaussian per pixel.
+    without Gaussians. Pixels of confidence 0 are masked. Samples whose alignment is undefined count
+    0 and are reported as skipped. Coarser levels are left out unless `coarse` is set. Raises
+    UserError for data without pointmaps and for models with other than one Gaussian per pixel.
     """
 
     def pointmap(step: StepOutput) -> Partial | None:
         if step.levels_left and not cfg.coarse:
             return None
         context = step.batch.context
-        teacher = _taught(context)
-        trust = context.pointmap_confidence
-        centers = context.cameras.c2w[..., :3, 3] if cfg.alignment == "scale" else None
-        values, defined = _per_sample(
-            _points(step), teacher, trust if cfg.confidence else None, _mask(context, teacher, cfg),
-            None, centers, cfg.robust, cfg.detach, cfg.trim, cfg.clip,
-        )  # fmt: skip
+        if context.pointmap is None:
+            raise UserError(
+                "loss.pointmap on data without a teacher's pointmaps",
+                "a run with a teacher",
+                "choose one (teacher=vggt) and run it once (`pmsplat teacher cache` with the same "
+                "settings), or drop the loss: ~loss.pointmap",
+            )
+        values, defined = compare(_points(step), context.pointmap, cfg, context.cameras)
         return Partial(values.mean(), (~defined).sum())
 
     return pointmap
@@ -87,7 +133,7 @@ def pointmap_loss(
     confidence 0, are nowhere: not in the alignment, not on the teacher's surface, not in the mean,
     so their prediction gets no pull; what stands there may be NaN. `centers`: the pointmap is depth
     along known poses, in the world but for its unit, so each view's points keep to their rays from
-    its camera centre, and one scale for all of a sample is fitted. `robust`: rounds of
+    its camera center, and one scale for all of a sample is fitted. `robust`: rounds of
     `align.trusted`; with 20 up to about 45 % of grossly wrong pixels leave the alignment where it
     is (they still count in the mean: mask or `trim` them); its weights carry no gradient. `trim`:
     share of the weight to drop at the largest distances. `clip`: samples above it are multiplied by
@@ -98,8 +144,25 @@ def pointmap_loss(
     below 1e-6 of their distance from the origin: see `align.umeyama`), or not finite. Raises
     UserError for shapes, types and options that do not fit.
     """
-    options = grid, centers, robust, detach, trim, clip
-    return _per_sample(points, pointmap, confidence, mask, *options)[0]
+    options = Options(robust=robust, detach=detach, trim=trim, clip=clip)
+    return _per_sample(points, pointmap, confidence, mask, grid, centers, options)[0]
+
+
+def compare(
+    points: Float[Tensor, "batch view height width 3"],
+    pointmap: Pointmap,
+    options: Options,
+    cameras: Cameras,
+) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """The loss of each sample under all `options`, and whether it is defined.
+
+    `cameras` are those of the points; only the alignment "scale" looks at them.
+    """
+    trust = pointmap.confidence
+    mask = trusted_pixels(trust, options.distrust, options.border)
+    weights = trust if options.confidence else None
+    centers = cameras.c2w[..., :3, 3] if options.alignment == "scale" else None
+    return _per_sample(points, pointmap.points, weights, mask, None, centers, options)
 
 
 def _per_sample(
@@ -109,17 +172,15 @@ def _per_sample(
     mask: Tensor | None,
     grid: tuple[int, int] | None,
     centers: Tensor | None,
-    robust: int,
-    detach: bool,
-    trim: float,
-    clip: float | None,
+    options: Options,
 ) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
     """The loss of each sample, and whether it is defined (a tensor: nobody has to wait for it)."""
     _check(points, pointmap, confidence, mask)
-    check_options("pointmap_loss: ", robust=robust, detach=detach, trim=trim, clip=clip)
     if points.dim() == 5:
         grid = points.shape[2], points.shape[3]
     _check_views(points, grid, centers)
+
+    # Weigh every pixel: 0 outside the mask and where the teacher knows nothing.
     kind = torch.promote_types(points.dtype, torch.float32)
     points, pointmap = points.flatten(1, -2).to(kind), pointmap.flatten(1, -2).double()
     weights = torch.ones_like(points[..., 0], dtype=torch.float64)
@@ -128,30 +189,40 @@ def _per_sample(
         weights = torch.where((trust > 0) & trust.isfinite(), trust, 0)
     if mask is not None:
         weights = torch.where(mask.flatten(1), weights, 0)
-    there, taught = _finite(points), _finite(pointmap)
-    defined = ((there & taught) | (weights == 0)).all(dim=-1) & (weights > 0).any(dim=-1)
-    points = torch.where(there[..., None], points, 0)
-    pointmap = torch.where(taught[..., None], pointmap, 0)
-    weights = torch.where(defined[:, None], weights, 1)
-    aligned, fitted = _aligned(points, pointmap, weights, centers, robust)
-    defined = defined & fitted
-    aligned = (aligned.detach() if detach else aligned).to(kind)
 
-    # An undefined sample is searched as points on a line: equal ones make a search slow.
+    # Replace what is not finite, so that no gradient becomes NaN; where it counts, the sample is
+    # undefined.
+    finite_points, finite_pointmap = _is_finite(points), _is_finite(pointmap)
+    usable = (finite_points & finite_pointmap) | (weights == 0)
+    defined = usable.all(dim=-1) & (weights > 0).any(dim=-1)
+    points = torch.where(finite_points[..., None], points, 0)
+    pointmap = torch.where(finite_pointmap[..., None], pointmap, 0)
+    weights = torch.where(defined[:, None], weights, 1)
+
+    # Bring the teacher's points into the frame and unit of the prediction.
+    aligned, fitted = _align(points, pointmap, weights, centers, options.robust)
+    defined = defined & fitted
+    aligned = (aligned.detach() if options.detach else aligned).to(kind)
+
+    # Search an undefined sample as points on a line: equal points make a search slow.
     line = torch.arange(points.shape[1], dtype=kind, device=points.device)[:, None].expand(-1, 3)
     points = torch.where(defined[:, None, None], points, line)
     aligned = torch.where(defined[:, None, None], aligned, line)
+
+    # Measure the distance of each predicted point from the nearest point of the teacher.
     counts = (weights > 0) | ~defined[:, None]
     masked = None if confidence is None and mask is None else counts
     index = neighbors.nearest_of_sane(points.detach(), aligned.detach(), grid, masked)
     distances = neighbors.squared_distance_to(points, aligned, index)
-    values = _mean(distances, weights, trim)
-    if clip is not None:
-        values = torch.where(values > clip, 1e-5 * values, values)
+
+    # Average over the pixels of each sample, and take samples far off almost out of the loss.
+    values = _mean(distances, weights, options.trim)
+    if options.clip is not None:
+        values = torch.where(values > options.clip, 1e-5 * values, values)
     return torch.where(defined, values, 0), defined
 
 
-def _aligned(
+def _align(
     points: Tensor, pointmap: Tensor, weights: Tensor, centers: Tensor | None, robust: int
 ) -> tuple[Float[Tensor, "batch n 3"], Bool[Tensor, " batch"]]:
     """The teacher's points in the frame and unit of the prediction, and whether that is defined."""
@@ -188,17 +259,17 @@ def _mean(distances: Tensor, weights: Tensor, trim: float) -> Float[Tensor, " ba
     return (weights * distances).sum(dim=-1)
 
 
-def _finite(points: Tensor) -> Bool[Tensor, "batch n"]:
+def _is_finite(points: Tensor) -> Bool[Tensor, "batch n"]:
     return (points.detach().abs() < FARTHEST).all(dim=-1)
 
 
 def trusted_pixels(
     confidence: Float[Tensor, "batch view height width"], distrust: float = 0.0, border: int = 0
 ) -> Bool[Tensor, "batch view height width"]:
-    """Where a teacher counts: it knows anything, and neither option of `Config` masks the pixel.
+    """Where a teacher counts: its confidence is above 0, and neither option masks the pixel.
 
-    Pixels as little trusted as the last one that `distrust` masks go too: a sky that a network
-    trusts least of all is often a third of the image, all of one confidence.
+    All pixels as little trusted as the last one that `distrust` masks are masked with it: a sky
+    that a network trusts least of all is often a third of the image, all of one confidence.
     Raises UserError for a border that leaves nothing of the images.
     """
     mask, (height, width) = confidence > 0, confidence.shape[-2:]
@@ -220,17 +291,6 @@ def trusted_pixels(
     return mask
 
 
-def _taught(context: Views) -> Float[Tensor, "batch view height width 3"]:
-    if context.pointmap is None:
-        raise UserError(
-            "loss.pointmap on data without a teacher's pointmaps",
-            "a run with a teacher",
-            "choose one (teacher=vggt) and let it answer once (`pmsplat teacher cache` with the "
-            "same settings), or drop the loss: ~loss.pointmap",
-        )
-    return context.pointmap
-
-
 def _points(step: StepOutput) -> Float[Tensor, "batch view height width 3"]:
     """The predicted point of every context pixel."""
     context = step.batch.context
@@ -246,42 +306,6 @@ def _points(step: StepOutput) -> Float[Tensor, "batch view height width 3"]:
             "train such a model, or drop the loss: ~loss.pointmap",
         )
     return means.reshape(batch, views, height, width, 3)
-
-
-def _mask(
-    context: Views, teacher: Tensor, cfg: Config
-) -> Bool[Tensor, "batch view height width"] | None:
-    """Where the teacher counts; None where it does everywhere."""
-    trust = context.pointmap_confidence
-    if trust is None and (cfg.confidence or cfg.distrust):
-        raise UserError(
-            "loss.pointmap with confidence or distrust on data without pointmap_confidence",
-            "a teacher that says how far to trust it",
-            "leave both at their defaults",
-        )
-    if trust is None and not cfg.border:
-        return None
-    trust = torch.ones_like(teacher[..., 0]) if trust is None else trust
-    return trusted_pixels(trust, cfg.distrust, cfg.border)
-
-
-def check_options(owner: str, **options: Any) -> None:
-    """Raises UserError for the first option of wrong kind or range; `owner` stands before it."""
-    for name, value in options.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name == "alignment":
-            good, wanted = value in ALIGNMENTS, f"one of {', '.join(ALIGNMENTS)}"
-        elif name in ("robust", "border"):
-            good = number and isinstance(value, int) and value >= 0
-            wanted = "a whole number of at least 0"
-        elif name in ("distrust", "trim"):
-            good, wanted = number and 0 <= value < 1, "a share of at least 0 and below 1"
-        elif name == "clip":
-            good, wanted = value is None or (number and value > 0), "a number above 0, or None"
-        else:
-            good, wanted = isinstance(value, bool), "True or False"
-        if not good:
-            raise UserError(f"{owner}{name}={value!r}", wanted, "mend it")
 
 
 def _check(
@@ -330,5 +354,5 @@ def _check_views(points: Tensor, grid: tuple[int, int] | None, centers: Tensor |
         raise UserError(
             f"centers of shape {shape} for {n} points a sample",
             f"[{len(points)}, view, 3], with as many points for each view",
-            "give the camera centre of every view",
+            "give the camera center of every view",
         )

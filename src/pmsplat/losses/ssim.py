@@ -1,4 +1,4 @@
-"""Structural dissimilarity of the rendered colour, 1 - SSIM.
+"""Structural dissimilarity of the rendered color, 1 - SSIM.
 
 Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", TIP 2004;
 as a loss of Gaussians: Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field
@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import Loss
 from ..errors import UserError
 from ..types import StepOutput
-from ._schedule import Loss
 
 WINDOW, SIGMA = 11, 1.5  # of the Gaussian weights, in pixels
 C1, C2 = 0.01**2, 0.03**2  # keep the quotients finite, for images in [0, 1]

@@ -12,14 +12,14 @@ from .maps import ChannelsFirst
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with instance norm beside a shortcut; rectified before and after."""
+    """Two 3x3 convolutions with instance norm and a shortcut; ReLU before and after the sum."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        straight = stride == 1 and inputs == width
-        self.shortcut = None if straight else nn.Conv2d(inputs, width, 1, stride)
+        identity = stride == 1 and inputs == width
+        self.shortcut = None if identity else nn.Conv2d(inputs, width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = instance_norm(self.conv1(x)).relu()
@@ -30,10 +30,10 @@ class ResidualBlock(nn.Module):
 
 
 class CNN(ChannelsFirst):
-    """Images -> feature maps, high to low resolution, one per stage of two residual blocks.
+    """Images -> feature maps, from high to low resolution, one per stage of two residual blocks.
 
-    The stem halves the resolution, `strides` say what each stage does to it; the last map goes
-    through a 1x1 convolution.
+    The stem halves the resolution; each stage divides it by its stride. The last map goes through a
+    1x1 convolution.
     """
 
     def __init__(self, widths: tuple[int, int, int], strides: tuple[int, int, int]) -> None:

@@ -1,7 +1,7 @@
-"""Dense prediction: maps of a ViT and of convolutions, fused from coarse to fine.
+"""Dense prediction head: fuses maps of a ViT and of convolutions from coarse to fine.
 
 Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, in the form of Yang et al.,
-"Depth Anything V2", 2024, with the encoder's own maps joined in at each resolution.
+"Depth Anything V2", 2024, with the encoder's other maps concatenated at each resolution.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """What comes from the coarser level plus this level's map, refined and resized."""
+    """Adds this level's map to that of the coarser level, refines the sum and resizes it."""
 
     def __init__(self, width: int, deepest: bool) -> None:
         super().__init__()
@@ -37,17 +37,17 @@ class Fusion(nn.Module):
         if self.lateral is not None:
             here = self.lateral(here)
         x = self.refine(here if coarse is None else coarse + here)
-        # a 1x1 convolution commutes with a resize, and is cheaper before it (published: after)
+        # A 1x1 convolution commutes with a resize and is cheaper before it (published: after).
         return resize(self.out(x), size)
 
 
 class DPT(nn.Module):
     """Four levels, at 1/2, 1/4, 1/8 and 1/16 of the image -> a map of `features` channels.
 
-    Each level is the ViT's map (projected to `widths` channels and resized) beside whatever maps
-    of that resolution the caller has: `extras` channels before the ViT's, and after them. Levels
-    that receive nothing (no ViT, no maps) are left out. The result has twice the finest level's
-    resolution.
+    Each level concatenates the ViT's map (projected to `widths` channels and resized) with the
+    caller's maps of that resolution: `before` and `after` are the channels of those that go before
+    and after the ViT's. Levels without any map are left out; without a ViT, `vit_width` is 0. The
+    result has twice the resolution of the finest level.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class DPT(nn.Module):
         features: int,
     ) -> None:
         super().__init__()
+        # Bring the ViT's maps to the widths and resolutions of the levels.
         a, b, _, d = widths
         self.levels = [i for i in range(4) if vit_width or before[i] or after[i]]
         self.project = nn.ModuleList()
@@ -73,6 +74,7 @@ class DPT(nn.Module):
                     nn.Conv2d(d, d, 3, 2, padding=1),
                 ]
             )
+        # Merge the maps of each level, and fuse the levels.
         self.join = nn.ModuleDict()
         for i in self.levels:
             if i < 3:

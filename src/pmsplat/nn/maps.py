@@ -1,7 +1,7 @@
-"""Feature maps [n, channel, height, width]: joined, resized, normalised, and how they are stored.
+"""Operations on feature maps [n, channel, height, width], and the memory layout of weights.
 
-Convolutions are fastest channels last, except where they take turns with a normalisation, whose CPU
-kernel wants channels first (there they are more accurate, too).
+Convolutions are fastest with channels last, except where they alternate with normalisations: the
+CPU kernels of those are made for channels first, and more accurate with it.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, interpolate, pad
 
-PIECE_CPU, PIECE = 2**16, 2**21  # pixels that `pieces` puts together, on CPUs and elsewhere
+PIECE_CPU, PIECE = 2**16, 2**21  # pixels per slice of `pieces`, on CPUs and elsewhere
 
 
 def conv_of(
     conv: nn.Conv2d, maps: Sequence[Float[Tensor, "n _ height width"]]
 ) -> Float[Tensor, "n channel _ _"]:
-    """What `conv` says of maps behind each other along the channels, without putting them there.
+    """Applies `conv` to the channel-wise concatenation of `maps`, without building it.
 
-    The sum over maps of what it says of each: less memory than `join`, and less rounding, since no
-    sum is as long.
+    The result is the sum of convolutions of each map. This takes less memory than `join`, and the
+    shorter sums round less.
     """
     assert conv.padding_mode == "zeros" and conv.groups == 1 and conv.dilation == (1, 1)
     weights = conv.weight.split([x.shape[1] for x in maps], dim=1)
@@ -32,9 +32,9 @@ def conv_of(
 
 
 def pieces(images: Float[Tensor, "n _ height width"]) -> list[slice]:
-    """Runs of images that a head at full size may take one after the other, to hold less memory.
+    """Returns slices of the images that a full-size head can process in turn, to save memory.
 
-    All in one where gradients are wanted, which hold everything anyway.
+    Returns one slice where gradients are enabled, since they keep all activations anyway.
     """
     count, _, height, width = images.shape
     at_once = count
@@ -45,7 +45,7 @@ def pieces(images: Float[Tensor, "n _ height width"]) -> list[slice]:
 
 
 class ChannelsFirst(nn.Module):
-    """A block that computes channels first, whatever comes in."""
+    """A module that computes with channels first, whatever the layout of its input."""
 
 
 def set_memory_format(model: nn.Module) -> None:
@@ -65,14 +65,14 @@ def set_memory_format(model: nn.Module) -> None:
 def join(
     maps: Sequence[Float[Tensor, "n _ height width"]],
 ) -> Float[Tensor, "n channel height width"]:
-    """Maps behind each other along the channels, channels last if any of them is.
+    """Concatenates maps along the channels, with channels last if any of them is.
 
-    `torch.cat` falls back to channels first as soon as one map has a single channel, and under
-    autocast to the widest dtype, which the next convolution would only narrow again.
+    `torch.cat` returns channels first as soon as one map has a single channel, and under autocast
+    it returns the widest dtype, which the next convolution would convert back.
     """
     device = maps[0].device.type
-    narrow = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if narrow else maps[0].dtype
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else maps[0].dtype
     if not any(_channels_last(x) for x in maps):
         return torch.cat([x.to(dtype) for x in maps], dim=1)
     return torch.cat([x.to(dtype).permute(0, 2, 3, 1) for x in maps], dim=-1).permute(0, 3, 1, 2)
@@ -83,10 +83,10 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def for_group_norm(x: Float[Tensor, "n channel *size"]) -> Float[Tensor, "n channel *size"]:
-    """The map as torch's group norm wants it.
+    """Returns the map in the layout in which torch's group norm is accurate.
 
-    Its CPU kernel sums channels-last maps naively, with errors up to 1e-4 in float32, so that one
-    gets a copy with channels first; bfloat16 does not notice.
+    Its CPU kernel sums channels-last maps naively, with errors up to 1e-4 in float32, so such maps
+    are copied to channels first. In bfloat16 the error does not matter.
     """
     return x if x.dtype == torch.bfloat16 else x.contiguous()
 
@@ -94,15 +94,15 @@ def for_group_norm(x: Float[Tensor, "n channel *size"]) -> Float[Tensor, "n chan
 def resize(
     x: Float[Tensor, "n channel _ _"], size: tuple[int, int]
 ) -> Float[Tensor, "n channel _ _"]:
-    """Bilinear, corners aligned, to (height, width)."""
+    """Resizes bilinearly to (height, width), with aligned corners."""
     return interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 class UpConv(nn.Conv2d):
-    """A map at twice the resolution, nearest neighbours, then a 3x3 convolution.
+    """Nearest-neighbour upsampling by two, then a 3x3 convolution.
 
-    Computed as the transposed convolution that is equal to both (4x4, stride 2: the sums of the
-    weights that meet the same pixel), with less than half of the products and no enlarged map.
+    Computed as one equivalent transposed convolution (4x4, stride 2; its weights are sums of those
+    that meet the same pixel), with less than half of the products and without the upsampled map.
     """
 
     def __init__(

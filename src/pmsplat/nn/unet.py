@@ -1,8 +1,8 @@
 """A U-Net whose deepest level attends over all views of a scene at once.
 
-The family of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models",
-CVPR 2022, without its time embedding; both flavours that the encoders here were published with:
-normalisation before the convolutions (DepthSplat) or after them (MVSplat).
+After Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022,
+without the time embedding. Published encoders use two variants: normalisation before the
+convolutions (DepthSplat) or after them (MVSplat).
 """
 
 import torch
@@ -17,7 +17,7 @@ from .maps import ChannelsFirst, UpConv, for_group_norm, join, pieces
 
 
 class GroupNorm(nn.GroupNorm):
-    """So many groups; by default eight where the channels allow it, else four."""
+    """torch's group norm with 8 groups by default, or 4 if the channels are not a multiple of 8."""
 
     def __init__(self, channels: int, groups: int | None = None) -> None:
         super().__init__(groups or (8 if channels % 8 == 0 else 4), channels)
@@ -27,14 +27,14 @@ class GroupNorm(nn.GroupNorm):
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """The same module starting from zero, so that a residual branch starts silent."""
+    """Sets all parameters of `module` to zero, so that a residual branch starts at zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a skip; the branch starts at zero."""
+    """Two normalised 3x3 convolutions plus a skip connection; the branch starts at zero."""
 
     def __init__(self, inputs: int, width: int, post_norm: bool) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class ViewAttention(nn.Module):
         height, width = x.shape[-2:]
         y = x if self.post_norm else self.norm(x)
         tokens = rearrange(y, "(b v) c h w -> b (v h w) c", v=views)
-        # rows of the projection are grouped by head, as published: head, then q k v, then channel
+        # Rows of the projection are ordered as published: by head, then q k v, then channel.
         qkv = rearrange(self.qkv(tokens), "b n (g t c) -> t b g n c", t=3, c=self.head)
         y = attention(*qkv.unbind(0), backend=self.backend)
         y = self.out(rearrange(y, "b g n c -> b n (g c)"))
@@ -80,8 +80,8 @@ class ViewAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each followed by attention where this is the attending level,
-    then the way to the next resolution, if there is one."""
+    """The blocks of one resolution, with attention after each in the deepest level, and the layer
+    `move` to the next resolution, if there is one."""
 
     def __init__(
         self, blocks: list[ResBlock], attentions: list[ViewAttention], move: nn.Conv2d | None
@@ -92,7 +92,7 @@ class Level(nn.Module):
         self.move = move
 
     def block(self, index: int, maps: list[Tensor], views: int) -> Tensor:
-        """One block, of maps behind each other."""
+        """Applies one block to maps concatenated along the channels."""
         block = self.blocks[index]
         parts = [block(join([x[part] for x in maps])) for part in pieces(maps[0])]
         x = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -100,11 +100,11 @@ class Level(nn.Module):
 
 
 class UNet(ChannelsFirst):
-    """Maps [(batch view), channel, height, width] -> the same shape.
+    """Maps [(batch view), channel, height, width] -> maps of the same shape.
 
-    `widths` from the finest level to the coarsest, each level at half the resolution of the one
-    before, the coarsest attending over all views with heads of `head` channels. Height and width
-    must be multiples of 2^(levels - 1).
+    `widths` are the channels from the finest level to the coarsest. Each level has half the
+    resolution of the one before; the coarsest attends over all views with heads of `head` channels.
+    Height and width must be multiples of 2^(levels - 1).
     """
 
     def __init__(
@@ -121,20 +121,20 @@ class UNet(ChannelsFirst):
         def level(index: int, inputs: list[int], move: nn.Conv2d | None) -> Level:
             width = widths[index]
             blocks = [ResBlock(i, width, post_norm) for i in inputs]
-            attending = blocks if index == deepest else []
+            count = len(blocks) if index == deepest else 0
             return Level(
-                blocks, [ViewAttention(width, head, post_norm, backend) for _ in attending], move
+                blocks, [ViewAttention(width, head, post_norm, backend) for _ in range(count)], move
             )
 
         self.stem = nn.Conv2d(widths[0], widths[0], 3, padding=1)
-        before = (widths[0], *widths[:-1])  # width that arrives at each level on the way down
+        before = (widths[0], *widths[:-1])  # input width of each level on the way down
         self.encoder = nn.ModuleList(
             level(i, [before[i]], nn.Conv2d(w, w, 3, 2, padding=1) if i < deepest else None)
             for i, w in enumerate(widths)
         )
         last = widths[-1]
         self.middle = nn.ModuleList(ResBlock(last, last, post_norm) for _ in range(2))
-        above = (*widths[1:], last)  # width that arrives at each level on the way up
+        above = (*widths[1:], last)  # input width of each level on the way up
         self.decoder = nn.ModuleList(
             level(
                 i,

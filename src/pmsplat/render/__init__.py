@@ -1,12 +1,15 @@
 """Gaussians to images: one door, `rasterize`; every other file is a backend behind it.
 
 A backend is a module with `obstacle(device)`, which says why it cannot draw there, `blend`, which
-projects and blends, and its `LICENCE`. Adding a file adds one.
+projects and blends, and its `LICENCE`. One that may draw no median depth has `median_obstacle` too,
+which says why it cannot. Adding a file adds one.
 """
 
+import functools
 import importlib
 import operator
 import pkgutil
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from types import ModuleType
@@ -20,8 +23,7 @@ from ..registry import suggest
 from ..types import Cameras, Gaussians, Rendering
 from ._projection import Blend
 
-PREFERRED = ("gsplat", "cpu", "reference")
-NO_MEDIAN = ("gsplat",)  # of those, what draws no median depth
+FAST = ("gsplat", "cpu")  # in the order in which "auto" looks for one that can draw
 ON_REQUEST = ("depth_median", "screen")
 
 
@@ -62,9 +64,10 @@ def rasterize(
         backend: "reference" (plain torch, any device and dtype), "cpu" (numba; deterministic to the
             bit for any number of threads; do not call it in a forked DataLoader worker), "gsplat"
             (CUDA), "diff_gaussian" (CUDA; the installed relative of diff-gaussian-rasterization,
-            not for commercial use), or "auto": gsplat on CUDA if it can be used and no median depth
-            is asked for, cpu for CPU tensors, else reference. A backend asked for by name is used
-            or refused, never replaced.
+            not for commercial use), or "auto": gsplat on CUDA, cpu for CPU tensors. Where that
+            cannot be used (gsplat is not installed, or has no median depth), "auto" takes the
+            reference, which is many times slower, and warns once. A backend asked for by name is
+            used or refused, never replaced.
         background: RGB behind everything, per scene or for all, as a tensor or three numbers; None
             is black.
         attributes: more features to blend with the weights of the colour, without background.
@@ -102,7 +105,7 @@ def rasterize(
             depth=_expected_depth(drawn),
             alpha=drawn.alpha,
             attributes=drawn.attributes,
-            depth_median=drawn.depth_median,
+            depth_median=drawn.depth_median if median else None,
             screen=drawn.screen if "screen" in extras else None,
         )
 
@@ -113,9 +116,42 @@ def backends() -> list[str]:
     return sorted(name for name in found if not name.startswith("_"))
 
 
-def obstacle(backend: str, device: torch.device) -> UserError | None:
-    """Why `backend` cannot draw tensors of `device`, if so; to find out may take a first build."""
-    return _module(backend).obstacle(device)
+def obstacle(backend: str, device: torch.device, median: bool = False) -> UserError | None:
+    """Why `backend` cannot draw tensors of `device`, with a median depth if asked for, if so.
+
+    To find out may take a first build.
+    """
+    module = _module(backend)
+    problem = module.obstacle(device)
+    if problem is None and median and hasattr(module, "median_obstacle"):
+        return module.median_obstacle(device)
+    return problem
+
+
+def fast_backend(device: torch.device, median: bool = False) -> str:
+    """The backend that "auto" takes for tensors of `device`.
+
+    Raises UserError with what stands in the way where only the reference is left, which is too slow
+    to train with.
+    """
+    problems = []
+    for name in FAST:
+        problem = obstacle(name, device, median)
+        if problem is None:
+            return name
+        problems.append(problem)
+    first = problems[0]
+    got = f"no fast renderer can draw {'median depth ' if median else ''}on {device}: {first.got}"
+    raise UserError(got, first.wanted, first.remedy)
+
+
+def draws_median(backend: str, device: torch.device) -> bool:
+    """Whether `backend`, or what "auto" finds, draws a median depth without the slow reference."""
+    try:
+        name = fast_backend(device, median=True) if backend == "auto" else backend
+    except UserError:
+        return False
+    return obstacle(name, device, median=True) is None
 
 
 def licence(backend: str) -> str:
@@ -124,15 +160,23 @@ def licence(backend: str) -> str:
 
 
 def _backend(name: str, device: torch.device, median: bool) -> ModuleType:
-    preferred = [known for known in PREFERRED if not (median and known in NO_MEDIAN)]
-    for candidate in preferred if name == "auto" else (name,):
-        module = _module(candidate)
-        problem = module.obstacle(device)
-        if problem is None:
-            return module
-        if name != "auto":
+    """The module that draws; says once where "auto" has to take the reference."""
+    if name != "auto":
+        problem = obstacle(name, device, median)
+        if problem is not None:
             raise problem
-    raise AssertionError("the reference draws on every device")
+        return _module(name)
+    try:
+        return _module(fast_backend(device, median))
+    except UserError as problem:
+        _warn_slow(f"{problem.got}; drawing with the reference, many times slower", problem.remedy)
+        return _module("reference")
+
+
+@functools.cache
+def _warn_slow(got: str, remedy: str) -> None:
+    """Warns, once for each obstacle."""
+    warnings.warn(f"{got}; {remedy}", stacklevel=4)
 
 
 def _module(name: str) -> ModuleType:

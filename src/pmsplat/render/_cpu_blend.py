@@ -1,16 +1,16 @@
 """Blending on the CPU: numba kernels over tiles, eight pixels of a row at a time.
 
-Inside a tile the loop runs over its Gaussians, near to far, then over the rows and the blocks of
-eight pixels that a Gaussian touches; the eight are written so that LLVM makes vector instructions
-of them. The backward pass replays a tile front to back with one scalar per pixel, the part of the
-gradient that still lies behind: for s_i = <dL/dpixel, feature_i> and weights w_i,
+Within a tile the loop runs over its Gaussians, near to far, then over the rows and the blocks of
+eight pixels that a Gaussian touches; LLVM vectorises the loop over the eight. The backward pass
+replays a tile front to back with one scalar per pixel, the share of the gradient that comes from
+Gaussians further back: for s_i = <dL/dpixel, feature_i>, weights w_i and transmittance T_i,
 
     dL/dalpha_i = T_i s_i - (Σ_{j>i} w_j s_j) / (1 - alpha_i).
 
-Every (Gaussian, tile) pair has a record of its own, tile by tile, so that memory is read in order,
-and a row of its own for its gradient; rows are added in order, so the result is the same to the bit
-for any number of threads. Tiles are those of Kerbl et al., "3D Gaussian Splatting", 2023; the
-polynomial of `exp` is that of the Cephes library.
+Every (Gaussian, tile) pair has its own record, stored tile by tile, so memory is read in order. It
+also has its own row for the gradient; rows are added in order, so the result has the same bits for
+any number of threads. Tiles follow Kerbl et al., "3D Gaussian Splatting", 2023; the polynomial of
+`exp` is from the Cephes library.
 """
 
 import math
@@ -23,30 +23,31 @@ from numba.extending import overload
 from . import _projection
 
 TILE, LANES = 16, 8
-CHECK = 64  # Gaussians between looks at whether every pixel of the tile has ended
+CHECK = 64  # Gaussians between checks whether all pixels of the tile have ended
 
-# A tile's working memory is a row of planes, one number per pixel each. All addresses in the lanes
-# differ by constants: that is what lets LLVM see that they never overlap.
+# A tile's working memory is one array of planes with one number per pixel. Plane addresses differ
+# by constants, so LLVM can prove that planes do not overlap.
 PLANE = np.uint64(TILE * TILE)
 TRANSMITTANCE = np.uint64(0)  # 0 once the pixel has ended
-WEIGHT = np.uint64(1) * PLANE  # of the Gaussian at hand
+WEIGHT = np.uint64(1) * PLANE  # weight of the current Gaussian
 ALPHA, RED, GREEN, BLUE, DEPTH = (np.uint64(i) * PLANE for i in range(2, 7))
 MEDIAN, ATTRIBUTES = np.uint64(7) * PLANE, np.uint64(8) * PLANE  # while drawing
-BEHIND, SHADE = np.uint64(7) * PLANE, np.uint64(8) * PLANE  # while replaying, where ALPHA to DEPTH
-ATTRIBUTE_GRADIENTS = np.uint64(9) * PLANE  # and these hold the gradients of the pixels
+# While replaying, planes ALPHA to DEPTH and ATTRIBUTE_GRADIENTS hold the gradients of the pixels.
+BEHIND, SHADE = np.uint64(7) * PLANE, np.uint64(8) * PLANE
+ATTRIBUTE_GRADIENTS = np.uint64(9) * PLANE
 
-# Channels of an image, in the order of the planes while drawing
+# Channels of an image, in the order of the planes while drawing.
 IMAGE_ALPHA, IMAGE_DEPTH, IMAGE_MEDIAN, IMAGE_ATTRIBUTES = 0, 4, 5, 6
 
-# Columns of a record: the first pixel centre of the tile seen from the mean, conic, opacity, colour
-# and z, then attributes
+# Columns of a record: the tile's first pixel centre relative to the mean, conic, opacity, colour
+# and z, then attributes.
 X, Y, XX, XY, YY, OPACITY, FEATURES, COLUMNS = 0, 1, 2, 3, 4, 5, 6, 10
 
 ALPHA_MIN, ALPHA_MAX = _projection.ALPHA_MIN, _projection.ALPHA_MAX
 TRANSMITTANCE_MIN = _projection.TRANSMITTANCE_MIN
-FARTHEST = 80.0  # exponents are cut here: exp(-80) is far below 1/255 of anything
+FARTHEST = 80.0  # bound of exponents: exp(-80) is far below the alpha of 1/255
 
-# Everything but "no NaN, no infinity": those must stay what they are
+# All of fastmath except "nnan" and "ninf": NaN and infinity must keep their meaning.
 FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
 serial: Any = njit(cache=True, fastmath=FAST, error_model="numpy")
 parallel: Any = njit(cache=True, fastmath=FAST, error_model="numpy", parallel=True)
@@ -59,7 +60,7 @@ def _exp(x: Any) -> Any:
 
 @overload(_exp, inline="always")
 def _exp_of(x):
-    """In float32 a polynomial that LLVM can vectorise (error 1e-7), else the library's."""
+    """Returns, for float32, a polynomial that LLVM can vectorise (error 1e-7), else math.exp."""
     if x is not types.float32:
         return lambda x: math.exp(x)
     f = np.float32
@@ -80,7 +81,7 @@ def _exp_of(x):
 
 @inlined
 def _draw_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, red, green, blue, z):
-    """Adds a Gaussian to eight pixels of a row; `x` is the first of them, seen from its mean."""
+    """Adds a Gaussian to eight pixels of a row; `x` is the first of them, relative to its mean."""
     real = tile.dtype.type
     for lane in range(LANES):
         i = base + np.uint64(lane)
@@ -104,9 +105,9 @@ def _draw_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, red, green, blue, z):
 
 @inlined
 def _replay_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, red, green, blue, z):
-    """The same eight pixels again: sums of the gradients that reach the Gaussian from them.
+    """Replays the pixels of `_draw_lanes`; returns the Gaussian's gradients, summed over them.
 
-    First that of -power (times 1, dx, dx²), then those of red, green, blue and z.
+    The order is: gradients of -power (times 1, dx, dx²), red, green, blue and z.
     """
     real = tile.dtype.type
     d = d_dx = d_dx2 = d_red = d_green = d_blue = d_z = real(0)
@@ -146,7 +147,7 @@ def _replay_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, red, green, blue, z)
 
 @parallel
 def boxes_of(order, xy, extent, height, width):
-    """Half-open boxes of pixels (left, top, right, bottom) of the splats in `order`."""
+    """Returns half-open boxes of pixels (left, top, right, bottom) of the splats in `order`."""
     boxes = np.empty((len(order), 4), np.int32)
     for i in prange(len(order)):
         n = order[i]
@@ -160,17 +161,17 @@ def boxes_of(order, xy, extent, height, width):
 
 @inlined
 def _tiles_of(box):
-    """The rows and columns of tiles that a box of pixels touches."""
+    """Returns the rows and columns of tiles that a box of pixels touches."""
     rows = range(box[1] // TILE, (box[3] - 1) // TILE + 1)
     return rows, range(box[0] // TILE, (box[2] - 1) // TILE + 1)
 
 
 @serial
 def pair(boxes, rows, columns):
-    """The (Gaussian, tile) pairs, tile by tile, near to far in each because the boxes are.
+    """Lists the (Gaussian, tile) pairs, tile by tile; within a tile in the order of the boxes.
 
-    `start` delimits the tiles among the pairs; the pairs of Gaussian i are at
-    `place[first[i]:first[i + 1]]`.
+    Returns `start`, which delimits the tiles among the pairs, and `first` and `place`: the pairs of
+    Gaussian i are at `place[first[i]:first[i + 1]]`.
     """
     first = np.zeros(len(boxes) + 1, np.int64)
     start = np.zeros(rows * columns + 1, np.int64)
@@ -196,7 +197,7 @@ def pair(boxes, rows, columns):
 
 @parallel
 def records_of(order, boxes, first, place, xy, conic, opacities, color, z, attributes):
-    """For every pair its record, and the rows and blocks of eight of its tile, half-open."""
+    """Returns each pair's record, and its half-open spans of rows and of blocks of eight pixels."""
     channels = attributes.shape[1]
     records = np.empty((len(place), COLUMNS + channels), xy.dtype)
     spans = np.empty((len(place), 4), np.uint8)
@@ -225,7 +226,7 @@ def records_of(order, boxes, first, place, xy, conic, opacities, color, z, attri
 
 @serial
 def _open_tile(t, planes, image, dtype):
-    """Where tile `t` lies in the image, what of it is inside, and its planes with T = 1 inside."""
+    """Returns the top left of tile `t`, its size within the image, and planes with T = 1 there."""
     height, width = image.shape[1:]
     columns = -(-width // TILE)
     top, left = (t // columns) * TILE, (t % columns) * TILE
@@ -238,7 +239,7 @@ def _open_tile(t, planes, image, dtype):
 
 @serial
 def _ended(tile, done):
-    """Whether no pixel of the tile takes more; looked at once in CHECK Gaussians."""
+    """Returns whether all pixels of the tile have ended; checked once per CHECK Gaussians."""
     return done % CHECK == CHECK - 1 and tile[: TILE * TILE].max() == 0
 
 
@@ -276,7 +277,7 @@ def draw(records, spans, start, image):
 
 @serial
 def _load_gradients(tile, top, left, rows, columns, image, grad):
-    """The planes of pixel gradients, and BEHIND = Σ gradient · value of every blended channel."""
+    """Fills the planes of pixel gradients, and BEHIND = Σ gradient · value over the channels."""
     for c in range(len(image)):
         if c == IMAGE_MEDIAN:
             continue
@@ -290,7 +291,7 @@ def _load_gradients(tile, top, left, rows, columns, image, grad):
 
 @serial
 def _shade(tile, base, record, channels):
-    """<dL/dpixel, attributes> of eight pixels, for `_replay_lanes`."""
+    """Fills <dL/dpixel, attributes> of eight pixels, for `_replay_lanes`."""
     for lane in range(LANES):
         i = base + np.uint64(lane)
         tile[i + SHADE] = 0
@@ -301,9 +302,9 @@ def _shade(tile, base, record, channels):
 
 @parallel
 def replay(records, spans, start, image, grad):
-    """The gradient that reaches every pair, in the columns of its record.
+    """Returns the gradient of every pair, in the columns of its record.
 
-    `image` is what `draw` filled, `grad` the gradient of the loss with respect to it.
+    `image` is the output of `draw`, `grad` the gradient of the loss with respect to it.
     """
     real = records.dtype.type
     channels = records.shape[1] - COLUMNS
@@ -315,6 +316,7 @@ def replay(records, spans, start, image, grad):
             if _ended(tile, p - start[t]):
                 break
             r, span, out = records[p], spans[p], pairs[p]
+            # Sum the gradients of the pair over its pixels.
             m = m_x = m_y = m_xx = m_xy = m_yy = red = green = blue = z = real(0)
             for y in range(span[0], span[1]):
                 dy = r[Y] + real(y)
@@ -335,6 +337,7 @@ def replay(records, spans, start, image, grad):
                             i = base + np.uint64(lane)
                             gradient = tile[i + ATTRIBUTE_GRADIENTS + np.uint64(c) * PLANE]
                             out[COLUMNS + c] += tile[i + WEIGHT] * gradient
+            # Convert the moments of the gradient of -power to gradients of xy, conic and opacity.
             out[X], out[Y] = r[XX] * m_x + r[XY] * m_y, r[YY] * m_y + r[XY] * m_x
             out[XX], out[XY], out[YY] = -real(0.5) * m_xx, -m_xy, -real(0.5) * m_yy
             out[OPACITY] = m / r[OPACITY]

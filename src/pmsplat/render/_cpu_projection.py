@@ -1,7 +1,8 @@
-"""Projection on the CPU: numba kernels that take one Gaussian into all targets of its scene.
+"""Projection on the CPU: numba kernels that project a Gaussian into all targets of its scene.
 
-The twins of `_projection.project`, without its intermediate arrays (the backward pass computes them
-again; inside, numbers are float64 whatever the arrays hold), and of the sum in `geometry.sh.color`.
+They compute the same as `_projection.project` and as the sum in `geometry.sh.color`, without
+intermediate arrays. The backward pass recomputes those; local numbers are float64, whatever the
+dtype of the arrays.
 """
 
 import math
@@ -13,16 +14,16 @@ from . import _projection
 from ._cpu_blend import parallel, serial
 
 BLUR, MAX_PIXELS = _projection.BLUR, _projection.MAX_PIXELS
-CHUNK = 512  # Gaussians that share a worker's scratch memory
+CHUNK = 512  # Gaussians per job of a thread; they share scratch memory
 
 # Columns of a camera: w2c as three rows of four, then focal lengths and principal point in pixels,
-# the limits of x/z and y/z in the Jacobian, the z at and before which Gaussians are culled
+# the limits of x/z and y/z in the Jacobian, and the z up to which Gaussians are culled.
 FX, FY, CX, CY, LIMIT_X, LIMIT_Y, CULL, CAMERA = 12, 13, 14, 15, 16, 17, 18, 19
 
 
 @serial
 def _unit(quat):
-    """The unit quaternion (w, x, y, z) and the length it had."""
+    """Returns the normalised quaternion (w, x, y, z) and its length before."""
     w, x, y, z = np.float64(quat[0]), np.float64(quat[1]), np.float64(quat[2]), np.float64(quat[3])
     length = max(math.sqrt(w * w + x * x + y * y + z * z), 1e-12)
     return w / length, x / length, y / length, z / length, length
@@ -30,6 +31,7 @@ def _unit(quat):
 
 @serial
 def _rotation(w, x, y, z, out):
+    """Fills the rotation matrix of a unit quaternion."""
     out[0, 0], out[0, 1], out[0, 2] = (
         1 - 2 * (y * y + z * z),
         2 * (x * y - w * z),
@@ -49,7 +51,7 @@ def _rotation(w, x, y, z, out):
 
 @serial
 def _to_camera(camera, mean):
-    """The mean in the camera frame."""
+    """Returns the mean in the camera frame."""
     x, y, z = np.float64(mean[0]), np.float64(mean[1]), np.float64(mean[2])
     return (
         camera[0] * x + camera[1] * y + camera[2] * z + camera[3],
@@ -60,14 +62,14 @@ def _to_camera(camera, mean):
 
 @serial
 def _kept(camera, x, y, z, scale):
-    """Whether a Gaussian is in front and of a size and place that can be drawn."""
+    """Returns whether a Gaussian lies beyond the culling plane and within MAX_PIXELS."""
     reach = max(abs(x), abs(y), scale[0], scale[1], scale[2])
     return z > camera[CULL] and reach * max(camera[FX], camera[FY]) < MAX_PIXELS * z
 
 
 @serial
 def _axes(camera, rotation, scale, tilt_x, tilt_y, z, axes, a, b):
-    """Fills the axes in the camera frame (columns) and the rows `a`, `b` of their images."""
+    """Fills the axes in the camera frame (columns), and the rows `a`, `b` of their projections."""
     for j in range(3):
         for i in range(3):
             axes[i, j] = scale[j] * (
@@ -81,7 +83,7 @@ def _axes(camera, rotation, scale, tilt_x, tilt_y, z, axes, a, b):
 
 @serial
 def _conic(a, b):
-    """Both variances in px² and the inverse covariance (xx, xy, yy)."""
+    """Returns both variances in px² and the inverse covariance (xx, xy, yy)."""
     xx = a[0] * a[0] + a[1] * a[1] + a[2] * a[2]
     yy = b[0] * b[0] + b[1] * b[1] + b[2] * b[2]
     xy = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
@@ -93,7 +95,7 @@ def _conic(a, b):
 
 @parallel
 def project(means, scales, quats, reach_squared, cameras, width, height, xy, conic, z, extent):
-    """Fills [target, gaussian, ...] positions, conics, z and extents of one scene."""
+    """Fills positions, conics, z and extents [target, gaussian, ...] of one scene."""
     count = len(means)
     for chunk in prange(-(-count // CHUNK)):
         rotation, axes = np.empty((3, 3)), np.empty((3, 3))
@@ -158,13 +160,13 @@ def _target_back(
     camera, x, y, z, rotation, scale, gu, gv, gz, g0, g1, g2,
     axes, a, b, d_rotation, d_mean, d_scale,
 ):  # fmt: skip
-    """Adds what one target says of a Gaussian: gradients of its rotation, mean and scale."""
+    """Adds one target's gradients of a Gaussian's rotation, mean and scale."""
     ratio_x, ratio_y = x / z, y / z
     tilt_x = min(max(ratio_x, -camera[LIMIT_X]), camera[LIMIT_X])
     tilt_y = min(max(ratio_y, -camera[LIMIT_Y]), camera[LIMIT_Y])
     _axes(camera, rotation, scale, tilt_x, tilt_y, z, axes, a, b)
     _, _, c0, c1, c2 = _conic(a, b)
-    # The gradient of an inverse P of Σ: dΣ = -P dP P
+    # Gradient of the inverse P of Σ: dΣ = -P dP P
     g_xx = -(c0 * c0 * g0 + c0 * c1 * g1 + c1 * c1 * g2)
     g_yy = -(c1 * c1 * g0 + c1 * c2 * g1 + c2 * c2 * g2)
     g_xy = -(2 * c0 * c1 * g0 + (c0 * c2 + c1 * c1) * g1 + 2 * c1 * c2 * g2)
@@ -191,7 +193,7 @@ def _target_back(
 
 @serial
 def _quat_back(w, x, y, z, length, g, out):
-    """Fills the gradient of a quaternion, given that of its rotation matrix."""
+    """Fills the gradient of a quaternion from the gradient `g` of its rotation matrix."""
     gw = 2 * (x * (g[2, 1] - g[1, 2]) + y * (g[0, 2] - g[2, 0]) + z * (g[1, 0] - g[0, 1]))
     gx = 2 * (
         y * (g[0, 1] + g[1, 0]) + z * (g[0, 2] + g[2, 0])
@@ -226,7 +228,7 @@ def shade(basis, sh, color):
 
 @parallel
 def shade_back(basis, sh, color, g_color, d_basis, d_sh):
-    """Adds to the gradients of `basis` and `sh`."""
+    """Adds the gradients of `basis` and `sh`."""
     targets, count, terms = basis.shape
     for n in prange(count):
         for t in range(targets):

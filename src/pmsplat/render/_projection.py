@@ -1,8 +1,8 @@
-"""Gaussians on images: the projection and the blending constants that our backends share.
+"""Projection of Gaussians onto images, and the blending constants that our backends share.
 
 EWA splatting (Zwicker et al., "EWA Volume Splatting", 2001) with the rules of 3D Gaussian Splatting
-(Kerbl et al., 2023): the Jacobian is taken at a point clamped to somewhat more than the field of
-view, and every splat is widened by 0.3 px². Everything here is batched over scenes and targets.
+(Kerbl et al., 2023): the Jacobian is taken at a point clamped to slightly more than the field of
+view, and 0.3 px² is added to the variances of every splat. All is batched over scenes and targets.
 """
 
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from torch.nn.functional import normalize
 from ..geometry import camera, gaussian, se3, sh
 from ..types import Bundle, Cameras, Gaussians, Screen
 
-# numba's kernels freeze these: after a change, delete render/__pycache__
+# Numba compiles these into its kernels: after a change, delete render/__pycache__.
 BLUR = 0.3  # px² added to both variances of a splat
-NEAR_FRACTION = 0.2  # culled at z <= this · near
-FIELD_OF_VIEW = 1.3  # x/z and y/z in the Jacobian stay within this many half fields of view
+NEAR_FRACTION = 0.2  # Gaussians are culled at z <= this · near
+FIELD_OF_VIEW = 1.3  # bound of x/z and y/z in the Jacobian, in half fields of view
 ALPHA_MIN = 1 / 255  # fainter contributions are skipped
 ALPHA_MAX = 0.99
 TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would leave less ends its pixel and is not added
-MAX_PIXELS = 1e8  # what is wider or farther off than this is not drawn: float32 would overflow
+MAX_PIXELS = 1e8  # wider or more distant splats are not drawn: float32 would overflow
 
 
 @dataclass(frozen=True)
 class Splats(Bundle):
-    """Gaussians as the images see them, near and far, seen and unseen.
+    """All Gaussians projected into all targets, also those that are not drawn.
 
-    `xy` in pixels; `conic` is the inverse covariance (xx, xy, yy) in 1/px²; `z` in scene units;
-    `extent` is half the width and height in pixels of the box outside which alpha < 1/255: 0 where
-    a Gaussian is not drawn, and without gradient.
+    `xy` is in pixels; `conic` is the inverse covariance (xx, xy, yy) in 1/px²; `z` is in scene
+    units. `extent` is half the width and height in pixels of the box outside which alpha < 1/255;
+    it is 0 where a Gaussian is not drawn, and has no gradient.
     """
 
     xy: Float[Tensor, "batch target gaussian 2"]
@@ -47,10 +47,10 @@ class Splats(Bundle):
 
 @dataclass(frozen=True)
 class Blend(Bundle):
-    """What a backend gives the door: sums over a pixel's Gaussians of weight · feature.
+    """The output of a backend: sums of weight · feature over the Gaussians of a pixel.
 
-    The weight is alpha times the transmittance before it; `depth` is Σ z · weight; there is no
-    background yet.
+    The weight is alpha times the transmittance in front; `depth` is Σ z · weight. `rasterize` adds
+    the background later.
     """
 
     color: Float[Tensor, "batch target 3 height width"]
@@ -62,7 +62,7 @@ class Blend(Bundle):
 
 
 def world_to_camera(cameras: Cameras) -> Float[Tensor, "batch target 4 4"]:
-    """w2c, sheared where K has skew, so that fx, fy, cx and cy project exactly as K does."""
+    """Returns w2c, sheared if K has skew, so that fx, fy, cx and cy project exactly as K does."""
     skew = cameras.K[..., 0, 1] / cameras.K[..., 0, 0]
     shear = torch.eye(4, device=skew.device, dtype=skew.dtype).repeat(*skew.shape, 1, 1)
     shear[..., 0, 1] = skew
@@ -72,7 +72,7 @@ def world_to_camera(cameras: Cameras) -> Float[Tensor, "batch target 4 4"]:
 def finite(
     gaussians: Gaussians, attributes: Tensor | None
 ) -> tuple[Gaussians, Float[Tensor, "batch gaussian channel"] | None]:
-    """The same, with Gaussians that hold a NaN or infinity made harmless: opacity 0, all else 0."""
+    """Returns both inputs with all values 0 in Gaussians that contain a NaN or an infinity."""
     parts = [gaussians.means, gaussians.scales, gaussians.quats_wxyz, gaussians.sh.flatten(2)]
     parts += [gaussians.opacities[..., None]] + ([] if attributes is None else [attributes])
     if parts[0].device.type == "cpu" and all(part.detach().sum().isfinite() for part in parts):
@@ -89,21 +89,21 @@ def finite(
 def view_color(
     gaussians: Gaussians, cameras: Cameras, sh_degree: int | None = None
 ) -> Float[Tensor, "batch target gaussian 3"]:
-    """The colour of every Gaussian seen from every camera of its scene."""
+    """Returns the colour of every Gaussian seen from every camera of its scene."""
     return sh.color(gaussians.sh[:, None], view_directions(gaussians, cameras), sh_degree)
 
 
 def view_directions(
     gaussians: Gaussians, cameras: Cameras
 ) -> Float[Tensor, "batch target gaussian 3"]:
-    """Unit directions from every camera to every Gaussian of its scene, in the world."""
+    """Returns unit world directions from every camera to every Gaussian of its scene."""
     return normalize(gaussians.means[:, None] - cameras.c2w[:, :, None, :3, 3], dim=-1)
 
 
 def project(
     gaussians: Gaussians, cameras: Cameras, size: tuple[int, int], sh_degree: int | None = None
 ) -> Splats:
-    """Every Gaussian in every target of its scene, differentiable in all Gaussian parameters.
+    """Projects every Gaussian into every target of its scene, differentiable in its parameters.
 
     Gaussians must be finite. Those that are not drawn (z <= 0.2 near, outside the image, fainter
     than 1/255, wider than MAX_PIXELS) have extent 0, finite values and zero gradients.
@@ -114,6 +114,7 @@ def project(
     fx, fy, cx, cy = K[..., 0, 0], K[..., 1, 1], K[..., 0, 2], K[..., 1, 2]
     means_cam = se3.transform(w2c, gaussians.means[:, None])
 
+    # Project the means, with a harmless point in place of those that are culled.
     with torch.no_grad():
         z = means_cam[..., 2]
         reach = torch.maximum(
@@ -126,7 +127,7 @@ def project(
     x_over_z, y_over_z = x / z, y / z
     xy = torch.stack([fx * x_over_z + cx, fy * y_over_z + cy], dim=-1)
 
-    # Rows of J R S: the images of the three axes of a Gaussian, in pixels
+    # Compute the rows of J R S: the projected axes of a Gaussian, in pixels.
     scales = torch.where(kept[..., None], gaussians.scales[:, None], 0)
     root = gaussian.quat_to_rotation(gaussians.quats_wxyz)[:, None] * scales[..., None, :]
     axes = w2c[:, :, None, :3, :3] @ root
@@ -136,12 +137,13 @@ def project(
     a = (fx / z)[..., None] * (axes[..., 0, :] - tilt_x * axes[..., 2, :])
     b = (fy / z)[..., None] * (axes[..., 1, :] - tilt_y * axes[..., 2, :])
 
-    # |a|²|b|² - (a·b)² = |a×b|²: no cancellation, however needle-like the Gaussian
+    # Invert the covariance; |a|²|b|² - (a·b)² = |a×b|² avoids cancellation for thin Gaussians.
     aa, bb, ab = (a * a).sum(dim=-1), (b * b).sum(dim=-1), (a * b).sum(dim=-1)
     cross = torch.linalg.cross(a, b)
     determinant = (cross * cross).sum(dim=-1) + BLUR * (aa + bb) + BLUR**2
     conic = torch.stack([bb + BLUR, -ab, aa + BLUR], dim=-1) / determinant[..., None]
 
+    # Bound each splat; its box is empty where it is not drawn.
     with torch.no_grad():
         variance = torch.stack([aa, bb], dim=-1) + BLUR
         extent = (reach_squared(gaussians.opacities)[:, None, :, None] * variance).sqrt()
@@ -154,15 +156,15 @@ def project(
 
 
 def tilt_limits(fx: Tensor, fy: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The largest |x/z| and |y/z| in the Jacobian, for focal lengths in pixels."""
+    """Returns the largest |x/z| and |y/z| in the Jacobian, for focal lengths in pixels."""
     height, width = size
     return FIELD_OF_VIEW * width / (2 * fx), FIELD_OF_VIEW * height / (2 * fy)
 
 
 def reach_squared(opacities: Tensor) -> Tensor:
-    """The squared Mahalanobis distance at which alpha falls to 1/255; 0 for what never gets there.
+    """Returns the squared Mahalanobis distance at which alpha falls to 1/255, or 0 if it is lower.
 
-    A little is added, so that rounding never cuts a pixel off; the test of alpha decides.
+    A small margin is added against rounding; the exact test is that of alpha while blending.
     """
     squared = 2 * (opacities.clamp_min(ALPHA_MIN) / ALPHA_MIN).log()
     return torch.where(opacities >= ALPHA_MIN, squared + 1e-3, 0)

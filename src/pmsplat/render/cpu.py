@@ -1,8 +1,8 @@
 """Rasterisation on the CPU with numba, in parallel over Gaussians and tiles.
 
-The same bits come out for any number of threads. The kernels are in `_cpu_blend.py`. They must not
-be called in a process forked from one that has called them (GNU OpenMP ends it): a Dataset that
-rasterises wants spawned workers.
+The result has the same bits for any number of threads. The kernels are in `_cpu_blend.py` and
+`_cpu_projection.py`. They must not be called in a process forked from one that has called them (GNU
+OpenMP terminates it): a Dataset that rasterises needs spawned workers.
 """
 
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ LICENCE = "MIT, as all of pmsplat"
 
 
 def near_to_far(z: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """Indices of the drawn Gaussians by z, equal z by index."""
+    """Returns the indices of the drawn Gaussians, sorted by z, ties by index."""
     drawn = np.flatnonzero(extent[:, 0] > 0)
     if z.dtype != np.float32:
         return drawn[np.argsort(z[drawn], kind="stable")]
-    # Positive floats order like their bits; numpy sorts plain integers several times faster
+    # Positive floats are ordered like their bits, and numpy sorts integers several times faster.
     keys = z[drawn].view(np.uint32).astype(np.uint64) << np.uint64(32) | drawn.astype(np.uint64)
     keys.sort()
     return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 class _Project(torch.autograd.Function):
-    """Means, scales and quaternions to the xy, conic, z and extent of Splats."""
+    """Means, scales and quaternions -> the xy, conic, z and extent of Splats."""
 
     @staticmethod
     def forward(ctx: Any, means, scales, quats, reach_squared, cameras, size) -> Any:
@@ -64,7 +64,7 @@ class _Project(torch.autograd.Function):
 
 
 class _Shade(torch.autograd.Function):
-    """SH basis [batch, target, gaussian, sh] and coefficients to colours."""
+    """SH basis [batch, target, gaussian, sh] and coefficients -> colours."""
 
     @staticmethod
     def forward(ctx: Any, basis, coefficients) -> Tensor:
@@ -87,7 +87,7 @@ class _Shade(torch.autograd.Function):
 def project(
     gaussians: Gaussians, cameras: Cameras, size: tuple[int, int], sh_degree: int | None = None
 ) -> Splats:
-    """`_projection.project`, several times faster."""
+    """Computes `_projection.project`, several times faster."""
     height, width = size
     K = camera.K_px(cameras.K, height, width)
     fx, fy, cx, cy = K[..., 0, 0], K[..., 1, 1], K[..., 0, 2], K[..., 1, 2]
@@ -107,7 +107,7 @@ def project(
 
 @dataclass(frozen=True)
 class _Image:
-    """What drawing an image leaves behind for its backward pass."""
+    """The arrays of one image that the backward pass needs again."""
 
     order: np.ndarray
     start: np.ndarray
@@ -118,22 +118,22 @@ class _Image:
 
 
 class _Composite(torch.autograd.Function):
-    """Splats to [batch, target, channel, height, width]: alpha, rgb, z, median, attributes."""
+    """Splats -> [batch, target, channel, height, width]: alpha, rgb, z, median, attributes."""
 
     @staticmethod
     def forward(ctx: Any, xy, conic, opacities, color, z, attributes, extent, size) -> Tensor:
         height, width = size
         tiles = [-(-length // kernels.TILE) for length in size]
         inputs = [t.detach().contiguous() for t in (xy, conic, opacities, color, z, attributes)]
-        each, faint = [t.numpy() for t in inputs], extent.contiguous().numpy()
-        xy_, conic_, opacities_, color_, z_, attributes_ = each
+        xy_, conic_, opacities_, color_, z_, attributes_ = (t.numpy() for t in inputs)
+        extent_ = extent.contiguous().numpy()
         batch, targets = z.shape[:2]
         channels = kernels.IMAGE_ATTRIBUTES + attributes.shape[-1]
         drawn = xy.new_zeros(batch, targets, channels, height, width)
         ctx.images = []
         for b, t in np.ndindex(batch, targets):
-            order = near_to_far(z_[b, t], faint[b, t])
-            boxes = kernels.boxes_of(order, xy_[b, t], faint[b, t], height, width)
+            order = near_to_far(z_[b, t], extent_[b, t])
+            boxes = kernels.boxes_of(order, xy_[b, t], extent_[b, t], height, width)
             start, first, place = kernels.pair(boxes, *tiles)
             records, spans = kernels.records_of(
                 order, boxes, first, place,
@@ -164,7 +164,7 @@ class _Composite(torch.autograd.Function):
 def composite(
     splats: Splats, opacities: Tensor, attributes: Tensor | None, size: tuple[int, int]
 ) -> Blend:
-    """Blends splats, differentiably in everything but their extents."""
+    """Blends splats; differentiable in everything except their extents."""
     features = opacities.new_zeros(*opacities.shape, 0) if attributes is None else attributes
     drawn = _Composite.apply(
         splats.xy, splats.conic, opacities, splats.color, splats.z, features, splats.extent, size
@@ -180,17 +180,17 @@ def composite(
 
 
 def threads() -> int:
-    """How many threads numba's kernels use."""
+    """Returns the number of threads that numba's kernels use."""
     return numba.get_num_threads()
 
 
 def set_threads(count: int) -> None:
-    """Lets numba's kernels use `count` threads, at most the number of cores."""
+    """Sets the number of threads of numba's kernels, at most the number of cores."""
     numba.set_num_threads(count)
 
 
 def obstacle(device: torch.device) -> UserError | None:
-    """Why this backend cannot draw tensors of `device`, if so."""
+    """Returns the reason why this backend cannot draw on `device`, or None if it can."""
     if device.type == "cpu":
         return None
     return UserError(
@@ -208,7 +208,7 @@ def blend(
     sh_degree: int | None,
     median: bool,
 ) -> Blend:
-    """What `rasterize` wants of a backend."""
+    """Projects and blends all scenes, as `rasterize` expects of a backend."""
     gaussians, attributes = _projection.finite(gaussians, attributes)
     splats = project(gaussians, cameras, size, sh_degree)
     return composite(splats, gaussians.opacities, attributes, size)

@@ -1,15 +1,15 @@
-"""Rasterisation on CUDA with whichever relative of diff-gaussian-rasterization is installed.
+"""Rasterisation on CUDA with the installed fork of diff-gaussian-rasterization.
 
-The CUDA rasteriser of Kerbl et al., "3D Gaussian Splatting", 2023, and its forks: Charatan's
-(pixelSplat), leo-frank's with depth and weight, Tang's (ashawkey) with depth and alpha, Luiten's
-with median depth. They take the same arguments, share module names, and the same signature has
-meant different things at different commits: some return a depth or an alpha whose gradient is not
-complete. So a fork is known by what it does: two Gaussians are drawn once, and of what it returns
-beside the colour only that is used whose values and gradients are right. Everything else is drawn
-as colours, three channels a pass, which every fork differentiates in full: z, ones, attributes.
-Colours are evaluated by us, for the harmonics of the forks differ, and so are covariances.
+Supports the CUDA rasteriser of Kerbl et al., "3D Gaussian Splatting", 2023, and its forks:
+Charatan's (pixelSplat), leo-frank's with depth and weight, Tang's (ashawkey) with depth and alpha,
+Luiten's with median depth. They take the same arguments and share module names, and the same
+signature has meant different things at different commits: some return a depth or an alpha with
+incomplete gradients. A fork is therefore tested by drawing two Gaussians once. Of its outputs
+besides colour, only those with correct values and gradients are used. All else (z, ones,
+attributes) is drawn as colours, three channels per pass, which every fork differentiates fully.
+Colours and covariances are computed here, since the spherical harmonics of the forks differ.
 
-All of them are under Inria's licence, which forbids commercial use; `auto` never chooses them.
+All forks are under Inria's license, which forbids commercial use; `auto` never chooses them.
 """
 
 import functools
@@ -34,7 +34,7 @@ from ._projection import NEAR_FRACTION, Blend, finite, view_color, world_to_came
 LICENCE = "Inria's, non-commercial"
 MODULES = ("diff_gaussian_rasterization", "diff_gaussian_rasterization_depth")
 CULLED_AT = 0.2  # z at which all forks cull; the world is scaled so that this is ours
-NO_MEDIAN = 15.0  # what Luiten's fork writes where no median is found
+NOT_FOUND = 15.0  # what Luiten's fork writes where no median is found
 REQUIRED = {
     "image_height", "image_width", "tanfovx", "tanfovy", "bg", "scale_modifier", "viewmatrix",
     "projmatrix", "sh_degree", "campos", "prefiltered",
@@ -45,10 +45,10 @@ UPPER = ((0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2))
 
 @dataclass(frozen=True)
 class Fork:
-    """An installed fork, and where in what it returns the usable images are (None: nowhere).
+    """An installed fork, and the indices of usable images among its outputs (None: no such image).
 
     `depth` is Σ z·weight and `alpha` Σ weight, both with complete gradients; `median` is the depth
-    at half transmittance.
+    where the transmittance falls to one half.
     """
 
     module: ModuleType
@@ -63,7 +63,7 @@ class Fork:
 
 
 def obstacle(device: torch.device) -> UserError | None:
-    """Why this backend cannot draw tensors of `device`, if so."""
+    """Returns the reason why this backend cannot draw on `device`, or None if it can."""
     if device.type != "cuda":
         return UserError(
             f"the renderer 'diff_gaussian' was given tensors on {device}",
@@ -77,21 +77,33 @@ def obstacle(device: torch.device) -> UserError | None:
     return None
 
 
+def median_obstacle(device: torch.device) -> UserError | None:
+    """Why the installed fork draws no median depth, if so."""
+    fork = installed_fork(device)
+    if fork.median is not None:
+        return None
+    return UserError(
+        f"the installed fork draws no median depth: {fork}",
+        "extras without 'depth_median', or Luiten's fork",
+        "move Gaussians and cameras to the CPU, where backend='cpu' draws it",
+    )
+
+
 def installed_fork(device: torch.device) -> Fork:
-    """The first of MODULES that is installed, recognised; UserError if there is none to use."""
+    """Returns the fork in the first installed one of MODULES; UserError if none can be used."""
     for name in MODULES:
         try:
-            return _recognised(importlib.import_module(name), device)
+            return _recognize(importlib.import_module(name), device)
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise _broken(name, error) from error
         except (ImportError, OSError) as error:
             raise _broken(name, error) from error
     raise UserError(
-        "no relative of diff-gaussian-rasterization is installed",
+        "no fork of diff-gaussian-rasterization is installed",
         f"a package with the module {' or '.join(MODULES)}",
-        "install one, as github.com/graphdeco-inria/diff-gaussian-rasterization (non-commercial; "
-        "needs nvcc), or choose backend='gsplat'",
+        "install github.com/graphdeco-inria/diff-gaussian-rasterization (non-commercial; needs "
+        "nvcc), or choose backend='gsplat'",
     )
 
 
@@ -99,13 +111,13 @@ def _broken(name: str, error: Exception) -> UserError:
     return UserError(
         f"{name} does not load ({error})",
         "an extension built for this torch and CUDA",
-        "build it again, or choose backend='gsplat'",
+        "build it again with this torch, or choose backend='gsplat'",
     )
 
 
 @functools.cache
-def _recognised(module: ModuleType, device: torch.device) -> Fork:
-    """The fork that a module is, if it takes the settings we know; says its licence."""
+def _recognize(module: ModuleType, device: torch.device) -> Fork:
+    """Returns the fork in `module`, warning of its license once; UserError for unknown settings."""
     settings_type = getattr(module, "GaussianRasterizationSettings", None)
     settings = set(getattr(settings_type, "_fields", ()))
     if not REQUIRED <= settings <= REQUIRED | OPTIONAL:
@@ -116,20 +128,21 @@ def _recognised(module: ModuleType, device: torch.device) -> Fork:
             "install another fork, or choose backend='gsplat'",
         )
     with torch.inference_mode(False), torch.enable_grad():
-        fork = _tried(module, device)
+        fork = _probe(module, device)
     warnings.warn(
-        f"drawing with {fork}; it is under Inria's licence: research and evaluation only, no "
+        f"drawing with {fork}; it is under Inria's license: research and evaluation only, no "
         "commercial use",
         stacklevel=2,
     )
     return fork
 
 
-def _tried(module: ModuleType, device: torch.device) -> Fork:
-    """What the images of a fork are, found out by drawing.
+def _probe(module: ModuleType, device: torch.device) -> Fork:
+    """Finds out by drawing which images a fork returns.
 
-    Colours (z, 1, 0) make the colour image tell what depth and alpha must be. Two faint Gaussians,
-    one before the other, so that the gradients tell all terms apart and no median is found.
+    With colours (z, 1, 0), the colour image contains the correct depth and alpha. There are two
+    Gaussians, one behind the other, so that the gradients have all terms; they are so faint that no
+    pixel has a median depth.
     """
     means = torch.tensor([[0.05, -0.1, 2.0], [-0.1, 0.05, 3.0]], device=device)
     opacities = torch.tensor([0.2, 0.25], device=device)
@@ -150,13 +163,13 @@ def _tried(module: ModuleType, device: torch.device) -> Fork:
             found["depth"] = at
         elif _same(image, alpha, leaves):
             found["alpha"] = at
-        elif (image == NO_MEDIAN).all():
+        elif (image == NOT_FOUND).all():
             found["median"] = at
     return Fork(module, found.get("depth"), found.get("alpha"), found.get("median"))
 
 
 def _same(image: Tensor, wanted: Tensor, leaves: list[Tensor]) -> bool:
-    """Whether two images agree in values and in the gradients of a weighted sum."""
+    """Returns whether two images agree in values and in the gradients of a weighted sum."""
     if not image.requires_grad or not torch.allclose(image, wanted, rtol=1e-4, atol=1e-5):
         return False
     weights = torch.linspace(0.5, 1.5, wanted.numel(), device=wanted.device).view_as(wanted)
@@ -171,10 +184,10 @@ def _same(image: Tensor, wanted: Tensor, leaves: list[Tensor]) -> bool:
 
 @dataclass(frozen=True)
 class _View:
-    """A camera as the forks want it, in a world where they cull at the right depth.
+    """A camera for the forks, in a world scaled so that they cull at the right depth.
 
-    `K` is divided by (width, height) and lies on the CPU; `screen` has no value, but receives the
-    gradient of the positions on the image.
+    `K` is divided by (width, height) and on the CPU; `screen` is zero and receives the gradient of
+    the positions on the image.
     """
 
     w2c: Float[Tensor, "4 4"]
@@ -184,9 +197,10 @@ class _View:
 
 
 def _settings(module: ModuleType, view: _View) -> Any:
-    """The principal point goes into the projection matrix, which alone places the Gaussians.
+    """Returns the rasteriser's settings for a view.
 
-    Matrices are for row vectors. Of the projected z only w, its divisor, is looked at.
+    The projection matrix contains the principal point; it alone determines where Gaussians appear.
+    Matrices are for row vectors. The forks ignore the projected z, but divide by w.
     """
     height, width = view.size
     (fx, _, cx), (_, fy, cy), _ = view.K.tolist()
@@ -203,7 +217,7 @@ def _settings(module: ModuleType, view: _View) -> Any:
         "viewmatrix": view.w2c.T.contiguous(),
         "projmatrix": (projection @ view.w2c).T.contiguous(),
         "sh_degree": 0,
-        "campos": view.w2c.new_zeros(3),  # read for harmonics only, and the colours are ours
+        "campos": view.w2c.new_zeros(3),  # only used for harmonics, which are evaluated here
         "prefiltered": False,
         "debug": False,
         "antialiasing": False,
@@ -220,8 +234,8 @@ def _call(
     opacities: Tensor,
     colors: Tensor,
 ) -> tuple[Any, ...]:
-    """One pass: what the fork returns for three channels."""
-    with torch.cuda.device_of(means):  # the forks launch on the current device, whatever they get
+    """Runs one pass over three channels and returns all outputs of the fork."""
+    with torch.cuda.device_of(means):  # the forks launch on the current device, not the tensors'
         returned = module.GaussianRasterizer(_settings(module, view))(
             means3D=means,
             means2D=view.screen,
@@ -247,16 +261,12 @@ def blend(
     sh_degree: int | None,
     median: bool,
 ) -> Blend:
-    """What `rasterize` wants of a backend, in float32 whatever comes in, one view at a time."""
+    """Projects and blends all scenes in float32, one view at a time."""
     fork = installed_fork(gaussians.means.device)
-    if median and fork.median is None:
-        raise UserError(
-            f"the installed fork draws no median depth: {fork}",
-            "extras without 'depth_median', or Luiten's fork",
-            "choose backend='reference', or move to the CPU for backend='cpu'",
-        )
+    assert not median or fork.median is not None, "see median_obstacle"
     gaussians, cameras = gaussians.to(torch.float32), cameras.to(torch.float32)
     gaussians, attributes = finite(gaussians, None if attributes is None else attributes.float())
+    # Choose what to draw as colours, and what to take from the fork's own images.
     means_cam = se3.transform(world_to_camera(cameras), gaussians.means[:, None])
     z = means_cam[..., 2:]
     splatted = {"color": view_color(gaussians, cameras, sh_degree)}
@@ -270,8 +280,7 @@ def blend(
     taken = {name: at for name, at in own.items() if at is not None}
     positions = _positions(means_cam, cameras, size)
 
-    # A world scaled by this looks the same from a camera that is scaled too, and there the culling
-    # plane of all forks, z = 0.2, is ours.
+    # Draw every view, in a world scaled so that the culling plane of the forks is the right one.
     grow = CULLED_AT / (NEAR_FRACTION * cameras.near)
     views = _views(cameras, grow, positions, size)
     features = torch.cat(list(splatted.values()), dim=-1)
@@ -285,6 +294,7 @@ def blend(
         )  # fmt: skip
         images.append(image)
         radii.append(radius)
+    # Split the channels again, and undo the scale of depths.
     widths = [feature.shape[-1] for feature in splatted.values()] + [1] * len(taken)
     drawn = _grid(images, grow.shape, (sum(widths), *size), features).split(widths, dim=2)
     planes = dict(zip([*splatted, *taken], drawn, strict=True))
@@ -300,9 +310,9 @@ def blend(
 
 
 def _positions(means_cam: Tensor, cameras: Cameras, size: tuple[int, int]) -> Tensor:
-    """Where the means fall on the images, in pixels: a leaf that receives their gradients.
+    """Returns the projected means in pixels, as a leaf tensor that receives their gradients.
 
-    It is cut from the means, for the forks carry the same gradients on to them.
+    It is detached from the means, since the forks themselves pass these gradients on to them.
     """
     K = camera.K_px(cameras.K, *size)
     z = means_cam[..., 2:].detach()
@@ -315,11 +325,11 @@ def _positions(means_cam: Tensor, cameras: Cameras, size: tuple[int, int]) -> Te
 def _views(
     cameras: Cameras, grow: Tensor, positions: Tensor, size: tuple[int, int]
 ) -> Iterator[_View]:
-    """All views, row by row of [batch, target], in worlds that are `grow` times as large."""
+    """Yields the views of [batch, target], row by row, in worlds `grow` times as large."""
     height, width = size
     w2c = world_to_camera(cameras)
     w2c[..., :3, 3] *= grow[..., None]
-    # Zero, but with the gradient of the positions: the forks count -1 to 1 across an image
+    # Zero, but with the gradient of the positions: forks use -1 to 1 across an image.
     half = positions.new_tensor([width / 2, height / 2])
     screens = pad((positions - positions.detach()) / half, (0, 1))
     rows = (tensor.flatten(0, 1) for tensor in (w2c, cameras.K.cpu(), screens))
@@ -336,7 +346,7 @@ def _draw(
     features: Tensor,
     taken: Sequence[int],
 ) -> tuple[Float[Tensor, "channel height width"], Float[Tensor, " gaussian"]]:
-    """All features, three a pass, and after them the images `taken` from the fork; and radii."""
+    """Draws features, three per pass; returns them with the fork's images `taken`, and radii."""
     channels = features.shape[-1]
     passes = [
         _call(module, view, means, covariances, opacities, colors)
@@ -351,12 +361,12 @@ def _draw(
 def _grid(
     parts: list[Tensor], views: tuple[int, ...], shape: tuple[int, ...], like: Tensor
 ) -> Tensor:
-    """What the views gave, as [batch, target, ...]; also of no views."""
+    """Stacks the outputs of all views as [batch, target, ...], also of no views."""
     whole = torch.stack(parts) if parts else like.new_zeros(0, *shape)
     return whole.reshape(*views, *shape)
 
 
 def _median(median: Tensor, alpha: Tensor, grow: Tensor) -> Tensor:
     """Luiten's median depth in scene units; 0 where the transmittance stays above one half."""
-    none = (median == NO_MEDIAN) & (alpha < 0.5 + 1e-3)
+    none = (median == NOT_FOUND) & (alpha < 0.5 + 1e-3)
     return torch.where(none, 0, median / grow[..., None, None]).detach()

@@ -29,6 +29,15 @@ def obstacle(device: torch.device) -> UserError | None:
     return _broken()
 
 
+def median_obstacle(device: torch.device) -> UserError:
+    """gsplat blends expected depth alone."""
+    return UserError(
+        "gsplat draws no median depth",
+        "extras without 'depth_median'",
+        "move Gaussians and cameras to the CPU, where backend='cpu' draws it",
+    )
+
+
 @functools.cache
 def _broken() -> UserError | None:
     """Why gsplat cannot be used on this machine; its kernels are built here if they never were."""
@@ -36,7 +45,7 @@ def _broken() -> UserError | None:
         return UserError(
             "gsplat is not installed",
             "gsplat for backend='gsplat'",
-            "install it with `pip install gsplat==1.5.3` or choose backend='reference'",
+            "install it with `pip install gsplat==1.5.3`; it needs the CUDA toolkit (nvcc)",
         )
     try:
         from gsplat.cuda import _backend
@@ -44,13 +53,13 @@ def _broken() -> UserError | None:
         return UserError(
             f"gsplat could not build its CUDA kernels ({error})",
             "a CUDA toolkit that matches torch",
-            f"install the toolkit of CUDA {torch.version.cuda} or choose backend='reference'",
+            f"install the toolkit of CUDA {torch.version.cuda}",
         )
     if _backend._C is None:
         return UserError(
             "gsplat found no CUDA toolkit",
             "nvcc, to build its kernels once",
-            "set CUDA_HOME, or install the toolkit, or choose backend='reference'",
+            "set CUDA_HOME, or install the toolkit",
         )
     return None
 
@@ -64,14 +73,9 @@ def blend(
     median: bool,
 ) -> Blend:
     """What `rasterize` wants of a backend, in float32 whatever comes in."""
+    assert not median, "see median_obstacle"
     from gsplat import rasterization
 
-    if median:
-        raise UserError(
-            "gsplat draws no median depth",
-            "extras without 'depth_median'",
-            "choose backend='reference', or move to the CPU for backend='cpu'",
-        )
     gaussians, cameras = gaussians.to(torch.float32), cameras.to(torch.float32)
     gaussians, attributes = finite(gaussians, None if attributes is None else attributes.float())
     features = view_color(gaussians, cameras, sh_degree)

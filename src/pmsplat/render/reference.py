@@ -1,7 +1,7 @@
-"""The specification: projection and blending in plain torch, for any device and dtype.
+"""The reference renderer: projection and blending in plain torch, for any device and dtype.
 
-Tiles are blended one after another and evaluated again in the backward pass, so memory is bounded
-by one tile. Differentiable in means, scales, quats, opacities, sh and attributes.
+Tiles are blended one after another and recomputed in the backward pass, so memory is bounded by one
+tile. Differentiable in means, scales, quats, opacities, sh and attributes.
 """
 
 import itertools
@@ -19,11 +19,11 @@ from ._projection import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN, Blend, Splats,
 
 LICENCE = "MIT, as all of pmsplat"
 TILE = 16
-PAIRS = 2**22  # at most so many (pixel, Gaussian) pairs are evaluated at once
+PAIRS = 2**22  # most (pixel, Gaussian) pairs evaluated at once
 
 
 def obstacle(device: torch.device) -> UserError | None:
-    """Why this backend cannot draw tensors of `device`: it always can."""
+    """Returns None: this backend draws on every device."""
     return None
 
 
@@ -35,7 +35,8 @@ def blend(
     sh_degree: int | None,
     median: bool,
 ) -> Blend:
-    """What `rasterize` wants of a backend."""
+    """Projects and blends all scenes, as `rasterize` expects of a backend."""
+    # Project, and collect all values of a splat in one table.
     gaussians, attributes = finite(gaussians, attributes)
     splats = project(gaussians, cameras, size, sh_degree)
     batch, targets = splats.z.shape[:2]
@@ -45,6 +46,7 @@ def blend(
         features = torch.cat([features, shared], dim=-1)
     opacities = gaussians.opacities[:, None, :, None].expand(-1, targets, -1, -1)
     table = torch.cat([splats.xy, splats.conic, opacities, features], dim=-1)
+    # Blend image by image.
     images = [
         _Image.apply(table[at], list(_tiles(splats, at, size)), size)
         for at in itertools.product(range(batch), range(targets))
@@ -64,14 +66,14 @@ def blend(
 
 @dataclass(frozen=True)
 class _Tile:
-    """Some pixels (index in the image) and the Gaussians that may touch them, near to far."""
+    """Some pixels (flat indices in an image) and the Gaussians that may touch them, near to far."""
 
     pixels: Int[Tensor, " pixel"]
     listed: Int[Tensor, " listed"]
 
 
 def _tiles(splats: Splats, at: tuple[int, int], size: tuple[int, int]) -> Iterator[_Tile]:
-    """All pixels of an image, in pieces of at most PAIRS (pixel, Gaussian) pairs."""
+    """Splits an image into tiles of at most PAIRS (pixel, Gaussian) pairs."""
     height, width = size
     xy, extent, z = splats.xy[at].detach(), splats.extent[at], splats.z[at].detach()
     order = torch.argsort(z, stable=True)
@@ -87,7 +89,7 @@ def _tiles(splats: Splats, at: tuple[int, int], size: tuple[int, int]) -> Iterat
 
 
 class _Image(torch.autograd.Function):
-    """One image, tile by tile; each tile is evaluated again in the backward pass."""
+    """Blends one image tile by tile; the backward pass recomputes each tile."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, tiles: list[_Tile], size: tuple[int, int]) -> Tensor:
@@ -107,8 +109,8 @@ class _Image(torch.autograd.Function):
         for tile in ctx.tiles:
             with torch.enable_grad():
                 rows = table[tile.listed].requires_grad_()
-                again = _pixels(rows, tile.pixels, ctx.width)
-            (part,) = torch.autograd.grad(again, rows, grad[tile.pixels])
+                drawn = _pixels(rows, tile.pixels, ctx.width)
+            (part,) = torch.autograd.grad(drawn, rows, grad[tile.pixels])
             total.index_add_(0, tile.listed, part)
         return total, None, None
 
@@ -118,10 +120,10 @@ def _pixels(
     pixels: Int[Tensor, " pixel"],
     width: int,
 ) -> Float[Tensor, "pixel channel_plus_2"]:
-    """Blended features, alpha and median depth of some pixels; `rows` of the table, near to far."""
+    """Blends features, alpha and median depth of some pixels; `rows` are splats, near to far."""
     xy, conic, opacity, features = rows.split([2, 3, 1, rows.shape[-1] - 6], dim=-1)
-    centre = torch.stack([pixels % width, pixels // width], dim=-1) + 0.5
-    dx, dy = (centre.to(xy)[:, None] - xy).unbind(dim=-1)
+    center = torch.stack([pixels % width, pixels // width], dim=-1) + 0.5
+    dx, dy = (center.to(xy)[:, None] - xy).unbind(dim=-1)
     xx, xy_, yy = conic.unbind(dim=-1)
     power = 0.5 * (xx * dx * dx + yy * dy * dy) + xy_ * dx * dy
     alpha = (opacity[:, 0] * torch.exp(-power.clamp_min(0))).clamp_max(ALPHA_MAX)

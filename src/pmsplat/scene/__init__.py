@@ -1,20 +1,23 @@
 """Photographs of one place: what a path holds, opened as a scene, and its views for a network."""
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
-from ..io import images
-from ..io.cameras import colmap
-from ..io.cameras.survey import Lens, Shot, Survey, read_cameras, read_transforms
-from ..io.chunks import INDEX, ChunkScene, read_chunk, read_split
+from ..io.cameras import KINDS, find_cameras, read_cameras
+from ..io.chunks import INDEX, read_chunk, read_split
 from ..types import Views
-from .photos import Photo, PhotoScene, surveyed
-from .posing import PHOTO_SUFFIXES, VIDEO_SUFFIXES, pose_photos, pose_video
+from .photos import PHOTO_SUFFIXES, Scene, chunk_scene, find_photos, make_photo, make_scene
+from .posing import VIDEO_SUFFIXES, pose_photos, pose_video
 
-_PUBLISHED_RANGE = (0.5, 100.0)  # of RealEstate10K's unit, for chunk scenes that carry none
-_CAMERA_FILES = "transforms.json, cameras.json or sparse/0"
+__all__ = ["Scene", "chunk_scene", "open_scene", "read_views"]
+
+_PHOTOS = "images"  # the folder of photos beside cameras, where nobody names another
+
+log = logging.getLogger(__name__)
 
 
 def read_views(
@@ -31,71 +34,100 @@ def read_views(
 
 
 def open_scene(
-    path: str | Path, images_folder: str | None = None, cache: str | Path | None = None
-) -> PhotoScene:
+    path: str | Path,
+    images_folder: str | None = None,
+    cache: str | Path | None = None,
+    tell: Callable[[str], None] = log.info,
+) -> Scene:
     """A scene from whatever holds one; no photo is decoded yet.
 
-    * a folder with transforms.json (nerfstudio, instant-ngp), our cameras.json, or a COLMAP model
-      in sparse/0 with its photos in images/;
+    `path` is one of these, tried in this order:
+
+    * a camera file, or a folder that has one, as `find_cameras` finds it: transforms.json
+      (nerfstudio, instant-ngp), our cameras.json, a COLMAP model, INRIA's cameras.json. Photos are
+      where the file says, or in images/ beside it;
     * `SPLIT/000000.torch`, a split folder, or either with `:KEY`: a scene of a chunk;
-    * a video file, or a folder of bare photos: posed by pycolmap, in a process of its own. The
-      result is kept in `cache` (default: the user's cache folder) and found again.
+    * a video file, or a folder of bare photos (in it, or in images/): posed by pycolmap, in a
+      process of its own. The result is kept in `cache` (default: the user's cache folder) and found
+      again.
 
     `images_folder` is where the photos are when not where the camera file says ("images_4").
-    Raises UserError for everything that is missing, damaged, or does not fit together.
+    `tell` gets a sentence before photos are posed, which takes long. Raises UserError for
+    everything that is missing, damaged, or does not fit together.
     """
-    chunk = _as_chunk(path)
+    cameras = find_cameras(path)
+    if cameras is not None and cameras.exists():
+        return _open_cameras(cameras, Path(path), images_folder)
+    chunk = _open_chunk(path)
     if chunk is not None:
         return chunk
     path = Path(path)
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
-        return _colmap(pose_video(path, _cache(cache)), path.stem, None)
-    if path.is_file() and path.suffix == ".json":
-        return _json_scene(path, images_folder)
+        return _open_posed(pose_video(path, _cache(cache), tell), path.stem)
     if not path.is_dir():
         raise UserError(
             f"there is no scene at {path}" if not path.exists() else f"{path} is no scene",
-            "a folder of photos, a video, or a chunk of scenes",
+            "a camera file, a folder of photos, a video, or a chunk of scenes",
             "check the path",
         )
-    for name in ("transforms.json", "cameras.json"):
-        if (path / name).is_file():
-            return _json_scene(path / name, images_folder)
-    if colmap.model_folder(path) is not None:
-        return _colmap(path, path.resolve().name, images_folder)
-    photos = _photos_in(path, images_folder)
+    photos = _list_photos(path, images_folder)
     if not photos:
         raise UserError(
-            f"{path} has neither a camera file ({_CAMERA_FILES}) nor photos",
+            f"{path} has neither a camera file ({KINDS}) nor photos",
             "a folder of photos, posed or bare",
-            "check the path",
+            "check the path, and the folder of photos if you named one",
         )
-    return _colmap(pose_photos(photos, _cache(cache)), path.resolve().name, None)
+    return _open_posed(pose_photos(photos, _cache(cache), tell), path.resolve().name)
 
 
-def chunk_scene(scene: ChunkScene) -> PhotoScene:
-    """A scene of a chunk as photographs."""
-    photos, shots = [], []
-    for i in range(len(scene)):
-        name, image = f"{i:06d}", scene.images[i].numpy().tobytes()
-        height, width = images.image_size(image)
-        K = scene.K[i].double().numpy()
-        lens = Lens(
-            size=(height, width),
-            focal=(K[0, 0] * width, K[1, 1] * height),
-            center=(K[0, 2] * width, K[1, 2] * height),
-        )
-        depth = None if scene.depths is None else scene.depths[i].numpy().tobytes()
-        photos.append(Photo(name, image, lens, depth, scene.depth_scale))
-        near, far = _PUBLISHED_RANGE
-        if scene.near is not None and scene.far is not None:
-            near, far = float(scene.near[i]), float(scene.far[i])
-        c2w = scene.c2w[i].double().numpy()
-        shots.append(Shot(name, lens, c2w, near=near, far=far))
-    return surveyed(scene.key, Survey(tuple(shots)), photos)
+def _open_cameras(cameras: Path, path: Path, images_folder: str | None) -> Scene:
+    """The scene of a camera file or model that was found in `path`, or is `path`."""
+    survey = read_cameras(cameras)
+    files = [shot.file for shot in survey.shots]
+    folder = images_folder or _PHOTOS
+
+    # Where photos are: a .json file names them as seen from itself, COLMAP as seen from images/.
+    if cameras.is_dir():
+        home = _home(cameras, path, folder)
+        places = [home / folder, home]
+    else:
+        home = cameras.parent
+        places = [home, home / folder]
+        if images_folder is not None:
+            files = [Path(file).name for file in files]
+    if images_folder is not None:
+        places = [home / images_folder]
+
+    # Each photo with its lens, and its depth map if the file names one.
+    photos = []
+    for image, shot in zip(find_photos(files, home, places), survey.shots, strict=True):
+        photo = make_photo(image, shot, survey)
+        if not cameras.is_dir():
+            photo = replace(photo, name=image.name)
+        if shot.depth_file is not None:
+            depth = home / shot.depth_file
+            scale = 1.0 if depth.suffix == ".npy" else survey.depth_scale
+            photo = replace(photo, depth_source=depth, depth_scale=scale)
+        photos.append(photo)
+    return make_scene(home.resolve().name, survey, photos)
 
 
-def _as_chunk(path: str | Path) -> PhotoScene | None:
+def _open_posed(folder: Path, name: str) -> Scene:
+    """The scene of photos that pycolmap posed; `folder` is one of the cache."""
+    return replace(_open_cameras(folder / "sparse" / "0", folder, None), name=name)
+
+
+def _home(model: Path, path: Path, folder: str) -> Path:
+    """The folder whose subfolder `folder` has the photos of a COLMAP model found in `path`."""
+    around = [model.absolute()]
+    while around[-1].name in ("sparse", "colmap") or around[-1].name.isdecimal():
+        around.append(around[-1].parent)
+    homes = [path, *around]
+    otherwise = around[-1] if path == model else path
+    return next((home for home in homes if (home / folder).is_dir()), otherwise)
+
+
+def _open_chunk(path: str | Path) -> Scene | None:
     """The scene of a chunk file or split folder, with or without ":KEY"; None for other paths."""
     place, _, key = str(path).rpartition(":")
     if not place or Path(path).exists():
@@ -132,50 +164,9 @@ def _choose(key: str, keys: list[str], place: str) -> str:
     )
 
 
-def _json_scene(path: Path, images_folder: str | None) -> PhotoScene:
-    ours = path.name == "cameras.json"
-    survey = read_cameras(path) if ours else read_transforms(path)
-    photos = []
-    for shot in survey.shots:
-        image = _photo_path(path.parent, shot.file, images_folder)
-        depth = path.parent / shot.depth_file if shot.depth_file else None
-        scale = survey.depth_scale
-        if depth is not None and depth.suffix == ".npy":
-            scale = 1.0
-        turned = _turned(image, shot.lens)
-        photos.append(Photo(image.name, image, shot.lens, depth, scale, upright=not turned))
-    return surveyed(path.resolve().parent.name, survey, photos)
-
-
-def _colmap(folder: Path, name: str, images_folder: str | None) -> PhotoScene:
-    model = colmap.model_folder(folder)
-    assert model is not None
-    survey = colmap.read_colmap(model)
-    files = [folder / (images_folder or "images") / shot.file for shot in survey.shots]
-    photos = [  # COLMAP looks at pixels as they are stored, whatever EXIF says
-        Photo(shot.file, file, shot.lens, upright=False)
-        for shot, file in zip(survey.shots, files, strict=True)
-    ]
-    return surveyed(name, survey, photos)
-
-
-def _photo_path(folder: Path, file: str, images_folder: str | None) -> Path:
-    """Where a photo is; cameras.json names files that may be beside it or in images/."""
-    if images_folder is not None:
-        return folder / images_folder / Path(file).name
-    beside, within = folder / file, folder / "images" / file
-    return within if within.is_file() and not beside.is_file() else beside
-
-
-def _turned(image: Path, lens: Lens) -> bool:
-    """Whether the lens belongs to the pixels as stored, and EXIF would turn them."""
-    upright, stored = images.image_size(image), images.image_size(image, upright=False)
-    landscape = lens.size[1] > lens.size[0]
-    return upright != stored and landscape == (stored[1] > stored[0])
-
-
-def _photos_in(folder: Path, images_folder: str | None) -> list[Path]:
-    places = [folder / images_folder] if images_folder else [folder, folder / "images"]
+def _list_photos(folder: Path, images_folder: str | None) -> list[Path]:
+    """The photos in a folder without cameras, by name; if there are none, those in its images/."""
+    places = [folder / images_folder] if images_folder else [folder, folder / _PHOTOS]
     for place in places:
         found = place.iterdir() if place.is_dir() else ()
         photos = sorted(path for path in found if path.suffix.lower() in PHOTO_SUFFIXES)

@@ -1,4 +1,4 @@
-"""The depth that a network searches, for photographs that do not say it."""
+"""Near and far: the depths that a network searches, where photographs do not say them."""
 
 import logging
 
@@ -10,7 +10,7 @@ from ..io.cameras.survey import Survey
 
 _PERCENTILES = (1, 99)
 _MARGIN = 1.25  # nearer and farther than what was seen: the percentiles cut real surfaces off
-_FEWEST_POINTS = 10  # of one camera; with fewer, those of all cameras count
+_FEWEST_POINTS = 10  # of one camera; a camera with fewer takes those of all cameras
 _FOCUS = (0.25, 4.0)  # of the distance to the point that all cameras look at
 _STEPS = (3.0, 300.0)  # median camera steps, where there is no such point
 
@@ -20,30 +20,44 @@ Range = tuple[float, float]
 """(near, far) in scene units"""
 
 
-def depth_range(depths: Float[np.ndarray, " point"]) -> Range:
-    """(near, far) around the depths seen by one camera (sensor or sparse points; 0 = none).
+def central_depths(depths: Float[np.ndarray, " point"]) -> Range:
+    """The 1st and 99th percentile of depths (0 = none).
 
-    The 1st and 99th percentile with a margin of a quarter. Raises ValueError where none is
-    positive.
+    Raises ValueError where none is positive.
     """
     seen = depths[depths > 0]
     if len(seen) == 0:
         raise ValueError("no depth is positive")
-    near, far = np.percentile(seen, _PERCENTILES)
-    return float(near / _MARGIN), float(far * _MARGIN)
+    low, high = np.percentile(seen, _PERCENTILES)
+    return float(low), float(high)
+
+
+def depth_range(depths: Float[np.ndarray, " point"]) -> Range:
+    """(near, far) around the depths that one camera sees (sensor, points or Gaussians; 0 = none).
+
+    The 1st and 99th percentile with a margin of a quarter. Raises ValueError where none is
+    positive.
+    """
+    low, high = central_depths(depths)
+    return low / _MARGIN, high * _MARGIN
 
 
 def ranges(survey: Survey, sensor: Float[np.ndarray, " point"] | None) -> list[Range]:
-    """(near, far) of every camera, from the best that is known, in this order.
+    """(near, far) of every camera, from the first of these that is known.
 
-    What the file says; the sparse points that the camera observes; `sensor` depth of the whole
-    scene; else the cameras alone: a quarter and four times the distance to the point that they all
-    look at, or, where they look at none, 3 and 300 times the step from camera to camera.
+    * What the file says.
+    * The sparse points that the camera observes; all in its picture, where no camera observes any.
+    * `sensor` depth of the whole scene.
+    * The cameras alone: a quarter and four times the distance to the point that they all look at,
+      or, where they look at none, 3 and 300 times the step from camera to camera.
     """
-    stated = [(shot.near, shot.far) for shot in survey.shots]
-    told = [(near, far) for near, far in stated if near is not None and far is not None]
-    if len(told) == len(stated):
-        return [_checked(near, far) for near, far in told]
+    stated = [
+        (shot.near, shot.far)
+        for shot in survey.shots
+        if shot.near is not None and shot.far is not None
+    ]
+    if len(stated) == len(survey.shots):
+        return [_check_range(near, far) for near, far in stated]
     if survey.points is not None and len(survey.points) >= _FEWEST_POINTS:
         return _from_points(survey)
     if sensor is not None and (sensor > 0).any():
@@ -55,22 +69,26 @@ def ranges(survey: Survey, sensor: Float[np.ndarray, " point"] | None) -> list[R
     return _from_cameras(np.stack([shot.c2w for shot in survey.shots]))
 
 
-def _checked(near: float, far: float) -> Range:
+def _check_range(near: float, far: float) -> Range:
     if not 0 < near < far:
         raise UserError(
-            f"the camera file has near={near:g} and far={far:g}", "0 < near < far", "correct them"
+            f"the camera file has near={near:g} and far={far:g}",
+            "0 < near < far",
+            "correct them, or take them out to have them estimated",
         )
     return near, far
 
 
 def _from_points(survey: Survey) -> list[Range]:
     assert survey.points is not None
+    # A bare cloud, without observations: what falls into the picture counts.
+    bare = not any(shot.seen is not None and len(shot.seen) for shot in survey.shots)
     seen = []
     for shot in survey.shots:
-        points = survey.points if shot.seen is None else survey.points[shot.seen]
+        points = survey.points if bare else survey.points[shot.seen]
         cam = (points - shot.c2w[:3, 3]) @ shot.c2w[:3, :3]
         depth = cam[:, 2]
-        if shot.seen is None:  # a bare cloud: what falls into the picture
+        if bare:
             xy = (cam @ shot.lens.K.T)[:, :2] / np.where(depth > 0, depth, np.inf)[:, None]
             depth = depth[((xy > 0) & (xy < 1)).all(axis=1)]
         seen.append(depth[depth > 0])
@@ -85,6 +103,7 @@ def _from_points(survey: Survey) -> list[Range]:
 
 
 def _from_cameras(c2w: Float[np.ndarray, "camera 4 4"]) -> list[Range]:
+    # The step from camera to camera is the only length there is.
     centers, axes = c2w[:, :3, 3], c2w[:, :3, 2]
     steps = np.linalg.norm(np.diff(centers, axis=0), axis=1)
     if len(steps) == 0 or np.median(steps) == 0:
@@ -93,12 +112,14 @@ def _from_cameras(c2w: Float[np.ndarray, "camera 4 4"]) -> list[Range]:
             "something that tells the scale of the scene",
             "give `near` and `far` in transforms.json",
         )
-    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]  # nearest point to all optical axes
+    # The point nearest to all optical axes, if it lies clearly before every camera.
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
     normal = across.sum(axis=0)
     if np.linalg.cond(normal) < 1e3:
         focus = np.linalg.solve(normal, (across @ centers[:, :, None])[:, :, 0].sum(axis=0))
         distance = ((focus - centers) * axes).sum(axis=1)
         if (distance > np.median(steps)).all():
             return [(float(d * _FOCUS[0]), float(d * _FOCUS[1])) for d in distance]
+    # They look at no point together.
     step = float(np.median(steps))
     return [(_STEPS[0] * step, _STEPS[1] * step)] * len(c2w)

@@ -1,9 +1,10 @@
 """From photographs of any size to the size a network wants: scaling, cropping, flipping.
 
 The rule is that of pixelSplat, MVSplat and DepthSplat: scale until both sides are covered (Pillow's
-LANCZOS on 8-bit pixels), then cut the centre out. Those leave the principal point where it was,
-although the window may start half a pixel off centre (and a principal point off centre moves under
-scaling): `exact=False` keeps that, for parity with published figures; `exact=True` is the geometry.
+LANCZOS on 8-bit pixels), then cut out the center. Those projects leave the principal point where it
+was, although the window may start half a pixel off center, and a principal point off center moves
+under scaling. `exact=False` repeats that, for parity with published figures; `exact=True` is the
+geometry.
 """
 
 from dataclasses import replace
@@ -23,13 +24,13 @@ Size = tuple[int, int]
 
 
 def covering_size(size: Size, wanted: Size) -> Size:
-    """The size of a photo of `size` scaled, aspect kept, until it just covers `wanted`."""
+    """The size of a photo of `size` scaled, at its aspect ratio, until it just covers `wanted`."""
     factor = max(wanted[0] / size[0], wanted[1] / size[1])
     return round(size[0] * factor), round(size[1] * factor)
 
 
-def centre_window(size: Size, wanted: Size) -> Size:
-    """(top, left) of the centred window; an odd remainder leaves the extra pixel below, right.
+def center_window(size: Size, wanted: Size) -> Size:
+    """(top, left) of the centered window; an odd remainder leaves the extra pixel below, right.
 
     Raises UserError where the window is larger than the image.
     """
@@ -37,13 +38,13 @@ def centre_window(size: Size, wanted: Size) -> Size:
         raise UserError(
             f"photos of {size[0]}x{size[1]} pixels",
             f"at least {wanted[0]}x{wanted[1]} to cut from",
-            "ask for a smaller size, or for photos to be scaled first",
+            "ask for a smaller size, or scale the photos first",
         )
     return (size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2
 
 
 def fit_image(image: UInt8[np.ndarray, "height width 3"], size: Size) -> UInt8[np.ndarray, "h w 3"]:
-    """A photo scaled to cover `size` and cut to it around the centre."""
+    """A photo scaled to cover `size` and cut to it around the center."""
     covering = covering_size((image.shape[0], image.shape[1]), size)
     if covering != image.shape[:2]:
         height, width = covering
@@ -53,7 +54,7 @@ def fit_image(image: UInt8[np.ndarray, "height width 3"], size: Size) -> UInt8[n
 
 
 def fit_depth(depth: Shaped[np.ndarray, "height width"], size: Size) -> Shaped[np.ndarray, "h w"]:
-    """A depth map fitted like its photo; each pixel takes the nearest value, none is mixed."""
+    """A depth map fitted like its photo; each pixel takes the nearest value, so none is mixed."""
     height, width = depth.shape
     covering = covering_size((height, width), size)
     rows = ((np.arange(covering[0]) + 0.5) * (height / covering[0])).astype(int)
@@ -71,19 +72,19 @@ def fit_K(
 def crop_K(
     K: Float[Tensor, "*batch 3 3"], before: Size, size: Size, exact: bool = True
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Normalised intrinsics after cutting the centre; `exact` as the head of this file says."""
-    moved = camera.crop_K(K, before, centre_window(before, size), size)
+    """Normalised intrinsics after cutting out the center; `exact` as at the top of this file."""
+    moved = camera.crop_K(K, before, center_window(before, size), size)
     if exact:
         return moved
     return torch.cat([moved[..., :2], K[..., 2:]], dim=-1)
 
 
 def crop(views: Views, size: Size, exact: bool = True) -> Views:
-    """The centre of every view, without scaling: how 270x480 becomes 256x448."""
+    """The center of every view, without scaling: how 270x480 becomes 256x448."""
     before = views.size
     if before == size:
         return views
-    top, left = centre_window(before, size)
+    top, left = center_window(before, size)
     window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
     cameras = replace(views.cameras, K=crop_K(views.cameras.K, before, size, exact))
     return replace(
@@ -91,10 +92,7 @@ def crop(views: Views, size: Size, exact: bool = True) -> Views:
         images=views.images[window],
         cameras=cameras,
         depth=None if views.depth is None else views.depth[window],
-        pointmap=None if views.pointmap is None else views.pointmap[(*window, slice(None))],
-        pointmap_confidence=(
-            None if views.pointmap_confidence is None else views.pointmap_confidence[window]
-        ),
+        pointmap=None if views.pointmap is None else views.pointmap.crop(top, left, *size),
     )
 
 
@@ -114,14 +112,7 @@ def _flip(views: Views) -> Views:
         images=views.images.flip(-1),
         cameras=replace(views.cameras, c2w=views.cameras.c2w * mirror, K=K),
         depth=None if views.depth is None else views.depth.flip(-1),
-        pointmap=(
-            None
-            if views.pointmap is None
-            else views.pointmap.flip(-2) * views.pointmap.new_tensor([-1.0, 1.0, 1.0])
-        ),
-        pointmap_confidence=(
-            None if views.pointmap_confidence is None else views.pointmap_confidence.flip(-1)
-        ),
+        pointmap=None if views.pointmap is None else views.pointmap.flip(),
     )
 
 
@@ -131,5 +122,5 @@ def to_tensor(images: list[UInt8[np.ndarray, "height width 3"]]) -> Float[Tensor
 
 
 def _cut(pixels: np.ndarray, size: Size) -> np.ndarray:
-    top, left = centre_window((pixels.shape[0], pixels.shape[1]), size)
+    top, left = center_window((pixels.shape[0], pixels.shape[1]), size)
     return pixels[top : top + size[0], left : left + size[1]]

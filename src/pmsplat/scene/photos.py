@@ -1,6 +1,6 @@
-"""A scene of posed photographs that are decoded when they are asked for."""
+"""Photographs of one place, decoded when they are asked for, and the views made of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,26 +12,39 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..io import images
-from ..io.cameras.survey import Lens, Survey
+from ..io.cameras.survey import Lens, Shot, Survey
+from ..io.chunks import ChunkScene
 from ..types import Cameras, Views
 from .bounds import ranges
-from .fit import fit_depth, fit_image, fit_K, to_tensor
+from .fit import crop, fit_depth, fit_image, fit_K, to_tensor
 from .undistort import pinhole, undistort_depth, undistort_image
+
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 _ASPECT_TOLERANCE = 0.01  # between a photo and its lens: rounding of downscaled copies
 _DEPTH_MAPS = 40  # at most so many are read to find near and far
+_PUBLISHED_RANGE = (0.5, 100.0)  # of RealEstate10K's unit, for chunk scenes that carry none
+
+
+class UnfitPhotos(UserError):
+    """Photos of which no views can be made together; `kind` is the reason in words to count by."""
+
+    def __init__(self, got: str, wanted: str = "", remedy: str = "", kind: str = "") -> None:
+        super().__init__(got, wanted, remedy)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
 class Photo:
     """One photograph, not yet decoded, with its lens and its depth map if it has one.
 
-    `depth_scale`: scene units of one count. `upright`: EXIF orientation is to be applied.
+    `lens`: None for a photo that is a pinhole's already. `depth_scale`: scene units of one count.
+    `upright`: EXIF orientation is to be applied.
     """
 
     name: str
     image: Path | bytes
-    lens: Lens
+    lens: Lens | None
     depth_source: Path | bytes | None = None
     depth_scale: float = 1.0
     upright: bool = True
@@ -42,6 +55,11 @@ class Photo:
         return images.image_size(self.image, self.upright)
 
     @property
+    def is_pinhole(self) -> bool:
+        """Whether the photo is used as it is, without undistorting it."""
+        return self.lens is None or self.lens.is_pinhole
+
+    @property
     def has_counts(self) -> bool:
         """Whether the depth is stored as 16-bit counts, not as an array of numbers."""
         source = self.depth_source
@@ -49,7 +67,8 @@ class Photo:
 
     def pixels(self) -> UInt8[np.ndarray, "height width 3"]:
         """The photo, undistorted."""
-        return undistort_image(images.read_image(self.image, self.upright), self.lens)
+        image = images.read_image(self.image, self.upright)
+        return image if self.lens is None else undistort_image(image, self.lens)
 
     def depth(self) -> Float[np.ndarray, "height width"] | None:
         """Sensor depth in scene units on the photo's grid, undistorted; 0 = none."""
@@ -59,11 +78,11 @@ class Photo:
         if depth.shape != self.size:
             self._check_aspect("the depth map", (depth.shape[0], depth.shape[1]))
             depth = fit_depth(depth, self.size)
-        return undistort_depth(depth, self.lens)
+        return depth if self.lens is None else undistort_depth(depth, self.lens)
 
     def check(self) -> None:
         """Raises UserError where the photo is missing or does not fit its lens."""
-        self._check_aspect("the camera file", self.lens.size)
+        self._check_aspect("the camera file", self.size if self.lens is None else self.lens.size)
 
     def _check_aspect(self, owner: str, size: tuple[int, int]) -> None:
         (height, width), (h, w) = self.size, size
@@ -76,7 +95,7 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class PhotoScene:
+class Scene:
     """Posed photographs of one place.
 
     `cameras` [1, photo]: pinholes in the world and unit of the camera file. `points`: its sparse
@@ -111,31 +130,14 @@ class PhotoScene:
     ) -> Views:
         """The photos at `indices` (all, if None), batch axis 1; only those are decoded.
 
-        With a (height, width) `size` they are scaled to cover it and cut around the centre, else
+        With a (height, width) `size` they are scaled to cover it and cut around the center, else
         they stay as they are. Raises UserError for indices that are not there, and for photos of
         different sizes without `size`.
         """
         chosen = list(range(len(self)) if indices is None else indices)
         self._check_indices(chosen)
         photos = [self.photos[i] for i in chosen]
-        sizes = {photo.size for photo in photos}
-        if size is None and len(sizes) > 1:
-            told = " and ".join(f"{h}x{w}" for h, w in sorted(sizes)[:3])
-            raise UserError(
-                f"the photos of {self.name} have different sizes ({told})",
-                "one size",
-                "ask for a size, to which all are scaled and cut",
-            )
-        size = size or photos[0].size
-        cameras = self.cameras.at(chosen)
-        K = [fit_K(K, photo.size, size) for K, photo in zip(cameras.K[0], photos, strict=True)]
-        cameras = Cameras(cameras.c2w, torch.stack(K)[None], cameras.near, cameras.far)
-        return Views(
-            images=to_tensor([fit_image(p.pixels(), size) for p in photos]),
-            cameras=cameras,
-            depth=_depths(photos, size) if self.has_depth else None,
-            names=(tuple(photo.name for photo in photos),),
-        )
+        return make_views(photos, self.cameras.at(chosen), size, with_depth=self.has_depth)
 
     def _check_indices(self, indices: list[int]) -> None:
         beyond = [i for i in indices if not 0 <= i < len(self)]
@@ -147,8 +149,59 @@ class PhotoScene:
             )
 
 
-def surveyed(name: str, survey: Survey, photos: list[Photo]) -> PhotoScene:
-    """The scene of photographs whose cameras `survey` tells, in the same order.
+def make_views(
+    photos: Sequence[Photo],
+    cameras: Cameras,
+    size: tuple[int, int] | None = None,
+    resize: bool = True,
+    exact: bool = True,
+    with_depth: bool = True,
+) -> Views:
+    """Photos and their pinholes `cameras` (batch 1), decoded and brought to one size.
+
+    With a (height, width) `size` photos are scaled to cover it, unless `resize` is False, and cut
+    around the center. Without, they stay as they are. `exact`: see `fit`. `with_depth` adds their
+    depth, 0 for photos without. Raises UnfitPhotos for photos that are not scaled and differ in
+    size or are smaller than `size`, UserError for those that cannot be read.
+    """
+    # Photos that are not scaled must be of one size, and not smaller than what is cut from them.
+    goal = size if resize else None
+    sizes = sorted({photo.size for photo in photos})
+    if goal is None and len(sizes) > 1:
+        raise UnfitPhotos(
+            f"photos of different sizes ({' and '.join(f'{h}x{w}' for h, w in sizes[:3])})",
+            "one size",
+            "ask for a size, to which all are scaled and cut",
+            kind="photos of different sizes",
+        )
+    goal = goal or sizes[0]
+    size = size or goal
+    if goal[0] < size[0] or goal[1] < size[1]:
+        smaller = f"photos smaller than {size[0]}x{size[1]}"
+        raise UnfitPhotos(smaller, "larger ones", "ask for a smaller size", kind=smaller)
+
+    # Decode them one at a time: only what fits the goal is kept.
+    fitted, depths, intrinsics = [], [], []
+    for photo, K in zip(photos, cameras.K[0], strict=True):
+        fitted.append(fit_image(photo.pixels(), goal))
+        intrinsics.append(fit_K(K, photo.size, goal, exact))
+        if with_depth:
+            depth = photo.depth()
+            known = np.zeros(photo.size, np.float32) if depth is None else depth
+            depths.append(torch.from_numpy(fit_depth(known, goal)))
+
+    # Cut what was not scaled.
+    views = Views(
+        images=to_tensor(fitted),
+        cameras=Cameras(cameras.c2w, torch.stack(intrinsics)[None], cameras.near, cameras.far),
+        depth=torch.stack(depths)[None] if depths else None,
+        names=(tuple(photo.name for photo in photos),),
+    )
+    return crop(views, size, exact)
+
+
+def make_scene(name: str, survey: Survey, photos: list[Photo]) -> Scene:
+    """The scene of photographs and their cameras, the shots of `survey`, in the same order.
 
     Every photo's header is read. Raises UserError for missing photos and for those that do not fit
     their lens.
@@ -156,15 +209,108 @@ def surveyed(name: str, survey: Survey, photos: list[Photo]) -> PhotoScene:
     for photo in photos:
         photo.check()
     bounds = torch.tensor(ranges(survey, _sensor_depths(photos)), dtype=torch.float64)
-    straight = {lens: pinhole(lens).K for lens in {photo.lens for photo in photos}}
+    straight = {lens: pinhole(lens).K for lens in {shot.lens for shot in survey.shots}}
     cameras = Cameras(
         c2w=_tensor([shot.c2w for shot in survey.shots]),
-        K=_tensor([straight[photo.lens] for photo in photos]),
+        K=_tensor([straight[shot.lens] for shot in survey.shots]),
         near=bounds[None, :, 0].float(),
         far=bounds[None, :, 1].float(),
     )
     points = None if survey.points is None else torch.from_numpy(survey.points).float()
-    return PhotoScene(name, tuple(photos), cameras, points)
+    return Scene(name, tuple(photos), cameras, points)
+
+
+def chunk_scene(scene: ChunkScene) -> Scene:
+    """A scene of a chunk: its cameras to the bit, and its photos, whose headers are read.
+
+    Near and far are RealEstate10K's where the chunk has none.
+    """
+    photos = chunk_photos(scene, range(len(scene)))
+    for photo in photos:
+        photo.check()
+    near, far = (torch.full((len(scene),), bound) for bound in _PUBLISHED_RANGE)
+    if scene.near is not None and scene.far is not None:
+        near, far = scene.near, scene.far
+    cameras = Cameras(scene.c2w[None], scene.K[None], near[None], far[None])
+    return Scene(scene.key, tuple(photos), cameras)
+
+
+def chunk_photos(scene: ChunkScene, frames: Iterable[int]) -> list[Photo]:
+    """The photos of a chunk's scene at `frames`, still encoded."""
+
+    def depth_of(frame: int) -> bytes | None:
+        return None if scene.depths is None else scene.depths[frame].numpy().tobytes()
+
+    return [
+        Photo(
+            f"{frame:06d}",
+            scene.images[frame].numpy().tobytes(),
+            None,
+            depth_of(frame),
+            scene.depth_scale,
+        )
+        for frame in frames
+    ]
+
+
+def make_photo(image: Path, shot: Shot, survey: Survey) -> Photo:
+    """The photograph of a shot, with the pixels that its lens is of.
+
+    Those are the stored ones where the camera file says so (COLMAP, INRIA), and where EXIF would
+    turn the photo on its side and the lens lies as the stored pixels do. Else EXIF's orientation is
+    applied.
+    """
+    as_stored = survey.as_stored
+    if not as_stored:
+        upright, stored = images.image_size(image), images.image_size(image, upright=False)
+        as_stored = upright != stored and _is_wide(shot.lens.size) == _is_wide(stored)
+    return Photo(shot.file, image, shot.lens, upright=not as_stored)
+
+
+def find_photos(files: Sequence[str], home: Path, places: Sequence[Path]) -> list[Path]:
+    """Where the photos are that a camera file in the folder `home` calls `files`.
+
+    Each is looked for in `places`, in order. A name without suffix (INRIA's) stands for a photo of
+    any format, in the folder `home` or anywhere below another place. What is nowhere gets its path
+    in the first place, for the error that will name it.
+    """
+    found, by_stem = [], None
+    for file in files:
+        path = next((place / file for place in places if (place / file).is_file()), None)
+        if path is None and Path(file).suffix.lower() not in PHOTO_SUFFIXES:
+            if by_stem is None:
+                there = [place for place in reversed(places) if place.is_dir()]
+                by_stem = {k: v for p in there for k, v in photos_in(p, deep=p != home).items()}
+            path = by_stem.get(stem(file))
+        found.append(path or places[0] / file)
+    return found
+
+
+def photos_in(folder: Path, deep: bool = True) -> dict[str, Path]:
+    """Photos of a folder, and of those below it if `deep`, by `stem`; the nearest to the top wins.
+
+    Raises UserError where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}", "a folder of photos", "check the path")
+    found = [
+        path
+        for path in (folder.rglob("*") if deep else folder.iterdir())
+        if path.suffix.lower() in PHOTO_SUFFIXES
+    ]
+    found.sort(key=lambda path: (-len(path.parts), path))
+    return {stem(path.name): path for path in found}
+
+
+def stem(file: str) -> str:
+    """A photo's name whatever its format and folder; formats of cameras differ in both."""
+    name = Path(file).name
+    known = Path(name).suffix.lower() in PHOTO_SUFFIXES
+    return (Path(name).stem if known else name).lower()
+
+
+def _is_wide(size: tuple[int, int]) -> bool:
+    return size[1] > size[0]
 
 
 def _sensor_depths(photos: list[Photo]) -> np.ndarray | None:
@@ -175,15 +321,6 @@ def _sensor_depths(photos: list[Photo]) -> np.ndarray | None:
     return np.concatenate(depths) if depths else None
 
 
-def _depths(photos: list[Photo], size: tuple[int, int]) -> Tensor:
-    maps = []
-    for photo in photos:
-        depth = photo.depth()
-        known = np.zeros(photo.size, np.float32) if depth is None else depth
-        maps.append(torch.from_numpy(fit_depth(known, size)))
-    return torch.stack(maps)[None]
-
-
 def _read_depth(source: Path | bytes) -> Float[np.ndarray, "height width"]:
     if isinstance(source, bytes) or source.suffix != ".npy":
         return images.read_depth(source).astype(np.float32)
@@ -191,13 +328,15 @@ def _read_depth(source: Path | bytes) -> Float[np.ndarray, "height width"]:
         depth = np.load(source, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{source} cannot be read as depth ({error})", "a 2-D array", "write it again"
+            f"{source} cannot be read as depth ({error})",
+            "a 2-D array",
+            "write it with numpy.save, or leave it out of the camera file",
         ) from error
     if depth.ndim != 2 or depth.dtype.kind not in "fui":
         raise UserError(
             f"{source} has shape {list(depth.shape)} and type {depth.dtype}",
             "a 2-D array of numbers",
-            "write it again",
+            "write one number per pixel, [height, width]",
         )
     return np.nan_to_num(depth.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
 

@@ -1,8 +1,8 @@
 """Cameras for bare photographs and videos, by pycolmap (structure from motion).
 
 pycolmap runs in a process of its own, `python -m pmsplat.scene.posing`: encoding PNG with Pillow in
-a process that has imported it can corrupt the heap. What comes out is a folder as COLMAP users
-keep it, images/ and sparse/0, remembered by what went in.
+a process that has imported pycolmap can corrupt the heap. The result is a folder as COLMAP users
+keep it, images/ and sparse/0, cached under a name made from the input files.
 """
 
 import hashlib
@@ -16,23 +16,21 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 from ..errors import UserError
 from ..io import images, video
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
 
 _VIDEO_FRAMES = 60
 _FEWEST = 2
-_FEWEST_SHARE = 0.5  # of the photos; with fewer registered, the rest would be lost unsaid
+_FEWEST_SHARE = 0.5  # of the photos; with fewer registered, most would be lost
 
 
-def pose_photos(photos: list[Path], cache: Path) -> Path:
+def pose_photos(photos: list[Path], cache: Path, tell: Callable[[str], None]) -> Path:
     """A COLMAP folder of the photos, turned upright, in `cache`; found again if it is there.
 
-    Raises UserError where pycolmap is missing, or registers fewer than half of the photos.
+    `tell` gets a sentence before the work begins. Raises UserError where pycolmap is missing, or
+    registers fewer than half of the photos.
     """
     for photo in photos:
         images.image_size(photo)
@@ -45,21 +43,27 @@ def pose_photos(photos: list[Path], cache: Path) -> Path:
             else:
                 shutil.copyfile(photo, folder / photo.name)
 
-    return _posed(photos[0].parent, photos, cache, collect)
+    return _pose(photos[0].parent, photos, cache, collect, tell)
 
 
-def pose_video(path: Path, cache: Path) -> Path:
-    """A COLMAP folder of frames spread over a video, in `cache`; errors as `pose_photos`."""
+def pose_video(path: Path, cache: Path, tell: Callable[[str], None]) -> Path:
+    """A COLMAP folder of frames spread over a video, in `cache`; the rest as `pose_photos`."""
 
     def collect(folder: Path) -> None:
         for i, frame in enumerate(video.read_frames(path, _VIDEO_FRAMES)):
             (folder / f"{i:04d}.jpg").write_bytes(images.encode_image(frame, "jpeg"))
 
-    return _posed(path, [path], cache, collect)
+    return _pose(path, [path], cache, collect, tell)
 
 
-def _posed(place: Path, sources: list[Path], cache: Path, collect: Callable[[Path], None]) -> Path:
-    """`collect` puts photos into a folder; `place` is what they are called by in messages."""
+def _pose(
+    place: Path,
+    sources: list[Path],
+    cache: Path,
+    collect: Callable[[Path], None],
+    tell: Callable[[str], None],
+) -> Path:
+    """`collect` puts photos into a folder; messages call them by `place`."""
     done = cache / _fingerprint(sources)
     if (done / "sparse" / "0").is_dir():
         return done
@@ -75,8 +79,8 @@ def _posed(place: Path, sources: list[Path], cache: Path, collect: Callable[[Pat
         (folder / "images").mkdir(parents=True)
         collect(folder / "images")
         count = len(list((folder / "images").iterdir()))
-        with Console(stderr=True).status(f"posing {count} photos of {place}"):
-            registered = _run(folder, sequential=place.is_file())
+        tell(f"Posing {count} photos of {place} with pycolmap: this takes seconds to minutes.")
+        registered = _run(folder, sequential=place.is_file())
         if registered < max(_FEWEST, _FEWEST_SHARE * count):
             raise UserError(
                 f"pycolmap could pose {registered} of {count} photos of {place}",
@@ -103,7 +107,7 @@ def _run(folder: Path, sequential: bool) -> int:
         raise UserError(
             f"pycolmap failed on {folder / 'images'} ({lines[-1]})",
             "photos that it can read",
-            "look at the photos, or pose them with another tool",
+            "check that the photos are sharp and overlap, or pose them with another tool",
         )
     return int(json.loads(done.stdout.splitlines()[-1])["registered"])
 
@@ -117,7 +121,7 @@ def _fingerprint(sources: list[Path]) -> str:
 
 
 def main(folder: Path, pairs: str) -> int:
-    """The process that knows pycolmap: features, matches, mapping; keeps the largest model."""
+    """What the process with pycolmap does: features, matches, mapping; keeps the largest model."""
     import pycolmap
 
     pycolmap.set_random_seed(0)

@@ -28,13 +28,14 @@ def distort(lens: Lens, xy: Float[np.ndarray, "*grid 2"]) -> Float[np.ndarray, "
 
 
 def pinhole(lens: Lens) -> Lens:
-    """The pinhole of the same size that stands in for a lens.
+    """The pinhole of the same size to which photos of a lens are undistorted.
 
-    Its focal length is the lens's, zoomed just so far that the photo covers all of its picture and
-    wastes as little as that allows.
+    Its focal length is that of the lens, zoomed in just so far that the photo covers the whole
+    undistorted picture.
     """
     if lens.is_pinhole:
         return lens
+    # The border of the picture, as points in pixels.
     height, width = lens.size
     along = np.linspace(0, 1, 65)
     sides = [np.stack([along, np.full(65, edge)], axis=1) for edge in (0.0, 1.0)]
@@ -44,6 +45,7 @@ def pinhole(lens: Lens) -> Lens:
         xy = distort(lens, (border - lens.center) / (zoom * np.array(lens.focal)))
         return bool(((xy >= 0) & (xy <= [width, height])).all())
 
+    # The smallest zoom with which the photo covers the border.
     low, high = 0.5, 2.0
     for _ in range(_ZOOM_STEPS):
         middle = (low + high) / 2

@@ -16,12 +16,11 @@ from torch.nn.functional import normalize
 
 from ..errors import UserError
 from ..geometry import se3, sh
-from ..io.cameras import KINDS, export, find_cameras, read_survey
+from ..io.cameras import KINDS, export, find_cameras, read_cameras
 from ..io.cameras.survey import Shot, Survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
-from ..scene.posing import PHOTO_SUFFIXES
+from ..scene.photos import PHOTO_SUFFIXES, photos_in, stem
 from ..types import Gaussians
-from .cameras import photos_in, stem
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +85,17 @@ def convert(
     chosen = options or Options()
     source, output = Path(source), Path(output)
     _check(source, output, chosen)
-    shown = None if chosen.cameras is None else _with_suffixes(chosen.cameras, tell)
-    seen_by = None if chosen.seen_by is None else _survey(chosen.seen_by)
+    # Read
+    shown = None if chosen.cameras is None else _add_suffixes(chosen.cameras, tell)
+    seen_by = None if chosen.seen_by is None else _open_cameras(chosen.seen_by)
     gaussians = load_gaussians(source)
-    kept = _keep(gaussians, chosen, seen_by, tell)
+    # Select, thin out, move
+    kept = _select(gaussians, chosen, seen_by, tell)
     if chosen.sh_degree is not None:
         kept = replace(kept, sh=kept.sh[:, :, : (chosen.sh_degree + 1) ** 2])
     if chosen.similarity is not None:
         kept = kept.transformed(chosen.similarity)
+    # Write, with cameras beside it
     if chosen.spz_version is not None:
         spz.write(kept, output, chosen.spz_version)
     else:
@@ -101,20 +103,20 @@ def convert(
     folder = None
     if shown is not None:
         folder = camera_folder(output)
-        shots = [_moved(shot, chosen.similarity) for shot in shown]
+        shots = [_move_camera(shot, chosen.similarity) for shot in shown]
         if kept.means.shape[1] > CLOUD:
             tell(f"Of {kept.means.shape[1]} centres, {CLOUD} spread over all become points.")
         export_cameras(folder, shots, kept, chosen.colmap_text)
     return Summary(gaussians.means.shape[1], kept.means.shape[1], folder)
 
 
-def inside(means: Float[Tensor, "gaussian 3"], box: Box) -> Bool[Tensor, " gaussian"]:
+def find_inside(means: Float[Tensor, "gaussian 3"], box: Box) -> Bool[Tensor, " gaussian"]:
     """Which points lie in the box."""
     low, high = means.new_tensor(box.low), means.new_tensor(box.high)
     return ((means >= low) & (means <= high)).all(dim=-1)
 
 
-def seen(gaussians: Gaussians, shots: Sequence[Shot]) -> Bool[Tensor, " gaussian"]:
+def find_seen(gaussians: Gaussians, shots: Sequence[Shot]) -> Bool[Tensor, " gaussian"]:
     """Which Gaussians of batch 1 reach into the frustum of at least one camera.
 
     A Gaussian is taken as a ball of REACH times its largest scale, a frustum as the half spaces
@@ -173,18 +175,20 @@ def _check(source: Path, output: Path, options: Options) -> None:
             f"{output} to write", f"a file that ends in {', '.join(known)}", "choose another name"
         )
     if options.spz_version is not None and output.suffix.lower() != ".spz":
-        raise UserError(f"{output} with a version of .spz", "an output in .spz", "leave it out")
-    if not 0 <= options.min_opacity <= 1:
-        raise UserError(f"opacity {options.min_opacity}", "a number in [0, 1]", "choose another")
-    if options.sh_degree is not None and not 0 <= options.sh_degree <= sh.MAX_DEGREE:
         raise UserError(
-            f"harmonics of degree {options.sh_degree}", f"0 to {sh.MAX_DEGREE}", "choose another"
+            f"{output} with `spz_version`", "an output in .spz", "leave out `spz_version`"
         )
+    if not 0 <= options.min_opacity <= 1:
+        raise UserError(
+            f"`min_opacity={options.min_opacity}`", "a number in [0, 1]", "such as 0.05"
+        )
+    if options.sh_degree is not None and not 0 <= options.sh_degree <= sh.MAX_DEGREE:
+        raise UserError(f"`sh_degree={options.sh_degree}`", f"0 to {sh.MAX_DEGREE}", "such as 1")
     if options.colmap_text and options.cameras is None:
-        raise UserError("--colmap-text without --cameras", "cameras to export", "add or drop one")
+        raise UserError("`colmap_text` without `cameras`", "cameras to export", "add or drop one")
     if options.similarity is not None and not bool(se3.is_similarity(options.similarity.double())):
         raise UserError(
-            f"a transform that {_fault(options.similarity.double())}",
+            f"a transform that {_describe_fault(options.similarity.double())}",
             "a rotation times one scale, a translation, and the last row 0 0 0 1",
             "give it row by row",
         )
@@ -193,7 +197,7 @@ def _check(source: Path, output: Path, options: Options) -> None:
         raise UserError(f"{folder} is there already", "a new folder for cameras", "remove it")
 
 
-def _fault(motion: Float[Tensor, "4 4"]) -> str:
+def _describe_fault(motion: Float[Tensor, "4 4"]) -> str:
     """What keeps a matrix from being a similarity."""
     if not motion.isfinite().all():
         return "is not finite"
@@ -212,12 +216,12 @@ def _fault(motion: Float[Tensor, "4 4"]) -> str:
     return f"stretches its axes by {', '.join(f'{length:.4g}' for length in lengths.tolist())}"
 
 
-def _with_suffixes(cameras: str | Path, tell: Callable[[str], None]) -> list[Shot]:
+def _add_suffixes(cameras: str | Path, tell: Callable[[str], None]) -> list[Shot]:
     """Cameras to export; where names have no suffix, that of the photo in images/ beside them."""
     place = (Path(cameras) if Path(cameras).is_dir() else Path(cameras).parent) / PHOTOS
     photos: dict[str, Path] | None = None
     shots, nameless = [], []
-    for shot in _survey(cameras).shots:
+    for shot in _open_cameras(cameras).shots:
         if Path(shot.file).suffix.lower() not in PHOTO_SUFFIXES:
             if photos is None:
                 photos = photos_in(place) if place.is_dir() else {}
@@ -236,14 +240,14 @@ def _with_suffixes(cameras: str | Path, tell: Callable[[str], None]) -> list[Sho
     return shots
 
 
-def _survey(cameras: str | Path) -> Survey:
+def _open_cameras(cameras: str | Path) -> Survey:
     found = find_cameras(cameras)
     if found is None:
         raise UserError(f"no cameras at {cameras}", KINDS, "check the path")
-    return read_survey(found)
+    return read_cameras(found)
 
 
-def _keep(
+def _select(
     gaussians: Gaussians, options: Options, seen_by: Survey | None, tell: Callable[[str], None]
 ) -> Gaussians:
     """Those that pass every test; each test says how many it took away."""
@@ -251,13 +255,13 @@ def _keep(
     tests: list[tuple[str, Callable[[Gaussians], Tensor]]] = []
     if options.crop is not None:
         box = options.crop
-        tests.append(("outside the box", lambda g: inside(g.means[0], box)))
+        tests.append(("outside the box", lambda g: find_inside(g.means[0], box)))
     if options.min_opacity > 0:
         least = options.min_opacity
         tests.append((f"of opacity below {least:g}", lambda g: g.opacities[0] >= least))
     if seen_by is not None:
         shots = seen_by.shots
-        tests.append((f"that none of {len(shots)} cameras sees", lambda g: seen(g, shots)))
+        tests.append((f"that none of {len(shots)} cameras sees", lambda g: find_seen(g, shots)))
     for what, test in tests:
         before = kept.means.shape[1]
         chosen = test(kept)
@@ -273,7 +277,7 @@ def _keep(
     return kept
 
 
-def _moved(shot: Shot, similarity: Tensor | None) -> Shot:
+def _move_camera(shot: Shot, similarity: Tensor | None) -> Shot:
     """The camera that sees of the moved scene what this one sees of the scene."""
     if similarity is None:
         return shot

@@ -15,11 +15,11 @@ from .. import registry, train
 from ..errors import UserError
 from ..evaluate import baselines, protocol, report
 from ..io.files import write_text
+from ..progress import Track, silently
 from ..train import Experiment
 from ..types import Batch, StepOutput
-from ..view.figures import colorize_depth, contact_sheet, depth_range
+from ..view.figures import color_range, colorize_depth, contact_sheet
 from ..zoo.load import load
-from ._progress import Track, silently
 from .predict import Options, predict
 
 MARK = "demo.json"  # a folder with this file is a demo of ours
@@ -62,23 +62,23 @@ def demo(
     experiment gives the same numbers on the same machine. Raises UserError where `output` holds
     something else.
     """
-    folder = _claim(Path(output), experiment)
+    folder = _claim_folder(Path(output), experiment)
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
     batches = list(dataset.evaluation())
     torch.manual_seed(experiment.seed)  # as training does: the network that it starts from
     untrained = registry.build("models", experiment.model.name, experiment.model.settings)
     methods = {
         **baselines.BASELINES,
-        BEFORE: _pipeline(untrained, experiment),
+        BEFORE: _build_pipeline(untrained, experiment),
     }
     tell(f"Measuring the baselines on {len(batches)} unseen rooms.")
     results = {name: protocol.evaluate(run, batches) for name, run in methods.items()}
     checkpoint = train.run(replace(experiment, output=str(folder / "training")))
     trained = load(checkpoint)
-    methods[AFTER] = _pipeline(trained, experiment)
+    methods[AFTER] = _build_pipeline(trained, experiment)
     results[AFTER] = protocol.evaluate(methods[AFTER], batches)
     picture = folder / "before_after.png"
-    _draw(picture, batches[:PICTURED], methods)
+    _draw_scenes(picture, batches[:PICTURED], methods)
     tell("Predicting one unseen room.")
     room = f"{experiment.dataset.settings.root}/test:{batches[0].scene[0]}"
     size = batches[0].context.size
@@ -95,13 +95,13 @@ def demo(
     return outcome
 
 
-def _claim(folder: Path, experiment: Experiment) -> Path:
+def _claim_folder(folder: Path, experiment: Experiment) -> Path:
     """The folder, emptied of an earlier demo's results."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file", "a folder", "choose another --output")
+        raise UserError(f"{folder} is a file", "a folder", "choose another `output`")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
         raise UserError(
-            f"{folder} holds other files", "a new or empty folder", "choose another --output"
+            f"{folder} holds other files", "a new or empty folder", "choose another `output`"
         )
     for stale in ("training", "prediction"):
         if (folder / stale).is_dir():
@@ -110,13 +110,15 @@ def _claim(folder: Path, experiment: Experiment) -> Path:
     return folder
 
 
-def _pipeline(model: nn.Module, experiment: Experiment) -> protocol.Pipeline:
+def _build_pipeline(model: nn.Module, experiment: Experiment) -> protocol.Pipeline:
     renderer = experiment.renderer
     return protocol.pipeline(model.eval(), renderer.name, renderer.background)
 
 
 @torch.no_grad()
-def _draw(path: Path, batches: Sequence[Batch], methods: dict[str, protocol.Pipeline]) -> None:
+def _draw_scenes(
+    path: Path, batches: Sequence[Batch], methods: dict[str, protocol.Pipeline]
+) -> None:
     """Two rows a scene: what each method renders, and what depth it found."""
     rows: list[tuple[str, list[Tensor]]] = []
     for batch in batches:
@@ -124,16 +126,16 @@ def _draw(path: Path, batches: Sequence[Batch], methods: dict[str, protocol.Pipe
         photos = [*batch.context.images[0], batch.target.images[0, 0]]
         drawn = [step.renderings[-1].color[0, 0] for step in steps.values()]
         rows.append((f"context | context | target | {' | '.join(steps)}", photos + drawn))
-        depths = {name: depth for name, step in steps.items() for depth in _depth(step)}
+        depths = {name: depth for name, step in steps.items() for depth in _first_depth(step)}
         true = [] if batch.context.depth is None else [batch.context.depth[0, 0]]
-        near, far = depth_range(torch.stack(true or list(depths.values())))
+        near, far = color_range(torch.stack(true or list(depths.values())))
         maps = [colorize_depth(depth, near, far) for depth in [*true, *depths.values()]]
         shown = " | ".join([*(["true depth"] if true else []), *depths])
         rows.append((f"first context view, {near:.2g} to {far:.2g} m: {shown}", maps))
     contact_sheet(rows, path, height=PICTURE_HEIGHT)
 
 
-def _depth(step: StepOutput) -> list[Tensor]:
+def _first_depth(step: StepOutput) -> list[Tensor]:
     """The depth of the first context view, if there is any."""
     return [depth[0, 0] for depth in step.prediction.depths[-1:]]
 

@@ -9,19 +9,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import encoder_traits
-from ..scene import PhotoScene, open_scene
+from ..progress import Track, silently
+from ..scene import Scene, open_scene
 from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
 from ..zoo.infer import model_unit, predict_views
 from ..zoo.load import load
-from ._progress import Track, silently
-from .options import by, fit_size, pick_device, so_many_views, these_photos
-from .results import depth as depth_maps
-from .results.folder import MARK, file_names, results
+from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
+from .results import depth_maps
+from .results.folder import make_whole, name_files
 
 log = logging.getLogger(__name__)
 
-VIEWS = 4  # at a time, where nobody asks for another number
+VIEWS = 4  # at a time, unless another number is chosen
 
 
 @dataclass(frozen=True)
@@ -70,22 +70,25 @@ def depth(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    with results(output, MARK, chosen.overwrite) as folder:
-        scene = open_scene(source)
+    with make_whole(output, chosen.overwrite) as folder:
+        # The photos, in groups that see the same things, and what will look at them
+        scene = open_scene(source, tell=tell)
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         if size != scene.size:
-            tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
-        tell(_about(overlap, groups))
+            tell(describe_scaling(scene.size, size))
+        tell(_describe_groups(overlap, groups))
+        # Does the largest group fit into memory?
         at_once = max(len(group.views) for group in groups)
         multiple = encoder_traits(encoder).multiple
         memory.check(encoder, memory.Plan(at_once, size, multiple), device)
         tell(f"Predicting on {device}.")
+        # Predict group by group; numbers go to disk at once
         photos = sorted(i for group in groups for i in group.fresh)
-        stems = file_names([scene.names[i] for i in photos])
+        stems = name_files([scene.names[i] for i in photos])
         unit = model_unit(encoder, scene.cameras.at(photos))  # one for all groups
         maps: dict[int, depth_maps.DepthMap] = {}
         for group in track(groups, "predicting depth", len(groups)):
@@ -94,8 +97,9 @@ def depth(
             for at, i in enumerate(group.views):
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
-                    maps[i] = depth_maps.keep(folder, views.at([at]), found[at], i, stem)
-        summary = depth_maps.write(
+                    maps[i] = depth_maps.write_map(folder, views.at([at]), found[at], i, stem)
+        # One scale for the pictures of all
+        summary = depth_maps.write_results(
             folder, scene, size, [maps[i] for i in photos], unit.scale, track
         )
     tell(f"One count of depth/*.png is {summary.depth_scale:g} in the unit of the cameras.")
@@ -103,17 +107,17 @@ def depth(
 
 
 def group_photos(
-    scene: PhotoScene, overlap: Float[Tensor, "view view"], options: Options
+    scene: Scene, overlap: Float[Tensor, "view view"], options: Options
 ) -> list[Group]:
-    """Which photos go through the network together; UserError for what the scene has not."""
+    """Which photos go through the network together; UserError for what is not in the scene."""
     if options.context is not None:
-        named = these_photos(options.context, len(scene))
+        named = choose_photos(options.context, len(scene))
         return [Group(named, named)]
-    count = so_many_views(options.views, max(2, min(VIEWS, len(scene))), len(scene))
+    count = count_views(options.views, max(2, min(VIEWS, len(scene))), len(scene))
     return group_views(overlap, count)
 
 
-def _about(overlap: Float[Tensor, "view view"], groups: list[Group]) -> str:
+def _describe_groups(overlap: Float[Tensor, "view view"], groups: list[Group]) -> str:
     least = 1.0
     for group in groups:
         among = overlap[:, group.views].clone()

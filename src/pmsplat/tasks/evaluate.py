@@ -13,10 +13,10 @@ from ..evaluate import protocol, report
 from ..evaluate.baselines import BASELINES
 from ..evaluate.protocol import Result
 from ..evaluate.timing import Stopwatch
+from ..progress import Track, silently
 from ..train.settings import Component, Experiment
 from ..types import Batch
 from ..zoo.load import WEIGHTS, Loaded, open_model
-from ._progress import Track, silently
 from .options import pick_device
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What a user may ask for, checked against the photos and the machine: photos, size, device."""
+"""What a user may choose, checked against the photos and the machine: photos, size, device."""
 
 import torch
 
@@ -8,20 +8,20 @@ LONGEST = 960  # pixels of the longer side of the largest images that models wer
 SHORTEST = 16  # pixels of a side: less is no picture
 
 
-def these_photos(context: tuple[int, ...], photos: int) -> list[int]:
+def choose_photos(context: tuple[int, ...], photos: int) -> list[int]:
     """The photos named by index, in order; raises UserError where those are not there, or one."""
     chosen = sorted(set(context))
     beyond = [i for i in chosen if not 0 <= i < photos]
     if beyond or len(chosen) < 2:
         raise UserError(
-            f"--context {','.join(map(str, context))} for {photos} photos",
+            f"`context={','.join(map(str, context))}` for {photos} photos",
             f"two or more different numbers from 0 to {photos - 1}",
             "count the photos in the order of their camera file, from 0",
         )
     return chosen
 
 
-def so_many_views(wanted: int | None, default: int, photos: int) -> int:
+def count_views(wanted: int | None, default: int, photos: int) -> int:
     """How many views the network sees at a time; raises UserError for fewer than two, or too many.
 
     `default`, at least 2, where nothing is `wanted`.
@@ -29,35 +29,41 @@ def so_many_views(wanted: int | None, default: int, photos: int) -> int:
     count = default if wanted is None else wanted
     if not 2 <= count <= photos:
         raise UserError(
-            f"{count} context views of a scene of {photos} photos"
+            f"`views={count}` of a scene of {photos} photos"
             if wanted is not None
             else f"a scene of {photos} photos",
             f"from 2 to {photos} views" if photos >= 2 else "two photos or more",
-            "ask for another number with --views" if photos >= 2 else "add photos of the scene",
+            "choose another number of views" if photos >= 2 else "add photos of the scene",
         )
     return count
 
 
 def fit_size(photo: tuple[int, int], wanted: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) for the network: as asked, or the photo's.
+    """(height, width) for the network: `wanted`, or the photo's.
 
-    Without a wish, photos with a side beyond LONGEST are scaled down to it. Raises UserError for a
-    side below SHORTEST.
+    Where none is wanted, photos with a side beyond LONGEST are scaled down to it. Raises UserError
+    for a side below SHORTEST.
     """
     factor = min(1.0, LONGEST / max(photo))
     height, width = wanted or (round(photo[0] * factor), round(photo[1] * factor))
     if min(height, width) < SHORTEST:
         raise UserError(
-            f"--size {by(wanted)}" if wanted else f"photos of {by(photo)} pixels",
-            f"sides of at least {SHORTEST}",
-            "use larger photos, or another --size HxW",
+            f"`size={format_size(wanted)}`" if wanted else f"photos of {format_size(photo)} pixels",
+            f"sides of at least {SHORTEST} pixels",
+            "use larger photos, or another `size`",
         )
     return height, width
 
 
-def by(size: tuple[int, int]) -> str:
+def format_size(size: tuple[int, int]) -> str:
     """(height, width) as people write it: 256x448."""
     return f"{size[0]}x{size[1]}"
+
+
+def describe_scaling(photo: tuple[int, int], size: tuple[int, int]) -> str:
+    """What happens to photos that are not of the size for the network."""
+    before, after = format_size(photo), format_size(size)
+    return f"Photos of {before} are scaled and cut to {after} (height x width)."
 
 
 def pick_device(name: str) -> torch.device:
@@ -65,12 +71,12 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda") and not name.removeprefix("cuda:").isdigit():
-        raise UserError(f"--device {name}", "auto, cpu, cuda or cuda:N", "choose one of them")
+        raise UserError(f"`device={name}`", "auto, cpu, cuda or cuda:N", "choose one of them")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"--device {name}, but there are {torch.cuda.device_count()} CUDA devices here",
+            f"`device={name}`, but torch sees {torch.cuda.device_count()} CUDA devices here",
             "a device that exists",
-            "use --device cpu, or install a build of torch for your card",
+            "use `device=cpu`, or install a build of torch for your card",
         )
     return device

@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import encoder_traits
-from ..scene import PhotoScene, open_scene
+from ..progress import Track, silently
+from ..scene import Scene, open_scene
 from ..scene.overlap import choose_context, held_out, overlaps
 from ..zoo import memory
 from ..zoo.infer import depth_only_error, reconstruct
 from ..zoo.load import load
-from ._progress import Track, silently
-from .options import by, fit_size, pick_device, so_many_views, these_photos
+from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
 from .results import prediction
-from .results.folder import MARK, results
+from .results.folder import make_whole
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,9 @@ def predict(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    with results(output, MARK, chosen.overwrite) as folder:
-        scene = open_scene(source)
+    with make_whole(output, chosen.overwrite) as folder:
+        # The photos, and what will look at them
+        scene = open_scene(source, tell=tell)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         traits = encoder_traits(encoder)
@@ -79,12 +80,14 @@ def predict(
             raise depth_only_error()
         size = fit_size(scene.size, chosen.size)
         if size != scene.size:
-            tell(f"Photos of {by(scene.size)} are scaled and cut to {by(size)} (height x width).")
+            tell(describe_scaling(scene.size, size))
+        # Which photos the network sees; does that fit into memory?
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)
-        tell(_about(scene, context, overlap))
+        tell(_describe_context(scene, context, overlap))
         plan = memory.Plan(len(context), size, traits.multiple)
         memory.check(encoder, plan, device)
+        # Predict, and write what became of it
         views = scene.views(context, size)
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
         found = reconstruct(encoder, views, device)
@@ -97,22 +100,20 @@ def predict(
             scale=found.scale,
         )
         path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilise)
-        prediction.write_path(folder / "video.mp4", result, path, chosen.fps, track)
-        return prediction.write(folder, result, track)
+        prediction.write_video_along(folder / "video.mp4", result, path, chosen.fps, track)
+        return prediction.write_results(folder, result, track)
 
 
-def choose_views(
-    scene: PhotoScene, overlap: Float[Tensor, "view view"], options: Options
-) -> list[int]:
-    """The context views: those asked for, or so many, spread as far as they still overlap."""
+def choose_views(scene: Scene, overlap: Float[Tensor, "view view"], options: Options) -> list[int]:
+    """The context views: those named, or so many, spread as far as they still overlap."""
     photos = len(scene)
     if options.context is not None:
-        return these_photos(options.context, photos)
-    count = so_many_views(options.views, max(2, min(4, photos - 1)), photos)
+        return choose_photos(options.context, photos)
+    count = count_views(options.views, max(2, min(4, photos - 1)), photos)
     return choose_context(overlap, count)
 
 
-def _about(scene: PhotoScene, context: list[int], overlap: Float[Tensor, "view view"]) -> str:
+def _describe_context(scene: Scene, context: list[int], overlap: Float[Tensor, "view view"]) -> str:
     shared = overlap[context][:, context].clone().fill_diagonal_(0).amax(dim=1).min().item()
     names = ", ".join(f"{i} ({scene.names[i]})" for i in context)
     return (

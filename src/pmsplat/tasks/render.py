@@ -15,14 +15,15 @@ from torch import Tensor
 from ..errors import UserError
 from ..io.files import write_array
 from ..io.gaussians import load_gaussians
-from ..render import NO_MEDIAN, obstacle, rasterize
+from ..progress import Track, silently
+from ..render import draws_median, obstacle, rasterize
 from ..types import Gaussians, Rendering
+from ..view.orbit import ORBIT_SIZE
 from ..zoo import memory
-from ._progress import Track, silently
-from .cameras import ELSEWHERE, ORBIT_SIZE, Picture, bounded, from_file, on_orbit, resized
-from .options import by, pick_device
+from .cameras import ELSEWHERE, Picture, bounded, from_file, on_orbit, resized
+from .options import format_size, pick_device
 from .results import pictures as drawn
-from .results.folder import MARK, file_names, results
+from .results.folder import make_whole, name_files
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +42,16 @@ class Options:
 
     `orbit` is how many pictures to take from a circle around the scene, and `up` the axis that is
     up then ("z", "-x"; see `on_orbit`). `photos` is a folder of photos to compare with,
-    `attributes` a .npy file [gaussian, channel]. Of the cameras of a file every `every`-th is
-    drawn, at most `limit`. `size` is (height, width), `background` RGB in [0, 1].
+    `attributes` a .npy file [gaussian, channel]; `median` adds the median depth. Of the cameras of
+    a file every `every`-th is drawn, at most `limit`. `size` is (height, width), `background` RGB
+    in [0, 1].
     """
 
     orbit: int | None = None
     up: str | None = None
     photos: Path | None = None
     attributes: Path | None = None
+    median: bool = False
     every: int = 1
     limit: int | None = None
     size: tuple[int, int] | None = None
@@ -77,7 +80,7 @@ def render(
 
         color/VIEW.png                  over the background
         depth/VIEW.npy, .png            expected depth Σzαt / Σαt; 16 bits, count * depth_scale
-        depth_median/VIEW.npy, .png     where transmittance falls to one half; 0 = none
+        depth_median/VIEW.npy, .png     where transmittance falls to one half; 0 = none (if wanted)
         depth_color/VIEW.png            expected depth where alpha is one half or more, one range
         alpha/VIEW.npy, .png            16 bits, count / 65535
         normals/VIEW.npy, .png          of the expected depth: float16 [height, width, 3], camera
@@ -93,7 +96,8 @@ def render(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
-    with results(output, MARK, chosen.overwrite) as folder:
+    with make_whole(output, chosen.overwrite) as folder:
+        # Gaussians, pictures and attributes; all that can be refused is refused here
         _check_backend(chosen.backend, device)
         given = scene if isinstance(scene, Gaussians) else load_gaussians(scene)
         gaussians = given.detach().to("cpu")
@@ -103,22 +107,29 @@ def render(
             attributes = read_attributes(chosen.attributes, gaussians.means.shape[1])
         channels = 0 if attributes is None else attributes.shape[1]
         check_memory(gaussians, pictures, channels, device)
-        tell(_about(gaussians, pictures, device))
-        _say_small(pictures, tell)
-        gaussians = gaussians.to(device)
-        stems = file_names([picture.name for picture in pictures])
+        tell(_describe(gaussians, pictures, device))
+        _report_small(pictures, tell)
+        # Draw picture by picture; numbers go to disk at once
+        in_one = draws_median(chosen.backend, device)
+        if chosen.median and not in_one:
+            tell("The renderer has no median depth: that is drawn a second time, on the CPU.")
+        on_cpu, gaussians = gaussians, gaussians.to(device)
+        stems = name_files([picture.name for picture in pictures])
         drawings, start = [], time.perf_counter()
         for picture, stem in track(zip(pictures, stems, strict=True), "drawing", len(pictures)):
-            rendering = draw(gaussians, picture, chosen)
-            drawings.append(drawn.keep(folder, picture, stem, rendering))
+            rendering = draw(gaussians, picture, chosen, median=chosen.median and in_one)
+            if chosen.median and not in_one:
+                rendering = replace(rendering, depth_median=draw_median(on_cpu, picture))
+            drawings.append(drawn.write_drawing(folder, picture, stem, rendering))
             if attributes is not None:
                 blended = draw_attributes(gaussians, attributes, picture, chosen)
                 write_array(folder / "attributes" / f"{stem}.npy", blended.numpy())
         tell(f"{(time.perf_counter() - start) / len(pictures):.2f} s per picture.")
-        _say_empty(drawings, _remedy(chosen), tell)
+        _report_empty(drawings, _choose_remedy(chosen), tell)
+        # One scale for the depth of all, a sheet, a video
         fps = chosen.fps or FPS["orbit" if chosen.orbit else "file"]
         count = gaussians.means.shape[1]
-        return drawn.write(folder, drawings, count, fps if chosen.video else 0, track)
+        return drawn.write_results(folder, drawings, count, fps if chosen.video else 0, track)
 
 
 def choose_pictures(
@@ -129,11 +140,11 @@ def choose_pictures(
         raise UserError(
             "neither cameras nor an orbit",
             "somewhere to look from",
-            "give --cameras FILE, or --orbit 120",
+            "give `cameras`, or an orbit of pictures: `orbit=120`",
         )
     if options.orbit is not None and options.photos is not None:
         raise UserError(
-            "--photos together with --orbit",
+            "`photos` together with `orbit`",
             "cameras that took the photos",
             "leave out one of the two",
         )
@@ -145,10 +156,10 @@ def choose_pictures(
         )
     if options.fps is not None and not 0 < options.fps < math.inf:
         raise UserError(
-            f"--fps {options.fps:g}", "a positive number", "leave out the video with --no-video"
+            f"`fps={options.fps:g}`", "a positive number", "leave out the video with `video=False`"
         )
     if options.size is not None and min(options.size) < 1:
-        raise UserError(f"--size {by(options.size)}", "at least 1x1", "such as 540x960")
+        raise UserError(f"`size={format_size(options.size)}`", "at least 1x1", "such as 540x960")
     pictures = []
     if cameras is not None:
         every, limit = options.every, options.limit
@@ -158,10 +169,10 @@ def choose_pictures(
         pictures = on_orbit(gaussians, options.orbit, pictures, options.up, size)
     if options.size is not None:
         pictures = resized(pictures, options.size)
-    return bounded(pictures, gaussians, _remedy(options))
+    return bounded(pictures, gaussians, _choose_remedy(options))
 
 
-def _remedy(options: Options) -> str:
+def _choose_remedy(options: Options) -> str:
     """What to do where nothing is seen."""
     if options.orbit is None:
         return ELSEWHERE
@@ -169,11 +180,11 @@ def _remedy(options: Options) -> str:
 
 
 def _check_backend(name: str, device: torch.device) -> None:
-    """UserError, in the words of the command line, for a rasteriser that another device wants."""
+    """UserError, in the words of `Options`, for a rasteriser that wants another device."""
     problem = None if name == "auto" else obstacle(name, device)
     if problem is not None and device.type == "cpu":
         raise UserError(
-            f"--backend {name} on the CPU", "a CUDA device", "add --device cuda, or drop --backend"
+            f"`backend={name}` on the CPU", "a CUDA device", "add `device=cuda`, or drop `backend`"
         )
 
 
@@ -205,22 +216,30 @@ def read_attributes(path: Path, gaussians: int) -> Float[np.ndarray, "gaussian c
 
 
 @torch.no_grad()
-def draw(gaussians: Gaussians, picture: Picture, options: Options) -> Rendering:
-    """One picture with its median depth, on the CPU."""
-    seen = picture.camera.to(gaussians.means.device)
-    median = ("depth_median",)
-    drawn = rasterize(
+def draw(
+    gaussians: Gaussians, picture: Picture, options: Options, median: bool = False
+) -> Rendering:
+    """One picture, on the CPU, with its median depth if the backend is to draw it."""
+    return rasterize(
         gaussians,
-        seen,
+        picture.camera.to(gaussians.means.device),
         picture.size,
         options.backend,
         options.background,
-        extras=() if options.backend in NO_MEDIAN else median,
+        extras=("depth_median",) if median else (),
+    ).to("cpu")
+
+
+@torch.no_grad()
+def draw_median(
+    gaussians: Gaussians, picture: Picture
+) -> Float[Tensor, "batch target height width"]:
+    """The median depth of one picture, of Gaussians on the CPU."""
+    drawn = rasterize(
+        gaussians, picture.camera, picture.size, sh_degree=0, extras=("depth_median",)
     )
-    if drawn.depth_median is None:
-        other = rasterize(gaussians, seen, picture.size, sh_degree=0, extras=median)
-        drawn = replace(drawn, depth_median=other.depth_median)
-    return drawn.to("cpu")
+    assert drawn.depth_median is not None
+    return drawn.depth_median
 
 
 @torch.no_grad()
@@ -263,52 +282,57 @@ def check_memory(
     def fit(need: float) -> None:
         if need > memory.SPARE * free:
             raise UserError(
-                f"{count} Gaussians in pictures of {by(size)} need about {need / 2**30:.1f} GiB",
+                f"{count} Gaussians in pictures of {format_size(size)} need about "
+                f"{need / 2**30:.1f} GiB",
                 f"at most the {free / 2**30:.1f} GiB that are free on {device}",
-                "use a smaller --size, fewer Gaussians, or a machine with more memory",
+                "use a smaller `size`, fewer Gaussians, or a machine with more memory",
             )
 
     need = count * GAUSSIAN_BYTES + size[0] * size[1] * (PIXEL_BYTES + 8 * channels)
     fit(need)  # before a picture of that size is drawn to count tiles
     some = gaussians.map(lambda tensor: tensor[:, :: -(-count // PROBED[0])])
     spread = torch.linspace(0, len(pictures) - 1, min(PROBED[1], len(pictures))).long().tolist()
-    tiles = max(_tiles(some, pictures[i]) for i in spread) / some.means.shape[1]
+    tiles = max(_count_tiles(some, pictures[i]) for i in spread) / some.means.shape[1]
     at_once = min(channels, CHANNELS)
     fit(need + count * tiles * (PAIR_BYTES + 4 * at_once))
 
 
 @torch.no_grad()
-def _tiles(gaussians: Gaussians, picture: Picture) -> float:
+def _count_tiles(gaussians: Gaussians, picture: Picture) -> float:
     """How many (Gaussian, tile) pairs a picture has."""
     screen = rasterize(gaussians, picture.camera, picture.size, extras=("screen",)).screen
     assert screen is not None
-    radii, image = screen.radii[0, 0, :, None], screen.means.new_tensor(picture.size).flip(0)
-    low = torch.minimum((screen.means[0, 0] - radii).clamp_min(0), image)
-    high = torch.minimum((screen.means[0, 0] + radii).clamp_min(0), image)
-    return (((high - low) / TILE + 1).prod(dim=-1) * (radii[:, 0] > 0)).sum().item()
+    seen = screen.radii[0, 0] > 0
+    means, radii = screen.means[0, 0, seen], screen.radii[0, 0, seen, None]
+    image = means.new_tensor(picture.size).flip(0)
+    low = torch.minimum((means - radii).clamp_min(0), image)
+    high = torch.minimum((means + radii).clamp_min(0), image)
+    return ((high - low) / TILE + 1).prod(dim=-1).sum().item()
 
 
-def _about(gaussians: Gaussians, pictures: list[Picture], device: torch.device) -> str:
+def _describe(gaussians: Gaussians, pictures: list[Picture], device: torch.device) -> str:
     with_photo = sum(picture.photo is not None for picture in pictures)
     beside = f", {with_photo} of them beside their photo" if with_photo else ""
     return (
         f"Drawing {gaussians.means.shape[1]} Gaussians of SH degree {gaussians.sh_degree} into "
-        f"{len(pictures)} pictures of {by(pictures[0].size)} (height x width) on {device}{beside}."
+        f"{len(pictures)} pictures of {format_size(pictures[0].size)} (height x width) on {device}"
+        f"{beside}."
     )
 
 
-def _say_small(pictures: list[Picture], tell: Callable[[str], None]) -> None:
+def _report_small(pictures: list[Picture], tell: Callable[[str], None]) -> None:
     """Says where photos are compared with at a size that splats were not trained for."""
     small = [p for p in pictures if p.photo and max(p.size) < SMALL * max(p.photo.size)]
     if small and small[0].photo is not None:
+        size, photo = format_size(small[0].size), format_size(small[0].photo.size)
         tell(
-            f"Pictures of {by(small[0].size)} are small beside photos of {by(small[0].photo.size)}:"
+            f"Pictures of {size} are small beside photos of {photo}:"
             " splats are drawn fatter and brighter there (each is blurred by 0.3 px²), and PSNR "
             "falls; compare at the size of the photos."
         )
 
 
-def _say_empty(drawings: list[drawn.Drawing], remedy: str, tell: Callable[[str], None]) -> None:
+def _report_empty(drawings: list[drawn.Drawing], remedy: str, tell: Callable[[str], None]) -> None:
     """Says which pictures are empty; UserError where all are."""
     empty = [drawing.picture.name for drawing in drawings if drawing.metrics["covered"] == 0]
     if len(empty) == len(drawings):

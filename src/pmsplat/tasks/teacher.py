@@ -1,4 +1,4 @@
-"""A teacher asked once about every training scene; training then reads what it said."""
+"""A teacher run once over every training scene; training then reads the pointmaps it gave."""
 
 import os
 import shutil
@@ -11,16 +11,27 @@ from pathlib import Path
 import torch
 
 from .. import registry
-from ..data import _pointmaps
-from ..data._batches import Recipe, Unusable, check, fitted_views
-from ..data._dataset import none_usable, rank_of_ranks
-from ..data._pointmaps import Answer, Damaged, Identity, Lessons, Missing, PassedOver, Shelf, Stale
+from ..contracts import CachingDataset, Teacher
+from ..data import (
+    CacheReader,
+    DamagedPointmaps,
+    MissingPointmaps,
+    PointmapCache,
+    SkippedEntry,
+    StalePointmaps,
+    Unusable,
+    WindowPointmap,
+    Windows,
+    no_usable_scene,
+    rank_of_ranks,
+    write_pointmaps,
+)
 from ..errors import UserError
-from ..foundation.teachers import Teacher, ask
+from ..foundation.teachers import query_teacher
 from ..io.chunks import Chunk, Split
-from ..train import teaching
+from ..progress import Track, silently
+from ..train.pointmaps import build_teacher, require_cache
 from ..train.settings import Experiment
-from ._progress import Track, silently
 from .options import pick_device
 
 BYTES = 8  # of one pixel, before compression: x, y, z and confidence as float16
@@ -29,7 +40,7 @@ LEAST = 0.5  # of that; compression was measured to leave 0.6 of noisy points, l
 
 @dataclass(frozen=True)
 class Summary:
-    """Chunks asked about now and found done, scenes and bytes written now."""
+    """Chunks whose pointmaps were written now or found; scenes and bytes written now."""
 
     written: int
     found: int
@@ -47,98 +58,105 @@ def cache(
 ) -> Summary:
     """Writes the pointmaps that training with `experiment` reads, one file per chunk.
 
-    What is there and fits is kept, so an interrupted run goes on where it was. With torchrun's RANK
-    and WORLD_SIZE the chunks are shared out. Scenes that training would pass over are passed over,
-    and counted in what is told. UserError for files of other settings (unless `overwrite`), for an
-    experiment without a teacher or a cache, for a dataset that is not of chunks or has no usable
-    scene, for too small a disk.
+    Files that are there and fit are kept, so an interrupted run continues. With torchrun's RANK and
+    WORLD_SIZE the chunks are shared out. Scenes that training would skip are skipped, and `tell`
+    receives their count. UserError for files of other settings (unless `overwrite`), for an
+    experiment without a teacher or a cache, for a dataset that keeps no pointmaps or has no usable
+    scene, and for too small a disk.
     """
     settings = experiment.teacher
     if settings is None or settings.cache is None:
         raise UserError(
             f"{experiment.name} has no teacher" if settings is None else "teacher.cache is not set",
-            "a teacher, and a folder for what it says",
+            "a teacher, and a folder for its pointmaps",
             "add teacher=vggt"
             if settings is None
-            else "set teacher.cache=pointmaps/NAME, a folder in dataset.root; a teacher without a "
-            "cache is asked in training and needs no `teacher cache`",
+            else "set teacher.cache=pointmaps/NAME, a folder in dataset.root; without a cache the "
+            "teacher runs in the training step and needs no `teacher cache`",
         )
-    dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
-    teacher = teaching.build(settings)
-    lessons = teaching.lessons(settings, teacher, dataset)
-    assert lessons is not None
-    split, shelf = dataset.split("train"), lessons.shelf()
+    # Find the chunks of this process, and those of them that have no pointmaps yet.
+    built = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
+    dataset, teacher = require_cache(experiment, built), build_teacher(settings)
+    pointmaps: PointmapCache = dataset.pointmap_cache(teacher, settings.cache, settings.windows)
+    split, reader = dataset.split("train"), pointmaps.reader()
     rank, ranks = rank_of_ranks()
     mine = [split.folder / name for name in split.keys][rank::ranks]
-    missing = [chunk for chunk in mine if not _done(shelf, chunk, overwrite, tell)]
+    missing = [chunk for chunk in mine if not _is_done(reader, chunk, overwrite, tell)]
     if missing:
-        estimate = _estimate(split, lessons, missing, ranks)
+        estimate = _estimate(split, pointmaps, missing, ranks)
         if rank == 0:
             tell(estimate)
+
+    # Run the teacher over them, chunk by chunk.
     place = pick_device(device)
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     scenes = written = 0
-    passed: Counter[str] = Counter()
-    for chunk in track(missing, f"asking {teacher.name}", len(missing)):
+    skipped: Counter[str] = Counter()
+    for chunk in track(missing, f"running {teacher.name}", len(missing)):
         content = split.chunk(chunk.name)
-        passed.update(content.faults.values())
-        answers = _answers(content, dataset.recipe, teacher, lessons.identity, place, passed)
-        written += _pointmaps.write(shelf.path(chunk), lessons.identity, chunk, answers)
+        skipped.update(content.faults.values())
+        entries = _query_chunk(content, dataset, teacher, pointmaps.key.windows, place, skipped)
+        written += write_pointmaps(reader.path(chunk), pointmaps.key, chunk, entries)
         scenes += len(content.scenes) + len(content.faults)
-    if passed.total() == scenes and len(missing) == len(split.keys):
-        raise none_usable(split, passed)
-    if passed:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in passed.most_common())
-        tell(f"Passed over {passed.total()} of {scenes} scenes, as training does: {reasons}.")
-    scenes -= passed.total()
-    return Summary(len(missing), len(mine) - len(missing), scenes, written, lessons.folder)
+
+    # Report the scenes that have no pointmaps, and why.
+    if skipped.total() == scenes and len(missing) == len(split.keys):
+        raise no_usable_scene(split, skipped)
+    if skipped:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
+        tell(f"Skipped {skipped.total()} of {scenes} scenes, as training does: {reasons}.")
+    scenes -= skipped.total()
+    return Summary(len(missing), len(mine) - len(missing), scenes, written, pointmaps.folder)
 
 
-def _done(shelf: Shelf, chunk: Path, overwrite: bool, tell: Callable[[str], None]) -> bool:
-    """Whether the pointmaps of a chunk are there and fit; damaged ones are as good as none."""
+def _is_done(
+    reader: CacheReader, chunk: Path, overwrite: bool, tell: Callable[[str], None]
+) -> bool:
+    """Whether the pointmaps of a chunk are there and fit; damaged ones count as missing."""
     try:
-        shelf.check(chunk)
-    except Missing:
+        reader.check(chunk)
+    except MissingPointmaps:
         return False
-    except Damaged as error:
-        tell(f"{error.got}: made anew.")
+    except DamagedPointmaps as error:
+        tell(f"{error.got}: written again.")
         return False
-    except Stale:
+    except StalePointmaps:
         if not overwrite:
             raise
         return False
     return True
 
 
-def _answers(
+def _query_chunk(
     chunk: Chunk,
-    recipe: Recipe,
+    dataset: CachingDataset,
     teacher: Teacher,
-    identity: Identity,
+    windows: Windows,
     device: torch.device,
-    passed: Counter[str],
-) -> Iterator[Answer | PassedOver]:
-    """Of every window of every scene; why a scene is passed over is counted in `passed`."""
+    skipped: Counter[str],
+) -> Iterator[WindowPointmap | SkippedEntry]:
+    """The pointmap of every window of every scene; reasons for skipped scenes go to `skipped`."""
     for key, scene in chunk.scenes.items():
         try:
-            check(scene, recipe)
-            for number, window in enumerate(identity.windows.of(len(scene))):
-                said = ask(teacher, fitted_views(scene, window, recipe).to(device)).to("cpu")
-                yield Answer(key, len(scene), number, said)
+            for number, window in enumerate(windows.of(len(scene))):
+                views = dataset.window_views(scene, window).to(device)
+                pointmap = query_teacher(teacher, views).to("cpu")
+                yield WindowPointmap(key, len(scene), number, pointmap)
         except Unusable as reason:
-            passed[str(reason)] += 1
-            yield PassedOver(key, len(scene), str(reason))
+            skipped[str(reason)] += 1
+            yield SkippedEntry(key, len(scene), str(reason))
 
 
-def _estimate(split: Split, lessons: Lessons, missing: list[Path], ranks: int) -> str:
-    """What it takes on disk, from the lengths of the scenes of one chunk.
+def _estimate(split: Split, cache: PointmapCache, missing: list[Path], ranks: int) -> str:
+    """The size on disk in words, estimated from the lengths of the scenes of one chunk.
 
-    `missing` are the chunks of this process, those of the other `ranks` alike. UserError where not
-    even half of it is free beside what is replaced, and for windows of one frame.
+    `missing` are the chunks of this process; the other `ranks` are taken to have as many. UserError
+    where not even half of the size is free beside what is replaced, and for windows of one frame.
     """
-    windows, (height, width) = lessons.identity.windows, lessons.identity.size
-    chunk = _usable(split, [path.name for path in missing])
+    windows, (height, width) = cache.key.windows, cache.key.size
+    # Count the frames that the teacher sees of a scene, and their bytes.
+    chunk = _find_usable(split, [path.name for path in missing])
     lengths = [len(scene) for scene in chunk.scenes.values()]
     if max(map(len, windows.of(max(lengths)))) < 2:
         raise UserError(
@@ -149,28 +167,31 @@ def _estimate(split: Split, lessons: Lessons, missing: list[Path], ranks: int) -
     frames = sum(len(window) for length in lengths for window in windows.of(length))
     seen = sum(len({*chain(*windows.of(length))}) for length in lengths)  # windows overlap
     each = frames / len(lengths) * height * width * BYTES
+
+    # Compare the size of all scenes to do with the free space.
     scenes = sum(map(len, split.keys.values()))
     scenes = min(scenes, ranks * sum(len(split.keys[path.name]) for path in missing))
-    files = [path for path in map(lessons.shelf().path, missing) if path.is_file()]
+    files = [path for path in map(cache.reader().path, missing) if path.is_file()]
     least = LEAST * each * scenes - ranks * sum(path.stat().st_size for path in files)
-    folder = next(p for p in (lessons.folder, *lessons.folder.parents) if p.exists())
+    folder = next(p for p in (cache.folder, *cache.folder.parents) if p.exists())
     free = shutil.disk_usage(folder).free
     if least > free:
         raise UserError(
-            f"{_told(free)} are free at {folder}, for the pointmaps of {scenes:,} scenes",
-            f"{_told(least)} or more (they take up to {_told(each * scenes)} before compression)",
+            f"only {_in_bytes(free)} free in {folder} for the pointmaps of {scenes:,} scenes",
+            f"{_in_bytes(least)} or more (they take up to {_in_bytes(each * scenes)} before "
+            "compression)",
             "make room, set teacher.cache to a folder of a larger disk, or choose a larger "
             "teacher.windows.every",
         )
     return (
         f"The teacher sees {seen / len(lengths):.0f} frames of a scene: context views are taken "
-        f"from those. At most {_told(1000 * each)} on disk for 1,000 scenes before compression; "
-        f"here are {scenes:,} to make, so {_told(each * scenes)}; {_told(free)} are free at "
-        f"{folder}."
+        f"from those. At most {_in_bytes(1000 * each)} on disk for 1,000 scenes before "
+        f"compression, so {_in_bytes(each * scenes)} for the {scenes:,} scenes to do; "
+        f"{_in_bytes(free)} are free in {folder}."
     )
 
 
-def _usable(split: Split, names: list[str]) -> Chunk:
+def _find_usable(split: Split, names: list[str]) -> Chunk:
     """The first chunk with a scene that is whole, of `names` or else of the others."""
     faults: Counter[str] = Counter()
     for name in dict.fromkeys([*names, *split.keys]):
@@ -178,10 +199,10 @@ def _usable(split: Split, names: list[str]) -> Chunk:
         if chunk.scenes:
             return chunk
         faults.update(chunk.faults.values())
-    raise none_usable(split, faults)
+    raise no_usable_scene(split, faults)
 
 
-def _told(count: float) -> str:
+def _in_bytes(count: float) -> str:
     if count < 1e9:
         return f"{count / 1e6:.1f} MB"
     return f"{count / 1e9:.1f} GB" if count < 1e11 else f"{count / 1e9:,.0f} GB"

@@ -16,12 +16,13 @@ from ..io.cameras import find_cameras
 from ..io.gaussians import load_gaussians
 from ..io.images import read_image
 from ..types import Cameras, Gaussians
+from ..view.orbit import axis, upward
 from ..view.server import Page, Setting
 from ..view.stage import Exhibit, Stage
-from .cameras import Picture, axis, bounded, from_file, on_orbit, resized, upward
-from .options import by, pick_device
+from .cameras import Picture, bounded, from_file, on_orbit, resized
+from .options import format_size, pick_device
 from .render import check_memory
-from .results.folder import file_names
+from .results.folder import name_files
 
 log = logging.getLogger(__name__)
 
@@ -74,24 +75,27 @@ def view(
     device = pick_device(chosen.device)
     if chosen.most < 1 or not 1 <= min(chosen.size) <= max(chosen.size) <= LONGEST:
         raise UserError(
-            f"--most {chosen.most} --size {by(chosen.size)}",
+            f"`most={chosen.most}` and `size={format_size(chosen.size)}`",
             f"numbers from 1, and sides of at most {LONGEST} pixels",
-            "leave them out",
+            "leave out what does not fit",
         )
     if not scenes:
         raise UserError("no scene to show", "a file of Gaussians or a folder", "name one")
-    names = file_names([Path(scene).resolve().name for scene in scenes])
-    opened = [_open(Path(scene), chosen) for scene in scenes]
+    # What to show
+    names = name_files([Path(scene).resolve().name for scene in scenes])
+    opened = [_open_scene(Path(scene), chosen) for scene in scenes]
     exhibits = [
-        _exhibit(name, gaussians, pictures, Path(scene), tell)
+        _make_exhibit(name, gaussians, pictures, Path(scene), tell)
         for name, scene, (gaussians, pictures) in zip(names, scenes, opened, strict=True)
     ]
+    # Where to look from first
     everything = [picture for _, pictures in opened for picture in pictures]
     gaussians, pictures = opened[0]
     start = on_orbit(gaussians, 1, [], chosen.up)[0]
-    up = _upward(chosen.up, everything)
+    up = _find_upward(chosen.up, everything)
     if pictures:
         start = pictures[0]
+    # Does that fit into memory, and into a browser?
     biggest = max((gaussians for gaussians, _ in opened), key=lambda one: one.means.shape[1])
     check_memory(biggest, resized([start], chosen.size), 0, device)
     for exhibit in exhibits:
@@ -101,12 +105,13 @@ def view(
                 f"The browser shows the {chosen.most} of the {count} Gaussians of {exhibit.name} "
                 "that cover most; pictures drawn here show all."
             )
+    # The page
     page = Page(
         Stage(exhibits, chosen.backend, device),
         Setting(
             start=start.camera,
             up=up,
-            video=chosen.output or _beside(Path(scenes[0])) / VIDEO,
+            video=chosen.output or _choose_folder(Path(scenes[0])) / VIDEO,
             size=chosen.size,
             most=chosen.most,
             host=chosen.host,
@@ -118,21 +123,21 @@ def view(
     return page
 
 
-def _upward(named: str | None, pictures: list[Picture]) -> Float[Tensor, "3"]:
+def _find_upward(named: str | None, pictures: list[Picture]) -> Float[Tensor, "3"]:
     """The axis that was named, or what photographers held for up, or -y."""
     if named is not None or not pictures:
         return axis(named or "-y")
     return upward(torch.cat([picture.camera.c2w[0] for picture in pictures]))
 
 
-def _open(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]:
+def _open_scene(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]:
     """The Gaussians of a file or folder, and what its cameras look at."""
     file = scene / GAUSSIANS if scene.is_dir() else scene
     if not file.is_file() and scene.is_dir():
         raise UserError(
             f"{scene} holds no {GAUSSIANS}",
             "a folder of `pmsplat predict` or `pmsplat refine`, or a file of Gaussians",
-            "show pictures of `pmsplat render` as --cameras of the scene that they show",
+            "show pictures of `pmsplat render` as `cameras` of the scene that they show",
         )
     gaussians = load_gaussians(file)
     if not gaussians.means.isfinite().all(dim=-1).any():
@@ -147,7 +152,7 @@ def _open(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]:
     return gaussians, bounded([pictures[int(i)] for i in spread], gaussians)
 
 
-def _exhibit(
+def _make_exhibit(
     name: str,
     gaussians: Gaussians,
     pictures: list[Picture],
@@ -157,7 +162,7 @@ def _exhibit(
     tell(f"{name}: {gaussians.means.shape[1]} Gaussians, {len(pictures)} cameras.")
     if not pictures:
         return Exhibit(name, gaussians)
-    stems = file_names([picture.name for picture in pictures])
+    stems = name_files([picture.name for picture in pictures])
     return Exhibit(
         name,
         gaussians,
@@ -165,12 +170,13 @@ def _exhibit(
         names=tuple(stems),
         sizes=tuple(picture.size for picture in pictures),
         thumbnails=tuple(
-            _thumbnail(picture, scene, stem) for picture, stem in zip(pictures, stems, strict=True)
+            _make_thumbnail(picture, scene, stem)
+            for picture, stem in zip(pictures, stems, strict=True)
         ),
     )
 
 
-def _thumbnail(picture: Picture, scene: Path, stem: str) -> UInt8[np.ndarray, "h w 3"] | None:
+def _make_thumbnail(picture: Picture, scene: Path, stem: str) -> UInt8[np.ndarray, "h w 3"] | None:
     """The photo of a camera, or what was drawn of it before, small; None where neither is here."""
     if picture.photo is not None:
         pixels = picture.photo.pixels()
@@ -185,5 +191,5 @@ def _thumbnail(picture: Picture, scene: Path, stem: str) -> UInt8[np.ndarray, "h
     return np.array(image)
 
 
-def _beside(scene: Path) -> Path:
+def _choose_folder(scene: Path) -> Path:
     return scene if scene.is_dir() else scene.parent

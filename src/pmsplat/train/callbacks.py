@@ -1,4 +1,4 @@
-"""What happens beside the training: progress, checkpoints, Ctrl-C, pictures."""
+"""Callbacks of the trainer: progress, checkpoints and Ctrl-C, pictures."""
 
 import os
 import signal
@@ -16,21 +16,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..types import Batch, StepOutput
-from ..view.figures import colorize_depth, contact_sheet, depth_range
+from ..view.figures import color_range, colorize_depth, contact_sheet
 
 LAST = "last.ckpt"
-SHARE = 0.9  # of the old value in a running mean
-TERM = "loss/"  # before the name of one of several losses
+SHARE = 0.9  # share of the old value in a running mean
+TERM = "loss/"  # prefix of the names of single loss terms
 SHOWN = {"loss": "loss {:.4g}", "psnr": "PSNR {:.2f} dB", "abs_rel": "AbsRel {:.3f}"}
-PLAIN_LINES = 20  # of progress, where the output is no terminal
-PICTURES = 4  # scenes per validation
+PLAIN_LINES = 20  # lines of progress in total, where the output is not a terminal
+PICTURES = 4  # scenes drawn per validation
 
 
 class ProgressBar(Callback):
-    """A bar with remaining time, running means and samples per second; plain lines in a file.
+    """Shows remaining time, running means and samples per second: a bar, or plain lines in a file.
 
-    The means are of what a training step returns: the loss, what each of several terms adds to it,
-    and how good the answer is.
+    The means are those of the outputs of a training step: the loss, the share of each loss term,
+    and the quality of the prediction.
     """
 
     def __init__(self, steps: int, batch_size: int) -> None:
@@ -57,17 +57,19 @@ class ProgressBar(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now: dict[str, Tensor] = outputs
-        begun = bool(self.means)
-        for name, value in now.items():  # a term that begins later adds up to the loss all the same
-            first = torch.zeros_like(value) if begun and name.startswith(TERM) else value
+        # Update the means. A term that starts later starts at 0, so that terms add up to the loss.
+        values: dict[str, Tensor] = outputs
+        started = bool(self.means)
+        for name, value in values.items():
+            first = torch.zeros_like(value) if started and name.startswith(TERM) else value
             self.means[name] = _running(self.means.get(name, first), value)
         every = 10 if self.console.is_terminal else max(1, self.steps // PLAIN_LINES)
         if trainer.global_step % every and trainer.global_step != self.steps:
             return
-        first, began = self.start
-        done = (trainer.global_step - first) * self.batch_size * trainer.world_size
-        rate = done / (time.perf_counter() - began)
+        # Log and show the progress.
+        first_step, start_time = self.start
+        done = (trainer.global_step - first_step) * self.batch_size * trainer.world_size
+        rate = done / (time.perf_counter() - start_time)
         pl_module.log("train/samples_per_second", rate, batch_size=1)
         text = f"{shown(self.means)}, {rate:.3g} samples/s"
         self.bar.update(self.task, completed=trainer.global_step, text=text)
@@ -87,9 +89,9 @@ class ProgressBar(Callback):
 
 
 def shown(means: Mapping[str, Tensor]) -> str:
-    """loss 0.021 (mse 0.018, pointmap 0.003), PSNR 27.51 dB: the running means in one line.
+    """Formats the means, as in "loss 0.021 (mse 0.018, pointmap 0.003), PSNR 27.51 dB".
 
-    A term counts all its levels.
+    The levels of a term are summed.
     """
     words = {name: text.format(means[name].item()) for name, text in SHOWN.items() if name in means}
     terms: dict[str, float] = {}
@@ -103,17 +105,17 @@ def shown(means: Mapping[str, Tensor]) -> str:
 
 
 def _running(mean: Tensor, value: Tensor) -> Tensor:
-    """The mean a step later; a NaN on either side counts for nothing."""
-    moved = SHARE * mean + (1 - SHARE) * value
-    return torch.where(moved.isnan(), torch.where(value.isnan(), mean, value), moved)
+    """Returns the mean after one more `value`; ignores either argument where it is NaN."""
+    updated = SHARE * mean + (1 - SHARE) * value
+    return torch.where(updated.isnan(), torch.where(value.isnan(), mean, value), updated)
 
 
 class Checkpoints(Callback):
-    """FOLDER/last.ckpt, and what `export` writes: every so many steps, at the end, after Ctrl-C.
+    """Saves FOLDER/last.ckpt and calls `export` every `every` steps, at the end and after Ctrl-C.
 
-    Files are replaced as a whole. Ctrl-C lets the step at hand finish on all devices, so what
-    is kept can be resumed exactly; a second one stops at once. SIGTERM, which schedulers send
-    before they kill, is the same.
+    Files are replaced as a whole. After Ctrl-C the current step finishes on all devices, so that
+    training can be resumed exactly; a second Ctrl-C stops at once. SIGTERM, which schedulers send
+    before SIGKILL, has the same effect.
     """
 
     def __init__(self, folder: Path, every: int, export: Callable[[], None]) -> None:
@@ -123,11 +125,12 @@ class Checkpoints(Callback):
         self._before: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if threading.current_thread() is threading.main_thread():  # elsewhere it never arrives
+        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
             self._before = signal.signal(signal.SIGINT, self._on_ctrl_c)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._before is not None:  # Lightning's own stops unsaved; it restores what was before
+        # Replace Lightning's handler, which stops without saving; Lightning restores the old one.
+        if self._before is not None:
             signal.signal(signal.SIGTERM, self._on_ctrl_c)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -168,9 +171,9 @@ class Checkpoints(Callback):
 
 
 class Pictures(Callback):
-    """At every validation FOLDER/step_NNNNNNN.png: what was seen, and what came of it.
+    """Writes FOLDER/step_NNNNNNN.png at every validation: inputs and outputs of the first scenes.
 
-    One row per scene, of the first few; also to TensorBoard, where that logs.
+    There is one row per scene. The rows are logged to TensorBoard too, if that is a logger.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -203,11 +206,11 @@ class Pictures(Callback):
 
 
 def row_of(step: StepOutput) -> tuple[str, list[Tensor]]:
-    """A scene's label and pictures: all context views; then, as far as there is any, the first
-    target with its rendering, and depth in colour.
+    """Returns a scene's label and pictures.
 
-    Of the first context view the known and the predicted depth, of the first target the rendered
-    one; they share the range of the first of these.
+    These are all context views, the first target with its rendering, and depth maps in colour: the
+    known and the predicted depth of the first context view, the rendered depth of the first target.
+    Those that do not exist are left out. All depth maps have the colour range of the first.
     """
     context, target = step.batch.context, step.batch.target
     names, images, depths = ["context"], [*context.images[0]], {}
@@ -221,7 +224,7 @@ def row_of(step: StepOutput) -> tuple[str, list[Tensor]]:
         depths["rendered depth"] = rendering.depth
     maps = [depth[0, 0].detach() for depth in depths.values()]
     if maps:
-        near, far = depth_range(maps[0])
+        near, far = color_range(maps[0])
         images += [colorize_depth(depth, near, far) for depth in maps]
     label = f"{step.batch.scene[0]}: {', '.join([*names, *depths])}"
     return label, [image.detach().float().cpu() for image in images]

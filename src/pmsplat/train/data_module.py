@@ -7,7 +7,8 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from ..data._batches import collate
+from ..contracts import Dataset
+from ..data import collate
 from ..types import Batch
 from .settings import Experiment
 
@@ -18,13 +19,13 @@ class DataModule(LightningDataModule):
     `step` is the trainer's step, in memory that worker processes share.
     """
 
-    def __init__(self, dataset: Any, experiment: Experiment) -> None:
+    def __init__(self, dataset: Dataset, experiment: Experiment) -> None:
         super().__init__()
         self.dataset, self.experiment = dataset, experiment
         self.step = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def prepare_data(self) -> None:
-        """One process opens both splits, and so makes a dataset that makes itself."""
+        """One process opens both splits, and so a dataset that is generated is made once."""
         self.dataset.train(self.experiment.seed, self.step)
         if self.experiment.trainer.validate_every:
             self.dataset.evaluation(self.experiment.trainer.validate_scenes)
@@ -64,5 +65,5 @@ def _loader(stream: Any, batch_size: int, workers: int) -> DataLoader[Batch]:
 
 
 def _ignore_ctrl_c(worker: int) -> None:
-    """The training process alone answers it, after the step at hand."""
+    """The training process alone handles it, after the current step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -18,17 +18,16 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from torch import nn
 
 from .. import registry
-from ..contracts import Dataset, dataset_traits, encoder_traits
-from ..data._dataset import ChunkDataset
+from ..contracts import LPIPS, Dataset, dataset_traits, encoder_traits, require
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
 from ..io.files import write_text
 from ..io.weights import check_same
-from ..losses._schedule import Term
+from ..losses import Term
 from ..types import Batch
 from ..zoo.init import initialize
 from ..zoo.load import WEIGHTS, load, save
-from . import optim, teaching
+from . import optim, pointmaps
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
 from .module import TrainingModule
@@ -50,21 +49,24 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     """Trains, and returns the checkpoint OUTPUT/model.safetensors, ready for `pmsplat.load`.
 
     A new run starts from `trainer.initial`, or from what its model names in `init_from`, or from
-    nothing; `tell` hears what came from where.
+    nothing; `tell` receives one sentence per source of weights.
     Also in OUTPUT: last.ckpt (to resume), config.json, the logs, pictures/. With the same seed and
-    settings on CPU the losses are the same run after run, and after a resumption. Raises UserError
-    for what the user can mend, KeyboardInterrupt after Ctrl-C, when last.ckpt has been written.
+    settings on CPU the losses are the same in every run, and after a resumption. Raises UserError
+    for wrong settings or data, KeyboardInterrupt after Ctrl-C, when last.ckpt has been written.
     """
     cfg, output = experiment.trainer, Path(experiment.output)
     _check_devices(cfg)
-    resumed = _place(output, cfg)
-    with _quiet(), _matmul("highest" if cfg.precision == "float32" else "high"):
-        data, ask = _data(experiment, tell)
+    resumed = _find_checkpoint(output, cfg)
+    with _quiet_lightning(), _matmul("highest" if cfg.precision == "float32" else "high"):
+        # Open the data before anything slow, so that a wrong path is an error at once.
+        data, add_pointmap = _open_data(experiment, tell)
+        scale_near = dataset_traits(data.dataset).scale_near
         component = _learn_near(experiment.model, data.dataset, tell)
         experiment = replace(experiment, model=component)
+
+        # Build the model and the losses; the seed makes initial weights the same in every run.
         torch.manual_seed(experiment.seed)
         model = registry.build("models", component.name, component.settings)
-        scale_near = dataset_traits(data.dataset).scale_near
         if scale_near and encoder_traits(model).near is None:
             raise UserError(
                 f"model {component.name} without a near, for scenes that each have their own unit",
@@ -77,31 +79,37 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
             )
             for name, term in experiment.loss.items()
         }
+
+        # Start from the checkpoint of an interrupted run, from given weights, or from nothing.
         if resumed:
             _check_resumed(resumed, model, cfg.steps)
         elif cfg.initial:
             start_from(model, cfg.initial)
         elif hasattr(component.settings, "init_from"):
             initialize(model, component.settings.init_from, tell)
+
+        # Keep the settings beside the results; name those that a resumed run changes.
         settings = output / CONFIG
         if resumed and settings.is_file():
             _tell_changes(json.loads(settings.read_text()), experiment, tell)
         write_text(settings, json.dumps(asdict(experiment), indent=1) + "\n")
-        lpips = find_lpips()[0] if "lpips" in experiment.loss else None
-        module = TrainingModule(experiment, model, terms, lpips, ask, scale_near)
+
+        # Train; validation measures LPIPS where a loss wants it.
+        lpips = find_lpips()[0] if experiment.losses_that_want(LPIPS) else None
+        module = TrainingModule(experiment, model, terms, lpips, add_pointmap, scale_near)
         checkpoints = Checkpoints(
             output,
             cfg.checkpoint_every,
             lambda: save(model, output / WEIGHTS, component.name, component.settings),
         )
-        trainer = _trainer(experiment, checkpoints)
+        trainer = _build_trainer(experiment, checkpoints)
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     if checkpoints.interrupted:
         raise KeyboardInterrupt
     return output / WEIGHTS
 
 
-def _place(output: Path, cfg: Trainer) -> Path | None:
+def _find_checkpoint(output: Path, cfg: Trainer) -> Path | None:
     """The checkpoint to resume from, if any."""
     last = output / LAST
     if cfg.resume and not last.is_file():
@@ -112,24 +120,32 @@ def _place(output: Path, cfg: Trainer) -> Path | None:
         raise UserError(
             f"{output} already holds a run",
             "a folder without one",
-            "go on with it (trainer.resume=true), or choose another (output=...)",
+            "resume it (trainer.resume=true), or choose another folder (output=...)",
         )
     return last if cfg.resume else None
 
 
-def _data(
+def _open_data(
     experiment: Experiment, tell: Callable[[str], None]
 ) -> tuple[DataModule, Callable[[Batch, int], Batch] | None]:
-    """The data, opened once before anything slow, so that a wrong path is told at once; and who
-    teaches in the step."""
-    dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
-    dataset, ask = teaching.taught(experiment, dataset, tell)
+    """The data, opened once; and a function that adds the pointmaps which it lacks, if any does.
+
+    UserError where the dataset has not all the parts that the run needs.
+    """
+    name, teacher = experiment.dataset.name, experiment.teacher
+    dataset: Dataset = registry.build("data", name, experiment.dataset.settings)
+    owner = f"the dataset {name!r}"
+    require(dataset, "train", owner, "training")
+    if experiment.trainer.validate_every:
+        remedy = "add `evaluation` to it, or train without validation: trainer.validate_every=0"
+        require(dataset, "evaluation", owner, "validation", remedy)
+    dataset, add_pointmap = pointmaps.with_pointmaps(experiment, dataset, tell)
     data = DataModule(dataset, experiment)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes start later
         data.prepare_data()
-        if isinstance(dataset, ChunkDataset):
-            dataset.check_lessons()
-    return data, ask
+        if teacher is not None and teacher.cache is not None:
+            pointmaps.require_cache(experiment, dataset).check_pointmaps()
+    return data, add_pointmap
 
 
 def _learn_near(component: Component, dataset: Dataset, tell: Callable[[str], None]) -> Component:
@@ -153,7 +169,7 @@ def _learn_near(component: Component, dataset: Dataset, tell: Callable[[str], No
 
 def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
     """UserError where the checkpoint is damaged, of another model, or of a run of another length,
-    whose learning rates were made for that."""
+    for which its learning rates were planned."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         saved, planned = content["state_dict"], content["lr_schedulers"][0]["total_steps"]
@@ -173,11 +189,11 @@ def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
 
 
 def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], None]) -> None:
-    """Settings that a resumed run changes are meant, or are forgotten: they are named."""
+    """Names the settings that a resumed run changes: the user means them, or forgot them."""
     component = registry.module("models", experiment.model.name)
     if before["model"]["name"] == experiment.model.name:
         before["model"]["settings"] = registry.upgrade(component, before["model"]["settings"])
-    old, new = _flat(before), _flat(json.loads(json.dumps(asdict(experiment))))
+    old, new = _flatten(before), _flatten(json.loads(json.dumps(asdict(experiment))))
     for values in (old, new):
         values.pop("trainer.resume", None)
     changes = [
@@ -189,30 +205,34 @@ def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], Non
         tell(f"Goes on with other settings than before: {', '.join(changes)}")
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names, the components' own beside their common ones."""
     if not isinstance(value, dict):
         return {path: value}
     found: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= _flat(inner, path if key == "settings" else f"{path}.{key}".lstrip("."))
+        found |= _flatten(inner, path if key == "settings" else f"{path}.{key}".lstrip("."))
     return found
 
 
 def _check_devices(cfg: Trainer) -> None:
     there = torch.cuda.device_count()
     if cfg.accelerator == "gpu" and not there:
-        raise UserError("trainer.accelerator=gpu without a CUDA device", "auto or cpu", "change it")
+        raise UserError(
+            "trainer.accelerator=gpu without a CUDA device",
+            "auto or cpu",
+            "set trainer.accelerator=auto",
+        )
     on_gpu = cfg.accelerator == "gpu" or (cfg.accelerator == "auto" and there > 0)
     if on_gpu and cfg.devices != "auto" and int(cfg.devices) > there:
         raise UserError(
             f"trainer.devices={cfg.devices} where there are {there}",
             f"at most {there}",
-            "change it",
+            "set trainer.devices=auto",
         )
 
 
-def _trainer(experiment: Experiment, checkpoints: Checkpoints) -> pl.Trainer:
+def _build_trainer(experiment: Experiment, checkpoints: Checkpoints) -> pl.Trainer:
     cfg, output = experiment.trainer, Path(experiment.output)
     validate = cfg.validate_every > 0
     return pl.Trainer(
@@ -226,7 +246,7 @@ def _trainer(experiment: Experiment, checkpoints: Checkpoints) -> pl.Trainer:
         check_val_every_n_epoch=None,  # steps count, there are no epochs
         num_sanity_val_steps=0,
         log_every_n_steps=cfg.log_every,
-        logger=_loggers(experiment),
+        logger=_build_loggers(experiment),
         callbacks=[
             ProgressBar(cfg.steps, cfg.batch_size),
             Pictures(output / "pictures"),
@@ -239,7 +259,7 @@ def _trainer(experiment: Experiment, checkpoints: Checkpoints) -> pl.Trainer:
     )
 
 
-def _loggers(experiment: Experiment) -> list[Logger]:
+def _build_loggers(experiment: Experiment) -> list[Logger]:
     output = experiment.output
     loggers: list[Logger] = []
     for name in experiment.trainer.loggers:
@@ -270,7 +290,7 @@ def _matmul(precision: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet_lightning() -> Iterator[None]:
     """Lightning without its banners and its advice on things decided here."""
     lightning = logging.getLogger("pytorch_lightning")
     before = lightning.level

@@ -1,4 +1,4 @@
-"""The training step and its optimiser, as Lightning wants them."""
+"""The training step and its optimizer, as Lightning wants them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ..errors import UserError
 from ..evaluate import protocol
 from ..foundation.lpips import LPIPS
-from ..losses._schedule import Term
+from ..losses import Term
 from ..types import Batch
 from ..zoo.infer import model_unit
 from . import optim
@@ -26,10 +26,10 @@ BAD_STEPS = 20  # in a row without a finite gradient, or a sample that a loss co
 class TrainingModule(LightningModule):
     """Trains `model`; its checkpoints hold the weights of `model` and nothing else that learns.
 
-    A step whose loss or gradients are not finite is passed over on all devices alike and counted
-    ("train/skipped"), and so are samples that a loss passes over ("train/skipped/NAME"), since the
-    process began. Nobody waits for the device to count: where the last BAD_STEPS steps were passed
-    over, or all samples of them, it is a step that is logged that raises UserError.
+    A step whose loss or gradients are not finite is skipped on all devices alike and counted
+    ("train/skipped"), and so are samples that a loss skips ("train/skipped/NAME"), since the
+    process began. Counters stay on the device and are read only at steps that are logged: there,
+    UserError is raised where the last BAD_STEPS steps, or all their samples, were skipped.
     """
 
     def __init__(
@@ -38,11 +38,12 @@ class TrainingModule(LightningModule):
         model: nn.Module,
         terms: Mapping[str, Term],
         lpips: LPIPS | None = None,
-        ask: Callable[[Batch, int], Batch] | None = None,
+        add_pointmap: Callable[[Batch, int], Batch] | None = None,
         scale_near: bool = False,
     ) -> None:
         super().__init__()
-        self.experiment, self.model, self.terms, self.ask = experiment, model, terms, ask
+        self.experiment, self.model, self.terms = experiment, model, terms
+        self.add_pointmap = add_pointmap
         self.lpips = [lpips]  # in a list: measured with, not trained and not saved
         renderer = experiment.renderer
         self.scale_near = scale_near  # scenes come in units of their own
@@ -52,8 +53,8 @@ class TrainingModule(LightningModule):
         )
         self.rows: list[protocol.Row] = []  # of the validation at hand
         self.skipped = self.skipped_in_a_row = torch.zeros(())  # steps; on the device
-        self.passed_over: dict[str, Tensor] = {}  # samples, by loss; on the device
-        self.in_vain: dict[str, Tensor] = {}  # steps in a row that passed over all; on the device
+        self.skipped_samples: dict[str, Tensor] = {}  # samples, by loss; on the device
+        self.steps_without_samples: dict[str, Tensor] = {}  # in a row, by loss; on the device
 
     def configure_optimizers(self) -> Any:
         cfg = self.experiment
@@ -69,28 +70,34 @@ class TrainingModule(LightningModule):
         data.step.fill_(self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        if self.ask is not None:
-            batch = self.ask(batch, self.global_step)
+        if self.add_pointmap is not None:
+            batch = self.add_pointmap(batch, self.global_step)
         if self.scale_near:
             batch = model_unit(self.model, batch.context.cameras).to_model(batch)
         outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
+
+        # Collect what is logged, and count the samples that losses skipped.
         shown = {"loss": outcome.loss.detach(), **outcome.quality}
         terms = {f"{TERM}{name}": value for name, value in outcome.terms.items()}
         shown |= terms
         shown["skipped"] = self.skipped
         for name, samples in outcome.skipped.items():
-            self.passed_over[name] = self.passed_over.get(name, 0) + samples.float()
-            shown[f"skipped/{name}"] = self.passed_over[name]
-            self.in_vain[name] = (self.in_vain.get(name, 0) + 1) * (samples == len(batch.scene))
+            self.skipped_samples[name] = self.skipped_samples.get(name, 0) + samples.float()
+            shown[f"skipped/{name}"] = self.skipped_samples[name]
+            self.steps_without_samples[name] = (self.steps_without_samples.get(name, 0) + 1) * (
+                samples == len(batch.scene)
+            )
         if (self.global_step + 1) % self.experiment.trainer.log_every == 0:
-            self._check_steps()  # which waits for the device, as writing the log does
+            self._check_steps()  # waits for the device, as writing the log does
         for group in self.trainer.optimizers[0].param_groups:
             shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
         self.log_dict(
             {f"train/{name}": value for name, value in shown.items()}, batch_size=len(batch.scene)
         )
+
+        # Where the loss is not finite, make every gradient NaN, so that all devices skip the step.
         finite = outcome.loss.detach().isfinite()
-        loss = outcome.loss * torch.where(finite, 1.0, torch.nan)  # else no gradient is, anywhere
+        loss = outcome.loss * torch.where(finite, 1.0, torch.nan)
         return {"loss": loss, **terms, **outcome.quality}
 
     def _check_steps(self) -> None:
@@ -98,17 +105,17 @@ class TrainingModule(LightningModule):
             raise UserError(
                 f"the loss or its gradients of {int(self.skipped_in_a_row)} steps in a row, up to "
                 f"step {self.global_step}, were not finite",
-                "a training that converges",
+                "a run that converges",
                 "lower optimizer.lr, or use trainer.precision=float32, and resume",
             )
-        for name, steps in self.in_vain.items():
+        for name, steps in self.steps_without_samples.items():
             if steps.item() >= BAD_STEPS:
                 loss = name.partition("/")[0]
                 raise UserError(
-                    f"loss.{loss} passed over every sample of the last {int(steps)} steps, up to "
+                    f"loss.{loss} skipped every sample of the last {int(steps)} steps, up to "
                     f"step {self.global_step}",
-                    "samples that it can be computed of",
-                    f"look at what it is given (a teacher's points and confidence), or drop it: "
+                    "samples on which it is defined",
+                    f"check its input (a teacher's points and confidence), or drop it: "
                     f"~loss.{loss}",
                 )
 

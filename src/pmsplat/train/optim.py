@@ -1,4 +1,4 @@
-"""The optimiser of the published models: AdamW with one cycle, and a slow pretrained backbone."""
+"""The optimizer of the published models: AdamW with one cycle, and a slow pretrained backbone."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from torch import nn, optim
 
 @dataclass
 class Config:
-    lr: float = 2e-4  # the peak
-    backbone_lr: float = 2e-6  # the peak of the model's `backbone_parameters()`
+    lr: float = 2e-4  # peak learning rate
+    backbone_lr: float = 2e-6  # peak learning rate of the model's `backbone_parameters()`
     weight_decay: float = 0.01
-    warm_up: float = 0.01  # share of the steps that climb from lr/25 to the peak
+    warm_up: float = 0.01  # share of the steps in which the rate rises from lr/25 to the peak
 
 
 def parameter_groups(model: nn.Module, cfg: Config) -> list[dict]:
-    """Trainable parameters in two groups, "new" and "backbone" (left out where empty).
+    """Returns trainable parameters in two groups, "new" and "backbone"; empty groups are left out.
 
-    The backbone is what the model's method `backbone_parameters` yields, if it has one.
+    The backbone are the parameters that the model's method `backbone_parameters` yields, if any.
     """
     backbone = getattr(model, "backbone_parameters", tuple)()
     pretrained = {id(parameter) for parameter in backbone}
@@ -30,17 +30,17 @@ def parameter_groups(model: nn.Module, cfg: Config) -> list[dict]:
 
 
 def total_steps(steps: int) -> int:
-    """Over how many steps the learning rate is planned."""
+    """Returns the length of the learning rate's schedule, 10 steps longer than the training."""
     return steps + 10
 
 
 def build(
     model: nn.Module, cfg: Config, steps: int
 ) -> tuple[optim.AdamW, optim.lr_scheduler.OneCycleLR]:
-    """The optimiser and its schedule, to be stepped once per optimiser step.
+    """The optimizer and its schedule, to be stepped once per optimizer step.
 
     Each group climbs by a cosine from lr/25 to its lr and falls by a cosine towards lr/25e4, which
-    it would reach 10 steps after the last (as published); momentum stays. The optimiser is fused:
+    it would reach 10 steps after the last (as published); momentum stays. The optimizer is fused:
     a step with its `found_inf` set to 1, on the device, changes nothing.
     """
     groups = parameter_groups(model, cfg)

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data._windows import Windows
+from .. import registry
+from ..contracts import wants
+from ..data import Windows
 from ..errors import UserError
 from . import optim
 
@@ -33,18 +35,20 @@ class LossTerm:
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise UserError(
-                f"loss {self.name!r} of weight {self.weight}", "a number, 0 or more", "mend it"
+                f"loss {self.name!r} of weight {self.weight}",
+                "a number, 0 or more",
+                "the default is 1",
             )
 
 
 @dataclass
-class Teacher:
-    """A file of `foundation.teachers` (or a dotted module) and its own Config; its pointmaps.
+class TeacherSettings:
+    """A file of `foundation.teachers` (or a dotted module), its own Config, and its cache.
 
-    With a `cache` (the folder that `pmsplat teacher cache` fills; a relative path is one in
-    dataset.root) training reads what the teacher said of `windows` of frames and does not run it.
-    Where that is `missing`, or stale, is an "error", or the teacher is asked in training
-    ("compute"), as it is without a cache.
+    With a `cache` (the folder that `pmsplat teacher cache` fills; a relative path is in
+    dataset.root) training reads the pointmaps of `windows` of frames and does not run the teacher.
+    Where they are `missing`, or stale, that is an "error", or the teacher runs in the training step
+    ("compute"), as it does without a cache.
     """
 
     name: str = ""
@@ -56,7 +60,9 @@ class Teacher:
     def __post_init__(self) -> None:
         if self.missing not in MISSING:
             raise UserError(
-                f"teacher.missing={self.missing}", f"one of {', '.join(MISSING)}", "mend it"
+                f"teacher.missing={self.missing}",
+                f"one of {', '.join(MISSING)}",
+                "set teacher.missing=error, or compute to run the teacher in training",
             )
 
 
@@ -74,7 +80,7 @@ class Renderer:
 
 @dataclass
 class Trainer:
-    steps: int = 150_000  # optimiser steps
+    steps: int = 150_000  # optimizer steps
     batch_size: int = 8  # scenes per device
     workers: int = 4  # data-loading processes per device; 0 reads in the training process
     accelerator: str = "auto"  # auto, cpu or gpu
@@ -94,21 +100,32 @@ class Trainer:
         for name, valid in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
             value = getattr(self, name)
             if value not in valid:
-                raise UserError(f"trainer.{name}={value}", f"one of {', '.join(valid)}", "mend it")
+                raise UserError(
+                    f"trainer.{name}={value}", f"one of {', '.join(valid)}", _name_default(name)
+                )
         unknown = [name for name in self.loggers if name not in LOGGERS]
         if unknown:
             raise UserError(
-                f"trainer.loggers has {unknown[0]!r}", f"some of {', '.join(LOGGERS)}", "mend it"
+                f"trainer.loggers has {unknown[0]!r}",
+                f"some of {', '.join(LOGGERS)}",
+                "set trainer.loggers=[csv]",
             )
         if self.devices != "auto" and not self.devices.isdigit():
-            raise UserError(f"trainer.devices={self.devices}", "a number or auto", "mend it")
+            raise UserError(
+                f"trainer.devices={self.devices}", "a number or auto", _name_default("devices")
+            )
         least = {"steps": 1, "batch_size": 1, "workers": 0, "nodes": 1, "checkpoint_every": 1}
         least |= {"validate_every": 0, "validate_scenes": 1, "log_every": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(
-                    f"trainer.{name}={getattr(self, name)}", f"at least {low}", "mend it"
+                    f"trainer.{name}={getattr(self, name)}", f"at least {low}", _name_default(name)
                 )
+
+
+def _name_default(name: str) -> str:
+    """The remedy for a wrong setting of the trainer."""
+    return f"the default is trainer.{name}={getattr(Trainer, name)}"
 
 
 @dataclass(frozen=True)
@@ -119,9 +136,17 @@ class Experiment:
     model: Component
     dataset: Component
     loss: dict[str, LossTerm]
-    teacher: Teacher | None = None  # of losses that want one, as loss.pointmap
+    teacher: TeacherSettings | None = None  # for losses that want one, as loss.pointmap
     renderer: Renderer = field(default_factory=Renderer)
     optimizer: optim.Config = field(default_factory=optim.Config)
     trainer: Trainer = field(default_factory=Trainer)
     seed: int = 111123  # of initial weights and data order
     output: str = "outputs/run"
+
+    def losses_that_want(self, what: str) -> dict[str, LossTerm]:
+        """The losses whose module has `what` in its `WANTS` (see `contracts`)."""
+        return {
+            key: term
+            for key, term in self.loss.items()
+            if what in wants(registry.module("losses", term.name))
+        }

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from ..evaluate.metrics import psnr
 from ..evaluate.protocol import Pipeline
-from ..losses._schedule import Term, total
+from ..losses import Term, total
 from ..types import Batch, StepOutput
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The scalar to minimise, what each term adds to it, and how good the answer is.
+    """The scalar to minimize, what each term adds to it, and how good the answer is.
 
-    `skipped` has, for terms that cannot look at every sample, how many they passed over.
+    `skipped` has, for terms that skip samples, how many they skipped.
     `quality` has the mean "psnr" in dB where something was rendered, and "abs_rel" of the context
     depth where the data brings depth (NaN where none of its pixels is known).
     """

@@ -11,22 +11,24 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..io.images import to_uint8, write_image
+from ..scene.bounds import central_depths
 
 COLORMAP = "viridis"  # perceptually even, and readable by the colour-blind and in print
 ERROR_COLORMAP = "Reds"  # from white
 MARGIN, LABEL, FONT = 6, 22, 14  # pixels of a sheet: between images, for a label, of its letters
 
 
-def depth_range(depth: Float[Tensor, "*shape"]) -> tuple[float, float]:
-    """(near, far) that hold 98 % of the known depths: a range to share between pictures.
+def color_range(depth: Float[Tensor, "*shape"]) -> tuple[float, float]:
+    """The depths that take the first and the last color: 98 % of the known depths lie between.
 
-    0 means no depth and is left out; (1, 2) where nothing is known.
+    A range to share between pictures. 0 means no depth and is left out; (1, 2) where nothing is
+    known.
     """
     known = depth[depth > 0].flatten()
     if not len(known):
         return 1.0, 2.0
-    known = known[:: max(1, len(known) // 1_000_000)].float()  # quantile takes at most 16M values
-    near, far = torch.quantile(known, known.new_tensor([0.01, 0.99])).tolist()
+    some = known[:: max(1, len(known) // 1_000_000)]
+    near, far = central_depths(some.detach().float().cpu().numpy())
     return near, max(far, near * 1.001)
 
 

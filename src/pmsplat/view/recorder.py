@@ -1,4 +1,4 @@
-"""The part of the page that makes a video of a way through chosen views."""
+"""The controls of the page that record a video through chosen views."""
 
 import threading
 from collections.abc import Callable
@@ -10,20 +10,20 @@ from ..geometry import camera, gaussian
 from ..types import Cameras
 from .stage import COLOR, EXTENT, KINDS, Stage
 
-KEY_COLOR, KEY_HEIGHT = (255, 140, 0), 0.06 * EXTENT  # of a key frame's camera
+KEY_COLOR, KEY_HEIGHT = (255, 140, 0), 0.06 * EXTENT  # of the camera of a key frame
 FPS = 30
-SECONDS, SHORTEST, LONGEST = 5.0, 0.1, 600.0  # of a video
+SECONDS, SHORTEST, LONGEST = 5.0, 0.1, 600.0  # of a video: default and limits
 FEW = "Add two key frames or more."
 
 
 class Stopped(Exception):
-    """Somebody asked a recording to stop."""
+    """Raised inside a recording to stop it."""
 
 
 class Recorder:
-    """Key frames, and the controls that add them and save the video.
+    """The key frames, and the controls that add them and save the video.
 
-    `server` is viser's (Any: it may not be installed). Videos go to `path`, NAME.mp4, then
+    `server` is viser's (Any, because viser is optional). Videos are saved as `path`, NAME.mp4, then
     NAME-2.mp4, and have `size` (height, width). Key frames are in the scaled unit of the stage.
     """
 
@@ -34,26 +34,26 @@ class Recorder:
         self._visible = True
         self._saving, self._stop = threading.Lock(), threading.Event()
 
-    def build(
-        self, seen: Callable[[Any, tuple[int, int]], Cameras], kind: Callable[[], str]
+    def add_controls(
+        self, get_camera: Callable[[Any, tuple[int, int]], Cameras], get_kind: Callable[[], str]
     ) -> None:
-        """Adds the controls; `seen` tells the camera of a browser, `kind` what is shown now."""
+        """Adds the controls; they get a browser's camera and the kind of picture it shows now."""
         gui = self._server.gui
         with gui.add_folder("Video"):
-            self.add_key = gui.add_button("Add key frame", hint="where you look from now")
+            self.add_key = gui.add_button("Add key frame", hint="the current view")
             self.clear = gui.add_button("Clear")
             self.seconds = gui.add_number("Seconds", SECONDS, min=SHORTEST, max=LONGEST, step=0.5)
             self.save = gui.add_button("Save video")
             self.cancel = gui.add_button("Stop", visible=False)
             self.progress = gui.add_progress_bar(0.0, visible=False)
             self.status = gui.add_markdown(FEW)
-        self.add_key.on_click(lambda event: self.add(seen(event.client, self._size)))
-        self.clear.on_click(lambda _: self.forget())
-        self.save.on_click(lambda _: self.record(kind()))
+        self.add_key.on_click(lambda event: self.add(get_camera(event.client, self._size)))
+        self.clear.on_click(lambda _: self.remove_keys())
+        self.save.on_click(lambda _: self.record(get_kind()))
         self.cancel.on_click(lambda _: self.stop())
 
     def add(self, key: Cameras) -> None:
-        """One more view (batch 1, view 1) on the way."""
+        """Adds a key frame (batch 1, view 1)."""
         self.keys.append(key)
         c2w, size = key.c2w[0, 0], self._size
         _, down = camera.field_of_view(key.K[0, 0]).tolist()
@@ -68,7 +68,7 @@ class Recorder:
         self.status.content = f"Key frames: {len(self.keys)}."
 
     def record(self, kind: str) -> None:
-        """Saves a video of that kind (of the colour, where the browser draws), and says where."""
+        """Saves a video of a kind of picture (colour for splats) and shows its path."""
         if len(self.keys) < 2:
             self.status.content = FEW
             return
@@ -80,7 +80,7 @@ class Recorder:
             self._saving.release()
 
     def stop(self) -> None:
-        """Ends a recording that runs."""
+        """Stops a running recording."""
         self._stop.set()
 
     def show(self, visible: bool) -> None:
@@ -90,7 +90,7 @@ class Recorder:
             frustum.visible = visible
 
     def _save(self, kind: str) -> None:
-        path, frames = _free(self._path), max(2, round(self.seconds.value * FPS))
+        path, frames = _find_free_path(self._path), max(2, round(self.seconds.value * FPS))
         stops = Cameras.joined(self.keys)
 
         def watch(frame: int) -> None:
@@ -111,7 +111,7 @@ class Recorder:
         finally:
             self.save.visible, self.cancel.visible, self.progress.visible = True, False, False
 
-    def forget(self) -> None:
+    def remove_keys(self) -> None:
         """Removes all key frames."""
         for frustum in self._drawn:
             frustum.remove()
@@ -119,7 +119,7 @@ class Recorder:
         self.status.content = FEW
 
 
-def _free(path: Path) -> Path:
-    """The path, or the first of NAME-2, NAME-3, … that nothing is at."""
-    more = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
-    return next(name for name in chain([path], more) if not name.exists())
+def _find_free_path(path: Path) -> Path:
+    """Returns the first of NAME, NAME-2, NAME-3, … that does not exist."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return next(name for name in chain([path], numbered) if not name.exists())

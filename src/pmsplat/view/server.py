@@ -1,8 +1,8 @@
 """The page of `pmsplat view`: splats, cameras, our renderings, a recorder (through viser).
 
-viser (https://viser.studio) draws the splats in the browser, in their mean colour; everything else
-is drawn by `rasterize` for the camera that the browser tells, and set as its background. One thread
-does that; the callbacks of the page only say that something changed.
+viser (https://viser.studio) draws the splats in the browser, in their mean colour. `rasterize`
+draws everything else for the browser's camera, and the page shows it as the background. One thread,
+the painter, draws; the callbacks of the page only notify it that something changed.
 """
 
 import contextlib
@@ -22,31 +22,32 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import camera, gaussian, se3
 from ..types import Cameras
-from ._address import check_address, taken
+from ._address import check_address, make_port_error
 from .recorder import Recorder
-from .stage import DEPTH, EXTENT, KINDS, Pace, Stage, for_browser, looking
+from .stage import DEPTH, EXTENT, KINDS, Pace, Stage, make_camera, select_for_browser
 
 if TYPE_CHECKING:
     import viser
 
 SPLATS: str = "Splats"
-MOVING, STILL = 0.15, 1.5  # seconds that a picture may take while the camera moves, and after
-GROWN = 1.2  # times as high is so much sharper that it is worth another drawing
-SETTLED = 0.3  # seconds without a change after which the camera stands still
-LARGEST = (1080, 1920)  # pixels: no picture of the page is larger
-NEAR = 0.05  # of the page's own camera where no other is known: EXTENT is the radius of the scene
-FRUSTUM = 0.03, 0.08  # smallest and largest height of a drawn camera, in radii of the scene
-CLEAR = 1.5  # heights of a drawn camera within which it is hidden from who looks
+MOVING, STILL = 0.15, 1.5  # seconds to draw a picture while the camera moves, and while it rests
+MIN_GROWTH = 1.2  # least ratio of heights for which a sharper picture is drawn
+SETTLED = 0.3  # seconds without a change after which the camera counts as resting
+LARGEST = (1080, 1920)  # pixels: largest picture of the page
+NEAR = 0.05  # near of the page's camera if the scenes have none; their radius is EXTENT
+FRUSTUM = 0.03, 0.08  # least and greatest height of a drawn camera, in radii of the scene
+CLEAR = 1.5  # distance to a drawn camera at which it is hidden, in its heights
 THUMBNAIL = 96  # pixels: height of the picture on a drawn camera
 CAMERA_COLOR = 90, 160, 255
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the page opens and where it is served; `start` looks at the scenes, in their own unit.
+    """How the page opens and where it is served.
 
-    `up` points upwards; `video` is where recordings go: NAME.mp4, then NAME-2.mp4; `size` is theirs
-    (height, width). `most` Gaussians of a scene are sent to the browser. Port 0 is any free one.
+    `start` is the first camera, in the unit of the scenes; `up` is the upward direction. Recordings
+    are saved as `video`, NAME.mp4, then NAME-2.mp4, with `size` (height, width). At most `most`
+    Gaussians of a scene are sent to the browser. Port 0 means any free port.
     """
 
     start: Cameras
@@ -59,20 +60,20 @@ class Setting:
 
 
 class Page:
-    """A served page, until `close`. Everything on it is shared by all browsers but the camera.
+    """A page that is served until `close`; all browsers share its state, except the camera.
 
-    Raises UserError where viser is missing or the address cannot be had.
+    Raises UserError if viser is not installed or the address is not available.
     """
 
     def __init__(self, stage: Stage, setting: Setting) -> None:
         self.stage, self.setting = stage, setting
         self._changed, self._version, self._closing = threading.Condition(), 0, False
         self._pace = {seconds: Pace(seconds) for seconds in (MOVING, STILL)}
-        self._near = self._nearest()
-        self.server = _serve(setting.host, setting.port)
+        self._near = self._find_near()
+        self.server = _start_server(setting.host, setting.port)
         self.recorder = Recorder(self.server, stage, setting.video, setting.size)
         self._build()
-        self._painter = threading.Thread(target=self._paint_on, name="painter", daemon=True)
+        self._painter = threading.Thread(target=self._run_painter, name="painter", daemon=True)
         self._painter.start()
 
     @property
@@ -81,7 +82,7 @@ class Page:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.server.get_port()}"
 
     def close(self) -> None:
-        """Stops serving, drawing and recording; what is half recorded leaves no file."""
+        """Stops serving, drawing and recording; an unfinished recording leaves no file."""
         self.recorder.stop()
         with self._changed:
             self._closing = True
@@ -90,21 +91,22 @@ class Page:
         with contextlib.redirect_stdout(io.StringIO()):
             self.server.stop()
 
-    def change(self) -> None:
-        """Something that is drawn is different now."""
+    def request_redraw(self) -> None:
+        """Notifies the painter that the picture has changed."""
         with self._changed:
             self._version += 1
             self._changed.notify_all()
 
-    def look(self, client: "viser.ClientHandle", index: int, view: int) -> None:
-        """Moves a browser's camera to one of the cameras of a scene, where that stands now."""
+    def look_through(self, client: "viser.ClientHandle", index: int, view: int) -> None:
+        """Moves a browser's camera to a camera of a scene, at the current pose of the scene."""
         exhibit = self.stage.exhibits[index]
         assert exhibit.cameras is not None
         c2w = self.stage.poses[index] @ exhibit.cameras.c2w[0, view]
         across, down = camera.field_of_view(exhibit.cameras.K[0, view]).tolist()
         ahead = (self.stage.poses[index] @ _homogeneous(self.stage.middles[index]))[:3]
         depth = ((ahead - c2w[:3, 3]) @ c2w[:3, 2]).item()
-        fits = math.atan(math.tan(across / 2) / client.camera.aspect) * 2  # all of its picture
+        # Choose a field of view that shows the full width of its picture.
+        fits = math.atan(math.tan(across / 2) / client.camera.aspect) * 2
         with client.atomic():
             client.camera.position = c2w[:3, 3].double().numpy()
             client.camera.wxyz = gaussian.rotation_to_quat(c2w[:3, :3]).double().numpy()
@@ -112,14 +114,14 @@ class Page:
             client.camera.look_at = (c2w[:3, 3] + away * c2w[:3, 2]).double().numpy()
             client.camera.fov = max(down, fits)
 
-    def seen(self, client: "viser.ClientHandle", size: tuple[int, int]) -> Cameras:
-        """A browser's camera, for a picture of that size, in the scaled unit of the stage."""
+    def get_camera(self, client: "viser.ClientHandle", size: tuple[int, int]) -> Cameras:
+        """Returns a browser's camera for a picture of a size, in the scaled unit of the stage."""
         view = client.camera
         rotation = gaussian.quat_to_rotation(torch.from_numpy(np.asarray(view.wxyz)))
         c2w = se3.compose(rotation, torch.from_numpy(np.asarray(view.position)))
-        return looking(c2w, view.fov, size, self._near)
+        return make_camera(c2w, view.fov, size, self._near)
 
-    def _nearest(self) -> float:
+    def _find_near(self) -> float:
         known = [
             exhibit.cameras.near.min().item()
             for exhibit in self.stage.exhibits
@@ -128,6 +130,7 @@ class Page:
         return min(known, default=NEAR)
 
     def _build(self) -> None:
+        # Set the theme and the first camera.
         server, start = self.server, self.setting.start.scaled(1 / self.stage.unit)
         server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
         server.scene.set_up_direction(self.setting.up.double().numpy())
@@ -136,65 +139,67 @@ class Page:
         first.position, first.up = c2w[:3, 3].numpy(), -c2w[:3, 1].numpy()
         first.look_at = (c2w[:3, 3] + away * c2w[:3, 2]).numpy()
         first.fov = camera.field_of_view(start.K[0, 0])[1].item()
+        # Add the controls.
         with server.gui.add_folder("Picture"):
             self.kind = server.gui.add_dropdown("Show", (SPLATS, *KINDS), initial_value=SPLATS)
             self.legend = server.gui.add_markdown("")
             self.frusta = server.gui.add_checkbox("Cameras", True)
-        self.kind.on_update(lambda _: self._show())
-        self.frusta.on_update(lambda _: self._show())
+        self.kind.on_update(lambda _: self.show())
+        self.frusta.on_update(lambda _: self.show())
         self.rooms = [Room(self, i) for i in range(len(self.stage.exhibits))]
         if len(self.rooms) > 1:
             self.apart = server.gui.add_slider(
                 "Apart", min=0.0, max=2.0, step=0.05, initial_value=0.0
             )
-            self.apart.on_update(lambda _: self._spread(start.c2w[0, 0, :3, 0]))
-        self.recorder.build(self.seen, lambda: self.kind.value)
+            self.apart.on_update(lambda _: self._lay_out(start.c2w[0, 0, :3, 0]))
+        self.recorder.add_controls(self.get_camera, lambda: self.kind.value)
         server.on_client_connect(self._welcome)
 
     def _welcome(self, client: "viser.ClientHandle") -> None:
-        client.camera.on_update(lambda _: self.change())
-        self.change()
+        client.camera.on_update(lambda _: self.request_redraw())
+        self.request_redraw()
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """Shows and hides everything as the controls say."""
         for room in self.rooms:
             room.show()
         self.recorder.show(self.frusta.value)
         if self.kind.value == SPLATS:
             self.legend.content = ""
-        self.change()
+        self.request_redraw()
 
-    def _spread(self, right: Float[Tensor, "3"]) -> None:
-        """All scenes in a row, turned as they are."""
+    def _lay_out(self, right: Float[Tensor, "3"]) -> None:
+        """Moves all scenes into a row; their rotations stay."""
         for i, room in enumerate(self.rooms):
             room.move(self.apart.value * 2 * EXTENT * i * right)
 
-    def _paint_on(self) -> None:
-        """The painter's thread: small pictures while something changes, then sharper ones."""
+    def _run_painter(self) -> None:
+        """Draws in the painter's thread: small pictures during changes, then sharper ones."""
         drawn = 0
         while True:
-            self._changes_within(None, drawn)
+            self._wait_for_change(None, drawn)
             if self._closing:
                 return
             drawn = self._version
             self._paint(MOVING)
-            if not self._changes_within(SETTLED, drawn):
-                work = (lambda: self._paint(STILL), self._add_thumbnail)
-                while not self._changes_within(0, drawn) and any(more() for more in work):
+            if not self._wait_for_change(SETTLED, drawn):
+                tasks = (lambda: self._paint(STILL), self._add_thumbnail)
+                while not self._wait_for_change(0, drawn) and any(task() for task in tasks):
                     pass
 
-    def _changes_within(self, seconds: float | None, drawn: int) -> bool:
-        """Waits for something newer than version `drawn`, or the end; whether it came."""
+    def _wait_for_change(self, seconds: float | None, drawn: int) -> bool:
+        """Waits for a version newer than `drawn`, or `close`; returns whether one came in time."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: self._closing or self._version != drawn, timeout=seconds
             )
 
     def _paint(self, seconds: float) -> bool:
-        """Draws for every browser in about so many seconds; whether more can be seen in that."""
+        """Draws for each browser in about `seconds`; returns whether sharper ones are possible."""
         kind, pace, more = self.kind.value, self._pace[seconds], False
         clients = list(self.server.get_clients().values())
         for room in self.rooms:
-            room.step_aside([np.asarray(client.camera.position) for client in clients])
+            room.hide_cameras_near([np.asarray(client.camera.position) for client in clients])
         for client in clients:
             canvas = (client.camera.image_height, client.camera.image_width)
             if kind == SPLATS:
@@ -205,24 +210,24 @@ class Page:
                 )
                 largest = (round(canvas[0] * shrink), round(canvas[1] * shrink))
                 size = pace.size(largest)
-                pace.timed(size, lambda client=client, size=size: self._send(client, size, kind))
-                more = more or pace.size(largest)[0] > GROWN * size[0]
+                pace.measure(size, lambda client=client, size=size: self._send(client, size, kind))
+                more = more or pace.size(largest)[0] > MIN_GROWTH * size[0]
         return more
 
     def _send(self, client: "viser.ClientHandle", size: tuple[int, int], kind: str) -> None:
-        image, (near, far) = self.stage.picture(self.seen(client, size), size, kind)
-        if kind != self.kind.value or not self._is_here(client):
-            return  # drawing took a while: the page shows something else now, or was closed
+        image, (near, far) = self.stage.draw_picture(self.get_camera(client, size), size, kind)
+        if kind != self.kind.value or not self._is_connected(client):
+            return  # meanwhile the page shows something else, or the browser has left
         client.scene.set_background_image(image, format="jpeg", jpeg_quality=90)
-        told = f"Depth from {near:.3g} (yellow) to {far:.3g} (violet)." if kind == DEPTH else ""
-        if self.legend.content != told:
-            self.legend.content = told
+        legend = f"Depth from {near:.3g} (yellow) to {far:.3g} (violet)." if kind == DEPTH else ""
+        if self.legend.content != legend:
+            self.legend.content = legend
 
-    def _is_here(self, client: "viser.ClientHandle") -> bool:
+    def _is_connected(self, client: "viser.ClientHandle") -> bool:
         return client.client_id in self.server.get_clients()
 
     def _add_thumbnail(self) -> bool:
-        """Draws the next camera that has no picture; whether there was one."""
+        """Draws the next missing thumbnail of any scene; returns whether one was missing."""
         return any(room.add_thumbnail() for room in self.rooms)
 
 
@@ -233,9 +238,10 @@ class Room:
         self.page, self.index = page, index
         exhibit, server = page.stage.exhibits[index], page.server
         self._middle = page.stage.middles[index]
+        # Add the splats and a handle to move them.
         root = f"/{index + 1} {exhibit.name.replace('/', '_')}"
         self.frame = server.scene.add_frame(root, show_axes=False)
-        splats = for_browser(exhibit.gaussians, page.setting.most)
+        splats = select_for_browser(exhibit.gaussians, page.setting.most)
         self.splats = server.scene.add_gaussian_splats(
             f"{root}/splats", splats.centers, splats.covariances, splats.rgbs, splats.opacities
         )
@@ -243,13 +249,14 @@ class Room:
             f"/move {index + 1}", scale=0.4 * EXTENT, visible=False, depth_test=False,
             position=self._middle.double().numpy(),
         )  # fmt: skip
-        self.handle.on_update(lambda _: self._moved())
+        self.handle.on_update(lambda _: self._follow_handle())
+        # Add the controls and the cameras.
         with server.gui.add_folder(f"{exhibit.name}"):
             self.visible = server.gui.add_checkbox("Visible", True)
             self.drag = server.gui.add_checkbox("Drag", False, hint="arrows and rings to move it")
             self._add_cameras(root)
-        self.visible.on_update(lambda _: page._show())
-        self.drag.on_update(lambda _: page._show())
+        self.visible.on_update(lambda _: page.show())
+        self.drag.on_update(lambda _: page.show())
 
     def _add_cameras(self, root: str) -> None:
         exhibit, server = self.page.stage.exhibits[self.index], self.page.server
@@ -259,7 +266,7 @@ class Room:
         if exhibit.cameras is None:
             return
         c2w = exhibit.cameras.c2w[0]
-        self._height = _apart(c2w[:, :3, 3])
+        self._height = _choose_frustum_height(c2w[:, :3, 3])
         for i, name in enumerate(exhibit.names):
             across, down = camera.field_of_view(exhibit.cameras.K[0, i]).tolist()
             frustum = server.scene.add_camera_frustum(
@@ -274,7 +281,7 @@ class Room:
                 wxyz=gaussian.rotation_to_quat(c2w[i, :3, :3]).double().numpy(),
                 position=c2w[i, :3, 3].double().numpy(),
             )
-            frustum.on_click(lambda event, i=i: self.page.look(event.client, self.index, i))
+            frustum.on_click(lambda event, i=i: self.page.look_through(event.client, self.index, i))
             self.frusta.append(frustum)
             if exhibit.thumbnails[i] is None:
                 self.missing.append(i)
@@ -284,87 +291,87 @@ class Room:
     def _go(self, client: "viser.ClientHandle | None") -> None:
         if client is not None:
             names = self.page.stage.exhibits[self.index].names
-            self.page.look(client, self.index, names.index(self.go_to.value))
+            self.page.look_through(client, self.index, names.index(self.go_to.value))
 
     def show(self) -> None:
-        """Shows what the checkboxes say."""
+        """Shows and hides the scene and its cameras as the controls say."""
         visible, page = self.visible.value, self.page
         page.stage.show(self.index, visible)
         self.splats.visible = visible and page.kind.value == SPLATS
         self.group.visible = visible and page.frusta.value
         self.handle.visible = visible and self.drag.value
 
-    def step_aside(self, eyes: list[np.ndarray]) -> None:
-        """Hides the cameras in which somebody stands, whose view they would cover."""
+    def hide_cameras_near(self, eyes: list[np.ndarray]) -> None:
+        """Hides drawn cameras near an eye point, because they would cover its view."""
         cameras = self.page.stage.exhibits[self.index].cameras
         if cameras is None or not eyes:
             return
-        centres = se3.transform(self.page.stage.poses[self.index], cameras.c2w[0, :, :3, 3])
-        apart = torch.cdist(centres, torch.from_numpy(np.stack(eyes)).to(centres)).amin(dim=-1)
-        for frustum, distance in zip(self.frusta, apart.tolist(), strict=True):
+        centers = se3.transform(self.page.stage.poses[self.index], cameras.c2w[0, :, :3, 3])
+        nearest = torch.cdist(centers, torch.from_numpy(np.stack(eyes)).to(centers)).amin(dim=-1)
+        for frustum, distance in zip(self.frusta, nearest.tolist(), strict=True):
             if frustum.visible != (distance > CLEAR * self._height):
                 frustum.visible = not frustum.visible
 
     def move(self, offset: Float[Tensor, "3"]) -> None:
-        """The scene `offset` from where it was made, turned as it is."""
+        """Moves the scene to `offset` from its original position; its rotation stays."""
         self.handle.position = (self._middle + offset).double().numpy()
-        self._moved()
+        self._follow_handle()
 
-    def _moved(self) -> None:
-        """The scene follows its handle, which stands in its middle."""
+    def _follow_handle(self) -> None:
+        """Moves the scene to the pose of its handle, which is at the middle of the scene."""
         rotation = gaussian.quat_to_rotation(torch.from_numpy(np.asarray(self.handle.wxyz)))
         middle = self._middle.to(rotation)
         position = torch.from_numpy(np.asarray(self.handle.position)) - rotation @ middle
         self.frame.wxyz, self.frame.position = self.handle.wxyz, position.numpy()
         self.page.stage.place(self.index, se3.compose(rotation, position).float())
-        self.page.change()
+        self.page.request_redraw()
 
     def add_thumbnail(self) -> bool:
-        """Draws the next camera that has no picture; whether there was one."""
+        """Draws the next missing thumbnail; returns whether one was missing."""
         if not self.missing:
             return False
         exhibit, i = self.page.stage.exhibits[self.index], self.missing.pop(0)
         assert exhibit.cameras is not None
-        self.frusta[i].image = self.page.stage.thumbnail(self.index, i, THUMBNAIL)
+        self.frusta[i].image = self.page.stage.draw_thumbnail(self.index, i, THUMBNAIL)
         return True
 
 
-def _serve(host: str, port: int) -> "viser.ViserServer":
-    """A server at exactly that address; viser itself would take another port in silence."""
+def _start_server(host: str, port: int) -> "viser.ViserServer":
+    """Starts a server at exactly this address; viser itself would silently take another port."""
     try:
         import viser
     except ImportError as error:
         raise UserError(
-            "the page is served by viser, which is not installed",
+            "the page needs the package viser, which is not installed",
             "viser 1.1",
-            'install it: `pip install "pmsplat[view]"`',
+            'install it with `pip install "pmsplat[view]"`',
         ) from error
 
     class Local(viser.ViserServer):
         def request_share_url(self, verbose: bool = True) -> None:
-            """Refuses: viser's tunnel would show the scene to the whole internet."""
+            """Does nothing: viser's tunnel would show the scene to the whole internet."""
 
     check_address(host, port)
-    logging.getLogger("websockets.server").addFilter(_worth_telling)
-    with contextlib.redirect_stdout(io.StringIO()):  # it draws a box of addresses
+    logging.getLogger("websockets.server").addFilter(_is_worth_logging)
+    with contextlib.redirect_stdout(io.StringIO()):  # viser prints a box of addresses
         server = Local(host=host, port=port, label="pmsplat", verbose=False)
     if port and server.get_port() != port:
         server.stop()
-        raise taken(port)
+        raise make_port_error(port)
     return server
 
 
-def _worth_telling(record: logging.LogRecord) -> bool:
-    """Not who connects and leaves without a word, for which there would be a traceback."""
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Filters out the traceback for a client that connects and leaves at once."""
     return record.getMessage() != "opening handshake failed"
 
 
-def _apart(centres: Float[Tensor, "view 3"]) -> float:
-    """How high to draw cameras so that neighbours do not hide each other."""
+def _choose_frustum_height(centers: Float[Tensor, "view 3"]) -> float:
+    """Returns the height of drawn cameras at which neighbours do not hide each other."""
     least, most = (EXTENT * share for share in FRUSTUM)
-    if len(centres) < 2:
+    if len(centers) < 2:
         return most
-    distances = torch.cdist(centres, centres).fill_diagonal_(math.inf).amin(dim=-1)
+    distances = torch.cdist(centers, centers).fill_diagonal_(math.inf).amin(dim=-1)
     return min(max(0.4 * distances.median().item(), least), most)
 
 

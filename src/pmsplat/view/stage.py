@@ -1,4 +1,4 @@
-"""Scenes placed beside each other and drawn by our rasteriser, at the pace that the machine has."""
+"""Scenes placed beside each other and drawn by `rasterize`, at a size that suits the machine."""
 
 import math
 import threading
@@ -21,22 +21,22 @@ from . import figures, trajectory
 
 KINDS: tuple[str, ...] = ("Colour", "Depth", "Alpha")
 COLOR, DEPTH, ALPHA = KINDS
-EXTENT = 8.0  # radius to which scenes are scaled: browsers hold covariances in 16 bits
+EXTENT = 8.0  # radius to which scenes are scaled: browsers store covariances in 16 bits
 INSIDE = 0.95  # share of the Gaussians within that radius
-SAMPLE = 100_000  # Gaussians that tell where a scene is
-SURE = 0.5  # alpha from which a pixel shows a surface that has a depth
-WIDEST = 6e4  # variance that 16 bits hold, in the scaled unit
-LEAST_PIXELS = 96 * 128  # of a picture, however slow the machine
-LEARNING = 0.25, 4.0  # how much smaller or larger a picture may be than the one before it
-RANGE_HEIGHT = 90  # pixels of the pictures that tell the depths of a video
+SAMPLE = 100_000  # number of Gaussians that determine where a scene is
+MIN_ALPHA = 0.5  # least alpha of a pixel with a depth
+MAX_VARIANCE = 6e4  # largest variance that 16 bits can hold, in the scaled unit
+MIN_PIXELS = 96 * 128  # least pixels of a picture, however slow the machine
+CHANGE = 0.25, 4.0  # least and greatest ratio of pixels from one picture to the next
+RANGE_HEIGHT = 90  # pixels: height of the pictures that give the depth range of a video
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One scene to show: Gaussians (batch 1), and the cameras and pictures that belong to it.
+    """One scene to show: Gaussians (batch 1), and its cameras (batch 1) with their pictures.
 
-    `names`, `sizes` (height, width) and `thumbnails` (None: none is at hand) are those of the
-    cameras, batch 1 too.
+    `names`, `sizes` (height, width) and `thumbnails` (None if there is none) have one entry for
+    each camera.
     """
 
     name: str
@@ -47,18 +47,18 @@ class Exhibit:
     thumbnails: tuple[UInt8[np.ndarray, "height width 3"] | None, ...] = ()
 
     def scaled(self, factor: float) -> "Exhibit":
-        """The same scene in a world `factor` times as large."""
+        """Returns the scene in a world `factor` times as large."""
         cameras = None if self.cameras is None else self.cameras.scaled(factor)
         return replace(self, gaussians=self.gaussians.scaled(factor), cameras=cameras)
 
 
 class Stage:
-    """Scenes with a pose and a visibility each, drawn together.
+    """Draws several scenes together, each with a pose and a visibility.
 
-    Scenes are scaled to a radius of about EXTENT, so nothing that looks at them needs to know their
-    unit; `unit` is the length that 1 stands for, a power of two, so pictures stay the same to the
-    bit. Depths that leave this class are in the unit of the scenes. All methods may be called from
-    several threads; one picture is drawn at a time.
+    Scenes are scaled to a radius of about EXTENT, which makes the page independent of their unit.
+    `unit` is the length of 1 scaled unit in the unit of the scenes; it is a power of two, so that
+    scaling does not change any pixel. Depths that methods return are in the unit of the scenes. All
+    methods may be called from several threads; one picture is drawn at a time.
     """
 
     def __init__(
@@ -67,20 +67,22 @@ class Stage:
         backend: str = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
-        centres = torch.cat([_some(exhibit.gaussians) for exhibit in exhibits])
-        middle = centres.median(dim=0).values
-        radius = (centres - middle).norm(dim=-1).quantile(INSIDE).item()
+        centers = torch.cat([_sample_centers(exhibit.gaussians) for exhibit in exhibits])
+        middle = centers.median(dim=0).values
+        radius = (centers - middle).norm(dim=-1).quantile(INSIDE).item()
         self.unit = 2.0 ** round(math.log2(radius / EXTENT)) if radius > 0 else 1.0
         self.exhibits = [exhibit.scaled(1 / self.unit) for exhibit in exhibits]
-        self.middles = [_some(exhibit.gaussians).median(dim=0).values for exhibit in self.exhibits]
+        self.middles = [
+            _sample_centers(exhibit.gaussians).median(dim=0).values for exhibit in self.exhibits
+        ]
         self.poses: list[Float[Tensor, "4 4"]] = [torch.eye(4) for _ in exhibits]
         self.visible = [True for _ in exhibits]
         self._backend, self._device = backend, torch.device(device)
-        self._together: tuple[object, Gaussians] | None = None
-        self._drawing = threading.Lock()
+        self._joined: tuple[object, Gaussians] | None = None
+        self._lock = threading.Lock()
 
     def place(self, index: int, pose: Float[Tensor, "4 4"]) -> None:
-        """Moves a scene: a rigid motion from its own world to the common one."""
+        """Moves a scene; `pose` is a rigid motion from its own world to the common one."""
         self.poses = [pose if i == index else old for i, old in enumerate(self.poses)]
 
     def show(self, index: int, visible: bool) -> None:
@@ -88,42 +90,44 @@ class Stage:
         self.visible = [visible if i == index else old for i, old in enumerate(self.visible)]
 
     @torch.no_grad()
-    def rendering(self, camera: Cameras, size: tuple[int, int]) -> Rendering:
-        """What a camera (batch 1, view 1) sees of the visible scenes, on the CPU; scaled unit."""
-        with self._drawing:
-            gaussians = self._gaussians()
-            seen = camera.to(gaussians.means.device)
-            return rasterize(gaussians, seen, size, self._backend).to("cpu")
+    def render(self, camera: Cameras, size: tuple[int, int]) -> Rendering:
+        """Renders the visible scenes for a camera (batch 1, view 1) to the CPU, in scaled units."""
+        with self._lock:
+            gaussians = self._join_visible()
+            camera = camera.to(gaussians.means.device)
+            return rasterize(gaussians, camera, size, self._backend).to("cpu")
 
     @torch.no_grad()
-    def thumbnail(self, index: int, view: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
-        """What one of the cameras of a scene sees of that scene alone."""
+    def draw_thumbnail(
+        self, index: int, view: int, height: int
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Draws a scene alone, as one of its cameras sees it."""
         exhibit = self.exhibits[index]
         assert exhibit.cameras is not None
         tall, wide = exhibit.sizes[view]
         size = (height, max(1, round(height * wide / tall)))
-        with self._drawing:
+        with self._lock:
             gaussians = exhibit.gaussians.to(self._device)
-            seen = exhibit.cameras.at([view]).to(self._device)
-            return to_uint8(rasterize(gaussians, seen, size, self._backend).color[0, 0])
+            camera = exhibit.cameras.at([view]).to(self._device)
+            return to_uint8(rasterize(gaussians, camera, size, self._backend).color[0, 0])
 
-    def picture(
+    def draw_picture(
         self,
         camera: Cameras,
         size: tuple[int, int],
         kind: str,
         depths: tuple[float, float] | None = None,
     ) -> tuple[UInt8[np.ndarray, "height width 3"], tuple[float, float]]:
-        """A picture for people, and the (near, far) of its depth colours, in the scenes' unit.
+        """Draws a kind of picture; also returns (near, far) of its depths, in the scenes' unit.
 
-        The colour is over black; alpha is black to white; depth, where alpha is one half or more,
-        is coloured as `figures.colorize_depth` does from near to far: `depths`, or those of this
-        picture.
+        Colour is over black; alpha is black to white. Depth is coloured by
+        `figures.colorize_depth`, where alpha is MIN_ALPHA or more, from near to far: `depths`, or
+        those of this picture.
         """
-        rendering = self.rendering(camera, size)
+        rendering = self.render(camera, size)
         alpha = rendering.alpha[0, 0]
-        surface = torch.where(alpha >= SURE, rendering.depth[0, 0] * self.unit, 0)
-        near, far = depths or figures.depth_range(surface)
+        surface = torch.where(alpha >= MIN_ALPHA, rendering.depth[0, 0] * self.unit, 0)
+        near, far = depths or figures.color_range(surface)
         if kind == DEPTH:
             return to_uint8(figures.colorize_depth(surface, near, far)), (near, far)
         image = rendering.color[0, 0] if kind == COLOR else alpha.expand(3, -1, -1)
@@ -139,74 +143,74 @@ class Stage:
         kind: str,
         watch: Callable[[int], None],
     ) -> None:
-        """Writes a video of the way through `stops`; `watch(i)` is called before every frame.
+        """Writes a video of the path through `stops`; calls `watch(i)` before each frame.
 
-        Depth has one range of colours, that of the stops. What `watch` raises stops the recording,
-        and then there is no file.
+        All frames share one range of depth colours, that of the stops. An exception from `watch`
+        stops the recording and leaves no file.
         """
         way = trajectory.through(stops, frames)
-        depths = self._depths(stops, size) if kind == DEPTH else None
+        depths = self._find_depth_range(stops, size) if kind == DEPTH else None
 
-        def drawn() -> Iterator[np.ndarray]:
+        def draw_frames() -> Iterator[np.ndarray]:
             for i in range(frames):
                 watch(i)
-                yield self.picture(way.at([i]), size, kind, depths)[0]
+                yield self.draw_picture(way.at([i]), size, kind, depths)[0]
 
-        write_video(path, drawn(), fps)
+        write_video(path, draw_frames(), fps)
 
-    def _depths(self, stops: Cameras, size: tuple[int, int]) -> tuple[float, float]:
+    def _find_depth_range(self, stops: Cameras, size: tuple[int, int]) -> tuple[float, float]:
         small = (RANGE_HEIGHT, max(1, round(RANGE_HEIGHT * size[1] / size[0])))
-        drawn = [self.rendering(stops.at([i]), small) for i in range(stops.c2w.shape[1])]
-        depth = torch.cat([torch.where(one.alpha >= SURE, one.depth, 0) for one in drawn])
-        return figures.depth_range(depth * self.unit)
+        renderings = [self.render(stops.at([i]), small) for i in range(stops.c2w.shape[1])]
+        depth = torch.cat([torch.where(r.alpha >= MIN_ALPHA, r.depth, 0) for r in renderings])
+        return figures.color_range(depth * self.unit)
 
-    def _gaussians(self) -> Gaussians:
-        """All visible scenes where they stand, kept until one of them moves."""
+    def _join_visible(self) -> Gaussians:
+        """Returns all visible scenes at their poses; cached until one of them changes."""
         state = tuple(
             (i, tuple(self.poses[i].flatten().tolist()))
             for i in range(len(self.exhibits))
             if self.visible[i]
         )
-        if self._together is None or self._together[0] != state:
-            parts = [self._placed(i) for i, _ in state]
-            self._together = state, Gaussians.joined(parts or [self._nothing()])
-        return self._together[1]
+        if self._joined is None or self._joined[0] != state:
+            parts = [self._transform(i) for i, _ in state]
+            self._joined = state, Gaussians.joined(parts or [self._make_empty()])
+        return self._joined[1]
 
-    def _nothing(self) -> Gaussians:
+    def _make_empty(self) -> Gaussians:
         return self.exhibits[0].gaussians.map(lambda tensor: tensor[:, :0]).to(self._device)
 
-    def _placed(self, index: int) -> Gaussians:
+    def _transform(self, index: int) -> Gaussians:
         gaussians, pose = self.exhibits[index].gaussians.to(self._device), self.poses[index]
         return gaussians if torch.equal(pose, torch.eye(4)) else gaussians.transformed(pose)
 
 
 class Pace:
-    """How large a picture may be so that it is drawn in about so many seconds, as measured."""
+    """Chooses the size of pictures so that each is drawn in about `seconds`, as measured."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds, self._pixels = seconds, float(LEAST_PIXELS)
+        self._seconds, self._pixels = seconds, float(MIN_PIXELS)
 
-    def size(self, most: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) in the shape of `most` and not larger."""
-        factor = min(1.0, math.sqrt(self._pixels / (most[0] * most[1])))
-        return max(1, round(most[0] * factor)), max(1, round(most[1] * factor))
+    def size(self, largest: tuple[int, int]) -> tuple[int, int]:
+        """Returns a (height, width) with the aspect ratio of `largest`, and no larger."""
+        factor = min(1.0, math.sqrt(self._pixels / (largest[0] * largest[1])))
+        return max(1, round(largest[0] * factor)), max(1, round(largest[1] * factor))
 
-    def measured(self, size: tuple[int, int], seconds: float) -> None:
-        """Learns from a picture that was drawn."""
-        least, most = LEARNING
+    def update(self, size: tuple[int, int], seconds: float) -> None:
+        """Adapts the size to the time that a picture took."""
+        least, most = CHANGE
         change = min(max(self._seconds / max(seconds, 1e-6), least), most)
-        self._pixels = max(size[0] * size[1] * change, LEAST_PIXELS)
+        self._pixels = max(size[0] * size[1] * change, MIN_PIXELS)
 
-    def timed(self, size: tuple[int, int], draw: Callable[[], object]) -> None:
-        """Draws, and learns from how long it took."""
+    def measure(self, size: tuple[int, int], draw: Callable[[], object]) -> None:
+        """Calls `draw` for a picture of a size, and adapts to the time that it took."""
         start = time.perf_counter()
         draw()
-        self.measured(size, time.perf_counter() - start)
+        self.update(size, time.perf_counter() - start)
 
 
 @dataclass(frozen=True)
-class Splats:
-    """Gaussians as a browser draws them: from every side in their mean colour, in numpy."""
+class BrowserSplats:
+    """Gaussians as a browser draws them, in numpy: one colour from all directions."""
 
     centers: Float[np.ndarray, "gaussian 3"]
     covariances: Float[np.ndarray, "gaussian 3 3"]
@@ -215,10 +219,10 @@ class Splats:
 
 
 @torch.no_grad()
-def for_browser(gaussians: Gaussians, most: int) -> Splats:
-    """At most so many of the Gaussians, those that cover most: opacity times their largest face.
+def select_for_browser(gaussians: Gaussians, most: int) -> BrowserSplats:
+    """Selects the `most` Gaussians that cover most: opacity times their largest cross section.
 
-    Gaussians with a NaN or an infinity are left out, as `rasterize` does; their order is kept.
+    Leaves out Gaussians with a NaN or an infinity, as `rasterize` does; keeps their order.
     """
     parts = (gaussians.means, gaussians.scales, gaussians.quats_wxyz, gaussians.sh.flatten(2))
     finite = torch.cat([*parts, gaussians.opacities[..., None]], dim=-1).isfinite().all(dim=-1)[0]
@@ -228,32 +232,33 @@ def for_browser(gaussians: Gaussians, most: int) -> Splats:
         strongest = (gaussians.opacities[0, chosen] * face).topk(most).indices
         chosen = chosen[strongest].sort().values
     few = gaussians.map(lambda tensor: tensor[:, chosen])
-    still = sh.color(few.sh[0, :, :1], torch.zeros_like(few.means[0]))
-    return Splats(
+    rgbs = sh.color(few.sh[0, :, :1], torch.zeros_like(few.means[0]))
+    return BrowserSplats(
         centers=few.means[0].numpy(),
-        covariances=few.covariances[0].clamp(-WIDEST, WIDEST).numpy(),
-        rgbs=still.clamp(0, 1).numpy(),
+        covariances=few.covariances[0].clamp(-MAX_VARIANCE, MAX_VARIANCE).numpy(),
+        rgbs=rgbs.clamp(0, 1).numpy(),
         opacities=few.opacities[0, :, None].clamp(0, 1).numpy(),
     )
 
 
-def lens(field_of_view: float, size: tuple[int, int]) -> Float[Tensor, "3 3"]:
-    """Intrinsics of a picture with so much of a vertical field of view, in radians."""
+def make_intrinsics(field_of_view: float, size: tuple[int, int]) -> Float[Tensor, "3 3"]:
+    """Returns K for a vertical field of view in radians and square pixels."""
     focal = 0.5 / math.tan(field_of_view / 2)
     K = torch.tensor([[focal * size[0] / size[1], 0, 0.5], [0, focal, 0.5], [0, 0, 1]])
     return K.float()
 
 
-def looking(
+def make_camera(
     c2w: Float[Tensor, "4 4"], field_of_view: float, size: tuple[int, int], near: float
 ) -> Cameras:
-    """One camera (batch 1, view 1) for a picture of that size."""
-    at = torch.full((1, 1), near)
-    return Cameras(c2w[None, None].float(), lens(field_of_view, size)[None, None], at, 1e4 * at)
+    """Returns a camera (batch 1, view 1) for a picture of that size; far is 10,000 times near."""
+    K = make_intrinsics(field_of_view, size)
+    nears = torch.full((1, 1), near)
+    return Cameras(c2w[None, None].float(), K[None, None], nears, 1e4 * nears)
 
 
-def _some(gaussians: Gaussians) -> Float[Tensor, "gaussian 3"]:
-    """Centres of Gaussians from all over a scene."""
+def _sample_centers(gaussians: Gaussians) -> Float[Tensor, "gaussian 3"]:
+    """Returns the centres of about SAMPLE Gaussians from all over a scene."""
     means = gaussians.means[0].float()
     means = means[means.isfinite().all(dim=-1)]
     return means[:: max(1, len(means) // SAMPLE)]

@@ -1,4 +1,4 @@
-"""Camera paths for videos: through given cameras, wobbling about one, or around what it sees."""
+"""Camera paths for videos: through given cameras, around one camera, or around a point."""
 
 import math
 
@@ -10,49 +10,51 @@ from torch.nn.functional import normalize
 from ..geometry import gaussian, se3
 from ..types import Cameras
 
-STEPS = 32  # samples of the curve per leg, from which its length is measured
+STEPS = 32  # samples per leg of the curve, to measure its length
 
 
 def through(cameras: Cameras, frames: int) -> Cameras:
-    """A smooth path of `frames` cameras through every given one, in order, at constant speed.
+    """Returns a smooth path of `frames` cameras through all given ones, at constant speed.
 
     Positions follow a Catmull-Rom spline with centripetal knots (Yuksel et al., "Parameterization
-    and applications of Catmull-Rom curves", 2011: no loops, no overshoot), rotations slerp between
-    neighbours, the rest is interpolated linearly. Distance and turning both count as way, in equal
-    shares, so a camera that turns on the spot moves on. One camera gives a still.
+    and applications of Catmull-Rom curves", 2011: no loops, no overshoot); rotations are slerped
+    between neighbours, the rest is interpolated linearly. Speed counts distance and rotation in
+    equal shares, so a camera that only rotates also takes time. One camera gives a still.
     """
     count = cameras.c2w.shape[1]
     if count == 1:
         return cameras.at([0] * frames)
     time = torch.linspace(0, count - 1, (count - 1) * STEPS + 1).to(cameras.c2w)
-    way = _way(_poses(cameras.c2w, time))
-    goal = torch.linspace(0, 1, frames).to(way) * way[-1]
-    after = torch.searchsorted(way, goal).clamp(1, len(way) - 1)
-    share = ((goal - way[after - 1]) / (way[after] - way[after - 1])).clamp(0, 1)
+    # Find the times at which the camera has covered equal lengths of the path.
+    length = _measure_length(_interpolate_poses(cameras.c2w, time))
+    goal = torch.linspace(0, 1, frames).to(length) * length[-1]
+    after = torch.searchsorted(length, goal).clamp(1, len(length) - 1)
+    share = ((goal - length[after - 1]) / (length[after] - length[after - 1])).clamp(0, 1)
     time = torch.lerp(time[after - 1], time[after], share)
 
-    def between(values: Tensor) -> Tensor:
+    # Interpolate the cameras at these times.
+    def interpolate(values: Tensor) -> Tensor:
         leg = time.floor().long().clamp(max=count - 2)
         t = (time - leg).reshape(1, -1, *[1] * (values.dim() - 2))
         return values[:, leg] * (1 - t) + values[:, leg + 1] * t
 
-    c2w = _poses(cameras.c2w, time)
-    return Cameras(c2w, between(cameras.K), between(cameras.near), between(cameras.far))
+    c2w = _interpolate_poses(cameras.c2w, time)
+    return Cameras(c2w, interpolate(cameras.K), interpolate(cameras.near), interpolate(cameras.far))
 
 
 def orbit(cameras: Cameras, frames: int, focus: float, turn: float = 2 * math.pi) -> Cameras:
-    """The first camera carried around the point `focus` units ahead of it by `turn` radians.
+    """Rotates the first camera by `turn` radians around the point `focus` units ahead of it.
 
     The axis is the mean upward direction of all given cameras; height and distance stay.
     """
     c2w = cameras.c2w[:, 0]
-    centre = c2w[:, :3, 3] + focus * c2w[:, :3, 2]
+    center = c2w[:, :3, 3] + focus * c2w[:, :3, 2]
     axis = normalize(-cameras.c2w[..., :3, 1].mean(dim=1), dim=-1)
     angle = torch.arange(frames).to(c2w) * (turn / frames)
     half = 0.5 * angle[None, :, None]
     quats = torch.cat([half.cos(), half.sin() * axis[:, None]], dim=-1)
     rotation = gaussian.quat_to_rotation(quats)
-    around = centre - torch.einsum("bvij,bj->bvi", rotation, centre)[0]
+    around = center - torch.einsum("bvij,bj->bvi", rotation, center)[0]
     still = cameras.at([0] * frames)
     moved = se3.compose(rotation, around[None]) @ still.c2w
     return Cameras(moved, still.K, still.near, still.far)
@@ -61,10 +63,10 @@ def orbit(cameras: Cameras, frames: int, focus: float, turn: float = 2 * math.pi
 def around(
     eye: Float[Tensor, "3"], point: Float[Tensor, "3"], up: Float[Tensor, "3"], frames: int
 ) -> Float[Tensor, "frame 4 4"]:
-    """Poses (c2w) once around a point, from `eye` on, all looking at it with `up` upwards.
+    """Returns poses (c2w) on a circle around a point, starting at `eye` and looking at the point.
 
-    The circle lies across `up` and is closed: the frame after the last would be the first. `eye`
-    must not lie straight above or below the point.
+    The circle is perpendicular to `up` and closed: the frame after the last would be the first.
+    `eye` must not lie straight above or below the point.
     """
     up = normalize(up, dim=-1)
     half = torch.arange(frames).to(eye)[:, None] * (math.pi / frames)
@@ -73,21 +75,23 @@ def around(
 
 
 def stabilise(cameras: Cameras, width: float) -> Cameras:
-    """The path with the tremble of a hand taken out: a Gaussian low-pass over frames.
+    """Removes hand tremble from a path with a Gaussian low-pass filter over frames.
 
     `width` is the standard deviation in frames. Positions are averaged; rotations are averaged as
-    quaternions of one sign and normalised, which is the chordal mean of close rotations. At the
-    ends the path is continued by its mirror image about the end point, which keeps it in place.
+    quaternions of consistent sign and normalised: the chordal mean of close rotations. At its ends
+    the path is extended by its mirror image about the end point, which keeps the end in place.
     """
     c2w = cameras.c2w
     count = c2w.shape[1]
     reach = min(math.ceil(3 * width), count - 1)
     if reach < 1:
         return cameras
+    # Build the filter.
     offsets = torch.arange(-reach, reach + 1, device=c2w.device, dtype=c2w.dtype)
     kernel = torch.exp(-0.5 * (offsets / width) ** 2)
     kernel = kernel / kernel.sum()
-    quats = _one_sign(gaussian.rotation_to_quat(c2w[..., :3, :3]))
+    # Filter positions and rotations.
+    quats = _align_signs(gaussian.rotation_to_quat(c2w[..., :3, :3]))
 
     def smooth(values: Float[Tensor, "batch view channel"]) -> Tensor:
         head = 2 * values[:, :1] - values[:, 1 : reach + 1].flip(1)
@@ -100,32 +104,32 @@ def stabilise(cameras: Cameras, width: float) -> Cameras:
     return Cameras(smoothed, cameras.K, cameras.near, cameras.far)
 
 
-def _way(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, " view"]:
-    """How far along the way each camera is: its share of the distance plus that of the turning."""
+def _measure_length(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, " view"]:
+    """Returns how far along a path each camera is: its shares of the distance and the rotation."""
     step = (c2w[0, 1:, :3, 3] - c2w[0, :-1, :3, 3]).norm(dim=-1)
     rotation = c2w[0, :, :3, :3]
-    chord = (rotation[1:] - rotation[:-1]).flatten(1).norm(dim=-1)  # of the angle, for small steps
+    chord = (rotation[1:] - rotation[:-1]).flatten(1).norm(dim=-1)  # about the angle, scaled
     tiny = torch.finfo(step.dtype).eps
     share = step / step.sum().clamp_min(tiny) + chord / chord.sum().clamp_min(tiny)
-    way = share.clamp_min(1e-9).cumsum(0)
-    return torch.cat([torch.zeros_like(way[:1]), way])
+    length = share.clamp_min(1e-9).cumsum(0)
+    return torch.cat([torch.zeros_like(length[:1]), length])
 
 
-def _poses(
+def _interpolate_poses(
     c2w: Float[Tensor, "batch view 4 4"], time: Float[Tensor, " frame"]
 ) -> Float[Tensor, "batch frame 4 4"]:
-    """The curve through the poses, where whole times are the given ones."""
+    """Interpolates poses; at integer times the result is a given pose."""
     leg = time.floor().long().clamp(max=c2w.shape[1] - 2)
     fraction = time - leg
-    turned = se3.interpolate(c2w[:, leg], c2w[:, leg + 1], fraction[None])
+    rotated = se3.interpolate(c2w[:, leg], c2w[:, leg + 1], fraction[None])
     position = _catmull_rom(c2w[..., :3, 3], leg, fraction)
-    return se3.compose(turned[..., :3, :3], position)
+    return se3.compose(rotated[..., :3, :3], position)
 
 
 def _catmull_rom(
     points: Float[Tensor, "batch point 3"], leg: Tensor, fraction: Float[Tensor, " frame"]
 ) -> Float[Tensor, "batch frame 3"]:
-    """Barry and Goldman's pyramid with centripetal knots; the ends are mirrored."""
+    """Evaluates a Catmull-Rom spline by Barry and Goldman's pyramid; the ends are mirrored."""
     first, last = 2 * points[:, :1] - points[:, 1:2], 2 * points[:, -1:] - points[:, -2:-1]
     padded = torch.cat([first, points, last], dim=1)
     p0, p1, p2, p3 = (padded[:, leg + i] for i in range(4))
@@ -141,8 +145,8 @@ def _catmull_rom(
     return lerp(lerp(a1, a2, k0, k2), lerp(a2, a3, k1, k3), k1, k2)
 
 
-def _one_sign(quats: Float[Tensor, "batch view 4"]) -> Float[Tensor, "batch view 4"]:
-    """The same rotations, each quaternion on the side of the one before it."""
+def _align_signs(quats: Float[Tensor, "batch view 4"]) -> Float[Tensor, "batch view 4"]:
+    """Flips the signs of quaternions so that each is close to the one before; same rotations."""
     dots = (quats[:, 1:] * quats[:, :-1]).sum(dim=-1, keepdim=True)
     signs = torch.where(dots < 0, -1.0, 1.0).to(quats).cumprod(dim=1)
     return torch.cat([quats[:, :1], quats[:, 1:] * signs], dim=1)

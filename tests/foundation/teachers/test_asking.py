@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pmsplat.errors import UserError
-from pmsplat.foundation.teachers import _network, ask, given
+from pmsplat.foundation.teachers import _network, given, query_teacher
 from pmsplat.geometry import camera
 from pmsplat.types import Pointmap, Views
 from tests.foundation.teachers.scene import known_views, world_points
@@ -27,15 +27,15 @@ class Answering:
 def test_a_trainers_autocast_does_not_reach_the_teacher(generator: torch.Generator) -> None:
     views = known_views(20, 30, generator)
     teacher = given.build(given.Config(blur=1.0, downsample=2))
-    expected = ask(teacher, views)
+    expected = query_teacher(teacher, views)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(ask(teacher, views).points, expected.points)
+        assert torch.equal(query_teacher(teacher, views).points, expected.points)
 
 
 def test_gradients_end_at_the_teacher(generator: torch.Generator) -> None:
     views = known_views(14, 14, generator)
     points = world_points(views).requires_grad_()
-    answer = ask(Answering(Pointmap(points, points[..., 0].exp())), views)
+    answer = query_teacher(Answering(Pointmap(points, points[..., 0].exp())), views)
     assert not answer.points.requires_grad and not answer.confidence.requires_grad
 
 
@@ -57,7 +57,7 @@ def test_an_answer_that_is_none_is_told(
         for name, part in zip(("points", "confidence"), parts, strict=True):
             object.__setattr__(answer, name, part)
     with pytest.raises(UserError, match=words):
-        ask(Answering(answer), views)
+        query_teacher(Answering(answer), views)
 
 
 def test_a_plane_comes_back_up_without_a_shift(generator: torch.Generator) -> None:
@@ -68,12 +68,12 @@ def test_a_plane_comes_back_up_without_a_shift(generator: torch.Generator) -> No
     maps = slope.expand(1, 1, 4, small)[..., None]
     expected = 1 + (torch.arange(full) + 0.5) / full
     errors = {
-        floor: (_network.restored(maps, 4, full, floor)[0, 0, 0, :, 0] - expected).mean() * full
+        floor: (_network.restore_size(maps, 4, full, floor)[0, 0, 0, :, 0] - expected).mean() * full
         for floor in (False, True)
     }
     assert abs(errors[False]) < 0.02 and errors[True] == pytest.approx(-0.5, abs=0.05)
     views = known_views(28, 42, generator)
     assert views.depth is not None
-    points = _network.unprojected(views.depth, views.cameras.c2w, views.cameras, 28, 42)
+    points = _network.unproject_depth(views.depth, views.cameras.c2w, views.cameras, 28, 42)
     expected = camera.unproject_depth(views.depth, views.cameras.c2w, views.cameras.K)
     torch.testing.assert_close(points, expected)

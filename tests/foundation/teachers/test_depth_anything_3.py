@@ -137,7 +137,7 @@ def test_the_authors_own_code_takes_and_gives_what_the_adapter_expects(
     """Depth of its smallest network, weights random, through a file of its own naming."""
     pytest.importorskip("depth_anything_3.cfg", reason="depth_anything_3 is not installed")
     torch.manual_seed(0)
-    official = depth_anything_3._built("DA3-SMALL").eval()
+    official = depth_anything_3._build_network("DA3-SMALL").eval()
     path = tmp_path / "model.safetensors"
     save_model(nn.ModuleDict({"model": official}), str(path))  # as its authors' class does
     monkeypatch.setattr(_network, "fetch", lambda *_: path)
@@ -145,14 +145,14 @@ def test_the_authors_own_code_takes_and_gives_what_the_adapter_expects(
     teacher = depth_anything_3.build(Config(model="DA3-SMALL", posed=posed))
     answer = teacher(views)
     with torch.no_grad():
-        images = _network.reduced(views.images)
+        images = _network.reduce_images(views.images)
         mean, std = (
             torch.tensor(v)[:, None, None] for v in (depth_anything_3.MEAN, depth_anything_3.STD)
         )
-        known = (depth_anything_3._relative(views.cameras.c2w),) if posed else ()
+        known = (depth_anything_3._normalize_poses(views.cameras.c2w),) if posed else ()
         known += (camera.K_px(views.cameras.K, 42, 56),) if posed else ()
         told = official((images - mean) / std, *known)
-    depth = _network.restored(told["depth"][..., None], *views.size)[..., 0]
+    depth = _network.restore_size(told["depth"][..., None], *views.size)[..., 0]
     w2c, pixels = told["extrinsics"], torch.tensor([56.0, 42.0, 1.0])[:, None]
     rotation = w2c[..., :3].mT
     centres = -(rotation @ w2c[..., 3:])[..., 0]

@@ -84,7 +84,7 @@ def test_a_scene_is_made_worse_alike_whatever_shares_its_batch(generator: torch.
 
 def test_what_it_cannot_do_is_told(generator: torch.Generator) -> None:
     views = known_views(20, 30, generator)
-    with pytest.raises(UserError, match="views without depth; wanted data that brings it"):
+    with pytest.raises(UserError, match="views without depth; wanted data with depth"):
         build(Config())(replace(views, depth=None))
     with pytest.raises(UserError, match=r"holes=1,"):
         registry.build("foundation.teachers", "given", {"holes": 1.0})

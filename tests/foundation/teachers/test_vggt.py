@@ -242,10 +242,10 @@ def test_the_authors_own_code_answers_the_same(
     views = known_views(45, 63, generator)
     teacher = vggt.build(vggt.Config(head=head))
     monkeypatch.setattr(_network, "load", lambda *_: network)
-    monkeypatch.setattr(vggt, "_installed", lambda: lambda **_: network)
+    monkeypatch.setattr(vggt, "_import_network", lambda: lambda **_: network)
     answer = teacher(views)
     with torch.no_grad():
-        images = _network.reduced(views.images)
+        images = _network.reduce_images(views.images)
         told = network(images)
     points = told["world_points"]
     if head == "depth":
@@ -255,14 +255,14 @@ def test_the_authors_own_code_answers_the_same(
         centres = -torch.einsum("bvji,bvj->bvi", w2c[..., :3], w2c[..., 3])
         unit = spread(views.cameras.c2w[..., :3, 3]) / spread(centres)
         depth = told["depth"][..., 0] * unit[:, None, None, None]
-        full = _network.restored(depth[..., None], *views.size)[..., 0]
+        full = _network.restore_size(depth[..., None], *views.size)[..., 0]
         points = camera.unproject_depth(full, views.cameras.c2w, views.cameras.K)
     else:
-        points = _network.restored(points, *views.size, floor=True)
+        points = _network.restore_size(points, *views.size, floor=True)
     torch.testing.assert_close(answer.points, points, atol=1e-5, rtol=1e-4)
     confidence = told["world_points_conf" if head == "point" else "depth_conf"]
     floor = head == "point"
-    expected = _network.restored(confidence[..., None], *views.size, floor)[..., 0]
+    expected = _network.restore_size(confidence[..., None], *views.size, floor)[..., 0]
     torch.testing.assert_close(answer.confidence, expected, atol=1e-5, rtol=1e-5)
     alone = teacher(views.map(lambda tensor: tensor[1:]))
     torch.testing.assert_close(alone.points, answer.points[1:], atol=1e-4, rtol=1e-3)

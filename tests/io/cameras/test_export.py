@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pmsplat.errors import UserError
-from pmsplat.io.cameras import colmap, export
-from pmsplat.io.cameras.survey import Lens, Shot, read_transforms
+from pmsplat.io.cameras import colmap, export, transforms
+from pmsplat.io.cameras.survey import Lens, Shot
 from tests.scenes import random_cameras
 
 LENSES = (
@@ -66,7 +66,7 @@ def test_colmap_models(
     suffix = ".txt" if text else ".bin"
     expected = {f"{name}{suffix}" for name in ("cameras", "images", "points3D")}
     assert {path.name for path in (tmp_path / "model").iterdir()} == expected
-    survey = colmap.read_colmap(tmp_path / "model")
+    survey = colmap.read(tmp_path / "model")
     same_poses(survey.shots, shots, ["a.png", "c.jpg", "d/e.jpg", "é.png"])
     assert survey.points is not None
     np.testing.assert_array_equal(survey.points, points.xyz)
@@ -91,7 +91,7 @@ def test_colmap_models(
 
 def test_transforms(tmp_path: Path, shots: list[Shot], points: export.Points) -> None:
     export.write_transforms(tmp_path / "transforms.json", shots, points)
-    survey = read_transforms(tmp_path / "transforms.json")
+    survey = transforms.read(tmp_path / "transforms.json")
     names = ["images/a.png", "images/c.jpg", "images/d/e.jpg", "images/é.png"]
     assert [shot.file for shot in survey.shots] == names
     same_poses(survey.shots, shots, names)
@@ -101,9 +101,9 @@ def test_transforms(tmp_path: Path, shots: list[Shot], points: export.Points) ->
 
 
 def test_real_models_survive(tmp_path: Path, shared: Path, points: export.Points) -> None:
-    survey = colmap.read_colmap(shared / "scenes" / "bonsai" / "sparse" / "0")
+    survey = colmap.read(shared / "scenes" / "bonsai" / "sparse" / "0")
     export.write_colmap(tmp_path / "model", survey.shots, points)
-    again = colmap.read_colmap(tmp_path / "model")
+    again = colmap.read(tmp_path / "model")
     assert len(again.shots) == len(survey.shots) == 40
     same_poses(again.shots, list(survey.shots), [shot.file for shot in survey.shots])
 
@@ -114,4 +114,4 @@ def test_names_with_spaces(tmp_path: Path, shots: list[Shot], points: export.Poi
     with pytest.raises(UserError, match=r"'a b\.png' in a COLMAP model as text"):
         export.write_colmap(tmp_path / "text", shots, points, text=True)
     export.write_colmap(tmp_path / "binary", shots, points)
-    assert colmap.read_colmap(tmp_path / "binary").shots[0].file == "a b.png"
+    assert colmap.read(tmp_path / "binary").shots[0].file == "a b.png"

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from pmsplat.errors import UserError
-from pmsplat.io import cameras
-from pmsplat.io.cameras import find_cameras, read_survey
+from pmsplat.io.cameras import find_cameras, inria, read_cameras
 from pmsplat.io.cameras.survey import Lens
 
 TURN = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])  # camera x, y, z are world y, z, x
@@ -30,7 +29,7 @@ def written(path: Path, content: Any) -> Path:
 
 
 def test_cameras_of_a_trained_scene(tmp_path: Path) -> None:
-    survey = read_survey(written(tmp_path / "cameras.json", [INRIA, INRIA | {"img_name": "b"}]))
+    survey = read_cameras(written(tmp_path / "cameras.json", [INRIA, INRIA | {"img_name": "b"}]))
     first, second = survey.shots
     assert (first.file, second.file) == ("a", "b")
     assert first.lens == Lens((80, 120), (100.0, 110.0), (60.0, 40.0))
@@ -40,7 +39,7 @@ def test_cameras_of_a_trained_scene(tmp_path: Path) -> None:
 
 
 def test_world_to_camera(tmp_path: Path) -> None:
-    (shot,) = read_survey(written(tmp_path / "any.json", W2C)).shots
+    (shot,) = read_cameras(written(tmp_path / "any.json", W2C)).shots
     assert shot.file == "a.JPG"
     assert np.allclose(shot.c2w @ [0, 0, 5, 1], [6, 2, 3, 1])
     radial = (0.1, 0, 0, 0, 0, 0)
@@ -52,8 +51,12 @@ def test_where_cameras_are_looked_for(tmp_path: Path) -> None:
     (tmp_path / "sparse/0").mkdir(parents=True)
     (tmp_path / "sparse/0/cameras.txt").touch()
     assert find_cameras(tmp_path) == find_cameras(tmp_path / "sparse/0") == tmp_path / "sparse/0"
-    (tmp_path / "cameras.json").touch()
+    written(tmp_path / "cameras.json", [INRIA])  # knows less than the model
+    assert find_cameras(tmp_path) == tmp_path / "sparse/0"
+    (tmp_path / "cameras.json").write_text("")
     assert find_cameras(tmp_path) == tmp_path / "cameras.json"
+    (tmp_path / "transforms.json").touch()
+    assert find_cameras(tmp_path) == tmp_path / "transforms.json"
     assert find_cameras("not/there.json") == Path("not/there.json")
 
 
@@ -80,14 +83,14 @@ def test_where_cameras_are_looked_for(tmp_path: Path) -> None:
 )
 def test_files_that_lie(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read_survey(written(tmp_path / "cameras.json", content))
+        read_cameras(written(tmp_path / "cameras.json", content))
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "cameras.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
-        read_survey(tmp_path / "cameras.json")
+        read_cameras(tmp_path / "cameras.json")
     with pytest.raises(UserError, match="there is no"):
-        read_survey(tmp_path / "none.json")
+        read_cameras(tmp_path / "none.json")
     with pytest.raises(UserError, match="has no cameras"):
-        cameras.read_inria(written(tmp_path / "cameras.json", {}))
+        inria.read(written(tmp_path / "cameras.json", {}))

@@ -14,15 +14,10 @@ import torch
 from pmsplat.errors import UserError
 from pmsplat.geometry import se3
 from pmsplat.io import images
-from pmsplat.io.cameras import colmap
-from pmsplat.io.cameras.survey import (
-    DepthFiles,
-    Lens,
-    Shot,
-    read_cameras,
-    read_transforms,
-    write_cameras,
-)
+from pmsplat.io.cameras import colmap, ours
+from pmsplat.io.cameras import transforms as transforms_json
+from pmsplat.io.cameras.ours import DepthFiles, write_cameras
+from pmsplat.io.cameras.survey import Lens, Shot
 from tests.scenes import random_cameras
 
 COLMAP_SCENES = ("bonsai", "fern", "south_building")
@@ -61,7 +56,7 @@ def by_pycolmap(model: Path, out: Path) -> Any:
 def test_colmap_models_as_pycolmap_reads_them(shared: Path, tmp_path: Path, name: str) -> None:
     model = shared / "scenes" / name / "sparse" / "0"
     its = by_pycolmap(model, tmp_path / "text")
-    survey = colmap.read_colmap(model)
+    survey = colmap.read(model)
     assert [shot.file for shot in survey.shots] == its["names"].tolist()
     c2w = np.stack([shot.c2w for shot in survey.shots])
     np.testing.assert_allclose(np.linalg.inv(c2w)[:, :3], its["w2c"], atol=1e-10)
@@ -76,7 +71,7 @@ def test_colmap_models_as_pycolmap_reads_them(shared: Path, tmp_path: Path, name
     np.testing.assert_allclose(pixels, its["pixels"], atol=1e-6)
     assert np.median(its["errors"]) < 0.9
 
-    text = colmap.read_colmap(tmp_path / "text")
+    text = colmap.read(tmp_path / "text")
     assert text.points is not None and survey.points is not None
     np.testing.assert_allclose(text.points, survey.points, rtol=1e-9)
     for a, b in zip(text.shots, survey.shots, strict=True):
@@ -119,7 +114,7 @@ def write_text_model(folder: Path, camera: str, image: str = "1 1 0 0 0 0 0 0 1 
 @pytest.mark.parametrize("name", TEXT_MODELS)
 def test_lens_models(tmp_path: Path, name: str) -> None:
     parameters, focal, radial, tangential = TEXT_MODELS[name]
-    survey = colmap.read_colmap(write_text_model(tmp_path, f"{name} 120 80 {parameters}"))
+    survey = colmap.read(write_text_model(tmp_path, f"{name} 120 80 {parameters}"))
     (shot,) = survey.shots
     assert shot.file == "a b.jpg"
     assert shot.lens == Lens((80, 120), focal, (60, 40), radial, tangential)
@@ -141,10 +136,10 @@ def test_colmap_files_that_cannot_be_used(tmp_path: Path) -> None:
     for i, (camera, image, told) in enumerate(cases):
         folder = write_text_model(tmp_path / str(i), camera, *([image] if image else []))
         with pytest.raises(UserError, match=told):
-            colmap.read_colmap(folder)
+            colmap.read(folder)
     (tmp_path / "0" / "images.txt").unlink()
     with pytest.raises(UserError, match=r"there is no .*images\.txt"):
-        colmap.read_colmap(tmp_path / "0")
+        colmap.read(tmp_path / "0")
 
 
 def test_damaged_binary_models_never_escape(shared: Path, tmp_path: Path) -> None:
@@ -160,7 +155,7 @@ def test_damaged_binary_models_never_escape(shared: Path, tmp_path: Path) -> Non
                 data[at] = rng.integers(0, 256)
             (tmp_path / f"{name}.bin").write_bytes(data)
         try:
-            colmap.read_colmap(tmp_path)
+            colmap.read(tmp_path)
         except UserError:
             refused += 1
     assert refused >= 40
@@ -186,7 +181,7 @@ def transforms(folder: Path, change: Callable[[dict], None] = lambda content: No
 
 def test_opengl_axes_become_opencv(tmp_path: Path) -> None:
     """OpenGL looks along -z with y up: what it sees ahead and above is ahead and above here."""
-    (shot, _) = read_transforms(transforms(tmp_path)).shots
+    (shot, _) = transforms_json.read(transforms(tmp_path)).shots
     centre = np.array([1.0, 2, 3])
     np.testing.assert_allclose(shot.c2w[:3, 3], centre)
     np.testing.assert_allclose(shot.c2w[:3, 2], [0, 0, -1])  # forward
@@ -202,7 +197,7 @@ def test_intrinsics_per_frame_by_angle_and_by_header(tmp_path: Path) -> None:
         content["camera_angle_x"] = 2 * np.arctan(0.5)
         content["frames"][1] |= {"fl_x": 9.0, "fl_y": 8.0, "cx": 5.0, "k1": 0.1, "p2": 0.2}
 
-    first, second = read_transforms(transforms(tmp_path, change)).shots
+    first, second = transforms_json.read(transforms(tmp_path, change)).shots
     assert first.lens.size == (8, 12) and first.lens.center == (6, 4)
     np.testing.assert_allclose(first.lens.focal, (12, 12))  # 12 / 2 / tan = 12
     assert second.lens.focal == (9, 8) and second.lens.center == (5, 4)
@@ -214,7 +209,7 @@ def test_depth_range_and_blender_names(tmp_path: Path) -> None:
         content |= {"depth_unit_scale_factor": 0.01, "applied_scale": 2.0, "near": 1, "far": 9.0}
         content["frames"][0] |= {"file_path": "images/0", "depth_file_path": "d/0.png", "far": 7}
 
-    survey = read_transforms(transforms(tmp_path, change))
+    survey = transforms_json.read(transforms(tmp_path, change))
     assert survey.depth_scale == pytest.approx(0.02)
     first, second = survey.shots
     assert (first.file, first.depth_file, second.depth_file) == ("images/0.png", "d/0.png", None)
@@ -245,10 +240,10 @@ BAD = {
 def test_bad_transforms_are_told(tmp_path: Path, case: str) -> None:
     change, told = BAD[case]
     with pytest.raises(UserError, match=told):
-        read_transforms(transforms(tmp_path, change))
+        transforms_json.read(transforms(tmp_path, change))
 
 
-@pytest.mark.parametrize("read", [read_transforms, read_cameras])
+@pytest.mark.parametrize("read", [transforms_json.read, ours.read])
 def test_files_that_are_no_camera_files(tmp_path: Path, read: Callable) -> None:
     path = tmp_path / "file.json"
     with pytest.raises(UserError, match="there is no"):
@@ -263,14 +258,14 @@ def test_nearly_rigid_poses_are_made_exact(tmp_path: Path) -> None:
     def change(content: dict) -> None:
         content["frames"][0]["transform_matrix"][0][1] = 0.003
 
-    shot = read_transforms(transforms(tmp_path, change)).shots[0]
+    shot = transforms_json.read(transforms(tmp_path, change)).shots[0]
     assert bool(se3.is_rigid(torch.from_numpy(shot.c2w), tolerance=1e-12))
 
 
 def test_cameras_json_round_trip(tmp_path: Path, generator: torch.Generator) -> None:
     cameras = random_cameras(3, generator)
     write_cameras(tmp_path / "cameras.json", cameras, ["a", "b", "c"], (48, 64), scale=2.0)
-    survey = read_cameras(tmp_path / "cameras.json")
+    survey = ours.read(tmp_path / "cameras.json")
     assert [shot.file for shot in survey.shots] == ["a", "b", "c"]
     for i, shot in enumerate(survey.shots):
         np.testing.assert_allclose(shot.c2w, cameras.c2w[0, i], atol=1e-6)
@@ -286,6 +281,6 @@ def test_cameras_json_names_depth_maps(tmp_path: Path, generator: torch.Generato
     path, cameras = tmp_path / "cameras.json", random_cameras(2, generator)
     files = DepthFiles(("depth/a.png", "depth/b.png"), 0.005)
     write_cameras(path, cameras, ["a", "b"], (48, 64), depth=files)
-    survey = read_cameras(path)
+    survey = ours.read(path)
     assert survey.depth_scale == 0.005
     assert [shot.depth_file for shot in survey.shots] == ["depth/a.png", "depth/b.png"]

@@ -17,7 +17,7 @@ from tests.scenes import random_gaussians
 
 def in_order(gaussians: Gaussians) -> Gaussians:
     """Sorted along the curve that the writer follows, as the file has them."""
-    order = compressed_ply._along_curve(gaussians.means[0].double().numpy())
+    order = compressed_ply._sort_along_curve(gaussians.means[0].double().numpy())
     return gaussians.map(lambda tensor: tensor[:, order])
 
 
@@ -104,41 +104,41 @@ def test_degree_four_is_cut(
     tmp_path: Path, generator: torch.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_gaussians(random_gaussians(9, generator, degree=4), tmp_path / "a.compressed.ply")
-    assert "harmonics of degree 3 and below only" in caplog.text
+    assert "harmonics beyond degree 3 are left out" in caplog.text
     assert load_gaussians(tmp_path / "a.compressed.ply").sh_degree == 3
 
 
 def test_neighbours_share_a_chunk(generator: torch.Generator) -> None:
     """The curve makes chunks of 256 of points in a cube small: a fifth of its edge and less."""
     points = torch.rand(64 * 256, 3, generator=generator).double().numpy()
-    order = compressed_ply._along_curve(points)
+    order = compressed_ply._sort_along_curve(points)
     assert sorted(order.tolist()) == list(range(len(points)))
     boxes = points[order].reshape(64, 256, 3)
     volume = np.prod(boxes.max(axis=1) - boxes.min(axis=1), axis=-1)
     assert np.median(volume) < 1 / 5**2
-    assert len(compressed_ply._along_curve(points[:0])) == 0
+    assert len(compressed_ply._sort_along_curve(points[:0])) == 0
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "fault"),
     [
         (b"element chunk 3", b"element chunk 2", "without a chunk for each 256"),
         (b"element chunk 3", b"element lump  3", "without a chunk for each 256"),
         (b"uint packed_color", b"int  packed_color", "packed_color is missing or of another type"),
         (b"float max_z", b"float max_q", "max_z is missing or of another type"),
         (b"uchar f_rest_0\n", b"uchar f_rest_x\n", "f_rest_0 is missing or of another type"),
-        (b"element sh 700", b"element sh 699", "harmonics of 699 of 700 Gaussians"),
+        (b"element sh 700", b"element sh 699", "harmonics of 699 Gaussians"),
         (b"element vertex 700", b"element vertex 999", "rows of 'sh' in"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
-    tmp_path: Path, generator: torch.Generator, old: bytes, new: bytes, said: str
+    tmp_path: Path, generator: torch.Generator, old: bytes, new: bytes, fault: str
 ) -> None:
     save_gaussians(random_gaussians(700, generator, degree=1), tmp_path / "a.compressed.ply")
     content = (tmp_path / "a.compressed.ply").read_bytes()
     assert content.count(old) == 1
     (tmp_path / "a.compressed.ply").write_bytes(content.replace(old, new))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=fault):
         load_gaussians(tmp_path / "a.compressed.ply")
 
 

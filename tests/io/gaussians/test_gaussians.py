@@ -1,4 +1,4 @@
-"""The door of files of Gaussians: what is recognised, by content and by suffix, and what is not."""
+"""Loading and saving of Gaussians: formats by content and by suffix, and what is refused."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -109,16 +109,16 @@ def test_the_ends_of_the_ranges_stay_finite(tmp_path: Path, generator: torch.Gen
     torch.testing.assert_close(back.scales, gaussians.scales, rtol=1e-5, atol=1e-30)
 
 
-def test_degree_four_is_cut_and_said_once(
+def test_degree_four_is_cut_with_one_warning(
     tmp_path: Path, generator: torch.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     gaussians = random_gaussians(4, generator, degree=4)
-    ply._say_that_degree_is_cut.cache_clear()
+    ply._warn_once_about_degree.cache_clear()
     with caplog.at_level(logging.WARNING):
         for name in ("a.ply", "b.ply"):
             ply.save_ply(gaussians, tmp_path / name)
     assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
-    assert "degree 4 are written as degree 3" in caplog.text
+    assert "those of degree 4 are left out" in caplog.text
     assert torch.equal(ply.load_ply(tmp_path / "a.ply").sh, gaussians.sh[:, :, :16])
 
 
@@ -194,14 +194,14 @@ def test_a_full_disk_leaves_the_old_file(
 
 
 def gaussian_header(count: int, form: str = "binary_little_endian") -> bytes:
-    names = [n for n in ply._properties(0) if not n.startswith("n")]
+    names = [n for n in ply._list_properties(0) if not n.startswith("n")]
     lines = ["ply", f"format {form} 1.0", f"element vertex {count}"]
     lines += [f"property float {name}" for name in names] + ["end_header"]
     return ("\n".join(lines) + "\n").encode()
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "fault"),
     [
         (b"", "no .ply header"),
         (b"not a ply at all", "no .ply header"),
@@ -218,14 +218,14 @@ def gaussian_header(count: int, form: str = "binary_little_endian") -> bytes:
         ),
     ],
 )
-def test_what_is_no_gaussians_is_one_sentence(tmp_path: Path, content: bytes, said: str) -> None:
+def test_what_is_no_gaussians_is_one_sentence(tmp_path: Path, content: bytes, fault: str) -> None:
     (tmp_path / "a.ply").write_bytes(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=fault):
         ply.load_ply(tmp_path / "a.ply")
 
 
 def test_number_of_coefficients_must_be_a_degree(tmp_path: Path) -> None:
-    properties = [*ply._properties(0), "f_rest_0", "f_rest_1", "f_rest_2"]
+    properties = [*ply._list_properties(0), "f_rest_0", "f_rest_1", "f_rest_2"]
     write_ascii(tmp_path / "a.ply", properties, [[0.0] * len(properties)])
     with pytest.raises(UserError, match="3 properties f_rest"):
         ply.load_ply(tmp_path / "a.ply")
@@ -277,7 +277,7 @@ def test_other_orders_types_and_properties(
 
 
 def test_degree_four_is_read(tmp_path: Path) -> None:
-    properties = [*ply._properties(24)]
+    properties = [*ply._list_properties(24)]
     row = [0.0] * len(properties)
     row[properties.index("rot_0")] = 1
     for i in range(72):
@@ -291,7 +291,7 @@ def test_degree_four_is_read(tmp_path: Path) -> None:
 def test_lists_and_odd_headers_are_refused(tmp_path: Path) -> None:
     good = gaussian_header(1) + bytes(56)
     names = b"property float x\n"
-    for old, new, said in (
+    for old, new, fault in (
         (names, names + b"property list uchar int more\n", "element 'vertex' has lists"),
         (names, names + names, "two properties of one name"),
         (names, b"property quaternion x\n", "the line 'property quaternion x'"),
@@ -302,7 +302,7 @@ def test_lists_and_odd_headers_are_refused(tmp_path: Path) -> None:
     ):
         assert good.count(old) == 1
         (tmp_path / "a.ply").write_bytes(good.replace(old, new))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=fault):
             ply.load_ply(tmp_path / "a.ply")
     (tmp_path / "a.ply").write_bytes(good)
     assert ply.load_ply(tmp_path / "a.ply").opacities.tolist() == [[0.5]]

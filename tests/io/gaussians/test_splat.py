@@ -60,7 +60,7 @@ def test_round_trip_to_its_precision(tmp_path: Path, generator: torch.Generator)
     torch.testing.assert_close(again.sh, back.sh, rtol=0, atol=1e-6)
 
 
-def test_harmonics_are_lost_and_that_is_said(
+def test_harmonics_are_lost_with_a_warning(
     tmp_path: Path, generator: torch.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     gaussians = random_gaussians(5, generator, degree=2)
@@ -87,7 +87,7 @@ def test_half_a_gaussian(tmp_path: Path, generator: torch.Generator) -> None:
     splat.write(random_gaussians(5, generator, degree=0), tmp_path / "a.splat")
     content = (tmp_path / "a.splat").read_bytes()
     (tmp_path / "a.splat").write_bytes(content[:-1])
-    with pytest.raises(UserError, match="159 bytes are no multiple of 32"):
+    with pytest.raises(UserError, match="159 bytes is not a multiple of 32"):
         splat.read(tmp_path / "a.splat")
     (tmp_path / "a.splat").write_bytes(content[:12] + struct.pack("<f", math.nan) + content[16:])
     assert splat.read(tmp_path / "a.splat").means.shape == (1, 4, 3)

@@ -142,7 +142,7 @@ def test_stages_that_cannot_be_used(tmp_path: Path, generator: torch.Generator, 
         usd.read(tmp_path / "absent.usdc")
     usd.write(random_gaussians(3, generator, degree=1), tmp_path / "g.usda")
     text = (tmp_path / "g.usda").read_text()
-    for old, new, told in (
+    for old, new, fault in (
         ("HarmonicsDegree = 1", "HarmonicsDegree = 2", "3 positions, but"),
         ("HarmonicsDegree = 1", "HarmonicsDegree = -7", "degree -7"),
         ("HarmonicsDegree = 1", "HarmonicsDegree = 40000", "degree 40000"),
@@ -151,7 +151,7 @@ def test_stages_that_cannot_be_used(tmp_path: Path, generator: torch.Generator, 
     ):  # fmt: skip
         assert old in text
         (tmp_path / "h.usda").write_text(text.replace(old, new))
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=fault):
             usd.read(tmp_path / "h.usda")
 
 
@@ -174,7 +174,7 @@ def test_the_missing_package_is_named(
         usd.write(random_gaussians(2, generator), tmp_path / "a.usdz")
 
 
-def test_a_parser_that_dies_is_told(
+def test_a_parser_that_crashes_is_an_error(
     tmp_path: Path, generator: torch.Generator, pxr: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usd.write(random_gaussians(2, generator), tmp_path / "a.usdc")

@@ -77,7 +77,7 @@ class View:
         near, far = torch.tensor([[self.near]]), torch.tensor([[self.far]])
         return Cameras(c2w=c2w[None, None], K=K[None, None], near=near, far=far)
 
-    def told(self, name: str) -> dict[str, Any]:
+    def in_axes_of(self, name: str) -> dict[str, Any]:
         """The same view in the world of a file of this name."""
         sign = (1.0, -1.0, -1.0) if name.endswith(UPRIGHT) else (1.0, 1.0, 1.0)
         vectors = {"eye": self.eye, "target": self.target, "up": self.up}
@@ -113,7 +113,7 @@ class Site:
     def draw(self, viewer: str, name: str, view: View) -> np.ndarray:
         """What a viewer shows of a file, [height, width, 3] in [0, 1]; kept beside it as .png."""
         picture = self.folder / f"{name}-{viewer}.png"
-        values = viewer, f"{self.base}/{name}", view.told(name)
+        values = viewer, f"{self.base}/{name}", view.in_axes_of(name)
         self.ask("([viewer, url, view]) => draw(viewer, url, view)", *values, picture=picture)
         return imageio.imread(picture)[..., :3] / 255
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pmsplat.io.gaussians import _usd_stage
 
 if __name__ == "__main__":
-    _usd_stage.openusd("a stage")
+    _usd_stage.import_openusd("a stage")
     for line in sys.stdin:
         file, folder = map(Path, line.rstrip("\n").split("\t"))
         child = os.fork()

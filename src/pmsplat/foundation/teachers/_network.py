@@ -1,7 +1,7 @@
-"""What pretrained teachers have in common: their image size, their unit, their file.
+"""The image size, the unit and the file of weights of pretrained teachers.
 
-The sizes are those of the published PM-Loss (aim-uofa/PM-Loss): images go down to the multiples of
-the patch below them, and the answer comes back up without mixing neighbouring pixels.
+The sizes are those of the published PM-Loss (aim-uofa/PM-Loss): images are reduced to the
+multiples of the patch size below them, and maps are brought back up without mixing pixels.
 """
 
 import torch
@@ -17,7 +17,7 @@ from ...types import Cameras, Pointmap
 PATCH = 14  # pixels a side, of every ViT here
 
 
-def reduced(images: Float[Tensor, "batch view 3 height width"]) -> Tensor:
+def reduce_images(images: Float[Tensor, "batch view 3 height width"]) -> Tensor:
     """The images at the multiples of 14 at or below their size, bilinearly."""
     height, width = images.shape[-2:]
     size = (height // PATCH * PATCH, width // PATCH * PATCH)
@@ -33,7 +33,7 @@ def reduced(images: Float[Tensor, "batch view 3 height width"]) -> Tensor:
     return small.unflatten(0, images.shape[:2])
 
 
-def restored(
+def restore_size(
     maps: Float[Tensor, "batch view rows columns channel"],
     height: int,
     width: int,
@@ -50,7 +50,7 @@ def restored(
     return full.unflatten(0, maps.shape[:2])
 
 
-def unprojected(
+def unproject_depth(
     depth: Float[Tensor, "batch view rows columns"],
     c2w: Float[Tensor, "batch view 4 4"],
     cameras: Cameras,
@@ -60,24 +60,24 @@ def unprojected(
     """World points of depth that a network gives in its own unit, by known cameras.
 
     `c2w` is where the network thinks the cameras are, in any frame: how far they are apart tells
-    its unit. Where all centres coincide the unit stays the network's; it is free then, being a
-    similarity about that centre.
+    its unit. Where all centers coincide the unit stays the network's; it is free then, being a
+    similarity about that center.
     """
     spread, ours = _spread(c2w), _spread(cameras.c2w)
     apart = (spread > 0) & (ours > 0)
     unit = torch.where(apart, ours / torch.where(apart, spread, 1), 1)
-    full = restored(depth[..., None], height, width)[..., 0] * unit[:, None, None, None]
+    full = restore_size(depth[..., None], height, width)[..., 0] * unit[:, None, None, None]
     return camera.unproject_depth(full, cameras.c2w, cameras.K)
 
 
 def _spread(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, " batch"]:
-    """Root mean square distance of the camera centres from their mean."""
-    centres = c2w[..., :3, 3]
-    return (centres - centres.mean(dim=1, keepdim=True)).square().sum(-1).mean(-1).sqrt()
+    """Root mean square distance of the camera centers from their mean."""
+    centers = c2w[..., :3, 3]
+    return (centers - centers.mean(dim=1, keepdim=True)).square().sum(-1).mean(-1).sqrt()
 
 
-def told(points: Tensor, confidence: Tensor) -> Pointmap:
-    """The pointmap in float32, nothing known where it is not finite."""
+def to_pointmap(points: Tensor, confidence: Tensor) -> Pointmap:
+    """The pointmap in float32; its confidence is 0 where it is not finite."""
     known = points.isfinite().all(dim=-1) & confidence.isfinite()
     return Pointmap(
         torch.where(known[..., None], points, 0).float(), torch.where(known, confidence, 0).float()
@@ -95,7 +95,7 @@ def load(network: nn.Module, source: Source, prefix: str, unused: tuple[str, ...
     path = fetch(source, pretrained_folder() / source.repository.rpartition("/")[2])
     given = {name.removeprefix(prefix): tensor for name, tensor in read_checkpoint(path).items()}
     state = {name: tensor for name, tensor in given.items() if not name.startswith(unused)}
-    for names in _tied(network):
+    for names in _find_tied_names(network):
         held = [state[name] for name in names if name in state]
         state |= dict.fromkeys(names, held[0]) if held else {}
     check_same(state, network.state_dict(), str(path), f"put {source.url} in its place")
@@ -103,7 +103,7 @@ def load(network: nn.Module, source: Source, prefix: str, unused: tuple[str, ...
     return network.requires_grad_(False).eval()
 
 
-def _tied(network: nn.Module) -> list[list[str]]:
+def _find_tied_names(network: nn.Module) -> list[list[str]]:
     """The names of each parameter that has several."""
     names: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):

@@ -3,10 +3,10 @@
 Lin et al., "Depth Anything 3: Recovering the Visual Space from Any Views", 2025, run by its
 authors' own code (ByteDance-Seed/Depth-Anything-3).
 
-Its cameras are OpenCV world-to-camera with intrinsics in pixels, the principal point of a centred
+Its cameras are OpenCV world-to-camera with intrinsics in pixels, the principal point of a centered
 camera at width/2: ours inverted, and times the size. As its own `inference` does, known poses are
 given relative to the first camera, in the median distance from it; what comes back is in a unit of
-the network's, told by where it places the cameras.
+the network's, which follows from where it places the cameras.
 """
 
 import os
@@ -75,18 +75,20 @@ class DepthAnything3:
     @cached_property
     def network(self) -> nn.Module:
         """The frozen network."""
-        return _network.load(_built(self.config.model), SOURCES[self.config.model], "model.", ())
+        return _network.load(
+            _build_network(self.config.model), SOURCES[self.config.model], "model.", ()
+        )
 
     @torch.no_grad()
     def __call__(self, views: Views) -> Pointmap:
         device = views.images.device
-        network, images = self.network.to(device), _network.reduced(views.images)
+        network, images = self.network.to(device), _network.reduce_images(views.images)
         rows, columns = images.shape[-2:]
         mean, std = (images.new_tensor(value)[:, None, None] for value in (MEAN, STD))
         known = ()
         if self.posed:
             K = camera.K_px(views.cameras.K, rows, columns)
-            known = (_relative(views.cameras.c2w), K)
+            known = (_normalize_poses(views.cameras.c2w), K)
         capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
         with torch.autocast(device.type, torch.bfloat16, enabled=capable):
             answer = network((images - mean) / std, *known)
@@ -97,19 +99,21 @@ class DepthAnything3:
             pixels = images.new_tensor([columns, rows, 1.0])[:, None]
             K = answer["intrinsics"].float() / pixels
             cameras = Cameras(c2w, K, near=cameras.near, far=cameras.far)
-        points = _network.unprojected(answer["depth"].float(), c2w, cameras, *views.size)
-        confidence = _network.restored(answer["depth_conf"].float()[..., None], *views.size)[..., 0]
-        return _network.told(points, confidence)
+        points = _network.unproject_depth(answer["depth"].float(), c2w, cameras, *views.size)
+        confidence = _network.restore_size(answer["depth_conf"].float()[..., None], *views.size)[
+            ..., 0
+        ]
+        return _network.to_pointmap(points, confidence)
 
 
-def _relative(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, "batch view 4 4"]:
+def _normalize_poses(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, "batch view 4 4"]:
     """World-to-camera in the frame of the first camera, in the median distance from it."""
     w2c = se3.invert(c2w) @ c2w[:, :1]
     far = se3.invert(w2c)[..., :3, 3].norm(dim=-1).median(dim=1).values.clamp(min=SHORTEST)
     return se3.compose(w2c[..., :3, :3], w2c[..., :3, 3] / far[:, None, None])
 
 
-def _built(model: str) -> nn.Module:
+def _build_network(model: str) -> nn.Module:
     """The network as its authors configure it; UserError where their package is not installed."""
     os.environ.setdefault("DA3_LOG_LEVEL", "WARN")  # else it prints a line at every step
     try:
@@ -127,12 +131,12 @@ def _built(model: str) -> nn.Module:
 
 
 def build(config: Config) -> DepthAnything3:
-    """The teacher; says the licence of its weights. Raises UserError for unknown settings."""
+    """The teacher; warns of the license of its weights. Raises UserError for unknown settings."""
     if config.model not in SOURCES:
         raise UserError(
             f"depth_anything_3 model {config.model!r}",
             f"one of {', '.join(SOURCES)}",
-            "choose one of them",
+            "the default is DA3-BASE",
         )
     if config.model == "DA3-LARGE-1.1":
         warnings.warn(f"the teacher {config.model} is under {NONCOMMERCIAL}", stacklevel=2)

@@ -1,8 +1,8 @@
-"""Depth that the data brings, as a teacher: exact or of a sensor, and made worse if asked.
+"""Depth of the data as a teacher: exact or of a sensor, and made worse by its settings.
 
 Exact depth is the upper bound of what any teacher can do. Blurred, noisy, coarse and with holes it
 is like a pretrained network, smooth across boundaries and less accurate than a good depth: what it
-takes to see whether PM-Loss mends boundaries.
+takes to see whether PM-Loss corrects boundaries.
 """
 
 import hashlib
@@ -48,15 +48,15 @@ class Given:
         if views.depth is None:
             raise UserError(
                 "the teacher 'given' was shown views without depth",
-                "data that brings it",
+                "data with depth",
                 "choose other data, or a teacher that needs none, as vggt; or give its points to "
                 "pmsplat.pointmap_loss yourself",
             )
-        depth = torch.stack([self._degraded(scene) for scene in views.depth])
+        depth = torch.stack([self._degrade(scene) for scene in views.depth])
         points = camera.unproject_depth(depth, views.cameras.c2w, views.cameras.K)
         return Pointmap(points, (depth > 0).to(depth.dtype))
 
-    def _degraded(
+    def _degrade(
         self, depth: Float[Tensor, "view height width"]
     ) -> Float[Tensor, "view height width"]:
         """The depth of one scene as a worse sensor sees it, 0 where it sees nothing."""
@@ -69,15 +69,15 @@ class Given:
             digest = hashlib.blake2b(content, digest_size=7, key=str(config.seed).encode()).digest()
             generator.manual_seed(int.from_bytes(digest))
         if config.blur:
-            weight = _blurred(known.to(depth.dtype), config.blur)
-            depth = _blurred(depth, config.blur) / torch.where(known, weight, 1)
+            weight = _blur(known.to(depth.dtype), config.blur)
+            depth = _blur(depth, config.blur) / torch.where(known, weight, 1)
         if config.downsample > 1:
-            depth = _coarse(torch.where(known, depth, 0), known, config.downsample)
+            depth = _coarsen(torch.where(known, depth, 0), known, config.downsample)
         if config.noise:
-            error = _clouds(depth, config.grain, generator)
+            error = _make_clouds(depth, config.grain, generator)
             depth = depth * (config.noise * error).exp()
         if config.holes:
-            clouds = _clouds(depth, config.grain, generator).flatten(1)
+            clouds = _make_clouds(depth, config.grain, generator).flatten(1)
             below = round(config.holes * clouds.shape[1])
             if below:
                 least = clouds.kthvalue(below, dim=1, keepdim=True).values
@@ -85,7 +85,7 @@ class Given:
         return torch.where(known, depth, 0)
 
 
-def _blurred(maps: Float[Tensor, "view height width"], sigma: float) -> Tensor:
+def _blur(maps: Float[Tensor, "view height width"], sigma: float) -> Tensor:
     """A Gaussian blur, nothing beyond the edges."""
     radius = max(1, round(3 * sigma))
     at = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
@@ -95,7 +95,7 @@ def _blurred(maps: Float[Tensor, "view height width"], sigma: float) -> Tensor:
     return conv2d(pad(across, (0, 0, radius, radius)), kernel[None, None, :, None])[:, 0]
 
 
-def _coarse(depth: Tensor, known: Tensor, factor: int) -> Float[Tensor, "view height width"]:
+def _coarsen(depth: Tensor, known: Tensor, factor: int) -> Float[Tensor, "view height width"]:
     """The means of the known depth of blocks of `factor` pixels a side, bilinearly between."""
     size = depth.shape[-2:]
     blocks = tuple(-(-side // factor) for side in size)
@@ -104,7 +104,7 @@ def _coarse(depth: Tensor, known: Tensor, factor: int) -> Float[Tensor, "view he
     return both[:, 0] / torch.where(known, both[:, 1], 1)
 
 
-def _clouds(like: Tensor, grain: float, generator: torch.Generator) -> Tensor:
+def _make_clouds(like: Tensor, grain: float, generator: torch.Generator) -> Tensor:
     """Smooth noise of the shape of `like`, features about `grain` pixels large, of variance 1."""
     views, height, width = like.shape
     cells = tuple(max(2, round(side / grain) + 1) for side in (height, width))
@@ -121,6 +121,6 @@ def build(config: Config) -> Given:
             f"the teacher 'given' with {Given(config).revision}",
             "blur and noise of 0 or more, downsample and grain of 1 or more, holes from 0 up to, "
             "not including, 1",
-            "mend the settings of the teacher",
+            "the default of blur, noise and holes is 0, of downsample 1, of grain 16",
         )
     return Given(config)

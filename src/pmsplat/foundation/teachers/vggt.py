@@ -6,7 +6,7 @@ Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025, run by its
 
 Its frame: OpenCV axes of the first camera, and a unit of its own, in which its points lie about 1
 from that camera. Its intrinsics have the principal point at width/2, which is ours with pixel
-centres at index + 0.5; its own unprojection counts whole pixels and is half a pixel off.
+centers at index + 0.5; its own unprojection counts whole pixels and is half a pixel off.
 """
 
 import warnings
@@ -37,7 +37,7 @@ SOURCES = {
         "2b766b284359bc47ce26be107254621f685b758a0282082ff109f3ff02788b53",
     ),
 }
-LICENCES = {
+LICENSES = {
     "VGGT-1B": "is under CC BY-NC 4.0: no commercial use (VGGT-1B-Commercial permits it)",
     "VGGT-1B-Commercial": "is under the VGGT License: no military use; access is asked for at "
     "huggingface.co/facebook/VGGT-1B-Commercial",
@@ -47,17 +47,17 @@ HEADS = {"point": ("point_head.",), "depth": ("depth_head.", "camera_head.")}
 
 @dataclass
 class Config:
-    model: str = "VGGT-1B"  # or VGGT-1B-Commercial, as good, under another licence
+    model: str = "VGGT-1B"  # or VGGT-1B-Commercial, as good, under another license
     head: str = "point"  # "point", as published; or "depth", unprojected by the known cameras
 
 
 class Vggt:
     """A `Teacher`. Images at the multiples of 14 below their size, the answer at its own size.
 
-    `head: point` knows nothing of our cameras and answers in its own frame; `head: depth` answers
-    in the world, its unit told by its own guess of how far the cameras are apart. Confidence is the
-    head's, 1 and more. bf16 on CUDA devices that have it, as published, and float32 on others. The
-    network goes to the device of the images.
+    `head: point` knows nothing of our cameras: its points are in its own frame. Those of `head:
+    depth` are in the world; their unit follows from its own guess of how far the cameras are apart.
+    Confidence is the head's, 1 and more. bf16 on CUDA devices that have it, as published, and
+    float32 on others. The network goes to the device of the images.
     """
 
     def __init__(self, config: Config) -> None:
@@ -69,8 +69,8 @@ class Vggt:
 
     @cached_property
     def network(self) -> nn.Module:
-        """The frozen network, with the heads that are asked for and no others."""
-        build = _installed()
+        """The frozen network, with the heads that the settings need and no others."""
+        build = _import_network()
         kept = HEADS[self.config.head]
         parts = {part: f"{part}_head." in kept for part in ("camera", "point", "depth", "track")}
         network = build(**{f"enable_{part}": on for part, on in parts.items()})
@@ -80,7 +80,7 @@ class Vggt:
     @torch.no_grad()
     def __call__(self, views: Views) -> Pointmap:
         device = views.images.device
-        network, images = self.network.to(device), _network.reduced(views.images)
+        network, images = self.network.to(device), _network.reduce_images(views.images)
         capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
         with torch.autocast(device.type, torch.bfloat16, enabled=capable):
             tokens, start = network.get_submodule("aggregator")(images)
@@ -90,10 +90,10 @@ class Vggt:
             else:
                 head = network.get_submodule("point_head")
                 points, confidence = head(tokens, images=images, patch_start_idx=start)
-                points = _network.restored(points, *views.size, floor=True)
+                points = _network.restore_size(points, *views.size, floor=True)
         floor = not self.posed
-        confidence = _network.restored(confidence[..., None], *views.size, floor)[..., 0]
-        return _network.told(points, confidence)
+        confidence = _network.restore_size(confidence[..., None], *views.size, floor)[..., 0]
+        return _network.to_pointmap(points, confidence)
 
 
 def _by_depth(
@@ -107,10 +107,10 @@ def _by_depth(
     poses = network.get_submodule("camera_head")(tokens)[-1]
     w2c = pose_encoding_to_extri_intri(poses, build_intrinsics=False)[0]
     c2w = se3.invert(se3.compose(w2c[..., :3], w2c[..., 3]))
-    return _network.unprojected(depth[..., 0], c2w, views.cameras, *views.size), confidence
+    return _network.unproject_depth(depth[..., 0], c2w, views.cameras, *views.size), confidence
 
 
-def _installed() -> type[nn.Module]:
+def _import_network() -> type[nn.Module]:
     """The class of the network; UserError where its package is not installed."""
     try:
         from vggt.models.vggt import VGGT
@@ -124,14 +124,14 @@ def _installed() -> type[nn.Module]:
 
 
 def build(config: Config) -> Vggt:
-    """The teacher; says the licence of its weights. Raises UserError for unknown settings."""
+    """The teacher; warns of the license of its weights. Raises UserError for unknown settings."""
     if config.model not in SOURCES:
         raise UserError(
-            f"vggt model {config.model!r}", f"one of {', '.join(SOURCES)}", "choose one of them"
+            f"vggt model {config.model!r}", f"one of {', '.join(SOURCES)}", "the default is VGGT-1B"
         )
     if config.head not in HEADS:
         raise UserError(
-            f"vggt head {config.head!r}", f"one of {', '.join(HEADS)}", "choose one of them"
+            f"vggt head {config.head!r}", f"one of {', '.join(HEADS)}", "the default is point"
         )
-    warnings.warn(f"the teacher {config.model} {LICENCES[config.model]}", stacklevel=2)
+    warnings.warn(f"the teacher {config.model} {LICENSES[config.model]}", stacklevel=2)
     return Vggt(config)

@@ -19,12 +19,12 @@ from .survey import (
     Shot,
     Survey,
     bad_pose,
-    checked_lens,
-    checked_size,
+    check_lens,
+    check_size,
     unknown_lens,
 )
 
-_MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
+_MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "")
 _OTHER_MODELS = {
     5: "OPENCV_FISHEYE",
     7: "FOV",
@@ -35,19 +35,20 @@ _OTHER_MODELS = {
 }
 
 
-def model_folder(folder: Path) -> Path | None:
-    """The folder of the sparse model that belongs to a folder of photos; None where it has none."""
+def find_model(folder: Path) -> Path | None:
+    """Where a folder has a sparse model: in sparse/0 or the like, or in itself; None without."""
     for name in _MODEL_FOLDERS:
         if any((folder / name / f"cameras{kind}").is_file() for kind in (".bin", ".txt")):
             return folder / name
     return None
 
 
-def read_colmap(folder: str | Path) -> Survey:
+def read(folder: str | Path) -> Survey:
     """A sparse model, binary or text (cameras, images, points3D), shots in order of their names.
 
-    Raises UserError for missing or damaged files and for lenses that are no pinhole with radial and
-    tangential distortion (fisheye lenses).
+    COLMAP looks at the pixels of photos as they are stored, whatever EXIF says. Raises UserError
+    for missing or damaged files, and for lenses that are no pinhole with radial and tangential
+    distortion (fisheye lenses).
     """
     folder = Path(folder)
     kind = ".bin" if (folder / "cameras.bin").is_file() else ".txt"
@@ -57,7 +58,7 @@ def read_colmap(folder: str | Path) -> Survey:
             raise UserError(
                 f"there is no {path}",
                 "a COLMAP model: cameras, images and points3D, all .bin or all .txt",
-                "export the whole sparse model",
+                "export the whole sparse model, or copy the file that is missing",
             )
     try:
         if kind == ".bin":
@@ -77,8 +78,13 @@ def read_colmap(folder: str | Path) -> Survey:
             "export the model again",
         ) from error
     if not shots:
-        raise UserError(f"the COLMAP model {folder} has no images", "at least one", "pose again")
-    return Survey(tuple(sorted(shots, key=lambda shot: shot.file)), points)
+        raise UserError(
+            f"the COLMAP model {folder} has no images",
+            "at least one",
+            "choose another of its models (sparse/1, …), or pose the photos again",
+        )
+    shots.sort(key=lambda shot: shot.file)
+    return Survey(tuple(shots), points, as_stored=True)
 
 
 class _Cursor:
@@ -226,10 +232,10 @@ def _lens(path: Path, model: LensModel, width: int, height: int, values: list[fl
     named = dict(zip(model.parameters, values, strict=True))
     fx, fy = (named.get(key, named.get("f", 0.0)) for key in ("fx", "fy"))
     lens = Lens(
-        size=checked_size(path, height, width),
+        size=check_size(path, height, width),
         focal=(fx, fy),
         center=(named["cx"], named["cy"]),
         radial=tuple(named.get(f"k{i}", 0.0) for i in range(1, 7)),
         tangential=(named.get("p1", 0.0), named.get("p2", 0.0)),
     )
-    return checked_lens(path, lens)
+    return check_lens(path, lens)

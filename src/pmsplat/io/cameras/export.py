@@ -1,8 +1,8 @@
 """Cameras and points as other trainers read them: sparse models of COLMAP, and transforms.json.
 
 https://colmap.github.io/format.html and https://docs.nerf.studio/quickstart/data_conventions.html.
-Photographs are named as in images/ beside the model; lenses keep their distortion. Points have
-colours, but no photograph is said to have seen them.
+Photographs are named as seen from images/ beside the model. Lenses keep their distortion. Points
+have colors, but no list of the photographs that observe them.
 """
 
 import json
@@ -31,7 +31,7 @@ _POINT = np.dtype(
 
 @dataclass(frozen=True)
 class Points:
-    """A point cloud: places in the world of the cameras, colours in 0..255."""
+    """A point cloud: positions in the world of the cameras, colors in 0..255."""
 
     xyz: Float[np.ndarray, "point 3"]
     rgb: UInt8[np.ndarray, "point 3"]
@@ -42,9 +42,9 @@ def write_colmap(
 ) -> None:
     """A sparse model in `folder`: cameras, images and points3D, all .bin, or all .txt with `text`.
 
-    Cameras of equal lens are one camera. Binary poses and lenses are float64 to the bit; text has
-    as many digits as that needs. Raises UserError for names with spaces in text, where COLMAP reads
-    no further than those.
+    Photos of equal lens share one camera. Binary poses and lenses are float64 to the bit; text has
+    as many digits as that needs. With `text`, raises UserError for photo names with spaces: COLMAP
+    reads a name up to the first space.
     """
     spaced = [_name(shot) for shot in shots if text and len(_name(shot).split()) != 1]
     if spaced:
@@ -62,17 +62,22 @@ def write_colmap(
 def _binary_model(
     folder: Path, numbers: dict[Lens, int], shots: Sequence[Shot], points: Points
 ) -> None:
+    # cameras.bin: one entry for each lens.
     data = struct.pack("<Q", len(numbers))
     for lens, number in numbers.items():
         model, values = _model(lens)
         data += struct.pack("<IiQQ", number, model, lens.size[1], lens.size[0])
         data += struct.pack(f"<{len(values)}d", *values)
     write_bytes(folder / "cameras.bin", data)
+
+    # images.bin: poses, names, and no observations.
     rows = [struct.pack("<Q", len(shots))]
     for i, shot in enumerate(shots):
         rows.append(struct.pack("<I7dI", i + 1, *_world_to_camera(shot), numbers[shot.lens]))
         rows.append(_name(shot).encode("utf-8", "surrogateescape") + b"\0" + struct.pack("<Q", 0))
     write_bytes(folder / "images.bin", b"".join(rows))
+
+    # points3D.bin: points with empty tracks.
     table = np.zeros(len(points.xyz), _POINT)
     table["id"] = np.arange(1, len(table) + 1)
     table["xyz"], table["rgb"] = points.xyz, points.rgb
@@ -85,13 +90,13 @@ def _text_model(
     lines = ["# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]"]
     for lens, number in numbers.items():
         model, values = _model(lens)
-        told = [number, LENS_MODELS[model].name, lens.size[1], lens.size[0], *values]
-        lines.append(" ".join(map(str, told)))
+        row = [number, LENS_MODELS[model].name, lens.size[1], lens.size[0], *values]
+        lines.append(" ".join(map(str, row)))
     write_text(folder / "cameras.txt", "\n".join(lines) + "\n")
     lines = ["# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME; then its points, none"]
     for i, shot in enumerate(shots):
-        told = [i + 1, *_world_to_camera(shot), numbers[shot.lens], _name(shot)]
-        lines += [" ".join(map(str, told)), ""]
+        row = [i + 1, *_world_to_camera(shot), numbers[shot.lens], _name(shot)]
+        lines += [" ".join(map(str, row)), ""]
     content = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
     write_bytes(folder / "images.txt", content)
     lines = ["# POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[]"]
@@ -104,9 +109,10 @@ def write_transforms(path: str | Path, shots: Sequence[Shot], points: Points) ->
     """A transforms.json of nerfstudio with the points as points.ply beside it.
 
     Poses in OpenGL axes (x right, y up, z backward), intrinsics with every frame; near and far, an
-    addition of ours that `poses.read_transforms` knows, where the shots have them.
+    addition of ours that `transforms.read` knows, where the shots have them.
     """
     path = Path(path)
+    # One frame for each shot, with its own intrinsics.
     frames = []
     for shot in shots:
         pose = shot.c2w * np.array([1.0, -1.0, -1.0, 1.0])  # OpenCV -> OpenGL
@@ -115,6 +121,8 @@ def write_transforms(path: str | Path, shots: Sequence[Shot], points: Points) ->
         frame |= {} if shot.near is None else {"near": shot.near}
         frame |= {} if shot.far is None else {"far": shot.far}
         frames.append(frame)
+
+    # The points, in a file of their own; then the file that names it.
     content = {"camera_model": "OPENCV", "ply_file_path": CLOUD, "frames": frames}
     names = ("x", "y", "z", "red", "green", "blue")
     table = np.empty(len(points.xyz), [(name, "<f4" if name in "xyz" else "u1") for name in names])
@@ -127,13 +135,13 @@ def write_transforms(path: str | Path, shots: Sequence[Shot], points: Points) ->
 
 def _intrinsics(lens: Lens) -> dict[str, float]:
     (height, width), (fx, fy), (cx, cy) = lens.size, lens.focal, lens.center
-    told = {"w": width, "h": height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
-    told |= {f"k{i + 1}": value for i, value in enumerate(lens.radial) if value or i < 2}
-    return told | {"p1": lens.tangential[0], "p2": lens.tangential[1]}
+    values = {"w": width, "h": height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
+    values |= {f"k{i + 1}": value for i, value in enumerate(lens.radial) if value or i < 2}
+    return values | {"p1": lens.tangential[0], "p2": lens.tangential[1]}
 
 
 def _model(lens: Lens) -> tuple[int, list[float]]:
-    """The simplest lens model that says it all, and its parameters."""
+    """The simplest lens model that has all of the distortion, and its parameters."""
     number = 1 if lens.is_pinhole else 6 if any(lens.radial[2:]) else 4
     named = {"fx": lens.focal[0], "fy": lens.focal[1], "cx": lens.center[0], "cy": lens.center[1]}
     named |= {f"k{i + 1}": value for i, value in enumerate(lens.radial)}

@@ -1,7 +1,8 @@
-"""The door of files of Gaussians: any known format in, any known format out.
+"""Reads and writes files of Gaussians in every format that pmsplat supports.
 
-A format is a module of this folder. It is recognised by how the file begins, and where the format
-has no such mark (.splat), or its library asks for the suffix (USD), by that.
+Each module of this folder holds one format. `load_gaussians` recognises a format by the first bytes
+of the file. Where a format has no such mark (.splat), or its library needs the suffix (USD), the
+suffix decides.
 """
 
 from collections.abc import Callable
@@ -42,47 +43,51 @@ WRITERS: dict[str, Writer] = {
 
 
 def load_gaussians(path: str | Path) -> Gaussians:
-    """The Gaussians of a file of any known format, as batch 1 on the CPU, float32.
+    """Reads the Gaussians of a file of any supported format, as batch 1 on the CPU, float32.
 
-    Standard 3DGS basis, linear scales, opacities in [0, 1], unit quaternions; in our axes where the
-    format names its own (.spz, glTF, USD), else in those of the file (.ply, .splat). A .ply, .splat
-    or .spz of no Gaussians gives none. Raises UserError for a file that is missing, damaged or of
-    an unknown kind.
+    Harmonics are in the standard 3DGS basis, scales are linear, opacities in [0, 1], quaternions of
+    length 1. Formats with defined axes (.spz, glTF, USD) are converted to OpenCV axes; .ply and
+    .splat define none, so their axes stay. An empty .ply, .splat or .spz gives no Gaussians. Raises
+    UserError for a file that is missing, damaged or of an unknown format.
     """
     source = Path(path)
     if not source.is_file():
         if source.is_dir():
             raise UserError(
-                f"{path} is a folder", _one_of(READERS), "name the file of Gaussians in it"
+                f"{path} is a folder", _list_suffixes(READERS), "pass a file of Gaussians inside it"
             )
-        raise UserError(f"no file {path}", _one_of(READERS), "check the path")
+        raise UserError(f"no file {path}", _list_suffixes(READERS), "check the path")
     with source.open("rb") as file:
         head = file.read(16)
-    marked = (reader for beginning, reader in BEGINNINGS.items() if head.startswith(beginning))
-    reader = next(marked, None) or _of_suffix(READERS, source, "convert it with its own tool")
+    readers = (reader for beginning, reader in BEGINNINGS.items() if head.startswith(beginning))
+    reader = next(readers, None) or _find_by_suffix(
+        READERS, source, "convert it to .ply with the program that wrote it"
+    )
     return reader(source)
 
 
 def save_gaussians(gaussians: Gaussians, path: str | Path) -> None:
-    """Writes the Gaussians of one scene in the format that the suffix names, whole or not at all.
+    """Writes the Gaussians of one scene in the format of the file's suffix, whole or not at all.
 
-    What a format cannot hold (see its module) is lost, and said in the log. Raises UserError for an
-    unknown suffix, for a batch of several scenes, or for values that are not finite.
+    What a format cannot hold (see its module) is lost, with a warning in the log. Raises UserError
+    for an unknown suffix, for a batch of several scenes, or for values that are not finite.
     """
     if not isinstance(gaussians, Gaussians):
         raise UserError(
-            f"{type(gaussians).__name__} to save", "Gaussians", "give what a model or a file gave"
+            f"{type(gaussians).__name__} to save",
+            "Gaussians",
+            "pass the output of a model or of load_gaussians",
         )
-    _of_suffix(WRITERS, Path(path), "choose another name")(gaussians, path)
+    _find_by_suffix(WRITERS, Path(path), "choose another name")(gaussians, path)
 
 
-def _of_suffix(formats: dict[str, F], path: Path, remedy: str) -> F:
-    """The entry of the longest known suffix that the name of the file ends with."""
+def _find_by_suffix(formats: dict[str, F], path: Path, remedy: str) -> F:
+    """Returns the entry of the longest known suffix that the file name ends with."""
     for suffix in sorted(formats, key=len, reverse=True):
         if path.name.lower().endswith(suffix):
             return formats[suffix]
-    raise UserError(f"{path} is no known file of Gaussians", _one_of(formats), remedy)
+    raise UserError(f"{path} is no known file of Gaussians", _list_suffixes(formats), remedy)
 
 
-def _one_of(formats: dict[str, F]) -> str:
+def _list_suffixes(formats: dict[str, F]) -> str:
     return f"a file that ends in one of {', '.join(sorted(formats))}"

@@ -1,8 +1,7 @@
-"""What readers and writers of Gaussians have in common: they go through a file block by block.
+"""Block-wise reading and writing, shared by the readers and writers of Gaussians.
 
-A file of millions of Gaussians is decoded into tensors of their final size, so that memory beyond
-the file itself is that of the result (44 + 12·sh bytes for each Gaussian: 236 at degree 3) and of
-one block.
+Readers decode block by block into tensors of the final size. So beside the file itself they need
+memory for the result (44 + 12·sh bytes for each Gaussian: 236 at degree 3) and for one block.
 """
 
 import logging
@@ -25,11 +24,11 @@ BLOCK = 1 << 14  # Gaussians: a few megabytes, which stay in the processor's cac
 def read_blocks(
     path: str | Path, count: int, coefficients: int, decode: Callable[[int, int], Gaussians]
 ) -> Gaussians:
-    """`count` Gaussians as one scene on the CPU, float32; `decode(start, stop)` gives a block.
+    """Reads `count` Gaussians as one float32 scene on the CPU; `decode(start, stop)` reads a block.
 
-    Quaternions come back normalised, one of length 0 as no rotation. A Gaussian with a value that
-    is not finite, a negative scale or an opacity outside [0, 1] is left out; how many are is
-    logged. Raises UserError where no Gaussian of a file that has some is left.
+    Quaternions are normalised; a quaternion of length 0 becomes the identity. A Gaussian with a
+    value that is not finite, a negative scale or an opacity outside [0, 1] is left out; a warning
+    counts them. Raises UserError if `count` is positive and no Gaussian is usable.
     """
     whole = Gaussians(
         means=torch.empty(1, count, 3),
@@ -40,65 +39,65 @@ def read_blocks(
     )
     kept = 0
     for start in range(0, count, BLOCK):
-        with np.errstate(all="ignore"):  # what is not finite is counted below
+        with np.errstate(all="ignore"):  # values that are not finite are counted below
             block = decode(start, min(start + BLOCK, count)).to(torch.float32)
-        usable = _usable(block)
+        usable = _find_usable(block)
         if not usable.all():
             block = block.map(lambda tensor, chosen=usable: tensor[:, chosen])
         end = kept + block.means.shape[1]
         whole.means[:, kept:end] = block.means
         whole.scales[:, kept:end] = block.scales
-        whole.quats_wxyz[:, kept:end] = _unit(block.quats_wxyz)
+        whole.quats_wxyz[:, kept:end] = _normalize_quats(block.quats_wxyz)
         whole.opacities[:, kept:end] = block.opacities
         whole.sh[:, kept:end] = block.sh
         kept = end
     if kept == count:
         return whole
     if not kept:
-        raise broken(path, f"not one of {count} Gaussians is finite")
+        raise damage_error(path, f"not one of {count} Gaussians is finite")
     log.warning("%s: %d of %d Gaussians are not finite and left out", path, count - kept, count)
     return whole.map(lambda tensor: tensor[:, :kept])
 
 
 def write_blocks(gaussians: Gaussians, path: str | Path) -> Iterator[Gaussians]:
-    """The one scene of `gaussians`, float32, in blocks of float64 on the CPU; checked before.
+    """Checks `gaussians` and returns its scene in blocks on the CPU: float64 of float32 precision.
 
     Raises UserError for a batch of several scenes, and for values that are not finite.
     """
     check(gaussians, path)
-    return _blocks(gaussians)
+    return _split_blocks(gaussians)
 
 
 def check(gaussians: Gaussians, path: str | Path) -> None:
-    """Raises UserError unless `gaussians` is one scene of finite values, as files hold it."""
+    """Raises UserError unless `gaussians` is one scene of finite values."""
     if gaussians.means.shape[0] != 1:
         raise UserError(
             f"Gaussians of {gaussians.means.shape[0]} scenes for {path}",
             "one scene per file",
             "save them one at a time: gaussians.map(lambda t: t[i : i + 1])",
         )
-    bad = sum(int((~_usable(block)).sum()) for block in _blocks(gaussians))
+    bad = sum(int((~_find_usable(block)).sum()) for block in _split_blocks(gaussians))
     if bad:
         raise UserError(
             f"{bad} of {gaussians.means.shape[1]} Gaussians are not finite",
-            "finite means, rotations and colours, scales from 0 on, opacities in [0, 1]",
-            "look at the loss of the training run, or at near and far of the cameras",
+            "finite means, rotations and colours, scales >= 0, opacities in [0, 1]",
+            "check the loss curve of the training run, and near and far of the cameras",
         )
 
 
-def _blocks(gaussians: Gaussians) -> Iterator[Gaussians]:
+def _split_blocks(gaussians: Gaussians) -> Iterator[Gaussians]:
     for start in range(0, gaussians.means.shape[1], BLOCK):
         block = gaussians.map(lambda tensor, first=start: tensor[:, first : first + BLOCK])
         yield block.detach().to("cpu").to(torch.float32).to(torch.float64)
 
 
-def broken(path: str | Path, what: str) -> UserError:
-    """The sentence for a damaged file: `what` is wrong with it."""
-    return UserError(f"{path}: {what}", "a whole file of Gaussians", "copy or export it again")
+def damage_error(path: str | Path, fault: str) -> UserError:
+    """Returns the error for a damaged file; `fault` says what is wrong with it."""
+    return UserError(f"{path}: {fault}", "a whole file of Gaussians", "copy or export it again")
 
 
-def _usable(block: Gaussians) -> Tensor:
-    """Which Gaussians [gaussian] of a block have values that mean something."""
+def _find_usable(block: Gaussians) -> Tensor:
+    """Returns a mask [gaussian]: finite values, scales >= 0 and an opacity in [0, 1]."""
     finite = block.opacities.isfinite()
     for values in (block.means, block.scales, block.quats_wxyz, block.sh.flatten(2)):
         finite = finite & values.isfinite().all(dim=-1)
@@ -106,7 +105,8 @@ def _usable(block: Gaussians) -> Tensor:
     return (finite & inside)[0]
 
 
-def _unit(quats_wxyz: Tensor) -> Tensor:
+def _normalize_quats(quats_wxyz: Tensor) -> Tensor:
+    """Normalises quaternions; those of length 0 become the identity."""
     none = (quats_wxyz == 0).all(dim=-1, keepdim=True)
     identity = quats_wxyz.new_tensor([1.0, 0.0, 0.0, 0.0])
     return torch.where(none, identity, normalize(quats_wxyz, dim=-1))

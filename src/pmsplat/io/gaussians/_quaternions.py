@@ -1,19 +1,20 @@
-"""Unit quaternions by their three smallest numbers, as compressed formats keep them."""
+"""Packs unit quaternions as their three smallest components, as compressed formats store them."""
 
 import numpy as np
 
-OTHERS = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])  # than the largest
+OTHERS = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])  # components besides the largest
 
 
-def largest(quats: np.ndarray) -> np.ndarray:
-    """Which number of each quaternion [row, 4] is the largest in size."""
+def find_largest(quats: np.ndarray) -> np.ndarray:
+    """Returns the index [row] of the component of quaternions [row, 4] with the largest size."""
     return np.abs(quats).argmax(axis=-1)
 
 
 def smallest_three(quats: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """The other numbers [row, 3] of the unit quaternions whose number `which` is positive.
+    """Returns the other components [row, 3], for signs that make component `which` positive.
 
-    They lie in [-√½, √½]; those of a quaternion of length 0 are 0.
+    `which` is from `find_largest`. Quaternions are normalised first, so the result lies in
+    [-√½, √½]; a quaternion of length 0 gives zeros.
     """
     rows = np.arange(len(quats))[:, None]
     length = np.linalg.norm(quats, axis=-1, keepdims=True)
@@ -21,8 +22,8 @@ def smallest_three(quats: np.ndarray, which: np.ndarray) -> np.ndarray:
     return sign * quats[rows, OTHERS[which]] / np.where(length > 0, length, 1)
 
 
-def whole(others: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """The quaternions [row, 4] of which all but the number `which` are given."""
+def restore(others: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Returns unit quaternions [row, 4] from all components but `which`, which is positive."""
     quats = np.empty((len(others), 4))
     rows = np.arange(len(others))[:, None]
     quats[rows, OTHERS[which]] = others

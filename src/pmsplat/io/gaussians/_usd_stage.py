@@ -1,8 +1,9 @@
-"""What a USD stage holds of Gaussians, as plain arrays: `python _usd_stage.py FILE DIR`.
+"""Extracts the Gaussians of a USD stage as plain arrays: `python _usd_stage.py FILE DIR`.
 
-OpenUSD's parser is no guard against damaged files: a few flipped bytes of a .usdc can end the
-process or claim any amount of memory. So it works here, in a process of its own, within bounds, and
-leaves in DIR stage.json and, for each field of particles, a folder of .npy. Needs no torch.
+OpenUSD's parser does not survive damaged files: a few flipped bytes of a .usdc can crash the
+process or claim any amount of memory. So it runs here, in a process of its own with limited memory.
+The script writes to DIR a stage.json and, for each field of particles, a folder of .npy files. It
+does not need torch.
 """
 
 import contextlib
@@ -23,19 +24,21 @@ ARRAYS = {
     "Opacities": 1,
     "RadianceSphericalHarmonicsCoefficients": 3,
 }
-MEMORY = 4 << 30  # bytes of address space, and so many for each byte of the file:
-PER_BYTE = 16
+MEMORY = 4 << 30  # bytes of address space for any file
+PER_BYTE = 16  # bytes of address space added for each byte of the file
 
 
 def extract(file: Path, folder: Path) -> None:
-    """Writes what is there; a stage that cannot be opened is said in stage.json."""
-    pxr = openusd(file)
+    """Writes the arrays of a stage and its stage.json, or a stage.json with an `error`."""
+    # Open the stage.
+    pxr = import_openusd(file)
     Usd, UsdGeom, Schema = pxr.Usd, pxr.UsdGeom, pxr.UsdVol.ParticleField3DGaussianSplat
     try:
         stage = Usd.Stage.Open(str(file))
     except pxr.Tf.ErrorException:
-        _tell(folder, {"error": "OpenUSD cannot open it"})
+        _write_stage(folder, {"error": "OpenUSD cannot open it"})
         return
+    # Save the arrays of each field of Gaussians, instances included.
     when = Usd.TimeCode.EarliestTime()
     places = UsdGeom.XformCache(when)
     fields = []
@@ -47,21 +50,21 @@ def extract(file: Path, folder: Path) -> None:
         there.mkdir()
         try:
             for name, width in ARRAYS.items():
-                np.save(there / f"{name}.npy", _array(field, name, width, when))
+                np.save(there / f"{name}.npy", _get_array(field, name, width, when))
         except (TypeError, ValueError) as error:
-            _tell(folder, {"error": f"{path} has attributes that are no numbers ({error})"})
+            _write_stage(folder, {"error": f"{path} has attributes that are not numbers ({error})"})
             return
-        motion = np.array(places.GetLocalToWorldTransform(prim)).T  # of columns, as ours
+        motion = np.array(places.GetLocalToWorldTransform(prim)).T  # for column vectors, as ours
         degree = field.GetRadianceSphericalHarmonicsDegreeAttr().Get(when)
         degree = degree if isinstance(degree, int) else -1
         fields.append({"path": path, "motion": motion.tolist(), "degree": degree})
-    _tell(folder, {"up": str(UsdGeom.GetStageUpAxis(stage)), "fields": fields})
+    _write_stage(folder, {"up": str(UsdGeom.GetStageUpAxis(stage)), "fields": fields})
 
 
-def openusd(path: str | Path) -> Any:
-    """The package of OpenUSD, which is loaded only here; Any, since it has no types.
+def import_openusd(path: str | Path) -> Any:
+    """Imports OpenUSD's package, which has no types.
 
-    Raises UserError, of a file at `path`, where it is not installed.
+    Raises UserError that names the file at `path`, if usd-core is not installed.
     """
     try:
         for name in ("Tf", "Usd", "UsdGeom", "UsdUtils", "UsdVol", "Vt"):
@@ -75,19 +78,19 @@ def openusd(path: str | Path) -> Any:
     return importlib.import_module("pxr")
 
 
-def _array(field: Any, name: str, width: int, when: Any) -> np.ndarray:
-    """float32 [particle, width], of the full precision or else of the halves."""
+def _get_array(field: Any, name: str, width: int, when: Any) -> np.ndarray:
+    """Returns float32 [particle, width]: the attribute in full precision, else in half."""
     full = getattr(field, f"Get{name}Attr")().Get(when)
     given = full if full else getattr(field, f"Get{name}hAttr")().Get(when)
     return np.asarray(given if given else (), dtype=np.float32).reshape(-1, width)
 
 
-def _tell(folder: Path, content: dict[str, Any]) -> None:
+def _write_stage(folder: Path, content: dict[str, Any]) -> None:
     (folder / "stage.json").write_text(json.dumps(content))
 
 
 def _bound_memory(file: Path) -> None:
-    """What a file claims beyond this fails here, where the system has such limits."""
+    """Limits the memory of this process, on systems that support it."""
     with contextlib.suppress(ImportError):
         import resource
 

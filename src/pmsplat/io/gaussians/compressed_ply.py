@@ -1,15 +1,15 @@
-"""PlayCanvas' compressed .ply: 16 bytes and a share of a chunk for each Gaussian.
+"""PlayCanvas' compressed .ply: 16 bytes for each Gaussian, and a shared row for each 256.
 
-Every 256 Gaussians share a row of `chunk`: the smallest and the largest position, logarithm of
-scale and colour. Of each Gaussian four 32-bit words place it between them: `packed_position` and
-`packed_scale` (11, 10 and 11 bits), `packed_rotation` (2 bits for the largest component of the
-quaternion, 10 for each other one) and `packed_color` (8 bits for r, g, b and opacity). Harmonics
-are bytes of an element `sh`, channel by channel, over [-4, 4]. Format and names: PlayCanvas,
-SuperSplat and splat-transform, 2024.
+Each 256 Gaussians share a row of the element `chunk`: the bounds of their position, logarithm of
+scale and colour. Each Gaussian has four 32-bit words, which interpolate between these bounds:
+`packed_position` and `packed_scale` (11, 10 and 11 bits), `packed_rotation` (2 bits for the index
+of the largest component of the quaternion, 10 for each other component) and `packed_color` (8 bits
+for r, g, b and opacity). Harmonics are bytes of an element `sh`, channel by channel, over [-4, 4].
+Format and names: PlayCanvas, SuperSplat and splat-transform, 2024.
 
-Precision, with e the extent of a chunk in the quantity: position and logarithm of scale to e/4094
-(x, z) and e/2046 (y), colour to e/510, opacity to 1/510, a number of the unit quaternion to
-√2/2046, a coefficient to 1/64 (1/32 near the ends of its range).
+Largest errors, with e the extent of a chunk in the quantity: position and logarithm of scale e/4094
+(x, z) and e/2046 (y), colour e/510, opacity 1/510, a component of the unit quaternion √2/2046, a
+coefficient 1/64 (1/32 near the ends of its range).
 """
 
 import logging
@@ -25,7 +25,7 @@ from ...geometry import sh
 from ...types import Gaussians
 from ..files import atomic
 from . import _quaternions
-from ._blocks import BLOCK, broken, check
+from ._blocks import BLOCK, check, damage_error
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ BOUNDS = tuple(
     for end in ("min", "max")
     for name in names
 )
-LOG_SCALE = 20.0  # logarithms of scales are cut to ± this
+LOG_SCALE = 20.0  # logarithms of scales are clamped to ± this
 SH_RANGE = 4.0
 DEGREE = 3
 
@@ -46,37 +46,43 @@ Decode = Callable[[int, int], Gaussians]
 
 
 def decoder(path: str | Path, tables: Tables) -> tuple[int, Decode]:
-    """The number of coefficients, and what gives Gaussians `start` to `stop`, of a compressed file.
+    """Returns the number of coefficients and the function that decodes Gaussians [start, stop).
 
-    Raises UserError where the tables are not of the format.
+    Raises UserError where the tables do not have this format.
     """
+    # Check the tables: chunks, packed words and harmonics.
     vertices, chunks, harmonics = (tables.get(name) for name in ("vertex", "chunk", "sh"))
     assert vertices is not None
     if chunks is None or len(chunks) != -(-len(vertices) // CHUNK):
-        raise broken(path, f"{len(vertices)} compressed Gaussians without a chunk for each 256")
+        raise damage_error(
+            path, f"{len(vertices)} compressed Gaussians without a chunk for each 256"
+        )
     colored = "min_r" in (chunks.dtype.names or ())
     _check_columns(path, vertices, PACKED, "u", 4)
     _check_columns(path, chunks, BOUNDS if colored else BOUNDS[:12], "f", 4)
     rest = 0 if harmonics is None else len(harmonics.dtype.names or ())
     coefficients = 1 + rest // 3
     if rest not in (0, 9, 24, 45):
-        raise broken(path, f"{rest} properties f_rest_*")
+        raise damage_error(path, f"{rest} properties f_rest_*, not 0, 9, 24 or 45")
     if harmonics is not None:
         _check_columns(path, harmonics, [f"f_rest_{i}" for i in range(rest)], "u", 1)
         if len(harmonics) != len(vertices):
-            raise broken(path, f"harmonics of {len(harmonics)} of {len(vertices)} Gaussians")
+            raise damage_error(
+                path, f"harmonics of {len(harmonics)} Gaussians for {len(vertices)} Gaussians"
+            )
 
+    # Decode block by block.
     def decode(start: int, stop: int) -> Gaussians:
         block = vertices[start:stop]
         chunk = chunks[np.arange(start, stop) // CHUNK]
-        position = _between(chunk, "xyz", _unpack(block["packed_position"], 11, 10, 11))
+        position = _interpolate(chunk, "xyz", _unpack(block["packed_position"], 11, 10, 11))
         scales = [f"scale_{axis}" for axis in "xyz"]
-        log_scale = _between(chunk, scales, _unpack(block["packed_scale"], 11, 10, 11))
+        log_scale = _interpolate(chunk, scales, _unpack(block["packed_scale"], 11, 10, 11))
         color = _unpack(block["packed_color"], 8, 8, 8, 8)
-        rgb = _between(chunk, "rgb", color[:, :3]) if colored else color[:, :3]
+        rgb = _interpolate(chunk, "rgb", color[:, :3]) if colored else color[:, :3]
         dc = ((rgb - 0.5) / sh.C0)[:, None]
         if harmonics is not None and rest:
-            dc = np.concatenate([dc, _harmonics(harmonics[start:stop])], axis=1)
+            dc = np.concatenate([dc, _unpack_harmonics(harmonics[start:stop])], axis=1)
         return Gaussians(
             means=torch.from_numpy(position)[None],
             scales=torch.from_numpy(log_scale).exp()[None],
@@ -94,11 +100,11 @@ def _check_columns(
     types = {name: table.dtype[name] for name in table.dtype.names or ()}
     for name in names:
         if name not in types or (types[name].kind, types[name].itemsize) != (kind, size):
-            raise broken(path, f"a compressed .ply whose {name} is missing or of another type")
+            raise damage_error(path, f"{name} is missing or of another type, for a compressed .ply")
 
 
 def _unpack(words: np.ndarray, *bits: int) -> np.ndarray:
-    """Fields of 32-bit words, the highest bits first, each divided by its largest value."""
+    """Splits 32-bit words into fields, highest bits first, each scaled to [0, 1]."""
     shift, fields = 32, []
     for width in bits:
         shift -= width
@@ -106,7 +112,7 @@ def _unpack(words: np.ndarray, *bits: int) -> np.ndarray:
     return np.stack(fields, axis=-1)
 
 
-def _between(chunk: np.ndarray, names: Iterable[str], fraction: np.ndarray) -> np.ndarray:
+def _interpolate(chunk: np.ndarray, names: Iterable[str], fraction: np.ndarray) -> np.ndarray:
     low = np.stack([chunk[f"min_{name}"] for name in names], axis=-1).astype(np.float64)
     high = np.stack([chunk[f"max_{name}"] for name in names], axis=-1).astype(np.float64)
     return low * (1 - fraction) + high * fraction
@@ -114,10 +120,10 @@ def _between(chunk: np.ndarray, names: Iterable[str], fraction: np.ndarray) -> n
 
 def _unpack_rotation(words: np.ndarray) -> np.ndarray:
     others = (_unpack(words, 2, 10, 10, 10)[:, 1:] - 0.5) * 2**0.5
-    return _quaternions.whole(others, (words >> 30).astype(np.int64))
+    return _quaternions.restore(others, (words >> 30).astype(np.int64))
 
 
-def _harmonics(block: np.ndarray) -> np.ndarray:
+def _unpack_harmonics(block: np.ndarray) -> np.ndarray:
     names = [f"f_rest_{i}" for i in range(len(block.dtype.names or ()))]
     bytes_ = np.stack([block[name] for name in names], axis=-1).astype(np.float64)
     unit = np.select([bytes_ == 0, bytes_ == 255], [0.0, 1.0], (bytes_ + 0.5) / 256)
@@ -125,20 +131,22 @@ def _harmonics(block: np.ndarray) -> np.ndarray:
 
 
 def write(gaussians: Gaussians, path: str | Path) -> None:
-    """Writes the Gaussians of one scene, neighbours in space side by side, not in their order.
+    """Writes the Gaussians of one scene, sorted along a space-filling curve.
 
-    Degree 4 is written as degree 3, which is logged; scales are cut to e^±20, coefficients beyond
-    degree 0 to [-4, 4]. Raises UserError for a batch of several scenes or for
-    values that are not finite. The file is complete or absent.
+    Degree 4 is written as degree 3, with a warning; scales are clamped to e^±20, coefficients
+    beyond degree 0 to [-4, 4]. Raises UserError for a batch of several scenes or for values that
+    are not finite. The file is complete or absent.
     """
     check(gaussians, path)
     coefficients = min(gaussians.sh.shape[-2], (DEGREE + 1) ** 2)
     if coefficients < gaussians.sh.shape[-2]:
-        log.warning("%s: harmonics of degree %d and below only", path, DEGREE)
-    order = torch.from_numpy(_along_curve(gaussians.means[0].detach().cpu().double().numpy()))
+        log.warning("%s: harmonics beyond degree %d are left out", path, DEGREE)
+    # Sort, so that the Gaussians of a chunk are neighbours and its bounds are tight.
+    order = torch.from_numpy(_sort_along_curve(gaussians.means[0].detach().cpu().double().numpy()))
     chunks = np.empty((-(-len(order) // CHUNK), len(BOUNDS)), "<f4")
     words = np.empty((len(order), len(PACKED)), "<u4")
     harmonics = np.empty((len(order), 3 * (coefficients - 1)), np.uint8)
+    # Quantize block by block; BLOCK is a multiple of CHUNK.
     for start in range(0, len(order), BLOCK):
         rows = order[start : start + BLOCK]
         block = gaussians.map(lambda tensor, rows=rows: tensor[:, rows.to(tensor.device)])
@@ -146,8 +154,8 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
         log_scales = block.scales.clamp_min(1e-30).log().clamp(-LOG_SCALE, LOG_SCALE)
         colors = 0.5 + sh.C0 * block.sh[:, :, 0]
         values = [part[0].numpy() for part in (block.means, log_scales, colors)]
-        bounds = [_bounds(part) for part in values]
-        place, size, rgb = map(_fraction, values, bounds)
+        bounds = [_find_bounds(part) for part in values]
+        place, size, rgb = map(_find_fraction, values, bounds)
         rest = rearrange(block.sh[0, :, 1:coefficients], "g k c -> g (c k)").numpy()
         stop = start + len(rows)
         words[start:stop, 0] = _pack(place, 11, 10, 11)
@@ -157,28 +165,29 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
         words[start:stop, 3] = _pack(rgba, 8, 8, 8, 8)
         chunks[start // CHUNK : -(-stop // CHUNK)] = np.concatenate(bounds, axis=-1)
         harmonics[start:stop] = np.floor(128 * (rest / SH_RANGE + 1)).clip(0, 255)
-    tables = {"chunk": _named(chunks, BOUNDS), "vertex": _named(words, PACKED)}
+    # Write the elements.
+    tables = {"chunk": _name_columns(chunks, BOUNDS), "vertex": _name_columns(words, PACKED)}
     if coefficients > 1:
-        tables["sh"] = _named(harmonics, [f"f_rest_{i}" for i in range(harmonics.shape[1])])
+        tables["sh"] = _name_columns(harmonics, [f"f_rest_{i}" for i in range(harmonics.shape[1])])
     elements = [PlyElement.describe(table, name) for name, table in tables.items()]
     with atomic(path) as temporary:
         PlyData(elements, text=False, byte_order="<").write(str(temporary))
 
 
-def _named(table: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def _name_columns(table: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return table.view([(name, table.dtype) for name in names])[:, 0]
 
 
-def _bounds(values: np.ndarray) -> np.ndarray:
-    """[chunk, 6]: the smallest and the largest of each 256 rows."""
+def _find_bounds(values: np.ndarray) -> np.ndarray:
+    """Returns [chunk, 6]: the minimum and the maximum of each 256 rows."""
     missing = -len(values) % CHUNK
     padded = np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])
     groups = padded.reshape(-1, CHUNK, values.shape[-1])
     return np.concatenate([groups.min(axis=1), groups.max(axis=1)], axis=-1).astype(np.float32)
 
 
-def _fraction(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Where each row lies between the bounds of its chunk, in [0, 1]."""
+def _find_fraction(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Returns where each row lies between the bounds of its chunk, in [0, 1]."""
     low, high = np.split(bounds.astype(np.float64).repeat(CHUNK, axis=0)[: len(values)], 2, axis=-1)
     return ((values - low) / np.where(high > low, high - low, 1)).clip(0, 1)
 
@@ -192,13 +201,13 @@ def _pack(fractions: np.ndarray, *bits: int) -> np.ndarray:
 
 
 def _pack_rotation(quats: np.ndarray) -> np.ndarray:
-    which = _quaternions.largest(quats)
+    which = _quaternions.find_largest(quats)
     others = _quaternions.smallest_three(quats, which) * 0.5**0.5 + 0.5
     return (which.astype(np.uint32) << 30) | _pack(others.clip(0, 1), 10, 10, 10)
 
 
-def _along_curve(points: np.ndarray) -> np.ndarray:
-    """The order of points along a Z-order curve (Morton), 21 bits for each axis."""
+def _sort_along_curve(points: np.ndarray) -> np.ndarray:
+    """Returns the order of points along a Z-order (Morton) curve, 21 bits for each axis."""
     if not len(points):
         return np.empty(0, np.int64)
     low, high = points.min(axis=0), points.max(axis=0)

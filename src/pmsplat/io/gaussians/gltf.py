@@ -2,11 +2,11 @@
 
 https://github.com/KhronosGroup/glTF/tree/main/extensions/2.0/Khronos/KHR_gaussian_splatting: a
 primitive of points whose attributes hold linear scales, quaternions xyzw, opacities in [0, 1] and
-the harmonics of 3DGS, one coefficient each. glTF's axes are x right, y up, z towards the viewer; so
-means, quaternions and harmonics are turned by half a turn about x on the way out and back on the
-way in, and what was upright in OpenCV axes (y down, z forward) stands upright in a viewer, seen by
-a glTF camera (which looks along -z) from where ours stood. PlayCanvas' splat-transform turns about
-z instead: upright as well, but the other way round, behind that camera. Viewers turn nothing.
+the harmonics of 3DGS, one coefficient each. glTF's axes are x right, y up, z towards the viewer;
+ours are OpenCV's (y down, z forward). So both `write` and `read` rotate means, quaternions and
+harmonics by half a turn about x: the scene stands upright in a viewer, in front of a glTF camera
+(which looks along -z) at the pose of ours. PlayCanvas' splat-transform rotates about z instead: the
+scene is upright too, but lies behind that camera. Viewers do not rotate.
 """
 
 import json
@@ -29,38 +29,48 @@ from ._gltf_document import BIN_CHUNK, JSON_CHUNK, MAGIC, Column, Document, open
 log = logging.getLogger(__name__)
 
 EXTENSION = "KHR_gaussian_splatting"
-DEGREE = 3  # the highest that the extension knows
+DEGREE = 3  # the highest degree of the extension
 FLOAT, UBYTE, POINTS, ARRAY_BUFFER = 5126, 5121, 0, 34962
-LEAST = 12  # bytes of a Gaussian: its colour alone, whatever else is shared or small
-UNDERSTOOD = {EXTENSION, "KHR_mesh_quantization"}
+MIN_BYTES = 12  # of a Gaussian in a file: accessors may share all but its colour
+SUPPORTED = {EXTENSION, "KHR_mesh_quantization"}
 
 HALF_TURN = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 
 
 def write(gaussians: Gaussians, path: str | Path) -> None:
-    """Writes the Gaussians of one scene as a .glb, float32 to the bit, +y up.
+    """Writes the Gaussians of one scene as a .glb, exact in float32, +y up.
 
-    COLOR_0 holds 8-bit colour and opacity for viewers that know points only. Degree 4 is written as
-    degree 3, and that is said. Raises UserError for several scenes, for no Gaussians, for values
-    that are not finite, for a name that does not end in .glb, and beyond 4 GiB. The file is
-    complete or absent.
+    COLOR_0 holds 8-bit colour and opacity, for viewers that can only draw points. Degree 4 is
+    written as degree 3, with a warning. Raises UserError for several scenes, for no Gaussians, for
+    values that are not finite, for a name that does not end in .glb, and for more than 4 GiB. The
+    file is complete or absent.
     """
     if Path(path).suffix.lower() != ".glb":
-        raise UserError(f"{path} as glTF to write", "a name that ends in .glb", "call it so")
+        raise UserError(
+            f"{path} for glTF output",
+            "a name that ends in .glb",
+            f"rename the output to {Path(path).with_suffix('.glb').name}",
+        )
     check(gaussians, path)
     if not gaussians.means.shape[1]:
-        raise UserError(f"no Gaussians for {path}", "at least one in a glTF file", "crop less")
-    columns = _columns(_cut(gaussians, path).transformed(HALF_TURN))
+        raise UserError(
+            f"no Gaussians for {path}",
+            "at least one in a glTF file",
+            "keep more of the scene, or write .ply, which may be empty",
+        )
+    # Lay out the JSON and the columns.
+    columns = _columns(_limit_degree(gaussians, path).transformed(HALF_TURN))
     sizes = [column.nbytes for column in columns.values()]
-    text = json.dumps(_tree(columns), separators=(",", ":")).encode()
+    text = json.dumps(_build_tree(columns), separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     total = 12 + 8 + len(text) + 8 + sum(sizes)
     if total >= 1 << 32:
         raise UserError(
             f"{gaussians.means.shape[1]} Gaussians take {total / 2**30:.1f} GiB as .glb",
             "less than 4 GiB",
-            "drop harmonics or crop, or write another format",
+            "drop harmonics, crop the scene, or write .ply",
         )
+    # Write the header, the JSON chunk and the binary chunk.
     with atomic(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<4sII", MAGIC, 2, total))
         file.write(struct.pack("<II", len(text), JSON_CHUNK) + text)
@@ -69,8 +79,8 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
             np.ascontiguousarray(column).tofile(file)
 
 
-def _cut(gaussians: Gaussians, path: str | Path) -> Gaussians:
-    """float32 on the CPU, harmonics no higher than the extension knows."""
+def _limit_degree(gaussians: Gaussians, path: str | Path) -> Gaussians:
+    """Returns the Gaussians as float32 on the CPU, with harmonics up to DEGREE."""
     if gaussians.sh_degree > DEGREE:
         log.warning("%s: harmonics of degree %d are left out", path, gaussians.sh_degree)
     kept = gaussians.sh[:, :, : (DEGREE + 1) ** 2]
@@ -78,7 +88,7 @@ def _cut(gaussians: Gaussians, path: str | Path) -> Gaussians:
 
 
 def _columns(gaussians: Gaussians) -> dict[str, np.ndarray]:
-    """Attribute names and their rows, each a multiple of 4 bytes."""
+    """Returns the rows of each attribute by its name; a row is a multiple of 4 bytes."""
     coefficients = gaussians.sh[0]
     opacity = gaussians.opacities[0]
     diffuse = (0.5 + sh.C0 * coefficients[:, 0]).clamp(0, 1)
@@ -100,8 +110,8 @@ def _harmonic(degree: int, n: int) -> str:
     return f"{EXTENSION}:SH_DEGREE_{degree}_COEF_{n}"
 
 
-def _tree(columns: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The JSON part: one node, one mesh, one primitive, an accessor for each column."""
+def _build_tree(columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Builds the JSON: one node, one mesh, one primitive, an accessor for each column."""
     views, accessors, offset = [], [], 0
     names = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
     for i, (name, column) in enumerate(columns.items()):
@@ -143,44 +153,49 @@ def _tree(columns: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def read(path: str | Path) -> Gaussians:
-    """The Gaussians of a .glb or .gltf as batch 1 on the CPU, turned into OpenCV axes.
+    """Reads the Gaussians of a .glb or .gltf as batch 1 on the CPU, in OpenCV axes.
 
-    All primitives of the scene with the extension, moved as their nodes say (similarities only);
-    floats, or the integers that the extension allows; missing bands are zero where another
-    primitive has them. Gaussians that cannot be drawn are left out, and counted in the log. Raises
-    UserError for anything else: compressed or sparse data, other kernels, buffers outside the
-    folder, and whatever does not fit in the file; before memory is taken for it.
+    Reads all primitives of the scene that have the extension and applies the transforms of their
+    nodes (similarities only). Attributes are floats or the integers that the extension allows.
+    Harmonics that only some primitives have are zero in the others. Gaussians that cannot be drawn
+    are left out; a warning counts them. Raises UserError for compressed or sparse data, for other
+    kernels, for buffers outside the folder, and for accessors that exceed the file, before it
+    allocates memory for them.
     """
     document = open_document(Path(path))
-    required = document.names("extensionsRequired") - UNDERSTOOD
+    required = document.get_names("extensionsRequired") - SUPPORTED
     if required:
         raise UserError(
             f"{path} needs {', '.join(sorted(required))}",
-            f"Gaussians as {EXTENSION} alone",
-            "export without compression",
+            f"a file that needs no extension besides {', '.join(sorted(SUPPORTED))}",
+            "export it again without compression",
         )
-    parts, room = [], sum(len(buffer) for buffer in document.buffers.values())
-    for mesh, motion in document.placed_meshes():
-        for primitive in document.list_of(mesh, "primitives"):
-            extensions = document.dict_of(primitive, "extensions")
+    parts, free = [], sum(len(buffer) for buffer in document.buffers.values())
+    for mesh, to_world in document.walk_meshes():
+        for primitive in document.get_list(mesh, "primitives"):
+            extensions = document.get_object(primitive, "extensions")
             if EXTENSION in extensions:
-                _check_kernel(path, document.dict_of(extensions, EXTENSION))
-                part = _primitive(document, document.dict_of(primitive, "attributes"), room)
-                room -= LEAST * part.means.shape[1]
-                parts.append(part.transformed(HALF_TURN @ motion))
+                _check_kernel(path, document.get_object(extensions, EXTENSION))
+                attributes = document.get_object(primitive, "attributes")
+                part = _read_primitive(document, attributes, free)
+                free -= MIN_BYTES * part.means.shape[1]
+                parts.append(part.transformed(HALF_TURN @ to_world))
     if not parts:
         raise UserError(
-            f"{path} has no Gaussians", f"a primitive with {EXTENSION}", "export it as Gaussians"
+            f"{path} has no Gaussians",
+            f"a primitive with {EXTENSION}",
+            "export the scene as Gaussian splats, not as a mesh or points",
         )
     return Gaussians.joined(parts)
 
 
-def _primitive(document: Document, attributes: dict[str, Any], room: int) -> Gaussians:
-    """The Gaussians of a primitive; `room` is how many bytes of the file may still be theirs."""
+def _read_primitive(document: Document, attributes: dict[str, Any], free: int) -> Gaussians:
+    """Reads the Gaussians of a primitive; `free` bytes of the file are not yet accounted for."""
 
     def column(name: str, kind: str) -> Column:
-        return document.accessor(attributes, name, kind)
+        return document.load_column(attributes, name, kind)
 
+    # Find the columns and check that they fit together and fit in the file.
     degree = max(d for d in range(DEGREE + 1) if d == 0 or _harmonic(d, 0) in attributes)
     names = [_harmonic(d, n) for d in range(degree + 1) for n in range(2 * d + 1)]
     means, scales = column("POSITION", "VEC3"), column(f"{EXTENSION}:SCALE", "VEC3")
@@ -189,10 +204,11 @@ def _primitive(document: Document, attributes: dict[str, Any], room: int) -> Gau
     bands = [column(name, "VEC3") for name in names]
     counts = {len(part.rows) for part in (means, scales, quats_xyzw, opacities, *bands)}
     if len(counts) > 1:
-        raise document.damaged(f"attributes of {sorted(counts)} rows in one primitive")
-    if LEAST * len(means.rows) > room:  # before memory is taken for them
-        raise document.damaged("more Gaussians are placed than its bytes can hold")
+        raise document.damage_error(f"attributes of {sorted(counts)} rows in one primitive")
+    if MIN_BYTES * len(means.rows) > free:  # before memory is allocated for them
+        raise document.damage_error("it places more Gaussians than its bytes can hold")
 
+    # Decode block by block.
     def decode(start: int, stop: int) -> Gaussians:
         return Gaussians(
             means=means.values(start, stop)[None],
@@ -211,5 +227,5 @@ def _check_kernel(path: str | Path, extension: dict[str, Any]) -> None:
         raise UserError(
             f"{path} has Gaussians of kernel {kernel!r} and colours {space!r}",
             "kernel 'ellipse' and colours 'srgb_rec709_display'",
-            "export it as 3DGS trains them",
+            "export it with the standard 3DGS kernel and sRGB colours",
         )

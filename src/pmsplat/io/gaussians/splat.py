@@ -2,13 +2,14 @@
 
 Each Gaussian is x y z and three linear scales as little-endian float32, then bytes: r g b of the
 colour 0.5 + C0·dc in [0, 1], opacity, and w x y z of the rotation as (byte - 128) / 128. There is
-no header. The layout of antimatter15/splat (2023). The frame is that of the Gaussians, unchanged.
+no header. The layout is that of antimatter15/splat (2023). The format defines no axes: means are
+written in the frame of the Gaussians, unchanged.
 
-Precision: means and scales are exact in float32; colour and opacity to half of 1/255, each number
-of a unit quaternion to 1/128 before it is normalised again. Of the two quaternions of a rotation
-the one with w <= 0 is written, since a byte holds -1 and 127/128, but not 1: viewers that trust the
-length (Spark 2.2) would turn what is not turned by 14 degrees. Harmonics beyond degree 0 are lost,
-and colours are cut to [0, 1].
+Precision: means and scales are exact in float32; errors of colour and opacity are at most 1/510,
+those of a component of a unit quaternion 1/128 before it is normalised again. Of the two
+quaternions of a rotation the one with w <= 0 is written, because a byte can hold -1 but not 1, only
+127/128: viewers that do not normalise (Spark 2.2) would rotate the identity by 14 degrees.
+Harmonics beyond degree 0 are lost, and colours are clamped to [0, 1].
 """
 
 import logging
@@ -21,7 +22,7 @@ from ...errors import UserError
 from ...geometry import sh
 from ...types import Gaussians
 from ..files import atomic
-from ._blocks import broken, read_blocks, write_blocks
+from ._blocks import damage_error, read_blocks, write_blocks
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,10 @@ ROW = np.dtype(
 
 
 def read(path: str | Path) -> Gaussians:
-    """The Gaussians of a .splat file as batch 1 on the CPU, of degree 0.
+    """Reads the Gaussians of a .splat file as batch 1 on the CPU, of degree 0.
 
     The file is mapped into memory; beside it the result takes 56 bytes for each Gaussian. Gaussians
-    with values that are not finite are left out, and their number is logged. Raises UserError for
+    with values that are not finite are left out; a warning counts them. Raises UserError for
     a file that is missing or not a multiple of 32 bytes.
     """
     source = Path(path)
@@ -43,7 +44,7 @@ def read(path: str | Path) -> Gaussians:
         raise UserError(f"no file {path}", "a .splat file of Gaussians", "check the path")
     size = source.stat().st_size
     if size % ROW.itemsize:
-        raise broken(path, f"{size} bytes are no multiple of {ROW.itemsize}, as a .splat must be")
+        raise damage_error(path, f"its size of {size} bytes is not a multiple of {ROW.itemsize}")
     rows = np.memmap(source, ROW, "r") if size else np.empty(0, ROW)
 
     def decode(start: int, stop: int) -> Gaussians:
@@ -66,7 +67,7 @@ def read(path: str | Path) -> Gaussians:
 def write(gaussians: Gaussians, path: str | Path) -> None:
     """Writes the Gaussians of one scene in their order; the file is complete or absent.
 
-    Where harmonics are lost, that is logged. Raises UserError for a batch of several scenes or for
+    Warns in the log if harmonics are lost. Raises UserError for a batch of several scenes or for
     values that are not finite.
     """
     blocks = write_blocks(gaussians, path)
@@ -77,13 +78,13 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
             rows = np.empty(block.means.shape[1], ROW)
             rows["mean"] = block.means[0]
             rows["scale"] = block.scales[0]
-            rows["color"] = _byte(255 * (0.5 + sh.C0 * block.sh[0, :, 0]))
-            rows["opacity"] = _byte(255 * block.opacities[0])
+            rows["color"] = _to_bytes(255 * (0.5 + sh.C0 * block.sh[0, :, 0]))
+            rows["opacity"] = _to_bytes(255 * block.opacities[0])
             quats = block.quats_wxyz[0]
             quats = torch.where(quats[:, :1] > 0, -quats, quats)
-            rows["quat"] = _byte(128 + 128 * quats)
+            rows["quat"] = _to_bytes(128 + 128 * quats)
             file.write(rows.tobytes())
 
 
-def _byte(values: torch.Tensor) -> np.ndarray:
+def _to_bytes(values: torch.Tensor) -> np.ndarray:
     return values.round().clamp(0, 255).to(torch.uint8).numpy()

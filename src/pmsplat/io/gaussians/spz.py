@@ -1,17 +1,17 @@
-"""3D Gaussians as .spz files: 20 bytes each and harmonics of a byte, compressed (Niantic, 2024).
+"""3D Gaussians as .spz files: 20 bytes each, 1 for each harmonic, compressed (Niantic, 2024).
 
 Versions 2 and 3 are one gzip stream: a header of 16 bytes, then arrays of positions (24-bit fixed
 point), opacities, colours, logarithms of scales, rotations and harmonics (coefficients outside,
-channels inside), then records of extensions. Version 4 has a header of 32 bytes in the open, the
-records, a table of sizes, and one zstd stream for each array that is not empty. The axes are
-right, up, back, or those that the extension of Adobe names; we turn them to ours and back, means,
-rotations and harmonics together. https://github.com/nianticlabs/spz (format and names).
+channels inside), then records of extensions. Version 4 has an uncompressed header of 32 bytes, the
+records, a table of sizes, and one zstd stream for each array that is not empty. The axes are right,
+up, back, or those in Adobe's extension record; we convert means, rotations and harmonics to and
+from our axes. https://github.com/nianticlabs/spz (format and names).
 
-Precision of what is written, which is that of the reference writer except for positions: position
-2^-17 units where the farthest coordinate is below 128, twice that for each further doubling;
-logarithm of scale 1/32, opacity 1/510, coefficient 0 0.0131, degree 1 1/32, higher degrees 1/16, a
-number of the unit quaternion 0.0007. Scales are cut to 4.5e-5 .. 379, coefficient 0 to ±3.33 and
-the others to ±1: how many Gaussians are touched by that is logged.
+Largest errors of what `write` writes (positions differ from the reference writer, the rest is the
+same): position 2^-17 units if the farthest coordinate is below 128, twice that for each further
+doubling; logarithm of scale 1/32, opacity 1/510, coefficient 0 0.0131, degree 1 1/32, higher
+degrees 1/16, a component of the unit quaternion 0.0007. Scales are clamped to 4.5e-5 .. 379,
+coefficient 0 to ±3.33 and the others to ±1; a warning counts the Gaussians that were clamped.
 """
 
 import gzip
@@ -30,29 +30,26 @@ from ...geometry import sh
 from ...types import Gaussians
 from ..files import write_bytes
 from . import _quaternions
-from ._blocks import broken, check, read_blocks, write_blocks
+from ._blocks import check, damage_error, read_blocks, write_blocks
 
 log = logging.getLogger(__name__)
 
 GZIP, MAGIC = b"\x1f\x8b\x08", b"NGSP"
 COLOR_SCALE = 0.15  # of coefficient 0, so that a byte reaches ±3.33
-HALF = 0.5**0.5  # the largest that the second largest of a unit quaternion can be
-FIRST_BUCKET, BUCKET = (
-    8,
-    16,
-)  # steps of 1/128 that coefficients of degree 1 and above are rounded to
-MAX_FRACTION = 16  # bits after the point of a position
-LEVEL = 6  # of gzip, as the reference writer: a third of the time of the highest
-FLOOR, RATIO = 1 << 26, 100  # a file may unpack to 64 MiB, or to 100 times its size
+HALF = 0.5**0.5  # largest possible size of the second largest component of a unit quaternion
+FIRST_STEP, STEP = 8, 16  # of coefficients of degree 1 and of higher degrees, in 1/128
+MAX_FRACTION = 16  # bits after the binary point of a position
+LEVEL = 6  # of gzip, as in the reference writer: a third of the time of the highest level
+MAX_SIZE, MAX_RATIO = 1 << 26, 100  # a file may unpack to 64 MiB, or to 100 times its size
 EXTENSIONS, FRAME = 2, 0xADBE0003  # flag and type of the record that names the axes
-FRAMES = (  # from 1 on
+FRAMES = (  # names of axes; the record counts them from 1
     "LDB", "RDB", "LUB", "RUB", "LDF", "RDF", "LUF", "RUF",
     "LFD", "RFD", "LFU", "RFU", "LBD", "RBD", "LBU", "RBU",
 )  # fmt: skip
 RUB = FRAMES.index("RUB")
 LEGACY, HEADER = struct.Struct("<4sIIBBBx"), struct.Struct("<4sIIBBBBI12x")
 AXES = {"R": (1, 0, 0), "L": (-1, 0, 0), "D": (0, 1, 0), "U": (0, -1, 0), "F": (0, 0, 1),
-        "B": (0, 0, -1)}  # in ours  # fmt: skip
+        "B": (0, 0, -1)}  # in OpenCV axes  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class _Header:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Bytes for each Gaussian of each array, in the order of the file."""
+        """Bytes per Gaussian of each array, in the order of the file."""
         rotation = 3 if self.version == 2 else 4
         rest = 3 * (self.coefficients - 1)
         return {"mean": 9, "opacity": 1, "color": 3, "scale": 3, "quat": rotation, "sh": rest}
@@ -77,7 +74,7 @@ class _Header:
 
 @dataclass(frozen=True)
 class _Packed:
-    """A file taken apart: `arrays` are uint8 [gaussian, byte], `frame` an index of FRAMES."""
+    """The parts of a file: `arrays` are uint8 [gaussian, byte], `frame` is an index of FRAMES."""
 
     header: _Header
     arrays: dict[str, np.ndarray]
@@ -85,20 +82,21 @@ class _Packed:
 
 
 def read(path: str | Path) -> Gaussians:
-    """The Gaussians of a .spz file of version 2, 3 or 4 as batch 1 on the CPU, in our axes.
+    """Reads a .spz file of version 2, 3 or 4 as batch 1 on the CPU, in OpenCV axes.
 
-    Degrees 0 to 4. Unpacking stops at what the header counts, and a header that counts more than 64
-    MiB and more than 100 times the bytes of the file is refused. Beside the unpacked arrays (20
+    Reads degrees 0 to 4. Refuses a header that claims more than 64 MiB and more than 100 times the
+    size of the file, and never unpacks more than the header claims. Beside the unpacked arrays (20
     bytes for each Gaussian and 3 for each coefficient beyond the first) the result takes 236 bytes
     for each Gaussian of degree 3. Raises UserError for a file that is missing, damaged, of another
-    version or in left-handed axes; for version 4 also where the package zstandard is missing.
+    version or in left-handed axes, and for version 4 if the package zstandard is missing.
     """
     source = Path(path)
     if not source.is_file():
         raise UserError(f"no file {path}", "a .spz file of Gaussians", "check the path")
     content = source.read_bytes()
-    packed = _streams(path, content) if content.startswith(MAGIC) else _stream(path, content)
-    turn = _turn(path, FRAMES[packed.frame])
+    unpack = _unpack_zstd if content.startswith(MAGIC) else _unpack_gzip
+    packed = unpack(path, content)
+    turn = _rotate_from_axes(path, FRAMES[packed.frame])
 
     def decode(start: int, stop: int) -> Gaussians:
         return _decode(packed, start, stop).transformed(turn)
@@ -107,14 +105,14 @@ def read(path: str | Path) -> Gaussians:
 
 
 def write(gaussians: Gaussians, path: str | Path, version: int = 3) -> None:
-    """Writes the Gaussians of one scene, turned to right, up, back; degrees 0 to 4.
+    """Writes the Gaussians of one scene in the axes right, up, back; degrees 0 to 4.
 
-    Version 3 is what most viewers read; 4 is the newer one, packs tighter and needs the package
+    Most viewers read version 3; version 4 is newer, makes smaller files and needs the package
     zstandard. Raises UserError for a batch of several scenes, for values that are not finite, and
     for positions beyond 2^23 units. The file is complete or absent.
     """
     if version not in (3, 4):
-        raise UserError(f"version {version} of .spz", "3 or 4", "leave it out for 3")
+        raise UserError(f"version {version} of .spz", "3 or 4", "leave version out for 3")
     check(gaussians, path)
     count, degree = gaussians.means.shape[1], gaussians.sh_degree
     farthest = float(gaussians.means.detach().abs().max()) if count else 0.0
@@ -122,7 +120,7 @@ def write(gaussians: Gaussians, path: str | Path, version: int = 3) -> None:
         raise UserError(
             f"a position {farthest:.3g} units from the origin for {path}",
             "positions within 8,388,608 units in a .spz file",
-            "crop far Gaussians away, or save as .ply",
+            "crop far Gaussians, or save as .ply",
         )
     fraction = min(MAX_FRACTION, 23 - int(farthest).bit_length())
     header = _Header(version, count, degree, fraction, False)
@@ -131,92 +129,102 @@ def write(gaussians: Gaussians, path: str | Path, version: int = 3) -> None:
         head = LEGACY.pack(MAGIC, version, count, degree, fraction, 0)
         write_bytes(path, gzip.compress(head + b"".join(arrays.values()), LEVEL, mtime=0))
     else:
-        write_bytes(path, _with_streams(header, [part for part in arrays.values() if part]))
+        write_bytes(path, _pack_zstd(header, [part for part in arrays.values() if part]))
 
 
-def _checked(path: str | Path, header: _Header, size: int) -> _Header:
+def _check_header(path: str | Path, header: _Header, size: int) -> None:
+    """Raises UserError for a header that is not valid in a file of `size` bytes."""
     claimed = header.count * sum(header.widths.values())
     if header.degree > sh.MAX_DEGREE:
-        raise broken(path, f"harmonics of degree {header.degree}")
+        raise damage_error(path, f"harmonics of degree {header.degree}")
     if header.fraction > 24:
-        raise broken(path, f"positions with {header.fraction} bits after the point")
-    if claimed > max(FLOOR, RATIO * size):
-        raise broken(path, f"{header.count} Gaussians in {size} bytes")
-    return header
+        raise damage_error(path, f"positions with {header.fraction} bits after the point")
+    if claimed > max(MAX_SIZE, MAX_RATIO * size):
+        raise damage_error(path, f"{header.count} Gaussians in {size} bytes")
 
 
-def _stream(path: str | Path, content: bytes) -> _Packed:
-    """Versions 2 and 3."""
+def _unpack_gzip(path: str | Path, content: bytes) -> _Packed:
+    """Unpacks a file of version 2 or 3."""
+    # Read the header, then no more than it claims.
     unpacker = zlib.decompressobj(wbits=31)
     try:
         head = unpacker.decompress(content, LEGACY.size)
         if len(head) < LEGACY.size:
-            raise broken(path, "no .spz header")
+            raise damage_error(path, "no .spz header")
         magic, version, count, degree, fraction, flags = LEGACY.unpack(head)
-        if magic != MAGIC or version not in (2, 3):
-            kind = "no .spz header" if magic != MAGIC else f"version {version} of .spz in gzip"
-            raise broken(path, f"{kind}, where 2 and 3 are known")
+        if magic != MAGIC:
+            raise damage_error(path, "no .spz header in its gzip stream")
+        if version not in (2, 3):
+            raise damage_error(path, f"version {version} of .spz in gzip, which is neither 2 nor 3")
         header = _Header(version, count, degree, fraction, bool(flags & EXTENSIONS))
-        total = count * sum(_checked(path, header, len(content)).widths.values())
+        _check_header(path, header, len(content))
+        total = count * sum(header.widths.values())
         body = unpacker.decompress(unpacker.unconsumed_tail, total) if total else b""
         records = unpacker.decompress(unpacker.unconsumed_tail, 1 << 16)
     except zlib.error as error:
-        raise broken(path, f"its gzip stream is damaged ({error})") from error
+        raise damage_error(path, f"its gzip stream is damaged ({error})") from error
     if len(body) < total:
-        raise broken(path, f"{count} Gaussians in {len(body)} unpacked bytes")
+        raise damage_error(path, f"{count} Gaussians in {len(body)} unpacked bytes")
     if not unpacker.eof or (records and not header.extended):
-        raise broken(path, f"not at its end after {count} Gaussians")
+        raise damage_error(path, f"not at its end after {count} Gaussians")
+    # Split the body into arrays.
     arrays, start = {}, 0
     for name, width in header.widths.items():
         part = np.frombuffer(body, np.uint8, count * width, start)
         arrays[name] = part.reshape(count, width)
         start += count * width
-    return _Packed(header, arrays, _frame(path, records))
+    return _Packed(header, arrays, _read_frame(path, records))
 
 
-def _streams(path: str | Path, content: bytes) -> _Packed:
-    """Version 4."""
+def _unpack_zstd(path: str | Path, content: bytes) -> _Packed:
+    """Unpacks a file of version 4."""
+    # Read the header and find the table of streams.
     if len(content) < HEADER.size:
-        raise broken(path, "no whole .spz header")
+        raise damage_error(path, "its .spz header is cut short")
     _, version, count, degree, fraction, flags, streams, table = HEADER.unpack_from(content)
     if version != 4:
-        raise broken(path, f"version {version} of .spz, where 2, 3 and 4 are known")
+        raise damage_error(path, f"version {version} of .spz; pmsplat reads versions 2, 3 and 4")
     header = _Header(version, count, degree, fraction, bool(flags & EXTENSIONS))
-    widths = _checked(path, header, len(content)).widths
+    _check_header(path, header, len(content))
+    widths = header.widths
     present = [name for name, width in widths.items() if count * width]
     start = table + 16 * streams
     if streams != len(present) or table < HEADER.size or start > len(content):
-        raise broken(path, f"a table of {streams} streams, where {len(present)} are needed")
+        raise damage_error(path, f"a table of {streams} streams instead of {len(present)}")
+    # Decompress each stream into its array.
     arrays = {
         name: np.empty((count, widths[name]), np.uint8) for name in widths if name not in present
     }
     for i, name in enumerate(present):
         size, unpacked = struct.unpack_from("<QQ", content, table + 16 * i)
         if unpacked != count * widths[name] or size > len(content) - start:
-            raise broken(path, f"{count} Gaussians in a stream of {unpacked} bytes for {name}")
-        part = _unzstd(path, content[start : start + size], unpacked)
+            raise damage_error(
+                path, f"{count} Gaussians in a stream of {unpacked} bytes for {name}"
+            )
+        part = _decompress(path, content[start : start + size], unpacked)
         arrays[name] = np.frombuffer(part, np.uint8).reshape(count, widths[name])
         start += size
     records = content[HEADER.size : table] if header.extended else b""
-    return _Packed(header, arrays, _frame(path, records))
+    return _Packed(header, arrays, _read_frame(path, records))
 
 
-def _unzstd(path: str | Path, stream: bytes, size: int) -> bytes:
-    """`size` bytes out of a stream that unpacks to just so many."""
-    zstandard = _zstandard(path)
+def _decompress(path: str | Path, stream: bytes, size: int) -> bytes:
+    """Unpacks a zstd stream; raises UserError unless it holds exactly `size` bytes."""
+    zstandard = _import_zstandard(path)
     try:
         reader = zstandard.ZstdDecompressor().stream_reader(stream)
         part = reader.read(size)
         more = reader.read(1)
     except zstandard.ZstdError as error:
-        raise broken(path, f"a zstd stream is damaged ({error})") from error
+        raise damage_error(path, f"a zstd stream is damaged ({error})") from error
     if len(part) != size or more:
-        raise broken(path, f"a zstd stream does not unpack to {size} bytes")
+        raise damage_error(path, f"a zstd stream does not unpack to {size} bytes")
     return part
 
 
-def _with_streams(header: _Header, parts: list[bytes]) -> bytes:
-    compressor = _zstandard("version 4").ZstdCompressor(level=12)
+def _pack_zstd(header: _Header, parts: list[bytes]) -> bytes:
+    """Returns the bytes of a file of version 4."""
+    compressor = _import_zstandard("version 4").ZstdCompressor(level=12)
     streams = [compressor.compress(part) for part in parts]
     table = [struct.pack("<QQ", len(s), len(p)) for s, p in zip(streams, parts, strict=True)]
     head = HEADER.pack(
@@ -225,39 +233,39 @@ def _with_streams(header: _Header, parts: list[bytes]) -> bytes:
     return b"".join([head, *table, *streams])
 
 
-def _frame(path: str | Path, records: bytes) -> int:
-    """The index of the axes that the records of extensions name; right, up, back without one."""
+def _read_frame(path: str | Path, records: bytes) -> int:
+    """Returns the index in FRAMES that the extension records name; right, up, back by default."""
     start = 0
     while len(records) - start >= 8:
         kind, size = struct.unpack_from("<II", records, start)
         if kind == FRAME and size == 4 and len(records) - start >= 12:
             (named,) = struct.unpack_from("<I", records, start + 8)
             if named > len(FRAMES):
-                raise broken(path, f"axes of the unknown kind {named}")
+                raise damage_error(path, f"axes of the unknown kind {named}")
             return named - 1 if named else RUB
         start += 8 + size
     return RUB
 
 
-def _turn(path: str | Path, frame: str) -> torch.Tensor:
-    """The motion from axes named by three letters to ours (right, down, front)."""
+def _rotate_from_axes(path: str | Path, frame: str) -> torch.Tensor:
+    """Returns the rotation [4, 4] from axes named by three letters to ours (right, down, front)."""
     turn = torch.eye(4, dtype=torch.float64)
     turn[:3, :3] = torch.tensor([AXES[letter] for letter in frame], dtype=torch.float64).T
     if torch.linalg.det(turn) < 0:
         raise UserError(
             f"{path} in the left-handed axes {frame}",
-            "right-handed axes, for a mirrored scene cannot be turned back",
-            "export it again as right, up, back",
+            "right-handed axes, because Gaussians cannot be mirrored",
+            "export it again with axes right, up, back",
         )
     return turn
 
 
-def _zstandard(wanted_for: str | Path) -> Any:
+def _import_zstandard(purpose: str | Path) -> Any:
     try:
         import zstandard
     except ModuleNotFoundError as error:
         raise UserError(
-            f".spz {wanted_for} without the package zstandard",
+            f".spz {purpose} without the package zstandard",
             "zstandard for version 4 of .spz",
             "install it with: pip install zstandard",
         ) from error
@@ -265,7 +273,7 @@ def _zstandard(wanted_for: str | Path) -> Any:
 
 
 def _decode(packed: _Packed, start: int, stop: int) -> Gaussians:
-    """Gaussians `start` to `stop` in the axes of the file."""
+    """Decodes Gaussians [start, stop) in the axes of the file."""
     part = {name: array[start:stop].astype(np.float64) for name, array in packed.arrays.items()}
     dc = (part["color"] / 255 - 0.5) / COLOR_SCALE
     coefficients = np.concatenate([dc, (part["sh"] - 128) / 128], axis=-1)
@@ -273,7 +281,7 @@ def _decode(packed: _Packed, start: int, stop: int) -> Gaussians:
     means = np.where(digits < 1 << 23, digits, digits - (1 << 24)) / 2**packed.header.fraction
     if packed.header.version == 2:
         xyz = part["quat"] / 127.5 - 1
-        xyzw = _quaternions.whole(xyz, np.full(len(xyz), 3))
+        xyzw = _quaternions.restore(xyz, np.full(len(xyz), 3))
     else:
         xyzw = _unpack_quats(packed.arrays["quat"][start:stop])
     return Gaussians(
@@ -286,36 +294,41 @@ def _decode(packed: _Packed, start: int, stop: int) -> Gaussians:
 
 
 def _unpack_quats(packed: np.ndarray) -> np.ndarray:
-    """xyzw of 32 bits each: 2 name the largest number, 1 + 9 the sign and size of each other."""
+    """Unpacks xyzw from 32 bits: 2 for the index of the largest component, 10 for each other one.
+
+    The 10 bits are a sign and 9 bits of size.
+    """
     words = packed.copy().view("<u4")[:, :1].astype(np.int64)
     fields = (words >> [20, 10, 0]) & 1023
     others = HALF * (fields & 511) / 511 * np.where(fields & 512, -1, 1)
-    return _quaternions.whole(others, words[:, 0] >> 30)
+    return _quaternions.restore(others, words[:, 0] >> 30)
 
 
 def _encode(gaussians: Gaussians, path: str | Path, header: _Header) -> dict[str, bytes]:
-    """The arrays of a file in their order, in the axes right, up, back."""
-    turn = _turn(path, FRAMES[RUB]).mT
+    """Quantizes Gaussians to the arrays of a file, in the axes right, up, back."""
+    turn = _rotate_from_axes(path, FRAMES[RUB]).mT
     arrays = {
         name: np.empty((header.count, width), np.uint8) for name, width in header.widths.items()
     }
     start = 0
-    cut = {"any": 0, "too thin": 0, "too large": 0, "too colourful": 0}
+    clamped = {"any": 0, "too thin": 0, "too large": 0, "too colourful": 0}
     for ours in write_blocks(gaussians, path):
         block = ours.transformed(turn)
         stop = start + block.means.shape[1]
+        # Quantize a block.
         digits = (block.means[0] * 2**header.fraction).round().numpy().astype(np.int64)
         digits = digits.clip(-(1 << 23), (1 << 23) - 1)
         scale = 16 * (block.scales[0].clamp_min(1e-30).log() + 10)
         color = 255 * (COLOR_SCALE * block.sh[0, :, 0] + 0.5)
         rest = 128 * (block.sh[0, :, 1:].flatten(1) + 1)
-        step = torch.where(torch.arange(rest.shape[1]) < 9, FIRST_BUCKET, BUCKET)
+        step = torch.where(torch.arange(rest.shape[1]) < 9, FIRST_STEP, STEP)
         arrays["mean"][start:stop] = ((digits[..., None] >> [0, 8, 16]) & 255).reshape(-1, 9)
-        arrays["opacity"][start:stop, 0] = _byte(255 * block.opacities[0])
-        arrays["color"][start:stop] = _byte(color)
-        arrays["scale"][start:stop] = _byte(scale)
+        arrays["opacity"][start:stop, 0] = _to_bytes(255 * block.opacities[0])
+        arrays["color"][start:stop] = _to_bytes(color)
+        arrays["scale"][start:stop] = _to_bytes(scale)
         arrays["quat"][start:stop] = _pack_quats(block.quats_wxyz[0].roll(-1, dims=-1).numpy())
-        arrays["sh"][start:stop] = _byte((rest / step).round() * step)
+        arrays["sh"][start:stop] = _to_bytes((rest / step).round() * step)
+        # Count the Gaussians that are clamped, by quantity.
         colors = torch.cat([color, rest], dim=-1)
         beyond = {
             "too thin": (scale < -0.5).any(dim=-1),
@@ -323,21 +336,21 @@ def _encode(gaussians: Gaussians, path: str | Path, header: _Header) -> dict[str
             "too colourful": ((colors < -0.5) | (colors > 256)).any(dim=-1),
         }
         for what, which in beyond.items():
-            cut[what] += int(which.sum())
-        cut["any"] += int(torch.stack(list(beyond.values())).any(dim=0).sum())
+            clamped[what] += int(which.sum())
+        clamped["any"] += int(torch.stack(list(beyond.values())).any(dim=0).sum())
         start = stop
-    whole = cut.pop("any")
-    if whole:
-        kinds = ", ".join(f"{number} {what}" for what, number in cut.items() if number)
+    total = clamped.pop("any")
+    if total:
+        kinds = ", ".join(f"{number} {what}" for what, number in clamped.items() if number)
         log.warning(
-            "%s: %d of %d Gaussians reach beyond what .spz holds and are cut: %s",
-            *(path, whole, header.count, kinds),
+            "%s: %d of %d Gaussians exceed the range of .spz and are clamped: %s",
+            *(path, total, header.count, kinds),
         )
     return {name: array.tobytes() for name, array in arrays.items()}
 
 
 def _pack_quats(xyzw: np.ndarray) -> np.ndarray:
-    which = _quaternions.largest(xyzw)
+    which = _quaternions.find_largest(xyzw)
     others = _quaternions.smallest_three(xyzw, which)
     fields = np.floor(511 * (np.abs(others) / HALF).clip(0, 1) + 0.5).astype(np.int64)
     fields |= np.where(others < 0, 512, 0)
@@ -345,5 +358,5 @@ def _pack_quats(xyzw: np.ndarray) -> np.ndarray:
     return words.astype("<u4")[:, None].view(np.uint8)
 
 
-def _byte(values: torch.Tensor) -> np.ndarray:
+def _to_bytes(values: torch.Tensor) -> np.ndarray:
     return values.round().clamp(0, 255).to(torch.uint8).numpy()

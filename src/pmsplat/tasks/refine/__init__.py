@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...io.gaussians import load_gaussians
+from ...progress import Track, silently
 from ...scene import open_scene
 from ...types import Gaussians, Views
 from ...zoo.load import load
-from .._progress import Track, silently
-from ..options import by, pick_device
+from ..options import format_size, pick_device
 from . import _report, _start
 from ._cloud import Cloud, Parameters
-from ._fit import Fit, Moment, choose_size, load_state, save_state, told_to_stop
-from ._image import fit_image
+from ._fit import Fit, Moment, choose_size, load_state, save_state, wait_for, watch_interrupt
 from ._options import (
     MOST,
     MOST_ON_CPU,
@@ -39,7 +38,7 @@ from ._options import (
 )
 from ._strategy import Schedule
 
-__all__ = ["Options", "fit_image", "refine"]
+__all__ = ["Options", "refine"]
 
 log = logging.getLogger(__name__)
 
@@ -70,39 +69,48 @@ def refine(
     gets what was decided and how far it is, a sentence at a time. Raises UserError for what the
     user can mend, before anything slow.
     """
-    chosen, device = _settled(options or Options())
+    # Refuse what cannot be, before anything slow
+    chosen, device = _complete_options(options or Options())
     folder = Path(output)
     check_folder(folder, chosen)
-    scene = open_scene(source)
-    rest, held = _shared_out(len(scene), chosen.test_every)
+    scene = open_scene(source, tell=tell)
+    # Photos to optimise on, and photos to compare with
+    rest, held = _split_photos(len(scene), chosen.test_every)
     start = choose_start(scene, chosen)
     size = choose_size(chosen.size, scene.size, device)
     train, test = scene.views(rest, size), scene.views(held, size)
+    # What a run to resume must have been begun with
     settings: dict[str, Any] = {
         "photos": list(scene.names), "size": list(size), "start": start,
         **{name: getattr(chosen, name) for name in OF_RESULT},
     }  # fmt: skip
     state = load_state(folder / STATE, settings) if chosen.resume else None
     tell(
-        f"{len(rest)} photos of {by(size)} (height x width) on {device}, {len(held)} held out; "
-        f"start: {start}, strategy: {chosen.strategy}."
+        f"{len(rest)} photos of {format_size(size)} (height x width) on {device}, {len(held)} held "
+        f"out; start: {start}, strategy: {chosen.strategy}."
     )
-    extent = _start.extent(train.cameras)
+    extent = _start.measure_extent(train.cameras)
     if state is None:
+        # Begin: Gaussians to start from, and how good they are
         began = time.perf_counter()
-        fit = _begin(_started(start, scene.points, train, chosen, device), extent, chosen, device)
+        gaussians = _make_start(start, scene.points, train, chosen, device)
+        fit = _begin_fit(gaussians, extent, chosen, device)
+        wait_for(device)
         took = time.perf_counter() - began
         _check_seen(fit, train, start)
-        tell(f"Before: {_said(fit.judge(test))}")
-        before = _report.pictures(fit, test)
+        tell(f"Before: {_describe(fit.judge(test))}")
+        before = _report.draw_pictures(fit, test)
         state = {"settings": settings, "before": before, "start_seconds": took}
-        for name in _results(source, folder):  # of an earlier run
+        for name in _list_results(source, folder):  # of an earlier run
             (folder / name).unlink(missing_ok=True)
         save_state(folder / STATE, state | fit.state())
     else:
-        fit = _begin(Parameters(**state["cloud"]["parameters"]).gaussians(), extent, chosen, device)
+        # Go on where the earlier run stopped
+        gaussians = Parameters(**state["cloud"]["parameters"]).gaussians()
+        fit = _begin_fit(gaussians, extent, chosen, device)
         fit.restore(state)
         tell(f"Going on after step {fit.step} of {chosen.steps}.")
+    # All steps, then what became of it
     kept = {name: state[name] for name in ("settings", "before", "start_seconds")}
     _run(fit, train, test, folder, kept, chosen, tell, track)
     summary = _report.Summary(
@@ -115,20 +123,20 @@ def refine(
         seconds_per_step=fit.seconds / max(fit.step, 1),
         history=tuple(fit.history),
     )
-    if _report.CAMERAS in _results(source, folder):
-        _report.keep_cameras(folder, train, test)
-    _report.write(folder, fit, test, kept["before"], summary)
+    if _report.CAMERAS in _list_results(source, folder):
+        _report.write_all_cameras(folder, train, test)
+    _report.write_results(folder, fit, test, kept["before"], summary)
     return summary
 
 
-def _results(source: str | Path, folder: Path) -> tuple[str, ...]:
+def _list_results(source: str | Path, folder: Path) -> tuple[str, ...]:
     """Files that a run writes at its end; a scene in the same folder keeps its own cameras."""
     own = [Path(source), Path(source).parent]
     among = folder.exists() and any(path.exists() and path.samefile(folder) for path in own)
     return _report.FILES if among else (*_report.FILES, _report.CAMERAS)
 
 
-def _settled(options: Options) -> tuple[Options, torch.device]:
+def _complete_options(options: Options) -> tuple[Options, torch.device]:
     """Options with what was left open chosen for the device; UserError for what cannot be."""
     device = pick_device(options.device)
     strategy = choose_strategy(options.strategy, device)
@@ -140,7 +148,7 @@ def _settled(options: Options) -> tuple[Options, torch.device]:
     return chosen, device
 
 
-def _shared_out(photos: int, test_every: int) -> tuple[list[int], list[int]]:
+def _split_photos(photos: int, test_every: int) -> tuple[list[int], list[int]]:
     """Indices of the photos to optimise on, and of those held out."""
     held = range(0, photos, test_every)
     rest = [i for i in range(photos) if i not in held]
@@ -148,7 +156,7 @@ def _shared_out(photos: int, test_every: int) -> tuple[list[int], list[int]]:
         raise UserError(
             f"{photos} photos, {len(held)} of them held out",
             "two or more to optimise on",
-            "add photos of the scene, or hold out fewer with --test-every",
+            "add photos of the scene, or hold out fewer: raise `test_every`",
         )
     return rest, list(held)
 
@@ -166,21 +174,22 @@ def _run(
     """From where the fit is to its last step, with comparisons and saved states on the way."""
     steps = range(fit.step + 1, options.steps + 1)
     judged = max(1, options.steps // JUDGEMENTS)
-    with told_to_stop() as stop:
+    with watch_interrupt() as stop:
         for step in track(steps, "optimising", len(steps)):
             fit.advance(train)
             if step % judged == 0 or step == options.steps:
                 pace = fit.seconds / fit.step
-                tell(f"Step {step} of {options.steps}: {_said(fit.judge(test))}, {pace:.3g} s/step")
+                quality = _describe(fit.judge(test))
+                tell(f"Step {step} of {options.steps}: {quality}, {pace:.3g} s/step")
             stopped = stop()
             if stopped or step % options.save_every == 0 or step == options.steps:
                 save_state(folder / STATE, kept | fit.state())
             if stopped:
-                tell(f"Stopped after step {step}; --resume goes on from {folder / STATE}.")
+                tell(f"Stopped after step {step}; a resumed run goes on from {folder / STATE}.")
                 raise KeyboardInterrupt
 
 
-def _started(
+def _make_start(
     start: str,
     points: Float[Tensor, "point 3"] | None,
     train: Views,
@@ -194,7 +203,7 @@ def _started(
         gaussians = load_gaussians(options.init)
         if not gaussians.means.shape[1]:
             raise UserError(
-                f"{options.init} holds no Gaussians", "one at least", "choose another --init"
+                f"{options.init} holds no Gaussians", "one at least", "choose another `init`"
             )
         return gaussians
     if start == "prediction":
@@ -206,11 +215,11 @@ def _started(
         assert points is not None
         return _start.from_points(points, train, options.sh_degree)
     count = options.random_points or RANDOM_POINTS
-    points = _start.at_random(train.cameras, count, generator)
+    points = _start.sample_points(train.cameras, count, generator)
     return _start.from_points(points, train, options.sh_degree)
 
 
-def _begin(gaussians: Gaussians, extent: float, options: Options, device: torch.device) -> Fit:
+def _begin_fit(gaussians: Gaussians, extent: float, options: Options, device: torch.device) -> Fit:
     """A fit at step 0; what SH the start has are drawn from the first step on."""
     wanted = (options.sh_degree + 1) ** 2
     missing = max(wanted - gaussians.sh.shape[2], 0)
@@ -218,22 +227,22 @@ def _begin(gaussians: Gaussians, extent: float, options: Options, device: torch.
     used = min(gaussians.sh_degree, options.sh_degree) if padded[:, :, 1:].any() else 0
     parameters = Parameters.of(replace(gaussians, sh=padded).to(device))
     assert options.strategy is not None and options.most is not None
-    schedule = Schedule.planned(options.steps, mcmc=options.strategy.endswith("mcmc"))
+    schedule = Schedule.plan(options.steps, mcmc=options.strategy.endswith("mcmc"))
     strategy = STRATEGIES[options.strategy](schedule, options.most)
     return Fit(Cloud(parameters, extent, options.steps), strategy, schedule, used, options.seed)
 
 
 def _check_seen(fit: Fit, train: Views, start: str) -> None:
     """Raises UserError where no photo has any of the Gaussians in its picture."""
-    if not any(bool(rendering.alpha.any()) for rendering in fit.drawn(train)):
+    if not any(bool(rendering.alpha.any()) for rendering in fit.draw(train)):
         raise UserError(
             f"Gaussians (start: {start}) that no photo of the scene sees",
             "Gaussians in the world of the cameras",
-            "start from those of this scene, or from --start random",
+            "start from those of this scene, or from `start=random`",
         )
 
 
-def _said(moment: Moment) -> str:
+def _describe(moment: Moment) -> str:
     return (
         f"{moment.gaussians} Gaussians, held-out PSNR {moment.psnr:.2f} dB, SSIM {moment.ssim:.3f}"
     )

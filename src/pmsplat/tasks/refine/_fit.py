@@ -25,7 +25,7 @@ from ...losses.ssim import WINDOW
 from ...losses.ssim import ssim as similarity
 from ...render import rasterize
 from ...types import Gaussians, Rendering, Views
-from ..options import by, fit_size
+from ..options import fit_size, format_size
 from ._cloud import Cloud
 from ._strategy import Schedule, Strategy
 
@@ -68,7 +68,8 @@ class Fit:
     def advance(self, photos: Views) -> None:
         """One step on one of the photos, batch 1, on any device."""
         began = time.perf_counter()
-        view = photos.at([self._next(photos.images.shape[1])])
+        # Draw the Gaussians as one of the photos sees them
+        view = photos.at([self._next_photo(photos.images.shape[1])])
         view = view.to(self.cloud.parameters.means.device)
         gaussians = self.cloud.parameters.gaussians()
         rendering = rasterize(
@@ -76,13 +77,16 @@ class Fit:
         )
         assert rendering.screen is not None
         rendering.screen.means.retain_grad()
-        loss = photometric(rendering.color, view.images)
+        # Compare, and take one step of the optimiser
+        loss = measure_difference(rendering.color, view.images)
         (loss + self.strategy.penalty(gaussians, self.cloud.extent)).backward()
         self.cloud.update(self.step)
         self.step += 1
+        # Add and remove Gaussians, and draw more of their harmonics, when it is time
         self.strategy.after(self.cloud, rendering.screen, view.size, self.step, self.generator)
         if self.step % self.schedule.sh_every == 0:
             self.degree = min(self.degree + 1, self.gaussians.sh_degree)
+        wait_for(view.images.device)
         self.seconds += time.perf_counter() - began
 
     def judge(self, photos: Views) -> Moment:
@@ -92,13 +96,13 @@ class Fit:
                 psnr(drawn.color[0, 0].cpu(), photo).item(),
                 ssim(drawn.color[0, 0].cpu(), photo).item(),
             )
-            for drawn, photo in zip(self.drawn(photos), photos.images[0], strict=True)
+            for drawn, photo in zip(self.draw(photos), photos.images[0], strict=True)
         ]
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]
         self.history.append(Moment(self.step, self.seconds, len(self.cloud), *means))
         return self.history[-1]
 
-    def drawn(self, photos: Views) -> Iterator[Rendering]:
+    def draw(self, photos: Views) -> Iterator[Rendering]:
         """What the cameras of the photos see now, one at a time."""
         gaussians = self.gaussians
         for v in range(photos.images.shape[1]):
@@ -107,7 +111,7 @@ class Fit:
                 rendering = rasterize(gaussians, camera, photos.size, sh_degree=self.degree)
             yield rendering
 
-    def _next(self, photos: int) -> int:
+    def _next_photo(self, photos: int) -> int:
         if not self.order:
             device = self.generator.device
             order = torch.randperm(photos, generator=self.generator, device=device)
@@ -151,19 +155,25 @@ def choose_size(
         height, width = round(height * factor), round(width * factor)
     if min(height, width) < WINDOW:
         raise UserError(
-            f"photos of {by(photo)}, to be optimised at --size {by((height, width))}",
+            f"photos of {format_size(photo)} at `size={format_size((height, width))}`",
             f"height and width of at least {WINDOW}",
-            "choose a larger --size",
+            "choose a larger `size`",
         )
     return height, width
 
 
-def photometric(
+def measure_difference(
     color: Float[Tensor, "*batch 3 height width"], target: Float[Tensor, "*batch 3 height width"]
 ) -> Float[Tensor, ""]:
     """0.8 · mean |difference| + 0.2 · (1 - SSIM)."""
     difference = (color - target).abs().mean()
     return (1 - D_SSIM) * difference + D_SSIM * (1 - similarity(color, target).mean())
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until all that is queued on a CUDA device is done, so that a clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -179,20 +189,22 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         theirs = state["settings"]
     except (RuntimeError, KeyError, EOFError, TypeError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path} is not a readable state", "one that pmsplat wrote", "add --overwrite to begin"
+            f"{path} is not a readable state",
+            "one that pmsplat wrote",
+            "begin anew with `overwrite=True`",
         ) from error
     for name, value in settings.items():
         if theirs.get(name) != value:
             raise UserError(
-                f"{path} was begun with {name} {_short(theirs.get(name))}, not {_short(value)}",
+                f"{path} was begun with {name} {_shorten(theirs.get(name))}, not {_shorten(value)}",
                 "the settings that it was begun with",
-                "resume with those, or begin anew in another --output",
+                "resume with those, or begin anew in another `output`",
             )
     return state
 
 
 @contextmanager
-def told_to_stop() -> Iterator[Callable[[], bool]]:
+def watch_interrupt() -> Iterator[Callable[[], bool]]:
     """A function that says whether Ctrl-C came since; a second Ctrl-C stops at once."""
     asked = False
 
@@ -212,6 +224,6 @@ def told_to_stop() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -25,24 +25,24 @@ THEIRS = {
     "means": "means", "log_scales": "scales", "quats_wxyz": "quats", "logits": "opacities",
     "sh_dc": "sh0", "sh_rest": "shN",
 }  # fmt: skip
-NO_CHANGE = 0  # the step at which they count and tremble, but neither add nor remove
+NO_CHANGE = 0  # the step at which they count and add noise, but neither add nor remove
 
 
 def obstacle(strategy: str, device: torch.device) -> UserError | None:
     """Why a strategy of gsplat cannot be used on `device`, if so."""
     if importlib.util.find_spec("gsplat") is None:
         return UserError(
-            f"--strategy {strategy}, but gsplat is not installed",
+            f"`strategy={strategy}`, but gsplat is not installed",
             "gsplat",
-            "install it with `pip install gsplat==1.5.3`, or choose --strategy default or mcmc",
+            "install it with `pip install gsplat==1.5.3`, or choose `strategy=default` or mcmc",
         )
     if strategy == "gsplat-default":
         return None
     if device.type != "cuda":
         return UserError(
-            f"--strategy {strategy} on {device}",
+            f"`strategy={strategy}` on {device}",
             "a CUDA device, for which alone gsplat has it",
-            "choose --strategy mcmc",
+            "choose `strategy=mcmc`",
         )
     return render.obstacle("gsplat", device)
 
@@ -87,13 +87,13 @@ class GsplatDefault:
                 raise UserError(
                     "gsplat's strategy has removed every Gaussian",
                     "a start that explains some of the photos",
-                    "choose another --start, or --strategy default",
+                    "choose another `start`, or `strategy=default`",
                 )
         if self.schedule.resets(step):
             cloud.cap_opacities(RESET)
 
     def _call(self, cloud: Cloud, info: dict[str, Any], step: int, g: torch.Generator) -> None:
-        with _lent(cloud) as (params, optimizers), _seeded(g):
+        with _lend(cloud) as (params, optimizers), _seed_globals(g):
             self.theirs.step_post_backward(params, optimizers, self.running, step, info)
 
     def _threshold(self, room: int) -> float:
@@ -136,7 +136,7 @@ class GsplatMCMC(MCMC):
         """
         alive = bool((cloud.parameters.logits.sigmoid() > FAINT).any())
         rate = cloud.means_rate / cloud.extent**2
-        with _lent(cloud) as (params, optimizers), _seeded(g):
+        with _lend(cloud) as (params, optimizers), _seed_globals(g):
             self.theirs.step_post_backward(
                 params, optimizers, self.binomials, step if alive else NO_CHANGE, {}, lr=rate
             )
@@ -158,7 +158,7 @@ def _info(screen: Screen, size: tuple[int, int]) -> dict[str, Any]:
 
 
 @contextmanager
-def _lent(cloud: Cloud) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _lend(cloud: Cloud) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Parameters and optimisers as gsplat knows them, one of each by name; taken back afterwards.
 
     An optimiser is to them a state and one group, and Adam has a group for each parameter.
@@ -173,7 +173,7 @@ def _lent(cloud: Cloud) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 @contextmanager
-def _seeded(g: torch.Generator) -> Iterator[None]:
+def _seed_globals(g: torch.Generator) -> Iterator[None]:
     """Inside, torch's global generators go on from a number that `g` draws; then from their own."""
     seed = int(torch.randint(2**62, (), generator=g, device=g.device))
     with torch.random.fork_rng([g.device] if g.device.type == "cuda" else []):

@@ -10,7 +10,7 @@ from torch import nn
 from ... import render
 from ...errors import UserError
 from ...registry import suggest
-from ...scene import PhotoScene
+from ...scene import Scene
 from . import _gsplat
 from ._strategy import MCMC, Densify, Schedule, Strategy
 
@@ -63,17 +63,17 @@ def check(options: Options) -> None:
     for name, bound in least.items():
         value = getattr(options, name)
         if value is not None and value < bound:
-            raise UserError(f"{name} = {value}", f"at least {bound}", "choose more")
+            raise UserError(f"`{name}={value}`", f"at least {bound}", f"raise `{name}`")
     if options.strategy == "mcmc" and (options.most or 0) > DRAWN_FROM:
         raise UserError(
-            f"most = {options.most} with --strategy mcmc",
+            f"`most={options.most}` with `strategy=mcmc`",
             f"at most {DRAWN_FROM}, from which torch can draw at random",
-            "choose fewer, or --strategy default",
+            "choose fewer, or `strategy=default`",
         )
     if options.weights is not None and options.model is None:
-        raise UserError("--weights alone", "the --model that they belong to", "add --model")
+        raise UserError("`weights` alone", "the model that they belong to", "add `model`")
     if not 0 <= options.sh_degree <= 3:
-        raise UserError(f"sh_degree = {options.sh_degree}", "0 to 3", "choose one of them")
+        raise UserError(f"`sh_degree={options.sh_degree}`", "0 to 3", "choose one of them")
 
 
 def choose_strategy(wanted: str | None, device: torch.device) -> str:
@@ -82,7 +82,7 @@ def choose_strategy(wanted: str | None, device: torch.device) -> str:
         return "default" if render.obstacle("gsplat", device) else "gsplat-default"
     if wanted not in STRATEGIES:
         raise UserError(
-            f"--strategy {wanted}",
+            f"`strategy={wanted}`",
             f"one of {', '.join(STRATEGIES)}",
             suggest(wanted, list(STRATEGIES)),
         )
@@ -97,21 +97,21 @@ def check_folder(folder: Path, options: Options) -> None:
     state = folder / STATE
     if folder.exists() and not folder.is_dir():
         raise UserError(
-            f"{folder} is a file", "a folder for the results", "choose another --output"
+            f"{folder} is a file", "a folder for the results", "choose another `output`"
         )
     if options.resume and not state.is_file():
-        raise UserError(f"there is no {state}", "an interrupted run", "drop --resume")
+        raise UserError(f"there is no {state}", "an interrupted run", "begin one without `resume`")
     if not options.resume and not options.overwrite and folder.is_dir() and any(folder.iterdir()):
         raise UserError(
             f"{folder} holds a run" if state.exists() else f"{folder} holds other files",
             "a new or empty folder",
-            "go on with --resume, begin anew with --overwrite, or choose another --output"
+            "go on with `resume=True`, begin anew with `overwrite=True`, or choose another `output`"
             if state.exists()
-            else "choose another --output, or add --overwrite to write among them",
+            else "choose another `output`, or write among them with `overwrite=True`",
         )
 
 
-def choose_start(scene: PhotoScene, options: Options) -> str:
+def choose_start(scene: Scene, options: Options) -> str:
     """One of STARTS; UserError where what it needs is not there, or what it does not is."""
     given = options.start
     if given is None:
@@ -120,17 +120,19 @@ def choose_start(scene: PhotoScene, options: Options) -> str:
         given = "random" if scene.points is None else "points"
     if given not in STARTS:
         raise UserError(
-            f"--start {given}", f"one of {', '.join(STARTS)}", suggest(given, list(STARTS))
+            f"`start={given}`", f"one of {', '.join(STARTS)}", suggest(given, list(STARTS))
         )
     if given == "points" and scene.points is None:
         raise UserError(
             f"{scene.name} has no sparse points",
             "the points of a COLMAP model",
-            "start from random ones: --start random",
+            "start from random ones: `start=random`",
         )
     if given != "random" and options.random_points is not None:
         raise UserError(
-            f"--random-points with --start {given}", "it with --start random", "add or drop one"
+            f"`random_points` with `start={given}`",
+            "it with `start=random`",
+            "drop `random_points`, or start at random",
         )
     for start, option, value in (
         ("prediction", "model", options.model),
@@ -138,11 +140,11 @@ def choose_start(scene: PhotoScene, options: Options) -> str:
     ):
         if (given == start) != (value is not None):
             got = (
-                f"--{option} with --start {given}"
+                f"`{option}` with `start={given}`"
                 if value is not None
-                else f"--start {start} alone"
+                else f"`start={start}` alone"
             )
             raise UserError(
-                got, f"--start {start} and --{option} together", f"add or drop --{option}"
+                got, f"`start={start}` and `{option}` together", f"add or drop `{option}`"
             )
     return given

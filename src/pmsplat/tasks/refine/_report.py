@@ -1,7 +1,7 @@
 """What an optimisation leaves behind: Gaussians, figures, plots, a sheet."""
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,15 +9,17 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...io.cameras.survey import write_cameras
-from ...io.files import atomic, write_text
+from ...io.cameras.ours import write_cameras
+from ...io.files import atomic
 from ...io.gaussians.ply import save_ply
 from ...types import Cameras, Views
-from ...view.figures import colorize_depth, contact_sheet, depth_range
+from ...view.figures import color_range, colorize_depth, contact_sheet
+from ..results.depth import CAMERAS
+from ..results.folder import MARK
+from ..results.summary import write_summary
 from ._fit import Fit, Moment
 
-CAMERAS = "cameras.json"
-FILES = ("gaussians.ply", "sheet.png", "psnr.png", "metrics.json")
+FILES = ("gaussians.ply", "sheet.png", "psnr.png", MARK)
 PICTURED, SHEET_HEIGHT = 4, 240  # photos on the sheet, and their height in pixels
 
 
@@ -47,38 +49,35 @@ class Summary:
         return self.history[-1]
 
 
-def pictures(fit: Fit, held_out: Views) -> UInt8[Tensor, "photo 3 height width"]:
+def draw_pictures(fit: Fit, held_out: Views) -> UInt8[Tensor, "photo 3 height width"]:
     """Renderings of the first few held-out photos, 8 bits."""
     few = held_out.at(slice(0, PICTURED))
-    drawn = torch.cat([rendering.color[0].cpu() for rendering in fit.drawn(few)])
+    drawn = torch.cat([rendering.color[0].cpu() for rendering in fit.draw(few)])
     return (drawn.clamp(0, 1) * 255).round().byte()
 
 
-def write(folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summary) -> None:
+def write_results(
+    folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summary
+) -> None:
     """gaussians.ply, sheet.png, psnr.png and, last, metrics.json."""
     save_ply(fit.gaussians, folder / "gaussians.ply")
     few = held_out.at(slice(0, PICTURED))
-    drawn = list(fit.drawn(few))
+    drawn = list(fit.draw(few))
     depths = torch.cat([rendering.depth[0].cpu() for rendering in drawn])
-    near, far = depth_range(depths)
+    near, far = color_range(depths)
     rows = [
         ("held-out photo", list(few.images[0])),
-        (f"before: {_quality(summary.before)}", list(before.float() / 255)),
-        (f"after: {_quality(summary.after)}", [r.color[0, 0].cpu() for r in drawn]),
+        (f"before: {_describe(summary.before)}", list(before.float() / 255)),
+        (f"after: {_describe(summary.after)}", [r.color[0, 0].cpu() for r in drawn]),
         (f"depth, {near:.3g} to {far:.3g}", list(colorize_depth(depths, near, far))),
     ]
     contact_sheet(rows, folder / "sheet.png", height=SHEET_HEIGHT)
-    curve(
-        folder / "psnr.png",
-        [moment.step for moment in summary.history],
-        [moment.psnr for moment in summary.history],
-        f"from {summary.start}, strategy {summary.strategy}",
-        ("step", "PSNR of held-out photos, dB"),
-    )
-    write_text(folder / "metrics.json", json.dumps(asdict(summary), indent=1) + "\n")
+    title = f"from {summary.start}, strategy {summary.strategy}"
+    draw_curve(folder / "psnr.png", summary.history, title)
+    write_summary(folder, summary)
 
 
-def keep_cameras(folder: Path, train: Views, held_out: Views) -> None:
+def write_all_cameras(folder: Path, train: Views, held_out: Views) -> None:
     """cameras.json of all photos, named, the ones optimised on first, at the size of the run."""
     assert train.names is not None and held_out.names is not None
     names = train.names[0] + held_out.names[0]
@@ -86,26 +85,17 @@ def keep_cameras(folder: Path, train: Views, held_out: Views) -> None:
     write_cameras(folder / CAMERAS, cameras, names, train.size)
 
 
-def curve(
-    path: Path,
-    x: list[int],
-    y: list[float],
-    title: str,
-    axes: tuple[str, str],
-    logarithmic: bool = False,
-) -> None:
-    """A line through points as a picture; `axes` are the labels of x and y."""
+def draw_curve(path: Path, history: Sequence[Moment], title: str) -> None:
+    """PSNR over the steps as a picture."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     plot = figure.subplots()
-    plot.plot(x, y, marker="o", markersize=3)
-    if logarithmic:
-        plot.set_xscale("log", base=2)
-        plot.set_xticks(x, [str(value) for value in x])
-    plot.set(xlabel=axes[0], ylabel=axes[1], title=title)
+    steps, values = [moment.step for moment in history], [moment.psnr for moment in history]
+    plot.plot(steps, values, marker="o", markersize=3)
+    plot.set(xlabel="step", ylabel="PSNR of held-out photos, dB", title=title)
     plot.grid(alpha=0.3)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _quality(moment: Moment) -> str:
+def _describe(moment: Moment) -> str:
     return f"{moment.psnr:.2f} dB, SSIM {moment.ssim:.3f}, {moment.gaussians} Gaussians"

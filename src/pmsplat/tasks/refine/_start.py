@@ -63,7 +63,7 @@ def from_points(points: Float[Tensor, "point 3"], views: Views, degree: int) -> 
         raise UserError(
             f"{len(points)} points to start from",
             f"at least {NEIGHBOURS + 1}",
-            "start from random ones: --start random",
+            "start from random ones: `start=random`",
         )
     gaps = torch.from_numpy(
         KDTree(points.double().numpy()).query(points.double().numpy(), NEIGHBOURS + 1)[0][:, 1:]
@@ -71,7 +71,7 @@ def from_points(points: Float[Tensor, "point 3"], views: Views, degree: int) -> 
     scales = gaps.square().mean(dim=-1).sqrt().float()
     scales = scales.clamp_min(1e-3 * scales.median().clamp_min(1e-12))
     coefficients = torch.zeros(len(points), (degree + 1) ** 2, 3)
-    coefficients[:, 0] = (colors(points, views) - 0.5) / sh.C0
+    coefficients[:, 0] = (find_colors(points, views) - 0.5) / sh.C0
     return Gaussians(
         means=points[None].float(),
         scales=scales[None, :, None].repeat(1, 1, 3),
@@ -81,7 +81,9 @@ def from_points(points: Float[Tensor, "point 3"], views: Views, degree: int) -> 
     )
 
 
-def at_random(cameras: Cameras, count: int, generator: torch.Generator) -> Float[Tensor, "point 3"]:
+def sample_points(
+    cameras: Cameras, count: int, generator: torch.Generator
+) -> Float[Tensor, "point 3"]:
     """`count` points that two cameras or more have in their pictures, between near and far.
 
     Drawn from a camera at random, even in its picture and in inverse depth, so that there are as
@@ -98,7 +100,7 @@ def at_random(cameras: Cameras, count: int, generator: torch.Generator) -> Float
         local = camera.unproject(xy, depth, cameras.K[0, which])
         c2w = cameras.c2w[0, which]
         points = torch.einsum("pij,pj->pi", c2w[:, :3, :3], local) + c2w[:, :3, 3]
-        points = points[_seen_by(points, cameras) >= 2][:missing]
+        points = points[_count_cameras(points, cameras) >= 2][:missing]
         found.append(points)
         missing -= len(points)
         if not missing:
@@ -110,12 +112,12 @@ def at_random(cameras: Cameras, count: int, generator: torch.Generator) -> Float
     )
 
 
-def colors(points: Float[Tensor, "point 3"], views: Views) -> Float[Tensor, "point 3"]:
+def find_colors(points: Float[Tensor, "point 3"], views: Views) -> Float[Tensor, "point 3"]:
     """The median, over the photos that have a point in their picture, of its pixel; else grey."""
     height, width = views.size
     samples = []
     for v in range(views.images.shape[1]):
-        seen, inside = _projected(points, views.cameras, v)
+        seen, inside = _project(points, views.cameras, v)
         column = (seen[:, 0] * width).long().clamp(0, width - 1)
         row = (seen[:, 1] * height).long().clamp(0, height - 1)
         pixel = views.images[0, v, :, row, column].T
@@ -123,7 +125,7 @@ def colors(points: Float[Tensor, "point 3"], views: Views) -> Float[Tensor, "poi
     return torch.stack(samples).nanmedian(dim=0).values.nan_to_num(GREY)
 
 
-def extent(cameras: Cameras) -> float:
+def measure_extent(cameras: Cameras) -> float:
     """1.1 times the distance of the farthest camera from their mean: the size of a scene.
 
     Raises UserError for cameras in one place.
@@ -139,13 +141,13 @@ def extent(cameras: Cameras) -> float:
     return radius
 
 
-def _seen_by(points: Tensor, cameras: Cameras) -> Tensor:
+def _count_cameras(points: Tensor, cameras: Cameras) -> Tensor:
     """How many cameras have each point in their picture."""
     views = range(cameras.c2w.shape[1])
-    return torch.stack([_projected(points, cameras, v)[1] for v in views]).sum(dim=0)
+    return torch.stack([_project(points, cameras, v)[1] for v in views]).sum(dim=0)
 
 
-def _projected(points: Tensor, cameras: Cameras, view: int) -> tuple[Tensor, Tensor]:
+def _project(points: Tensor, cameras: Cameras, view: int) -> tuple[Tensor, Tensor]:
     """(x, y, z) in a camera, and whether that is in its picture and beyond its near."""
     seen = camera.project_world(points, cameras.c2w[0, view], cameras.K[0, view])
     inside = (seen[:, :2] >= 0).all(-1) & (seen[:, :2] < 1).all(-1)

@@ -35,7 +35,7 @@ PENALTY = 0.01  # weight of the mean opacity, and of the mean scale
 
 @dataclass(frozen=True)
 class Schedule:
-    """When things happen, in steps counted from 1; `planned` fits them to a run's length."""
+    """When things happen, in steps counted from 1; `plan` fits them to a run's length."""
 
     steps: int
     sh_every: int
@@ -45,7 +45,7 @@ class Schedule:
     reset_every: int
 
     @classmethod
-    def planned(cls, steps: int, mcmc: bool = False) -> "Schedule":
+    def plan(cls, steps: int, mcmc: bool = False) -> "Schedule":
         """At 30000 steps what the papers have.
 
         Shorter runs raise the degree and change the number of Gaussians sooner and more often;
@@ -191,7 +191,7 @@ def prune(cloud: Cloud, too_large: bool) -> None:
 
 
 class MCMC:
-    """Moves faint Gaussians onto strong ones, adds some there, and lets all of them tremble.
+    """Moves faint Gaussians onto strong ones, adds some there, and adds noise to the places of all.
 
     The number grows by a twentieth at a time up to `most`; nothing is ever removed.
     """
@@ -209,7 +209,7 @@ class MCMC:
         """Moves and adds when it is time; noise after every step."""
         if self.schedule.changes(step):
             self.move_and_add(cloud, g)
-        tremble(cloud, g)
+        add_noise(cloud, g)
 
     @torch.no_grad()
     def move_and_add(self, cloud: Cloud, g: torch.Generator) -> None:
@@ -229,7 +229,7 @@ class MCMC:
         shared = copies > 1
         cloud.take(rows, shared)
         parts = cloud.parameters
-        opacity, shrunk = share(parts.logits[shared].sigmoid(), copies[shared])
+        opacity, shrunk = share_opacity(parts.logits[shared].sigmoid(), copies[shared])
         parts.logits[shared] = opacity.clamp(FAINT, 1 - MARGIN).logit()
         parts.log_scales[shared] += shrunk.log()[:, None]
 
@@ -240,7 +240,7 @@ class MCMC:
         assert not state
 
 
-def share(
+def share_opacity(
     opacity: Float[Tensor, " gaussian"], copies: Int[Tensor, " gaussian"]
 ) -> tuple[Float[Tensor, " gaussian"], Float[Tensor, " gaussian"]]:
     """(opacity, scale factor) of each of N copies that together look like one Gaussian did.
@@ -260,7 +260,7 @@ def share(
 
 
 @torch.no_grad()
-def tremble(cloud: Cloud, g: torch.Generator) -> None:
+def add_noise(cloud: Cloud, g: torch.Generator) -> None:
     """Adds noise to the means, shaped by the covariance; the fainter a Gaussian, the more."""
     parts = cloud.parameters
     covariances = parts.gaussians().covariances[0]

@@ -1,8 +1,7 @@
 """What `predict` writes: Gaussians, depth, renderings with their metrics, a sheet, a video."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,19 @@ from torch import Tensor
 
 from ...evaluate.depth import depth_metrics
 from ...evaluate.metrics import psnr, ssim
-from ...io.cameras.survey import write_cameras
-from ...io.files import write_array, write_text
+from ...io.cameras.ours import write_cameras
 from ...io.gaussians.ply import save_ply
 from ...io.images import to_uint8, write_image
 from ...io.video import write_video
+from ...progress import Track
 from ...render import rasterize
 from ...types import Cameras, Gaussians, Rendering, Views
 from ...view import trajectory
-from ...view.figures import color_bar, colorize_depth, contact_sheet, depth_range
-from .._progress import Track
-from .folder import MARK, file_names
+from ...view.figures import color_range, colorize_depth
+from .depth import CAMERAS, write_numbers
+from .folder import name_files
+from .sheet import make_depth_row, write_sheet
+from .summary import average, write_summary
 
 SHEET_COLUMNS, SHEET_HEIGHT = 4, 240  # images per row of the sheet, and their height in pixels
 LEAST_SECONDS = 3.0  # of video
@@ -58,16 +59,18 @@ class Summary:
     means: dict[str, float]
 
 
-def write(folder: Path, result: Result, track: Track) -> Summary:
+def write_results(folder: Path, result: Result, track: Track) -> Summary:
     """Everything but the video, into a folder that exists."""
-    near, far = depth_range(result.depth)
-    depths = colorize_depth(result.depth[0], near, far).cpu()
-    names = file_names(_names(result.context) + _names(result.held_out))
+    # The context: Gaussians, depth
+    colors = color_range(result.depth)
+    depths = colorize_depth(result.depth[0], *colors).cpu()
+    names = name_files(_names(result.context) + _names(result.held_out))
     context, others = names[: depths.shape[0]], names[depths.shape[0] :]
     save_ply(result.gaussians, folder / "gaussians.ply")
     for name, colored, depth in zip(context, depths, result.depth[0].cpu(), strict=True):
         write_image(folder / "depth" / f"{name}.png", colored)
-        write_array(folder / "depth" / f"{name}.npy", depth.numpy())
+        write_numbers(folder / "depth", name, depth)
+    # The other photos: what the Gaussians look like from there
     drawn, held_out = [], {}
     for i, name in enumerate(track(others, "rendering held-out photos", len(others))):
         assert result.held_out is not None
@@ -75,9 +78,10 @@ def write(folder: Path, result: Result, track: Track) -> Summary:
         photo = result.held_out.images[0, i]
         held_out[_names(result.held_out)[i]] = _compare(rendering, photo)
         write_image(folder / "render" / f"{name}.png", rendering.color[0, 0])
-        rendered_depth = colorize_depth(rendering.depth[0, 0].cpu(), near, far)
+        rendered_depth = colorize_depth(rendering.depth[0, 0].cpu(), *colors)
         drawn.append([photo, rendering.color[0, 0].cpu(), rendered_depth])
-    _write_sheet(folder / "sheet.png", result, list(depths), drawn, (near, far))
+    # All of it at a glance, and as numbers
+    _write_sheet(folder, result, list(depths), drawn, colors)
     summary = Summary(
         context=tuple(_names(result.context)),
         size=result.context.size,
@@ -86,8 +90,15 @@ def write(folder: Path, result: Result, track: Track) -> Summary:
         held_out=held_out,
         means=_means(result, held_out),
     )
-    _write_cameras(folder / "cameras.json", result)
-    write_text(folder / MARK, json.dumps(asdict(summary), indent=1) + "\n")
+    shown = [views.cameras for views in (result.context, result.held_out) if views is not None]
+    write_cameras(
+        folder / CAMERAS,
+        Cameras.joined(shown),
+        _names(result.context) + _names(result.held_out),
+        result.context.size,
+        result.scale,
+    )
+    write_summary(folder, summary)
     return summary
 
 
@@ -106,7 +117,7 @@ def video_path(cameras: Cameras, fps: int, seconds: float, stabilise: bool) -> C
     return trajectory.stabilise(path, STEADY * fps) if stabilise else path
 
 
-def write_path(path: Path, result: Result, cameras: Cameras, fps: int, track: Track) -> None:
+def write_video_along(path: Path, result: Result, cameras: Cameras, fps: int, track: Track) -> None:
     """The video that a camera on the path would take."""
     count = cameras.c2w.shape[1]
     larger = -(-LEAST_SIDE // min(result.context.size))
@@ -135,8 +146,7 @@ def _compare(rendering: Rendering, photo: Tensor) -> dict[str, float]:
 
 
 def _means(result: Result, held_out: dict[str, dict[str, float]]) -> dict[str, float]:
-    rows = list(held_out.values())
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
+    means = average(list(held_out.values()))
     if result.context.depth is not None:
         depth = depth_metrics(result.depth.cpu(), result.context.depth)
         if depth.pixels:
@@ -145,29 +155,20 @@ def _means(result: Result, held_out: dict[str, dict[str, float]]) -> dict[str, f
 
 
 def _write_sheet(
-    path: Path,
+    folder: Path,
     result: Result,
     depths: list[Tensor],
     drawn: list[list[Tensor]],
-    ends: tuple[float, float],
+    colors: tuple[float, float],
 ) -> None:
-    bar = color_bar(*ends, height=SHEET_HEIGHT)
     few = slice(0, SHEET_COLUMNS)
     rows = [
         ("context", list(result.context.images[0, few])),
-        (f"predicted depth, {ends[0]:.3g} to {ends[1]:.3g}", [*depths[few], bar]),
+        make_depth_row("predicted depth", depths[few], colors, SHEET_HEIGHT),
     ]
-    step = max(1, -(-len(drawn) // SHEET_COLUMNS))
     if drawn:
+        step = -(-len(drawn) // SHEET_COLUMNS)
         columns = list(zip(*drawn[::step], strict=True))
         labels = ("held-out photo", "rendered", "rendered depth")
         rows += [(label, list(images)) for label, images in zip(labels, columns, strict=True)]
-    contact_sheet(rows, path, height=SHEET_HEIGHT)
-
-
-def _write_cameras(path: Path, result: Result) -> None:
-    shown = [views.cameras for views in (result.context, result.held_out) if views is not None]
-    parts = [[getattr(cameras, name) for cameras in shown] for name in ("c2w", "K", "near", "far")]
-    cameras = Cameras(*(torch.cat(part, dim=1) for part in parts))
-    names = _names(result.context) + _names(result.held_out)
-    write_cameras(path, cameras, names, result.context.size, result.scale)
+    write_sheet(folder, rows, SHEET_HEIGHT)

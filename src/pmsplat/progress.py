@@ -1,4 +1,4 @@
-"""How a task shows how far it is, without knowing who looks."""
+"""How long work shows how far it is, without knowing who looks."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol

@@ -1,0 +1,103 @@
+"""cameras.json of INRIA's 3D Gaussian Splatting, and files of world-to-camera R and t.
+
+The first is `camera_to_JSON` in utils/camera_utils.py of
+https://github.com/graphdeco-inria/gaussian-splatting, written beside a trained scene.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import UserError
+from .survey import (
+    Lens,
+    Shot,
+    Survey,
+    check_lens,
+    check_matrix,
+    check_pose,
+    check_size,
+    frames_of,
+    read_json,
+    read_number,
+)
+
+
+def is_inria(path: Path) -> bool:
+    """Whether a JSON file holds a list, as INRIA's does; ours and nerfstudio's hold an object."""
+    with path.open("rb") as stream:
+        return stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def read(path: str | Path) -> Survey:
+    """A list of cameras, each with camera-to-world `rotation` and its center, `position`.
+
+    Lenses are pinholes with the principal point in the middle of the photo as it is stored. The
+    names of photos have no suffix.
+    """
+    path = Path(path)
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise UserError(
+            f"{path} has no cameras",
+            "a list of at least one",
+            "use the cameras.json that the training wrote beside its point_cloud/",
+        )
+    shots = []
+    for entry in entries:
+        name = _name(path, entry, "img_name")
+        pose = np.eye(4)
+        pose[:3, :3] = check_matrix(path, name, entry.get("rotation"), (3, 3))
+        pose[:3, 3] = check_matrix(path, name, entry.get("position"), (3,))
+        height, width = (int(read_number(path, entry, side)) for side in ("height", "width"))
+        lens = Lens(
+            size=check_size(path, height, width),
+            focal=(read_number(path, entry, "fx"), read_number(path, entry, "fy")),
+            center=(width / 2, height / 2),
+        )
+        shots.append(Shot(name, check_lens(path, lens), check_pose(path, name, pose)))
+    return Survey(tuple(shots), as_stored=True)
+
+
+def read_world_to_camera(path: str | Path) -> Survey:
+    """A file of frames with `file`, `R` and `t` (world to camera, OpenCV axes) and one lens.
+
+    The lens: W, H, fx, fy, cx, cy in pixels, and k1, k2, p1, p2 of OpenCV where it distorts.
+    """
+    path = Path(path)
+    content, frames = frames_of(path)
+    height, width = (int(read_number(path, content, side)) for side in ("H", "W"))
+    numbers = {key: read_number(path, content, key) for key in ("fx", "fy", "cx", "cy")}
+    distortion = {key: read_number(path, content, key, 0.0) for key in ("k1", "k2", "p1", "p2")}
+    lens = Lens(
+        size=check_size(path, height, width),
+        focal=(numbers["fx"], numbers["fy"]),
+        center=(numbers["cx"], numbers["cy"]),
+        radial=(distortion["k1"], distortion["k2"], 0, 0, 0, 0),
+        tangential=(distortion["p1"], distortion["p2"]),
+    )
+    check_lens(path, lens)
+    shots = []
+    for frame in frames:
+        name = _name(path, frame, "file")
+        motion = np.eye(4)
+        motion[:3, :3] = check_matrix(path, name, frame.get("R"), (3, 3))
+        motion[:3, 3] = check_matrix(path, name, frame.get("t"), (3,))
+        w2c = check_pose(path, name, motion)
+        rotation = w2c[:3, :3].T
+        c2w = np.eye(4)
+        c2w[:3, :3], c2w[:3, 3] = rotation, -rotation @ w2c[:3, 3]
+        shots.append(Shot(name, lens, c2w))
+    return Survey(tuple(shots))
+
+
+def _name(path: Path, entry: Any, key: str) -> str:
+    """The photo's name in an entry of the file."""
+    if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+        raise UserError(
+            f"a camera of {path} has no {key}",
+            "the name of its photo",
+            f"add `{key}`, or leave the camera out",
+        )
+    return entry[key]

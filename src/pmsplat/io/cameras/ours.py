@@ -1,0 +1,103 @@
+"""Our own cameras.json, which every verb that writes pictures leaves beside them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import UserError
+from ...types import Cameras
+from ..files import write_text
+from .survey import (
+    Lens,
+    Shot,
+    Survey,
+    check_lens,
+    check_matrix,
+    check_pose,
+    check_size,
+    frames_of,
+    read_number,
+)
+
+
+@dataclass(frozen=True)
+class DepthFiles:
+    """Depth maps as 16-bit PNG files, one of each picture, named as seen from the camera file.
+
+    `scale`: scene units of one count.
+    """
+
+    names: tuple[str, ...]
+    scale: float
+
+
+def read(path: str | Path) -> Survey:
+    """A cameras.json as `write_cameras` writes it."""
+    path = Path(path)
+    content, frames = frames_of(path)
+    height, width = (int(read_number(path, content, side)) for side in ("height", "width"))
+    size = check_size(path, height, width)
+    shots = []
+    for frame in frames:
+        if not isinstance(frame, dict) or not isinstance(frame.get("name"), str):
+            raise UserError(
+                f"a frame of {path} has no name",
+                "name, c2w, K, near and far",
+                "add them, or leave the frame out",
+            )
+        name = frame["name"]
+        K = check_matrix(path, name, frame.get("K"), (3, 3))
+        depth_file = frame.get("depth_file")
+        lens = Lens(
+            size=size,
+            focal=(K[0, 0] * width, K[1, 1] * height),
+            center=(K[0, 2] * width, K[1, 2] * height),
+        )
+        shots.append(
+            Shot(
+                file=name,
+                lens=check_lens(path, lens),
+                c2w=check_pose(path, name, check_matrix(path, name, frame.get("c2w"), (4, 4))),
+                depth_file=depth_file if isinstance(depth_file, str) else None,
+                near=read_number(path, frame, "near"),
+                far=read_number(path, frame, "far"),
+            )
+        )
+    return Survey(tuple(shots), depth_scale=read_number(path, content, "depth_scale", 1e-3))
+
+
+def write_cameras(
+    path: str | Path,
+    cameras: Cameras,
+    names: Sequence[str],
+    size: tuple[int, int],
+    scale: float = 1.0,
+    depth: DepthFiles | None = None,
+) -> None:
+    """Writes the cameras of one scene (batch 1).
+
+    `size` is the (height, width) of their pictures. `depth` says where the depth maps of the
+    pictures are. The cameras are those of the user's world; `scale` records the factor by which
+    the scene was multiplied before the network saw it.
+    """
+    files = [{}] * len(names) if depth is None else [{"depth_file": file} for file in depth.names]
+    frames = [
+        {
+            "name": name,
+            "c2w": cameras.c2w[0, i].tolist(),
+            "K": cameras.K[0, i].tolist(),
+            "near": float(cameras.near[0, i]),
+            "far": float(cameras.far[0, i]),
+            **file,
+        }
+        for i, (name, file) in enumerate(zip(names, files, strict=True))
+    ]
+    head = {
+        "convention": "c2w: camera to world, OpenCV axes; K divided by (width, height)",
+        "height": size[0],
+        "width": size[1],
+        "scale": scale,
+    }
+    head |= {} if depth is None else {"depth_scale": depth.scale}
+    write_text(path, json.dumps(head | {"frames": frames}, indent=1) + "\n")

@@ -1,0 +1,74 @@
+"""What verbs make of options: dataclasses with their own defaults, errors in the words of flags."""
+
+import argparse
+import re
+from dataclasses import fields
+
+import pytest
+
+from pmsplat import cli, registry
+from pmsplat.cli._shared import build_options
+from pmsplat.errors import UserError
+from pmsplat.tasks import convert, depth, predict, refine, render, view
+
+VERBS = {
+    "convert": (convert.Options, ["in.ply", "out.ply"]),
+    "depth": (depth.Options, ["room", "--model", "m", "--output", "o"]),
+    "predict": (predict.Options, ["room", "--model", "m", "--output", "o"]),
+    "refine": (refine.Options, ["room", "--output", "o"]),
+    "render": (render.Options, ["scene.ply", "--output", "o"]),
+    "view": (view.Options, ["scene.ply"]),
+}
+NOT_ON_THE_COMMAND_LINE = {"predict": {"seconds"}, "convert": {"similarity"}}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_is_not_given_is_the_dataclass_s_default(verb: str) -> None:
+    kind, words = VERBS[verb]
+    arguments = cli.parser().parse_args([verb, *words])
+    assert build_options(kind, arguments) == kind()
+    named = {field.name for field in fields(kind)}
+    assert named - set(vars(arguments)) == NOT_ON_THE_COMMAND_LINE.get(verb, set())
+
+
+def test_what_is_given_arrives() -> None:
+    words = ["render", "s.ply", "--output", "o", "--orbit", "3", "--no-video", "--size", "4x5"]
+    options = build_options(render.Options, cli.parser().parse_args([*words, "--median"]), limit=2)
+    assert options == render.Options(orbit=3, video=False, size=(4, 5), median=True, limit=2)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_the_defaults_that_are(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args([verb, "--help"])
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    for field in fields(VERBS[verb][0]):
+        flag = f"--{field.name.replace('_', '-')} "
+        told = re.search(rf"{flag}\S*(?: [^-(]*)?\(default: (\d+)\)", text)
+        if told is not None and field.default is not None:
+            assert int(told[1]) == field.default, field.name
+
+
+def test_errors_name_flags() -> None:
+    arguments = argparse.Namespace(size=None, held_out=3, video=True, overwrite=False)
+    text = "`size=3x4` and `held_out`; drop `video=False`, or add `overwrite=True`; `pmsplat data`"
+    assert cli.name_flags(text, arguments) == (
+        "--size 3x4 and --held-out; drop --no-video, or add --overwrite; `pmsplat data`"
+    )
+    assert cli.name_flags("`seconds=2`", arguments) == "`seconds=2`"
+
+
+def test_the_command_prints_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(arguments: argparse.Namespace) -> None:
+        raise UserError("`size=3x4`", "larger ones", "choose another `size`")
+
+    assert cli.execute(refuse, argparse.Namespace(size=(3, 4))) == 2
+    told = capsys.readouterr().err
+    assert told == "pmsplat: --size 3x4; wanted larger ones; choose another --size\n"
+
+
+def test_lines_of_the_list_look_alike() -> None:
+    for name in set(registry.names("cli")) & {*VERBS, "demo"}:
+        module = __import__(f"pmsplat.cli.{name}", fromlist=["configure"])
+        line = module.__doc__.partition("\n")[0]
+        assert line[0].isupper() and not line.endswith("."), line

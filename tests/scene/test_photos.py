@@ -1,0 +1,127 @@
+"""Photos of camera files: where they are, which way up they are, and what makes no views."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pmsplat.errors import UserError
+from pmsplat.io import images
+from pmsplat.io.cameras.survey import Lens, Shot, Survey
+from pmsplat.scene.photos import (
+    Photo,
+    UnfitPhotos,
+    chunk_photos,
+    chunk_scene,
+    find_photos,
+    make_photo,
+    make_views,
+    photos_in,
+)
+from pmsplat.types import Cameras
+from tests.io.test_chunks import ours
+from tests.scenes import random_cameras
+
+
+def stored(path: Path, size: tuple[int, int], orientation: int) -> Path:
+    """A photo of (height, width) `size` as it is stored, with a note of EXIF."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (size[1], size[0])).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "lens", "as_stored", "upright"),
+    [
+        ((8, 12), 6, (8, 12), False, False),  # the lens lies as the stored pixels do
+        ((8, 12), 6, (12, 8), False, True),
+        ((8, 12), 6, (16, 24), False, False),  # of a smaller copy
+        ((8, 12), 6, (12, 8), True, False),  # whatever the shapes say
+        ((8, 12), 3, (8, 12), False, True),  # upside down: shapes say nothing
+        ((8, 12), 3, (8, 12), True, False),
+        ((8, 8), 6, (8, 8), False, True),
+        ((8, 12), 1, (8, 12), False, True),
+    ],
+)
+def test_which_way_up_a_photo_is(
+    tmp_path: Path,
+    size: tuple[int, int],
+    orientation: int,
+    lens: tuple[int, int],
+    as_stored: bool,
+    upright: bool,
+) -> None:
+    shot = Shot("a.png", Lens(lens, (9.0, 9.0), (4.0, 4.0)), np.eye(4))
+    survey = Survey((shot,), as_stored=as_stored)
+    photo = make_photo(stored(tmp_path / "a.png", size, orientation), shot, survey)
+    assert photo.upright == upright
+
+
+def test_where_photos_are_found(tmp_path: Path) -> None:
+    places = [tmp_path, tmp_path / "images"]
+    for file in ("images/a.png", "a.png", "images/deeper/B.JPG", "renders/c.png", "images/d.1.jpg"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+
+    def found(*files: str, there: list[Path] = places) -> list[str]:
+        paths = find_photos(files, tmp_path, there)
+        return [path.relative_to(tmp_path).as_posix() for path in paths]
+
+    assert found("a.png", "images/a.png") == ["a.png", "images/a.png"]
+    assert found("a.png", there=places[::-1]) == ["images/a.png"]
+    assert found("b", "d.1", "a") == ["images/deeper/B.JPG", "images/d.1.jpg", "a.png"]
+    assert found("c", "b.png") == ["c", "b.png"]  # nowhere: renders are no photos, .png is no .JPG
+    assert set(photos_in(tmp_path)) == {"a", "b", "c", "d.1"}
+    assert photos_in(tmp_path)["a"] == tmp_path / "a.png"
+    with pytest.raises(UserError, match="no folder"):
+        photos_in(tmp_path / "none")
+
+
+def test_a_chunk_keeps_its_cameras_to_the_bit(generator: torch.Generator) -> None:
+    cameras, scene = random_cameras(5, generator), ours("a", 5)
+    object.__setattr__(scene, "c2w", cameras.c2w[0])
+    object.__setattr__(scene, "K", cameras.K[0])
+    opened = chunk_scene(scene)
+    assert torch.equal(opened.cameras.c2w, cameras.c2w)
+    assert torch.equal(opened.cameras.K, cameras.K)
+    views = opened.views([3, 1])
+    assert torch.equal(views.images[0, 0], torch.from_numpy(scene.image(3)).permute(2, 0, 1) / 255)
+    assert views.names == (("000003", "000001"),)
+
+
+def test_what_makes_no_views(generator: torch.Generator) -> None:
+    def photo(height: int) -> Photo:
+        pixels = np.zeros((height, 12, 3), np.uint8)
+        return Photo("a", images.encode_image(pixels), None)
+
+    cameras = random_cameras(2, generator)
+    mixed = [photo(8), photo(9)]
+    for size, resize in ((None, True), ((6, 6), False)):
+        with pytest.raises(UnfitPhotos, match="8x12 and 9x12") as caught:
+            make_views(mixed, cameras, size, resize)
+        assert caught.value.kind == "photos of different sizes"
+    with pytest.raises(UnfitPhotos) as caught:
+        make_views([photo(8)] * 2, cameras, (9, 9), resize=False)
+    assert caught.value.kind == "photos smaller than 9x9"
+    assert make_views(mixed, cameras, (6, 6)).size == (6, 6)
+
+
+def test_views_are_cut_or_scaled() -> None:
+    scene = ours("a", 2)
+    photos, near = chunk_photos(scene, [0, 1]), torch.ones(1, 2)
+    given = Cameras(scene.c2w[None], scene.K[None], near, 9 * near)
+    height, width = photos[0].size
+    top, left = (height - 6) // 2, (width - 6) // 2
+    window = (..., slice(top, top + 6), slice(left, left + 6))
+    whole = make_views(photos, given)
+    cut = make_views(photos, given, (6, 6), resize=False)
+    assert whole.size == (height, width) and torch.equal(cut.images, whole.images[window])
+    assert cut.depth is not None and whole.depth is not None
+    assert torch.equal(cut.depth, whole.depth[window])
+    torch.testing.assert_close(cut.cameras.K[..., 0, 0] * 6, given.K[..., 0, 0] * width)
+    scaled = make_views(photos, given, (6, 6))
+    torch.testing.assert_close(scaled.cameras.K[..., 1, 1], given.K[..., 1, 1])
+    assert make_views(photos, given, with_depth=False).depth is None
