@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_no_scraps_and_is_told(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     experiment = setting("trainer.steps=2")
-    monkeypatch.setattr(loop, "save_checkpoint", full)
+    monkeypatch.setattr("pmsplat.zoo.load.files.save_checkpoint", full)
     monkeypatch.setattr(config, "compose", lambda overrides: experiment)
     assert main(["train"]) == 2
     assert "No space left on device" in capsys.readouterr().err

@@ -63,13 +63,13 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     with _quiet_lightning(), _matmul("highest" if cfg.precision == "float32" else "high"):
         # Open the data before anything slow, so that a wrong path is an error at once.
         data, add_pointmap = _open_data(experiment, tell)
-
-        # Build the model and the losses; the seed makes initial weights the same in every run.
+        scale_near = dataset_traits(data.dataset).scale_near
         component = _learn_near(experiment.model, data.dataset, tell)
         experiment = replace(experiment, model=component)
+
+        # Build the model and the losses; the seed makes initial weights the same in every run.
         torch.manual_seed(experiment.seed)
         model = registry.build("models", component.name, component.settings)
-        scale_near = dataset_traits(data.dataset).scale_near
         if scale_near and encoder_traits(model).near is None:
             raise UserError(
                 f"model {component.name} without a near, for scenes that each have their own unit",
