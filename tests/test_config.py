@@ -225,7 +225,7 @@ def test_an_installation_without_config_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(config, "__file__", str(tmp_path / "a" / "b" / "config.py"))
-    with pytest.raises(UserError, match="install from a clone"):
+    with pytest.raises(UserError, match="no configuration at"):
         config.compose(["+experiment=demo_tiny"])
 
 
