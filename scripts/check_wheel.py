@@ -84,8 +84,9 @@ def check_commands(programs: Path, work: Path) -> None:
     rooms = ("dataset.scenes=2", "dataset.test_scenes=1", "trainer.validate_scenes=1")
     run("train two steps", pmsplat, "train", "+experiment=demo_tiny", *steps, *rooms, cwd=work)
     model = ("--model", "outputs/demo_tiny/model.safetensors", "--size", "64x64")
+    views = ("--views", "2", "--held-out", "1")
     room = "datasets/synthetic/test"
-    run("predict", pmsplat, "predict", room, *model, "--output", "prediction", cwd=work)
+    run("predict", pmsplat, "predict", room, *model, *views, "--output", "prediction", cwd=work)
     assert (work / "prediction" / "gaussians.ply").stat().st_size > 0
 
 
