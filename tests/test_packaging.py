@@ -81,6 +81,7 @@ def distributions(*folders: str) -> set[str]:
     names = {name for file in files for name in modules(file)}
     ours = {path.stem for folder in folders for path in (ROOT / folder).iterdir()}
     names -= {*sys.stdlib_module_names, *ours, *folders, "pmsplat"}
+    names -= {"_typeshed"}  # a module that only type checkers have
     return {canonicalize_name(owners.get(name, [name])[0]) for name in names}
 
 
