@@ -201,7 +201,7 @@ def test_what_cannot_be_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("pmsplat.zoo.init.fetch", unwanted)
     model, name = DepthSplat(TINY), written(tmp_path / "x.pth", depth_anything(blocks=1))
-    with pytest.raises(UserError, match=r"holds nothing of this model.*'pretrained\.cls_token'"):
+    with pytest.raises(UserError, match=r"has no part of this model.*'pretrained\.cls_token'"):
         initialize(model, [name])
     with pytest.raises(UserError, match=r"neither a name nor a file.*did you mean 'gmflow'"):
         initialize(model, ["depth-anything-v2-small", "gmflw"])

@@ -1,12 +1,12 @@
 """List, fetch and convert published models
 
 pmsplat models
-    what `pmsplat.load` knows by name: parameters, training data, source, license, what is here
+    the names that `pmsplat.load` takes, with parameters, training data, source and license
 pmsplat models fetch depthsplat-gs-small-re10k-256x256-view2
-    downloads into pretrained/, or goes on with a download that was interrupted, and verifies
+    downloads into pretrained/, or resumes an interrupted download, and verifies the file
 pmsplat models convert last.ckpt mine.safetensors --name mvsplat-re10k
     an official file -> a checkpoint of pmsplat, which loads without a name: no pickle, settings in
-    it; --name says which published model the file is, where its hash does not tell
+    it; --name is the published model that the file is of, where its hash is not known
 """
 
 import argparse
@@ -43,13 +43,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Does what was asked for, the list by default."""
+    """Runs the chosen action, the list by default."""
     arguments.action(arguments)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A published model and its file, which is there or not."""
+    """A published model and the path of its file, which may not exist yet."""
 
     name: str
     published: "Published"
@@ -57,7 +57,7 @@ class Entry:
 
     @property
     def bytes(self) -> int | None:
-        """Of the file, if it is there (fetching verifies it, a list does not)."""
+        """The size of the file, if it exists (fetching verifies it, a list does not)."""
         return self.path.stat().st_size if self.path.is_file() else None
 
 
@@ -91,8 +91,8 @@ def fetch(names: Sequence[str], tell: Callable[[str], None] = lambda _: None) ->
 def convert(file: Path, output: Path, name: str | None = None) -> None:
     """Writes an official file, or any that `pmsplat.load` reads, as a checkpoint of ours.
 
-    `name` is the published model that it is, where its hash does not tell. Raises UserError where
-    `output` exists or is not called .safetensors, and for a file that does not fit.
+    `name` is the published model that the file is of, where its hash is not known. Raises UserError
+    where `output` exists or is not called .safetensors, and for a file that does not fit.
     """
     from ..zoo.load import open_model, save
 

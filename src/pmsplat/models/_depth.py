@@ -44,7 +44,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """What the depth network is made of; the models' settings say it to their users."""
+    """The sizes of the depth network, from the settings of a model."""
 
     vit: str  # none, vits, vitb, vitl
     scales: int  # 1 or 2
@@ -57,12 +57,12 @@ class Layout:
 
     @classmethod
     def of(cls, cfg: Any) -> "Layout":
-        """The layout that a model's Config describes; UserError for a value that none has."""
+        """The layout that a model's Config describes; UserError for an invalid value."""
         layout = cls(**{f.name: getattr(cfg, f.name) for f in fields(cls)})
         for name, valid in CHOICES.items():
             check_choice(name, getattr(layout, name), valid)
         if layout.width % 16:
-            raise UserError(f"width = {layout.width}", "a multiple of 16", "choose one, such as 32")
+            raise UserError(f"width = {layout.width}", "a multiple of 16", "set model.width=32")
         return layout
 
     @property
@@ -115,7 +115,7 @@ def check_choice(name: str, value: Any, valid: Sequence[Any]) -> None:
     """UserError for a setting that is not one of `valid`."""
     if value not in valid:
         wanted = ", ".join(map(str, valid))
-        raise UserError(f"{name} = {value!r}", f"one of {wanted}", "choose one of them")
+        raise UserError(f"{name} = {value!r}", f"one of {wanted}", f"set model.{name}={valid[0]}")
 
 
 def check_near(near: float | None) -> None:
@@ -138,7 +138,7 @@ class Features:
     monocular: tuple[Tensor, ...]  # of the ViT, as large as `matched`; empty without a backbone
 
     def at(self, scale: int) -> list[Tensor]:
-        """What is known of every pixel at one scale, coarse to fine, all of one resolution."""
+        """All maps of one scale, which have one resolution."""
         return [
             self.cnn[len(self.cnn) - 1 - scale],
             self.matched[scale],
@@ -150,21 +150,23 @@ class Features:
         return Features(*(tuple(x[images] for x in getattr(self, f.name)) for f in fields(self)))
 
     def before(self, height: int) -> list[list[Tensor]]:
-        """What a dense head reads before the ViT's map, at 1/2, 1/4, 1/8, 1/16 of `height`."""
+        """The maps that a dense head joins before the ViT's, at 1/2, 1/4, 1/8, 1/16 of `height`."""
         return [[x for x in self.cnn if x.shape[-2] * s == height] for s in (2, 4, 8, 16)]
 
     def after(self, height: int, extra: Tensor | None = None) -> list[list[Tensor]]:
-        """The same for what it reads after: matched features, then an `extra` map."""
+        """The maps that it joins after the ViT's: matched features, then an `extra` map."""
         maps = [*self.matched, *([] if extra is None else [extra])]
         return [[x for x in maps if x.shape[-2] * s == height] for s in (2, 4, 8, 16)]
 
 
 @dataclass(frozen=True)
 class DepthEstimate:
-    """Inverse depth within [1/far, 1/near], with what it was made from."""
+    """Inverse depth within [1/far, 1/near], and the maps that it was made from."""
 
-    scales: tuple[Float[Tensor, "batch view _ _"], ...]  # each scale's own answer, coarse to fine
-    inv_depth: Float[Tensor, "batch view height width"]  # the refined answer, full size
+    scales: tuple[
+        Float[Tensor, "batch view _ _"], ...
+    ]  # the estimate of each scale, coarse to fine
+    inv_depth: Float[Tensor, "batch view height width"]  # refined, at full size
     confidence: Float[Tensor, "n _ _"]  # probability of the finest scale's best hypothesis
     features: Features
 
@@ -238,10 +240,13 @@ class DepthNetwork(nn.Module):
         """`others[b, v]` lists the views that view v is matched with."""
         batch, views, _, height, width = images.shape
         deviations = self.layout.deviations
-        normalised = ((images - self.mean) / self.std).flatten(0, 1)
-        features = self._features(normalised, others)
+        # Features of every view, each informed by the views it is matched with.
+        normalized = ((images - self.mean) / self.std).flatten(0, 1)
+        features = self._features(normalized, others)
         near, far = cameras.near.flatten().float(), cameras.far.flatten().float()
         whole = cost_volume.full_range(near, far, self.layout.planes)
+
+        # Match coarse to fine: each scale searches around the estimate of the one before.
         matches: list[cost_volume.Match] = []
         for scale, regressor in enumerate(self.regressors):
             matched = features.matched[scale]
@@ -260,9 +265,11 @@ class DepthNetwork(nn.Module):
                 pixel_corners=deviations.pixel_corners,
             )
             matches.append(regressor([volume, *features.at(scale)], candidates, views))
+
+        # Refine the finest estimate at full size.
         low = matches[-1].inv_depth[:, None]
         residual = torch.cat(
-            [self._residual(features.of(part), low[part], height) for part in pieces(normalised)]
+            [self._residual(features.of(part), low[part], height) for part in pieces(normalized)]
         )
         refined = (resize(low, (height, width)) + residual)[:, 0]
         inv_depth = whole.hold(refined, hard_clamp=deviations.hard_clamp)
@@ -274,7 +281,7 @@ class DepthNetwork(nn.Module):
         )
 
     def _residual(self, features: Features, low: Tensor, height: int) -> Tensor:
-        """What full resolution adds to the inverse depth of the finest scale."""
+        """The correction of the finest scale's inverse depth at full resolution."""
         maps = self.refine(features.vit, features.before(height), features.after(height, low))
         return self.residual(maps).float()
 

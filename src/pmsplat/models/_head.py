@@ -1,7 +1,7 @@
 """From per-pixel numbers and depth to 3D Gaussians in the world.
 
-Conventions follow pixelSplat (Charatan et al., CVPR 2024) and DepthSplat: what the network says of
-shape and colour is in the camera's frame, and is turned into the world here.
+Conventions follow pixelSplat (Charatan et al., CVPR 2024) and DepthSplat: the network predicts
+shape and color in the camera's frame, and they are rotated into the world here.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ RENDERED_DEGREE = 3  # released networks give degree 4 too, which their renderer
 
 
 def channels(sh_degree: int) -> int:
-    """How many numbers describe a pixel's Gaussian."""
+    """The number of channels that describe a pixel's Gaussian."""
     return SH.start + 3 * (sh_degree + 1) ** 2
 
 
 def out_convolutions(inputs: int, hidden: int, sh_degree: int) -> nn.Sequential:
-    """Maps at full size -> the numbers of every pixel; every Gaussian starts round, and with its
-    pixel's colour."""
+    """Maps at full size -> the channels of every pixel; every Gaussian starts round, with the color
+    of its pixel."""
     last = nn.Conv2d(hidden, channels(sh_degree), 3, padding=1, padding_mode="replicate")
     with torch.no_grad():
         for rows in (SCALE, SH):
@@ -54,8 +54,8 @@ class Rules:
     `scale` says what a Gaussian's size is: "softplus", softplus(s - 4), or "exp", exp(s - 4), in
     scene units and at most `scale_max`; or "pixel", from 0.5 to 15 tenths of a pixel's footprint at
     the Gaussian's depth. Means move within their pixel, or, with `free_offset`, by half a pixel for
-    every unit that the network says. `image_color` adds the input pixel's colour to degree 0. Of
-    `deviations`, those of the depth along the ray and of the harmonics act here.
+    every unit of the network's output. `image_color` adds the color of the input pixel to degree 0.
+    Of `deviations`, `along_ray`, `sh_basis` and `sh_signs` act here.
     """
 
     sh_degree: int
@@ -80,6 +80,7 @@ def gaussians_at(
     """
     height, width = images.shape[-2:]
     with torch.autocast(raw.device.type, enabled=False):
+        # Rays through the pixels, each moved by the predicted offset, in the world.
         pixels = raw.float().permute(0, 1, 3, 4, 2).flatten(2, 3)
         c2w, K = cameras.c2w.float(), cameras.K.float()
         rotation = c2w[..., :3, :3]
@@ -91,10 +92,12 @@ def gaussians_at(
         if rules.deviations.along_ray:
             rays = normalize(rays, dim=-1)
         rays = rays @ rotation.transpose(-1, -2)
+        # What all levels share: opacity, orientation, color, and size up to depth.
         opacities = pixels[..., OPACITY].sigmoid().flatten(1)
         quats = world_quats(pixels[..., QUATERNION], rotation).flatten(1, 2)
         harmonics = world_sh(pixels[..., SH], images, rotation, rules).flatten(1, 2)
         unit = world_scales(pixels[..., SCALE], rules, K, (height, width))
+        # One set of Gaussians for each level of depth.
         out = []
         for depth in depths:
             z = depth.flatten(2)[..., None]
@@ -142,13 +145,14 @@ def world_sh(
     rotation: Float[Tensor, "batch view 3 3"],
     rules: Rules,
 ) -> Float[Tensor, "batch view pixel sh 3"]:
-    """Harmonics in the world and the standard basis: damped by degree, coloured, turned."""
-    said = (rules.sh_degree + 1) ** 2
+    """Harmonics in the world and the standard basis: damped by degree, rotated, with the color of
+    the image added."""
+    predicted = (rules.sh_degree + 1) ** 2
     sh_basis = rules.deviations.sh_basis
     degree = min(rules.sh_degree, RENDERED_DEGREE) if sh_basis else rules.sh_degree
     matrix = sh_matrix(rotation, degree, rules.deviations)
     matrix = matrix * _damping(degree, matrix.device)
-    used = raw.unflatten(-1, (3, said))[..., : matrix.shape[-1]]
+    used = raw.unflatten(-1, (3, predicted))[..., : matrix.shape[-1]]
     turned = torch.einsum("bvij,bvpcj->bvpic", matrix, used)
     if not rules.image_color:
         return turned
@@ -159,9 +163,9 @@ def world_sh(
 def sh_matrix(
     rotation: Float[Tensor, "batch view 3 3"], degree: int, deviations: Deviations
 ) -> Float[Tensor, "batch view sh sh"]:
-    """What takes a pixel's coefficients, in the camera's frame, into the world's standard basis.
+    """The matrix from a pixel's coefficients, in the camera's frame, to the world's standard basis.
 
-    Released networks speak in another basis, the standard one seen along (z, x, y) (`sh_basis`),
+    Released networks predict in another basis, the standard one seen along (z, x, y) (`sh_basis`),
     and their harmonics were turned by e3nn's Wigner matrices, whose basis has the opposite sign
     where m is odd (`sh_signs`): not the exact rotation, but what the weights were trained with.
     """
@@ -175,9 +179,10 @@ def sh_matrix(
 
 
 def _as_rendered(standard: Float[Tensor, "sh sh"]) -> Float[Tensor, "sh sh"]:
-    """The basis change, with a fault of the renderer that released networks of degree 3 learned
-    with: it draws z(z² - x²) for coefficient 14, where its basis has y(z² - x²). On the unit sphere
-    that is a sum of the standard basis functions 2, 12 and 14.
+    """The basis change, with a fault of the renderer that networks of degree 3 were trained with.
+
+    It draws z(z² - x²) for coefficient 14, where its basis has y(z² - x²). On the unit sphere that
+    is a sum of the standard basis functions 2, 12 and 14.
     """
     if len(standard) <= 14:
         return standard
@@ -188,9 +193,9 @@ def _as_rendered(standard: Float[Tensor, "sh sh"]) -> Float[Tensor, "sh sh"]:
 
 
 @cache
-@torch.inference_mode(False)  # what is kept must be good for gradients too
+@torch.inference_mode(False)  # cached tensors must also work with gradients
 def _damping(degree: int, device: torch.device) -> Float[Tensor, " sh"]:
-    """What keeps higher degrees small at first: 1, then 0.1 · 0.25^degree."""
+    """Factors that keep higher degrees small at first: 1, then 0.1 · 0.25^degree."""
     factors = [0.1 * 0.25**d if d else 1.0 for d in range(degree + 1) for _ in range(2 * d + 1)]
     return torch.tensor(factors, device=device)
 
@@ -198,7 +203,7 @@ def _damping(degree: int, device: torch.device) -> Float[Tensor, " sh"]:
 @cache
 @torch.inference_mode(False)
 def _released_basis(degree: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What takes released coefficients to the standard basis, and (-1)^m, in float64."""
+    """The matrix from released coefficients to the standard basis, and (-1)^m, in float64."""
     cycle = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
     signs = [(-1.0) ** m for d in range(degree + 1) for m in range(-d, d + 1)]
     standard = sh.rotation_matrix(cycle, degree)

@@ -20,7 +20,7 @@ from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, gaussians_at, out_convolutions, upsample_confidence
 from ._padding import predict_padded
 
-FEW_VIEWS = 3  # up to so many views, each is matched with all others
+FEW_VIEWS = 3  # up to this number, each view is matched with all others
 SCALES = {"world": "softplus", "pixel": "pixel"}  # how `scale_unit` is computed, see `_head.Rules`
 
 RELEASED = Deviations.released(along_ray=False)
@@ -30,7 +30,7 @@ RELEASED = Deviations.released(along_ray=False)
 class Config:
     vit: str = "vits"  # monocular backbone: vits, vitb, vitl (DINOv2), or none
     init_from: list[str] = field(default_factory=list)
-    """Weights that training starts from: dinov2, names of `_init.SOURCES`, or files."""
+    """Weights that training starts from: dinov2, names of `zoo.init.SOURCES`, or files."""
     scales: int = 1  # 2 refines the depth at twice the resolution
     lowest: int = 4  # the coarsest features have 1/4 or 1/8 of the image's resolution
     planes: int = 128  # depth hypotheses of the coarsest scale
@@ -113,7 +113,7 @@ class DepthSplat(nn.Module):
         return all_others(c2w) if few else nearest_others(c2w, self.cfg.neighbors)
 
     def coarse(self, estimate: DepthEstimate) -> tuple[Tensor, ...]:
-        """The answers before the last that training looks at."""
+        """The estimates before the last that training looks at too."""
         return estimate.scales[:-1]
 
     def _predict(self, views: Views) -> Prediction:
@@ -129,7 +129,7 @@ class DepthSplat(nn.Module):
 
 
 class Head(nn.Module):
-    """Image, depth, confidence and the depth network's features -> the numbers of every pixel."""
+    """Image, depth, confidence and the depth network's features -> the channels of every pixel."""
 
     def __init__(self, layout: Layout, width: int, sh_degree: int) -> None:
         super().__init__()

@@ -23,7 +23,9 @@ from .depthsplat import DepthSplat
 
 UNET_LEVELS = (1, 2, 4, 4, 4)  # times `unet_width`, from full resolution to 1/16
 HEAD = 32  # channels of an attention head of the U-Net; 16 in the narrowest
-WIDE = 128  # from so many features on, the last convolutions are twice as wide as their output
+WIDE = (
+    128  # from this number of features on, the last convolutions are twice as wide as their output
+)
 OFFSETS = ("bounded", "free")
 
 RELEASED = Deviations.released(along_ray=True)
@@ -33,7 +35,7 @@ RELEASED = Deviations.released(along_ray=True)
 class Config:
     vit: str = "vits"  # monocular backbone: vits, vitb, vitl (DINOv2), or none
     init_from: list[str] = field(default_factory=list)
-    """Weights that training starts from: dinov2, names of `_init.SOURCES`, or files."""
+    """Weights that training starts from: dinov2, names of `zoo.init.SOURCES`, or files."""
     scales: int = 1  # 2 refines the depth at twice the resolution
     lowest: int = 4  # the coarsest features have 1/4 or 1/8 of the image's resolution
     planes: int = 128  # depth hypotheses of the coarsest scale
@@ -61,7 +63,7 @@ class Config:
 
 
 class DepthSplat2024(DepthSplat):
-    """The encoder; what `DepthSplat` says of views, sizes and modes holds.
+    """The encoder; it takes views, sizes and modes as `DepthSplat` does.
 
     In train mode the prediction also holds every scale's depth before the last refinement.
     """
@@ -88,7 +90,7 @@ class DepthSplat2024(DepthSplat):
 
 
 class Enlarge(nn.Module):
-    """Everything that is known of the pixels at one scale -> `outputs` channels at full size."""
+    """All maps of one scale -> `outputs` channels at full size."""
 
     def __init__(self, inputs: int, doublings: int, outputs: int) -> None:
         super().__init__()
@@ -108,7 +110,7 @@ class Enlarge(nn.Module):
 
 
 class Head(nn.Module):
-    """Image, depth, confidence and the depth network's maps -> the numbers of every pixel."""
+    """Image, depth, confidence and the depth network's maps -> the channels of every pixel."""
 
     def __init__(self, layout: Layout, features: int, unet_width: int, sh_degree: int) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ RELEASED = Deviations.released(along_ray=True)
 @dataclass
 class Config:
     init_from: list[str] = field(default_factory=list)
-    """Weights that training starts from: names of `_init.SOURCES`, or files."""
+    """Weights that training starts from: names of `zoo.init.SOURCES`, or files."""
     planes: int = 128  # depth hypotheses
     width: int = 128  # channels of the matched features
     transformer_layers: int = 6
@@ -113,10 +113,12 @@ class MVSplat(ChannelsFirst):
         images, cameras, deviations = views.images, views.cameras, self.cfg.deviations
         batch, count = images.shape[:2]
         flat = images.flatten(0, 1)
-        normalised = (flat - self.mean) / self.std
-        cnn = self.cnn(normalised)[-1]
+        # Features of every view, informed by all others.
+        cnn = self.cnn((flat - self.mean) / self.std)[-1]
         others = all_others(cameras.c2w)
         matched = self.transformer(cnn.unflatten(0, (batch, count)), others)
+
+        # Match them over the whole range of depth.
         whole = full_range(
             cameras.near.flatten().float(), cameras.far.flatten().float(), self.cfg.planes
         )
@@ -131,6 +133,7 @@ class MVSplat(ChannelsFirst):
         matched = matched.flatten(0, 1).contiguous()
         match = self.regressor([volume.contiguous(), matched], whole, count)
 
+        # At full size, correct the depth and predict the Gaussians.
         coarse = resize(match.inv_depth[:, None], views.size)
         confidence = upsample_confidence(match.confidence, views.size)
         features = gelu(resize(self.up(join([matched, cnn])), views.size))

@@ -1,1 +1,1 @@
-"""A name or a file -> a model, and a model in the unit of the photographs."""
+"""Loads models by name or file, and runs them in the unit of length of the photographs."""

@@ -1,4 +1,4 @@
-"""What the keys and shapes of an official checkpoint say of the model that it is of."""
+"""Which published models a checkpoint may be of, by its keys and shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Likeness:
 
 
 def recognize_shapes(state: Mapping[str, Tensor]) -> Likeness:
-    """What `state`, an official checkpoint or something else, looks like."""
+    """Which published models have the keys and shapes of `state`, an official checkpoint or not."""
     shapes = {key.removeprefix(ENCODER): tuple(value.shape) for key, value in state.items()}
     if f"{DEPTH}corr_refine_net.0.weight" in shapes:
         return Likeness(("mvsplat-re10k",), "MVSplat")

@@ -1,8 +1,8 @@
 """Official checkpoints -> our names, once and strictly.
 
-Each function says, for one building block, which official module each of our modules is made from:
-several where their rows were joined into one. A module's entry also covers what is inside it.
-Nothing may be missing and nothing left over.
+For one building block, each function maps our modules to the official modules that they are made
+from: several where their rows were joined into one. The entry of a module covers the modules inside
+it. No key may be missing or left over.
 """
 
 import torch
@@ -57,8 +57,8 @@ def transformer(ours: str, theirs: str, layers: int) -> Names:
 
 
 def unet(ours: str, theirs: str, levels: int, post_norm: bool = False) -> Names:
-    """The official lists count blocks and moves alike; the order of normalisation and convolution
-    decides their numbers."""
+    """The official lists number blocks and moves together; the order of normalization and
+    convolution decides the numbers."""
     norm, conv1, conv2 = (1, 0, 0) if post_norm else (0, 2, 3)
 
     def block(our: str, their: str) -> Names:
@@ -212,8 +212,8 @@ def official_keys(name: str, names: Names) -> list[str]:
 def reorder_inputs(name: str, value: Tensor, model: nn.Module) -> Tensor:
     """A parameter with its input channels in our order.
 
-    The official network concatenates its maps otherwise in one place. Two scales from 1/4: the
-    finest dense level there is CNN, matched, depth, ViT; ours, as on all other levels, CNN, ViT,
+    The official network concatenates its maps differently in one place: with two scales from 1/4,
+    its finest dense level has CNN, matched, depth, ViT; ours, as on all other levels, CNN, ViT,
     matched, depth.
     """
     if not isinstance(model, DepthSplat) or not name.endswith("join.0.weight"):
@@ -229,7 +229,7 @@ def reorder_inputs(name: str, value: Tensor, model: nn.Module) -> Tensor:
 
 
 def add_root(tensors: dict[str, Tensor], parts: dict[str, list[str]]) -> dict[str, Tensor]:
-    """The tensors of a file under the root that makes most of their keys some of `parts`."""
+    """The tensors of a file, with the prefix under which most of their keys are in `parts`."""
     known = {key for keys in parts.values() for key in keys}
     placed = [{root + key: value for key, value in tensors.items()} for root in ROOTS]
     return max(placed, key=lambda tensors: len(known & tensors.keys()))
@@ -238,13 +238,16 @@ def add_root(tensors: dict[str, Tensor], parts: dict[str, list[str]]) -> dict[st
 def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The state dict of `model` from an official one of the same architecture.
 
-    What a training checkpoint holds beside its encoder (networks of losses) is not looked at.
-    Raises UserError naming the first key that is missing, left over, or of another shape.
+    Tensors beside the encoder (a training checkpoint holds networks of losses) are ignored. Raises
+    UserError naming the first key that is missing, left over, or of another shape.
     """
+    # Find the official keys of each of our parameters, and the tensors that they name.
     names = names_of(model)
     parts = {name: official_keys(name, names) for name in model.state_dict()}
     placed = add_root(official, parts)
     left = {key: value for key, value in placed.items() if key.startswith(ENCODER)}
+
+    # Fill our parameters; every official key is used once.
     state = {}
     for name, wanted in model.state_dict().items():
         keys = parts[name]

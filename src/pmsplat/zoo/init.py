@@ -1,8 +1,8 @@
-"""Weights that training starts from: parts of other networks, as the official recipes take them.
+"""Weights that training starts from: parts of other networks, as in the official recipes.
 
 DepthSplat starts from the ViT of Depth Anything V2 (Yang et al., NeurIPS 2024; itself DINOv2's) and
 the CNN and transformer of GMFlow (Xu et al., CVPR 2022), MVSplat from the latter two as UniMatch
-(Xu et al., PAMI 2023) trained them for depth. What else their files hold is left.
+(Xu et al., PAMI 2023) trained them for depth. Other tensors of these files are ignored.
 """
 
 import logging
@@ -60,9 +60,10 @@ def initialize(
 
     A name is "dinov2" (the ViT as its authors released it), one of SOURCES, a published model, or
     the path of such a file or of a checkpoint of ours. Of every part (ViT, CNN, transformer, head,
-    …) that a file knows, all parameters are copied; the others stay, and what the file has besides
-    is left. `tell` hears what came from where. Raises UserError for an unknown name, for a file
-    that cannot be had, or of which nothing fits, or a part only in part.
+    …) that a file has, all parameters are copied; other parts stay as they are, and other tensors
+    of the file are ignored. `tell` gets one sentence per file. Raises UserError for an unknown
+    name, for a file that cannot be had, that has no part of the model, or that has a part only in
+    part.
     """
     for name in names:
         _check(model, name)
@@ -77,7 +78,7 @@ def initialize(
 
 
 def _check(model: nn.Module, name: str) -> None:
-    """UserError where there can be no such weights, before any are fetched."""
+    """UserError for a name or model that has no such weights, before any file is fetched."""
     if not isinstance(model, (DepthSplat, MVSplat)):
         raise UserError(
             f"model.init_from for a {type(model).__name__}",
@@ -99,7 +100,7 @@ def _check(model: nn.Module, name: str) -> None:
 
 
 def _read(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
-    """The tensors of a file, and the keys there of which each of our parameters is made."""
+    """The official keys of each of our parameters, and the tensors of a file by their keys."""
     ours = list(model.state_dict())
     if name == DINOV2:
         from ..foundation import dinov2  # late: timm takes a second to import
@@ -121,11 +122,11 @@ def _read(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str, 
 def _fitting(
     model: nn.Module, keys: dict[str, list[str]], tensors: dict[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """Our parameters that the file holds: of every part all or none."""
+    """The parameters that the file has: of every part all or none."""
     known = {_part(name) for name in keys if any(key in tensors for key in keys[name])}
     if not known:
         raise UserError(
-            f"{where} holds nothing of this model (its keys are like {next(iter(tensors), '')!r})",
+            f"{where} has no part of this model (its keys are like {next(iter(tensors), '')!r})",
             "parameters of Depth Anything V2, GMFlow, UniMatch, DepthSplat or MVSplat",
             "take it out of model.init_from, or give the authors' own file",
         )

@@ -1,7 +1,7 @@
-"""Whether a prediction fits into memory, said before it is started.
+"""Whether a prediction fits into memory, checked before it starts.
 
-A small forward pass is watched, and its peak is extrapolated: what an encoder holds grows with the
-number of pixels. That works for encoders that nobody has measured yet.
+The peak of a small forward pass is measured and extrapolated, since the memory of an encoder grows
+with the number of pixels. This works for any encoder.
 """
 
 import weakref
@@ -25,7 +25,7 @@ SPARE = 0.9  # of the free memory may be planned for
 
 @dataclass(frozen=True)
 class Plan:
-    """So many views of (height, width), for a model that needs sides of a multiple."""
+    """`views` images of (height, width), for a model whose sides are multiples of a number."""
 
     views: int
     size: tuple[int, int]
@@ -37,7 +37,7 @@ class Plan:
 
 
 class Peak(TorchDispatchMode):
-    """Inside this context, `peak` is the most bytes that new tensors have held at a time."""
+    """Measures, inside this context, the `peak` of the bytes that new tensors hold together."""
 
     def __init__(self, known: nn.Module) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def needed_bytes(model: Callable[[Views], Prediction], plan: Plan, device: torch
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of the device: of the card on CUDA, else of the machine; None if unknown here."""
+    """Free memory of the GPU on CUDA, else of the machine; None where it cannot be read."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     info = Path("/proc/meminfo")
@@ -95,7 +95,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def check(model: Callable[[Views], Prediction], plan: Plan, device: torch.device) -> None:
-    """Raises UserError with what would fit where the plan does not; unknown memory passes."""
+    """Raises UserError, with a plan that fits, where this one does not; unknown memory passes."""
     free = free_bytes(device)
     if free is None:
         return
@@ -110,7 +110,7 @@ def check(model: Callable[[Views], Prediction], plan: Plan, device: torch.device
 
 
 def _options(plan: Plan, share: float) -> str:
-    """What would fit in `share` of the memory that the plan needs."""
+    """Plans that fit in `share` of the memory that this one needs, as a remedy."""
     views = int(plan.views * share)
     smaller = [int(side * share**0.5) // plan.multiple * plan.multiple for side in plan.size]
     options = [f"`views={views}`"] if views >= 2 else []

@@ -1,6 +1,6 @@
-"""What was released, by whom, trained on what, and the settings that make our encoders it.
+"""The released models: their files, training data, licenses, and settings of our encoders.
 
-Facts are the authors' own (MODEL_ZOO.md of cvg/depthsplat at 1f5e548 and 5796161, README.md of
+Facts are from the authors (MODEL_ZOO.md of cvg/depthsplat at 1f5e548 and 5796161, README.md of
 aim-uofa/PM-Loss and donydchen/mvsplat, the pages of their files on the hub).
 """
 
@@ -12,8 +12,8 @@ from ..io.weights import Source
 
 @dataclass(frozen=True)
 class Published:
-    """A released model: the component that computes it, the settings that the shapes of its
-    parameters do not all tell, its file, and what its authors say of it."""
+    """A released model: its component and settings (shapes alone do not determine them), its file,
+    and facts from its authors."""
 
     model: str
     settings: dict[str, Any]
@@ -21,7 +21,7 @@ class Published:
     parameters: int
     data: str
     license: str = "MIT"
-    copies: int = 1  # of each parameter in the file: Adam's two beside it, where training was saved
+    copies: int = 1  # tensors per parameter in the file: 3 with the two moments of Adam
 
     @property
     def bytes(self) -> int:
@@ -133,8 +133,8 @@ ZOO = {
     ),
 }
 
-# The files of March 2025 share names and shapes with those that replaced them a month later; only
-# their hash tells that they were trained with Gaussian sizes in pixels.
+# The files of March 2025 have the names and shapes of those that replaced them a month later, but
+# were trained with Gaussian sizes in pixels; only their hashes differ.
 MARCH_2025 = {
     "20f39ed8": "depthsplat-gs-small-re10k-256x256-view2",
     "fbe87117": "depthsplat-gs-base-re10k-256x256-view2",
