@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn, optim
 
+from ..contracts import backbone_parameters
+
 
 @dataclass
 class Config:
@@ -18,8 +20,7 @@ def parameter_groups(model: nn.Module, cfg: Config) -> list[dict]:
 
     The backbone are the parameters that the model's method `backbone_parameters` yields, if any.
     """
-    backbone = getattr(model, "backbone_parameters", tuple)()
-    pretrained = {id(parameter) for parameter in backbone}
+    pretrained = {id(parameter) for parameter in backbone_parameters(model)}
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if id(p) not in pretrained], "lr": cfg.lr},
