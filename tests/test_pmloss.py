@@ -32,8 +32,10 @@ class Stand(nn.Module):
     def forward(self, views: Views) -> Pointmap:
         self.seen = views
         self.graph = torch.is_grad_enabled()
-        confidence = torch.ones_like(self.points[..., 0])
-        return Pointmap(0.3 * self.weight * self.points @ TURN.T + 1, confidence)
+        points, weight = self.points.to(views.images), self.weight.to(views.images)
+        return Pointmap(
+            0.3 * weight * points @ TURN.to(points).T + 1, torch.ones_like(points[..., 0])
+        )
 
 
 @pytest.fixture
