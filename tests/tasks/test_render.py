@@ -441,7 +441,7 @@ def test_no_scene_no_gaussians_and_two_scenes(
     faint = replace(wall(), opacities=torch.full((1, 15680), 1e-3))
     with pytest.raises(UserError, match=r"nothing is visible.*; look at sizes and opacities"):
         render(faint, None, tmp_path / "out", replace(QUIET, orbit=3, size=(20, 30)))
-    with pytest.raises(UserError, match="--size 0x9"):
+    with pytest.raises(UserError, match="size=0x9"):
         render(wall(), None, tmp_path / "out", replace(QUIET, orbit=3, size=(0, 9)))
     for some in (wall().map(lambda x: x[:, :0]), wall().map(lambda x: x.repeat_interleave(2, 0))):
         with pytest.raises(UserError, match="wanted one scene"):

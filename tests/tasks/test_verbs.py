@@ -82,7 +82,6 @@ def test_the_folder_holds_what_is_promised_and_is_a_result(
         *[(verb, "--views", "1", "from 2 to 10 views") for verb in ("predict", "depth")],
         *[(verb, "--context", "0,17", "numbers from 0 to 9") for verb in ("predict", "depth")],
         *[(verb, "--size", "50x8", "at least 16") for verb in ("predict", "depth")],
-        ("render", "--size", "0x9", "at least 1x1"),
     ],
 )
 def test_options_that_do_not_fit(

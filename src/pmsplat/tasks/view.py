@@ -91,7 +91,7 @@ def view(
     # Where to look from first
     everything = [picture for _, pictures in opened for picture in pictures]
     gaussians, pictures = opened[0]
-    start = on_orbit(gaussians, 1, [], chosen.up)[0]
+    start = bounded(on_orbit(gaussians, 1, [], chosen.up), gaussians)[0]
     up = _find_upward(chosen.up, everything)
     if pictures:
         start = pictures[0]
