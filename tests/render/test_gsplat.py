@@ -135,25 +135,50 @@ def test_auto_and_render_find_median_depth_elsewhere(
     assert not draws_median("gsplat", cpu)
 
 
-def test_the_reference_is_never_taken_in_silence(
+def test_without_a_fast_renderer_the_cpu_draws_and_says_so(
     monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:
-    """Tensors on a device without a fast renderer, told once; to train there is refused."""
+    """Tensors on a device without a fast renderer: one warning; training there is refused."""
     missing = UserError("gsplat is not installed", "gsplat", "install it")
     monkeypatch.setattr(backend, "obstacle", lambda device: missing)
-    monkeypatch.setattr(cpu_backend, "obstacle", lambda device: UserError("no", "the CPU", "move"))
     gaussians, cameras = random_gaussians(5, generator), random_cameras(1, generator)
+    wanted = rasterize(gaussians, cameras, (4, 4), "cpu")
+    monkeypatch.setattr(cpu_backend, "obstacle", lambda device: UserError("no", "the CPU", "move"))
     _warn_slow.cache_clear()
-    with pytest.warns(UserWarning, match=r"gsplat is not installed.*slower; install it") as told:
+    with pytest.warns(
+        UserWarning, match=r"gsplat is not installed.*on the CPU.*install it"
+    ) as warned:
         drawn = rasterize(gaussians, cameras, (4, 4))
         rasterize(gaussians, cameras, (4, 4))
-    assert len(told) == 1
-    assert torch.equal(drawn.color, rasterize(gaussians, cameras, (4, 4), "reference").color)
-    with pytest.raises(UserError) as caught:
-        fast_backend(torch.device("cpu"))
-    assert caught.value.got.endswith("gsplat is not installed")
-    assert (caught.value.wanted, caught.value.remedy) == ("gsplat", "install it")
+    assert len(warned) == 1
+    assert torch.equal(drawn.color, wanted.color) and torch.equal(drawn.depth, wanted.depth)
+    for refused in (
+        lambda: fast_backend(torch.device("cpu")),
+        lambda: rasterize(gaussians, cameras, (4, 4), extras=["screen"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            refused()
+        assert caught.value.got.endswith("gsplat is not installed")
+        assert (caught.value.wanted, caught.value.remedy) == ("gsplat", "install it")
     assert not draws_median("auto", torch.device("cpu"))
+    _warn_slow.cache_clear()
+
+
+@pytest.mark.cuda
+def test_without_gsplat_cuda_tensors_are_drawn_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    gaussians, cameras = random_gaussians(50, generator), random_cameras(2, generator)
+    wanted = rasterize(gaussians, cameras, (9, 8), "cpu")
+    missing = UserError("gsplat is not installed", "gsplat", "install it")
+    monkeypatch.setattr(backend, "obstacle", lambda device: missing)
+    means = gaussians.means.cuda().requires_grad_()
+    _warn_slow.cache_clear()
+    with pytest.warns(UserWarning, match="on the CPU"):
+        drawn = rasterize(replace(gaussians.to("cuda"), means=means), cameras.to("cuda"), (9, 8))
+    assert drawn.color.is_cuda and torch.equal(drawn.color.cpu(), wanted.color)
+    drawn.color.sum().backward()
+    assert means.grad is not None and means.grad.is_cuda and means.grad.abs().max() > 0
     _warn_slow.cache_clear()
 
 

@@ -64,10 +64,10 @@ def rasterize(
         backend: "reference" (plain torch, any device and dtype), "cpu" (numba; deterministic to the
             bit for any number of threads; do not call it in a forked DataLoader worker), "gsplat"
             (CUDA), "diff_gaussian" (CUDA; the installed relative of diff-gaussian-rasterization,
-            not for commercial use), or "auto": gsplat on CUDA, cpu for CPU tensors. Where that
-            cannot be used (gsplat is not installed, or has no median depth), "auto" takes the
-            reference, which is many times slower, and warns once. A backend asked for by name is
-            used or refused, never replaced.
+            not for commercial use), or "auto": gsplat on CUDA, cpu for CPU tensors. Where gsplat
+            cannot be used on CUDA (it is not installed, or has no median depth), "auto" copies to
+            the CPU, draws there, copies back, and warns once. A backend asked for by name is used
+            or refused, never replaced.
         background: RGB behind everything, per scene or for all, as a tensor or three numbers; None
             is black.
         attributes: more features to blend with the weights of the colour, without background.
@@ -84,23 +84,25 @@ def rasterize(
         means are (gsplat, diff_gaussian: always float32).
 
     Raises:
-        UserError: shapes that do not fit together, an unknown backend or one that cannot be used.
+        UserError: shapes that do not fit together, an unknown backend or one that cannot be used;
+            "screen" on CUDA without gsplat.
     """
     size, background = _size(size), _background(background, gaussians.means)
     _check(gaussians, cameras, background, attributes, sh_degree, extras)
-    median = "depth_median" in extras
-    module = _backend(backend, gaussians.means.device, median)
+    device, median = gaussians.means.device, "depth_median" in extras
+    module = _backend(backend, device, median, "screen" in extras)
+    place = device if module.obstacle(device) is None else torch.device("cpu")
     dtype = torch.float64 if gaussians.means.dtype == torch.float64 else torch.float32
-    with torch.autocast(gaussians.means.device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         drawn: Blend = module.blend(
-            gaussians.to(dtype),
-            cameras.detach().to(dtype),
+            gaussians.to(dtype).to(place),
+            cameras.detach().to(dtype).to(place),
             size,
-            None if attributes is None else attributes.to(dtype),
+            None if attributes is None else attributes.to(place, dtype),
             sh_degree,
             median,
         )
-        return Rendering(
+        rendering = Rendering(
             color=_over(drawn, background),
             depth=_expected_depth(drawn),
             alpha=drawn.alpha,
@@ -108,6 +110,7 @@ def rasterize(
             depth_median=drawn.depth_median if median else None,
             screen=drawn.screen if "screen" in extras else None,
         )
+        return rendering if place == device else rendering.to(device)
 
 
 def backends() -> list[str]:
@@ -131,8 +134,8 @@ def obstacle(backend: str, device: torch.device, median: bool = False) -> UserEr
 def fast_backend(device: torch.device, median: bool = False) -> str:
     """The backend that "auto" takes for tensors of `device`.
 
-    Raises UserError with what stands in the way where only the reference is left, which is too slow
-    to train with.
+    Raises UserError with what stands in the way where there is none: to copy to the CPU and back is
+    too slow to train with.
     """
     problems = []
     for name in FAST:
@@ -159,8 +162,11 @@ def license(backend: str) -> str:
     return _module(backend).LICENSE
 
 
-def _backend(name: str, device: torch.device, median: bool) -> ModuleType:
-    """The module that draws; says once where "auto" has to take the reference."""
+def _backend(name: str, device: torch.device, median: bool, screen: bool) -> ModuleType:
+    """The module that draws; "auto" takes `cpu` where no fast one draws on `device`, and warns.
+
+    Not for `screen`, whose gradients belong to the tensors that were drawn: that is refused.
+    """
     if name != "auto":
         problem = obstacle(name, device, median)
         if problem is not None:
@@ -169,8 +175,10 @@ def _backend(name: str, device: torch.device, median: bool) -> ModuleType:
     try:
         return _module(fast_backend(device, median))
     except UserError as problem:
-        _warn_slow(f"{problem.got}; drawing with the reference, many times slower", problem.remedy)
-        return _module("reference")
+        if screen:
+            raise
+        _warn_slow(f"{problem.got}; drawing on the CPU, which is slower", problem.remedy)
+        return _module("cpu")
 
 
 @functools.cache
