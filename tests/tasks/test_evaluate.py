@@ -12,10 +12,17 @@ import torch
 import pmsplat
 from pmsplat import config
 from pmsplat.cli import main
+from pmsplat.data import synthetic
 from pmsplat.evaluate import protocol
+from pmsplat.io.chunks import write_chunk
+from pmsplat.scene import open_scene
+from pmsplat.tasks.depth import Options as DepthOptions
+from pmsplat.tasks.depth import depth
 from pmsplat.tasks.evaluate import Evaluation, Options, evaluate
 from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
+from pmsplat.tasks.refine import Options as RefineOptions
+from pmsplat.tasks.refine import refine
 from pmsplat.train import loop
 from pmsplat.types import StepOutput
 from pmsplat.zoo.load import open_model, save
@@ -36,8 +43,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two rooms to learn from and one to measure on, each scene with a near and far of its own."""
     path = tmp_path_factory.mktemp("rooms")
     made = config.compose([*ROOMS, *where(path)]).dataset
-    from pmsplat.data import synthetic
-
     synthetic.make(made.settings)
     return path
 
@@ -146,6 +151,31 @@ def test_a_constant_near_of_the_data_is_what_a_model_learns_with() -> None:
     assert not told
     assert near("model.near=3") == 0.5
     assert len(told) == 1 and "model.near=3" in told[0]
+
+
+@pytest.mark.parametrize("verb", ["predict", "depth", "refine"])
+def test_a_chunk_without_range_is_in_the_unit_of_the_model(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As evaluate takes it, with the near that the experiment of the model sets."""
+    monkeypatch.setattr("pmsplat.zoo.memory.check", lambda *_: None)  # runs the model, too
+    chunk = tmp_path / "000000.torch"
+    write_chunk(chunk, [replace(synthetic.scene("a", 4, SIZE), near=None, far=None)])
+    model, seen = tiny("mvsplat").eval(), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].cameras))
+    if verb == "predict":
+        options = PredictOptions(views=2, held_out=1, fps=1, seconds=1.0, device="cpu")
+        assert predict(chunk, model, tmp_path / "out", options).scale == 1
+    elif verb == "depth":
+        depth(chunk, model, tmp_path / "out", DepthOptions(views=2, device="cpu"))
+        assert json.loads((tmp_path / "out/cameras.json").read_text())["scale"] == 1
+    else:
+        refine(chunk, tmp_path / "out", RefineOptions(model=model, steps=1, device="cpu"))
+    c2w = open_scene(chunk).cameras.c2w[0]
+    for cameras in seen:
+        assert (cameras.near == 1).all() and (cameras.far == 100).all()
+        assert all((c2w == given).all(dim=(1, 2)).any() for given in cameras.c2w[0])  # to the bit
+    assert seen
 
 
 def test_a_model_without_near_does_not_learn_from_scenes_of_many_units(
