@@ -13,6 +13,7 @@ import pmsplat
 from pmsplat import config
 from pmsplat.cli import main
 from pmsplat.data import synthetic
+from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
 from pmsplat.io.chunks import write_chunk
 from pmsplat.scene import open_scene
@@ -187,6 +188,17 @@ def test_a_model_without_near_does_not_learn_from_scenes_of_many_units(
     assert "dataset.scale_near=false" in capsys.readouterr().err.replace("\n", " ")
     assert main(["train", *lab, "dataset.scale_near=false", *tail]) == 0
     assert not hasattr(open_model(tmp_path / "run").settings, "near")
+
+
+def test_a_near_that_the_run_cannot_set_is_refused_where_scenes_keep_their_unit(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.lab.encoder.Encoder.near", 0.5, raising=False)
+    lab = [*as_folder(root), "model=tests.lab.encoder", "trainer.steps=1", f"output={tmp_path}"]
+    with pytest.raises(UserError) as caught:
+        loop.run(config.compose([*lab, "dataset.scale_near=false"]))
+    assert "near 0.5" in caught.value.got and "dataset.scale_near=true" in caught.value.remedy
+    loop.run(config.compose([*lab, "dataset.scale_near=true", "trainer.validate_every=0"]))
 
 
 def test_the_results_name_the_settings_of_the_model_that_was_measured(

@@ -63,14 +63,23 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     with _quiet_lightning(), _matmul("highest" if cfg.precision == "float32" else "high"):
         # Open the data before anything slow, so that a wrong path is an error at once.
         data, add_pointmap = _open_data(experiment, tell)
-        scale_near = dataset_traits(data.dataset).scale_near
+        traits = dataset_traits(data.dataset)
+        scale_near = traits.scale_near
         component = _learn_near(experiment.model, data.dataset, tell)
         experiment = replace(experiment, model=component)
 
         # Build the model and the losses; the seed makes initial weights the same in every run.
         torch.manual_seed(experiment.seed)
         model = registry.build("models", component.name, component.settings)
-        if scale_near and encoder_traits(model).near is None:
+        near = encoder_traits(model).near
+        if not scale_near and near not in (None, traits.near):
+            other = "scale_near=true" if traits.near is None else f"near={near}"
+            raise UserError(
+                f"model {component.name} with its own near {near}, for scenes that keep their unit",
+                "a near that the run can set, since the model learns in the unit of the scenes",
+                f"make `near` a field of its Config, or set dataset.{other}",
+            )
+        if scale_near and near is None:
             raise UserError(
                 f"model {component.name} without a near, for scenes that each have their own unit",
                 "the nearest depth that every scene is scaled to",
