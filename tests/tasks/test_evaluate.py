@@ -25,8 +25,10 @@ from pmsplat.tasks.predict import predict
 from pmsplat.tasks.refine import Options as RefineOptions
 from pmsplat.tasks.refine import refine
 from pmsplat.train import loop
+from pmsplat.train.settings import Component
 from pmsplat.types import StepOutput
 from pmsplat.zoo.load import open_model, save
+from tests.lab import rooms
 from tests.models.tiny import shaken, tiny
 
 SIZE = (32, 48)
@@ -225,6 +227,19 @@ def test_the_results_name_the_settings_of_the_model_that_was_measured(
     assert measured["settings"]["near"] == 1.25
     assert all(measured["settings"]["deviations"].values())
     assert written["experiment"]["dataset"]["name"] == "folder"
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    made = config.compose([*ROOMS, f"dataset.root={tmp_path}"])
+    for limit in (0, -1):
+        with pytest.raises(UserError) as caught:
+            evaluate(made, tiny(), tmp_path / "out", replace(QUICK, limit=limit))
+        assert f"limit={limit}" in caught.value.got and caught.value.wanted == "at least 1"
+    only = Component("tests.lab.rooms", rooms.Config(str(tmp_path), parts=["train"]))
+    with pytest.raises(UserError) as caught:
+        evaluate(replace(made, dataset=only), tiny(), tmp_path / "out", QUICK)
+    assert "has no `evaluation`" in caught.value.got
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_encoder_in_memory_is_measured_too(root: Path, tmp_path: Path) -> None:
