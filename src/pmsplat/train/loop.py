@@ -202,10 +202,7 @@ def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
 
 def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], None]) -> None:
     """Names the settings that a resumed run changes: the user means them, or forgot them."""
-    component = registry.module("models", experiment.model.name)
-    if before["model"]["name"] == experiment.model.name:
-        before["model"]["settings"] = registry.upgrade(component, before["model"]["settings"])
-    old, new = _flatten(before), _flatten(json.loads(json.dumps(asdict(experiment))))
+    old, new = (_flatten(_complete(run)) for run in (before, asdict(experiment)))
     for values in (old, new):
         values.pop("trainer.resume", None)
     changes = [
@@ -215,6 +212,25 @@ def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], Non
     ]
     if changes:
         tell(f"Goes on with other settings than before: {', '.join(changes)}")
+
+
+def _complete(run: dict[str, Any]) -> Any:
+    """An experiment as JSON has it, with every setting that its components have in this version.
+
+    Older versions wrote others. Settings of which none can be made in this one stay as they are.
+    """
+
+    def complete(package: str, component: dict[str, Any]) -> dict[str, Any]:
+        try:
+            settings = registry.make_config(package, component["name"], component["settings"])
+        except (UserError, TypeError):  # one too many, or one without a default is missing
+            return component
+        return component | {"settings": asdict(settings)}
+
+    packages = {"model": "models", "dataset": "data"}
+    parts = {part: complete(package, run[part]) for part, package in packages.items()}
+    loss = {name: complete("losses", term) for name, term in run["loss"].items()}
+    return json.loads(json.dumps(run | parts | {"loss": loss}))
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:
