@@ -1,5 +1,6 @@
 """Photos of camera files: where they are, which way up they are, and what makes no views."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,9 @@ def test_a_chunk_keeps_its_cameras_to_the_bit(generator: torch.Generator) -> Non
     views = opened.views([3, 1])
     assert torch.equal(views.images[0, 0], torch.from_numpy(scene.image(3)).permute(2, 0, 1) / 255)
     assert views.names == (("000003", "000001"),)
+    assert opened.ranged == (scene.near is not None)
+    bare = chunk_scene(replace(scene, near=None, far=None))
+    assert not bare.ranged and bare.cameras.near.unique().tolist() == [0.5]
 
 
 def test_what_makes_no_views(generator: torch.Generator) -> None:

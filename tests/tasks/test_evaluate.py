@@ -12,13 +12,23 @@ import torch
 import pmsplat
 from pmsplat import config
 from pmsplat.cli import main
+from pmsplat.data import synthetic
+from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
+from pmsplat.io.chunks import write_chunk
+from pmsplat.scene import open_scene
+from pmsplat.tasks.depth import Options as DepthOptions
+from pmsplat.tasks.depth import depth
 from pmsplat.tasks.evaluate import Evaluation, Options, evaluate
 from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
+from pmsplat.tasks.refine import Options as RefineOptions
+from pmsplat.tasks.refine import refine
 from pmsplat.train import loop
+from pmsplat.train.settings import Component
 from pmsplat.types import StepOutput
 from pmsplat.zoo.load import open_model, save
+from tests.lab import rooms
 from tests.models.tiny import shaken, tiny
 
 SIZE = (32, 48)
@@ -36,8 +46,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two rooms to learn from and one to measure on, each scene with a near and far of its own."""
     path = tmp_path_factory.mktemp("rooms")
     made = config.compose([*ROOMS, *where(path)]).dataset
-    from pmsplat.data import synthetic
-
     synthetic.make(made.settings)
     return path
 
@@ -148,6 +156,31 @@ def test_a_constant_near_of_the_data_is_what_a_model_learns_with() -> None:
     assert len(told) == 1 and "model.near=3" in told[0]
 
 
+@pytest.mark.parametrize("verb", ["predict", "depth", "refine"])
+def test_a_chunk_without_range_is_in_the_unit_of_the_model(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As evaluate takes it, with the near that the experiment of the model sets."""
+    monkeypatch.setattr("pmsplat.zoo.memory.check", lambda *_: None)  # runs the model, too
+    chunk = tmp_path / "000000.torch"
+    write_chunk(chunk, [replace(synthetic.scene("a", 4, SIZE), near=None, far=None)])
+    model, seen = tiny("mvsplat").eval(), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].cameras))
+    if verb == "predict":
+        options = PredictOptions(views=2, held_out=1, fps=1, seconds=1.0, device="cpu")
+        assert predict(chunk, model, tmp_path / "out", options).scale == 1
+    elif verb == "depth":
+        depth(chunk, model, tmp_path / "out", DepthOptions(views=2, device="cpu"))
+        assert json.loads((tmp_path / "out/cameras.json").read_text())["scale"] == 1
+    else:
+        refine(chunk, tmp_path / "out", RefineOptions(model=model, steps=1, device="cpu"))
+    c2w = open_scene(chunk).cameras.c2w[0]
+    for cameras in seen:
+        assert (cameras.near == 1).all() and (cameras.far == 100).all()
+        assert all((c2w == given).all(dim=(1, 2)).any() for given in cameras.c2w[0])  # to the bit
+    assert seen
+
+
 def test_a_model_without_near_does_not_learn_from_scenes_of_many_units(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +190,17 @@ def test_a_model_without_near_does_not_learn_from_scenes_of_many_units(
     assert "dataset.scale_near=false" in capsys.readouterr().err.replace("\n", " ")
     assert main(["train", *lab, "dataset.scale_near=false", *tail]) == 0
     assert not hasattr(open_model(tmp_path / "run").settings, "near")
+
+
+def test_a_near_that_the_run_cannot_set_is_refused_where_scenes_keep_their_unit(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.lab.encoder.Encoder.near", 0.5, raising=False)
+    lab = [*as_folder(root), "model=tests.lab.encoder", "trainer.steps=1", f"output={tmp_path}"]
+    with pytest.raises(UserError) as caught:
+        loop.run(config.compose([*lab, "dataset.scale_near=false"]))
+    assert "near 0.5" in caught.value.got and "dataset.scale_near=true" in caught.value.remedy
+    loop.run(config.compose([*lab, "dataset.scale_near=true", "trainer.validate_every=0"]))
 
 
 def test_the_results_name_the_settings_of_the_model_that_was_measured(
@@ -183,6 +227,19 @@ def test_the_results_name_the_settings_of_the_model_that_was_measured(
     assert measured["settings"]["near"] == 1.25
     assert all(measured["settings"]["deviations"].values())
     assert written["experiment"]["dataset"]["name"] == "folder"
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    made = config.compose([*ROOMS, f"dataset.root={tmp_path}"])
+    for limit in (0, -1):
+        with pytest.raises(UserError) as caught:
+            evaluate(made, tiny(), tmp_path / "out", replace(QUICK, limit=limit))
+        assert f"limit={limit}" in caught.value.got and caught.value.wanted == "at least 1"
+    only = Component("tests.lab.rooms", rooms.Config(str(tmp_path), parts=["train"]))
+    with pytest.raises(UserError) as caught:
+        evaluate(replace(made, dataset=only), tiny(), tmp_path / "out", QUICK)
+    assert "has no `evaluation`" in caught.value.got
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_encoder_in_memory_is_measured_too(root: Path, tmp_path: Path) -> None:

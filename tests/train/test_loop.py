@@ -6,7 +6,8 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import pmsplat
 from pmsplat import config, registry, train
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
+from pmsplat.models import mvsplat
 from pmsplat.train import Experiment, loop
 from pmsplat.train.callbacks import Checkpoints
+from pmsplat.train.settings import Component
 from tests.zoo.test_init import unimatch
 
 
@@ -102,6 +105,25 @@ def test_a_resumed_run_names_the_settings_that_it_changes(
     (line,) = [line for line in told if "other settings" in line]
     assert "dataset.target_views=1 (was 2)" in line and "loss.ssim.weight=0.5 (was None)" in line
     assert "resume" not in line and "steps" not in line
+
+
+def test_what_an_older_version_wrote_otherwise_is_no_change(
+    setting: Callable[..., Experiment],
+) -> None:
+    experiment = replace(setting("loss=photometric"), model=Component("mvsplat", mvsplat.Config()))
+    old = json.loads(json.dumps(asdict(experiment)))
+    del old["model"]["settings"]["deviations"], old["dataset"]["settings"]["flip"]
+    old["model"]["settings"]["published"] = False
+    (perceptual,) = [term for term in old["loss"].values() if term["name"] == "lpips"]
+    perceptual["settings"].popitem()
+    told: list[str] = []
+    loop._tell_changes(deepcopy(old), experiment, told.append)
+    assert not told
+    old["model"]["settings"] |= {"published": True, "planes": 7}
+    old["dataset"]["settings"]["gone"] = 1  # is listed, not refused
+    loop._tell_changes(old, experiment, told.append)
+    assert "model.planes=128 (was 7)" in told[0] and "dataset.gone=None (was 1)" in told[0]
+    assert "model.deviations.along_ray=False (was True)" in told[0]
 
 
 def interrupt_at(step: int, experiment: Experiment, by: signal.Signals = signal.SIGINT) -> None:

@@ -99,13 +99,15 @@ class Scene:
     """Posed photographs of one place.
 
     `cameras` [1, photo]: pinholes in the world and unit of the camera file. `points`: its sparse
-    points, if any.
+    points, if any. `ranged`: near and far belong to the scene. A chunk need not have them; then its
+    unit is that of the model which sees it (see `zoo.infer.fill_near`).
     """
 
     name: str
     photos: tuple[Photo, ...]
     cameras: Cameras
     points: Float[Tensor, "point 3"] | None = None
+    ranged: bool = True
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -223,16 +225,18 @@ def make_scene(name: str, survey: Survey, photos: list[Photo]) -> Scene:
 def chunk_scene(scene: ChunkScene) -> Scene:
     """A scene of a chunk: its cameras to the bit, and its photos, whose headers are read.
 
-    Near and far are RealEstate10K's where the chunk has none.
+    A chunk without near and far, as RealEstate10K and DL3DV are published, is in the unit of the
+    models: its scene gets RealEstate10K's range and is not `ranged`.
     """
     photos = chunk_photos(scene, range(len(scene)))
     for photo in photos:
         photo.check()
-    near, far = (torch.full((len(scene),), bound) for bound in _PUBLISHED_RANGE)
-    if scene.near is not None and scene.far is not None:
-        near, far = scene.near, scene.far
+    near, far = scene.near, scene.far
+    ranged = near is not None and far is not None
+    if near is None or far is None:
+        near, far = (torch.full((len(scene),), bound) for bound in _PUBLISHED_RANGE)
     cameras = Cameras(scene.c2w[None], scene.K[None], near[None], far[None])
-    return Scene(scene.key, tuple(photos), cameras)
+    return Scene(scene.key, tuple(photos), cameras, ranged=ranged)
 
 
 def chunk_photos(scene: ChunkScene, frames: Iterable[int]) -> list[Photo]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from ..progress import Track, silently
 from ..scene import Scene, open_scene
 from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
-from ..zoo.infer import model_unit, predict_views
+from ..zoo.infer import fill_near, model_unit, predict_views
 from ..zoo.load import load
 from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
 from .results import depth_maps
@@ -89,6 +89,7 @@ def depth(
         # Predict group by group; numbers go to disk at once
         photos = sorted(i for group in groups for i in group.fresh)
         stems = name_files([scene.names[i] for i in photos])
+        scene = replace(scene, cameras=fill_near(encoder, scene.cameras, scene.ranged))
         unit = model_unit(encoder, scene.cameras.at(photos))  # one for all groups
         maps: dict[int, depth_maps.DepthMap] = {}
         for group in track(groups, "predicting depth", len(groups)):

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from .. import registry
-from ..contracts import dataset_traits, encoder_traits
+from ..contracts import dataset_traits, encoder_traits, require
+from ..errors import UserError
 from ..evaluate import protocol, report
 from ..evaluate.baselines import BASELINES
 from ..evaluate.protocol import Result
@@ -82,12 +83,17 @@ def evaluate(
     or does not fit.
     """
     chosen = options or Options()
+    if chosen.limit is not None and chosen.limit < 1:
+        raise UserError(
+            f"`limit={chosen.limit}`", "at least 1", "leave `limit` out to measure all scenes"
+        )
     folder = Path(output or Path(experiment.output) / "evaluation")
     device = pick_device(chosen.device)
 
     # Open the data and the model.
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
-    scenes = dataset.evaluation(chosen.limit)
+    owner = f"the dataset {experiment.dataset.name!r}"
+    scenes = require(dataset, "evaluation", owner, "evaluation")(chosen.limit)
     path = Path(experiment.output) / WEIGHTS if model is None else model
     loaded = _open(path, weights)
     encoder = loaded.model.to(device).eval()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from ..progress import Track, silently
 from ..scene import Scene, open_scene
 from ..scene.overlap import choose_context, held_out, overlaps
 from ..zoo import memory
-from ..zoo.infer import depth_only_error, reconstruct
+from ..zoo.infer import depth_only_error, fill_near, reconstruct
 from ..zoo.load import load
 from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
 from .results import prediction
@@ -88,6 +88,7 @@ def predict(
         plan = memory.Plan(len(context), size, traits.multiple)
         memory.check(encoder, plan, device)
         # Predict, and write what became of it
+        scene = replace(scene, cameras=fill_near(encoder, scene.cameras, scene.ranged))
         views = scene.views(context, size)
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
         found = reconstruct(encoder, views, device)

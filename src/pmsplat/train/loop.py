@@ -63,14 +63,23 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     with _quiet_lightning(), _matmul("highest" if cfg.precision == "float32" else "high"):
         # Open the data before anything slow, so that a wrong path is an error at once.
         data, add_pointmap = _open_data(experiment, tell)
-        scale_near = dataset_traits(data.dataset).scale_near
+        traits = dataset_traits(data.dataset)
+        scale_near = traits.scale_near
         component = _learn_near(experiment.model, data.dataset, tell)
         experiment = replace(experiment, model=component)
 
         # Build the model and the losses; the seed makes initial weights the same in every run.
         torch.manual_seed(experiment.seed)
         model = registry.build("models", component.name, component.settings)
-        if scale_near and encoder_traits(model).near is None:
+        near = encoder_traits(model).near
+        if not scale_near and near not in (None, traits.near):
+            other = "scale_near=true" if traits.near is None else f"near={near}"
+            raise UserError(
+                f"model {component.name} with its own near {near}, for scenes that keep their unit",
+                "a near that the run can set, since the model learns in the unit of the scenes",
+                f"make `near` a field of its Config, or set dataset.{other}",
+            )
+        if scale_near and near is None:
             raise UserError(
                 f"model {component.name} without a near, for scenes that each have their own unit",
                 "the nearest depth that every scene is scaled to",
@@ -193,10 +202,7 @@ def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:
 
 def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], None]) -> None:
     """Names the settings that a resumed run changes: the user means them, or forgot them."""
-    component = registry.module("models", experiment.model.name)
-    if before["model"]["name"] == experiment.model.name:
-        before["model"]["settings"] = registry.upgrade(component, before["model"]["settings"])
-    old, new = _flatten(before), _flatten(json.loads(json.dumps(asdict(experiment))))
+    old, new = (_flatten(_complete(run)) for run in (before, asdict(experiment)))
     for values in (old, new):
         values.pop("trainer.resume", None)
     changes = [
@@ -206,6 +212,25 @@ def _tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], Non
     ]
     if changes:
         tell(f"Goes on with other settings than before: {', '.join(changes)}")
+
+
+def _complete(run: dict[str, Any]) -> Any:
+    """An experiment as JSON has it, with every setting that its components have in this version.
+
+    Older versions wrote others. Settings of which none can be made in this one stay as they are.
+    """
+
+    def complete(package: str, component: dict[str, Any]) -> dict[str, Any]:
+        try:
+            settings = registry.make_config(package, component["name"], component["settings"])
+        except (UserError, TypeError):  # one too many, or one without a default is missing
+            return component
+        return component | {"settings": asdict(settings)}
+
+    packages = {"model": "models", "dataset": "data"}
+    parts = {part: complete(package, run[part]) for part, package in packages.items()}
+    loss = {name: complete("losses", term) for name, term in run["loss"].items()}
+    return json.loads(json.dumps(run | parts | {"loss": loss}))
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 A network learns sizes in one unit of length, in which the nearest depth of every scene is the same
 (`near`). Scenes that come in other units are scaled to it before the network, and its predictions
-are scaled back.
+are scaled back. Scenes without a range of depth are in that unit already (`fill_near`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self, TypeVar
 
 import torch
@@ -55,7 +55,19 @@ def model_unit(model: Encoder, context: Cameras) -> Unit:
     model without `near` takes every scene in the scene's own unit.
     """
     near = encoder_traits(model).near
-    return Unit(None if near is None else near / context.near.amin(dim=1))
+    return Unit(None if near is None else context.near.new_tensor(near) / context.near.amin(dim=1))
+
+
+def fill_near(model: Encoder, cameras: Cameras, ranged: bool) -> Cameras:
+    """The cameras of a scene, with the near of `model` where the scene has no range (not `ranged`).
+
+    Such a scene is in the unit of the model: its factor is 1. Far stays, and so does near for a
+    model without one.
+    """
+    near = encoder_traits(model).near
+    if ranged or near is None:
+        return cameras
+    return replace(cameras, near=torch.full_like(cameras.near, near))
 
 
 def predict_views(
@@ -78,7 +90,8 @@ def infer(model: Encoder, views: Views) -> Prediction:
 
     As `predict` and `depth` do it: the scene is scaled to the unit that the encoder learned in, and
     the prediction is scaled back; no gradient. `model(views)` itself takes the unit as it is, which
-    is right for data in the encoder's own unit, and for training.
+    is right for data in the encoder's own unit, and for training: so also for scenes of published
+    chunks, which have no near of their own.
     """
     device = views.images.device
     if isinstance(model, nn.Module):

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import UserError
 from ...io.gaussians import load_gaussians
 from ...progress import Track, silently
-from ...scene import open_scene
+from ...scene import Scene, open_scene
 from ...types import Gaussians, Views
+from ...zoo.infer import fill_near
 from ...zoo.load import load
 from ..options import format_size, pick_device
 from . import _report, _start
@@ -93,7 +93,7 @@ def refine(
     if state is None:
         # Begin: Gaussians to start from, and how good they are
         began = time.perf_counter()
-        gaussians = _make_start(start, scene.points, train, chosen, device)
+        gaussians = _make_start(start, scene, train, chosen, device)
         fit = _begin_fit(gaussians, extent, chosen, device)
         wait_for(device)
         took = time.perf_counter() - began
@@ -191,7 +191,7 @@ def _run(
 
 def _make_start(
     start: str,
-    points: Float[Tensor, "point 3"] | None,
+    scene: Scene,
     train: Views,
     options: Options,
     device: torch.device,
@@ -210,10 +210,12 @@ def _make_start(
         assert options.model is not None and options.most is not None
         model, room = options.model, options.most // 2
         encoder = model if isinstance(model, nn.Module) else load(model, options.weights)
-        return _start.from_prediction(encoder.to(device).eval(), train, room, generator)
+        encoder = encoder.to(device).eval()
+        train = replace(train, cameras=fill_near(encoder, train.cameras, scene.ranged))
+        return _start.from_prediction(encoder, train, room, generator)
     if start == "points":
-        assert points is not None
-        return _start.from_points(points, train, options.sh_degree)
+        assert scene.points is not None
+        return _start.from_points(scene.points, train, options.sh_degree)
     count = options.random_points or RANDOM_POINTS
     points = _start.sample_points(train.cameras, count, generator)
     return _start.from_points(points, train, options.sh_degree)
