@@ -4,8 +4,8 @@
     python3 scripts/bootstrap.py pytest
 
 Needs nothing but Python 3.11 or newer. The first call installs the versions of requirements.txt and
-pmsplat itself, editable; later calls install again only when requirements.txt, pyproject.toml or
-the Python have changed.
+pmsplat itself, editable; later calls install again only when requirements.txt, pyproject.toml,
+setup.py or the Python have changed.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ PINS = ROOT / "requirements.txt"
 
 def fingerprint() -> str:
     """What the installation was made from."""
-    files = (PINS, ROOT / "pyproject.toml")
+    files = (PINS, ROOT / "pyproject.toml", ROOT / "setup.py")
     content = b"".join(file.read_bytes() for file in files) + sys.version.encode()
     return hashlib.sha256(content).hexdigest()
 

@@ -173,6 +173,14 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     assert [name for name in targets if not (page.parent / name).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_in_inline_code_exists(page: Path) -> None:
+    words = " ".join(re.findall(r"`([^`\n]+)`", page.read_text())).split()
+    folders = ("tests/", "src/", "scripts/", "benchmarks/", "docs/")
+    paths = [word for word in words if word.startswith(folders)]
+    assert [name for name in paths if not (ROOT / name).exists()] == []
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
     names = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")]

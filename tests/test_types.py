@@ -1,7 +1,11 @@
+import inspect
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 
+from pmsplat.errors import UserError
 from pmsplat.geometry import camera, gaussian, se3
 from pmsplat.render import rasterize
 from pmsplat.types import Batch, Cameras, Pointmap, Prediction, Rendering, StepOutput, Views
@@ -111,3 +115,11 @@ def test_a_pointmap_follows_its_views(generator: torch.Generator) -> None:
     assert torch.equal(mirrored.points[..., 0], -points[..., 0].flip(-1))
     assert torch.equal(mirrored.points[..., 1:], points[..., 1:].flip(-2))
     assert torch.equal(mirrored.flip().confidence, pointmap.confidence)
+
+
+def test_views_refuse_bare_points_as_a_pointmap(generator: torch.Generator) -> None:
+    construct: Any = inspect.unwrap(Views.__init__)  # the tests check annotations first
+    given, points = views(3, generator), torch.randn(1, 3, 4, 5, 3, generator=generator)
+    with pytest.raises(UserError, match=r"pmsplat\.Pointmap\(points, confidence\)") as error:
+        construct(Views.__new__(Views), given.images, given.cameras, pointmap=points)
+    assert "Tensor" in error.value.got

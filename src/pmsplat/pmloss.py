@@ -5,7 +5,7 @@ Representations for Feed-Forward 3D Gaussian Splatting", 3DV 2026.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,12 +26,11 @@ class PointmapLoss(nn.Module):
 
     `teacher` is a name (`vggt`, `depth_anything_3`) with `settings` of its Config, or an object
     that follows `pmsplat.contracts.Teacher`. It runs on `device` (by default that of the images).
-    `model` is what the published package calls it. `options` are the fields of
-    `losses.pointmap.Options` except `clip`: `robust`, `detach` and `trim` as in `pointmap_loss`;
-    `alignment` "similarity", or "scale" for a teacher that knows the cameras; `confidence` weighs
-    pixels as the teacher trusts them; `distrust` masks that share of each scene's pixels, the least
-    trusted; `border` masks that many pixels at the images' edges. The defaults are the published
-    loss. Raises UserError for invalid options, device or teacher.
+    `model` is what the published package calls it. `robust`, `detach` and `trim` are those of
+    `pointmap_loss`. `alignment` is "similarity", or "scale" for a teacher that knows the cameras;
+    `confidence` weighs pixels as the teacher trusts them; `distrust` masks that share of each
+    scene's pixels, the least trusted; `border` masks that many pixels at the images' edges. The
+    defaults are the published loss. Raises UserError for invalid options, device or teacher.
 
     It has no parameters and no state: a checkpoint, an optimizer or `.to(device)` does not see the
     teacher.
@@ -44,12 +43,24 @@ class PointmapLoss(nn.Module):
         *,
         model: str | None = None,
         settings: Mapping[str, Any] | None = None,
-        **options: Any,
+        alignment: str = Options.alignment,
+        confidence: bool = Options.confidence,
+        robust: int = Options.robust,
+        detach: bool = Options.detach,
+        trim: float = Options.trim,
+        distrust: float = Options.distrust,
+        border: int = Options.border,
     ) -> None:
         super().__init__()
-        valid = [option.name for option in fields(Options) if option.name != "clip"]
-        registry.check_keys(options, valid, "PointmapLoss")
-        self.options = Options(**options)
+        self.options = Options(
+            alignment=alignment,
+            confidence=confidence,
+            robust=robust,
+            detach=detach,
+            trim=trim,
+            distrust=distrust,
+            border=border,
+        )
         _check_device(device)
         chosen = model or teacher
         if isinstance(chosen, str):

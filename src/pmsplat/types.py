@@ -136,6 +136,14 @@ class Views(Bundle):
     pointmap: Pointmap | None = None
     names: tuple[tuple[str, ...], ...] | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.pointmap, Pointmap | None):
+            raise UserError(
+                f"a {type(self.pointmap).__name__} as `pointmap` of Views",
+                "a pmsplat.Pointmap, which holds points and confidence",
+                "pass pmsplat.Pointmap(points, confidence)",
+            )
+
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the images."""

@@ -10,7 +10,7 @@ import pmsplat
 from pmsplat import config, registry
 from pmsplat.errors import UserError
 from pmsplat.io import weights
-from pmsplat.models._deviations import Deviations
+from pmsplat.models import Deviations
 from pmsplat.types import Prediction
 from tests.models.tiny import MODELS, SETTINGS, shaken, tiny, views
 

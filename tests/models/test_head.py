@@ -7,8 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from pmsplat.geometry import camera, gaussian, sh
-from pmsplat.models import _head
-from pmsplat.models._deviations import Deviations
+from pmsplat.models import Deviations, _head
 from pmsplat.types import Cameras, Gaussians
 from tests.golden import components
 from tests.models.official import renderer_basis, world_harmonics

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pmsplat.geometry import camera
-from pmsplat.models._padding import predict_padded
+from pmsplat.models import predict_padded
 from pmsplat.types import Prediction, Views
 from tests.models.tiny import MODELS, shaken, tiny, views
 

@@ -6,10 +6,12 @@
     pmsplat train +experiment=re10k_base 'model.init_from=[dinov2,gmflow]'
 
 Settings are Hydra overrides: `+experiment=NAME` (a file of config/experiment), `model=`,
-`dataset=`, `loss=`, `renderer=` (files of those folders, or the name of a component of yours), and
-any field as `GROUP.FIELD=VALUE`. `+loss.my.module.weight=0.1` adds a loss, `~loss.lpips` drops one.
-An experiment names its own losses, which stay beside `loss=…`: drop them by `~loss.NAME`.
-A mistyped name is refused with the nearest valid one. `--print` shows every setting.
+`dataset=`, `teacher=` (a file of that folder of config/, a component of pmsplat, or the dotted name
+of a module of yours), `loss=` (files of config/loss), `renderer.name=` (a backend of
+`pmsplat.rasterize`), and any field as `GROUP.FIELD=VALUE`. `+loss.my.module.weight=0.1` adds a
+loss, `~loss.lpips` drops one. An experiment names its own losses, which stay beside `loss=…`:
+drop them by `~loss.NAME`. A mistyped name is refused with the nearest valid one. `--print` shows
+every setting.
 
 `model.init_from` lists the weights that a new run starts from, downloaded where they have a name:
 dinov2, depth-anything-v2-small, -base, -large, gmflow, a published model, or paths of such files.
