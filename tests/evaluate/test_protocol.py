@@ -96,7 +96,7 @@ def test_geometry_is_measured_if_asked(generator: torch.Generator) -> None:
     assert set(found) <= set(report.COLUMNS) | set(report.GEOMETRY)
     assert found["edge_abs_rel"] == pytest.approx(1)  # twice the depth, everywhere
     assert found["points"] == found["true_points"] == 2 * 16 * 20
-    with pytest.raises(UserError, match=r"no true depth in scene 'without'.*leave --geometry out"):
+    with pytest.raises(UserError, match=r"no true depth in scene 'without'.*leave out `geometry`"):
         protocol.evaluate(off_by(0.1), [scene("without", 1, generator)], geometry=True)
 
 
