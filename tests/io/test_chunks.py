@@ -156,7 +156,7 @@ MALFORMED = {
     "timestamps": (lambda s: [{**s, "timestamps": torch.zeros(2)}], "timestamps"),
     "near alone": (lambda s: [{**s, "near": torch.ones(4)}], "no 'near' and 'far'"),
     "near 0": (lambda s: [{**s, "near": torch.zeros(4), "far": torch.ones(4)}], "0 < near < far"),
-    "depths": (lambda s: [{**s, "depths": s["images"][:2]}], "no `depths` for its 4"),
+    "depths": (lambda s: [{**s, "depths": s["images"][:2]}], "no 'depths' for its 4"),
     "scale": (lambda s: [{**s, "depths": s["images"], "depth_scale": -1.0}], "depth_scale"),
 }
 
