@@ -20,7 +20,7 @@ from ..render import draws_median, obstacle, rasterize
 from ..types import Gaussians, Rendering
 from ..view.orbit import ORBIT_SIZE
 from ..zoo import memory
-from .cameras import ELSEWHERE, Picture, bounded, from_file, on_orbit, resized
+from .cameras import OWN_CAMERAS, Picture, bounded, from_file, on_orbit, resized
 from .options import format_size, pick_device
 from .results import pictures as drawn
 from .results.folder import make_whole, name_files
@@ -175,7 +175,7 @@ def choose_pictures(
 def _choose_remedy(options: Options) -> str:
     """What to do where nothing is seen."""
     if options.orbit is None:
-        return ELSEWHERE
+        return f"{OWN_CAMERAS}, or `orbit=120`"
     return "look at sizes and opacities of the scene, or give the cameras that it was made with"
 
 

@@ -38,7 +38,7 @@ def from_prediction(
     device = next(encoder.parameters()).device
     groups = group_views(overlaps(views.cameras), CONTEXT)
     plan = memory.Plan(CONTEXT, views.size, encoder_traits(encoder).multiple)
-    memory.check(encoder, plan, device)
+    memory.check(encoder, plan, device, fewer_views=False)
     pixels = views.size[0] * views.size[1]
     share = min(1.0, room / (views.images.shape[1] * pixels))
     parts = []
