@@ -20,7 +20,7 @@ from .files import write_bytes
 Source = str | Path | bytes
 
 FULL_SCALE = 65535  # the largest count of a depth map
-MILLIMETRE = 1e-3  # of one count, where the unit is a metre: what sensors and readers expect
+MILLIMETER = 1e-3  # of one count, where the unit is a metre: what sensors and readers expect
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
 """What Pillow raises on damaged files of various formats."""
@@ -135,8 +135,8 @@ def count_scale(near: float, far: float) -> float:
     A thousandth, if the farthest fits and the nearest has 100 counts or more; else the smallest
     of 1, 2 or 5 times a power of ten with which the farthest fits.
     """
-    if far <= MILLIMETRE * FULL_SCALE and near >= 100 * MILLIMETRE:
-        return MILLIMETRE
+    if far <= MILLIMETER * FULL_SCALE and near >= 100 * MILLIMETER:
+        return MILLIMETER
     exponent = math.floor(math.log10(far / FULL_SCALE))
     steps = (float(f"{digit}e{exponent}") for digit in (1, 2, 5, 10))
     return next(step for step in steps if far <= step * FULL_SCALE)

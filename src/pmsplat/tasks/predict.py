@@ -28,14 +28,14 @@ class Options:
 
     `views` is how many context views to choose; `context` names them by index instead. `size` is
     (height, width). `held_out` is with how many further photos to compare at most; `seconds` of
-    video go from one context view to the next; `stabilise` takes the tremble out of its path.
+    video go from one context view to the next; `stabilize` takes the tremble out of its path.
     """
 
     views: int | None = None
     context: tuple[int, ...] | None = None
     size: tuple[int, int] | None = None
     held_out: int = 12
-    stabilise: bool = False
+    stabilize: bool = False
     fps: int = 30
     seconds: float = 1.5
     device: str = "auto"
@@ -99,7 +99,7 @@ def predict(
             gaussians=found.prediction.gaussians[-1],
             scale=found.scale,
         )
-        path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilise)
+        path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilize)
         prediction.write_video_along(folder / "video.mp4", result, path, chosen.fps, track)
         return prediction.write_results(folder, result, track)
 
