@@ -1,7 +1,7 @@
 """Photographs and depth maps, in and out of files.
 
 A colour image is a uint8 array [height, width, 3], RGB, upright (EXIF orientation applied). A depth
-map is a uint16 array [height, width] of counts; what one count means is told by whoever owns it.
+map is a uint16 array [height, width] of counts; the caller knows the depth of one count.
 """
 
 import io
@@ -174,8 +174,8 @@ def _orientation(image: Image.Image) -> int:
     """
     if image.format == "PNG" and "exif" not in image.info:
         return 1
-    told = image.getexif().get(0x0112, 1)
-    return told if told in range(1, 9) else 1
+    found = image.getexif().get(0x0112, 1)
+    return found if found in range(1, 9) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -71,7 +71,7 @@ def predict(
     chosen = options or Options()
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
-        # The photos, and what will look at them
+        # Open the scene and load the model
         scene = open_scene(source, tell=tell)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
@@ -87,7 +87,7 @@ def predict(
         tell(_describe_context(scene, context, overlap))
         plan = memory.Plan(len(context), size, traits.multiple)
         memory.check(encoder, plan, device)
-        # Predict, and write what became of it
+        # Predict and write the results
         views = scene.views(context, size)
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
         found = reconstruct(encoder, views, device)

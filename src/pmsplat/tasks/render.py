@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 CHANNELS = 16  # attributes that are drawn at a time, which bounds memory
 FPS = {"orbit": 30.0, "file": 4.0}  # of the video: an orbit is smooth, photos jump
-PROBED = 20_000, 5  # Gaussians and pictures from which the need of memory is told
+PROBED = 20_000, 5  # Gaussians and pictures from which the memory needed is estimated
 BLOCK = 1 << 20  # numbers of attributes that are looked at at a time
 SMALL = 0.5  # of the side of photos: smaller pictures are not what they were trained for
 TILE = 16  # pixels per side of what rasterisers take at a time

@@ -29,7 +29,7 @@ GRAY = 0.5  # of points that no photo shows
 def from_prediction(
     encoder: nn.Module, views: Views, room: int, generator: torch.Generator
 ) -> Gaussians:
-    """What an encoder says of every photo, on its device: one Gaussian for each pixel.
+    """An encoder's prediction for every photo, on its device: one Gaussian for each pixel.
 
     Photos are shown to it in groups of neighbours that see the same things. Of more Gaussians than
     there is `room` for, some are kept at random, larger by as much as they stand farther apart.
