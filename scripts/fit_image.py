@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fit(arguments: argparse.Namespace) -> None:
     """Fits one number of splats after the other."""
-    if min([*arguments.counts, *(arguments.size or [])]) < 1:
+    if any(number < 1 for number in [*arguments.counts, *(arguments.size or [])]):
         raise UserError("`counts` or `size` below 1", "whole numbers from 1", "such as `counts=64`")
     if arguments.output.is_file():
         raise UserError(f"{arguments.output} is a file", "a folder", "choose another output")
