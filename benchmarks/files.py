@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     spawning = multiprocessing.get_context("spawn")
     found: dict[str, Any] = {}
-    told = f"{arguments.count:,} Gaussians"
-    print(f"{told:20} file MB  write s  peak MiB   read s  peak MiB")
+    title = f"{arguments.count:,} Gaussians"
+    print(f"{title:20} file MB  write s  peak MiB   read s  peak MiB")
     with tempfile.TemporaryDirectory() as folder:
         for suffix in arguments.formats:
             path = Path(folder) / f"scene{suffix}"

@@ -3,7 +3,7 @@
 python benchmarks/run.py neighbors --size 256 448 --views 6 --noise 0.02
     688,128 points of a surface, searched for by the same points displaced by 2 % of their depth
 
-Compares ours, told of the grid and not, with scipy's KD-tree (built and asked with as many threads,
+Compares ours, with and without the grid, with scipy's KD-tree (with as many threads,
 always on the CPU) and, where it is installed, pytorch3d. The error is the largest by which a
 squared distance found exceeds the least that any of them found, relative to it.
 """

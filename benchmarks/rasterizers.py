@@ -63,7 +63,7 @@ def device_for(backend: str) -> Any:
 def measure(backend: str, size: int, views: int, repeats: int) -> dict[str, Any]:
     """Accuracy, time and memory of one renderer.
 
-    Where there is a GPU, memory is the GPU's, and not told of a renderer that works on the CPU.
+    Where there is a GPU, memory is the GPU's; None for a renderer on the CPU.
     """
     import torch
 

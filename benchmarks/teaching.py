@@ -1,17 +1,18 @@
-"""What PM-Loss does to an encoder: trained with the term and without, from the same seeds.
+"""What PM-Loss does to an encoder: trained with it and without, from the same seeds.
 
-python benchmarks/run.py teaching --output lessons/
+python benchmarks/run.py teaching --output pm-loss/
     on procedural rooms; the teacher is their depth, blurred, noisy, coarse and with holes
-python benchmarks/run.py teaching --scene office/ --output lessons-office/
+python benchmarks/run.py teaching --scene office/ --output pm-loss-office/
     on photos with sensor depth, cut into walks of ten photos; every fourth walk is for measuring
 
-A tiny DepthSplat and a tiny MVSplat learn from colour alone; from colour and, from half-way on, the
-published term of weight 0.005 (it is made for encoders that know something); and from colour and
-the same term with a robust alignment and the largest tenth of the distances left out. For the same
-steps. Measured on walks never seen: PSNR between the two context views and beyond them, points,
-edges and normals of their depth against the true one. The table has the mean over the seeds and,
-behind ±, the standard deviation; "gain" is that of the differences seed by seed. boundary.png shows
-one view with many edges. A run that is in the output folder is not run again.
+A tiny DepthSplat and a tiny MVSplat are trained for the same number of steps on colour alone
+("colour"); on colour and, from half-way on, PM-Loss as published, with weight 0.005, since it is
+made for pretrained encoders ("term"); and on colour and PM-Loss with a robust alignment and the
+largest tenth of the distances left out ("robust"). Measured on walks never seen: PSNR between the
+two context views and beyond them, points, edges and normals of their depth against the true one.
+The table has the mean over the seeds and, behind ±, the standard deviation; "gain" is that of the
+differences seed by seed. boundary.png shows one view with many edges. A run that is in the output
+folder is not run again.
 """
 
 import argparse
@@ -27,13 +28,13 @@ TINY: dict[str, dict[str, Any]] = {
     "depthsplat": DEPTHSPLAT,
     "mvsplat": {"planes": 32, "width": 32, "transformer_layers": 1, "sh_degree": 0},
 }  # fmt: skip
-COLOUR = "colour"  # the run without the term
-VARIANTS: dict[str, dict[str, Any] | None] = {  # options of the term
-    COLOUR: None,
+COLOR = "colour"  # the variant without PM-Loss, as the JSON files spell it
+VARIANTS: dict[str, dict[str, Any] | None] = {  # options of PM-Loss, by the keys of the JSON files
+    COLOR: None,
     "term": {},
     "robust": {"robust": 20, "trim": 0.1},
 }
-WEIGHT, LATE = 0.005, 0.5  # of the term, and the share of the steps without it
+WEIGHT, LATE = 0.005, 0.5  # of PM-Loss, and the share of the steps without it
 COLUMNS = {  # metric: (its name in the table, decimals)
     "psnr_inside": ("PSNR inside", 2),
     "psnr_outside": ("outside", 2),
@@ -44,8 +45,8 @@ COLUMNS = {  # metric: (its name in the table, decimals)
     "accuracy": ("accuracy", 3),
     "completeness": ("completeness", 3),
 }
-RATE = 2e-3  # of learning; with twice as much MVSplat does not converge
-ROOMS = (64, 16)  # to learn from, and for measuring
+RATE = 2e-3  # learning rate; with twice as much MVSplat does not converge
+ROOMS = (64, 16)  # training and test scenes
 WALK, EVERY = 10, 4  # photos of a walk; one walk in so many is for measuring
 
 
@@ -225,8 +226,8 @@ def table(figures: dict[str, list[dict[str, float]]]) -> str:
     for key, runs in figures.items():
         model, variant = key.split("/")
         lines.append(f"{key:24}" + "".join(_cell([r[m] for r in runs], d) for m, d in _metrics()))
-        without = figures.get(f"{model}/{COLOUR}")
-        if variant != COLOUR and without is not None:
+        without = figures.get(f"{model}/{COLOR}")
+        if variant != COLOR and without is not None:
             gains = {m: [a[m] - b[m] for a, b in zip(runs, without, strict=True)] for m in COLUMNS}
             lines.append(f"{'  gain':24}" + "".join(_cell(gains[m], d, "+") for m, d in _metrics()))
     return "\n".join(lines)
@@ -258,7 +259,7 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
     from pmsplat.view import figures
     from pmsplat.zoo.load import WEIGHTS, load
 
-    run = experiment(plan, models[0], COLOUR, 0)
+    run = experiment(plan, models[0], COLOR, 0)
     dataset = registry.build("data", run.dataset.name, run.dataset.settings)
     batches = list(dataset.evaluation())
     edges = [geometry.discontinuities(batch.context.depth).sum(dim=(-1, -2)) for batch in batches]
@@ -292,9 +293,9 @@ def draw(plan: Plan, models: list[str], variants: list[str]) -> None:
             depths.append(colored(depth))
             normals.append(bent(depth))
             flying.append(_flying_picture(depth, truth))
-        told = f"{model}: {' | '.join(variants)}"
+        title = f"{model}: {' | '.join(variants)}"
         rows += [
-            (f"{told}: depth", depths),
+            (f"{title}: depth", depths),
             ("normals", normals),
             ("points in the air between surfaces", flying),
         ]

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # DepthSplat base at 256x448, fine-tuned with PM-Loss on DL3DV (in $DATA), then evaluated on targets
 # outside the context views (dl3dv_bound_aware.json, of the authors of PM-Loss, in $DATA).
-# The teacher, VGGT-1B (CC BY-NC 4.0; teacher.model=VGGT-1B-Commercial is under another license), is
-# asked about every training scene first; its answers stay beside the chunks and are used again.
+# The teacher is VGGT-1B (CC BY-NC 4.0; teacher.model=VGGT-1B-Commercial is under another license).
+# The teacher runs once over every training scene; its pointmaps are cached beside the chunks and
+# reused.
 # Further settings may follow the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."

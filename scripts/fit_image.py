@@ -8,6 +8,8 @@ folder afterwards: gaussians.ply of the last fit, and sheet.png with the picture
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import pmsplat
+from pmsplat.cli import execute
+from pmsplat.errors import UserError
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.geometry import sh
 from pmsplat.io.images import read_image
@@ -41,8 +45,8 @@ class Fit:
     psnr: float
 
 
-def main() -> None:
-    """Fits one number of splats after the other."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fits Gaussians; the exit codes are those of `pmsplat`."""
     description, _, _ = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("picture", type=Path)
@@ -51,20 +55,28 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[64, 256, 1024, 4096])
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    return execute(fit, parser.parse_args(argv))
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    """Fits one number of splats after the other."""
+    if any(number < 1 for number in [*arguments.counts, *(arguments.size or [])]):
+        raise UserError("`counts` or `size` below 1", "whole numbers from 1", "such as `counts=64`")
+    if arguments.output.is_file():
+        raise UserError(f"{arguments.output} is a file", "a folder", "choose another output")
     pixels = read_image(arguments.picture)
     height, width = pixels.shape[:2]
     factor = min(1.0, LONGEST / max(height, width))
     size = tuple(arguments.size or (round(height * factor), round(width * factor)))
     picture = to_tensor([fit_image(pixels, size)])[0, 0]
-    rows, fit = [("picture", [picture])], None
+    rows, last = [("picture", [picture])], None
     for count in arguments.counts:
-        fit = fit_splats(picture, count, arguments.steps, arguments.seed)
-        rows.append((f"{count} splats: {fit.psnr:.2f} dB", [fit.image]))
+        last = fit_splats(picture, count, arguments.steps, arguments.seed)
+        rows.append((f"{count} splats: {last.psnr:.2f} dB", [last.image]))
         print(rows[-1][0], flush=True)
-    assert fit is not None
+    assert last is not None
     arguments.output.mkdir(parents=True, exist_ok=True)
-    pmsplat.save_ply(fit.gaussians, arguments.output / "gaussians.ply")
+    pmsplat.save_ply(last.gaussians, arguments.output / "gaussians.ply")
     contact_sheet(rows, arguments.output / "sheet.png", height=240)
 
 
@@ -130,4 +142,4 @@ def lay_on_plane(parameters: dict[str, Tensor]) -> pmsplat.Gaussians:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # DepthSplat small at 256x256, fine-tuned with PM-Loss on RealEstate10K (in $DATA), then evaluated.
-# The teacher, VGGT-1B (CC BY-NC 4.0; teacher.model=VGGT-1B-Commercial is under another license), is
-# asked about every training scene first; its answers stay beside the chunks and are used again.
+# The teacher is VGGT-1B (CC BY-NC 4.0; teacher.model=VGGT-1B-Commercial is under another license).
+# The teacher runs once over every training scene; its pointmaps are cached beside the chunks and
+# reused.
 # Further settings may follow the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."

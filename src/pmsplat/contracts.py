@@ -94,8 +94,9 @@ class Dataset(Protocol):
 class DatasetTraits:
     """The optional parts of a dataset.
 
-    `scale_near`: its scenes come in units of their own, so each is scaled until its nearest near is
-    that of the model. `near`: the near of every scene, where it is one number for all.
+    `scale_near`: its scenes come in units of their own, so each is scaled until the smallest `near`
+    of its context views equals the model's `near`. `near`: the near of every scene, where it is one
+    number for all.
     """
 
     scale_near: bool = False
@@ -152,7 +153,7 @@ class Partial:
 
 @runtime_checkable  # tests check annotations at run time
 class Loss(Protocol):
-    """A scalar to minimize; None where it has nothing to say of this level of the prediction.
+    """A scalar to minimize; None if it does not apply to this level of the prediction.
 
     Optional, in the module beside `build`: `WANTS`, a set of what it wants of a run: `POINTMAP`,
     a teacher whose pointmap is in `step.batch.context`; `LPIPS`, that validation measures LPIPS.
@@ -166,7 +167,7 @@ LPIPS = "lpips"
 
 
 def wants(module: ModuleType) -> frozenset[str]:
-    """What the loss of this module wants; UserError for a want that no run can bring."""
+    """What the loss of this module wants; UserError for an unknown want."""
     wanted = getattr(module, "WANTS", frozenset())
     if not isinstance(wanted, set | frozenset) or not wanted <= {POINTMAP, LPIPS}:
         raise UserError(

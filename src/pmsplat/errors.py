@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Wrong input, told to the person who can mend it: what was got, what is wanted, what to do.
+    """An error caused by user input: what was given, what is wanted, what to do.
 
     The command line prints it as one sentence and exits with 2; from Python it is a `ValueError`.
     """

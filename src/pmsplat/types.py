@@ -249,9 +249,9 @@ class Gaussians(Bundle):
 
 @dataclass(frozen=True)
 class Prediction(Bundle):
-    """What an encoder says of its context views, coarse to fine; the last is the answer.
+    """An encoder's prediction for its context views, coarse to fine; the last level is the result.
 
-    `depths[i]` is z in scene units. In eval mode there is only the answer.
+    `depths[i]` is z in scene units. In eval mode there is only the result.
     """
 
     depths: tuple[Float[Tensor, "batch view height width"], ...]

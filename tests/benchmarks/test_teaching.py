@@ -1,4 +1,4 @@
-"""`python benchmarks/run.py teaching`: the same runs with and without the term, and their table."""
+"""`python benchmarks/run.py teaching`: the same runs with and without PM-Loss, and their table."""
 
 import json
 from pathlib import Path

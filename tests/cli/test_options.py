@@ -3,12 +3,15 @@
 import argparse
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
+import torch
 
 from pmsplat import cli, registry
 from pmsplat.cli._shared import build_options
 from pmsplat.errors import UserError
+from pmsplat.scene import open_scene
 from pmsplat.tasks import convert, depth, predict, refine, render, view
 
 VERBS = {
@@ -56,6 +59,16 @@ def test_errors_name_flags() -> None:
         "--size 3x4 and --held-out; drop --no-video, or add --overwrite; `pmsplat data`"
     )
     assert cli.name_flags("`seconds=2`", arguments) == "`seconds=2`"
+
+
+def test_keys_of_files_are_no_flags(tmp_path: Path) -> None:
+    photo = torch.zeros(3, dtype=torch.uint8)
+    scene = {"key": "a", "images": [photo, photo], "cameras": torch.zeros(1, 18)}
+    torch.save([scene], tmp_path / "000000.torch")
+    arguments = cli.parser().parse_args(["render", "scene.ply", "--output", "o"])
+    with pytest.raises(UserError, match="'cameras' of shape") as caught:
+        open_scene(tmp_path / "000000.torch")
+    assert cli.name_flags(str(caught.value), arguments) == str(caught.value)
 
 
 def test_the_command_prints_flags(capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,15 +148,15 @@ def test_code_in_a_chunk_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 MALFORMED = {
     "not a list": (lambda s: s, "holds a dict, not a list"),
-    "no key": (lambda s: [{**s, "key": 3}], "not a dict with a `key`"),
-    "no images": (lambda s: [{**s, "images": []}], "no list `images`"),
-    "float images": (lambda s: [{**s, "images": [torch.zeros(3)]}], "no list `images`"),
+    "no key": (lambda s: [{**s, "key": 3}], "not a dict with a 'key'"),
+    "no images": (lambda s: [{**s, "images": []}], "no list 'images'"),
+    "float images": (lambda s: [{**s, "images": [torch.zeros(3)]}], "no list 'images'"),
     "cameras": (lambda s: [{**s, "cameras": s["cameras"][:, :16]}], r"shape \[4, 18\]"),
     "fewer cameras": (lambda s: [{**s, "cameras": s["cameras"][:3]}], r"shape \[4, 18\]"),
     "timestamps": (lambda s: [{**s, "timestamps": torch.zeros(2)}], "timestamps"),
-    "near alone": (lambda s: [{**s, "near": torch.ones(4)}], "no `near` and `far`"),
+    "near alone": (lambda s: [{**s, "near": torch.ones(4)}], "no 'near' and 'far'"),
     "near 0": (lambda s: [{**s, "near": torch.zeros(4), "far": torch.ones(4)}], "0 < near < far"),
-    "depths": (lambda s: [{**s, "depths": s["images"][:2]}], "no `depths` for its 4"),
+    "depths": (lambda s: [{**s, "depths": s["images"][:2]}], "no 'depths' for its 4"),
     "scale": (lambda s: [{**s, "depths": s["images"], "depth_scale": -1.0}], "depth_scale"),
 }
 

@@ -124,7 +124,7 @@ def test_a_second_run_replaces_the_first(
 
 
 def test_real_photos(model: depthsplat.DepthSplat, shared: Path, tmp_path: Path) -> None:
-    options = Options(views=3, size=(64, 96), held_out=2, fps=2, stabilise=True, device="cpu")
+    options = Options(views=3, size=(64, 96), held_out=2, fps=2, stabilize=True, device="cpu")
     summary = predict(shared / "scenes/bonsai", model, tmp_path / "out", options)
     assert len(summary.context) == 3 and summary.gaussians == 3 * 64 * 96
     near = open_scene(shared / "scenes/bonsai").cameras.near.min().item()

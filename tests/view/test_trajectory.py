@@ -89,7 +89,7 @@ def test_stabilising_removes_tremble_and_keeps_the_way(generator: torch.Generato
     noise = torch.randn(1, 120, 4, generator=generator, dtype=torch.float64)
     tremble = gaussian.quat_to_rotation(torch.tensor([1.0, 0, 0, 0]) + 0.01 * noise)
     shaken_c2w = smooth.c2w @ se3.compose(tremble, 0.02 * noise[..., :3])
-    path = trajectory.stabilise(replace(smooth, c2w=shaken_c2w), width=4.0)
+    path = trajectory.stabilize(replace(smooth, c2w=shaken_c2w), width=4.0)
     assert se3.is_rigid(path.c2w, tolerance=1e-9).all()
 
     def jerk(c2w: torch.Tensor) -> torch.Tensor:
@@ -108,12 +108,12 @@ def test_stabilising_a_steady_path_changes_nothing() -> None:
     c2w = torch.eye(4, dtype=torch.float64).repeat(1, 30, 1, 1)
     c2w[0, :, 0, 3] = torch.linspace(0, 3, 30).double()
     line = replace(given.at([0] * 30), c2w=c2w)
-    torch.testing.assert_close(trajectory.stabilise(line, 5.0).c2w, c2w)
-    assert trajectory.stabilise(line.at([0]), 5.0).c2w.shape == (1, 1, 4, 4)
+    torch.testing.assert_close(trajectory.stabilize(line, 5.0).c2w, c2w)
+    assert trajectory.stabilize(line.at([0]), 5.0).c2w.shape == (1, 1, 4, 4)
 
 
 def test_stabilising_does_not_mind_the_sign_of_quaternions() -> None:
     """A full turn passes the rotation where the quaternion's sign flips."""
     path = trajectory.through(circle(25), 200)
-    steady = trajectory.stabilise(path, 2.0)
+    steady = trajectory.stabilize(path, 2.0)
     assert (steady.c2w - path.c2w).abs().max() < 0.02

@@ -45,7 +45,7 @@ def test_what_stands_beside_the_weights_of_a_training_names_them(tmp_path: Path)
         pmsplat.load(tmp_path)
     state = {f"model.{name}": value for name, value in DepthSplat(TINY).state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match="is no checkpoint of ours"):
+    with pytest.raises(UserError, match="is neither a pmsplat checkpoint"):
         pmsplat.load(tmp_path / "last.ckpt")
     save(DepthSplat(TINY), tmp_path / "model.safetensors", "depthsplat")
     with pytest.raises(UserError, match=f"give {re.escape(str(tmp_path))}/model.safetensors"):

@@ -49,6 +49,9 @@ def test_what_would_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"use `views=3` or `size=160x336`") as caught:
         memory.check(model, plan, CPU)
     assert "8 views of 256x512 need about" in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        memory.check(model, plan, CPU, fewer_views=False)
+    assert caught.value.remedy == "use `size=160x336`"
     for offer in (Plan(3, (256, 512), 16), Plan(8, (160, 336), 16)):
         assert offer.pixels / plan.pixels <= 0.45
         memory.check(model, offer, CPU)

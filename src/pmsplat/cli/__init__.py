@@ -88,7 +88,11 @@ def execute(action: Callable[[argparse.Namespace], None], arguments: argparse.Na
 
 
 def name_flags(text: str, arguments: argparse.Namespace) -> str:
-    """A text whose parameters in backticks are the flags of the command line, where it has them."""
+    """A text whose parameters in backticks are the flags of the command line, where it has them.
+
+    Hence errors put only parameters of Python functions and fields of options into backticks; keys
+    and fields of files are in quotes: 'cameras'.
+    """
 
     def name_flag(found: re.Match[str]) -> str:
         name, value = found.groups()

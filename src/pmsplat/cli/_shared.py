@@ -34,7 +34,7 @@ class Terminal:
 
 
 def terminal() -> Terminal:
-    """The terminal of this run; what is told is text, whatever brackets it holds."""
+    """The terminal of this run; `tell` prints text as it is, brackets included."""
     from functools import partial
 
     from rich.console import Console

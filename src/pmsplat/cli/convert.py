@@ -1,7 +1,7 @@
 """Turn a file of Gaussians into another format, crop, thin out or move it, export its cameras
 
-IN and OUT are told apart by their names: .ply, .compressed.ply, .splat, .spz, .glb (.gltf is read
-only), .usdc, .usda, .usdz. Formats that say which way is up are turned, harmonics included.
+The names of IN and OUT decide their formats: .ply, .compressed.ply, .splat, .spz, .glb (.gltf is
+read only), .usdc, .usda, .usdz. Formats that say which way is up are turned, harmonics included.
 
     pmsplat convert point_cloud.ply scene.glb
     pmsplat convert scene.ply small.spz --min-opacity 0.05 --sh-degree 1 --crop=-2,-2,0,2,2,4

@@ -2,7 +2,7 @@
 
 pmsplat data convert kitchen/ datasets/mine/test --size 360x640
     a folder of photos with cameras (COLMAP, transforms.json), a video or bare photos -> one scene
-    more in the chunks of a split (RealEstate10K's format), with near and far, and depth if it has
+    more in the chunks of a split (RealEstate10K's format), with near, far and, if available, depth
 pmsplat data synthetic datasets/synthetic --scenes 64
     procedural rooms with exact depth: train, test and evaluation index
 pmsplat data index datasets/mine mine.json --gap 8 --targets 3
@@ -34,7 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("input", help="a folder of photos, a video, a chunk scene")
     convert.add_argument("output", type=Path, help="a split folder, such as datasets/mine/test")
     convert.add_argument("--scene", help="name of the scene (default: that of the input)")
-    convert.add_argument("--size", type=size, help="HxW: scale to cover it and cut the centre")
+    convert.add_argument(
+        "--size", type=size, metavar="HxW", help="scale to cover it and cut the centre"
+    )
     convert.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photo")
     convert.add_argument("--images", help="folder of the photos, e.g. images_4")
     convert.set_defaults(action=_convert)
@@ -44,7 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     synthetic.add_argument("--scenes", type=int, default=64)
     synthetic.add_argument("--test-scenes", type=int, default=16)
     synthetic.add_argument("--frames", type=int, default=16, help="photos of a scene, 5 cm apart")
-    synthetic.add_argument("--size", type=size, default=(64, 64), help="HxW (default: 64x64)")
+    synthetic.add_argument(
+        "--size", type=size, default=(64, 64), metavar="HxW", help="of the photos (default: 64x64)"
+    )
     synthetic.add_argument("--seed", type=int, default=0)
     synthetic.set_defaults(action=_synthetic)
 
@@ -52,10 +56,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     index.add_argument("root", type=Path, help="a dataset (its test split is taken) or a split")
     index.add_argument("output", type=Path, help="the JSON file to write")
     index.add_argument(
-        "--gap", type=int, help="frames from first to last context view (default: 8)"
+        "--gap", type=int, metavar="N", help="frames from first to last context view (default: 8)"
     )
-    index.add_argument("--context", type=int, help="context views (default: 2)")
-    index.add_argument("--targets", type=int, help="target views (default: 3)")
+    index.add_argument("--context", type=int, metavar="N", help="context views (default: 2)")
+    index.add_argument("--targets", type=int, metavar="N", help="target views (default: 3)")
     index.add_argument(
         "--outside", type=int, metavar="N", help="targets up to N frames outside, not between"
     )
@@ -65,12 +69,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     index.add_argument(
         "--between", type=int, metavar="N", help="with --outside: N more targets, between"
     )
-    index.add_argument("--seed", type=int, help="of the places in the scenes (default: 0)")
+    index.add_argument(
+        "--seed", type=int, metavar="N", help="random seed for choosing frames (default: 0)"
+    )
     index.add_argument(
         "--within",
         type=Path,
         metavar="INDEX",
-        help="keep of this index what is in the data; no option above goes with it",
+        help="copy this index, dropping scenes that the data lacks; "
+        "cannot be combined with the options above",
     )
     index.set_defaults(action=_index)
 

@@ -5,8 +5,8 @@
 
 Makes a small dataset of furnished rooms, trains a tiny encoder on it, measures it on rooms that it
 never saw, beside the nearest photo and a plane sweep without learning, and reconstructs one of
-them. What is left in the folder, and where, is said at the end. Ctrl-C stops it at any time; a
-second demo in the same folder replaces the first.
+them. At the end it lists the files that it wrote. Ctrl-C stops it at any time; a second demo in the
+same folder replaces the first.
 """
 
 import argparse

@@ -6,9 +6,9 @@
 
 The experiment says which data and renderer; overrides as in `pmsplat train`. PSNR, SSIM and LPIPS
 (VGG-16) are averaged over the targets of a scene, then over scenes, as in the published tables;
-depth is measured where the data has it, and alone where the model predicts nothing else. LPIPS is
-left out, and that is said, where its weights cannot be had. Where an index has targets between the
-context views and outside them, PSNR stands for each apart, too.
+depth is measured where the data has it, and alone where the model predicts nothing else. Without
+its weights LPIPS is skipped, with a message. Where an index has targets between the context views
+and outside them, PSNR is also given for each group.
 
 With --geometry also the surface against the true depth: distances of the clouds (accuracy,
 completeness, Chamfer), the cosine of the normals, and, near discontinuities of the true depth, the

@@ -106,7 +106,11 @@ def convert(file: Path, output: Path, name: str | None = None) -> None:
         )
     if output.exists():
         raise UserError(f"{output}, which exists", "a new file", "choose another name")
-    found = open_model(file) if name is None else open_model(name, weights=file)
+    try:
+        found = open_model(file) if name is None else open_model(name, weights=file)
+    except UserError as error:  # this verb has FILE already, and --name for its model
+        remedy = error.remedy.replace(f"`weights={file}`", "`name`")
+        raise UserError(error.got, error.wanted, remedy) from error
     save(found.model, output, found.component, found.settings)
 
 

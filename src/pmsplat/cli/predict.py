@@ -33,7 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--size", type=size, metavar="HxW", help="of the pictures (default: that of the photos)"
     )
     parser.add_argument("--held-out", type=int, metavar="N", help="photos to compare (default: 12)")
-    parser.add_argument("--stabilise", action="store_true", help="a steadier camera in the video")
+    parser.add_argument(
+        "--stabilize", "--stabilise", action="store_true", help="a steadier camera in the video"
+    )
     parser.add_argument("--fps", type=int, help="of the video (default: 30)")
     add_device(parser)
     add_overwrite(parser)

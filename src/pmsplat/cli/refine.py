@@ -37,13 +37,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--output", required=True, metavar="DIR", type=Path, help="folder of results"
     )
     parser.add_argument(
-        "--start", metavar="NAME", help="what from: points, random, prediction or file"
+        "--start", metavar="NAME", help="what to start from: points, random, prediction or file"
     )
     parser.add_argument("--model", metavar="NAME|PATH", help="start from its prediction")
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
     parser.add_argument("--init", metavar="FILE", help="start from these Gaussians")
     parser.add_argument("--strategy", metavar="NAME", help="how Gaussians come and go, see above")
-    parser.add_argument("--steps", type=int, metavar="N", help="of the optimiser (default: 3000)")
+    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: 3000)")
     parser.add_argument(
         "--size",
         type=size,
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--most",
         type=int,
         metavar="N",
-        help="Gaussians at most (default: 1000000, on the CPU 50000)",
+        help="maximum number of Gaussians (default: 1000000, on the CPU 50000)",
     )
     parser.add_argument(
         "--sh-degree", type=int, metavar="N", help="of the colours, 0 to 3 (default: 3)"
@@ -65,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test-every", type=int, metavar="N", help="hold every N-th photo out (default: 8)"
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed (default: 0)")
     parser.add_argument(
         "--save-every", type=int, metavar="N", help="keep the state every N steps (default: 500)"
     )

@@ -11,9 +11,9 @@ Depth is z in the unit of the scene, splatted with the weights of the colour, so
 training. With --orbit the camera goes around the scene, with the lens and the upward direction of
 CAMERAS if they are given too; without, -y is up, or --up y.
 
-In the output folder afterwards: color/, depth/ (.npy, and .png of 16 bits: depth_scale in
-cameras.json is one count), with --median also depth_median/, depth_color/, alpha/, normals/,
-attributes/, sheet.png, video.mp4, cameras.json, and metrics.json: PSNR against --photos, of the
+In the output folder afterwards: color/, depth/ (.npy and 16-bit .png; one count is depth_scale in
+cameras.json), depth_color/, alpha/, normals/; with --median depth_median/; with --attributes
+attributes/; sheet.png, video.mp4, cameras.json, and metrics.json: PSNR against --photos, of the
 whole picture and inside the scene (alpha of one half or more).
 """
 
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cameras", metavar="CAMERAS", help="see above")
     parser.add_argument("--orbit", type=int, metavar="N", help="draw N pictures around the scene")
     parser.add_argument(
-        "--up", metavar="AXIS", help="that is up on the orbit: x, y, z or --up=-z (default: -y)"
+        "--up", metavar="AXIS", help="the axis that points up: x, y, z or --up=-z (default: -y)"
     )
     parser.add_argument(
         "--output", required=True, metavar="DIR", type=Path, help="folder of results"

@@ -26,7 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cameras", metavar="CAMERAS", help="as for `pmsplat render`")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="the photos of the cameras")
     parser.add_argument(
-        "--up", metavar="AXIS", help="that is up: x, y, z or --up=-z (default: as the cameras)"
+        "--up",
+        metavar="AXIS",
+        help="the axis that points up: x, y, z or --up=-z (default: as the cameras)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE.mp4", help="the video to record")
     parser.add_argument(

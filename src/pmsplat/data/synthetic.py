@@ -156,7 +156,7 @@ def _is_made(folder: Path, made: dict) -> bool:
 
 
 def _how_to_use(root: Path, design: int) -> str:
-    """What else to do with the folders under `root`: nothing, if they are none of ours."""
+    """A remedy: how to use the folders under `root`; "" if they are not synthetic data."""
     found = {split: root / split / _MADE_WITH for split in ("train", "test")}
     there = {s: json.loads(path.read_text()) for s, path in found.items() if path.is_file()}
     if not there:

@@ -246,7 +246,7 @@ def pose_fault(c2w: Float[Tensor, "frame 4 4"], K: Float[Tensor, "frame 3 3"]) -
 def _parse(entry: Any, path: Path) -> ChunkScene:
     """Returns the scene of one entry of a chunk; raises UserError if its format is wrong."""
     if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
-        raise _format_error(path, "an entry is not a dict with a `key`")
+        raise _format_error(path, "an entry is not a dict with a 'key'")
     key = entry["key"]
 
     def error(fault: str) -> UserError:
@@ -255,28 +255,28 @@ def _parse(entry: Any, path: Path) -> ChunkScene:
     # Photos, cameras and timestamps.
     photos = _get_files(entry.get("images"))
     if not photos:
-        raise error("no list `images` of 1-D uint8 tensors")
+        raise error("no list 'images' of 1-D uint8 tensors")
     count = len(photos)
     cameras = entry.get("cameras")
     if not _is_tensor(cameras, (count, 18)):
-        raise error(f"no `cameras` of shape [{count}, 18] for its {count} images")
+        raise error(f"no 'cameras' of shape [{count}, 18] for its {count} images")
     timestamps = entry.get("timestamps", torch.arange(count))
     if not _is_tensor(timestamps, (count,)):
-        raise error(f"no `timestamps` of shape [{count}]")
+        raise error(f"no 'timestamps' of shape [{count}]")
     # Optional near and far, and depth maps.
     near, far = entry.get("near"), entry.get("far")
     if near is not None or far is not None:
         if not (_is_tensor(near, (count,)) and _is_tensor(far, (count,))):
-            raise error(f"no `near` and `far` of shape [{count}]")
+            raise error(f"no 'near' and 'far' of shape [{count}]")
         if not bool(((near > 0) & (far > near) & far.isfinite()).all()):
-            raise error("`near` and `far` that are not 0 < near < far")
+            raise error("'near' and 'far' that are not 0 < near < far")
     depths, depth_scale = None, entry.get("depth_scale", 1.0)
     if "depths" in entry:
         depths = _get_files(entry["depths"])
         if depths is None or len(depths) != count:
-            raise error(f"no `depths` for its {count} images")
+            raise error(f"no 'depths' for its {count} images")
         if not isinstance(depth_scale, float) or not 0 < depth_scale < float("inf"):
-            raise error(f"a `depth_scale` of {depth_scale!r}")
+            raise error(f"a 'depth_scale' of {depth_scale!r}")
     c2w, K = _parse_cameras(cameras)
     return ChunkScene(
         key=key,

@@ -1,7 +1,7 @@
 """Photographs and depth maps, in and out of files.
 
 A colour image is a uint8 array [height, width, 3], RGB, upright (EXIF orientation applied). A depth
-map is a uint16 array [height, width] of counts; what one count means is told by whoever owns it.
+map is a uint16 array [height, width] of counts; the caller knows the depth of one count.
 """
 
 import io
@@ -20,7 +20,7 @@ from .files import write_bytes
 Source = str | Path | bytes
 
 FULL_SCALE = 65535  # the largest count of a depth map
-MILLIMETRE = 1e-3  # of one count, where the unit is a metre: what sensors and readers expect
+MILLIMETER = 1e-3  # of one count, where the unit is a metre: what sensors and readers expect
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
 """What Pillow raises on damaged files of various formats."""
@@ -135,8 +135,8 @@ def count_scale(near: float, far: float) -> float:
     A thousandth, if the farthest fits and the nearest has 100 counts or more; else the smallest
     of 1, 2 or 5 times a power of ten with which the farthest fits.
     """
-    if far <= MILLIMETRE * FULL_SCALE and near >= 100 * MILLIMETRE:
-        return MILLIMETRE
+    if far <= MILLIMETER * FULL_SCALE and near >= 100 * MILLIMETER:
+        return MILLIMETER
     exponent = math.floor(math.log10(far / FULL_SCALE))
     steps = (float(f"{digit}e{exponent}") for digit in (1, 2, 5, 10))
     return next(step for step in steps if far <= step * FULL_SCALE)
@@ -174,8 +174,8 @@ def _orientation(image: Image.Image) -> int:
     """
     if image.format == "PNG" and "exif" not in image.info:
         return 1
-    told = image.getexif().get(0x0112, 1)
-    return told if told in range(1, 9) else 1
+    found = image.getexif().get(0x0112, 1)
+    return found if found in range(1, 9) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

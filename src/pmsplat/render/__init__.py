@@ -218,7 +218,9 @@ def _size(size: object) -> tuple[int, int]:
         height = width = 0
     if min(height, width) < 1:
         raise UserError(
-            f"the image size is {size!r}", "(height, width) of at least one pixel", "mend `size`"
+            f"the image size is {size!r}",
+            "(height, width) of at least one pixel",
+            "give (height, width) as positive integers",
         )
     return height, width
 
@@ -276,7 +278,9 @@ def _check(
         )
     if sh_degree is not None and not 0 <= sh_degree <= stored:
         raise UserError(
-            f"sh_degree is {sh_degree}", f"0 to {stored}, the degree stored", "mend `sh_degree`"
+            f"sh_degree is {sh_degree}",
+            f"0 to {stored}, the degree stored",
+            f"pass `sh_degree` from 0 to {stored}",
         )
     for extra in extras:
         if extra not in ON_REQUEST:

@@ -64,7 +64,7 @@ def ranges(survey: Survey, sensor: Float[np.ndarray, " point"] | None) -> list[R
         return [depth_range(sensor)] * len(survey.shots)
     log.warning(
         "no sparse points and no depth: near and far are guessed from the cameras; "
-        "`near` and `far` in transforms.json set them"
+        "'near' and 'far' in transforms.json set them"
     )
     return _from_cameras(np.stack([shot.c2w for shot in survey.shots]))
 
@@ -110,7 +110,7 @@ def _from_cameras(c2w: Float[np.ndarray, "camera 4 4"]) -> list[Range]:
         raise UserError(
             "one camera place, no sparse points and no depth",
             "something that tells the scale of the scene",
-            "give `near` and `far` in transforms.json",
+            "give 'near' and 'far' in transforms.json",
         )
     # The point nearest to all optical axes, if it lies clearly before every camera.
     across = np.eye(3) - axes[:, :, None] * axes[:, None, :]

@@ -21,7 +21,7 @@ from ..types import Cameras, Gaussians
 from ..view.orbit import ORBIT_SIZE, circle_from, circle_scene, sample_gaussians
 
 SCENES = {".torch", *VIDEO_SUFFIXES}  # files in which `open_scene` finds cameras
-ELSEWHERE = "give the cameras that the scene was made with, or `orbit=120`"
+OWN_CAMERAS = "give the cameras that the scene was made with"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def on_orbit(
 
 
 def bounded(
-    pictures: list[Picture], gaussians: Gaussians, remedy: str = ELSEWHERE
+    pictures: list[Picture], gaussians: Gaussians, remedy: str = OWN_CAMERAS
 ) -> list[Picture]:
     """The pictures, with near and far where they had none: those of the Gaussians that they show.
 

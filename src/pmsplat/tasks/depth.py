@@ -71,7 +71,7 @@ def depth(
     chosen = options or Options()
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
-        # The photos, in groups that see the same things, and what will look at them
+        # Open the scene, group its photos and load the model
         scene = open_scene(source, tell=tell)
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
@@ -99,7 +99,7 @@ def depth(
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
                     maps[i] = depth_maps.write_map(folder, views.at([at]), found[at], i, stem)
-        # One scale for the pictures of all
+        # Write the results, with one scale for all pictures
         summary = depth_maps.write_results(
             folder, scene, size, [maps[i] for i in photos], unit.scale, track
         )

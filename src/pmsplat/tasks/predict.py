@@ -28,14 +28,14 @@ class Options:
 
     `views` is how many context views to choose; `context` names them by index instead. `size` is
     (height, width). `held_out` is with how many further photos to compare at most; `seconds` of
-    video go from one context view to the next; `stabilise` takes the tremble out of its path.
+    video go from one context view to the next; `stabilize` takes the tremble out of its path.
     """
 
     views: int | None = None
     context: tuple[int, ...] | None = None
     size: tuple[int, int] | None = None
     held_out: int = 12
-    stabilise: bool = False
+    stabilize: bool = False
     fps: int = 30
     seconds: float = 1.5
     device: str = "auto"
@@ -71,7 +71,7 @@ def predict(
     chosen = options or Options()
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
-        # The photos, and what will look at them
+        # Open the scene and load the model
         scene = open_scene(source, tell=tell)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
@@ -87,7 +87,7 @@ def predict(
         tell(_describe_context(scene, context, overlap))
         plan = memory.Plan(len(context), size, traits.multiple)
         memory.check(encoder, plan, device)
-        # Predict, and write what became of it
+        # Predict and write the results
         scene = replace(scene, cameras=fill_near(encoder, scene.cameras, scene.ranged))
         views = scene.views(context, size)
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
@@ -100,7 +100,7 @@ def predict(
             gaussians=found.prediction.gaussians[-1],
             scale=found.scale,
         )
-        path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilise)
+        path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilize)
         prediction.write_video_along(folder / "video.mp4", result, path, chosen.fps, track)
         return prediction.write_results(folder, result, track)
 

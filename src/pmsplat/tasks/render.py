@@ -20,7 +20,7 @@ from ..render import draws_median, obstacle, rasterize
 from ..types import Gaussians, Rendering
 from ..view.orbit import ORBIT_SIZE
 from ..zoo import memory
-from .cameras import ELSEWHERE, Picture, bounded, from_file, on_orbit, resized
+from .cameras import OWN_CAMERAS, Picture, bounded, from_file, on_orbit, resized
 from .options import format_size, pick_device
 from .results import pictures as drawn
 from .results.folder import make_whole, name_files
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 CHANNELS = 16  # attributes that are drawn at a time, which bounds memory
 FPS = {"orbit": 30.0, "file": 4.0}  # of the video: an orbit is smooth, photos jump
-PROBED = 20_000, 5  # Gaussians and pictures from which the need of memory is told
+PROBED = 20_000, 5  # Gaussians and pictures from which the memory needed is estimated
 BLOCK = 1 << 20  # numbers of attributes that are looked at at a time
 SMALL = 0.5  # of the side of photos: smaller pictures are not what they were trained for
 TILE = 16  # pixels per side of what rasterisers take at a time
@@ -175,7 +175,7 @@ def choose_pictures(
 def _choose_remedy(options: Options) -> str:
     """What to do where nothing is seen."""
     if options.orbit is None:
-        return ELSEWHERE
+        return f"{OWN_CAMERAS}, or `orbit=120`"
     return "look at sizes and opacities of the scene, or give the cameras that it was made with"
 
 

@@ -101,12 +101,10 @@ def axis(name: str) -> Float[Tensor, "3"]:
 
 
 def _check(frames: int, up: str | None) -> None:
-    if frames < 1 or (up is not None and up not in UPWARD):
-        raise UserError(
-            f"`orbit={frames}`" + (f" and `up={up}`" if up else ""),
-            "at least one picture, and an axis",
-            "such as `orbit=120` and `up=z`",
-        )
+    if frames < 1:
+        raise UserError(f"`orbit={frames}`", "at least one picture", "such as `orbit=120`")
+    if up is not None and up not in UPWARD:
+        raise UserError(f"`up={up}`", "an axis of the world", f"one of {', '.join(sorted(UPWARD))}")
 
 
 def _lens(size: tuple[int, int]) -> Float[Tensor, "3 3"]:

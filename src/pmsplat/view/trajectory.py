@@ -56,7 +56,7 @@ def around(
     return se3.look_at(point + rotation @ (eye - point), point, up)
 
 
-def stabilise(cameras: Cameras, width: float) -> Cameras:
+def stabilize(cameras: Cameras, width: float) -> Cameras:
     """Removes hand tremble from a path with a Gaussian low-pass filter over frames.
 
     `width` is the standard deviation in frames. Positions are averaged; rotations are averaged as

@@ -51,7 +51,7 @@ class Unit:
 def model_unit(model: Encoder, context: Cameras) -> Unit:
     """The unit of `model` for scenes that it sees through these cameras.
 
-    Scenes are scaled until the nearest near of their context views is the `near` of the model. A
+    Scenes are scaled until the smallest `near` of their context views equals the model's `near`. A
     model without `near` takes every scene in the scene's own unit.
     """
     near = encoder_traits(model).near

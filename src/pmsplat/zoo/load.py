@@ -135,13 +135,12 @@ def _unrecognized(path: Path) -> UserError:
     if all(name.startswith("model.") for name in content) and beside.is_file():
         return UserError(f"{path}, of a training that goes on", "its weights", f"give {beside}")
     like = recognize_shapes(content)
-    got = f"{path} is no checkpoint of ours, and its hash is of no published file"
+    got = f"{path} is neither a pmsplat checkpoint nor a published file with a known hash"
     if not like.names:
-        wanted = "a checkpoint of ours, or of DepthSplat, PM-Loss or MVSplat"
+        wanted = "a pmsplat checkpoint, or one of DepthSplat, PM-Loss or MVSplat"
         return UserError(got, wanted, f"it looks like {like.text}: check which file it is")
     return UserError(
         f"{got}; it looks like {like.text}",
         "the name of its model, since shapes do not tell its settings",
-        f"say which model it is, {' or '.join(like.names)}: load(NAME, weights={str(path)!r}), on "
-        f"the command line --model NAME --weights {path}",
+        f"name its model, {' or '.join(like.names)}, with `weights={path}`",
     )

@@ -94,8 +94,16 @@ def free_bytes(device: torch.device) -> int | None:
     return None
 
 
-def check(model: Callable[[Views], Prediction], plan: Plan, device: torch.device) -> None:
-    """Raises UserError, with a plan that fits, where this one does not; unknown memory passes."""
+def check(
+    model: Callable[[Views], Prediction],
+    plan: Plan,
+    device: torch.device,
+    fewer_views: bool = True,
+) -> None:
+    """Raises UserError, with a plan that fits, where this one does not; unknown memory passes.
+
+    `fewer_views`: the caller has an option `views` beside `size`.
+    """
     free = free_bytes(device)
     if free is None:
         return
@@ -105,14 +113,14 @@ def check(model: Callable[[Views], Prediction], plan: Plan, device: torch.device
     raise UserError(
         f"{plan.views} views of {plan.size[0]}x{plan.size[1]} need about {need / 2**30:.1f} GiB",
         f"at most the {free / 2**30:.1f} GiB that are free on {device}",
-        _options(plan, room / need),
+        _options(plan, room / need, fewer_views),
     )
 
 
-def _options(plan: Plan, share: float) -> str:
+def _options(plan: Plan, share: float, fewer_views: bool) -> str:
     """Plans that fit in `share` of the memory that this one needs, as a remedy."""
     views = int(plan.views * share)
     smaller = [int(side * share**0.5) // plan.multiple * plan.multiple for side in plan.size]
-    options = [f"`views={views}`"] if views >= 2 else []
+    options = [f"`views={views}`"] if fewer_views and views >= 2 else []
     options += [f"`size={smaller[0]}x{smaller[1]}`"] if min(smaller) > 0 else []
     return f"use {' or '.join(options)}" if options else "use a machine with more memory"

@@ -1,4 +1,4 @@
-"""Cameras from whatever file holds them, told apart by content: the only judge of camera files.
+"""Cameras from any file that holds them, recognized by content: the only judge of camera files.
 
 One file a format: `transforms` (nerfstudio, instant-ngp), `ours`, `colmap`, `inria` (and files of
 world-to-camera R and t). `survey` is what all of them give, `export` writes for other trainers.

@@ -115,12 +115,12 @@ def frames_of(path: Path) -> tuple[dict[str, Any], list[Any]]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(
-            f"{path} is not a JSON object", "an object with `frames`", "export the cameras again"
+            f"{path} is not a JSON object", "an object with 'frames'", "export the cameras again"
         )
     frames = content.get("frames")
     if not isinstance(frames, list) or not frames:
         raise UserError(
-            f"{path} has no frames", "a list `frames` of at least one", "export the cameras again"
+            f"{path} has no frames", "a list 'frames' of at least one", "export the cameras again"
         )
     return content, frames
 

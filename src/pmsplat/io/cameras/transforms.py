@@ -126,5 +126,5 @@ def _ply_points(path: Path) -> np.ndarray | None:
         raise UserError(
             f"{path} cannot be read as a point cloud ({error})",
             "vertices x y z",
-            "export it again, or remove `ply_file_path` from the camera file",
+            "export it again, or remove 'ply_file_path' from the camera file",
         ) from error

@@ -26,7 +26,6 @@ from ..files import atomic
 from ._blocks import check, damage_error, read_blocks
 from ._usd_stage import ARRAYS, import_openusd
 
-SUFFIXES = (".usd", ".usda", ".usdc", ".usdz")
 BINARY, TEXT = b"PXR-USDC", b"#usda"  # first bytes of files that are not packages
 EXTENT = 3.0  # standard deviations around the means that the extent of the field covers
 TIMEOUT = 60.0  # seconds to read any file

@@ -66,8 +66,8 @@ def refine(
         state.pt          to go on from with `resume`, to the same result bit for bit on the CPU
 
     Ctrl-C lets the step at hand finish and keeps the state; then comes KeyboardInterrupt. `tell`
-    gets what was decided and how far it is, a sentence at a time. Raises UserError for what the
-    user can mend, before anything slow.
+    gets what was decided and how far it is, a sentence at a time. Raises UserError for wrong
+    input, before anything slow.
     """
     # Refuse what cannot be, before anything slow
     chosen, device = _complete_options(options or Options())
@@ -110,7 +110,7 @@ def refine(
         fit = _begin_fit(gaussians, extent, chosen, device)
         fit.restore(state)
         tell(f"Going on after step {fit.step} of {chosen.steps}.")
-    # All steps, then what became of it
+    # Run all steps and write the results
     kept = {name: state[name] for name in ("settings", "before", "start_seconds")}
     _run(fit, train, test, folder, kept, chosen, tell, track)
     summary = _report.Summary(

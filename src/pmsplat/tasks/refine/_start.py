@@ -21,15 +21,15 @@ from ...zoo.infer import reconstruct
 CONTEXT = 4  # photos shown to an encoder at a time, at most
 
 OPACITY = 0.1
-NEIGHBOURS = 3  # whose mean square distance is the scale of a Gaussian
+NEIGHBORS = 3  # whose mean square distance is the scale of a Gaussian
 TRIES = 16  # at random for each point that is wanted
-GREY = 0.5  # of points that no photo shows
+GRAY = 0.5  # of points that no photo shows
 
 
 def from_prediction(
     encoder: nn.Module, views: Views, room: int, generator: torch.Generator
 ) -> Gaussians:
-    """What an encoder says of every photo, on its device: one Gaussian for each pixel.
+    """An encoder's prediction for every photo, on its device: one Gaussian for each pixel.
 
     Photos are shown to it in groups of neighbours that see the same things. Of more Gaussians than
     there is `room` for, some are kept at random, larger by as much as they stand farther apart.
@@ -38,7 +38,7 @@ def from_prediction(
     device = next(encoder.parameters()).device
     groups = group_views(overlaps(views.cameras), CONTEXT)
     plan = memory.Plan(CONTEXT, views.size, encoder_traits(encoder).multiple)
-    memory.check(encoder, plan, device)
+    memory.check(encoder, plan, device, fewer_views=False)
     pixels = views.size[0] * views.size[1]
     share = min(1.0, room / (views.images.shape[1] * pixels))
     parts = []
@@ -59,14 +59,14 @@ def from_points(points: Float[Tensor, "point 3"], views: Views, degree: int) -> 
     Their colour is the median of the photos at the places where they would be seen if nothing hid
     them. Batch 1; SH of `degree`, 0 above the first.
     """
-    if len(points) < NEIGHBOURS + 1:
+    if len(points) < NEIGHBORS + 1:
         raise UserError(
             f"{len(points)} points to start from",
-            f"at least {NEIGHBOURS + 1}",
+            f"at least {NEIGHBORS + 1}",
             "start from random ones: `start=random`",
         )
     gaps = torch.from_numpy(
-        KDTree(points.double().numpy()).query(points.double().numpy(), NEIGHBOURS + 1)[0][:, 1:]
+        KDTree(points.double().numpy()).query(points.double().numpy(), NEIGHBORS + 1)[0][:, 1:]
     )
     scales = gaps.square().mean(dim=-1).sqrt().float()
     scales = scales.clamp_min(1e-3 * scales.median().clamp_min(1e-12))
@@ -122,7 +122,7 @@ def find_colors(points: Float[Tensor, "point 3"], views: Views) -> Float[Tensor,
         row = (seen[:, 1] * height).long().clamp(0, height - 1)
         pixel = views.images[0, v, :, row, column].T
         samples.append(torch.where(inside[:, None], pixel, torch.nan))
-    return torch.stack(samples).nanmedian(dim=0).values.nan_to_num(GREY)
+    return torch.stack(samples).nanmedian(dim=0).values.nan_to_num(GRAY)
 
 
 def measure_extent(cameras: Cameras) -> float:

@@ -28,7 +28,7 @@ from .summary import average, write_summary
 SHEET_COLUMNS, SHEET_HEIGHT = 4, 240  # images per row of the sheet, and their height in pixels
 LEAST_SECONDS = 3.0  # of video
 LEAST_SIDE = 240  # pixels of the video's shorter side: small predictions are drawn larger
-STEADY = 0.5  # seconds over which a stabilised path is averaged
+STEADY = 0.5  # seconds over which a stabilized path is averaged
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ def draw(result: Result, cameras: Cameras, larger: int = 1) -> Rendering:
         return rasterize(result.gaussians, seen, (height * larger, width * larger))
 
 
-def video_path(cameras: Cameras, fps: int, seconds: float, stabilise: bool) -> Cameras:
+def video_path(cameras: Cameras, fps: int, seconds: float, stabilize: bool) -> Cameras:
     """A path through the cameras, `seconds` from each to the next."""
     legs = cameras.c2w.shape[1] - 1
     path = trajectory.through(cameras, round(fps * max(legs * seconds, LEAST_SECONDS)))
-    return trajectory.stabilise(path, STEADY * fps) if stabilise else path
+    return trajectory.stabilize(path, STEADY * fps) if stabilize else path
 
 
 def write_video_along(path: Path, result: Result, cameras: Cameras, fps: int, track: Track) -> None:
