@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import se3
 from . import images
-from .files import atomic, write_text
+from .files import atomic, check_folder, write_text
 
 INDEX = "index.json"
 
@@ -215,8 +215,9 @@ def append(folder: str | Path, scenes: list[ChunkScene]) -> Path:
 def check_new(folder: str | Path, keys: list[str]) -> dict[str, str]:
     """Returns the index of a split folder, empty if it has none yet.
 
-    Raises UserError if one of the keys is already in it.
+    Raises UserError if one of the keys is already in it, or if a file is in the folder's place.
     """
+    check_folder(folder)
     path = Path(folder) / INDEX
     index = _read_json(path) if path.is_file() else {}
     for key in keys:
