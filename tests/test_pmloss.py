@@ -243,8 +243,19 @@ def test_a_device_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_no_teacher_is_told(views: Views, points: Tensor) -> None:
     construct: Any = inspect.unwrap(PointmapLoss.__init__)
     for what, kind in ((lambda views: None, "function"), (3, "int")):
-        with pytest.raises(UserError, match=f"a teacher of type {kind}; wanted a name, or"):
+        with pytest.raises(UserError, match=f"a teacher of type {kind} without `name`; wanted"):
             construct(PointmapLoss.__new__(PointmapLoss), what)
+
+    class Whole:
+        name, revision, posed = "whole", "1", False
+
+        def __call__(self, views: Views) -> None: ...
+
+    for part in ("name", "revision", "posed", "__call__"):
+        body = {k: v for k, v in vars(Whole).items() if k != part and k != "__dict__"}
+        with pytest.raises(UserError) as caught:
+            construct(PointmapLoss.__new__(PointmapLoss), type("Partly", (), body)())
+        assert caught.value.got == f"a teacher of type Partly without `{part}`"
 
     class Other(Stand):
         def forward(self, views: Views) -> Any:

@@ -3,7 +3,7 @@
 A component is a file with a dataclass `Config` and a callable `build(config)` (see `registry`);
 these are the contracts of what `build` returns. Required parts are the methods of a Protocol;
 optional parts, with their defaults, are the fields of the dataclass beside it. Only this file looks
-at whether an optional part is there.
+at whether a part is there.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,8 @@ class Encoder(Protocol):
     """Views in, depth and Gaussians of every context view out; an nn.Module where it is trained.
 
     Optional: the fields of `EncoderTraits`, and `backbone_parameters()`, an iterator over the
-    pretrained parameters, which training gives a smaller learning rate.
+    pretrained parameters, which training gives a smaller learning rate. Its Config may have
+    `init_from`, the pretrained weights from which training starts.
     """
 
     def __call__(self, views: Views, /) -> Prediction: ...
@@ -57,6 +58,11 @@ def backbone_parameters(encoder: nn.Module) -> Iterator[nn.Parameter]:
     return iter(()) if named is None else named()
 
 
+def has_initial_weights(config: Any) -> bool:
+    """Whether the Config of an encoder has `init_from`, whatever its value."""
+    return hasattr(config, "init_from")
+
+
 class Teacher(Protocol):
     """Views in, their pointmap out, of the views' own size, without gradients.
 
@@ -70,6 +76,20 @@ class Teacher(Protocol):
     posed: bool
 
     def __call__(self, views: Views) -> Pointmap: ...
+
+
+def check_teacher(teacher: Any) -> Teacher:
+    """`teacher`; UserError naming the first part of the contract that it lacks."""
+    parts = {part: hasattr(teacher, part) for part in ("name", "revision", "posed")}
+    parts["__call__"] = callable(teacher)
+    for part, there in parts.items():
+        if not there:
+            raise UserError(
+                f"a teacher of type {type(teacher).__name__} without `{part}`",
+                f"one with {', '.join(f'`{part}`' for part in parts)}",
+                "add it, or choose a teacher by its name (see pmsplat.contracts.Teacher)",
+            )
+    return teacher
 
 
 class Dataset(Protocol):

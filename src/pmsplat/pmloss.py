@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import registry
-from .contracts import Teacher
+from .contracts import Teacher, check_teacher
 from .errors import UserError
 from .foundation.teachers import query_teacher
 from .losses.pointmap import Options, compare
@@ -65,13 +65,9 @@ class PointmapLoss(nn.Module):
         chosen = model or teacher
         if isinstance(chosen, str):
             chosen = registry.build("foundation.teachers", chosen.lower(), settings)
-        elif not callable(chosen) or not all(hasattr(chosen, name) for name in ("name", "posed")):
-            raise UserError(
-                f"a teacher of type {type(chosen).__name__}",
-                "a name, or a callable object that has `name` and `posed`",
-                "see pmsplat.contracts.Teacher",
-            )
-        object.__setattr__(self, "teacher", chosen)  # past nn.Module, which would adopt its weights
+        object.__setattr__(
+            self, "teacher", check_teacher(chosen)
+        )  # past nn.Module, which would adopt its weights
         self.teacher: Teacher
         self.device = device
 

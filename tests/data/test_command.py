@@ -47,6 +47,25 @@ def test_convert_adds_scenes_to_a_split(photos: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(again.cameras.K, whole.cameras.K[:, :1])
 
 
+@pytest.mark.parametrize("inside", ["", "deeper/split"])
+def test_a_file_in_place_of_the_output_is_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for verb in (["convert", photos], ["synthetic"]):
+        assert run(*verb, file / inside) == 2
+        assert f"{file} is a file; wanted a folder" in capsys.readouterr().err.replace("\n", " ")
+    assert file.read_text() == "mine" and sorted(tmp_path.rglob("*")) == before
+
+
+def test_synthetic_writes_nothing_where_one_split_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "test").write_text("mine")
+    assert run("synthetic", tmp_path, "--scenes", "1", "--test-scenes", "1") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["test"]
+
+
 def test_convert_refuses_before_it_works(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:

@@ -236,3 +236,22 @@ def test_an_index_that_promises_too_much_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(json.dumps({"a": "000000.torch", "x": "000000.torch"}))
     with pytest.raises(UserError, match=r"says that scene 'x' is in 000000\.torch, which lacks it"):
         chunks.read_split(tmp_path).chunk("000000.torch")
+
+
+def test_two_scenes_of_one_key_are_refused(tmp_path: Path) -> None:
+    twins = [ours("a", seed=1), ours("a", seed=2)]
+    with pytest.raises(UserError) as caught:
+        chunks.append(tmp_path / "new", twins)
+    assert "two scenes 'a'" in caught.value.got and not (tmp_path / "new").exists()
+
+    torch.save([official("a", seed=1), official("a", seed=2)], tmp_path / "000000.torch")
+    with pytest.raises(UserError) as caught:
+        chunks.read_chunk(tmp_path / "000000.torch")
+    assert "two scenes 'a'" in str(caught.value)
+
+    for name, scene in zip(("000000.torch", "000001.torch"), twins, strict=True):
+        chunks.write_chunk(tmp_path / name, [scene])
+    with pytest.raises(UserError) as caught:
+        chunks.write_index(tmp_path)
+    assert "'a' in 000000.torch and in 000001.torch" in caught.value.got
+    assert not (tmp_path / chunks.INDEX).exists()

@@ -375,6 +375,24 @@ def test_range_from_cameras_alone() -> None:
         ranges(Survey(shots(row, near=3.0, far=2.0)), None)
 
 
+def test_a_range_that_only_some_cameras_state_is_estimated_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    depths = np.linspace(2, 4, 201)
+    points = np.stack([0 * depths, 0 * depths, depths], axis=1)
+    plain, half = shots(torch.eye(4)[None]), shots(torch.eye(4)[None], near=1.0)
+    whole = shots(torch.eye(4)[None], near=1.0, far=9.0)
+    wanted = ranges(Survey(plain, points), None)[0]
+    assert not caplog.records
+    for some, count in (((*whole, *plain, *half), "1 of 3"), (half, "0 of 1")):
+        caplog.clear()
+        assert ranges(Survey(some, points), None) == [wanted] * len(some)
+        (record,) = caplog.records
+        assert record.levelname == "WARNING" and count in record.getMessage()
+    caplog.clear()
+    assert ranges(Survey(whole, points), None) == [(1.0, 9.0)] and not caplog.records
+
+
 def test_cameras_that_turn_their_back_on_the_points_are_told() -> None:
     points = np.random.default_rng(0).normal(size=(50, 3)) * 0.1 - [0, 0, 5]
     with pytest.raises(UserError, match="no sparse point lies in front"):

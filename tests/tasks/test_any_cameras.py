@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,12 @@ from pmsplat.tasks.depth import Options as DepthOptions
 from pmsplat.tasks.depth import depth
 from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
+from pmsplat.tasks.refine import Options as RefineOptions
+from pmsplat.tasks.refine import refine
 from pmsplat.tasks.render import Options as RenderOptions
 from pmsplat.tasks.render import choose_pictures
+from pmsplat.tasks.view import Options as ViewOptions
+from pmsplat.tasks.view import open_shown
 from pmsplat.types import Cameras, Gaussians, Prediction, Views
 from tests.scenes import random_gaussians
 
@@ -155,26 +158,18 @@ def chunk(folder: Path) -> Path:
     return folder / "000000.torch"
 
 
-@dataclass(frozen=True)
-class Kind:
-    """How to make a source of cameras, and whether its cameras are there without photos."""
-
-    make: Callable[[Path], Path]
-    alone: bool = True
-
-
-KINDS = {
-    "COLMAP, binary": Kind(colmap_binary),
-    "COLMAP, text": Kind(colmap_text),
-    "a COLMAP model's own folder": Kind(colmap_model),
-    "COLMAP beside its photos": Kind(colmap_flat),
-    "COLMAP as nerfstudio keeps it": Kind(colmap_of_nerfstudio),
-    "transforms.json": Kind(nerfstudio),
-    "our cameras.json": Kind(ours),
-    "INRIA's cameras.json": Kind(inria),
-    "INRIA's beside COLMAP": Kind(inria_beside_colmap),
-    "R and t": Kind(world_to_camera),
-    "a chunk": Kind(chunk, alone=False),
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "COLMAP, binary": colmap_binary,
+    "COLMAP, text": colmap_text,
+    "a COLMAP model's own folder": colmap_model,
+    "COLMAP beside its photos": colmap_flat,
+    "COLMAP as nerfstudio keeps it": colmap_of_nerfstudio,
+    "transforms.json": nerfstudio,
+    "our cameras.json": ours,
+    "INRIA's cameras.json": inria,
+    "INRIA's beside COLMAP": inria_beside_colmap,
+    "R and t": world_to_camera,
+    "a chunk": chunk,
 }
 
 
@@ -218,8 +213,7 @@ def check_file(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_verb_sees_the_same_cameras(kind: str, tmp_path: Path) -> None:
-    made = KINDS[kind]
-    source = made.make(tmp_path / "kitchen")
+    source = KINDS[kind](tmp_path / "kitchen")
     gaussians = random_gaussians(50, torch.Generator().manual_seed(0))
     gaussians_file = tmp_path / "scene.ply"
     save_gaussians(gaussians, gaussians_file)
@@ -245,18 +239,43 @@ def test_every_verb_sees_the_same_cameras(kind: str, tmp_path: Path) -> None:
     check_file(tmp_path / "predicted" / "cameras.json")
 
     # Exported beside Gaussians.
-    options = convert.Options(cameras=source)
-    if made.alone:
-        summary = convert.convert(gaussians_file, tmp_path / "out.ply", options)
-        assert summary.cameras is not None
-        check_file(summary.cameras / "sparse" / "0")
-        check_file(summary.cameras / "transforms.json")
-    else:
-        with pytest.raises(UserError, match="no cameras at"):
-            convert.convert(gaussians_file, tmp_path / "out.ply", options)
+    options = convert.Options(cameras=source, seen_by=source)
+    summary = convert.convert(gaussians_file, tmp_path / "out.ply", options)
+    assert summary.cameras is not None and summary.written > 0
+    check_file(summary.cameras / "sparse" / "0")
+    check_file(summary.cameras / "transforms.json")
+
+    # Refined.
+    step = RefineOptions(steps=1, start="random", random_points=100, device="cpu")
+    refine(source, tmp_path / "refined", step)
+    check_file(tmp_path / "refined" / "cameras.json")
+
+    # Shown beside Gaussians.
+    _, shown = open_shown(gaussians_file, ViewOptions(cameras=str(source)))
+    check(torch.stack([p.c2w for p in shown]), torch.stack([p.K for p in shown]))
 
     # Turned into a chunk.
     assert cli.main(["data", "convert", str(source), str(tmp_path / "split")]) == 0
     again = open_scene(tmp_path / "split")
     check(again.cameras.c2w[0], again.cameras.K[0])
     assert again.name == "kitchen"
+
+
+def test_every_verb_refuses_a_near_beyond_its_far(tmp_path: Path) -> None:
+    path = ours(tmp_path / "kitchen") / "cameras.json"
+    content = json.loads(path.read_text())
+    content["frames"][1] |= {"near": 9.0, "far": 1.5}
+    path.write_text(json.dumps(content))
+    gaussians = random_gaussians(50, torch.Generator().manual_seed(0))
+    save_gaussians(gaussians, tmp_path / "scene.ply")
+    out = tmp_path / "out.ply"
+    verbs: tuple[Callable[[], object], ...] = (
+        lambda: open_scene(path),
+        lambda: choose_pictures(gaussians, path, RenderOptions()),
+        lambda: convert.convert(tmp_path / "scene.ply", out, convert.Options(cameras=path)),
+    )
+    for verb in verbs:
+        with pytest.raises(UserError) as caught:
+            verb()
+        assert "near=9 and far=1.5" in caught.value.got
+    assert not out.exists()

@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "text alone": ({"colmap_text": True}, "`colmap_text` without `cameras`"),
     "nan": ({"similarity": torch.full((4, 4), float("nan"))}, "not finite"),
     "nothing": ({"crop": Box((9, 9, 9), (10, 10, 10))}, "not one of 80 Gaussians is left"),
-    "no cameras": ({"seen_by": "absent"}, "no cameras at absent"),
+    "no cameras": ({"seen_by": "absent"}, "there is no scene at absent"),
     "spz": ({"spz_version": 4}, "`spz_version`; wanted an output in .spz"),
 }
 

@@ -28,7 +28,7 @@ from ._shared import build_options, terminal
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
-    cameras = "cameras.json (INRIA's or ours), transforms.json or a COLMAP model"
+    cameras = "cameras.json (INRIA's or ours), transforms.json, a COLMAP model, a chunk or a video"
     parser.add_argument("input", metavar="IN", type=Path, help="a file of Gaussians")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument(
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--min-opacity", type=float, metavar="A", help="keep this opacity or more (default: 0)"
     )
     parser.add_argument(
-        "--seen-by", type=Path, metavar="CAMERAS", help=f"keep what one camera sees, of {cameras}"
+        "--seen-by", metavar="CAMERAS", help=f"keep what one camera sees, of {cameras}"
     )
     parser.add_argument("--sh-degree", type=int, metavar="N", help="drop harmonics above degree N")
     parser.add_argument(
@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spz-version", type=int, choices=(3, 4), help="of an .spz file (default: 3)"
     )
-    parser.add_argument("--cameras", type=Path, metavar="CAMERAS", help="export these beside OUT")
+    parser.add_argument("--cameras", metavar="CAMERAS", help="export these beside OUT")
     parser.add_argument(
         "--colmap-text", action="store_true", help="write sparse/0 as .txt, not .bin"
     )

@@ -102,6 +102,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     if arguments.every < 1:
         raise UserError(f"--every {arguments.every}", "1 or more", "take every photo with 1")
+    check_new(arguments.output, [arguments.scene] if arguments.scene else [])
     shown = terminal()
     scene = open_scene(arguments.input, arguments.images, tell=shown.tell)
     key = arguments.scene or scene.name

@@ -16,7 +16,7 @@ from rich.progress import track
 from ..errors import UserError
 from ..io import images
 from ..io.chunks import INDEX, ChunkScene, append
-from ..io.files import write_text
+from ..io.files import check_folder, write_text
 from ..scene.bounds import depth_range
 from . import _rooms
 from ._batches import Recipe
@@ -74,8 +74,13 @@ def build(cfg: Config) -> ChunkDataset:
 
 
 def make(cfg: Config) -> None:
-    """Both splits and the evaluation index of the test split, where they are missing."""
+    """Both splits and the evaluation index of the test split, where they are missing.
+
+    Raises UserError, before anything is written, where a file is in the place of a split.
+    """
     size = pair(cfg.size, "size")
+    for split in ("train", "test"):
+        check_folder(Path(cfg.root) / split)
     write(cfg.root, cfg.scenes, cfg.frames, size, cfg.seed, "train")
     write(cfg.root, cfg.test_scenes, cfg.frames, size, cfg.seed, "test")
     path = Path(cfg.root) / _EVALUATION

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import se3
 from . import images
-from .files import atomic, write_text
+from .files import atomic, check_folder, write_text
 
 INDEX = "index.json"
 
@@ -150,7 +150,7 @@ def read_split(folder: str | Path) -> Split:
 def read_chunk(path: str | Path) -> Chunk:
     """Reads all scenes of one chunk file; images stay on disk until they are decoded.
 
-    Raises UserError if the file is truncated or not in this format.
+    Raises UserError if the file is truncated or not in this format, or has two scenes of one key.
     """
     path = Path(path)
     if not path.is_file():
@@ -170,6 +170,8 @@ def read_chunk(path: str | Path) -> Chunk:
     chunk = Chunk()
     for entry in entries:
         scene = _parse(entry, path)
+        if scene.key in chunk.scenes or scene.key in chunk.faults:
+            raise _format_error(path, f"it has two scenes {scene.key!r}")
         fault = pose_fault(scene.c2w, scene.K)
         if fault:
             chunk.faults[scene.key] = fault
@@ -179,16 +181,27 @@ def read_chunk(path: str | Path) -> Chunk:
 
 
 def write_chunk(path: str | Path, scenes: Iterable[ChunkScene]) -> None:
-    """Writes scenes as one chunk file, whole or not at all; equal scenes give equal bytes."""
-    entries = [_make_entry(scene) for scene in scenes]
+    """Writes scenes as one chunk file, whole or not at all; equal scenes give equal bytes.
+
+    Raises UserError if two scenes have the same key.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    for scene in scenes:
+        if scene.key in entries:
+            raise UserError(
+                f"two scenes {scene.key!r} for {path}",
+                "a key of its own for each scene",
+                "choose another key for one of them",
+            )
+        entries[scene.key] = _make_entry(scene)
     with atomic(path) as temporary, temporary.open("wb") as stream:
-        torch.save(entries, stream)
+        torch.save(list(entries.values()), stream)
 
 
 def append(folder: str | Path, scenes: list[ChunkScene]) -> Path:
     """Adds a chunk to a split folder, which is created if missing; returns the chunk's path.
 
-    Raises UserError if the split already has one of the scenes.
+    Raises UserError if the split already has one of the scenes, or two of them have the same key.
     """
     folder = Path(folder)
     index = check_new(folder, [scene.key for scene in scenes])
@@ -202,8 +215,9 @@ def append(folder: str | Path, scenes: list[ChunkScene]) -> Path:
 def check_new(folder: str | Path, keys: list[str]) -> dict[str, str]:
     """Returns the index of a split folder, empty if it has none yet.
 
-    Raises UserError if one of the keys is already in it.
+    Raises UserError if one of the keys is already in it, or if a file is in the folder's place.
     """
+    check_folder(folder)
     path = Path(folder) / INDEX
     index = _read_json(path) if path.is_file() else {}
     for key in keys:
@@ -219,13 +233,20 @@ def check_new(folder: str | Path, keys: list[str]) -> dict[str, str]:
 def write_index(folder: str | Path) -> Split:
     """Writes index.json for all chunks of a folder and returns the split.
 
-    Raises UserError if the folder holds no chunk.
+    Raises UserError if the folder holds no chunk, or two chunks have a scene of the same key.
     """
     folder = Path(folder)
     index: dict[str, str] = {}
     for path in sorted(folder.glob("*.torch")):
         chunk = read_chunk(path)
-        index |= dict.fromkeys([*chunk.scenes, *chunk.faults], path.name)
+        for key in [*chunk.scenes, *chunk.faults]:
+            if key in index:
+                raise UserError(
+                    f"{folder} has a scene {key!r} in {index[key]} and in {path.name}",
+                    "each scene in one chunk",
+                    "remove one of the two chunks, or convert its scene again under another name",
+                )
+            index[key] = path.name
     if not index:
         raise UserError(f"{folder} holds no chunk", "NNNNNN.torch files", "check the path")
     _write_index(folder, index)

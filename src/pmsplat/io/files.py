@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -27,6 +29,15 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(path: str | Path) -> None:
+    """Raises UserError where `path` is no folder and cannot become one: a file is in its place."""
+    for place in (Path(path), *Path(path).parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            raise UserError(f"{place} is a file", "a folder to write into", "choose another folder")
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import UserError
-from ..io.cameras.survey import Survey
+from ..io.cameras.survey import Shot, Survey
 
 _PERCENTILES = (1, 99)
 _MARGIN = 1.25  # nearer and farther than what was seen: the percentiles cut real surfaces off
@@ -45,19 +45,22 @@ def depth_range(depths: Float[np.ndarray, " point"]) -> Range:
 def ranges(survey: Survey, sensor: Float[np.ndarray, " point"] | None) -> list[Range]:
     """(near, far) of every camera, from the first of these that is known.
 
-    * What the file says.
+    * What the file says, where it says both of every camera; a warning where of some.
     * The sparse points that the camera observes; all in its picture, where no camera observes any.
     * `sensor` depth of the whole scene.
     * The cameras alone: a quarter and four times the distance to the point that they all look at,
       or, where they look at none, 3 and 300 times the step from camera to camera.
     """
-    stated = [
-        (shot.near, shot.far)
-        for shot in survey.shots
-        if shot.near is not None and shot.far is not None
-    ]
+    stated = [found for found in map(stated_range, survey.shots) if found is not None]
     if len(stated) == len(survey.shots):
-        return [_check_range(near, far) for near, far in stated]
+        return stated
+    if any(shot.near is not None or shot.far is not None for shot in survey.shots):
+        log.warning(
+            "%d of %d cameras state near and far: those of all are estimated; give every camera "
+            "both to have them used",
+            len(stated),
+            len(survey.shots),
+        )
     if survey.points is not None and len(survey.points) >= _FEWEST_POINTS:
         return _from_points(survey)
     if sensor is not None and (sensor > 0).any():
@@ -69,14 +72,20 @@ def ranges(survey: Survey, sensor: Float[np.ndarray, " point"] | None) -> list[R
     return _from_cameras(np.stack([shot.c2w for shot in survey.shots]))
 
 
-def _check_range(near: float, far: float) -> Range:
-    if not 0 < near < far:
+def stated_range(shot: Shot) -> Range | None:
+    """(near, far) of a camera as its file says, None where it lacks one of them.
+
+    Raises UserError where they are no range.
+    """
+    if shot.near is None or shot.far is None:
+        return None
+    if not 0 < shot.near < shot.far:
         raise UserError(
-            f"the camera file has near={near:g} and far={far:g}",
+            f"the camera file has near={shot.near:g} and far={shot.far:g}",
             "0 < near < far",
             "correct them, or take them out to have them estimated",
         )
-    return near, far
+    return shot.near, shot.far
 
 
 def _from_points(survey: Survey) -> list[Range]:

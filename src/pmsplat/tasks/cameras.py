@@ -1,5 +1,7 @@
 """Which pictures a verb draws: from cameras in a file, or on a circle around the scene."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,15 +12,17 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import camera
 from ..io.cameras import KINDS, find_cameras, read_cameras
-from ..io.cameras.survey import Shot, Survey
-from ..scene import open_scene
-from ..scene.bounds import depth_range
+from ..io.cameras.survey import Lens, Shot, Survey
+from ..scene import Scene, open_scene
+from ..scene.bounds import depth_range, stated_range
 from ..scene.fit import fit_K
 from ..scene.photos import Photo, make_photo, photos_in, stem
 from ..scene.posing import VIDEO_SUFFIXES
 from ..scene.undistort import pinhole
 from ..types import Cameras, Gaussians
 from ..view.orbit import ORBIT_SIZE, circle_from, circle_scene, sample_gaussians
+
+log = logging.getLogger(__name__)
 
 SCENES = {".torch", *VIDEO_SUFFIXES}  # files in which `open_scene` finds cameras
 OWN_CAMERAS = "give the cameras that the scene was made with"
@@ -61,13 +65,19 @@ def from_file(
             f"`every={every}` and `limit={limit}`", "whole numbers from 1", "leave them out for all"
         )
     chosen = slice(None, None if limit is None else every * limit, every)
-    found = find_cameras(source)
-    if found is None:
-        pictures = _from_scene(source, photos, chosen)
+    survey, own = open_cameras(source)
+    shots = survey.shots[chosen]
+    if own is not None:
+        if photos is not None:
+            raise UserError(
+                f"`photos` for {source}, which is no camera file",
+                "cameras alone, for photos from elsewhere",
+                "leave out `photos`: a scene of photos brings its own",
+            )
+        pictures = [_make_picture(*pair) for pair in zip(shots, own[chosen], strict=True)]
     else:
-        survey = read_cameras(found)
         known = {} if photos is None else photos_in(photos)
-        pictures = [_from_shot(shot, survey, known) for shot in survey.shots[chosen]]
+        pictures = [_make_picture(shot, _find_photo(shot, survey, known)) for shot in shots]
         if photos is not None and not any(picture.photo for picture in pictures):
             raise UserError(
                 f"none of the {len(known)} photos in {photos} is named like a camera of {source}",
@@ -75,6 +85,30 @@ def from_file(
                 "give the folder of the photos that the scene was made from",
             )
     return resized(pictures, pictures[0].size)
+
+
+def open_cameras(
+    source: str | Path, tell: Callable[[str], None] = log.info
+) -> tuple[Survey, tuple[Photo, ...] | None]:
+    """The cameras of what `find_cameras` or `open_scene` takes.
+
+    A scene, which is no camera file, also has its photos; its cameras are pinholes of their sizes.
+    `tell` is that of `open_scene`. Raises UserError where `source` is neither, and for a near that
+    is not before its far.
+    """
+    found = find_cameras(source)
+    if found is not None:
+        survey = read_cameras(found)
+        for shot in survey.shots:
+            stated_range(shot)
+        return survey, None
+    if Path(source).is_file() and Path(source).suffix.lower() not in SCENES:
+        raise UserError(
+            f"{source} is no file of cameras", KINDS, "name one, or a folder, chunk or video"
+        )
+    scene = open_scene(source, tell=tell)
+    shots = [_make_shot(scene, i) for i in range(len(scene))]
+    return Survey(tuple(shots)), scene.photos
 
 
 def resized(pictures: list[Picture], size: tuple[int, int]) -> list[Picture]:
@@ -148,44 +182,34 @@ def _visible_range(
     return depth_range(seen.cpu().numpy()) if len(seen) else None
 
 
-def _from_scene(source: str | Path, photos: Path | None, chosen: slice) -> list[Picture]:
-    """The pictures of a scene that `open_scene` opens, with its photos."""
-    if Path(source).is_file() and Path(source).suffix.lower() not in SCENES:
-        raise UserError(
-            f"{source} is no file of cameras", KINDS, "name one, or a folder, chunk or video"
-        )
-    if photos is not None:
-        raise UserError(
-            f"`photos` for {source}, which is no camera file",
-            "cameras alone, for photos from elsewhere",
-            "leave out `photos`: a scene of photos brings its own",
-        )
-    scene = open_scene(source)
-    cameras = scene.cameras
-    return [
-        Picture(
-            photo.name,
-            photo.size,
-            cameras.c2w[0, i],
-            cameras.K[0, i],
-            cameras.near[0, i].item(),
-            cameras.far[0, i].item(),
-            photo,
-        )
-        for i, photo in list(enumerate(scene.photos))[chosen]
-    ]
+def _make_shot(scene: Scene, index: int) -> Shot:
+    """One camera of a scene, a pinhole, as a camera file would have it."""
+    photo, cameras = scene.photos[index], scene.cameras
+    height, width = photo.size
+    (fx, _, cx), (_, fy, cy), _ = cameras.K[0, index].tolist()
+    return Shot(
+        photo.name,
+        Lens(photo.size, (fx * width, fy * height), (cx * width, cy * height)),
+        cameras.c2w[0, index].double().numpy(),
+        near=cameras.near[0, index].item(),
+        far=cameras.far[0, index].item(),
+    )
 
 
-def _from_shot(shot: Shot, survey: Survey, photos: dict[str, Path]) -> Picture:
-    """The picture of a shot in a camera file, with its photo if it is among `photos`."""
-    lens = pinhole(shot.lens)
+def _find_photo(shot: Shot, survey: Survey, photos: dict[str, Path]) -> Photo | None:
+    """The photo of a shot, if it is among `photos`."""
     file = photos.get(stem(shot.file))
-    photo = None if file is None else make_photo(file, shot, survey)
-    if photo is not None:
-        photo.check()
-    near, far = shot.near, shot.far
-    if near is None or far is None or not 0 < near < far:
-        near = far = None
+    if file is None:
+        return None
+    photo = make_photo(file, shot, survey)
+    photo.check()
+    return photo
+
+
+def _make_picture(shot: Shot, photo: Photo | None) -> Picture:
+    """The picture that a shot shows, undistorted."""
+    lens = pinhole(shot.lens)
+    near, far = stated_range(shot) or (None, None)
     return Picture(
         shot.file,
         lens.size if photo is None else photo.size,

@@ -16,11 +16,12 @@ from torch.nn.functional import normalize
 
 from ..errors import UserError
 from ..geometry import se3, sh
-from ..io.cameras import KINDS, export, find_cameras, read_cameras
+from ..io.cameras import export
 from ..io.cameras.survey import Shot, Survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
 from ..scene.photos import PHOTO_SUFFIXES, photos_in, stem
 from ..types import Gaussians
+from .cameras import open_cameras
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +42,12 @@ class Box:
 class Options:
     """What is kept, in the world of the input and in this order, and how that is moved at the end.
 
-    `crop` looks at means; `min_opacity` is in [0, 1]; `seen_by` is a file or folder of cameras of
-    which one at least must see the Gaussian; `sh_degree` the highest degree that stays;
-    `similarity` a 4x4 matrix, rotation times scale and translation, that also moves the cameras.
-    `cameras` are exported beside the output, as a COLMAP model (text or binary) and as
-    transforms.json; names without suffix take those of photos in images/ beside the cameras.
+    `crop` looks at means; `min_opacity` is in [0, 1]; `seen_by` has cameras of which one at least
+    must see the Gaussian; `sh_degree` is the highest degree that stays; `similarity` a 4x4 matrix,
+    rotation times scale and translation, that also moves the cameras. `cameras` are exported beside
+    the output, as a COLMAP model (text or binary) and as transforms.json; names without suffix take
+    those of photos in images/ beside the cameras. Both are a file or folder of cameras, or anything
+    that `open_scene` opens.
     `spz_version` is 3 or 4.
     """
 
@@ -87,7 +89,7 @@ def convert(
     _check(source, output, chosen)
     # Read
     shown = None if chosen.cameras is None else _add_suffixes(chosen.cameras, tell)
-    seen_by = None if chosen.seen_by is None else _open_cameras(chosen.seen_by)
+    seen_by = None if chosen.seen_by is None else open_cameras(chosen.seen_by, tell)[0]
     gaussians = load_gaussians(source)
     # Select, thin out, move
     kept = _select(gaussians, chosen, seen_by, tell)
@@ -221,7 +223,7 @@ def _add_suffixes(cameras: str | Path, tell: Callable[[str], None]) -> list[Shot
     place = (Path(cameras) if Path(cameras).is_dir() else Path(cameras).parent) / PHOTOS
     photos: dict[str, Path] | None = None
     shots, nameless = [], []
-    for shot in _open_cameras(cameras).shots:
+    for shot in open_cameras(cameras, tell)[0].shots:
         if Path(shot.file).suffix.lower() not in PHOTO_SUFFIXES:
             if photos is None:
                 photos = photos_in(place) if place.is_dir() else {}
@@ -238,13 +240,6 @@ def _add_suffixes(cameras: str | Path, tell: Callable[[str], None]) -> list[Shot
             "again, then the names are taken from there."
         )
     return shots
-
-
-def _open_cameras(cameras: str | Path) -> Survey:
-    found = find_cameras(cameras)
-    if found is None:
-        raise UserError(f"no cameras at {cameras}", KINDS, "check the path")
-    return read_cameras(found)
 
 
 def _select(

@@ -1,6 +1,7 @@
 """A scene of photographs in, a folder of results out: Gaussians, depth, novel views, a video."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import encoder_traits
+from ..errors import UserError
 from ..progress import Track, silently
 from ..scene import Scene, open_scene
 from ..scene.overlap import choose_context, held_out, overlaps
@@ -69,6 +71,7 @@ def predict(
     whole or not at all.
     """
     chosen = options or Options()
+    _check_video(chosen)
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene and load the model
@@ -103,6 +106,16 @@ def predict(
         path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilize)
         prediction.write_video_along(folder / "video.mp4", result, path, chosen.fps, track)
         return prediction.write_results(folder, result, track)
+
+
+def _check_video(options: Options) -> None:
+    """Raises UserError for options of which no video can be made."""
+    if not 1 <= options.fps < math.inf:
+        raise UserError(f"`fps={options.fps}`", "a whole number from 1", "the default is `fps=30`")
+    if not 0 < options.seconds < math.inf:
+        raise UserError(
+            f"`seconds={options.seconds:g}`", "a positive number", "the default is `seconds=1.5`"
+        )
 
 
 def choose_views(scene: Scene, overlap: Float[Tensor, "view view"], options: Options) -> list[int]:

@@ -83,7 +83,7 @@ def view(
         raise UserError("no scene to show", "a file of Gaussians or a folder", "name one")
     # What to show
     names = name_files([Path(scene).resolve().name for scene in scenes])
-    opened = [_open_scene(Path(scene), chosen) for scene in scenes]
+    opened = [open_shown(Path(scene), chosen) for scene in scenes]
     exhibits = [
         _make_exhibit(name, gaussians, pictures, Path(scene), tell)
         for name, scene, (gaussians, pictures) in zip(names, scenes, opened, strict=True)
@@ -130,8 +130,8 @@ def _find_upward(named: str | None, pictures: list[Picture]) -> Float[Tensor, "3
     return upward(torch.cat([picture.camera.c2w[0] for picture in pictures]))
 
 
-def _open_scene(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]:
-    """The Gaussians of a file or folder, and what its cameras look at."""
+def open_shown(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]:
+    """The Gaussians of a file or folder, and what its cameras, or those of `options`, look at."""
     file = scene / GAUSSIANS if scene.is_dir() else scene
     if not file.is_file() and scene.is_dir():
         raise UserError(

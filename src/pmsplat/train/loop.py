@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from torch import nn
 
 from .. import registry
-from ..contracts import LPIPS, Dataset, dataset_traits, encoder_traits, require
+from ..contracts import LPIPS, Dataset, dataset_traits, encoder_traits, has_initial_weights, require
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
 from ..io.files import write_text
@@ -97,7 +97,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
             _check_resumed(resumed, model, cfg.steps)
         elif cfg.initial:
             start_from(model, cfg.initial)
-        elif hasattr(component.settings, "init_from"):
+        elif has_initial_weights(component.settings):
             initialize(model, component.settings.init_from, tell)
 
         # Keep the settings beside the results; name those that a resumed run changes.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .. import registry
-from ..contracts import POINTMAP, CachingDataset, Dataset, Teacher, caching_dataset
+from ..contracts import POINTMAP, CachingDataset, Dataset, Teacher, caching_dataset, check_teacher
 from ..errors import UserError
 from ..foundation.teachers import query_teacher
 from ..types import Batch
@@ -12,8 +12,8 @@ from .settings import Experiment, LossTerm, TeacherSettings
 
 
 def build_teacher(settings: TeacherSettings) -> Teacher:
-    """The teacher itself; its weights are read at its first call."""
-    return registry.build("foundation.teachers", settings.name, settings.settings)
+    """The teacher itself; its weights are read at its first call. UserError where it is none."""
+    return check_teacher(registry.build("foundation.teachers", settings.name, settings.settings))
 
 
 def require_cache(experiment: Experiment, dataset: Dataset) -> CachingDataset:
