@@ -64,16 +64,16 @@ def from_file(
         raise UserError(
             f"`every={every}` and `limit={limit}`", "whole numbers from 1", "leave them out for all"
         )
+    if photos is not None and find_cameras(source) is None:
+        raise UserError(
+            f"`photos` for {source}, which is no camera file",
+            "cameras alone, for photos from elsewhere",
+            "leave out `photos`: a scene of photos brings its own",
+        )
     chosen = slice(None, None if limit is None else every * limit, every)
     survey, own = open_cameras(source)
     shots = survey.shots[chosen]
     if own is not None:
-        if photos is not None:
-            raise UserError(
-                f"`photos` for {source}, which is no camera file",
-                "cameras alone, for photos from elsewhere",
-                "leave out `photos`: a scene of photos brings its own",
-            )
         pictures = [_make_picture(*pair) for pair in zip(shots, own[chosen], strict=True)]
     else:
         known = {} if photos is None else photos_in(photos)
