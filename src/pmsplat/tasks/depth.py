@@ -16,7 +16,7 @@ from ..zoo import memory
 from ..zoo.infer import fill_near, model_unit, predict_views
 from ..zoo.load import load
 from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
-from .results import depth_maps
+from .results import depth as depth_results
 from .results.folder import make_whole, name_files
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def depth(
     weights: str | Path | None = None,
     tell: Callable[[str], None] = log.info,
     track: Track = silently,
-) -> depth_maps.Summary:
+) -> depth_results.Summary:
     """Predicts the depth of a scene's photos and writes it to `output`.
 
     `source` is anything that `open_scene` opens, `model` a name or path for `pmsplat.load`, or an
@@ -91,16 +91,16 @@ def depth(
         stems = name_files([scene.names[i] for i in photos])
         scene = replace(scene, cameras=fill_near(encoder, scene.cameras, scene.ranged))
         unit = model_unit(encoder, scene.cameras.at(photos))  # one for all groups
-        maps: dict[int, depth_maps.DepthMap] = {}
+        maps: dict[int, depth_results.DepthMap] = {}
         for group in track(groups, "predicting depth", len(groups)):
             views = scene.views(group.views, size)
             found = predict_views(encoder, views, device, unit).depths[-1][0].float().cpu()
             for at, i in enumerate(group.views):
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
-                    maps[i] = depth_maps.write_map(folder, views.at([at]), found[at], i, stem)
+                    maps[i] = depth_results.write_map(folder, views.at([at]), found[at], i, stem)
         # Write the results, with one scale for all pictures
-        summary = depth_maps.write_results(
+        summary = depth_results.write_results(
             folder, scene, size, [maps[i] for i in photos], unit.scale, track
         )
     tell(f"One count of depth/*.png is {summary.depth_scale:g} in the unit of the cameras.")

@@ -14,7 +14,7 @@ from ...io.files import atomic
 from ...io.gaussians.ply import save_ply
 from ...types import Cameras, Views
 from ...view.figures import color_range, colorize_depth, contact_sheet
-from ..results.depth import CAMERAS
+from ..results.depth_files import CAMERAS
 from ..results.folder import MARK
 from ..results.summary import write_summary
 from ._fit import Fit, Moment

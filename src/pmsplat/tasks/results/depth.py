@@ -1,93 +1,167 @@
-"""Depth on disk: numbers, 16-bit counts, colours with a legend, and the cameras that name them."""
+"""What `depth` writes: depth maps as numbers, counts and colours, their errors, a sheet."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...io.cameras.ours import DepthFiles, write_cameras
-from ...io.files import write_array
-from ...io.images import count_scale, to_counts, write_depth, write_image
-from ...types import Cameras
+from ...errors import UserError
+from ...evaluate.depth import DepthMetrics, depth_metrics, median_scale
+from ...progress import Track
+from ...scene import Scene
+from ...types import Cameras, Views
 from ...view import figures
+from .depth_files import (
+    Scale,
+    Spread,
+    measure_spread,
+    read_numbers,
+    write_colors,
+    write_counts,
+    write_depth_cameras,
+    write_numbers,
+)
+from .sheet import choose_columns, make_depth_row, write_sheet
+from .summary import average, write_summary
 
-CAMERAS = "cameras.json"
-SAMPLE = 10_000  # depths of each picture from which the range of colours is found
+WORST = 0.25  # relative error: the darkest of the sheet
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Which depths a picture has: some from all over it, the nearest and the farthest.
+class Accuracy:
+    """How far depth is from the sensor's: of each photo that has it, and the mean over those."""
 
-    The sample decides the range of colours, the ends the unit of the counts; both are empty where
-    there is no depth.
-    """
-
-    sample: Float[Tensor, " sample"]
-    ends: Float[Tensor, " end"]
+    photos: dict[str, DepthMetrics]
+    mean: DepthMetrics
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How the depth of a folder becomes pictures, in the unit of its cameras.
+class Summary:
+    """What metrics.json says.
 
-    Depth is `count` times a value of the 16-bit files; `colors` are near and far of the colours.
+    `size` is (height, width); `scale` by how much larger the network saw the world; `depth_scale`
+    is one count of the PNG files and `colors` near and far of the coloured ones, in the unit of the
+    cameras. `median_scaled` compares after each photo's depth was multiplied until its median was
+    the sensor's. Both are None where no photo has sensor depth.
     """
 
-    count: float
+    photos: tuple[str, ...]
+    size: tuple[int, int]
+    scale: float
+    depth_scale: float
     colors: tuple[float, float]
-
-    @staticmethod
-    def fit(spreads: Sequence[Spread]) -> "Scale":
-        """The scale that all pictures fit into; at least one has depth."""
-        ends = torch.cat([spread.ends for spread in spreads])
-        colors = figures.color_range(torch.cat([spread.sample for spread in spreads]))
-        return Scale(count_scale(ends.min().item(), ends.max().item()), colors)
+    as_predicted: Accuracy | None
+    median_scaled: Accuracy | None
 
 
-def measure_spread(shown: Float[Tensor, "*shape"], *others: Float[Tensor, "*shape"]) -> Spread:
-    """The spread of the depth that is shown in colours, and of other depth that is only counted."""
-    colored = shown[shown > 0]
-    known = torch.cat([colored, *(depth[depth > 0] for depth in others)])
-    ends = torch.stack([known.min(), known.max()]) if len(known) else known
-    return Spread(colored[:: max(1, len(colored) // SAMPLE)], ends)
+@dataclass(frozen=True)
+class DepthMap:
+    """The depth of photo `index` of a scene; its numbers are in `folder`, under the name `stem`.
+
+    The metrics are None where no sensor knows better.
+    """
+
+    index: int
+    name: str
+    stem: str
+    camera: Cameras
+    spread: Spread
+    as_predicted: DepthMetrics | None
+    median_scaled: DepthMetrics | None
+
+    def read(self, folder: Path) -> Float[Tensor, "height width"]:
+        return read_numbers(folder / "depth", self.stem)
 
 
-def write_numbers(folder: Path, stem: str, depth: Float[Tensor, "height width"]) -> None:
-    """STEM.npy of a folder: the depth itself, float32, 0 = none."""
-    write_array(folder / f"{stem}.npy", depth.cpu().numpy())
+def write_map(
+    folder: Path, photo: Views, depth: Float[Tensor, "height width"], index: int, stem: str
+) -> DepthMap:
+    """Writes the numbers of one photo's depth (`photo`: batch 1, view 1), and measures them.
+
+    Raises UserError where the network gave none.
+    """
+    assert photo.names is not None, "photos of a scene have names"
+    name = photo.names[0][0]
+    if not (depth.isfinite() & (depth >= 0)).all() or not (depth > 0).any():
+        raise UserError(
+            f"the model's depth of {name} is negative, not a number, or nowhere",
+            "a model that gives depth",
+            "use another checkpoint: this one's training has failed, or its file is damaged",
+        )
+    write_numbers(folder / "depth", stem, depth)
+    spread = measure_spread(depth)
+    spread = replace(spread, sample=torch.cat([spread.sample, spread.ends]))
+    as_predicted = median_scaled = None
+    if photo.depth is not None and (photo.depth > 0).any():
+        truth = photo.depth[0, 0]
+        as_predicted = depth_metrics(depth, truth)
+        median_scaled = depth_metrics(depth * median_scale(depth, truth), truth)
+    return DepthMap(index, name, stem, photo.cameras, spread, as_predicted, median_scaled)
 
 
-def read_numbers(folder: Path, stem: str) -> Float[Tensor, "height width"]:
-    """What `write_numbers` wrote."""
-    return torch.from_numpy(np.load(folder / f"{stem}.npy"))
-
-
-def write_counts(folder: Path, stem: str, scale: Scale) -> None:
-    """STEM.png beside the numbers: 16 bits, depth = value * `scale.count`, 0 = none."""
-    counts = to_counts(read_numbers(folder, stem).numpy(), scale.count)
-    write_depth(folder / f"{stem}.png", counts)
-
-
-def write_colors(path: Path, depth: Float[Tensor, "height width"], scale: Scale) -> None:
-    """The depth in colours, with their legend at the right side."""
-    colored = figures.colorize_depth(depth, *scale.colors)
-    write_image(path, figures.beside_bar(colored, *scale.colors))
-
-
-def write_depth_cameras(
+def write_results(
     folder: Path,
-    cameras: Cameras,
-    names: Sequence[str],
-    stems: Sequence[str],
+    scene: Scene,
     size: tuple[int, int],
-    scale: Scale,
-    model_scale: float = 1.0,
+    maps: list[DepthMap],
+    model_scale: float,
+    track: Track,
+) -> Summary:
+    """Everything that is made of the numbers on disk."""
+    scale = Scale.fit([found.spread for found in maps])
+    for found in track(maps, "writing depth", len(maps)):
+        write_counts(folder / "depth", found.stem, scale)
+        write_colors(folder / "color" / f"{found.stem}.png", found.read(folder), scale)
+    _write_sheet(folder, scene, size, maps, scale.colors)
+    names, stems = [found.name for found in maps], [found.stem for found in maps]
+    cameras = Cameras.joined([found.camera for found in maps])
+    write_depth_cameras(folder, cameras, names, stems, size, scale, model_scale)
+    summary = Summary(
+        photos=tuple(names),
+        size=size,
+        scale=model_scale,
+        depth_scale=scale.count,
+        colors=scale.colors,
+        as_predicted=_average({found.name: found.as_predicted for found in maps}),
+        median_scaled=_average({found.name: found.median_scaled for found in maps}),
+    )
+    write_summary(folder, summary)
+    return summary
+
+
+def _average(found: dict[str, DepthMetrics | None]) -> Accuracy | None:
+    photos = {name: metrics for name, metrics in found.items() if metrics is not None}
+    if not photos:
+        return None
+    mean = average([asdict(metrics) for metrics in photos.values()])
+    pixels = sum(metrics.pixels for metrics in photos.values())
+    return Accuracy(photos, DepthMetrics(mean["abs_rel"], mean["rmse"], mean["delta1"], pixels))
+
+
+def _write_sheet(
+    folder: Path,
+    scene: Scene,
+    size: tuple[int, int],
+    maps: list[DepthMap],
+    colors: tuple[float, float],
 ) -> None:
-    """cameras.json of pictures called `names`, whose counts are depth/STEM.png."""
-    files = DepthFiles(tuple(f"depth/{stem}.png" for stem in stems), scale.count)
-    write_cameras(folder / CAMERAS, cameras, names, size, model_scale, files)
+    """A few of the photos, above what is known of them."""
+    shown = [maps[i] for i in choose_columns(len(maps))]
+    photos = scene.views([found.index for found in shown], size)
+    depths = torch.stack([found.read(folder) for found in shown])
+    rows = [
+        (f"{len(shown)} of {len(maps)} photos", list(photos.images[0])),
+        make_depth_row("predicted depth", figures.colorize_depth(depths, *colors), colors),
+    ]
+    if photos.depth is not None:
+        truth = photos.depth[0]
+        rows += [
+            ("sensor depth, in the same colours", list(figures.colorize_depth(truth, *colors))),
+            (
+                f"relative error of the prediction, from 0 (white) to {WORST:.0%} or more (red)",
+                list(figures.colorize_error(depths, truth, WORST)),
+            ),
+        ]
+    write_sheet(folder, rows)

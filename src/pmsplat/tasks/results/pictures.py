@@ -19,7 +19,7 @@ from ...scene.fit import fit_image, to_tensor
 from ...types import Cameras, Rendering
 from ...view import figures
 from ..cameras import Picture
-from .depth import (
+from .depth_files import (
     Scale,
     Spread,
     measure_spread,

@@ -20,7 +20,7 @@ from ...render import rasterize
 from ...types import Cameras, Gaussians, Rendering, Views
 from ...view import trajectory
 from ...view.figures import color_range, colorize_depth
-from .depth import CAMERAS, write_numbers
+from .depth_files import CAMERAS, write_numbers
 from .folder import name_files
 from .sheet import make_depth_row, write_sheet
 from .summary import average, write_summary
