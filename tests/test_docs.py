@@ -114,7 +114,7 @@ def test_the_outputs_in_readme_have_the_shapes_that_it_states(
     example, stated = blocks("python", README)[:2]
     namespace: dict[str, Any] = {}
     exec(compile(example, "README.md", "exec"), namespace)
-    sizes: dict[str, int] = {"height": 256, "width": 256, "view": 3, "gaussian": 3 * 256 * 256}
+    sizes: dict[str, int] = {"height": 256, "width": 256, "view": 2, "gaussian": 2 * 256 * 256}
     for line in stated.splitlines():
         expression, shape = re.fullmatch(r"(\S+)  # \[(.*?)\]: .*", line).groups()  # pyright: ignore
         value = eval(expression, namespace)

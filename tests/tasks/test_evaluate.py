@@ -161,7 +161,7 @@ def test_a_chunk_without_range_is_in_the_unit_of_the_model(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As evaluate takes it, with the near that the experiment of the model sets."""
-    monkeypatch.setattr("pmsplat.zoo.memory.check", lambda *_: None)  # runs the model, too
+    monkeypatch.setattr("pmsplat.zoo.memory.check", lambda *_, **__: None)  # runs the model, too
     chunk = tmp_path / "000000.torch"
     write_chunk(chunk, [replace(synthetic.scene("a", 4, SIZE), near=None, far=None)])
     model, seen = tiny("mvsplat").eval(), []
