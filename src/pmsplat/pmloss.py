@@ -1,4 +1,4 @@
-"""PM-Loss for other people's trainers: predicted points and photographs in, a loss out.
+"""PM-Loss (`losses/pointmap.py`) for other people's trainers: points and photographs in, loss out.
 
 The call is that of the package `pmloss` (dc-walker/pmloss) of Shi et al., "Revisiting Depth
 Representations for Feed-Forward 3D Gaussian Splatting", 3DV 2026.

@@ -45,9 +45,9 @@ def ssim(
 
     The mean over channels and over the windows that lie whole inside the image. Variances are the
     weighted (biased) ones of the paper, or, with `sample_covariance`, those of a sample as large as
-    the window, as in skimage's default and so in the published tables. The code of 3DGS differs at
-    the border alone, where it pads with black. float64 where the images are, else float32. Raises
-    UserError for images with a side below 11 pixels.
+    the window, as in skimage's default and so in the published tables. The code of 3DGS differs
+    only at the border, where it pads with zeros. Computed in float64 for float64 images, else in
+    float32. Raises UserError for images with a side below 11 pixels.
     """
     height, width = image.shape[-2:]
     if min(height, width) < WINDOW:

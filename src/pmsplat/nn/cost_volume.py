@@ -44,9 +44,9 @@ def homographies(
     *,
     reference_K: bool = False,
 ) -> Float[Tensor, "batch view other 3 4"]:
-    """What carries each view into its others, in pixels of a feature map of that size.
+    """Plane-sweep homographies from each view to its other views, in pixels of a map of that size.
 
-    `reference_K` projects with the looking view's own intrinsics, as published networks did.
+    `reference_K` projects with the intrinsics of the view itself, as published networks did.
     """
     scene = torch.arange(len(others), device=others.device)[:, None, None]
     # float64: pixels are multiplied by these and then nearly cancel
@@ -77,12 +77,12 @@ class Candidates:
     def hold(
         self, inv_depth: Float[Tensor, "n height width"], *, hard_clamp: bool = False
     ) -> Float[Tensor, "n height width"]:
-        """`inv_depth`, no lower than `low` and no higher than `high`.
+        """`inv_depth`, clamped to the range from `low` to `high`.
 
-        Beyond them its gradient passes only where a step against it leads back; with `hard_clamp`
-        never, as released networks were trained: a map that once left altogether stays outside. The
-        rule is that of learned compression (Ballé et al., "Variational Image Compression with a
-        Scale Hyperprior", ICLR 2018, lower bound of the scales).
+        Outside the range the gradient is kept only where gradient descent moves the value back in.
+        `hard_clamp` drops it always, as released networks do: a value that left the range never
+        returns. The rule is that of learned compression (Ballé et al., "Variational Image
+        Compression with a Scale Hyperprior", ICLR 2018, lower bound of the scales).
         """
         if hard_clamp:
             return torch.minimum(torch.maximum(inv_depth, self.low), self.high)
@@ -116,10 +116,10 @@ def full_range(near: Float[Tensor, " n"], far: Float[Tensor, " n"], planes: int)
 
 
 def around(coarse: Float[Tensor, "n height width"], whole: Candidates, planes: int) -> Candidates:
-    """`planes` hypotheses about a coarser scale's answer, half a coarse step apart.
+    """`planes` candidates centered on a coarser estimate, half a coarse step apart.
 
-    The ends stay within the whole range, which only squeezes the steps. No gradient flows into the
-    coarse answer.
+    Their ends are clipped to the whole range, and the steps then become smaller. No gradient flows
+    into the coarse estimate.
     """
     step = (whole.high - whole.low) / (whole.planes - 1) / 2
     half = planes // 2
@@ -137,25 +137,25 @@ def cost_volume(
     reference_K: bool = False,
     pixel_corners: bool = False,
 ) -> Float[Tensor, "n plane height width"]:
-    """How well every hypothesis of every pixel agrees with the other views.
+    """How well every depth candidate of every pixel agrees with the other views.
 
     Two faults that released networks were trained with: `reference_K` projects into all views with
-    the looking view's K, `pixel_corners` sends the rays through the corners of pixels.
+    the K of the view itself, `pixel_corners` sends the rays through the corners of pixels.
     """
     height, width = features.shape[-2:]
     with torch.autocast(features.device.type, enabled=False):
-        where = Sweep(
+        sweep = Sweep(
             others,
             homographies(cameras, others, height, width, reference_K=reference_K),
             candidates.inv_depth.unflatten(0, others.shape[:2]),
             pixel_center=0.0 if pixel_corners else 0.5,
         )
-        return correlation(features, where).flatten(0, 1)
+        return correlation(features, sweep).flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class Match:
-    """A scale's answer: inverse depth, and the probability of the best hypothesis."""
+    """The estimate of a scale: inverse depth, and the probability of the best candidate."""
 
     inv_depth: Float[Tensor, "n height width"]
     confidence: Float[Tensor, "n height width"]

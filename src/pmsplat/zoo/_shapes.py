@@ -1,4 +1,4 @@
-"""Which published models a checkpoint may be of, by its keys and shapes."""
+"""Guesses from keys and shapes which published models a checkpoint could be."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ VITS = {384: "vits", 768: "vitb", 1024: "vitl"}
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """Which published models have such shapes, and the shapes in words."""
+class ShapeMatch:
+    """The published models that have such shapes, and the shapes in words."""
 
     names: tuple[str, ...]
     text: str
 
 
-def recognize_shapes(state: Mapping[str, Tensor]) -> Likeness:
+def recognize_shapes(state: Mapping[str, Tensor]) -> ShapeMatch:
     """Which published models have the keys and shapes of `state`, an official checkpoint or not."""
     shapes = {key.removeprefix(ENCODER): tuple(value.shape) for key, value in state.items()}
     if f"{DEPTH}corr_refine_net.0.weight" in shapes:
-        return Likeness(("mvsplat-re10k",), "MVSplat")
+        return ShapeMatch(("mvsplat-re10k",), "MVSplat")
     prefix = DEPTH if f"{DEPTH}pretrained.pos_embed" in shapes else ""
     ends = [f"{prefix}pretrained.pos_embed", f"{prefix}upsampler.concat_projects.2.weight"]
     if any(end not in shapes for end in ends):
         first, shape = next(iter(shapes.items()))
         what = f"the first of {len(shapes)} tensors is {first!r} {list(shape)}"
-        return Likeness((), f"no model that pmsplat knows ({what})")
+        return ShapeMatch((), f"no model that pmsplat knows ({what})")
     outputs, inputs, *_ = shapes[ends[1]]
     found: dict[str, Any] = {
         "vit": VITS.get(shapes[ends[0]][-1], f"width {shapes[ends[0]][-1]}"),
@@ -39,16 +39,16 @@ def recognize_shapes(state: Mapping[str, Tensor]) -> Likeness:
         "lowest": 4 if inputs == outputs else 8,
         "gaussians": bool(prefix),
     }
-    october = "feature_upsampler.upsampler.0.0.weight" in shapes
-    if october:
+    is_2024 = "feature_upsampler.upsampler.0.0.weight" in shapes
+    if is_2024:
         width, inputs, *_ = shapes["gaussian_regressor.0.weight"]
         found |= {"unet_width": width, "features": inputs - 5}
-    kinds = ("depthsplat2024",) if october else ("depthsplat",)
+    kinds = ("depthsplat2024",) if is_2024 else ("depthsplat",)
     kinds = kinds if prefix else ("depthsplat", "depthsplat2024")
     names = tuple(name for name in ZOO if ZOO[name].model in kinds and _agrees(name, found))
-    release = "DepthSplat" + (" of 2024" if october else " of 2025" if prefix else "'s depth")
+    release = "DepthSplat" + (" of 2024" if is_2024 else " of 2025" if prefix else "'s depth")
     words = ", ".join(f"{key}={value}" for key, value in found.items() if key != "gaussians")
-    return Likeness(names, f"{release} ({words})")
+    return ShapeMatch(names, f"{release} ({words})")
 
 
 def _agrees(name: str, found: Mapping[str, Any]) -> bool:

@@ -54,8 +54,18 @@ def read_blocks(
     if kept == count:
         return whole
     if not kept:
-        raise damage_error(path, f"not one of {count} Gaussians is finite")
-    log.warning("%s: %d of %d Gaussians are not finite and left out", path, count - kept, count)
+        raise damage_error(
+            path,
+            f"not one of {count} Gaussians is usable: not finite, a negative scale, or an opacity "
+            "outside [0, 1]",
+        )
+    log.warning(
+        "%s: %d of %d Gaussians are left out: not finite, a negative scale, or an opacity outside "
+        "[0, 1]",
+        path,
+        count - kept,
+        count,
+    )
     return whole.map(lambda tensor: tensor[:, :kept])
 
 
