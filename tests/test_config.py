@@ -278,3 +278,9 @@ def test_every_field_of_every_config_is_read_somewhere() -> None:
 def test_a_planted_field_that_nothing_reads_is_found() -> None:
     assert "a_field_that_nothing_reads" not in attributes_read()
     assert "gradient_clip" in attributes_read()
+
+
+def test_the_later_of_two_overrides_of_a_group_wins() -> None:
+    file = config.compose(["model=tests.lab.encoder", "model=mvsplat"])
+    module = config.compose(["model=mvsplat", "model=tests.lab.encoder"])
+    assert file.model.name == "mvsplat" and module.model.name == "tests.lab.encoder"

@@ -104,6 +104,7 @@ def compose(overrides: Sequence[str]) -> Experiment:
         elif group == "loss" and isinstance(value, list):
             files.append(f"loss=[{','.join(name for name in value if _has_file(group, name))}]")
         elif _has_file(group, value):
+            bare.pop(group, None)  # the later override wins
             files.append(f"{'+' if group == 'experiment' else ''}{group}={value}")
         else:
             bare[group] = {"name": str(value)}
