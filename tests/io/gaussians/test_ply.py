@@ -162,7 +162,7 @@ def test_gaussians_that_are_not_finite_are_counted(
     struct.pack_into("<f", data, body + 17 * 4, float("nan"))  # x of the second
     (tmp_path / "a.ply").write_bytes(data)
     assert ply.load_ply(tmp_path / "a.ply").means.shape == (1, 3, 3)
-    assert "1 of 4 Gaussians are not finite" in caplog.text
+    assert "1 of 4 Gaussians are left out" in caplog.text
 
 
 def test_refused_on_saving(tmp_path: Path, generator: torch.Generator) -> None:
