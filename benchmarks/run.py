@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # run as a script, the folder's files are a package still
 
 from benchmarks import measure  # noqa: E402
-from pmsplat.cli import execute  # noqa: E402
+from pmsplat.cli import add_verb, execute  # noqa: E402
 from pmsplat.io.files import write_text  # noqa: E402
 
 NO_QUESTIONS = ("measure", "run")
@@ -45,14 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = root.add_subparsers(dest="question", metavar="QUESTION", required=True)
     for name, module in questions().items():
-        text = module.__doc__ or ""
-        verb = verbs.add_parser(
-            name,
-            help=text.partition("\n")[0],
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.configure(verb)
+        verb = add_verb(verbs, name, module)
         verb.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
         verb.add_argument("--json", type=Path, metavar="OUT", help="file for the figures")
     return root

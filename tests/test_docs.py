@@ -66,6 +66,7 @@ def test_readme_is_a_front_page() -> None:
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_every_command_is_one_that_the_parser_knows(words: list[str]) -> None:
     arguments = parser().parse_args(words)
+    assert arguments.verb == words[0]
     overrides = getattr(arguments, "overrides", [])
     if not any("lab." in word for word in overrides):  # those are run below
         config.compose(overrides)

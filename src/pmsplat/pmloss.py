@@ -65,9 +65,8 @@ class PointmapLoss(nn.Module):
         chosen = model or teacher
         if isinstance(chosen, str):
             chosen = registry.build("foundation.teachers", chosen.lower(), settings)
-        object.__setattr__(
-            self, "teacher", check_teacher(chosen)
-        )  # past nn.Module, which would adopt its weights
+        # Past nn.Module, which would adopt the teacher's weights.
+        object.__setattr__(self, "teacher", check_teacher(chosen))
         self.teacher: Teacher
         self.device = device
 

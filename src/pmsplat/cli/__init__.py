@@ -17,6 +17,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
 
 from .. import registry
 from ..errors import UserError
@@ -36,16 +38,21 @@ def parser() -> argparse.ArgumentParser:
     verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in registry.names("cli", parts=("configure", "run")):
         module = importlib.import_module(f".{name}", __name__)
-        text = module.__doc__ or ""
-        verb = verbs.add_parser(
-            name,
-            help=text.partition("\n")[0],
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.configure(verb)
-        verb.set_defaults(run=module.run)
+        add_verb(verbs, name, module).set_defaults(run=module.run)
     return root
+
+
+def add_verb(verbs: Any, name: str, module: ModuleType) -> argparse.ArgumentParser:
+    """The parser of one verb among `verbs`, with the docstring of its module as help."""
+    text = module.__doc__ or ""
+    verb = verbs.add_parser(
+        name,
+        help=text.partition("\n")[0],
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.configure(verb)
+    return verb
 
 
 def main(argv: Sequence[str] | None = None) -> int:

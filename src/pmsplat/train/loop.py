@@ -58,7 +58,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     cfg, output = experiment.trainer, Path(experiment.output)
     on_gpu = _check_devices(cfg)
     if on_gpu and experiment.renderer.name == "auto":
-        fast_backend(torch.device("cuda"))  # refuses to train with the slow reference
+        fast_backend(torch.device("cuda"))  # refuses to draw on the CPU in training
     resumed = _find_checkpoint(output, cfg)
     with _quiet_lightning(), _matmul("highest" if cfg.precision == "float32" else "high"):
         # Open the data before anything slow, so that a wrong path is an error at once.
