@@ -8,7 +8,17 @@ import torch
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera, gaussian, se3
 from pmsplat.render import rasterize
-from pmsplat.types import Batch, Cameras, Pointmap, Prediction, Rendering, StepOutput, Views
+from pmsplat.types import (
+    MIP,
+    Batch,
+    Cameras,
+    Gaussians,
+    Pointmap,
+    Prediction,
+    Rendering,
+    StepOutput,
+    Views,
+)
 from tests.scenes import random_cameras, random_gaussians
 
 
@@ -123,3 +133,46 @@ def test_views_refuse_bare_points_as_a_pointmap(generator: torch.Generator) -> N
     with pytest.raises(UserError, match=r"pmsplat\.Pointmap\(points, confidence\)") as error:
         construct(Views.__new__(Views), given.images, given.cameras, pointmap=points)
     assert "Tensor" in error.value.got
+
+
+def _cloud(place: tuple[float, float, float]) -> Gaussians:
+    generator = torch.Generator().manual_seed(1)
+    return Gaussians(
+        means=torch.randn(1, 50, 3, generator=generator),
+        scales=torch.rand(1, 50, 3, generator=generator),
+        quats_wxyz=torch.tensor([1.0, 0, 0, 0]).expand(1, 50, 4),
+        opacities=torch.rand(1, 50, generator=generator),
+        sh=torch.randn(1, 50, 4, 3, generator=generator),
+        origin=place,
+    )
+
+
+def test_a_similarity_moves_origin_and_means_as_float64_does() -> None:
+    given = _cloud((441547.5, 5121946.5, 2345.0))
+    turn = torch.tensor([[0.0, -2, 0, 7], [2, 0, 0, 8], [0, 0, 2, 9], [0, 0, 0, 1]]).double()
+    world = given.means.double() + torch.tensor(given.origin).double()
+    expected = world @ turn[:3, :3].T + turn[:3, 3]
+    moved = given.transformed(turn)
+    there = moved.means.double() + torch.tensor(moved.origin, dtype=torch.float64)
+    assert (there - expected).abs().max() < 1e-6
+    assert moved.means.abs().max() < 20
+
+
+def test_moving_to_the_origin_and_away_from_it_keeps_means_fine() -> None:
+    given = _cloud((0.0, 0.0, 0.0))
+    away = torch.eye(4, dtype=torch.float64)
+    away[:3, 3] = torch.tensor([431234.567, 5412345.678, 512.25])
+    there = given.transformed(away)
+    assert there.origin != (0, 0, 0)
+    back = there.transformed(torch.linalg.inv(away))
+    assert back.origin == (0, 0, 0)
+    assert (back.means - given.means).abs().max() < 1e-6
+
+
+def test_parts_of_one_scene_share_origin_and_rules() -> None:
+    one, other = _cloud((1000.0, 0.0, 0.0)), _cloud((1001.0, 0.0, 0.0))
+    both = Gaussians.joined([one, other])
+    assert both.origin == one.origin
+    assert torch.allclose(both.means[:, 50:, 0], other.means[..., 0] + 1, atol=1e-6)
+    with pytest.raises(UserError, match="different rules"):
+        Gaussians.joined([one, replace(one, rules=MIP)])

@@ -10,6 +10,7 @@ from typing import Any
 _PUBLIC = {
     "Batch": "types",
     "Cameras": "types",
+    "DrawingRules": "types",
     "Gaussians": "types",
     "Pointmap": "types",
     "PointmapLoss": "pmloss",

@@ -17,9 +17,13 @@ from .errors import UserError
 from .geometry import gaussian as gaussian_geometry
 from .geometry import se3
 from .geometry import sh as harmonics
+from .geometry.origin import local_origin
 
 B = TypeVar("B", bound="Bundle")
 Factor = float | Float[Tensor, " batch"]  # of lengths: one for all scenes, or one for each
+Origin = tuple[float, float, float]
+
+NO_OFFSET: Origin = (0.0, 0.0, 0.0)
 
 
 def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -183,12 +187,36 @@ class Batch(Bundle):
 
 
 @dataclass(frozen=True)
+class DrawingRules:
+    """How Gaussians become pictures: what a rasteriser must do as the one they were trained with.
+
+    `blur` is added to both variances of a splat, in px². `antialiased` multiplies its opacity by
+    sqrt(det Σ / det(Σ + blur · I)), Σ its covariance in the image: the 2-D filter of Mip-Splatting
+    (Yu et al., 2024), gsplat's `rasterize_mode="antialiased"`. `alpha_cap` is the largest alpha.
+    Gaussians at z <= `near` times the camera's near are not drawn.
+    """
+
+    blur: float = 0.3
+    antialiased: bool = False
+    alpha_cap: float = 0.99
+    near: float = 0.2
+
+
+CLASSIC = DrawingRules()  # Kerbl et al., 2023, and every encoder but ReSplat
+MIP = DrawingRules(antialiased=True)
+
+
+@dataclass(frozen=True)
 class Gaussians(Bundle):
     """3D Gaussians in world space.
 
     `scales` are linear standard deviations, `quats_wxyz` unit quaternions (scalar first) from local
     axes to world; `opacities` in [0, 1]; `sh` in the standard 3DGS basis, degree-major. Gaussians
     of an encoder are ordered view-major, then row-major pixels.
+
+    `rules` is how they were trained to be drawn. `origin` is where (0, 0, 0) of `means` lies in the
+    world of the file they came from: float32 is too coarse for coordinates far from the origin,
+    such as those of a map.
     """
 
     means: Float[Tensor, "batch gaussian 3"]
@@ -196,6 +224,8 @@ class Gaussians(Bundle):
     quats_wxyz: Float[Tensor, "batch gaussian 4"]
     opacities: Float[Tensor, "batch gaussian"]
     sh: Float[Tensor, "batch gaussian sh 3"]
+    rules: DrawingRules = CLASSIC
+    origin: Origin = NO_OFFSET
 
     @property
     def covariances(self) -> Float[Tensor, "batch gaussian 3 3"]:
@@ -208,9 +238,20 @@ class Gaussians(Bundle):
 
     @staticmethod
     def joined(parts: Sequence["Gaussians"]) -> "Gaussians":
-        """Several parts of one scene as one; bands that a part has not are zero. At least one."""
+        """Several parts of one scene as one; bands that a part has not are zero. At least one.
+
+        Raises UserError for parts that are drawn by different rules. The origin is that of the
+        first part.
+        """
         if len(parts) == 1:
             return parts[0]
+        if len({part.rules for part in parts}) > 1:
+            raise UserError(
+                "Gaussians that are drawn by different rules, some of them antialiased",
+                "the same rules for all parts of a scene",
+                "keep them apart, or set `rules` of all parts with dataclasses.replace",
+            )
+        parts = [part.at_origin(parts[0].origin) for part in parts]
         bands = max(part.sh.shape[2] for part in parts)
         sh = [pad(part.sh, (0, 0, 0, bands - part.sh.shape[2])) for part in parts]
         return Gaussians(
@@ -219,18 +260,32 @@ class Gaussians(Bundle):
             quats_wxyz=torch.cat([part.quats_wxyz for part in parts], dim=1),
             opacities=torch.cat([part.opacities for part in parts], dim=1),
             sh=torch.cat(sh, dim=1),
+            rules=parts[0].rules,
+            origin=parts[0].origin,
         )
 
     def scaled(self, factor: Factor) -> "Gaussians":
         """The same Gaussians in a world `factor` times as large."""
         means, scales = _times(self.means, factor), _times(self.scales, factor)
-        return replace(self, means=means, scales=scales)
+        origin = self.origin
+        if origin != NO_OFFSET:
+            origin = _as_origin(torch.tensor(origin, dtype=torch.float64) * factor)
+        return replace(self, means=means, scales=scales, origin=origin)
+
+    def at_origin(self, origin: Origin) -> "Gaussians":
+        """The same Gaussians with means counted from another origin of the same world."""
+        if origin == self.origin:
+            return self
+        shift = self.means.new_tensor(self.origin, dtype=torch.float64)
+        shift = shift - shift.new_tensor(origin)
+        return replace(self, means=(self.means + shift).to(self.means), origin=origin)
 
     def transformed(self, similarity: Float[Tensor, "4 4"]) -> "Gaussians":
         """The same Gaussians turned, scaled and moved: means, scales, quaternions and harmonics.
 
-        `similarity` is a rotation times one scale, and a translation (`se3.is_similarity`). Half
-        turns about the axes change signs and nothing else, to the bit.
+        `similarity` is a rotation times one scale, and a translation (`se3.is_similarity`), of the
+        world in which `origin` lies. Half turns about the axes change signs and nothing else, to
+        the bit. Means stay near zero, with an `origin`, where the result is far from its origin.
         """
         exact = similarity.double()
         scale = se3.similarity_scale(exact)
@@ -238,13 +293,31 @@ class Gaussians(Bundle):
         quat = gaussian_geometry.rotation_to_quat(rotation)
         mixing = harmonics.rotation_matrix(rotation, self.sh_degree)
         mixing = torch.where(mixing.abs() < 1e-12, 0, mixing)  # what the solve left of zeros
-        return Gaussians(
-            means=se3.transform(exact.to(self.means), self.means),
+        means, origin = self._move_means(exact)
+        return replace(
+            self,
+            means=means,
             scales=self.scales * scale.to(self.scales),
             quats_wxyz=gaussian_geometry.quat_multiply(quat.to(self.means), self.quats_wxyz),
-            opacities=self.opacities,
             sh=torch.einsum("kj,bgjc->bgkc", mixing.to(self.sh), self.sh),
+            origin=origin,
         )
+
+    def _move_means(self, exact: Float[Tensor, "4 4"]) -> tuple[Tensor, Origin]:
+        """The means moved by a float64 similarity, and the origin from which they are counted."""
+        exact = exact.to(self.means.device)
+        moved = se3.transform(exact, self.means.detach() + exact.new_tensor(self.origin))
+        origin = local_origin(moved.flatten(0, 1))
+        if self.origin == NO_OFFSET and not origin.any():
+            return se3.transform(exact.to(self.means), self.means), NO_OFFSET
+        place = se3.transform(exact, exact.new_tensor([self.origin]))[0] - origin
+        turned = self.means.double() @ exact[:3, :3].mT
+        return (turned + place).to(self.means), _as_origin(origin)
+
+
+def _as_origin(place: Float[Tensor, "3"]) -> Origin:
+    x, y, z = place.tolist()
+    return x, y, z
 
 
 @dataclass(frozen=True)

@@ -304,9 +304,9 @@ def _shape(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
 def _one_device(
     gaussians: Gaussians, cameras: Cameras, background: Tensor | None, attributes: Tensor | None
 ) -> None:
-    tensors = [getattr(bundle, f.name) for bundle in (gaussians, cameras) for f in fields(bundle)]
-    tensors += [tensor for tensor in (background, attributes) if tensor is not None]
-    devices = {str(tensor.device) for tensor in tensors}
+    values = [getattr(bundle, f.name) for bundle in (gaussians, cameras) for f in fields(bundle)]
+    values += [background, attributes]
+    devices = {str(value.device) for value in values if isinstance(value, Tensor)}
     if len(devices) > 1:
         raise UserError(
             f"the tensors lie on {' and '.join(sorted(devices))}",

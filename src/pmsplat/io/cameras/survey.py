@@ -6,14 +6,17 @@ unit of the file. Pixels are centered at index + 0.5.
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 from ...errors import UserError
+
+T = TypeVar("T")
 
 _TOLERANCE = 1e-2  # of a rotation's orthonormality; nearer ones are made exact
 _MAX_SIDE = 1 << 17  # pixels of a photo's side; beyond is a damaged file
@@ -70,7 +73,8 @@ class Shot:
     """One posed photograph of a camera file.
 
     `file` and `depth_file` as the file names them; `seen` are the rows of the model's points that
-    this photo observes; `near` and `far` in scene units, None where the file does not say.
+    this photo observes; `near` and `far` in scene units, `time` of the shutter in any unit, None
+    where the file does not say.
     """
 
     file: str
@@ -80,6 +84,15 @@ class Shot:
     seen: Int64[np.ndarray, " observed"] | None = None
     near: float | None = None
     far: float | None = None
+    time: float | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A photograph that a file names and that cannot be used, and why."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -88,12 +101,41 @@ class Survey:
 
     `depth_scale`: scene units of one count of the depth files. `as_stored`: the lenses are of the
     pixels as they are stored, whatever EXIF says of their orientation; if not, of either.
+    `left_out`: what the file names beside them and cannot be used.
     """
 
     shots: tuple[Shot, ...]
     points: Float[np.ndarray, "point 3"] | None = None
     depth_scale: float = 1e-3
     as_stored: bool = False
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True)
+class Readable:
+    """The entries of a file that can be read, and those that cannot."""
+
+    shots: tuple[Shot, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def read_shots(
+    entries: Sequence[T], read: Callable[[T], Shot], name: Callable[[T], str]
+) -> Readable:
+    """`read` of every entry for which it raises no UserError; the others with the reason.
+
+    Raises the error of the first entry where none can be read.
+    """
+    shots, left_out, errors = [], [], []
+    for entry in entries:
+        try:
+            shots.append(read(entry))
+        except UserError as error:
+            errors.append(error)
+            left_out.append(LeftOut(name(entry), error.got))
+    if not shots:
+        raise errors[0]
+    return Readable(tuple(shots), tuple(left_out))
 
 
 def read_json(path: Path) -> Any:

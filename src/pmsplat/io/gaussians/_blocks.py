@@ -6,6 +6,7 @@ memory for the result (44 + 12·sh bytes for each Gaussian: 236 at degree 3) and
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ...errors import UserError
-from ...types import Gaussians
+from ...geometry.origin import local_origin
+from ...types import NO_OFFSET, Gaussians, Origin
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +28,12 @@ def read_blocks(
 ) -> Gaussians:
     """Reads `count` Gaussians as one float32 scene on the CPU; `decode(start, stop)` reads a block.
 
-    Quaternions are normalised; a quaternion of length 0 becomes the identity. A Gaussian with a
-    value that is not finite, a negative scale or an opacity outside [0, 1] is left out; a warning
-    counts them. Raises UserError if `count` is positive and no Gaussian is usable.
+    Blocks are float64. Where their means lie far from the origin, they are counted from a local
+    origin: that of the first block, if the file says one, else one that is found (`local_origin`).
+    `rules` are those of the first block. Quaternions are normalised; a quaternion of length 0
+    becomes the identity. A Gaussian with a value that is not finite, a negative scale or an opacity
+    outside [0, 1] is left out; a warning counts them. Raises UserError if `count` is positive and
+    no Gaussian is usable.
     """
     whole = Gaussians(
         means=torch.empty(1, count, 3),
@@ -40,10 +45,13 @@ def read_blocks(
     kept = 0
     for start in range(0, count, BLOCK):
         with np.errstate(all="ignore"):  # values that are not finite are counted below
-            block = decode(start, min(start + BLOCK, count)).to(torch.float32)
-        usable = _find_usable(block)
+            block = decode(start, min(start + BLOCK, count)).to(torch.float64)
+            usable = _find_usable(block.to(torch.float32))
         if not usable.all():
             block = block.map(lambda tensor, chosen=usable: tensor[:, chosen])
+        if start == 0:
+            whole = replace(whole, rules=block.rules, origin=_find_origin(block))
+        block = block.at_origin(whole.origin).to(torch.float32)
         end = kept + block.means.shape[1]
         whole.means[:, kept:end] = block.means
         whole.scales[:, kept:end] = block.scales
@@ -67,6 +75,14 @@ def read_blocks(
         count,
     )
     return whole.map(lambda tensor: tensor[:, :kept])
+
+
+def _find_origin(block: Gaussians) -> Origin:
+    """The origin that the file says, or else one in the midst of means that lie far off."""
+    if block.origin != NO_OFFSET:
+        return block.origin
+    x, y, z = local_origin(block.means[0]).tolist()
+    return x, y, z
 
 
 def write_blocks(gaussians: Gaussians, path: str | Path) -> Iterator[Gaussians]:
