@@ -20,7 +20,7 @@ from pmsplat.io import chunks, images
 from pmsplat.io.cameras import colmap
 from pmsplat.io.cameras.ours import write_cameras
 from pmsplat.io.cameras.survey import Lens, Shot, Survey
-from pmsplat.scene import chunk_scene, open_scene, read_views
+from pmsplat.scene import PhotoOptions, chunk_scene, open_scene, read_views
 from pmsplat.scene.bounds import depth_range, ranges
 from pmsplat.scene.photos import Scene
 from pmsplat.types import Views
@@ -234,7 +234,9 @@ def test_wrong_folders_are_told(tmp_path: Path) -> None:
         open_scene(tmp_path / "a.txt")
     path = posed(tmp_path / "missing")
     (path / "images" / "0.png").unlink()
-    with pytest.raises(UserError, match=r"there is no image at .*0\.png"):
+    assert open_scene(path).names == ("1.png",)
+    (path / "images" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"none of the 2 photos .* images/0\.png in"):
         open_scene(path)
     with pytest.raises(UserError, match="view 2 of few is asked for; wanted views from 0 to 1"):
         read_views(posed(tmp_path / "few"), indices=[0, 2])
@@ -254,7 +256,7 @@ def test_smaller_copies_of_the_photos_fit(tmp_path: Path) -> None:
     """images_4 beside cameras of the full photos: normalised intrinsics stay."""
     path = posed(tmp_path, lambda content: content.update(w=48, h=32, fl_x=40.0, cx=26.0))
     (path / "images").rename(path / "images_4")
-    scene = open_scene(path, images_folder="images_4")
+    scene = open_scene(path, PhotoOptions("images_4"))
     assert scene.size == (8, 12)
     assert float(scene.cameras.K[0, 0, 0, 2]) == pytest.approx(26 / 48)
 
@@ -308,7 +310,7 @@ def test_colmap_looks_at_pixels_as_stored(tmp_path: Path) -> None:
     views = read_views(tmp_path)
     assert np.array_equal((views.images[0, 0] * 255).byte().permute(1, 2, 0), np.rot90(pixels))
     shutil.rmtree(tmp_path / "images")
-    with pytest.raises(UserError, match=r"there is no image at .*a\.png"):
+    with pytest.raises(UserError, match=r"none of the 2 photos .* a\.png in"):
         open_scene(tmp_path)
 
 

@@ -8,18 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pmsplat.errors import UserError
 from pmsplat.io import images
-from pmsplat.io.cameras.survey import Lens, Shot, Survey
+from pmsplat.io.cameras.survey import Lens, Shot
 from pmsplat.scene.photos import (
     Photo,
     UnfitPhotos,
     chunk_photos,
     chunk_scene,
-    find_photos,
+    is_upright,
     make_photo,
     make_views,
-    photos_in,
 )
 from pmsplat.types import Cameras
 from tests.io.test_chunks import ours
@@ -35,16 +33,15 @@ def stored(path: Path, size: tuple[int, int], orientation: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("size", "orientation", "lens", "as_stored", "upright"),
+    ("size", "orientation", "lens", "upright"),
     [
-        ((8, 12), 6, (8, 12), False, False),  # the lens lies as the stored pixels do
-        ((8, 12), 6, (12, 8), False, True),
-        ((8, 12), 6, (16, 24), False, False),  # of a smaller copy
-        ((8, 12), 6, (12, 8), True, False),  # whatever the shapes say
-        ((8, 12), 3, (8, 12), False, True),  # upside down: shapes say nothing
-        ((8, 12), 3, (8, 12), True, False),
-        ((8, 8), 6, (8, 8), False, True),
-        ((8, 12), 1, (8, 12), False, True),
+        ((8, 12), 6, (8, 12), False),  # the lens lies as the stored pixels do
+        ((8, 12), 6, (12, 8), True),
+        ((8, 12), 6, (16, 24), False),  # of a smaller copy
+        ((8, 12), 3, (8, 12), None),  # upside down: shapes say nothing
+        ((8, 12), 2, (8, 12), None),  # mirrored
+        ((8, 8), 6, (8, 8), None),
+        ((8, 12), 1, (8, 12), False),
     ],
 )
 def test_which_way_up_a_photo_is(
@@ -52,33 +49,12 @@ def test_which_way_up_a_photo_is(
     size: tuple[int, int],
     orientation: int,
     lens: tuple[int, int],
-    as_stored: bool,
-    upright: bool,
+    upright: bool | None,
 ) -> None:
     shot = Shot("a.png", Lens(lens, (9.0, 9.0), (4.0, 4.0)), np.eye(4))
-    survey = Survey((shot,), as_stored=as_stored)
-    photo = make_photo(stored(tmp_path / "a.png", size, orientation), shot, survey)
-    assert photo.upright == upright
-
-
-def test_where_photos_are_found(tmp_path: Path) -> None:
-    places = [tmp_path, tmp_path / "images"]
-    for file in ("images/a.png", "a.png", "images/deeper/B.JPG", "renders/c.png", "images/d.1.jpg"):
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).touch()
-
-    def found(*files: str, there: list[Path] = places) -> list[str]:
-        paths = find_photos(files, tmp_path, there)
-        return [path.relative_to(tmp_path).as_posix() for path in paths]
-
-    assert found("a.png", "images/a.png") == ["a.png", "images/a.png"]
-    assert found("a.png", there=places[::-1]) == ["images/a.png"]
-    assert found("b", "d.1", "a") == ["images/deeper/B.JPG", "images/d.1.jpg", "a.png"]
-    assert found("c", "b.png") == ["c", "b.png"]  # nowhere: renders are no photos, .png is no .JPG
-    assert set(photos_in(tmp_path)) == {"a", "b", "c", "d.1"}
-    assert photos_in(tmp_path)["a"] == tmp_path / "a.png"
-    with pytest.raises(UserError, match="no folder"):
-        photos_in(tmp_path / "none")
+    photo = stored(tmp_path / "a.png", size, orientation)
+    assert is_upright(photo, shot.lens) is upright
+    assert make_photo(photo, shot).upright == (upright is True)
 
 
 def test_a_chunk_keeps_its_cameras_to_the_bit(generator: torch.Generator) -> None:

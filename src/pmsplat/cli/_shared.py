@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from rich.console import Console
 
+    from ..scene import PhotoOptions
+
 T = TypeVar("T", bound="DataclassInstance")
 
 UNBOUNDED = 1000  # columns of an output that is no terminal: tables are as wide as they need
@@ -50,6 +52,30 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
     )
+
+
+def add_photos(parser: argparse.ArgumentParser) -> None:
+    """How photos are found."""
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder of the photos, such as images_4 (default: found)"
+    )
+    lost = parser.add_mutually_exclusive_group()
+    lost.add_argument(
+        "--strict", action="store_true", help="stop where a photo or its camera cannot be used"
+    )
+    lost.add_argument(
+        "--skip-missing",
+        action="store_false",
+        dest="strict",
+        help="go on without it and say so (default)",
+    )
+
+
+def photo_options(arguments: argparse.Namespace) -> "PhotoOptions":
+    """What `add_photos` added."""
+    from ..scene import PhotoOptions
+
+    return PhotoOptions(arguments.images, arguments.strict)
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

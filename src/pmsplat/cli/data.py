@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._shared import output, size, terminal
+from ._shared import add_photos, output, photo_options, size, terminal
 
 if TYPE_CHECKING:
     from ..data import Index
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--size", type=size, metavar="HxW", help="scale to cover it and cut the centre"
     )
     convert.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photo")
-    convert.add_argument("--images", help="folder of the photos, e.g. images_4")
+    add_photos(convert)
     convert.set_defaults(action=_convert)
 
     synthetic = verbs.add_parser("synthetic", help="procedural rooms with exact depth")
@@ -83,6 +83,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     info = verbs.add_parser("info", help="what is in a split, a chunk, or a folder of photos")
     info.add_argument("path")
+    add_photos(info)
     info.add_argument(
         "--write-index", action="store_true", help="write index.json from the chunks of a split"
     )
@@ -104,7 +105,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         raise UserError(f"--every {arguments.every}", "1 or more", "take every photo with 1")
     check_new(arguments.output, [arguments.scene] if arguments.scene else [])
     shown = terminal()
-    scene = open_scene(arguments.input, arguments.images, tell=shown.tell)
+    scene = open_scene(arguments.input, photo_options(arguments), tell=shown.tell)
     key = arguments.scene or scene.name
     check_new(arguments.output, [key])
     indices = range(0, len(scene), arguments.every)
@@ -183,7 +184,8 @@ def _info(arguments: argparse.Namespace) -> None:
     elif (folder / chunks.INDEX).is_file():
         _describe_split(chunks.read_split(folder))
     else:
-        _describe_scene(open_scene(arguments.path, tell=terminal().tell))
+        options = photo_options(arguments)
+        _describe_scene(open_scene(arguments.path, options, tell=terminal().tell))
 
 
 def _describe_split(split: "Split") -> None:
@@ -209,12 +211,13 @@ def _describe_split(split: "Split") -> None:
 def _describe_scene(scene: "Scene") -> None:
     from rich.table import Table
 
-    table = Table("photo", "size", "fx, fy", "cx, cy", "near", "far", "position")
+    table = Table("", "photo", "size", "fx, fy", "cx, cy", "near", "far", "position")
     cameras = scene.cameras
     for i, photo in enumerate(scene.photos):
         (fx, _, cx), (_, fy, cy), _ = cameras.K[0, i].tolist()
         place = cameras.c2w[0, i, :3, 3].tolist()
         table.add_row(
+            str(i),
             photo.name,
             f"{photo.size[0]}x{photo.size[1]}",
             f"{fx:.4f}, {fy:.4f}",
@@ -224,6 +227,11 @@ def _describe_scene(scene: "Scene") -> None:
             " ".join(f"{x:.2f}" for x in place),
         )
     output().print(table)
+    output().print(f"The photos are in the order of {scene.order}.")
+    if any(scene.origin):
+        output().print("Positions count from " + ", ".join(map(repr, scene.origin)) + ".")
+    for photo in scene.left_out:
+        output().print(f"Left out: {photo.name}: {photo.reason}.")
 
 
 def _lengths(split: "Split") -> dict[str, int]:

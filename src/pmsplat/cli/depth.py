@@ -17,7 +17,16 @@ the input has sensor depth, as predicted and after scaling each photo to the sen
 import argparse
 from pathlib import Path
 
-from ._shared import add_device, add_overwrite, build_options, indices, size, terminal
+from ._shared import (
+    add_device,
+    add_overwrite,
+    add_photos,
+    build_options,
+    indices,
+    photo_options,
+    size,
+    terminal,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=size, metavar="HxW", help="of the pictures (default: that of the photos)"
     )
+    add_photos(parser)
     add_device(parser)
     add_overwrite(parser)
 
@@ -46,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..tasks.depth import Options, depth
 
     show = terminal()
-    options = build_options(Options, arguments)
+    options = build_options(Options, arguments, photos=photo_options(arguments))
     summary = depth(
         arguments.input,
         arguments.model,

@@ -14,7 +14,16 @@ of the input's cameras.
 import argparse
 from pathlib import Path
 
-from ._shared import add_device, add_overwrite, build_options, indices, size, terminal
+from ._shared import (
+    add_device,
+    add_overwrite,
+    add_photos,
+    build_options,
+    indices,
+    photo_options,
+    size,
+    terminal,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--stabilize", "--stabilise", action="store_true", help="a steadier camera in the video"
     )
     parser.add_argument("--fps", type=int, help="of the video (default: 30)")
+    add_photos(parser)
     add_device(parser)
     add_overwrite(parser)
 
@@ -46,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..tasks.predict import Options, predict
 
     show = terminal()
-    options = build_options(Options, arguments)
+    options = build_options(Options, arguments, photos=photo_options(arguments))
     summary = predict(
         arguments.input,
         arguments.model,

@@ -18,7 +18,15 @@ on.
 import argparse
 from pathlib import Path
 
-from ._shared import add_device, add_overwrite, build_options, size, terminal
+from ._shared import (
+    add_device,
+    add_overwrite,
+    add_photos,
+    build_options,
+    photo_options,
+    size,
+    terminal,
+)
 
 
 class _Moved(argparse.Action):
@@ -70,6 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--save-every", type=int, metavar="N", help="keep the state every N steps (default: 500)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    add_photos(parser)
     add_device(parser)
     add_overwrite(parser, "replace an earlier run")
 
@@ -79,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..tasks.refine import Options, refine
 
     show = terminal()
-    options = build_options(Options, arguments)
+    options = build_options(Options, arguments, photos=photo_options(arguments))
     summary = refine(arguments.input, arguments.output, options, tell=show.tell, track=show.track)
     before, after = summary.before, summary.after
     show.tell(

@@ -4,6 +4,8 @@ float32 has 24 bits: of a coordinate of 5 000 000 m it keeps half a meter. Coord
 read in float64, counted from a place in their midst, and only then rounded.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +26,7 @@ def local_origin(points: Float[Tensor, "point 3"]) -> Float[Tensor, "3"]:
     center = exact.median(dim=0).values
     extent = (exact - center).abs().median(dim=0).values.max()
     extent = torch.where(extent > 0, extent, 1.0)
-    step = 10.0 ** extent.log10().floor()
-    far = center.abs().max() > _FAR * extent
-    return torch.where(far, (center / step).round() * step, 0.0)
+    if center.abs().max() <= _FAR * extent:
+        return exact.new_zeros(3)
+    digits = -math.floor(math.log10(extent.item()))
+    return exact.new_tensor([round(place, digits) for place in center.tolist()])

@@ -2,40 +2,60 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError
 from ..io.cameras import KINDS, find_cameras, read_cameras
+from ..io.cameras.survey import LeftOut, Shot
 from ..io.chunks import INDEX, read_chunk, read_split
+from ..io.photo_files import PHOTO_SUFFIXES, find_photos, natural_key, readable
 from ..types import Views
-from .photos import PHOTO_SUFFIXES, Scene, chunk_scene, find_photos, make_photo, make_scene
+from .photos import Photo, Scene, chunk_scene, is_upright, make_photo, make_scene
 from .posing import VIDEO_SUFFIXES, pose_photos, pose_video
 
-__all__ = ["Scene", "chunk_scene", "open_scene", "read_views"]
+__all__ = ["PhotoOptions", "Scene", "chunk_scene", "open_scene", "read_views"]
 
-_PHOTOS = "images"  # the folder of photos beside cameras, where nobody names another
+_PHOTOS = "images"  # the folder of bare photos, where they are not in the folder itself
+_SMALLER = ("images_2", "images_4", "images_8")  # copies of the photos, as nerfstudio names them
+_PHOTO_FOLDERS = ("images", "input", *_SMALLER)  # beside cameras
+_MODEL_FOLDERS = ("sparse", "colmap", "distorted", "dense", "undistorted")  # around a COLMAP model
+_NO_PHOTO = re.compile(r"(^|[._-])(depth|mask|normals?|conf|confidence|alpha)$", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PhotoOptions:
+    """How the photos of a camera file are found.
+
+    `folder` is where they are, when not where the file says: a path, or a name beside the cameras
+    ("images_4"). `strict`: a photo that cannot be used is an error; else it is left out and named.
+    """
+
+    folder: str | None = None
+    strict: bool = False
 
 
 def read_views(
     path: str | Path,
     size: tuple[int, int] | None = None,
     indices: Iterable[int] | None = None,
+    options: PhotoOptions | None = None,
 ) -> Views:
     """Posed photographs as a network wants them, batch axis 1; `path` as for `open_scene`.
 
     `size` is the (height, width) to which photos are scaled and cut; None keeps theirs. `indices`
-    choose photos; None takes all.
+    choose photos, in capture order; None takes all.
     """
-    return open_scene(path).views(indices, size)
+    return open_scene(path, options).views(indices, size)
 
 
 def open_scene(
     path: str | Path,
-    images_folder: str | None = None,
+    options: PhotoOptions | None = None,
     cache: str | Path | None = None,
     tell: Callable[[str], None] = log.info,
 ) -> Scene:
@@ -43,88 +63,171 @@ def open_scene(
 
     `path` is one of these, tried in this order:
 
-    * a camera file, or a folder that has one, as `find_cameras` finds it: transforms.json
-      (nerfstudio, instant-ngp), our cameras.json, a COLMAP model, INRIA's cameras.json. Photos are
-      where the file says, or in images/ beside it;
+    * a camera file, or a folder that has one, as `find_cameras` finds it. Photos are where the file
+      says, or in images/ beside it, or in images_2/, images_4/, images_8/;
     * `SPLIT/000000.torch`, a split folder, or either with `:KEY`: a scene of a chunk;
     * a video file, or a folder of bare photos (in it, or in images/): posed by pycolmap, in a
       process of its own. The result is kept in `cache` (default: the user's cache folder) and found
       again.
 
-    `images_folder` is where the photos are when not where the camera file says ("images_4").
-    `tell` gets a sentence before photos are posed, which takes long. Raises UserError for
-    everything that is missing, damaged, or does not fit together.
+    Photos are in the order in which they were taken: that of their times, of the numbers in their
+    names, or of the file. Those that are missing or damaged, or have no usable camera, are left out
+    with a warning. `tell` gets a sentence before photos are posed, which takes long. Raises
+    UserError for what is missing, damaged, or does not fit together.
     """
+    chosen = options or PhotoOptions()
     cameras = find_cameras(path)
     if cameras is not None and cameras.exists():
-        return _open_cameras(cameras, Path(path), images_folder)
+        return _open_cameras(cameras, Path(path), chosen)
     chunk = _open_chunk(path)
     if chunk is not None:
         return chunk
     path = Path(path)
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
-        return _open_posed(pose_video(path, _cache(cache), tell), path.stem)
+        return _open_posed(pose_video(path, _cache(cache), tell), path.stem, chosen)
     if not path.is_dir():
         raise UserError(
             f"there is no scene at {path}" if not path.exists() else f"{path} is no scene",
             "a camera file, a folder of photos, a video, or a chunk of scenes",
             "check the path",
         )
-    photos = _list_photos(path, images_folder)
+    photos = _list_photos(path, chosen.folder)
     if not photos:
         raise UserError(
             f"{path} has neither a camera file ({KINDS}) nor photos",
             "a folder of photos, posed or bare",
             "check the path, and the folder of photos if you named one",
         )
-    return _open_posed(pose_photos(photos, _cache(cache), tell), path.resolve().name)
+    posed = pose_photos(photos, _cache(cache), tell)
+    return _open_posed(posed, path.resolve().name, chosen, photos)
 
 
-def _open_cameras(cameras: Path, path: Path, images_folder: str | None) -> Scene:
+def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
     """The scene of a camera file or model that was found in `path`, or is `path`."""
     survey = read_cameras(cameras)
-    files = [shot.file for shot in survey.shots]
-    folder = images_folder or _PHOTOS
-
-    # Where photos are: a .json file names them as seen from itself, COLMAP as seen from images/.
-    if cameras.is_dir():
-        home = _home(cameras, path, folder)
-        places = [home / folder, home]
-    else:
-        home = cameras.parent
-        places = [home, home / folder]
-        if images_folder is not None:
-            files = [Path(file).name for file in files]
-    if images_folder is not None:
-        places = [home / images_folder]
+    homes = _homes(cameras, path)
+    paths, place = _find_photos([shot.file for shot in survey.shots], homes, options.folder)
+    if place.name in _SMALLER and options.folder is None:
+        log.warning("the photos are those of %s: there are none where the cameras name them", place)
 
     # Each photo with its lens, and its depth map if the file names one.
-    photos = []
-    for image, shot in zip(find_photos(files, home, places), survey.shots, strict=True):
-        photo = make_photo(image, shot, survey)
-        if not cameras.is_dir():
-            photo = replace(photo, name=image.name)
-        if shot.depth_file is not None:
-            depth = home / shot.depth_file
-            scale = 1.0 if depth.suffix == ".npy" else survey.depth_scale
-            photo = replace(photo, depth_source=depth, depth_scale=scale)
-        photos.append(photo)
-    return make_scene(home.resolve().name, survey, photos)
+    found, left_out, either = [], list(survey.left_out), 0
+    for shot, image in zip(survey.shots, paths, strict=True):
+        try:
+            if image is None:
+                raise UserError(f"there is no such photo in {place}")
+            photo = make_photo(image, shot)
+            photo.check()
+        except UserError as error:
+            left_out.append(LeftOut(shot.file, error.got))
+            continue
+        either += is_upright(image, shot.lens) is None
+        photo = photo if cameras.is_dir() else replace(photo, name=readable(image.name))
+        found.append((shot, _with_depth(photo, shot, homes[0], survey.depth_scale)))
+    _report(left_out, len(found), options.strict, cameras)
+    if either:
+        log.warning(
+            "EXIF turns %d photos by half or mirrors them, and their cameras fit both ways: they "
+            "are taken as they are stored, as the tools do that pose photos",
+            either,
+        )
+    survey = replace(survey, shots=tuple(s for s, _ in found), left_out=tuple(left_out))
+    return make_scene(homes[-1].resolve().name, survey, [photo for _, photo in found])
 
 
-def _open_posed(folder: Path, name: str) -> Scene:
+def _report(left_out: Sequence[LeftOut], used: int, strict: bool, cameras: Path) -> None:
+    """Warns of photos that are left out; UserError where none is used, or with `strict`."""
+    if not left_out:
+        return
+    some = "; ".join(f"{photo.name}: {photo.reason}" for photo in left_out[:3])
+    more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    text = f"{len(left_out)} of {used + len(left_out)} photos of {cameras} cannot be used: "
+    text += some + more
+    if not used:
+        raise UserError(
+            text, "photos beside their cameras", "check the paths, or name the folder of photos"
+        )
+    if strict:
+        raise UserError(text, "all photos, with `strict=True`", "leave `strict` out to go without")
+    log.warning("%s; the rest is used", text)
+
+
+def _homes(cameras: Path, path: Path) -> list[Path]:
+    """The folders beside or below which photos of cameras that were found in `path` may lie.
+
+    Those of a COLMAP model from the inside out; the last is the folder of the whole scene.
+    """
+    if not cameras.is_dir():
+        return [cameras.parent]
+    around = [cameras.absolute()]
+    while path == cameras or around[-1] != path.absolute():
+        place = around[-1]
+        numbered = place.name.isdecimal() and place.parent.name in _MODEL_FOLDERS
+        if place.name not in _MODEL_FOLDERS and not numbered:
+            break
+        around.append(place.parent)
+    return around
+
+
+def _find_photos(
+    files: Sequence[str], homes: list[Path], folder: str | None
+) -> tuple[list[Path | None], Path]:
+    """The photos that a camera file calls `files`, all of one place: that which has most of them.
+
+    Raises UserError where there is no folder of the name that was given, or no photo at all.
+    """
+    if folder is not None:
+        named = [place for place in (*(home / folder for home in homes), Path(folder))]
+        places = [place for place in named if place.is_dir()][:1]
+        if not places:
+            raise UserError(
+                f"there is no folder {named[0]}", "the folder of the photos", "check its path"
+            )
+        return find_photos(files, places[0]), places[0]
+    best, chosen = [None] * len(files), homes[0]
+    folders = _PHOTO_FOLDERS
+    if any(
+        home.name == "distorted" for home in homes
+    ):  # then images/ has photos without distortion
+        folders = ("input", *folders)
+    looked = [*(home / name for home in homes for name in folders), *homes]
+    for place in looked:
+        if place.is_dir():
+            found = find_photos(files, place, deep=place not in homes)
+            if found.count(None) < best.count(None):
+                best, chosen = found, place
+            if None not in best:
+                break
+    if not any(best):
+        raise UserError(
+            f"none of the {len(files)} photos was found: looked for {files[0]} in "
+            f"{', '.join(dict.fromkeys(str(place) for place in looked))}",
+            "photos beside their cameras",
+            "check the paths, or name the folder of the photos with `images`",
+        )
+    return best, chosen
+
+
+def _with_depth(photo: Photo, shot: Shot, home: Path, scale: float) -> Photo:
+    """The photo with the depth map that its camera file names, if that is there."""
+    if shot.depth_file is None:
+        return photo
+    depth = home / shot.depth_file
+    if not depth.is_file():
+        depth = home / shot.depth_file.replace("\\", "/")
+    scale = 1.0 if depth.suffix == ".npy" else scale
+    return replace(photo, depth_source=depth, depth_scale=scale)
+
+
+def _open_posed(
+    folder: Path, name: str, options: PhotoOptions, photos: Sequence[Path] = ()
+) -> Scene:
     """The scene of photos that pycolmap posed; `folder` is one of the cache."""
-    return replace(_open_cameras(folder / "sparse" / "0", folder, None), name=name)
-
-
-def _home(model: Path, path: Path, folder: str) -> Path:
-    """The folder whose subfolder `folder` has the photos of a COLMAP model found in `path`."""
-    around = [model.absolute()]
-    while around[-1].name in ("sparse", "colmap") or around[-1].name.isdecimal():
-        around.append(around[-1].parent)
-    homes = [path, *around]
-    otherwise = around[-1] if path == model else path
-    return next((home for home in homes if (home / folder).is_dir()), otherwise)
+    scene = _open_cameras(folder / "sparse" / "0", folder, replace(options, folder=None))
+    lost = sorted({photo.name for photo in photos} - set(scene.names), key=natural_key)
+    left_out = [LeftOut(name, "pycolmap could not pose it") for name in lost]
+    _report(left_out, len(scene), options.strict, folder)
+    return replace(scene, name=name, left_out=(*scene.left_out, *left_out))
 
 
 def _open_chunk(path: str | Path) -> Scene | None:
@@ -164,14 +267,21 @@ def _choose(key: str, keys: list[str], place: str) -> str:
     )
 
 
-def _list_photos(folder: Path, images_folder: str | None) -> list[Path]:
-    """The photos in a folder without cameras, by name; if there are none, those in its images/."""
-    places = [folder / images_folder] if images_folder else [folder, folder / _PHOTOS]
+def _list_photos(folder: Path, name: str | None) -> list[Path]:
+    """The photos in a folder without cameras, in order; if there are none, those in its images/.
+
+    Pictures that are called depth, mask or the like are none; a warning counts them.
+    """
+    places = [folder / name, Path(name)] if name else [folder, folder / _PHOTOS]
     for place in places:
         found = place.iterdir() if place.is_dir() else ()
-        photos = sorted(path for path in found if path.suffix.lower() in PHOTO_SUFFIXES)
+        pictures = [path for path in found if path.suffix.lower() in PHOTO_SUFFIXES]
+        photos = [path for path in pictures if not _NO_PHOTO.search(path.stem)]
+        if len(photos) < len(pictures):
+            others = len(pictures) - len(photos)
+            log.warning("%d pictures in %s are called depth, mask, …: left out", others, place)
         if photos:
-            return photos
+            return sorted(photos, key=lambda path: natural_key(path.name))
     return []
 
 

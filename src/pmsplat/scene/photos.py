@@ -1,5 +1,6 @@
 """Photographs of one place, decoded when they are asked for, and the views made of them."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,19 +12,20 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..errors import UserError
+from ..geometry.origin import local_origin
 from ..io import images
-from ..io.cameras.survey import Lens, Shot, Survey
+from ..io.cameras.survey import LeftOut, Lens, Shot, Survey
 from ..io.chunks import ChunkScene
-from ..types import Cameras, Views
+from ..types import NO_OFFSET, Cameras, Origin, Views
 from .bounds import ranges
 from .fit import crop, fit_depth, fit_image, fit_K, to_tensor
 from .undistort import pinhole, undistort_depth, undistort_image
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-
 _ASPECT_TOLERANCE = 0.01  # between a photo and its lens: rounding of downscaled copies
 _DEPTH_MAPS = 40  # at most so many are read to find near and far
 _PUBLISHED_RANGE = (0.5, 100.0)  # of RealEstate10K's unit, for chunk scenes that carry none
+
+log = logging.getLogger(__name__)
 
 
 class UnfitPhotos(UserError):
@@ -98,9 +100,11 @@ class Photo:
 class Scene:
     """Posed photographs of one place.
 
-    `cameras` [1, photo]: pinholes in the world and unit of the camera file. `points`: its sparse
+    `cameras` [1, photo]: pinholes in the axes and unit of the camera file. `points`: its sparse
     points, if any. `ranged`: near and far belong to the scene. A chunk need not have them; then its
-    unit is that of the model which sees it (see `zoo.infer.fill_near`).
+    unit is that of the model which sees it (see `zoo.infer.fill_near`). `origin`: where the zero of
+    cameras and points lies in the world of the camera file. `left_out`: photos that it names and
+    that cannot be used. `order`: what the order of the photos, that of the capture, went by.
     """
 
     name: str
@@ -108,6 +112,9 @@ class Scene:
     cameras: Cameras
     points: Float[Tensor, "point 3"] | None = None
     ranged: bool = True
+    origin: Origin = NO_OFFSET
+    left_out: tuple[LeftOut, ...] = ()
+    order: str = "the file"
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -202,24 +209,44 @@ def make_views(
     return crop(views, size, exact)
 
 
-def make_scene(name: str, survey: Survey, photos: list[Photo]) -> Scene:
+def make_scene(name: str, survey: Survey, photos: Sequence[Photo]) -> Scene:
     """The scene of photographs and their cameras, the shots of `survey`, in the same order.
 
-    Every photo's header is read. Raises UserError for missing photos and for those that do not fit
-    their lens.
+    Places far from their origin, as on maps, are counted from a local origin before they become
+    float32; a warning says so.
     """
-    for photo in photos:
-        photo.check()
+    c2w = np.stack([shot.c2w for shot in survey.shots])
+    place = local_origin(torch.from_numpy(c2w[:, :3, 3]))
+    x, y, z = place.tolist()
+    if place.any():
+        log.warning(
+            "the cameras lie far from the origin of their world: what is made of them counts "
+            "from (%r, %r, %r), which is kept with it",
+            x,
+            y,
+            z,
+        )
+    c2w[:, :3, 3] -= place.numpy()
     bounds = torch.tensor(ranges(survey, _sensor_depths(photos)), dtype=torch.float64)
     straight = {lens: pinhole(lens).K for lens in {shot.lens for shot in survey.shots}}
     cameras = Cameras(
-        c2w=_tensor([shot.c2w for shot in survey.shots]),
+        c2w=torch.from_numpy(c2w).float()[None],
         K=_tensor([straight[shot.lens] for shot in survey.shots]),
         near=bounds[None, :, 0].float(),
         far=bounds[None, :, 1].float(),
     )
-    points = None if survey.points is None else torch.from_numpy(survey.points).float()
-    return Scene(name, tuple(photos), cameras, points)
+    points = None
+    if survey.points is not None:
+        points = torch.from_numpy(survey.points - place.numpy()).float()
+    return Scene(
+        name,
+        tuple(photos),
+        cameras,
+        points,
+        origin=(x, y, z),
+        left_out=survey.left_out,
+        order=survey.order,
+    )
 
 
 def chunk_scene(scene: ChunkScene) -> Scene:
@@ -257,67 +284,31 @@ def chunk_photos(scene: ChunkScene, frames: Iterable[int]) -> list[Photo]:
     ]
 
 
-def make_photo(image: Path, shot: Shot, survey: Survey) -> Photo:
-    """The photograph of a shot, with the pixels that its lens is of.
+def make_photo(image: Path, shot: Shot) -> Photo:
+    """The photograph of a shot, with the pixels that its lens is of (`is_upright`)."""
+    return Photo(shot.file, image, shot.lens, upright=is_upright(image, shot.lens) is True)
 
-    Those are the stored ones where the camera file says so (COLMAP, INRIA), and where EXIF would
-    turn the photo on its side and the lens lies as the stored pixels do. Else EXIF's orientation is
-    applied.
+
+def is_upright(image: Path, lens: Lens) -> bool | None:
+    """Whether a lens is of a photo as EXIF turns it, not of its stored pixels; None: either.
+
+    The photo tells, if EXIF turns it on its side: the lens is of the picture that lies as it does.
+    Where both lie alike (half turns, mirrors, square photos), the tools that pose photos have
+    looked at the stored pixels: COLMAP, nerfstudio and instant-ngp do not read EXIF.
     """
-    as_stored = survey.as_stored
-    if not as_stored:
-        upright, stored = images.image_size(image), images.image_size(image, upright=False)
-        as_stored = upright != stored and _is_wide(shot.lens.size) == _is_wide(stored)
-    return Photo(shot.file, image, shot.lens, upright=not as_stored)
-
-
-def find_photos(files: Sequence[str], home: Path, places: Sequence[Path]) -> list[Path]:
-    """Where the photos are that a camera file in the folder `home` calls `files`.
-
-    Each is looked for in `places`, in order. A name without suffix (INRIA's) stands for a photo of
-    any format, in the folder `home` or anywhere below another place. What is nowhere gets its path
-    in the first place, for the error that will name it.
-    """
-    found, by_stem = [], None
-    for file in files:
-        path = next((place / file for place in places if (place / file).is_file()), None)
-        if path is None and Path(file).suffix.lower() not in PHOTO_SUFFIXES:
-            if by_stem is None:
-                there = [place for place in reversed(places) if place.is_dir()]
-                by_stem = {k: v for p in there for k, v in photos_in(p, deep=p != home).items()}
-            path = by_stem.get(stem(file))
-        found.append(path or places[0] / file)
-    return found
-
-
-def photos_in(folder: Path, deep: bool = True) -> dict[str, Path]:
-    """Photos of a folder, and of those below it if `deep`, by `stem`; the nearest to the top wins.
-
-    Raises UserError where there is no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}", "a folder of photos", "check the path")
-    found = [
-        path
-        for path in (folder.rglob("*") if deep else folder.iterdir())
-        if path.suffix.lower() in PHOTO_SUFFIXES
-    ]
-    found.sort(key=lambda path: (-len(path.parts), path))
-    return {stem(path.name): path for path in found}
-
-
-def stem(file: str) -> str:
-    """A photo's name whatever its format and folder; formats of cameras differ in both."""
-    name = Path(file).name
-    known = Path(name).suffix.lower() in PHOTO_SUFFIXES
-    return (Path(name).stem if known else name).lower()
+    if not images.is_turned(image):
+        return False
+    upright, stored = images.image_size(image), images.image_size(image, upright=False)
+    if upright == stored:
+        return None
+    return _is_wide(lens.size) == _is_wide(upright)
 
 
 def _is_wide(size: tuple[int, int]) -> bool:
     return size[1] > size[0]
 
 
-def _sensor_depths(photos: list[Photo]) -> np.ndarray | None:
+def _sensor_depths(photos: Sequence[Photo]) -> np.ndarray | None:
     """Depths of the scene, from maps spread over it; None without any."""
     mapped = [photo for photo in photos if photo.depth_source is not None]
     step = max(len(mapped) // _DEPTH_MAPS, 1)

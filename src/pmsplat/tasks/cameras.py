@@ -1,7 +1,7 @@
 """Which pictures a verb draws: from cameras in a file, or on a circle around the scene."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +13,14 @@ from ..errors import UserError
 from ..geometry import camera
 from ..io.cameras import KINDS, find_cameras, read_cameras
 from ..io.cameras.survey import Lens, Shot, Survey
-from ..scene import Scene, open_scene
+from ..io.photo_files import find_photos
+from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.bounds import depth_range, stated_range
 from ..scene.fit import fit_K
-from ..scene.photos import Photo, make_photo, photos_in, stem
+from ..scene.photos import Photo, make_photo
 from ..scene.posing import VIDEO_SUFFIXES
 from ..scene.undistort import pinhole
-from ..types import Cameras, Gaussians
+from ..types import NO_OFFSET, Cameras, Gaussians, Origin
 from ..view.orbit import ORBIT_SIZE, circle_from, circle_scene, sample_gaussians
 
 log = logging.getLogger(__name__)
@@ -52,13 +53,18 @@ class Picture:
 
 
 def from_file(
-    source: str | Path, photos: Path | None, every: int, limit: int | None
+    source: str | Path,
+    photos: Path | None,
+    every: int,
+    limit: int | None,
+    origin: Origin = NO_OFFSET,
 ) -> list[Picture]:
     """Every so-many-th camera of a file, model or scene, at most `limit`; all of one size.
 
     `source` is what `find_cameras` or `open_scene` takes. Photos, undistorted, come from the folder
     `photos` by their names without suffix, or from a scene that has them inside. The size is that
-    of the first photo, or of its lens. Raises UserError where nothing fits.
+    of the first photo, or of its lens. Places count from `origin`, that of the Gaussians to draw.
+    Raises UserError where nothing fits.
     """
     if every < 1 or (limit is not None and limit < 1):
         raise UserError(
@@ -74,13 +80,18 @@ def from_file(
     survey, own = open_cameras(source)
     shots = survey.shots[chosen]
     if own is not None:
-        pictures = [_make_picture(*pair) for pair in zip(shots, own[chosen], strict=True)]
+        pictures = [
+            _make_picture(shot, photo, origin)
+            for shot, photo in zip(shots, own[chosen], strict=True)
+        ]
     else:
-        known = {} if photos is None else photos_in(photos)
-        pictures = [_make_picture(shot, _find_photo(shot, survey, known)) for shot in shots]
-        if photos is not None and not any(picture.photo for picture in pictures):
+        found = [None] * len(shots) if photos is None else _find_photos(shots, photos)
+        pictures = [
+            _make_picture(shot, photo, origin) for shot, photo in zip(shots, found, strict=True)
+        ]
+        if photos is not None and not any(found):
             raise UserError(
-                f"none of the {len(known)} photos in {photos} is named like a camera of {source}",
+                f"none of the photos in {photos} is named like a camera of {source}",
                 f"photos named like {pictures[0].name}",
                 "give the folder of the photos that the scene was made from",
             )
@@ -88,13 +99,15 @@ def from_file(
 
 
 def open_cameras(
-    source: str | Path, tell: Callable[[str], None] = log.info
+    source: str | Path,
+    tell: Callable[[str], None] = log.info,
+    options: PhotoOptions | None = None,
 ) -> tuple[Survey, tuple[Photo, ...] | None]:
     """The cameras of what `find_cameras` or `open_scene` takes.
 
     A scene, which is no camera file, also has its photos; its cameras are pinholes of their sizes.
-    `tell` is that of `open_scene`. Raises UserError where `source` is neither, and for a near that
-    is not before its far.
+    `tell` and `options` are those of `open_scene`. Raises UserError where `source` is neither, and
+    for a near that is not before its far.
     """
     found = find_cameras(source)
     if found is not None:
@@ -106,7 +119,7 @@ def open_cameras(
         raise UserError(
             f"{source} is no file of cameras", KINDS, "name one, or a folder, chunk or video"
         )
-    scene = open_scene(source, tell=tell)
+    scene = open_scene(source, options, tell=tell)
     shots = [_make_shot(scene, i) for i in range(len(scene))]
     return Survey(tuple(shots)), scene.photos
 
@@ -187,33 +200,40 @@ def _make_shot(scene: Scene, index: int) -> Shot:
     photo, cameras = scene.photos[index], scene.cameras
     height, width = photo.size
     (fx, _, cx), (_, fy, cy), _ = cameras.K[0, index].tolist()
+    c2w = cameras.c2w[0, index].double().numpy()
+    c2w[:3, 3] += scene.origin
     return Shot(
         photo.name,
         Lens(photo.size, (fx * width, fy * height), (cx * width, cy * height)),
-        cameras.c2w[0, index].double().numpy(),
+        c2w,
         near=cameras.near[0, index].item(),
         far=cameras.far[0, index].item(),
     )
 
 
-def _find_photo(shot: Shot, survey: Survey, photos: dict[str, Path]) -> Photo | None:
-    """The photo of a shot, if it is among `photos`."""
-    file = photos.get(stem(shot.file))
-    if file is None:
-        return None
-    photo = make_photo(file, shot, survey)
-    photo.check()
-    return photo
+def _find_photos(shots: Sequence[Shot], folder: Path) -> list[Photo | None]:
+    """The photos of shots that are in a folder, whatever their format and that of their names."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}", "a folder of photos", "check the path")
+    found = []
+    for shot, path in zip(shots, find_photos([s.file for s in shots], folder), strict=True):
+        photo = None if path is None else make_photo(path, shot)
+        if photo is not None:
+            photo.check()
+        found.append(photo)
+    return found
 
 
-def _make_picture(shot: Shot, photo: Photo | None) -> Picture:
-    """The picture that a shot shows, undistorted."""
+def _make_picture(shot: Shot, photo: Photo | None, origin: Origin) -> Picture:
+    """The picture that a shot shows, undistorted, in a world that counts from `origin`."""
     lens = pinhole(shot.lens)
+    c2w = shot.c2w.copy()
+    c2w[:3, 3] -= origin
     near, far = stated_range(shot) or (None, None)
     return Picture(
         shot.file,
         lens.size if photo is None else photo.size,
-        torch.from_numpy(shot.c2w).float(),
+        torch.from_numpy(c2w).float(),
         torch.from_numpy(lens.K).float(),
         near,
         far,

@@ -19,7 +19,7 @@ from ..geometry import se3, sh
 from ..io.cameras import export
 from ..io.cameras.survey import Shot, Survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
-from ..scene.photos import PHOTO_SUFFIXES, photos_in, stem
+from ..io.photo_files import PHOTO_SUFFIXES, photos_in, stem
 from ..types import Gaussians
 from .cameras import open_cameras
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..contracts import encoder_traits
 from ..progress import Track, silently
-from ..scene import Scene, open_scene
+from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
 from ..zoo.infer import fill_near, model_unit, predict_views
@@ -29,12 +29,14 @@ class Options:
     """What may be chosen; None leaves it to `depth`, which says what it chose.
 
     `views` is how many photos go through the network together, at most; `context` names those that
-    get depth, by index, and then all of them go together. `size` is (height, width).
+    get depth, by index, and then all of them go together. `size` is (height, width);
+    `photos` says how the photos are found.
     """
 
     views: int | None = None
     context: tuple[int, ...] | None = None
     size: tuple[int, int] | None = None
+    photos: PhotoOptions | None = None
     device: str = "auto"
     overwrite: bool = False
 
@@ -72,7 +74,7 @@ def depth(
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene, group its photos and load the model
-        scene = open_scene(source, tell=tell)
+        scene = open_scene(source, chosen.photos, tell=tell)
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..contracts import encoder_traits
 from ..errors import UserError
 from ..progress import Track, silently
-from ..scene import Scene, open_scene
+from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.overlap import choose_context, held_out, overlaps
 from ..zoo import memory
 from ..zoo.infer import depth_only_error, fill_near, reconstruct
@@ -31,6 +31,7 @@ class Options:
     `views` is how many context views to choose; `context` names them by index instead. `size` is
     (height, width). `held_out` is with how many further photos to compare at most; `seconds` of
     video go from one context view to the next; `stabilize` takes the tremble out of its path.
+    `photos` says how the photos are found.
     """
 
     views: int | None = None
@@ -40,6 +41,7 @@ class Options:
     stabilize: bool = False
     fps: int = 30
     seconds: float = 1.5
+    photos: PhotoOptions | None = None
     device: str = "auto"
     overwrite: bool = False
 
@@ -75,7 +77,7 @@ def predict(
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene and load the model
-        scene = open_scene(source, tell=tell)
+        scene = open_scene(source, chosen.photos, tell=tell)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         traits = encoder_traits(encoder)
@@ -100,7 +102,7 @@ def predict(
             context=views,
             held_out=scene.views(others, size) if others else None,
             depth=found.prediction.depths[-1],
-            gaussians=found.prediction.gaussians[-1],
+            gaussians=replace(found.prediction.gaussians[-1], origin=scene.origin),
             scale=found.scale,
         )
         path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilize)

@@ -129,7 +129,8 @@ def render(
         # One scale for the depth of all, a sheet, a video
         fps = chosen.fps or FPS["orbit" if chosen.orbit else "file"]
         count = gaussians.means.shape[1]
-        return drawn.write_results(folder, drawings, count, fps if chosen.video else 0, track)
+        fps = fps if chosen.video else 0
+        return drawn.write_results(folder, drawings, count, fps, track, gaussians.origin)
 
 
 def choose_pictures(
@@ -163,7 +164,7 @@ def choose_pictures(
     pictures = []
     if cameras is not None:
         every, limit = options.every, options.limit
-        pictures = from_file(cameras, options.photos, every, limit)
+        pictures = from_file(cameras, options.photos, every, limit, gaussians.origin)
     if options.orbit is not None:
         size = options.size or ORBIT_SIZE
         pictures = on_orbit(gaussians, options.orbit, pictures, options.up, size)

@@ -147,7 +147,7 @@ def open_shown(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]
         source = options.cameras
     if source is None:
         return gaussians, []
-    pictures = from_file(source, options.photos, every=1, limit=None)
+    pictures = from_file(source, options.photos, every=1, limit=None, origin=gaussians.origin)
     spread = np.linspace(0, len(pictures) - 1, min(MOST_CAMERAS, len(pictures))).round()
     return gaussians, bounded([pictures[int(i)] for i in spread], gaussians)
 

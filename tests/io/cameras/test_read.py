@@ -78,7 +78,7 @@ def test_where_cameras_are_looked_for(tmp_path: Path) -> None:
         ([INRIA | {"width": 1e9}], "sensible size"),
         (W2C | {"H": None}, "H=None"),
         (W2C | {"fx": -1}, "focal lengths"),
-        (W2C | {"frames": [*W2C["frames"], {"R": 1}]}, "has no file"),
+        (W2C | {"frames": [{"R": 1, "t": 1}]}, "has no file"),
     ],
 )
 def test_files_that_lie(tmp_path: Path, content: Any, message: str) -> None:

@@ -1,6 +1,7 @@
 """Camera files: two formats against each other, against pycolmap, and against files that lie."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from pmsplat.errors import UserError
 from pmsplat.geometry import se3
 from pmsplat.io import images
-from pmsplat.io.cameras import colmap, ours
+from pmsplat.io.cameras import colmap, ours, read_cameras
 from pmsplat.io.cameras import transforms as transforms_json
 from pmsplat.io.cameras.ours import DepthFiles, write_cameras
 from pmsplat.io.cameras.survey import Lens, Shot
@@ -56,7 +57,7 @@ def by_pycolmap(model: Path, out: Path) -> Any:
 def test_colmap_models_as_pycolmap_reads_them(shared: Path, tmp_path: Path, name: str) -> None:
     model = shared / "scenes" / name / "sparse" / "0"
     its = by_pycolmap(model, tmp_path / "text")
-    survey = colmap.read(model)
+    survey = read_cameras(model)
     assert [shot.file for shot in survey.shots] == its["names"].tolist()
     c2w = np.stack([shot.c2w for shot in survey.shots])
     np.testing.assert_allclose(np.linalg.inv(c2w)[:, :3], its["w2c"], atol=1e-10)
@@ -71,7 +72,7 @@ def test_colmap_models_as_pycolmap_reads_them(shared: Path, tmp_path: Path, name
     np.testing.assert_allclose(pixels, its["pixels"], atol=1e-6)
     assert np.median(its["errors"]) < 0.9
 
-    text = colmap.read(tmp_path / "text")
+    text = read_cameras(tmp_path / "text")
     assert text.points is not None and survey.points is not None
     np.testing.assert_allclose(text.points, survey.points, rtol=1e-9)
     for a, b in zip(text.shots, survey.shots, strict=True):
@@ -124,7 +125,7 @@ def test_colmap_files_that_cannot_be_used(tmp_path: Path) -> None:
     pinhole = "PINHOLE 120 80 500 510 60 40"
     cases: list[tuple[str, str, str]] = [
         ("OPENCV_FISHEYE 120 80 1 1 1 1 0 0 0 0", "", r"lens of model OPENCV_FISHEYE.*undistort"),
-        ("PINHOLE 120 80 500 510 60", "", "is damaged"),
+        ("PINHOLE 120 80 500 510 60", "", "PINHOLE with 3 parameters; wanted 4"),
         ("PINHOLE 120 80 0 510 60 40", "", "positive focal"),
         ("PINHOLE 120 80 nan 510 60 40", "", "finite numbers"),
         ("PINHOLE 0 80 500 510 60 40", "", "photos of 80x0 pixels"),
@@ -212,7 +213,7 @@ def test_depth_range_and_blender_names(tmp_path: Path) -> None:
     survey = transforms_json.read(transforms(tmp_path, change))
     assert survey.depth_scale == pytest.approx(0.02)
     first, second = survey.shots
-    assert (first.file, first.depth_file, second.depth_file) == ("images/0.png", "d/0.png", None)
+    assert (first.file, first.depth_file, second.depth_file) == ("images/0", "d/0.png", None)
     assert (first.near, first.far, second.far) == (1, 7, 9)
 
 
@@ -235,12 +236,23 @@ BAD = {
     "fisheye": (lambda c: c.update(camera_model="OPENCV_FISHEYE"), "model OPENCV_FISHEYE"),
 }
 
+ONE_FRAME = {"no file": 1, "no matrix": 1, "3x4": 1, "ragged": 1, "nan": 0, "singular": 0}
+ONE_FRAME |= {"mirror": 0, "last row": 0}  # the frame that is bad, where the other is not
+
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_transforms_are_told(tmp_path: Path, case: str) -> None:
     change, told = BAD[case]
+    path = transforms(tmp_path, change)
+    if case in ONE_FRAME:
+        found = transforms_json.read(path)
+        assert len(found.shots) == len(found.left_out) == 1
+        assert re.search(told, found.left_out[0].reason)
+        content = json.loads(path.read_text())
+        content["frames"] = [content["frames"][ONE_FRAME[case]]]
+        path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=told):
-        transforms_json.read(transforms(tmp_path, change))
+        transforms_json.read(path)
 
 
 @pytest.mark.parametrize("read", [transforms_json.read, ours.read])

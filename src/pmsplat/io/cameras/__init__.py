@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from . import colmap, inria, ours, transforms
-from .survey import Survey, read_json
+from .survey import Survey, in_capture_order, read_json
 
 KINDS = "transforms.json, cameras.json (ours or INRIA's) or a COLMAP model"
 
@@ -32,11 +32,14 @@ def find_cameras(path: str | Path) -> Path | None:
 
 
 def read_cameras(path: str | Path) -> Survey:
-    """The cameras that `find_cameras` found; photographs need not be there.
+    """The cameras that `find_cameras` found, in capture order; photographs need not be there.
 
     Raises UserError for what is missing, damaged, or of no format that is known.
     """
-    path = Path(path)
+    return in_capture_order(_read(Path(path)))
+
+
+def _read(path: Path) -> Survey:
     if path.is_dir():
         return colmap.read(path)
     content = read_json(path)

@@ -3,72 +3,114 @@
 pycolmap 4 also writes rigs and frames; photos of one camera do not need them.
 """
 
+import logging
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt64
 
 from ...errors import UserError
+from ..photo_files import readable
 from .survey import (
     LENS_MODELS,
     Lens,
-    LensModel,
     Shot,
     Survey,
     bad_pose,
     check_lens,
     check_size,
+    read_shots,
     unknown_lens,
 )
 
-_MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "")
+_MODEL_FOLDERS = (
+    "sparse/*",
+    "sparse",
+    "colmap/sparse/*",
+    "colmap/sparse",
+    "colmap",
+    "",
+    "dense/sparse",
+    "dense/*/sparse",
+    "undistorted/sparse",
+    "distorted/sparse/*",
+    "distorted/sparse",
+)  # in the order in which they are looked into
+_FILES = ("cameras", "images", "points3D")
 _OTHER_MODELS = {
-    5: "OPENCV_FISHEYE",
-    7: "FOV",
-    8: "SIMPLE_RADIAL_FISHEYE",
-    9: "RADIAL_FISHEYE",
-    10: "THIN_PRISM_FISHEYE",
-    11: "RAD_TAN_THIN_PRISM_FISHEYE",
-}
+    5: ("OPENCV_FISHEYE", 8),
+    7: ("FOV", 5),
+    8: ("SIMPLE_RADIAL_FISHEYE", 4),
+    9: ("RADIAL_FISHEYE", 5),
+    10: ("THIN_PRISM_FISHEYE", 12),
+    11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+}  # their names and the number of their parameters
+
+log = logging.getLogger(__name__)
 
 
 def find_model(folder: Path) -> Path | None:
-    """Where a folder has a sparse model: in sparse/0 or the like, or in itself; None without."""
-    for name in _MODEL_FOLDERS:
-        if any((folder / name / f"cameras{kind}").is_file() for kind in (".bin", ".txt")):
-            return folder / name
+    """Where a folder has a sparse model, None without.
+
+    In one of _MODEL_FOLDERS. Of several models side by side (sparse/0, sparse/1) it is the one with
+    most images; name another one's own folder to have that. A warning tells which.
+    """
+    for pattern in _MODEL_FOLDERS:
+        places = folder.glob(pattern) if pattern else [folder]
+        found = sorted(path for path in places if _kind(path) is not None)
+        if found:
+            best = max(found, key=_count_images)
+            if len(found) > 1:
+                log.warning("%s has %d models: %s is the largest", folder, len(found), best.name)
+            return best
     return None
 
 
-def read(folder: str | Path) -> Survey:
-    """A sparse model, binary or text (cameras, images, points3D), shots in order of their names.
+def _kind(folder: Path) -> str | None:
+    """The suffix of a model's files; None where there is no model."""
+    return next((kind for kind in (".bin", ".txt") if (folder / f"cameras{kind}").is_file()), None)
 
-    COLMAP looks at the pixels of photos as they are stored, whatever EXIF says. Raises UserError
-    for missing or damaged files, and for lenses that are no pinhole with radial and tangential
-    distortion (fisheye lenses).
+
+def _count_images(folder: Path) -> int:
+    """How many images a model has, or seems to have; 0 where it has no file of them."""
+    binary, text = folder / "images.bin", folder / "images.txt"
+    if binary.is_file():
+        with binary.open("rb") as file:
+            return int.from_bytes(file.read(8), "little")
+    return text.stat().st_size if text.is_file() else 0
+
+
+def read(folder: str | Path) -> Survey:
+    """A sparse model, binary or text: cameras, images, and points3D if it is there.
+
+    Shots in the order of their numbers. COLMAP looks at the pixels of photos as they are stored,
+    whatever EXIF says. Raises UserError for missing or damaged files; images whose pose or lens
+    cannot be used are left out.
     """
     folder = Path(folder)
-    kind = ".bin" if (folder / "cameras.bin").is_file() else ".txt"
-    paths = [folder / f"{name}{kind}" for name in ("cameras", "images", "points3D")]
-    for path in paths:
+    kind = _kind(folder) or ".bin"
+    cameras, pictures, cloud = (folder / f"{name}{kind}" for name in _FILES)
+    for path in (cameras, pictures):
         if not path.is_file():
             raise UserError(
                 f"there is no {path}",
-                "a COLMAP model: cameras, images and points3D, all .bin or all .txt",
+                "a COLMAP model: cameras and images, both .bin or both .txt",
                 "export the whole sparse model, or copy the file that is missing",
             )
+    binary = kind == ".bin"
+    known = _by_id([], [])
     try:
-        if kind == ".bin":
-            lenses = _binary_lenses(paths[0])
-            ids, points = _binary_points(paths[2])
-            shots = _binary_shots(paths[1], lenses, ids)
-        else:
-            lenses = _text_lenses(paths[0])
-            ids, points = _text_points(paths[2])
-            shots = _text_shots(paths[1], lenses, ids)
+        lenses = _binary_lenses(cameras) if binary else _text_lenses(cameras)
+        rows = _binary_images(pictures) if binary else _text_images(pictures)
+        if cloud.is_file():
+            known = _binary_points(cloud) if binary else _text_points(cloud)
+        if missing := {row.camera for row in rows} - set(lenses):
+            raise ValueError(f"images of camera {min(missing)}, which cameras{kind} has not")
     except UserError:
         raise
     except (ValueError, KeyError, IndexError, struct.error) as error:
@@ -77,14 +119,46 @@ def read(folder: str | Path) -> Survey:
             "whole cameras, images and points3D files",
             "export the model again",
         ) from error
-    if not shots:
+    if not rows:
         raise UserError(
             f"the COLMAP model {folder} has no images",
             "at least one",
             "choose another of its models (sparse/1, …), or pose the photos again",
         )
-    shots.sort(key=lambda shot: shot.file)
-    return Survey(tuple(shots), points, as_stored=True)
+    found = read_shots(
+        sorted(rows, key=lambda row: row.number),
+        lambda row: _make_shot(pictures, row, lenses[row.camera], known),
+        lambda row: row.name,
+    )
+    return Survey(found.shots, known.points if len(known.ids) else None, left_out=found.left_out)
+
+
+@dataclass(frozen=True)
+class _Camera:
+    """A camera as the file has it; what its lens is, `_make_lens` finds out."""
+
+    model: str
+    size: tuple[int, int]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image as the file has it: world-to-camera quaternion (wxyz) and translation."""
+
+    number: int
+    name: str
+    camera: int
+    pose: tuple[float, ...]
+    observed: UInt64[np.ndarray, " observation"]
+
+
+@dataclass(frozen=True)
+class _Cloud:
+    """The points of a model, by their sorted numbers."""
+
+    ids: UInt64[np.ndarray, " point"]
+    points: Float[np.ndarray, "point 3"]
 
 
 class _Cursor:
@@ -113,39 +187,41 @@ class _Cursor:
             raise ValueError("a file name without an end")
         name = self.data[self.at : end].decode("utf-8", "surrogateescape")
         self.at = end + 1
-        return name
+        return readable(name)
 
 
-def _binary_lenses(path: Path) -> dict[int, Lens]:
+def _binary_lenses(path: Path) -> dict[int, _Camera]:
     cursor = _Cursor(path)
-    lenses = {}
+    known = {number: (m.name, len(m.parameters)) for number, m in LENS_MODELS.items()}
+    known |= _OTHER_MODELS
+    cameras = {}
     for _ in range(cursor.take("Q")[0]):
         number, model, width, height = cursor.take("IiQQ")
-        if model not in LENS_MODELS:
-            raise unknown_lens(path, _OTHER_MODELS.get(model, f"number {model}"))
-        parameters = cursor.array("<f8", len(LENS_MODELS[model].parameters))
-        lenses[number] = _lens(path, LENS_MODELS[model], width, height, parameters.tolist())
-    return lenses
+        if model not in known:
+            raise unknown_lens(path, f"number {model}")
+        name, count = known[model]
+        values = cursor.array("<f8", count).tolist()
+        cameras[number] = _Camera(name, (height, width), tuple(values))
+    return cameras
 
 
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 
 
-def _binary_shots(path: Path, lenses: dict[int, Lens], ids: np.ndarray) -> list[Shot]:
+def _binary_images(path: Path) -> list[_Image]:
     cursor = _Cursor(path)
-    shots = []
+    found = []
     for _ in range(cursor.take("Q")[0]):
-        _, *pose = cursor.take("I7d")
+        number, *pose = cursor.take("I7d")
         (camera,) = cursor.take("I")
         name = cursor.text()
         (count,) = cursor.take("Q")
         observed = cursor.array(_OBSERVATION, count)["point"]
-        shots.append(_colmap_shot(path, name, lenses[camera], pose, observed, ids))
-    return shots
+        found.append(_Image(number, name, camera, tuple(pose), observed))
+    return found
 
 
-def _binary_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(sorted ids, points in that order)."""
+def _binary_points(path: Path) -> _Cloud:
     cursor = _Cursor(path)
     ids, points = [], []
     for _ in range(cursor.take("Q")[0]):
@@ -163,55 +239,57 @@ def _rows(path: Path) -> Iterator[str]:
                 yield line.strip()
 
 
-def _text_lenses(path: Path) -> dict[int, Lens]:
-    models = {model.name: model for model in LENS_MODELS.values()}
-    lenses = {}
+def _text_lenses(path: Path) -> dict[int, _Camera]:
+    cameras = {}
     for line in filter(None, _rows(path)):
-        number, name, width, height, *parameters = line.split()
-        if name not in models:
-            raise unknown_lens(path, name)
-        values = [float(value) for value in parameters]
-        lenses[int(number)] = _lens(path, models[name], int(width), int(height), values)
-    return lenses
+        number, name, width, height, *values = line.split()
+        cameras[int(number)] = _Camera(name, (int(height), int(width)), tuple(map(float, values)))
+    return cameras
 
 
-def _text_shots(path: Path, lenses: dict[int, Lens], ids: np.ndarray) -> list[Shot]:
-    rows = _rows(path)
-    shots = []
-    for line in rows:
-        if not line:
-            continue
-        _, *pose, camera, name = line.split(maxsplit=9)
-        observed = np.array(next(rows, "").split()[2::3], dtype=np.int64).astype(np.uint64)
-        pose = [float(value) for value in pose]
-        shots.append(_colmap_shot(path, name, lenses[int(camera)], pose, observed, ids))
-    return shots
+def _text_images(path: Path) -> list[_Image]:
+    """Two lines an image: itself and its observations. Some tools leave the second out (B2)."""
+    found: list[_Image] = []
+    complete = True
+    for line in _rows(path):
+        words = line.split()
+        if not complete and len(words) % 3 == 0 and _are_numbers(words):
+            observed = np.array(words[2::3], dtype=np.int64).astype(np.uint64)
+            found[-1] = replace(found[-1], observed=observed)
+            complete = True
+        elif words:
+            number, *pose, camera, name = line.split(maxsplit=9)
+            values = tuple(map(float, pose))
+            none = np.empty(0, np.uint64)
+            found.append(_Image(int(number), readable(name), int(camera), values, none))
+            complete = False
+    return found
 
 
-def _text_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _are_numbers(words: list[str]) -> bool:
+    try:
+        return all(math.isfinite(float(word)) for word in words)
+    except ValueError:
+        return False
+
+
+def _text_points(path: Path) -> _Cloud:
     rows = [line.split(maxsplit=4)[:4] for line in filter(None, _rows(path))]
     return _by_id([int(row[0]) for row in rows], [[float(x) for x in row[1:]] for row in rows])
 
 
-def _by_id(ids: list[int], points: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+def _by_id(ids: list[int], points: list[list[float]]) -> _Cloud:
     numbers = np.array(ids, dtype=np.uint64)
     order = numbers.argsort()
-    return numbers[order], np.array(points, dtype=np.float64).reshape(-1, 3)[order]
+    return _Cloud(numbers[order], np.array(points, dtype=np.float64).reshape(-1, 3)[order])
 
 
-def _colmap_shot(
-    path: Path,
-    name: str,
-    lens: Lens,
-    pose: Sequence[float],
-    observed: np.ndarray,
-    ids: np.ndarray,
-) -> Shot:
-    """A shot from COLMAP's world-to-camera quaternion (wxyz) and translation."""
-    q = np.array(pose[:4])
+def _make_shot(path: Path, image: _Image, camera: _Camera, cloud: _Cloud) -> Shot:
+    """The shot of an image. Raises UserError for a pose or a lens that cannot be used."""
+    q = np.array(image.pose[:4])
     length = float(np.linalg.norm(q))
-    if not math.isfinite(length) or length < 1e-6 or not np.isfinite(pose).all():
-        raise bad_pose(path, name, "is not finite or has no rotation")
+    if not math.isfinite(length) or length < 1e-6 or not np.isfinite(image.pose).all():
+        raise bad_pose(path, image.name, "is not finite or has no rotation")
     w, x, y, z = q / length
     rotation = np.array(
         [
@@ -222,17 +300,29 @@ def _colmap_shot(
     )
     c2w = np.eye(4)
     c2w[:3, :3] = rotation.T
-    c2w[:3, 3] = -rotation.T @ np.array(pose[4:])
-    rows = np.searchsorted(ids, observed).clip(max=max(len(ids) - 1, 0))
-    known = ids[rows] == observed if len(ids) else np.zeros(len(observed), bool)
-    return Shot(name, lens, c2w, seen=np.unique(rows[known]))
+    c2w[:3, 3] = -rotation.T @ np.array(image.pose[4:])
+    rows = np.searchsorted(cloud.ids, image.observed).clip(max=max(len(cloud.ids) - 1, 0))
+    known = np.zeros(len(rows), bool)
+    if len(cloud.ids):
+        known = cloud.ids[rows] == image.observed
+    return Shot(image.name, _make_lens(path, camera), c2w, seen=np.unique(rows[known]))
 
 
-def _lens(path: Path, model: LensModel, width: int, height: int, values: list[float]) -> Lens:
-    named = dict(zip(model.parameters, values, strict=True))
+def _make_lens(path: Path, camera: _Camera) -> Lens:
+    models = {model.name: model for model in LENS_MODELS.values()}
+    if camera.model not in models:
+        raise unknown_lens(path, camera.model)
+    names = models[camera.model].parameters
+    if len(names) != len(camera.values):
+        raise UserError(
+            f"a camera of {path.parent} is {camera.model} with {len(camera.values)} parameters",
+            f"{len(names)}: {' '.join(names)}",
+            "export the model again",
+        )
+    named = dict(zip(names, camera.values, strict=True))
     fx, fy = (named.get(key, named.get("f", 0.0)) for key in ("fx", "fy"))
     lens = Lens(
-        size=check_size(path, height, width),
+        size=check_size(path, *camera.size),
         focal=(fx, fy),
         center=(named["cx"], named["cy"]),
         radial=tuple(named.get(f"k{i}", 0.0) for i in range(1, 7)),

@@ -21,6 +21,8 @@ from .survey import (
     frames_of,
     read_json,
     read_number,
+    read_shots,
+    text_at,
 )
 
 
@@ -44,8 +46,8 @@ def read(path: str | Path) -> Survey:
             "a list of at least one",
             "use the cameras.json that the training wrote beside its point_cloud/",
         )
-    shots = []
-    for entry in entries:
+
+    def read_shot(entry: Any) -> Shot:
         name = _name(path, entry, "img_name")
         pose = np.eye(4)
         pose[:3, :3] = check_matrix(path, name, entry.get("rotation"), (3, 3))
@@ -56,8 +58,10 @@ def read(path: str | Path) -> Survey:
             focal=(read_number(path, entry, "fx"), read_number(path, entry, "fy")),
             center=(width / 2, height / 2),
         )
-        shots.append(Shot(name, check_lens(path, lens), check_pose(path, name, pose)))
-    return Survey(tuple(shots), as_stored=True)
+        return Shot(name, check_lens(path, lens), check_pose(path, name, pose))
+
+    found = read_shots(entries, read_shot, text_at("img_name"))
+    return Survey(found.shots, left_out=found.left_out)
 
 
 def read_world_to_camera(path: str | Path) -> Survey:
@@ -78,8 +82,8 @@ def read_world_to_camera(path: str | Path) -> Survey:
         tangential=(distortion["p1"], distortion["p2"]),
     )
     check_lens(path, lens)
-    shots = []
-    for frame in frames:
+
+    def read_shot(frame: Any) -> Shot:
         name = _name(path, frame, "file")
         motion = np.eye(4)
         motion[:3, :3] = check_matrix(path, name, frame.get("R"), (3, 3))
@@ -88,8 +92,10 @@ def read_world_to_camera(path: str | Path) -> Survey:
         rotation = w2c[:3, :3].T
         c2w = np.eye(4)
         c2w[:3, :3], c2w[:3, 3] = rotation, -rotation @ w2c[:3, 3]
-        shots.append(Shot(name, lens, c2w))
-    return Survey(tuple(shots))
+        return Shot(name, lens, c2w)
+
+    found = read_shots(frames, read_shot, text_at("file"))
+    return Survey(found.shots, left_out=found.left_out)
 
 
 def _name(path: Path, entry: Any, key: str) -> str:

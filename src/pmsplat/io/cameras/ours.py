@@ -4,9 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
-from ...types import Cameras
+from ...types import NO_OFFSET, Cameras, Origin
 from ..files import write_text
 from .survey import (
     Lens,
@@ -18,6 +19,8 @@ from .survey import (
     check_size,
     frames_of,
     read_number,
+    read_shots,
+    text_at,
 )
 
 
@@ -38,8 +41,9 @@ def read(path: str | Path) -> Survey:
     content, frames = frames_of(path)
     height, width = (int(read_number(path, content, side)) for side in ("height", "width"))
     size = check_size(path, height, width)
-    shots = []
-    for frame in frames:
+    origin = check_matrix(path, "origin", content.get("origin", [0.0] * 3), (3,))
+
+    def read_shot(frame: Any) -> Shot:
         if not isinstance(frame, dict) or not isinstance(frame.get("name"), str):
             raise UserError(
                 f"a frame of {path} has no name",
@@ -54,17 +58,20 @@ def read(path: str | Path) -> Survey:
             focal=(K[0, 0] * width, K[1, 1] * height),
             center=(K[0, 2] * width, K[1, 2] * height),
         )
-        shots.append(
-            Shot(
-                file=name,
-                lens=check_lens(path, lens),
-                c2w=check_pose(path, name, check_matrix(path, name, frame.get("c2w"), (4, 4))),
-                depth_file=depth_file if isinstance(depth_file, str) else None,
-                near=read_number(path, frame, "near"),
-                far=read_number(path, frame, "far"),
-            )
+        c2w = check_pose(path, name, check_matrix(path, name, frame.get("c2w"), (4, 4)))
+        c2w[:3, 3] += origin
+        return Shot(
+            file=name,
+            lens=check_lens(path, lens),
+            c2w=c2w,
+            depth_file=depth_file if isinstance(depth_file, str) else None,
+            near=read_number(path, frame, "near"),
+            far=read_number(path, frame, "far"),
         )
-    return Survey(tuple(shots), depth_scale=read_number(path, content, "depth_scale", 1e-3))
+
+    found = read_shots(frames, read_shot, text_at("name"))
+    depth_scale = read_number(path, content, "depth_scale", 1e-3)
+    return Survey(found.shots, depth_scale=depth_scale, left_out=found.left_out)
 
 
 def write_cameras(
@@ -74,12 +81,13 @@ def write_cameras(
     size: tuple[int, int],
     scale: float = 1.0,
     depth: DepthFiles | None = None,
+    origin: Origin = NO_OFFSET,
 ) -> None:
     """Writes the cameras of one scene (batch 1).
 
     `size` is the (height, width) of their pictures. `depth` says where the depth maps of the
-    pictures are. The cameras are those of the user's world; `scale` records the factor by which
-    the scene was multiplied before the network saw it.
+    pictures are. `origin` is where the zero of the cameras lies in the user's world; `read` adds
+    it. `scale` records the factor by which the scene was multiplied before the network saw it.
     """
     files = [{}] * len(names) if depth is None else [{"depth_file": file} for file in depth.names]
     frames = [
@@ -99,5 +107,8 @@ def write_cameras(
         "width": size[1],
         "scale": scale,
     }
+    if origin != NO_OFFSET:
+        head["convention"] += "; c2w counts from origin, which lies in the world of the input"
+        head["origin"] = list(origin)
     head |= {} if depth is None else {"depth_scale": depth.scale}
     write_text(path, json.dumps(head | {"frames": frames}, indent=1) + "\n")

@@ -7,7 +7,7 @@ unit of the file. Pixels are centered at index + 0.5.
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from ...errors import UserError
+from ..photo_files import names_count, natural_key
 
 T = TypeVar("T")
 
@@ -99,16 +100,32 @@ class LeftOut:
 class Survey:
     """What a camera file holds: posed photographs, and the sparse points of the scene, if any.
 
-    `depth_scale`: scene units of one count of the depth files. `as_stored`: the lenses are of the
-    pixels as they are stored, whatever EXIF says of their orientation; if not, of either.
-    `left_out`: what the file names beside them and cannot be used.
+    `depth_scale`: scene units of one count of the depth files. `left_out`: what the file names
+    beside them and cannot be used. `order` says what `in_capture_order` went by.
     """
 
     shots: tuple[Shot, ...]
     points: Float[np.ndarray, "point 3"] | None = None
     depth_scale: float = 1e-3
-    as_stored: bool = False
     left_out: tuple[LeftOut, ...] = ()
+    order: str = "the camera file"
+
+
+def in_capture_order(survey: Survey) -> Survey:
+    """The survey with its shots in the order in which they were taken.
+
+    By their times, where all have one; by the numbers in their names, where these differ in numbers
+    (frame_2 before frame_10); else as they stand in the file.
+    """
+    shots = survey.shots
+    times = [shot.time for shot in shots if shot.time is not None]
+    if len(times) == len(shots) and len(set(times)) > 1:
+        key, order = (lambda shot: (shot.time, natural_key(shot.file))), "their times"
+    elif names_count([shot.file for shot in shots]):
+        key, order = (lambda shot: natural_key(shot.file)), "the numbers in their names"
+    else:
+        return survey
+    return replace(survey, shots=tuple(sorted(shots, key=key)), order=order)
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,16 @@ def read_shots(
     if not shots:
         raise errors[0]
     return Readable(tuple(shots), tuple(left_out))
+
+
+def text_at(key: str) -> Callable[[Any], str]:
+    """What names an entry of a JSON file: its text at `key`, if it has one."""
+
+    def name(entry: Any) -> str:
+        found = entry.get(key) if isinstance(entry, dict) else None
+        return found if isinstance(found, str) else f"an entry without {key}"
+
+    return name
 
 
 def read_json(path: Path) -> Any:

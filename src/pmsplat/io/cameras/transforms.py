@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import UserError
 from .. import images
+from ..photo_files import photo_beside
 from .survey import (
     LENS_MODELS,
     Lens,
@@ -22,12 +23,14 @@ from .survey import (
     check_size,
     frames_of,
     read_number,
+    read_shots,
+    text_at,
     unknown_lens,
 )
 
 
 def read(path: str | Path) -> Survey:
-    """A transforms.json, shots in the order of the file.
+    """A transforms.json.
 
     Intrinsics per file or per frame, or `camera_angle_x`; distortion k1..k6 p1 p2; depth files
     with `depth_unit_scale_factor` (default 0.001) or `integer_depth_scale`; `near` and `far`, per
@@ -36,13 +39,13 @@ def read(path: str | Path) -> Survey:
     """
     path = Path(path)
     content, frames = frames_of(path)
-    shots = tuple(_shot(path, content, frame) for frame in frames)
+    found = read_shots(frames, lambda frame: _shot(path, content, frame), text_at("file_path"))
     unit = content.get("depth_unit_scale_factor", content.get("integer_depth_scale", 1e-3))
     scale = read_number(path, {"depth unit": unit}, "depth unit")
     scale *= read_number(path, content, "applied_scale", 1.0)
     cloud = content.get("ply_file_path")
     points = _ply_points(path.parent / cloud) if isinstance(cloud, str) else None
-    return Survey(shots, points, scale)
+    return Survey(found.shots, points, scale, found.left_out)
 
 
 def _shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
@@ -52,7 +55,7 @@ def _shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
             "the path of its photo",
             "add it, or leave the frame out",
         )
-    file = _with_suffix(path.parent, frame["file_path"])
+    file = frame["file_path"]
     depth_file = frame.get("depth_file_path", frame.get("depth_path"))
     matrix = check_matrix(path, file, frame.get("transform_matrix"), (4, 4))
     c2w = check_pose(path, file, matrix) * np.array([1.0, -1.0, -1.0, 1.0])  # OpenGL -> OpenCV
@@ -64,7 +67,14 @@ def _shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
         depth_file=depth_file if isinstance(depth_file, str) else None,
         near=read_number(path, fields, "near") if "near" in fields else None,
         far=read_number(path, fields, "far") if "far" in fields else None,
+        time=_time(path, frame),
     )
+
+
+def _time(path: Path, frame: dict[str, Any]) -> float | None:
+    """When a frame was taken, if the file says."""
+    key = next((key for key in ("timestamp", "time") if key in frame), None)
+    return None if key is None else read_number(path, frame, key)
 
 
 def _lens(path: Path, file: str, fields: dict[str, Any]) -> Lens:
@@ -75,7 +85,8 @@ def _lens(path: Path, file: str, fields: dict[str, Any]) -> Lens:
         height, width = (int(read_number(path, fields, side)) for side in ("h", "w"))
         height, width = check_size(path, height, width)
     else:
-        height, width = images.image_size(path.parent / file)
+        photo = photo_beside(path.parent, file)  # Blender's files name photos without suffix
+        height, width = images.image_size(photo or path.parent / file)
 
     def focal(key: str, angle: str, side: int) -> float | None:
         if key in fields:
@@ -104,13 +115,6 @@ def _lens(path: Path, file: str, fields: dict[str, Any]) -> Lens:
         tangential=(read_number(path, fields, "p1", 0.0), read_number(path, fields, "p2", 0.0)),
     )
     return check_lens(path, lens)
-
-
-def _with_suffix(folder: Path, file: str) -> str:
-    """The file as named; Blender's files name photos without ".png"."""
-    if not Path(file).suffix and not (folder / file).is_file():
-        return f"{file}.png"
-    return file
 
 
 def _ply_points(path: Path) -> np.ndarray | None:

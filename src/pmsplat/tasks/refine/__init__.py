@@ -73,7 +73,7 @@ def refine(
     chosen, device = _complete_options(options or Options())
     folder = Path(output)
     check_folder(folder, chosen)
-    scene = open_scene(source, tell=tell)
+    scene = open_scene(source, chosen.photos, tell=tell)
     # Photos to optimise on, and photos to compare with
     rest, held = _split_photos(len(scene), chosen.test_every)
     start = choose_start(scene, chosen)
@@ -122,9 +122,11 @@ def refine(
         start_seconds=kept["start_seconds"],
         seconds_per_step=fit.seconds / max(fit.step, 1),
         history=tuple(fit.history),
+        origin=scene.origin,
+        left_out=scene.left_out,
     )
     if _report.CAMERAS in _list_results(source, folder):
-        _report.write_all_cameras(folder, train, test)
+        _report.write_all_cameras(folder, train, test, scene.origin)
     _report.write_results(folder, fit, test, kept["before"], summary)
     return summary
 
@@ -200,7 +202,7 @@ def _make_start(
     generator = torch.Generator().manual_seed(options.seed)
     if start == "file":
         assert options.init is not None
-        gaussians = load_gaussians(options.init)
+        gaussians = load_gaussians(options.init).at_origin(scene.origin)
         if not gaussians.means.shape[1]:
             raise UserError(
                 f"{options.init} holds no Gaussians", "one at least", "choose another `init`"

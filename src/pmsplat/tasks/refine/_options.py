@@ -10,7 +10,7 @@ from torch import nn
 from ... import render
 from ...errors import UserError
 from ...registry import suggest
-from ...scene import Scene
+from ...scene import PhotoOptions, Scene
 from . import _gsplat
 from ._strategy import MCMC, Densify, Schedule, Strategy
 
@@ -37,6 +37,7 @@ class Options:
     Gaussians: MOST, on the CPU MOST_ON_CPU. `random_points` is how many to start from at random,
     RANDOM_POINTS. `sh_degree` is reached step by step. Every `test_every`-th photo is held out,
     from the first on. The state is saved every `save_every` steps.
+    `photos` says how the photos are found.
     """
 
     start: str | None = None
@@ -53,6 +54,7 @@ class Options:
     seed: int = 0
     save_every: int = 500
     resume: bool = False
+    photos: PhotoOptions | None = None
     device: str = "auto"
     overwrite: bool = False
 

@@ -1,7 +1,7 @@
 """What an optimisation leaves behind: Gaussians, figures, plots, a sheet."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...io.cameras.ours import write_cameras
+from ...io.cameras.survey import LeftOut
 from ...io.files import atomic
 from ...io.gaussians.ply import save_ply
-from ...types import Cameras, Views
+from ...types import NO_OFFSET, Cameras, Origin, Views
 from ...view.figures import color_range, colorize_depth, contact_sheet
 from ..results.depth_files import CAMERAS
 from ..results.folder import MARK
@@ -28,7 +29,8 @@ class Summary:
     """What metrics.json says: `history` from before the first step to after the last.
 
     `size` is (height, width); `held_out` and `trained_on` count photos; `start_seconds` went by
-    until there were Gaussians to start from; `seconds_per_step` is without the comparisons.
+    until there were Gaussians to start from; `seconds_per_step` is without the comparisons;
+    `origin` is where zero lies in the world of the input.
     """
 
     start: str
@@ -39,6 +41,8 @@ class Summary:
     start_seconds: float
     seconds_per_step: float
     history: tuple[Moment, ...]
+    origin: Origin = NO_OFFSET
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def before(self) -> Moment:
@@ -60,7 +64,7 @@ def write_results(
     folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summary
 ) -> None:
     """gaussians.ply, sheet.png, psnr.png and, last, metrics.json."""
-    save_ply(fit.gaussians, folder / "gaussians.ply")
+    save_ply(replace(fit.gaussians, origin=summary.origin), folder / "gaussians.ply")
     few = held_out.at(slice(0, PICTURED))
     drawn = list(fit.draw(few))
     depths = torch.cat([rendering.depth[0].cpu() for rendering in drawn])
@@ -77,12 +81,12 @@ def write_results(
     write_summary(folder, summary)
 
 
-def write_all_cameras(folder: Path, train: Views, held_out: Views) -> None:
+def write_all_cameras(folder: Path, train: Views, held_out: Views, origin: Origin) -> None:
     """cameras.json of all photos, named, the ones optimised on first, at the size of the run."""
     assert train.names is not None and held_out.names is not None
     names = train.names[0] + held_out.names[0]
     cameras = Cameras.joined([train.cameras, held_out.cameras])
-    write_cameras(folder / CAMERAS, cameras, names, train.size)
+    write_cameras(folder / CAMERAS, cameras, names, train.size, origin=origin)
 
 
 def draw_curve(path: Path, history: Sequence[Moment], title: str) -> None:

@@ -117,7 +117,7 @@ def write_results(
     _write_sheet(folder, scene, size, maps, scale.colors)
     names, stems = [found.name for found in maps], [found.stem for found in maps]
     cameras = Cameras.joined([found.camera for found in maps])
-    write_depth_cameras(folder, cameras, names, stems, size, scale, model_scale)
+    write_depth_cameras(folder, cameras, names, stems, size, scale, model_scale, scene.origin)
     summary = Summary(
         photos=tuple(names),
         size=size,

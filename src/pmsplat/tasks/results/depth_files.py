@@ -12,7 +12,7 @@ from torch import Tensor
 from ...io.cameras.ours import DepthFiles, write_cameras
 from ...io.files import write_array
 from ...io.images import count_scale, to_counts, write_depth, write_image
-from ...types import Cameras
+from ...types import NO_OFFSET, Cameras, Origin
 from ...view import figures
 
 CAMERAS = "cameras.json"
@@ -87,7 +87,8 @@ def write_depth_cameras(
     size: tuple[int, int],
     scale: Scale,
     model_scale: float = 1.0,
+    origin: Origin = NO_OFFSET,
 ) -> None:
     """cameras.json of pictures called `names`, whose counts are depth/STEM.png."""
     files = DepthFiles(tuple(f"depth/{stem}.png" for stem in stems), scale.count)
-    write_cameras(folder / CAMERAS, cameras, names, size, model_scale, files)
+    write_cameras(folder / CAMERAS, cameras, names, size, model_scale, files, origin)

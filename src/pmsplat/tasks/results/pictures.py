@@ -16,7 +16,7 @@ from ...io.images import FULL_SCALE, read_image, to_counts, write_depth, write_i
 from ...io.video import write_video
 from ...progress import Track
 from ...scene.fit import fit_image, to_tensor
-from ...types import Cameras, Rendering
+from ...types import NO_OFFSET, Cameras, Origin, Rendering
 from ...view import figures
 from ..cameras import Picture
 from .depth_files import (
@@ -96,9 +96,17 @@ def write_drawing(folder: Path, picture: Picture, stem: str, rendering: Renderin
 
 
 def write_results(
-    folder: Path, drawings: list[Drawing], gaussians: int, fps: float, track: Track
+    folder: Path,
+    drawings: list[Drawing],
+    gaussians: int,
+    fps: float,
+    track: Track,
+    origin: Origin = NO_OFFSET,
 ) -> Summary:
-    """Everything that is made of the numbers on disk; no video where `fps` is 0."""
+    """Everything that is made of the numbers on disk; no video where `fps` is 0.
+
+    `origin` is where the zero of the pictures' cameras lies in the world of the scene.
+    """
     scale = Scale.fit([drawing.spread for drawing in drawings])
     stems = [drawing.stem for drawing in drawings]
     for drawing in track(drawings, "writing depth", len(drawings)):
@@ -112,7 +120,8 @@ def write_results(
         write_video(folder / "video.mp4", _read_frames(folder, drawings, track), fps)
     size = drawings[0].picture.size
     cameras = Cameras.joined([drawing.picture.camera for drawing in drawings])
-    write_depth_cameras(folder, cameras, [f"color/{s}.png" for s in stems], stems, size, scale)
+    names = [f"color/{stem}.png" for stem in stems]
+    write_depth_cameras(folder, cameras, names, stems, size, scale, origin=origin)
     summary = Summary(
         gaussians=gaussians,
         size=size,

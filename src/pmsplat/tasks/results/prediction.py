@@ -97,6 +97,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         _names(result.context) + _names(result.held_out),
         result.context.size,
         result.scale,
+        origin=result.gaussians.origin,
     )
     write_summary(folder, summary)
     return summary
