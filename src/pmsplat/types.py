@@ -22,6 +22,7 @@ from .geometry.origin import local_origin
 B = TypeVar("B", bound="Bundle")
 Factor = float | Float[Tensor, " batch"]  # of lengths: one for all scenes, or one for each
 Origin = tuple[float, float, float]
+Direction = tuple[float, float, float]
 
 NO_OFFSET: Origin = (0.0, 0.0, 0.0)
 
@@ -216,7 +217,8 @@ class Gaussians(Bundle):
 
     `rules` is how they were trained to be drawn. `origin` is where (0, 0, 0) of `means` lies in the
     world of the file they came from: float32 is too coarse for coordinates far from the origin,
-    such as those of a map.
+    such as those of a map. `up` is the direction of the world that a file without fixed axes says
+    is up; None where none says so, which is read as OpenCV's -y.
     """
 
     means: Float[Tensor, "batch gaussian 3"]
@@ -226,6 +228,7 @@ class Gaussians(Bundle):
     sh: Float[Tensor, "batch gaussian sh 3"]
     rules: DrawingRules = CLASSIC
     origin: Origin = NO_OFFSET
+    up: Direction | None = None
 
     @property
     def covariances(self) -> Float[Tensor, "batch gaussian 3 3"]:
@@ -240,8 +243,8 @@ class Gaussians(Bundle):
     def joined(parts: Sequence["Gaussians"]) -> "Gaussians":
         """Several parts of one scene as one; bands that a part has not are zero. At least one.
 
-        Raises UserError for parts that are drawn by different rules. The origin is that of the
-        first part.
+        Raises UserError for parts that are drawn by different rules. The origin and up are those of
+        the first part.
         """
         if len(parts) == 1:
             return parts[0]
@@ -262,6 +265,7 @@ class Gaussians(Bundle):
             sh=torch.cat(sh, dim=1),
             rules=parts[0].rules,
             origin=parts[0].origin,
+            up=parts[0].up,
         )
 
     def scaled(self, factor: Factor) -> "Gaussians":
@@ -269,7 +273,7 @@ class Gaussians(Bundle):
         means, scales = _times(self.means, factor), _times(self.scales, factor)
         origin = self.origin
         if origin != NO_OFFSET:
-            origin = _as_origin(torch.tensor(origin, dtype=torch.float64) * factor)
+            origin = _as_triple(torch.tensor(origin, dtype=torch.float64) * factor)
         return replace(self, means=means, scales=scales, origin=origin)
 
     def at_origin(self, origin: Origin) -> "Gaussians":
@@ -301,6 +305,7 @@ class Gaussians(Bundle):
             quats_wxyz=gaussian_geometry.quat_multiply(quat.to(self.means), self.quats_wxyz),
             sh=torch.einsum("kj,bgjc->bgkc", mixing.to(self.sh), self.sh),
             origin=origin,
+            up=None if self.up is None else _as_triple(rotation @ exact.new_tensor(self.up)),
         )
 
     def _move_means(self, exact: Float[Tensor, "4 4"]) -> tuple[Tensor, Origin]:
@@ -312,11 +317,11 @@ class Gaussians(Bundle):
             return se3.transform(exact.to(self.means), self.means), NO_OFFSET
         place = se3.transform(exact, exact.new_tensor([self.origin]))[0] - origin
         turned = self.means.double() @ exact[:3, :3].mT
-        return (turned + place).to(self.means), _as_origin(origin)
+        return (turned + place).to(self.means), _as_triple(origin)
 
 
-def _as_origin(place: Float[Tensor, "3"]) -> Origin:
-    x, y, z = place.tolist()
+def _as_triple(vector: Float[Tensor, "3"]) -> tuple[float, float, float]:
+    x, y, z = vector.tolist()
     return x, y, z
 
 

@@ -43,6 +43,20 @@ def look_at(
     return compose(torch.stack([right, down, forward], dim=-1), eye)
 
 
+def upright(up: Float[Tensor, "3"]) -> Float[Tensor, "4 4"]:
+    """Returns the smallest turn that takes `up` to -y, up in OpenCV axes; from +y about x.
+
+    Turns from an axis are exact.
+    """
+    x, y, z = normalize(up, dim=-1).unbind()
+    if y > 1 - 1e-12:
+        return torch.diag(torch.stack([1 + 0 * y, -1 + 0 * y, -1 + 0 * y, 1 + 0 * y]))
+    zero = torch.zeros_like(y)
+    cross = torch.stack([zero, x, zero, -x, zero, -z, zero, z, zero]).reshape(3, 3)
+    turn = torch.eye(3).to(up) + cross + cross @ cross / (1 - y)
+    return compose(turn, torch.zeros_like(up))
+
+
 def interpolate(
     start: Float[Tensor, "*#batch 4 4"],
     end: Float[Tensor, "*#batch 4 4"],

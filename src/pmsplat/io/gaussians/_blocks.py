@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from ...errors import UserError
 from ...geometry.origin import local_origin
 from ...types import NO_OFFSET, Gaussians, Origin
+from ._facts import tell_origin, tell_steps
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,10 @@ def read_blocks(
 
     Blocks are float64. Where their means lie far from the origin, they are counted from a local
     origin: that of the first block, if the file says one, else one that is found (`local_origin`).
-    `rules` are those of the first block. Quaternions are normalised; a quaternion of length 0
-    becomes the identity. A Gaussian with a value that is not finite, a negative scale or an opacity
-    outside [0, 1] is left out; a warning counts them. Raises UserError if `count` is positive and
-    no Gaussian is usable.
+    A warning says so, and where digits were lost before. `rules` and `up` are those of the first
+    block. Quaternions are normalised; a quaternion of length 0 becomes the identity. A Gaussian
+    with a value that is not finite, a negative scale or an opacity outside [0, 1] is left out; a
+    warning counts them. Raises UserError if `count` is positive and no Gaussian is usable.
     """
     whole = Gaussians(
         means=torch.empty(1, count, 3),
@@ -50,7 +51,11 @@ def read_blocks(
         if not usable.all():
             block = block.map(lambda tensor, chosen=usable: tensor[:, chosen])
         if start == 0:
-            whole = replace(whole, rules=block.rules, origin=_find_origin(block))
+            tell_steps(path, block.at_origin(NO_OFFSET).means[0])
+            origin = _find_origin(block)
+            if origin != NO_OFFSET:
+                tell_origin(path, origin)
+            whole = replace(whole, rules=block.rules, origin=origin, up=block.up)
         block = block.at_origin(whole.origin).to(torch.float32)
         end = kept + block.means.shape[1]
         whole.means[:, kept:end] = block.means

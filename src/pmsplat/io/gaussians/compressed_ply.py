@@ -9,7 +9,7 @@ Format and names: PlayCanvas, SuperSplat and splat-transform, 2024.
 
 Largest errors, with e the extent of a chunk in the quantity: position and logarithm of scale e/4094
 (x, z) and e/2046 (y), colour e/510, opacity 1/510, a component of the unit quaternion √2/2046, a
-coefficient 1/64 (1/32 near the ends of its range).
+coefficient 1/64 (1/32 near the ends of its range). Comments are those of any .ply (`_facts`).
 """
 
 import logging
@@ -26,6 +26,7 @@ from ...types import Gaussians
 from ..files import atomic
 from . import _quaternions
 from ._blocks import BLOCK, check, damage_error
+from ._facts import tell_loss, write_comments
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
     are not finite. The file is complete or absent.
     """
     check(gaussians, path)
+    tell_loss(gaussians, path)
     coefficients = min(gaussians.sh.shape[-2], (DEGREE + 1) ** 2)
     if coefficients < gaussians.sh.shape[-2]:
         log.warning("%s: harmonics beyond degree %d are left out", path, DEGREE)
@@ -170,8 +172,9 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
     if coefficients > 1:
         tables["sh"] = _name_columns(harmonics, [f"f_rest_{i}" for i in range(harmonics.shape[1])])
     elements = [PlyElement.describe(table, name) for name, table in tables.items()]
+    comments = write_comments(gaussians)
     with atomic(path) as temporary:
-        PlyData(elements, text=False, byte_order="<").write(str(temporary))
+        PlyData(elements, text=False, byte_order="<", comments=comments).write(str(temporary))
 
 
 def _name_columns(table: np.ndarray, names: Sequence[str]) -> np.ndarray:

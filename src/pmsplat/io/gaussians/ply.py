@@ -3,52 +3,62 @@
 One vertex per Gaussian, float32: x y z, nx ny nz (zero), f_dc_0..2, f_rest_* channel by channel
 (all of red, then green, then blue), opacity as a logit, scale_0..2 as natural logarithms,
 rot_0..3 as w x y z. Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering",
-2023. The format defines no axes: means are written in the frame of the Gaussians, unchanged.
+2023. The format defines no axes: means are written in the frame of the Gaussians, unchanged. What
+comments say is in `_facts`.
+
+Other programs' columns: `filter_3D` is the 3-D filter of Mip-Splatting (Yu et al., 2024), red green
+blue without f_dc_* the colour of nerfstudio's export without harmonics; without scale_2 the file is
+of 2D Gaussian Splatting (Huang et al., 2024); the element color_space is Apple SHARP's.
 
 Precision of a file that `save_ply` wrote: means, harmonics and unit quaternions are exact in
 float32; scales and opacities have errors up to 1e-6 (they pass through a logarithm).
 """
 
 import logging
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from plyfile import PlyData, PlyElement, PlyParseError
+from plyfile import PlyData, PlyElement
 
 from ...errors import UserError
 from ...geometry import sh
-from ...types import Gaussians
+from ...types import DrawingRules, Gaussians
 from ..files import atomic
 from . import compressed_ply
 from ._blocks import damage_error, read_blocks, write_blocks
+from ._facts import Facts, name_columns, read_comments, tell_loss, write_comments
+from ._ply_tables import Element, Header, read_header, read_tables
 
 log = logging.getLogger(__name__)
 
 DEGREE = 3  # the highest degree that is written: viewers read no higher one
 MARGIN = 2.0**-24  # least distance of opacities from 0 and 1, where logits are infinite
-HEADER_LIMIT = 1 << 16  # bytes: longest header that is read
-SIZES = {"char": 1, "uchar": 1, "short": 2, "ushort": 2, "int": 4, "uint": 4, "float": 4}
-SIZES |= {"double": 8, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4}
-SIZES |= {"float32": 4, "float64": 8}
+MEANS, NORMALS, DC = ("x", "y", "z"), ("nx", "ny", "nz"), ("f_dc_0", "f_dc_1", "f_dc_2")
+SCALES, QUATS = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
+RGB, FILTER, COLOR_SPACE = ("red", "green", "blue"), "filter_3D", "color_space"
+FLAT = 1e-6  # third scale of flat Gaussians, in scene units, as SuperSplat and 2DGS's tools have it
+MIP_SPLATTING = DrawingRules(blur=0.1, antialiased=True)  # its `kernel_size` unless told otherwise
+SAMPLE = 1 << 14  # rows that tell whether a column means something
 
 
 def save_ply(gaussians: Gaussians, path: str | Path) -> None:
     """Writes the Gaussians of one scene, in their own world frame and units.
 
-    Degree 4 is written as degree 3, the highest that viewers read, with a warning once per process.
-    Needs up to 248 bytes of memory for each Gaussian. Raises UserError for a batch of several
-    scenes or for values that are not finite. The file is complete or absent.
+    Comments say that they are antialiased, where their origin lies and what is up, if so. Degree 4
+    is written as degree 3, the highest that viewers read, with a warning once per process. Needs up
+    to 248 bytes of memory for each Gaussian. Raises UserError for a batch of several scenes or for
+    values that are not finite. The file is complete or absent.
     """
     coefficients = min(gaussians.sh.shape[-2], (DEGREE + 1) ** 2)
     if coefficients < gaussians.sh.shape[-2]:
         _warn_once_about_degree()
     blocks = write_blocks(gaussians, path)
+    tell_loss(gaussians, path)
     names = _list_properties(coefficients - 1)
     vertices = np.empty((gaussians.means.shape[1], len(names)), "<f4")
     filled = 0
@@ -58,14 +68,13 @@ def save_ply(gaussians: Gaussians, path: str | Path) -> None:
         filled += len(rows)
     table = vertices.view([(name, "<f4") for name in names])[:, 0]
     with atomic(path) as temporary:
-        element = PlyElement.describe(table, "vertex")
-        PlyData([element], text=False, byte_order="<").write(str(temporary))
+        element, comments = PlyElement.describe(table, "vertex"), write_comments(gaussians)
+        PlyData([element], text=False, byte_order="<", comments=comments).write(str(temporary))
 
 
 def _list_properties(rest: int) -> list[str]:
-    names = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]
-    names += [f"f_rest_{i}" for i in range(3 * rest)]
-    return [*names, "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
+    return [*MEANS, *NORMALS, *DC, *(f"f_rest_{i}" for i in range(3 * rest)), "opacity", *SCALES,
+            *QUATS]  # fmt: skip
 
 
 def _make_rows(block: Gaussians, coefficients: int) -> np.ndarray:
@@ -90,133 +99,139 @@ def _warn_once_about_degree() -> None:
 def load_ply(path: str | Path) -> Gaussians:
     """Reads the Gaussians of a .ply file as batch 1 on the CPU.
 
-    Reads INRIA's layout (also written by gsplat, nerfstudio and pmsplat) and PlayCanvas' compressed
-    one (`compressed_ply`): degrees 0 to 4, with or without normals, binary of either byte order or
-    text. Other properties are ignored, quaternions are normalised. Gaussians with values that are
-    not finite are left out; a warning counts them. The file is mapped into memory; beside it the
-    result takes 236 bytes for each Gaussian of degree 3 and 56 of degree 0. Raises UserError for
-    any other file, before it allocates memory for what the header claims.
+    Reads INRIA's layout (also written by gsplat, nerfstudio and pmsplat), its dialects (see the
+    module) and PlayCanvas' compressed one (`compressed_ply`): degrees 0 to 4, with or without
+    normals, binary of either byte order or text. `rules`, `origin` and `up` are those of the
+    comments. Properties and elements that are not read are named in a warning; quaternions are
+    normalised. Gaussians with values that are not finite are left out; a warning counts them. The
+    file is mapped into memory; beside it the result takes 236 bytes for each Gaussian of degree 3
+    and 56 of degree 0. Raises UserError for any other file and for linear colours, before it
+    allocates memory for what the header claims.
     """
-    # Read the header and choose the layout.
-    header = _read_header(path)
-    elements = {element.name: element for element in header.elements}
-    vertex = elements.get("vertex", _Element("vertex", 0, (), ()))
+    header = read_header(path)
+    vertex, facts = header.get_element("vertex"), read_comments(path, header.comments)
     if set(compressed_ply.PACKED) <= set(vertex.properties):
-        coefficients, decode = compressed_ply.decoder(path, _read_elements(path, header))
-        return read_blocks(path, vertex.count, coefficients, decode)
-    wanted = set(_list_properties(0)) - {"nx", "ny", "nz"}
-    if missing := sorted(wanted - set(vertex.properties)):
+        known = ("vertex", "chunk", "sh")
+        coefficients, decode = compressed_ply.decoder(path, read_tables(path, header, known))
+        _tell_left_out(
+            path, header, [p for p in vertex.properties if p not in compressed_ply.PACKED]
+        )
+        return read_blocks(path, vertex.count, coefficients, lambda i, j: facts.of(decode(i, j)))
+    layout = _find_layout(path, header)
+    tables = read_tables(path, header, ("vertex", COLOR_SPACE))
+    _check_colors(path, tables.get(COLOR_SPACE))
+    rows = tables.get("vertex", np.empty(0, vertex.make_dtype("=")))
+    _tell_left_out(path, header, _list_unread(vertex, layout, rows))
+    if layout.filtered and facts.rules is None:
+        facts = replace(facts, rules=MIP_SPLATTING)
+        log.warning("%s: filter_3D is Mip-Splatting's, so it is drawn antialiased with a blur of "
+                    "%g px², the default there", path, MIP_SPLATTING.blur)  # fmt: skip
+    decode = _make_decoder(rows, layout, facts)
+    return read_blocks(path, vertex.count, 1 + len(layout.rest) // 3, decode)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which columns hold what: `dc` are coefficients or, with `divisor`, RGB times that."""
+
+    dc: tuple[str, ...]
+    rest: tuple[str, ...]
+    scales: tuple[str, ...]
+    filtered: bool
+    is_rgb: bool
+
+
+def _find_layout(path: str | Path, header: Header) -> _Layout:
+    vertex = header.get_element("vertex")
+    names = set(vertex.properties)
+    is_rgb = not names & set(DC) and set(RGB) <= names
+    dc, scales = RGB if is_rgb else DC, SCALES[:2] if SCALES[2] not in names else SCALES
+    if missing := sorted({*MEANS, *dc, *scales, *QUATS, "opacity"} - names):
         raise UserError(
             f"{path} is a mesh or a point cloud, not Gaussians (no {missing[0]} in its vertices)",
             "a .ply of Gaussians, whose vertices have x y z f_dc_* opacity scale_* rot_*",
             "pass the point_cloud.ply of a 3DGS training run, or export the scene as splats",
         )
+    if lists := [n for n, kind in zip(vertex.properties, vertex.types, strict=True) if not kind]:
+        raise damage_error(path, f"its element 'vertex' has lists ({lists[0]})")
+    if len(scales) == 2 or "splatrendermode: 2dgs" in map(str.lower, header.comments):
+        log.warning("%s: it is of 2D Gaussian Splatting; its discs are drawn as Gaussians of "
+                    "thickness %g", path, FLAT)  # fmt: skip
     # Find the degree of the harmonics.
-    rest = [f"f_rest_{i}" for i in range(sum(n.startswith("f_rest_") for n in vertex.properties))]
+    count = sum(name.startswith("f_rest_") for name in names)
+    rest = tuple(f"f_rest_{i}" for i in range(count))
     try:
-        coefficients = (sh.degree_of(1 + len(rest) // 3) + 1) ** 2
+        coefficients = (sh.degree_of(1 + count // 3) + 1) ** 2
     except ValueError as error:
-        raise damage_error(path, f"{len(rest)} properties f_rest_*") from error
-    if len(rest) != 3 * (coefficients - 1) or not set(rest) <= set(vertex.properties):
-        raise damage_error(path, f"{len(rest)} properties f_rest_*")
-    # Decode block by block.
-    data = _read_elements(path, header)
-    return read_blocks(path, vertex.count, coefficients, _make_decoder(data["vertex"], rest))
+        raise damage_error(path, f"{count} properties f_rest_*") from error
+    if count != 3 * (coefficients - 1) or not set(rest) <= names:
+        raise damage_error(path, f"{count} properties f_rest_*")
+    return _Layout(dc, rest, scales, FILTER in names, is_rgb)
 
 
-def _make_decoder(vertices: np.ndarray, rest: list[str]) -> Callable[[int, int], Gaussians]:
+def _check_colors(path: str | Path, table: np.ndarray | None) -> None:
+    """Raises UserError where the file says that its colours are not sRGB."""
+    if table is None or not table.dtype.names or not len(table):
+        return
+    if (table[table.dtype.names[0]] != 0).any():
+        raise UserError(
+            f"{path} has Gaussians of linear colours (its element {COLOR_SPACE})",
+            "colours in sRGB, as they are shown",
+            "export it again with sRGB colours",
+        )
+
+
+def _list_unread(vertex: Element, layout: _Layout, rows: np.ndarray) -> list[str]:
+    """The properties that are not read and hold something: normals are zero in most files."""
+    read = {*MEANS, *layout.dc, *layout.rest, *layout.scales, *QUATS, "opacity", FILTER}
+    some = rows[:: -(-len(rows) // SAMPLE) or 1]
+    empty = {name for name in NORMALS if name in vertex.properties and not some[name].any()}
+    return [name for name in vertex.properties if name not in read | empty]
+
+
+def _tell_left_out(path: str | Path, header: Header, columns: list[str]) -> None:
+    known = {"vertex", "chunk", "sh", COLOR_SPACE}
+    parts = [f"the columns {name_columns(columns)}"] if columns else []
+    others = [e.name for e in header.elements if e.count and e.name not in known]
+    parts += [f"the elements {name_columns(others)}"] if others else []
+    if parts:
+        log.warning("%s: left out: %s", path, " and ".join(parts))
+
+
+def _make_decoder(
+    rows: np.ndarray, layout: _Layout, facts: Facts
+) -> Callable[[int, int], Gaussians]:
+    divisor = _find_divisor(rows) if layout.is_rgb else 1.0
+
     def decode(start: int, stop: int) -> Gaussians:
-        block = vertices[start:stop]
+        block = rows[start:stop]
 
         def columns(*names: str) -> torch.Tensor:
             table = np.stack([block[name] for name in names], axis=-1)
             return torch.from_numpy(table.astype(np.float64))[None]
 
-        coefficients = columns("f_dc_0", "f_dc_1", "f_dc_2")[:, :, None]
-        if rest:
-            higher = rearrange(columns(*rest), "b g (c k) -> b g k c", c=3)
+        dc = columns(*layout.dc)
+        coefficients = ((dc / divisor - 0.5) / sh.C0 if layout.is_rgb else dc)[:, :, None]
+        if layout.rest:
+            higher = rearrange(columns(*layout.rest), "b g (c k) -> b g k c", c=3)
             coefficients = torch.cat([coefficients, higher], dim=2)
-        return Gaussians(
-            means=columns("x", "y", "z"),
-            scales=columns("scale_0", "scale_1", "scale_2").exp(),
-            quats_wxyz=columns("rot_0", "rot_1", "rot_2", "rot_3"),
-            opacities=columns("opacity")[..., 0].sigmoid(),
-            sh=coefficients,
+        scales, opacities = columns(*layout.scales).exp(), columns("opacity")[..., 0].sigmoid()
+        if len(layout.scales) == 2:
+            scales = torch.cat([scales, torch.full_like(scales[..., :1], FLAT)], dim=-1)
+        if layout.filtered:
+            wider = torch.hypot(scales, columns(FILTER))
+            opacities = opacities * (scales / wider).nan_to_num(1.0).prod(dim=-1)
+            scales = wider
+        return facts.of(
+            Gaussians(columns(*MEANS), scales, columns(*QUATS), opacities, coefficients)
         )
 
     return decode
 
 
-@dataclass(frozen=True)
-class _Element:
-    """One element of a header: its number of rows and its properties; the type of a list is ""."""
-
-    name: str
-    count: int
-    types: tuple[str, ...]
-    properties: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Header:
-    text: bool
-    elements: tuple[_Element, ...]
-    data_bytes: int
-
-
-def _read_header(path: str | Path) -> _Header:
-    source = Path(path)
-    if not source.is_file():
-        raise UserError(f"no file {path}", "a .ply file of Gaussians", "check the path")
-    with source.open("rb") as file:
-        head = file.read(HEADER_LIMIT)
-    end = re.search(rb"\nend_header\r?\n", head)
-    if not re.match(rb"ply\r?\n", head) or end is None:
-        raise damage_error(path, "no .ply header")
-    form, elements = "", []
-    for line in head[: end.start()].decode("ascii", "replace").splitlines()[1:]:
-        match line.split():
-            case [] | ["comment" | "obj_info", *_]:
-                pass
-            case ["format", ("ascii" | "binary_little_endian" | "binary_big_endian") as form, _]:
-                pass
-            case ["element", name, count] if count.isdecimal() and len(count) < 20:
-                elements.append(_Element(name, int(count), (), ()))
-            case ["property", "list", _, _, name] if elements:
-                elements[-1] = _add_property(elements[-1], "", name)
-            case ["property", kind, name] if elements and kind in SIZES:
-                elements[-1] = _add_property(elements[-1], kind, name)
-            case _:
-                raise damage_error(
-                    path, f"its header has the line {line[:60]!r}, which is not .ply"
-                )
-    names = [element.name for element in elements]
-    if not form or len(set(names)) < len(names):
-        raise damage_error(path, "two elements of one name" if form else "no format in its header")
-    for element in elements:
-        if len(set(element.properties)) < len(element.properties):
-            raise damage_error(path, "two properties of one name")
-    return _Header(form == "ascii", tuple(elements), source.stat().st_size - end.end())
-
-
-def _add_property(element: _Element, kind: str, name: str) -> _Element:
-    types, properties = (*element.types, kind), (*element.properties, name)
-    return _Element(element.name, element.count, types, properties)
-
-
-def _read_elements(path: str | Path, header: _Header) -> dict[str, np.ndarray]:
-    """Reads the tables of a file after a check of its size; binary files are mapped into memory."""
-    claimed = 0
-    for element in header.elements:
-        if "" in element.types:
-            raise damage_error(path, f"its element {element.name!r} has lists")
-        row = 2 * len(element.types) if header.text else sum(SIZES[kind] for kind in element.types)
-        claimed += element.count * max(row, 1)
-        if claimed > header.data_bytes:
-            rows = "Gaussians" if element.name == "vertex" else f"rows of {element.name!r}"
-            raise damage_error(path, f"{element.count} {rows} in {header.data_bytes} bytes")
-    try:
-        data = PlyData.read(str(path), mmap="r")
-        return {element.name: element.data for element in data.elements}
-    except (PlyParseError, ValueError, OverflowError) as error:
-        raise damage_error(path, str(error)) from error
+def _find_divisor(rows: np.ndarray) -> float:
+    """What stands for full red, green and blue: 1 in floats that do not exceed it."""
+    kinds = {rows.dtype[name] for name in RGB}
+    if all(kind.kind == "f" for kind in kinds):
+        return 1.0 if all((rows[name] <= 1).all() for name in RGB) else 255.0
+    return 65535.0 if any(kind.itemsize == 2 for kind in kinds) else 255.0

@@ -9,7 +9,8 @@ Precision: means and scales are exact in float32; errors of colour and opacity a
 those of a component of a unit quaternion 1/128 before it is normalised again. Of the two
 quaternions of a rotation the one with w <= 0 is written, because a byte can hold -1 but not 1, only
 127/128: viewers that do not normalise (Spark 2.2) would rotate the identity by 14 degrees.
-Harmonics beyond degree 0 are lost, and colours are clamped to [0, 1].
+Harmonics beyond degree 0 are lost, and colours are clamped to [0, 1]; so are the rules by which
+Gaussians are drawn, their origin and what is up. Warnings say so.
 """
 
 import logging
@@ -23,6 +24,7 @@ from ...geometry import sh
 from ...types import Gaussians
 from ..files import atomic
 from ._blocks import damage_error, read_blocks, write_blocks
+from ._facts import tell_loss
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +69,11 @@ def read(path: str | Path) -> Gaussians:
 def write(gaussians: Gaussians, path: str | Path) -> None:
     """Writes the Gaussians of one scene in their order; the file is complete or absent.
 
-    Warns in the log if harmonics are lost. Raises UserError for a batch of several scenes or for
+    Warns in the log of what is lost. Raises UserError for a batch of several scenes or for
     values that are not finite.
     """
     blocks = write_blocks(gaussians, path)
+    tell_loss(gaussians, path, rules=False, origin=False, up=False)
     if gaussians.sh.shape[-2] > 1:
         log.warning("%s: a .splat file has no harmonics beyond degree 0; they are left out", path)
     with atomic(path) as temporary, temporary.open("wb") as file:

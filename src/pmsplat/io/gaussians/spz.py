@@ -18,7 +18,7 @@ import gzip
 import logging
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ import torch
 
 from ...errors import UserError
 from ...geometry import sh
-from ...types import Gaussians
+from ...types import CLASSIC, MIP, NO_OFFSET, DrawingRules, Gaussians
 from ..files import write_bytes
 from . import _quaternions
 from ._blocks import check, damage_error, read_blocks, write_blocks
+from ._facts import into_axes, tell_loss
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ FIRST_STEP, STEP = 8, 16  # of coefficients of degree 1 and of higher degrees, i
 MAX_FRACTION = 16  # bits after the binary point of a position
 LEVEL = 6  # of gzip, as in the reference writer: a third of the time of the highest level
 MAX_SIZE, MAX_RATIO = 1 << 26, 100  # a file may unpack to 64 MiB, or to 100 times its size
-EXTENSIONS, FRAME = 2, 0xADBE0003  # flag and type of the record that names the axes
+ANTIALIASED, EXTENSIONS = 1, 2  # flags
+FRAME = 0xADBE0003  # type of the record that names the axes
 FRAMES = (  # names of axes; the record counts them from 1
     "LDB", "RDB", "LUB", "RUB", "LDF", "RDF", "LUF", "RUF",
     "LFD", "RFD", "LFU", "RFU", "LBD", "RBD", "LBU", "RBU",
@@ -58,7 +60,15 @@ class _Header:
     count: int
     degree: int
     fraction: int
-    extended: bool
+    flags: int
+
+    @property
+    def extended(self) -> bool:
+        return bool(self.flags & EXTENSIONS)
+
+    @property
+    def rules(self) -> DrawingRules:
+        return MIP if self.flags & ANTIALIASED else CLASSIC
 
     @property
     def coefficients(self) -> int:
@@ -99,13 +109,17 @@ def read(path: str | Path) -> Gaussians:
     turn = _rotate_from_axes(path, FRAMES[packed.frame])
 
     def decode(start: int, stop: int) -> Gaussians:
-        return _decode(packed, start, stop).transformed(turn)
+        block = _decode(packed, start, stop).transformed(turn)
+        return replace(block, rules=packed.header.rules)
 
     return read_blocks(path, packed.header.count, packed.header.coefficients, decode)
 
 
 def write(gaussians: Gaussians, path: str | Path, version: int = 3) -> None:
     """Writes the Gaussians of one scene in the axes right, up, back; degrees 0 to 4.
+
+    A flag says that they are antialiased. The format has no place for an origin: positions are
+    those around it, and a warning says so.
 
     Most viewers read version 3; version 4 is newer, makes smaller files and needs the package
     zstandard. Raises UserError for a batch of several scenes, for values that are not finite, and
@@ -114,6 +128,7 @@ def write(gaussians: Gaussians, path: str | Path, version: int = 3) -> None:
     if version not in (3, 4):
         raise UserError(f"version {version} of .spz", "3 or 4", "leave version out for 3")
     check(gaussians, path)
+    tell_loss(gaussians, path, origin=False)
     count, degree = gaussians.means.shape[1], gaussians.sh_degree
     farthest = float(gaussians.means.detach().abs().max()) if count else 0.0
     if farthest >= 1 << 23:
@@ -123,10 +138,11 @@ def write(gaussians: Gaussians, path: str | Path, version: int = 3) -> None:
             "crop far Gaussians, or save as .ply",
         )
     fraction = min(MAX_FRACTION, 23 - int(farthest).bit_length())
-    header = _Header(version, count, degree, fraction, False)
+    flags = ANTIALIASED if gaussians.rules.antialiased else 0
+    header = _Header(version, count, degree, fraction, flags)
     arrays = _encode(gaussians, path, header)
     if version == 3:
-        head = LEGACY.pack(MAGIC, version, count, degree, fraction, 0)
+        head = LEGACY.pack(MAGIC, version, count, degree, fraction, flags)
         write_bytes(path, gzip.compress(head + b"".join(arrays.values()), LEVEL, mtime=0))
     else:
         write_bytes(path, _pack_zstd(header, [part for part in arrays.values() if part]))
@@ -156,7 +172,7 @@ def _unpack_gzip(path: str | Path, content: bytes) -> _Packed:
             raise damage_error(path, "no .spz header in its gzip stream")
         if version not in (2, 3):
             raise damage_error(path, f"version {version} of .spz in gzip, which is neither 2 nor 3")
-        header = _Header(version, count, degree, fraction, bool(flags & EXTENSIONS))
+        header = _Header(version, count, degree, fraction, flags)
         _check_header(path, header, len(content))
         total = count * sum(header.widths.values())
         body = unpacker.decompress(unpacker.unconsumed_tail, total) if total else b""
@@ -184,7 +200,7 @@ def _unpack_zstd(path: str | Path, content: bytes) -> _Packed:
     _, version, count, degree, fraction, flags, streams, table = HEADER.unpack_from(content)
     if version != 4:
         raise damage_error(path, f"version {version} of .spz; pmsplat reads versions 2, 3 and 4")
-    header = _Header(version, count, degree, fraction, bool(flags & EXTENSIONS))
+    header = _Header(version, count, degree, fraction, flags)
     _check_header(path, header, len(content))
     widths = header.widths
     present = [name for name, width in widths.items() if count * width]
@@ -227,9 +243,8 @@ def _pack_zstd(header: _Header, parts: list[bytes]) -> bytes:
     compressor = _import_zstandard("version 4").ZstdCompressor(level=12)
     streams = [compressor.compress(part) for part in parts]
     table = [struct.pack("<QQ", len(s), len(p)) for s, p in zip(streams, parts, strict=True)]
-    head = HEADER.pack(
-        MAGIC, 4, header.count, header.degree, header.fraction, 0, len(parts), HEADER.size
-    )
+    numbers = (header.count, header.degree, header.fraction, header.flags)
+    head = HEADER.pack(MAGIC, 4, *numbers, len(parts), HEADER.size)
     return b"".join([head, *table, *streams])
 
 
@@ -312,8 +327,9 @@ def _encode(gaussians: Gaussians, path: str | Path, header: _Header) -> dict[str
     }
     start = 0
     clamped = {"any": 0, "too thin": 0, "too large": 0, "too colourful": 0}
-    for ours in write_blocks(gaussians, path):
-        block = ours.transformed(turn)
+    local = replace(gaussians, origin=NO_OFFSET)
+    for ours in write_blocks(local, path):
+        block = into_axes(ours, turn).at_origin(NO_OFFSET)
         stop = start + block.means.shape[1]
         # Quantize a block.
         digits = (block.means[0] * 2**header.fraction).round().numpy().astype(np.int64)

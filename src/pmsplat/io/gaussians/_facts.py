@@ -1,0 +1,186 @@
+"""What a file says of all its Gaussians at once: how they are drawn, where they lie, what is up.
+
+Comments of a .ply carry the three. `comment SplatRenderMode: mip` is the convention of Brush,
+gsplat (pull request 1036), nerfstudio (3773) and splat-transform; Postshot writes `antialiased 1`.
+`comment Vertical Axis: z` is nerfstudio's; Brush also writes three numbers, and "y" for OpenCV's
+axes, in which y points down. `comment origin X Y Z` is ours: where (0, 0, 0) of the file lies in
+its world.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ...geometry import se3
+from ...types import CLASSIC, MIP, NO_OFFSET, Direction, DrawingRules, Gaussians, Origin
+
+log = logging.getLogger(__name__)
+
+MODE = "SplatRenderMode"  # also the key in `extras` of glTF and in `customData` of USD
+MODES = {"mip": MIP, "default": CLASSIC, "classic": CLASSIC}
+AXES: dict[str, Direction] = {"x": (1, 0, 0), "y": (0, -1, 0), "z": (0, 0, 1)}  # of nerfstudio
+PLACES = re.compile(r"\b(epsg|crs|srs|wkt|offset|shift|translation|units?|scale)\b", re.IGNORECASE)
+COARSE = 1e-4  # of the extent: steps of coordinates above it are seen
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is said of all Gaussians; `rules` is None where nothing says how they are drawn."""
+
+    rules: DrawingRules | None = None
+    origin: Origin = NO_OFFSET
+    up: Direction | None = None
+
+    def of(self, gaussians: Gaussians) -> Gaussians:
+        """The same Gaussians, with these facts."""
+        return replace(gaussians, rules=self.rules or CLASSIC, origin=self.origin, up=self.up)
+
+
+def read_comments(path: str | Path, comments: Iterable[str]) -> Facts:
+    """The facts in comments of a .ply; the last of a kind counts.
+
+    A warning names values that are not known, and what looks like a map's system or unit.
+    """
+    facts, unknown = Facts(), []
+    for comment in comments:
+        key, _, value = comment.strip().partition(" ")
+        name, colon, rest = comment.strip().partition(":")
+        if key.lower() == "antialiased" and value.strip() in ("0", "1"):
+            facts = replace(facts, rules=MIP if value.strip() == "1" else CLASSIC)
+        elif key == "origin" and (place := _read_triple(value)) is not None:
+            facts = replace(facts, origin=place)
+        elif colon and name.lower() == "vertical axis":
+            up = AXES.get(rest.strip().lower()) or _read_triple(rest)
+            if up is not None and any(up):
+                facts = replace(facts, up=None if up == AXES["y"] else up)
+            else:
+                unknown.append(comment)
+        elif colon and name.lower() == MODE.lower() and rest.strip().lower() != "2dgs":
+            mode = read_mode(rest)
+            facts = facts if mode is None else replace(facts, rules=mode)
+            unknown += [comment] * (mode is None)
+        elif PLACES.search(comment):
+            unknown.append(comment)
+    if unknown:
+        told = "; ".join(text.strip()[:80] for text in unknown[:5])
+        log.warning("%s: comments that are not understood are left out: %s", path, told)
+    return facts
+
+
+def write_comments(gaussians: Gaussians) -> list[str]:
+    """The comments of a .ply that say the facts; none for Gaussians of which there is none."""
+    comments = [f"{MODE}: {mode}"] if (mode := find_mode(gaussians.rules)) else []
+    if gaussians.up is not None:
+        axis = [name for name, up in AXES.items() if up == gaussians.up]
+        comments.append(f"Vertical Axis: {axis[0] if axis else _write_triple(gaussians.up)}")
+    if gaussians.origin != NO_OFFSET:
+        comments.append(f"origin {_write_triple(gaussians.origin)}")
+    return comments
+
+
+def read_mode(text: str) -> DrawingRules | None:
+    """The rules of a value of MODE; None where it is not known."""
+    return MODES.get(text.strip().lower())
+
+
+def find_mode(rules: DrawingRules) -> str | None:
+    """The value of MODE for rules; None for those that need not be said."""
+    return "mip" if rules.antialiased else None
+
+
+def tell_loss(
+    gaussians: Gaussians, path: str | Path, rules: bool = True, origin: bool = True, up: bool = True
+) -> None:
+    """Says once in the log what of the facts a file loses; the flags say what its format keeps."""
+    if gaussians.rules.antialiased and not rules:
+        log.warning("%s: the format cannot say that these Gaussians are antialiased; set it where "
+                    "they are drawn", path)  # fmt: skip
+    kept = MIP if gaussians.rules.antialiased and rules else CLASSIC
+    changed = replace(gaussians.rules, antialiased=kept.antialiased)
+    if changed != kept:
+        log.warning(
+            "%s: no format can say how these Gaussians are drawn (blur %g px², alpha at most %g, "
+            "from %g of near); readers take blur %g, alpha %g, %g",
+            *(path, changed.blur, changed.alpha_cap, changed.near),
+            *(kept.blur, kept.alpha_cap, kept.near),
+        )
+    if gaussians.origin != NO_OFFSET and not origin:
+        log.warning(
+            "%s: the format has no place for the origin: add (%s) to its positions to get those of "
+            "the world",
+            *(path, ", ".join(map(repr, gaussians.origin))),
+        )
+    if gaussians.up is not None and not up:
+        log.warning("%s: the format cannot say that up is %s", path, _write_triple(gaussians.up))
+
+
+def tell_origin(path: str | Path, origin: Origin) -> None:
+    """Says once that means are not counted from zero of the file's world."""
+    log.warning(
+        "%s: its coordinates lie far from zero, where float32 is too coarse; positions are counted "
+        "from (%s), which travels with them",
+        *(path, ", ".join(map(repr, origin))),
+    )
+
+
+def tell_steps(path: str | Path, points: Float[Tensor, "point 3"]) -> None:
+    """Says once where points in world coordinates came with fewer digits than their extent needs.
+
+    That is where every number is one of float32, whose steps there exceed COARSE of the extent.
+    """
+    usable = points[points.isfinite().all(dim=-1)]
+    if not len(usable) or bool((usable.float().double() != usable).any()):
+        return
+    center = usable.median(dim=0).values
+    extent = float((usable - center).abs().median(dim=0).values.max())
+    step = float(2.0 ** (math.frexp(float(center.abs().max()))[1] - 24))
+    if step > COARSE * extent > 0:
+        log.warning(
+            "%s: its coordinates are exact to %g only, for a scene of about %g: the program that "
+            "wrote it has lost the digits; export it around a local origin, or in double",
+            *(path, step, extent),
+        )
+
+
+def into_axes(gaussians: Gaussians, axes: Float[Tensor, "4 4"]) -> Gaussians:
+    """The Gaussians in the axes of a format: `axes` turns OpenCV's into those.
+
+    First `up` becomes OpenCV's -y, where a file said it. Means stay as they are counted, and
+    `origin` is turned with them.
+    """
+    turn = axes.double()
+    if gaussians.up is not None:
+        turn = turn @ se3.upright(turn.new_tensor(gaussians.up))
+    turned = replace(gaussians, origin=NO_OFFSET, up=None).transformed(turn)
+    place = turn[:3, :3] @ turn.new_tensor(gaussians.origin) + turn.new_tensor(turned.origin)
+    x, y, z = (0.0 + place).tolist()  # never -0.0
+    return replace(turned, origin=(x, y, z))
+
+
+def name_columns(names: Iterable[str]) -> str:
+    """Names for a sentence; those that differ in a number at the end count as one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\d+$", "*", name), []).append(name)
+    return ", ".join(
+        whole[0] if len(whole) == 1 else f"{group} ({len(whole)})"
+        for group, whole in groups.items()
+    )
+
+
+def _read_triple(text: str) -> tuple[float, float, float] | None:
+    try:
+        x, y, z = map(float, text.split())
+    except ValueError:
+        return None
+    return (x, y, z) if all(abs(value) < 1e30 for value in (x, y, z)) else None
+
+
+def _write_triple(triple: tuple[float, float, float]) -> str:
+    return " ".join(repr(float(value)) for value in triple)
