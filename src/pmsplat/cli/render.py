@@ -34,7 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, metavar="DIR", type=Path, help="folder of results"
     )
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="photos to compare with")
+    parser.add_argument(
+        "--photos", "--images", type=Path, metavar="DIR", help="photos to compare with"
+    )
     parser.add_argument(
         "--attributes", type=Path, metavar="FILE.npy", help="[gaussian, channel], drawn too"
     )

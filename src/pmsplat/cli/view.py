@@ -24,7 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
     parser.add_argument("scenes", nargs="+", metavar="SCENE", type=Path, help="see above")
     parser.add_argument("--cameras", metavar="CAMERAS", help="as for `pmsplat render`")
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="the photos of the cameras")
+    parser.add_argument(
+        "--photos", "--images", type=Path, metavar="DIR", help="the photos of the cameras"
+    )
     parser.add_argument(
         "--up",
         metavar="AXIS",

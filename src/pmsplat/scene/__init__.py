@@ -184,7 +184,8 @@ def _find_photos(
                 f"there is no folder {named[0]}", "the folder of the photos", "check its path"
             )
         return find_photos(files, places[0]), places[0]
-    best, chosen = [None] * len(files), homes[0]
+    best: list[Path | None] = [None] * len(files)
+    chosen = homes[0]
     folders = _PHOTO_FOLDERS
     if any(
         home.name == "distorted" for home in homes

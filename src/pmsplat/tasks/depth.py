@@ -15,7 +15,7 @@ from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
 from ..zoo.infer import fill_near, model_unit, predict_views
 from ..zoo.load import load
-from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
+from .options import choose_photos, count_views, describe_fit, fit_size, pick_device
 from .results import depth as depth_results
 from .results.folder import make_whole, name_files
 
@@ -80,8 +80,8 @@ def depth(
         groups = group_photos(scene, overlap, chosen)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
-        if size != scene.size:
-            tell(describe_scaling(scene.size, size))
+        for sentence in describe_fit(scene, size):
+            tell(sentence)
         tell(_describe_groups(overlap, groups))
         # Does the largest group fit into memory?
         at_once = max(len(group.views) for group in groups)

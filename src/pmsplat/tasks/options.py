@@ -1,10 +1,15 @@
 """What a user may choose, checked against the photos and the machine: photos, size, device."""
 
+from collections import Counter
+
 import torch
 
 from ..errors import UserError
+from ..scene import Scene
+from ..scene.fit import covering_size
 
 LONGEST = 960  # pixels of the longer side of the largest images that models were published for
+MUCH_CUT = 0.25  # of a photo: losing more is said
 SHORTEST = 16  # pixels of a side: less is no picture
 
 
@@ -60,10 +65,36 @@ def format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def describe_scaling(photo: tuple[int, int], size: tuple[int, int]) -> str:
-    """What happens to photos that are not of the size for the network."""
-    before, after = format_size(photo), format_size(size)
-    return f"Photos of {before} are scaled and cut to {after} (height x width)."
+def describe_fit(scene: Scene, size: tuple[int, int]) -> list[str]:
+    """What happens to photos that are not of the size for the network; what is cut off of some."""
+    sizes = Counter(photo.size for photo in scene.photos if photo.size != size)
+    if not sizes:
+        return []
+    after = format_size(size)
+    told = [f"{_list_sizes(sizes)} are scaled and cut to {after} (height x width)."]
+    lost = {shape: _share_cut(shape, size) for shape in sizes}
+    cut = {shape: count for shape, count in sizes.items() if lost[shape] > MUCH_CUT}
+    if cut:
+        first = next(photo for photo in scene.photos if photo.size in cut)
+        told.append(
+            f"Of {sum(cut.values())} photos up to {max(lost.values()):.0%} is cut off, because "
+            f"their shape is another (the first is {first.name} of {format_size(first.size)}). "
+            "Choose a size of their shape, or leave them out."
+        )
+    return told
+
+
+def _list_sizes(sizes: Counter[tuple[int, int]]) -> str:
+    if len(sizes) == 1:
+        return f"Photos of {format_size(next(iter(sizes)))}"
+    parts = [f"{count} of {format_size(shape)}" for shape, count in sizes.most_common(3)]
+    return f"Photos ({', '.join(parts)}{', …' if len(sizes) > 3 else ''})"
+
+
+def _share_cut(photo: tuple[int, int], size: tuple[int, int]) -> float:
+    """The share of a photo that is cut off after it was scaled to cover `size`."""
+    height, width = covering_size(photo, size)
+    return 1 - size[0] * size[1] / (height * width)
 
 
 def pick_device(name: str) -> torch.device:

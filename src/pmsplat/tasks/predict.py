@@ -17,7 +17,7 @@ from ..scene.overlap import choose_context, held_out, overlaps
 from ..zoo import memory
 from ..zoo.infer import depth_only_error, fill_near, reconstruct
 from ..zoo.load import load
-from .options import choose_photos, count_views, describe_scaling, fit_size, pick_device
+from .options import choose_photos, count_views, describe_fit, fit_size, pick_device
 from .results import prediction
 from .results.folder import make_whole
 
@@ -84,8 +84,8 @@ def predict(
         if not traits.draws:
             raise depth_only_error()
         size = fit_size(scene.size, chosen.size)
-        if size != scene.size:
-            tell(describe_scaling(scene.size, size))
+        for sentence in describe_fit(scene, size):
+            tell(sentence)
         # Which photos the network sees; does that fit into memory?
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)

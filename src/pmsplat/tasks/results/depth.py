@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...evaluate.depth import DepthMetrics, depth_metrics, median_scale
 from ...progress import Track
 from ...scene import Scene
-from ...types import Cameras, Views
+from ...types import NO_OFFSET, Cameras, Origin, Views
 from ...view import figures
 from .depth_files import (
     Scale,
@@ -44,7 +44,8 @@ class Summary:
     `size` is (height, width); `scale` by how much larger the network saw the world; `depth_scale`
     is one count of the PNG files and `colors` near and far of the coloured ones, in the unit of the
     cameras. `median_scaled` compares after each photo's depth was multiplied until its median was
-    the sensor's. Both are None where no photo has sensor depth.
+    the sensor's. Both are None where no photo has sensor depth. `origin` is where the zero of
+    cameras.json lies in the world of the input.
     """
 
     photos: tuple[str, ...]
@@ -54,6 +55,7 @@ class Summary:
     colors: tuple[float, float]
     as_predicted: Accuracy | None
     median_scaled: Accuracy | None
+    origin: Origin = NO_OFFSET
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def write_results(
         colors=scale.colors,
         as_predicted=_average({found.name: found.as_predicted for found in maps}),
         median_scaled=_average({found.name: found.median_scaled for found in maps}),
+        origin=scene.origin,
     )
     write_summary(folder, summary)
     return summary

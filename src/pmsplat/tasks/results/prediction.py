@@ -17,7 +17,7 @@ from ...io.images import to_uint8, write_image
 from ...io.video import write_video
 from ...progress import Track
 from ...render import rasterize
-from ...types import Cameras, Gaussians, Rendering, Views
+from ...types import NO_OFFSET, Cameras, Gaussians, Origin, Rendering, Views
 from ...view import trajectory
 from ...view.figures import color_range, colorize_depth
 from .depth_files import CAMERAS, write_numbers
@@ -48,7 +48,7 @@ class Summary:
 
     `size` is (height, width); `scale` by how much larger the network saw the world; `held_out` the
     metrics of each photo that it was not shown, `means` theirs, and those of the context's depth
-    where a sensor knows it.
+    where a sensor knows it. `origin` is where zero lies in the world of the input.
     """
 
     context: tuple[str, ...]
@@ -57,6 +57,7 @@ class Summary:
     gaussians: int
     held_out: dict[str, dict[str, float]]
     means: dict[str, float]
+    origin: Origin = NO_OFFSET
 
 
 def write_results(folder: Path, result: Result, track: Track) -> Summary:
@@ -89,6 +90,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         gaussians=result.gaussians.means.shape[1],
         held_out=held_out,
         means=_means(result, held_out),
+        origin=result.gaussians.origin,
     )
     shown = [views.cameras for views in (result.context, result.held_out) if views is not None]
     write_cameras(
