@@ -17,7 +17,7 @@ from pmsplat.data import synthetic
 from pmsplat.errors import UserError
 from pmsplat.io.video import read_frames
 from pmsplat.models import depthsplat
-from pmsplat.scene import open_scene
+from pmsplat.scene import PhotoOptions, open_scene
 from pmsplat.tasks.options import fit_size, pick_device
 from pmsplat.tasks.predict import Options, choose_views, predict
 from pmsplat.tasks.results.folder import name_files
@@ -274,7 +274,7 @@ def test_a_model_of_depth_alone(room: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_photos_of_one_place_only(
+def test_a_photo_that_is_lost_is_an_error_if_one_wants(
     shared: Path, model: depthsplat.DepthSplat, tmp_path: Path
 ) -> None:
     """A folder of posed photos, one of which is gone."""
@@ -283,8 +283,9 @@ def test_photos_of_one_place_only(
     source.chmod(0o755)
     (source / "images").chmod(0o755)
     sorted((source / "images").iterdir())[0].unlink()
-    with pytest.raises(UserError, match="there is no image"):
-        predict(source, model, tmp_path / "out", QUICK)
+    strict = replace(QUICK, photos=PhotoOptions(strict=True))
+    with pytest.raises(UserError, match="there is no such photo"):
+        predict(source, model, tmp_path / "out", strict)
     assert not (tmp_path / "out").exists()
 
 

@@ -98,8 +98,7 @@ def open_scene(
             "a folder of photos, posed or bare",
             "check the path, and the folder of photos if you named one",
         )
-    posed = pose_photos(photos, _cache(cache), tell)
-    return _open_posed(posed, path.resolve().name, chosen, photos)
+    return _open_posed(pose_photos(photos, _cache(cache), tell), path.resolve().name, chosen)
 
 
 def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
@@ -124,6 +123,12 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
         either += is_upright(image, shot.lens) is None
         photo = photo if cameras.is_dir() else replace(photo, name=readable(image.name))
         found.append((shot, _with_depth(photo, shot, homes[0], survey.depth_scale)))
+    lost = [shot for shot, photo in found if shot.depth_file and photo.depth_source is None]
+    if lost:
+        text = f"{len(lost)} of {len(found)} depth maps are missing, the first {lost[0].depth_file}"
+        if options.strict:
+            raise UserError(text, "all of them, with `strict=True`", "leave `strict` out")
+        log.warning("%s: those photos have none", text)
     _report(left_out, len(found), options.strict, cameras)
     if either:
         log.warning(
@@ -135,13 +140,13 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
     return make_scene(homes[-1].resolve().name, survey, [photo for _, photo in found])
 
 
-def _report(left_out: Sequence[LeftOut], used: int, strict: bool, cameras: Path) -> None:
+def _report(left_out: Sequence[LeftOut], used: int, strict: bool, source: object) -> None:
     """Warns of photos that are left out; UserError where none is used, or with `strict`."""
     if not left_out:
         return
     some = "; ".join(f"{photo.name}: {photo.reason}" for photo in left_out[:3])
     more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-    text = f"{len(left_out)} of {used + len(left_out)} photos of {cameras} cannot be used: "
+    text = f"{len(left_out)} of {used + len(left_out)} photos of {source} cannot be used: "
     text += some + more
     if not used:
         raise UserError(
@@ -213,21 +218,21 @@ def _with_depth(photo: Photo, shot: Shot, home: Path, scale: float) -> Photo:
     """The photo with the depth map that its camera file names, if that is there."""
     if shot.depth_file is None:
         return photo
-    depth = home / shot.depth_file
-    if not depth.is_file():
-        depth = home / shot.depth_file.replace("\\", "/")
+    named = (home / file for file in (shot.depth_file, shot.depth_file.replace("\\", "/")))
+    depth = next((path for path in named if path.is_file()), None)
+    if depth is None:
+        return photo
     scale = 1.0 if depth.suffix == ".npy" else scale
     return replace(photo, depth_source=depth, depth_scale=scale)
 
 
-def _open_posed(
-    folder: Path, name: str, options: PhotoOptions, photos: Sequence[Path] = ()
-) -> Scene:
+def _open_posed(folder: Path, name: str, options: PhotoOptions) -> Scene:
     """The scene of photos that pycolmap posed; `folder` is one of the cache."""
     scene = _open_cameras(folder / "sparse" / "0", folder, replace(options, folder=None))
-    lost = sorted({photo.name for photo in photos} - set(scene.names), key=natural_key)
-    left_out = [LeftOut(name, "pycolmap could not pose it") for name in lost]
-    _report(left_out, len(scene), options.strict, folder)
+    given = {photo.name for photo in (folder / _PHOTOS).iterdir()}
+    lost = sorted(given - set(scene.names), key=natural_key)
+    left_out = [LeftOut(photo, "pycolmap could not pose it") for photo in lost]
+    _report(left_out, len(scene), options.strict, name)
     return replace(scene, name=name, left_out=(*scene.left_out, *left_out))
 
 
