@@ -195,3 +195,23 @@ def _scene_at(folder: Path, place: np.ndarray) -> Path:
     write_colmap(folder / "sparse" / "0", moved, replace(cloud, xyz=cloud.xyz + place))
     photos(folder / "images", NAMES)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "program"),
+    [
+        ("bundle.out", "# Bundle file v0.3\n1 0\n", "Bundler"),
+        ("scene.nvm", "NVM_V3 \n\n2\n", "VisualSFM"),
+        ("reconstruction.json", '[{"cameras": {}, "shots": {}}]', "OpenSfM"),
+        ("cameras.sfm", '{"version": ["1"], "views": []}', "AliceVision"),
+        ("poses.csv", "#name,x,y,alt,heading,pitch,roll\na.jpg,1,2,3,4,5,6\n", "RealityCapture"),
+        ("cameras.xml", '<?xml version="1.0"?>\n<document version="2.0.0">', "Metashape"),
+    ],
+)
+def test_cameras_that_are_not_read_are_not_passed_over(
+    tmp_path: Path, file: str, content: str, program: str
+) -> None:
+    photos(tmp_path, NAMES)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=f"cameras of {program}"):
+        open_scene(tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..io.cameras import KINDS, find_cameras, read_cameras
 from ..io.cameras.survey import LeftOut, Shot
+from ..io.cameras.unread import refuse_unread
 from ..io.chunks import INDEX, read_chunk, read_split
 from ..io.photo_files import PHOTO_SUFFIXES, find_photos, natural_key, readable
 from ..types import Views
@@ -91,6 +92,7 @@ def open_scene(
             "a camera file, a folder of photos, a video, or a chunk of scenes",
             "check the path",
         )
+    refuse_unread(path)
     photos = _list_photos(path, chosen.folder)
     if not photos:
         raise UserError(
