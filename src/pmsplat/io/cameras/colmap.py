@@ -15,23 +15,20 @@ from ...errors import UserError
 from .survey import (
     LENS_MODELS,
     Lens,
-    LensModel,
     Shot,
     Survey,
     bad_pose,
-    check_lens,
-    check_size,
+    make_lens,
     unknown_lens,
 )
 
 _MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "")
 _OTHER_MODELS = {
-    5: "OPENCV_FISHEYE",
-    7: "FOV",
-    8: "SIMPLE_RADIAL_FISHEYE",
-    9: "RADIAL_FISHEYE",
-    10: "THIN_PRISM_FISHEYE",
     11: "RAD_TAN_THIN_PRISM_FISHEYE",
+    12: "SIMPLE_DIVISION",
+    13: "DIVISION",
+    16: "EUCM",
+    17: "EQUIRECTANGULAR",
 }
 
 
@@ -47,8 +44,7 @@ def read(folder: str | Path) -> Survey:
     """A sparse model, binary or text (cameras, images, points3D), shots in order of their names.
 
     COLMAP looks at the pixels of photos as they are stored, whatever EXIF says. Raises UserError
-    for missing or damaged files, and for lenses that are no pinhole with radial and tangential
-    distortion (fisheye lenses).
+    for missing or damaged files, and for lenses that are not in `LENS_MODELS`.
     """
     folder = Path(folder)
     kind = ".bin" if (folder / "cameras.bin").is_file() else ".txt"
@@ -124,7 +120,8 @@ def _binary_lenses(path: Path) -> dict[int, Lens]:
         if model not in LENS_MODELS:
             raise unknown_lens(path, _OTHER_MODELS.get(model, f"number {model}"))
         parameters = cursor.array("<f8", len(LENS_MODELS[model].parameters))
-        lenses[number] = _lens(path, LENS_MODELS[model], width, height, parameters.tolist())
+        size = (height, width)
+        lenses[number] = make_lens(path, LENS_MODELS[model], size, parameters.tolist())
     return lenses
 
 
@@ -171,7 +168,7 @@ def _text_lenses(path: Path) -> dict[int, Lens]:
         if name not in models:
             raise unknown_lens(path, name)
         values = [float(value) for value in parameters]
-        lenses[int(number)] = _lens(path, models[name], int(width), int(height), values)
+        lenses[int(number)] = make_lens(path, models[name], (int(height), int(width)), values)
     return lenses
 
 
@@ -226,16 +223,3 @@ def _colmap_shot(
     rows = np.searchsorted(ids, observed).clip(max=max(len(ids) - 1, 0))
     known = ids[rows] == observed if len(ids) else np.zeros(len(observed), bool)
     return Shot(name, lens, c2w, seen=np.unique(rows[known]))
-
-
-def _lens(path: Path, model: LensModel, width: int, height: int, values: list[float]) -> Lens:
-    named = dict(zip(model.parameters, values, strict=True))
-    fx, fy = (named.get(key, named.get("f", 0.0)) for key in ("fx", "fy"))
-    lens = Lens(
-        size=check_size(path, height, width),
-        focal=(fx, fy),
-        center=(named["cx"], named["cy"]),
-        radial=tuple(named.get(f"k{i}", 0.0) for i in range(1, 7)),
-        tangential=(named.get("p1", 0.0), named.get("p2", 0.0)),
-    )
-    return check_lens(path, lens)
