@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
-from ..io.cameras import KINDS, find_cameras, read_cameras
+from ..io.cameras import KINDS, find_cameras, is_model, read_cameras
 from ..io.chunks import INDEX, read_chunk, read_split
+from ..io.photo_files import PHOTO_SUFFIXES
 from ..types import Views
-from .photos import PHOTO_SUFFIXES, Scene, chunk_scene, find_photos, make_photo, make_scene
+from .photos import Scene, chunk_scene, find_photos, make_photo, make_scene
 from .posing import VIDEO_SUFFIXES, pose_photos, pose_video
 
 __all__ = ["Scene", "chunk_scene", "open_scene", "read_views"]
@@ -44,8 +45,9 @@ def open_scene(
     `path` is one of these, tried in this order:
 
     * a camera file, or a folder that has one, as `find_cameras` finds it: transforms.json
-      (nerfstudio, instant-ngp), our cameras.json, a COLMAP model, INRIA's cameras.json. Photos are
-      where the file says, or in images/ beside it;
+      (nerfstudio, instant-ngp), our cameras.json, a COLMAP model, INRIA's cameras.json, poses of
+      LLFF, of capture apps and of data sets. Photos are where the file says, or in images/ beside
+      it;
     * `SPLIT/000000.torch`, a split folder, or either with `:KEY`: a scene of a chunk;
     * a video file, or a folder of bare photos (in it, or in images/): posed by pycolmap, in a
       process of its own. The result is kept in `cache` (default: the user's cache folder) and found
@@ -82,16 +84,17 @@ def open_scene(
 
 def _open_cameras(cameras: Path, path: Path, images_folder: str | None) -> Scene:
     """The scene of a camera file or model that was found in `path`, or is `path`."""
-    survey = read_cameras(cameras)
+    survey = read_cameras(cameras, images_folder)
     files = [shot.file for shot in survey.shots]
     folder = images_folder or _PHOTOS
 
-    # Where photos are: a .json file names them as seen from itself, COLMAP as seen from images/.
-    if cameras.is_dir():
+    # Where photos are: COLMAP names them as seen from images/, other formats as seen from the
+    # camera file or the folder that has their poses.
+    if is_model(cameras):
         home = _home(cameras, path, folder)
         places = [home / folder, home]
     else:
-        home = cameras.parent
+        home = cameras if cameras.is_dir() else cameras.parent
         places = [home, home / folder]
         if images_folder is not None:
             files = [Path(file).name for file in files]
@@ -102,12 +105,12 @@ def _open_cameras(cameras: Path, path: Path, images_folder: str | None) -> Scene
     photos = []
     for image, shot in zip(find_photos(files, home, places), survey.shots, strict=True):
         photo = make_photo(image, shot, survey)
-        if not cameras.is_dir():
+        if not is_model(cameras):
             photo = replace(photo, name=image.name)
         if shot.depth_file is not None:
             depth = home / shot.depth_file
             scale = 1.0 if depth.suffix == ".npy" else survey.depth_scale
-            photo = replace(photo, depth_source=depth, depth_scale=scale)
+            photo = replace(photo, depth_source=depth, depth_scale=scale, no_depth=survey.no_depth)
         photos.append(photo)
     return make_scene(home.resolve().name, survey, photos)
 

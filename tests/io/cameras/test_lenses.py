@@ -121,8 +121,13 @@ def test_fields_of_view_in_degrees_and_radians(tmp_path: Path) -> None:
         content |= {"x_fov": 90, "camera_angle_y": 2 * math.atan(0.5)}
 
     np.testing.assert_allclose(read_lens(tmp_path, change).focal, (6.0, 8.0))
+
+    def widen(content: dict) -> None:
+        change(content)
+        content["x_fov"] = 200
+
     with pytest.raises(UserError, match="field of view of 200 degrees"):
-        read_lens(tmp_path, lambda c: (change(c), c.update(x_fov=200)))
+        read_lens(tmp_path, widen)
 
 
 PANORAMAS = {
