@@ -1,5 +1,7 @@
 """Undistortion: a picture drawn through a lens, straightened, is the picture of a pinhole."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.optimize import least_squares
@@ -12,7 +14,20 @@ LENSES = {
     "pincushion": Lens((60, 80), (70.0, 70.0), (40.0, 30.0), (0.35, 0, 0, 0, 0, 0)),
     "tangential": Lens((60, 80), (70.0, 70.0), (40.0, 30.0), (0.05, 0, 0, 0, 0, 0), (0.03, -0.02)),
     "rational": Lens((60, 80), (70.0, 70.0), (40.0, 30.0), (0.3, 0.1, 0.01, -0.1, 0.08, 0.005)),
-}
+    "eighth power": Lens(
+        (60, 80), (70.0, 70.0), (40.0, 30.0), (-0.3, 0.02, 0.01, 0.3, 0, 0), projection="polynomial"
+    ),
+    "fisheye": Lens(
+        (60, 80), (70.0, 72.0), (41.0, 29.0), (-0.02, 5e-3, -1e-3, 3e-4, 0, 0), projection="fisheye"
+    ),
+    "field of view": Lens(
+        (60, 80), (70.0, 70.0), (40.0, 30.0), (0.9, 0, 0, 0, 0, 0), projection="fov"
+    ),
+    "thin prism": Lens(
+        (60, 80), (70.0, 70.0), (40.0, 30.0), (0.05, 0, 0, 0.02, 0, 0), (0.01, -0.01), "fisheye",
+        (0.02, -0.01),
+    ),
+}  # fmt: skip
 
 
 def straight_rays(lens: Lens) -> np.ndarray:
@@ -88,3 +103,70 @@ def test_a_pinhole_is_left_alone() -> None:
     image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     assert pinhole(lens) is lens
     assert undistort_image(image, lens) is image
+
+
+def documented(lens: Lens, point: tuple[float, float, float]) -> tuple[float, float]:
+    """The pixel of a point in front of the camera, as COLMAP documents its fisheyes and FOV."""
+    x, y, z = point
+    r = math.hypot(x, y) / z
+    theta = math.atan(r)
+    k1, k2, k3, k4 = lens.radial[:4]
+    if lens.projection == "fov":
+        bent = math.atan(2 * r * math.tan(k1 / 2)) / k1
+    else:
+        bent = theta * (1 + k1 * theta**2 + k2 * theta**4 + k3 * theta**6 + k4 * theta**8)
+    u, v = x / z * bent / r, y / z * bent / r
+    return u * lens.focal[0] + lens.center[0], v * lens.focal[1] + lens.center[1]
+
+
+WIDE = {
+    "180 degrees across": Lens(
+        (240, 320), (320 / math.pi, 320 / math.pi), (160.0, 120.0), projection="fisheye"
+    ),
+    "more than 180 degrees": Lens(
+        (240, 320), (80.0, 82.0), (158.0, 123.0), (0.01, -0.002, 0, 0, 0, 0), projection="fisheye"
+    ),
+    "model that folds back": Lens(
+        (240, 320), (150.0, 150.0), (160.0, 120.0), (-0.25, -0.1, 0, 0, 0, 0), projection="fisheye"
+    ),
+    "wide field of view": Lens(
+        (240, 320), (90.0, 90.0), (160.0, 120.0), (1.6, 0, 0, 0, 0, 0), projection="fov"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_points_of_a_fisheye_lie_where_the_pinhole_says(name: str) -> None:
+    """A dot where the documented model puts a point is found where a pinhole would see it."""
+    lens, straight = WIDE[name], pinhole(WIDE[name])
+    found = 0
+    for point in ((0.3, 0.2, 2.0), (-0.9, 0.1, 1.5), (0.5, -0.5, 1.0), (-0.2, 0.4, 0.7)):
+        want = np.array(point[:2]) / point[2] * straight.focal + straight.center
+        if not (8 < want[0] < 312 and 8 < want[1] < 232):
+            continue  # beyond the edge of the pinhole
+        column, row = documented(lens, point)
+        rows, columns = np.mgrid[:240, :320] + 0.5
+        dot = 255 * np.exp(-((columns - column) ** 2 + (rows - row) ** 2) / 3)
+        seen = undistort_image(np.repeat(dot[..., None], 3, axis=2).astype(np.uint8), lens)
+        weight = seen[..., 0].astype(float)
+        got = np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()
+        peak = np.unravel_index(weight.argmax(), weight.shape)
+        assert np.abs(np.array(peak[::-1]) + 0.5 - want).max() <= 1.0
+        assert np.abs(got - want).max() < 0.8  # a dot is stretched outward
+        found += 1
+    assert found >= 2
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_the_pinhole_of_a_fisheye_is_no_wider_than_is_of_use(name: str) -> None:
+    lens, straight = WIDE[name], pinhole(WIDE[name])
+    assert straight.is_pinhole and straight.center == lens.center and straight.size == lens.size
+    corners = np.array([(0, 0), (320, 0), (0, 240), (320, 240)])
+    angles = np.arctan(np.hypot(*((corners - straight.center) / straight.focal).T))
+    assert math.degrees(angles.max()) <= 60.01
+    assert math.degrees(angles.max()) > 40
+    edge = distort(lens, (corners - straight.center) / straight.focal)
+    assert ((edge >= 0) & (edge <= [320, 240])).all()
+    # One to one: farther from the center of the pinhole is farther out in the photo.
+    along = (corners[0] - straight.center) / straight.focal * np.linspace(0, 1, 200)[:, None]
+    assert (np.diff(np.hypot(*(distort(lens, along) - lens.center).T)) > 0).all()

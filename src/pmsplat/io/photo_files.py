@@ -55,15 +55,15 @@ def photos_in(folder: Path, deep: bool = True) -> dict[str, Path]:
 def find_photos(files: Sequence[str], place: Path, deep: bool = True) -> list[Path | None]:
     """The photos of a folder that a camera file calls `files`; None for those that are not there.
 
-    Folders in it are searched too, if `deep`. A file is meant by its exact path. Else, where only
-    one photo fits, it is meant by a path that differs in what systems write differently
-    (backslashes, case, Unicode forms, Latin-1, %20), by the end of its path (absolute paths of
-    another machine, other folders), or by its name without suffix.
+    All folders in it are searched, if `deep`, else those that `files` name. A file is meant by its
+    exact path. Else, where only one photo fits, it is meant by a path that differs in what systems
+    write differently (backslashes, case, Unicode forms, Latin-1, %20), by the end of its path
+    (absolute paths of another machine, other folders), or by its name without suffix.
     """
     exact = [_exact(place, file) for file in files]
     if all(exact) or not place.is_dir():
         return exact
-    paths = [path.relative_to(place).as_posix() for path in _list(place, deep)]
+    paths = [path.relative_to(place).as_posix() for path in _list_named(files, place, deep)]
     by_path, by_name, by_stem = (_unique(paths, key) for key in (_plain, _name, stem))
 
     def search(file: str) -> Path | None:
@@ -93,6 +93,15 @@ def _exact(place: Path, file: str) -> Path | None:
         return place / file if (place / file).is_file() else None
     except (OSError, ValueError):  # a name that no file can have
         return None
+
+
+def _list_named(files: Sequence[str], place: Path, deep: bool) -> list[Path]:
+    """The photos of a folder in which `files` may be."""
+    if deep:
+        return sorted(_list(place, deep=True))
+    named = {place, *(place / PurePosixPath(_slashes(file)).parent for file in files)}
+    inside = [folder for folder in named if folder.is_dir() and folder.is_relative_to(place)]
+    return sorted(path for folder in inside for path in _list(folder, deep=False))
 
 
 def _list(folder: Path, deep: bool) -> Iterator[Path]:

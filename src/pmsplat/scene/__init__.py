@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError
-from ..io.cameras import KINDS, find_cameras, read_cameras
-from ..io.cameras.survey import LeftOut, Shot
+from ..io.cameras import KINDS, find_cameras, is_model, read_cameras
+from ..io.cameras.survey import LeftOut, Shot, Survey
 from ..io.cameras.unread import refuse_unread
 from ..io.chunks import INDEX, read_chunk, read_split
 from ..io.photo_files import PHOTO_SUFFIXES, find_photos, natural_key, readable
@@ -105,7 +105,7 @@ def open_scene(
 
 def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
     """The scene of a camera file or model that was found in `path`, or is `path`."""
-    survey = read_cameras(cameras)
+    survey = read_cameras(cameras, options.folder)
     homes = _homes(cameras, path)
     paths, place = _find_photos([shot.file for shot in survey.shots], homes, options.folder)
     if place.name in _SMALLER and options.folder is None:
@@ -123,8 +123,8 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
             left_out.append(LeftOut(shot.file, error.got))
             continue
         either += is_upright(image, shot.lens) is None
-        photo = photo if cameras.is_dir() else replace(photo, name=readable(image.name))
-        found.append((shot, _with_depth(photo, shot, homes[0], survey.depth_scale)))
+        photo = photo if is_model(cameras) else replace(photo, name=readable(image.name))
+        found.append((shot, _with_depth(photo, shot, homes[0], survey)))
     lost = [shot for shot, photo in found if shot.depth_file and photo.depth_source is None]
     if lost:
         text = f"{len(lost)} of {len(found)} depth maps are missing, the first {lost[0].depth_file}"
@@ -164,8 +164,8 @@ def _homes(cameras: Path, path: Path) -> list[Path]:
 
     Those of a COLMAP model from the inside out; the last is the folder of the whole scene.
     """
-    if not cameras.is_dir():
-        return [cameras.parent]
+    if not is_model(cameras):
+        return [cameras if cameras.is_dir() else cameras.parent]
     around = [cameras.absolute()]
     while path == cameras or around[-1] != path.absolute():
         place = around[-1]
@@ -194,11 +194,11 @@ def _find_photos(
     best: list[Path | None] = [None] * len(files)
     chosen = homes[0]
     folders = _PHOTO_FOLDERS
-    if any(
-        home.name == "distorted" for home in homes
-    ):  # then images/ has photos without distortion
+    if any(home.name == "distorted" for home in homes):  # images/ has photos without distortion
         folders = ("input", *folders)
     looked = [*(home / name for home in homes for name in folders), *homes]
+    if len(homes) == 1:  # a camera file, which names photos as seen from itself
+        looked = [*homes, *looked]
     for place in looked:
         if place.is_dir():
             found = find_photos(files, place, deep=place not in homes)
@@ -216,7 +216,7 @@ def _find_photos(
     return best, chosen
 
 
-def _with_depth(photo: Photo, shot: Shot, home: Path, scale: float) -> Photo:
+def _with_depth(photo: Photo, shot: Shot, home: Path, survey: Survey) -> Photo:
     """The photo with the depth map that its camera file names, if that is there."""
     if shot.depth_file is None:
         return photo
@@ -224,8 +224,8 @@ def _with_depth(photo: Photo, shot: Shot, home: Path, scale: float) -> Photo:
     depth = next((path for path in named if path.is_file()), None)
     if depth is None:
         return photo
-    scale = 1.0 if depth.suffix == ".npy" else scale
-    return replace(photo, depth_source=depth, depth_scale=scale)
+    scale = 1.0 if depth.suffix == ".npy" else survey.depth_scale
+    return replace(photo, depth_source=depth, depth_scale=scale, no_depth=survey.no_depth)
 
 
 def _open_posed(folder: Path, name: str, options: PhotoOptions) -> Scene:

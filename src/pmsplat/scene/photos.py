@@ -40,7 +40,8 @@ class UnfitPhotos(UserError):
 class Photo:
     """One photograph, not yet decoded, with its lens and its depth map if it has one.
 
-    `lens`: None for a photo that is a pinhole's already. `depth_scale`: scene units of one count.
+    `lens`: None for a photo that is a pinhole's already. `depth_scale`: scene units of one count;
+    `no_depth`: the count, beside 0, that stands for none.
     `upright`: EXIF orientation is to be applied.
     """
 
@@ -50,6 +51,7 @@ class Photo:
     depth_source: Path | bytes | None = None
     depth_scale: float = 1.0
     upright: bool = True
+    no_depth: int = 0
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -76,7 +78,8 @@ class Photo:
         """Sensor depth in scene units on the photo's grid, undistorted; 0 = none."""
         if self.depth_source is None:
             return None
-        depth = _read_depth(self.depth_source) * np.float32(self.depth_scale)
+        counts = _read_depth(self.depth_source)
+        depth = np.where(counts == self.no_depth, 0, counts) * np.float32(self.depth_scale)
         if depth.shape != self.size:
             self._check_aspect("the depth map", (depth.shape[0], depth.shape[1]))
             depth = fit_depth(depth, self.size)

@@ -124,7 +124,7 @@ def test_lens_models(tmp_path: Path, name: str) -> None:
 def test_colmap_files_that_cannot_be_used(tmp_path: Path) -> None:
     pinhole = "PINHOLE 120 80 500 510 60 40"
     cases: list[tuple[str, str, str]] = [
-        ("OPENCV_FISHEYE 120 80 1 1 1 1 0 0 0 0", "", r"lens of model OPENCV_FISHEYE.*undistort"),
+        ("EUCM 120 80 1 1 1 1 0 0", "", r"lens of model EUCM.*undistort"),
         ("PINHOLE 120 80 500 510 60", "", "PINHOLE with 3 parameters; wanted 4"),
         ("PINHOLE 120 80 0 510 60 40", "", "positive focal"),
         ("PINHOLE 120 80 nan 510 60 40", "", "finite numbers"),
@@ -233,7 +233,10 @@ BAD = {
     "no focal": (lambda c: (c.pop("fl_x"), c.pop("fl_y")), "no focal length"),
     "focal": (lambda c: c.update(fl_x=-1.0), "positive focal"),
     "text": (lambda c: c.update(cx="middle"), "cx='middle'"),
-    "fisheye": (lambda c: c.update(camera_model="OPENCV_FISHEYE"), "model OPENCV_FISHEYE"),
+    "panorama": (
+        lambda c: c.update(camera_model="EQUIRECTANGULAR"),
+        "panoramas.*perspective views",
+    ),
 }
 
 ONE_FRAME = {"no file": 1, "no matrix": 1, "3x4": 1, "ragged": 1, "nan": 0, "singular": 0}

@@ -22,8 +22,7 @@ from .survey import (
     Shot,
     Survey,
     bad_pose,
-    check_lens,
-    check_size,
+    make_lens,
     read_shots,
     unknown_lens,
 )
@@ -43,12 +42,11 @@ _MODEL_FOLDERS = (
 )  # in the order in which they are looked into
 _FILES = ("cameras", "images", "points3D")
 _OTHER_MODELS = {
-    5: ("OPENCV_FISHEYE", 8),
-    7: ("FOV", 5),
-    8: ("SIMPLE_RADIAL_FISHEYE", 4),
-    9: ("RADIAL_FISHEYE", 5),
-    10: ("THIN_PRISM_FISHEYE", 12),
     11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    12: ("SIMPLE_DIVISION", 4),
+    13: ("DIVISION", 5),
+    16: ("EUCM", 6),
+    17: ("EQUIRECTANGULAR", 2),
 }  # their names and the number of their parameters
 
 log = logging.getLogger(__name__)
@@ -312,20 +310,11 @@ def _make_lens(path: Path, camera: _Camera) -> Lens:
     models = {model.name: model for model in LENS_MODELS.values()}
     if camera.model not in models:
         raise unknown_lens(path, camera.model)
-    names = models[camera.model].parameters
-    if len(names) != len(camera.values):
+    model = models[camera.model]
+    if len(model.parameters) != len(camera.values):
         raise UserError(
             f"a camera of {path.parent} is {camera.model} with {len(camera.values)} parameters",
-            f"{len(names)}: {' '.join(names)}",
+            f"{len(model.parameters)}: {' '.join(model.parameters)}",
             "export the model again",
         )
-    named = dict(zip(names, camera.values, strict=True))
-    fx, fy = (named.get(key, named.get("f", 0.0)) for key in ("fx", "fy"))
-    lens = Lens(
-        size=check_size(path, *camera.size),
-        focal=(fx, fy),
-        center=(named["cx"], named["cy"]),
-        radial=tuple(named.get(f"k{i}", 0.0) for i in range(1, 7)),
-        tangential=(named.get("p1", 0.0), named.get("p2", 0.0)),
-    )
-    return check_lens(path, lens)
+    return make_lens(path, model, camera.size, camera.values)

@@ -122,8 +122,15 @@ def write_transforms(path: str | Path, shots: Sequence[Shot], points: Points) ->
         frame |= {} if shot.far is None else {"far": shot.far}
         frames.append(frame)
 
-    # The points, in a file of their own; then the file that names it.
-    content = {"camera_model": "OPENCV", "ply_file_path": CLOUD, "frames": frames}
+    # The points, in a file of their own; then the file that names it. A lens model that not all
+    # frames share stands with each of them.
+    models = [_dialect(shot.lens) for shot in shots]
+    content = {"camera_model": models[0] if models else "OPENCV", "ply_file_path": CLOUD}
+    if len(set(models)) > 1:
+        frames = [
+            {"camera_model": model} | frame for model, frame in zip(models, frames, strict=True)
+        ]
+    content |= {"frames": frames}
     names = ("x", "y", "z", "red", "green", "blue")
     table = np.empty(len(points.xyz), [(name, "<f4" if name in "xyz" else "u1") for name in names])
     for i in range(3):
@@ -133,20 +140,47 @@ def write_transforms(path: str | Path, shots: Sequence[Shot], points: Points) ->
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def _dialect(lens: Lens) -> str:
+    """The `camera_model` of a lens; OPENCV is also that of a polynomial, whose k4 is no divisor."""
+    if lens.projection == "polynomial":
+        return "OPENCV"
+    name = LENS_MODELS[_model_number(lens)].name
+    return "OPENCV" if name == "PINHOLE" else name
+
+
 def _intrinsics(lens: Lens) -> dict[str, float]:
     (height, width), (fx, fy), (cx, cy) = lens.size, lens.focal, lens.center
     values = {"w": width, "h": height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
+    if lens.projection == "fov":
+        return values | {"omega": lens.radial[0]}
     values |= {f"k{i + 1}": value for i, value in enumerate(lens.radial) if value or i < 2}
-    return values | {"p1": lens.tangential[0], "p2": lens.tangential[1]}
+    values |= {"p1": lens.tangential[0], "p2": lens.tangential[1]}
+    return values | ({"sx1": lens.prism[0], "sy1": lens.prism[1]} if any(lens.prism) else {})
 
 
 def _model(lens: Lens) -> tuple[int, list[float]]:
     """The simplest lens model that has all of the distortion, and its parameters."""
-    number = 1 if lens.is_pinhole else 6 if any(lens.radial[2:]) else 4
+    if lens.projection == "polynomial" or (lens.projection == "fisheye" and any(lens.radial[4:])):
+        raise UserError(
+            "a lens that no model of COLMAP describes (polynomial of the 8th power or higher)",
+            "one of " + ", ".join(model.name for model in LENS_MODELS.values()),
+            "write transforms.json instead, or undistort the photos first",
+        )
+    number = _model_number(lens)
     named = {"fx": lens.focal[0], "fy": lens.focal[1], "cx": lens.center[0], "cy": lens.center[1]}
     named |= {f"k{i + 1}": value for i, value in enumerate(lens.radial)}
     named |= {"p1": lens.tangential[0], "p2": lens.tangential[1]}
+    named |= {"sx1": lens.prism[0], "sy1": lens.prism[1]}
     return number, [float(named[name]) for name in LENS_MODELS[number].parameters]
+
+
+def _model_number(lens: Lens) -> int:
+    """COLMAP's number of the simplest lens model of this projection and kind of distortion."""
+    if lens.projection == "fisheye":
+        return 10 if any(lens.tangential) or any(lens.prism) else 5
+    if lens.projection == "fov":
+        return 7
+    return 1 if lens.is_pinhole else 6 if any(lens.radial[2:]) else 4
 
 
 def _world_to_camera(shot: Shot) -> list[float]:

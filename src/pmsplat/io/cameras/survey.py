@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -23,11 +23,22 @@ _TOLERANCE = 1e-2  # of a rotation's orthonormality; nearer ones are made exact
 _MAX_SIDE = 1 << 17  # pixels of a photo's side; beyond is a damaged file
 
 
+Projection = Literal["perspective", "polynomial", "fisheye", "fov"]
+"""How a lens distorts; r is the length of (x/z, y/z), s the factor of it on the sensor.
+
+`perspective`: OpenCV's rational model, s = (1 + k1 r² + k2 r⁴ + k3 r⁶) / (1 + k4 r² + k5 r⁴ +
+k6 r⁶). `polynomial`: s = 1 + k1 r² + … + k6 r¹², the k4 of Brown, nerfstudio and Metashape.
+`fisheye`: the same polynomial in the angle θ = atan r, with θ for r (COLMAP's fisheyes).
+`fov`: s = atan(2 r tan(ω/2)) / (r ω), ω in place of k1.
+"""
+
+
 @dataclass(frozen=True)
 class Lens:
-    """A camera's intrinsics in pixels, with the distortion of OpenCV's rational model.
+    """A camera's intrinsics in pixels, with its distortion.
 
-    `radial` is k1 k2 k3 (numerator) k4 k5 k6 (denominator), `tangential` p1 p2; all 0: a pinhole.
+    `radial` is k1 … k6, `tangential` p1 p2 (OpenCV's), `prism` sx1 sy1 (COLMAP's THIN_PRISM), all
+    in the plane of the `projection`; all 0 and perspective: a pinhole.
     """
 
     size: tuple[int, int]
@@ -35,10 +46,18 @@ class Lens:
     center: tuple[float, float]
     radial: tuple[float, ...] = (0.0,) * 6
     tangential: tuple[float, float] = (0.0, 0.0)
+    projection: Projection = "perspective"
+    prism: tuple[float, float] = (0.0, 0.0)
 
     @property
     def is_pinhole(self) -> bool:
-        return not any(self.radial) and not any(self.tangential)
+        distorts = any(self.radial) or any(self.tangential) or any(self.prism)
+        return not distorts and self.projection != "fisheye"
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the whole photo may see more than any pinhole can."""
+        return self.projection in ("fisheye", "fov")
 
     @property
     def K(self) -> Float[np.ndarray, "3 3"]:
@@ -54,7 +73,10 @@ class LensModel:
 
     name: str
     parameters: tuple[str, ...]
+    projection: Projection = "perspective"
 
+
+_THIN_PRISM = ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "sx1", "sy1")
 
 LENS_MODELS = {
     0: LensModel("SIMPLE_PINHOLE", ("f", "cx", "cy")),
@@ -66,7 +88,17 @@ LENS_MODELS = {
         "FULL_OPENCV",
         ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
     ),
+    5: LensModel("OPENCV_FISHEYE", ("fx", "fy", "cx", "cy", "k1", "k2", "k3", "k4"), "fisheye"),
+    7: LensModel("FOV", ("fx", "fy", "cx", "cy", "k1"), "fov"),
+    8: LensModel("SIMPLE_RADIAL_FISHEYE", ("f", "cx", "cy", "k1"), "fisheye"),
+    9: LensModel("RADIAL_FISHEYE", ("f", "cx", "cy", "k1", "k2"), "fisheye"),
+    10: LensModel("THIN_PRISM_FISHEYE", _THIN_PRISM, "fisheye"),
+    14: LensModel("SIMPLE_FISHEYE", ("f", "cx", "cy"), "fisheye"),
+    15: LensModel("FISHEYE", ("fx", "fy", "cx", "cy"), "fisheye"),
 }
+
+PANORAMAS = {"EQUIRECTANGULAR", "SPHERICAL", "LATLONG", "PANORAMA", "VR180_L", "VR180_R"}
+PANORAMAS |= {"OMNIDIRECTIONALSTEREO_L", "OMNIDIRECTIONALSTEREO_R"}
 
 
 @dataclass(frozen=True)
@@ -100,8 +132,9 @@ class LeftOut:
 class Survey:
     """What a camera file holds: posed photographs, and the sparse points of the scene, if any.
 
-    `depth_scale`: scene units of one count of the depth files. `left_out`: what the file names
-    beside them and cannot be used. `order` says what `in_capture_order` went by.
+    `depth_scale`: scene units of one count of the depth files; `no_depth`: the count, beside 0,
+    that stands for none. `left_out`: what the file names beside them and cannot be used. `order`
+    says what `in_capture_order` went by.
     """
 
     shots: tuple[Shot, ...]
@@ -109,6 +142,7 @@ class Survey:
     depth_scale: float = 1e-3
     left_out: tuple[LeftOut, ...] = ()
     order: str = "the camera file"
+    no_depth: int = 0
 
 
 def in_capture_order(survey: Survey) -> Survey:
@@ -197,11 +231,19 @@ def frames_of(path: Path) -> tuple[dict[str, Any], list[Any]]:
 def read_number(
     path: Path, fields: dict[str, Any], key: str, default: float | None = None
 ) -> float:
-    """The number at `key`; raises UserError for anything else, and for one that is not finite."""
-    value = fields.get(key, default)
+    """The number at `key`, also if it is written as text, as some importers of nerfstudio do.
+
+    Raises UserError for anything else, and for a number that is not finite.
+    """
+    value = given = fields.get(key, default)
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            value = None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(
-            f"{path} has {key}={value!r}", "a finite number", f"correct {key} in the file"
+            f"{path} has {key}={given!r}", "a finite number", f"correct {key} in the file"
         )
     return float(value)
 
@@ -217,9 +259,28 @@ def check_size(path: Path, height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
+def make_lens(path: Path, model: LensModel, size: tuple[int, int], values: Sequence[float]) -> Lens:
+    """The lens of a model of COLMAP; raises UserError for parameters that are none.
+
+    Raises ValueError where there are not as many as the model has.
+    """
+    named = dict(zip(model.parameters, values, strict=True))
+    fx, fy = (named.get(key, named.get("f", 0.0)) for key in ("fx", "fy"))
+    lens = Lens(
+        size=check_size(path, *size),
+        focal=(fx, fy),
+        center=(named["cx"], named["cy"]),
+        radial=tuple(named.get(f"k{i}", 0.0) for i in range(1, 7)),
+        tangential=(named.get("p1", 0.0), named.get("p2", 0.0)),
+        projection=model.projection,
+        prism=(named.get("sx1", 0.0), named.get("sy1", 0.0)),
+    )
+    return check_lens(path, lens)
+
+
 def check_lens(path: Path, lens: Lens) -> Lens:
     """The lens; raises UserError where no lens has such numbers."""
-    numbers = [*lens.focal, *lens.center, *lens.radial, *lens.tangential]
+    numbers = [*lens.focal, *lens.center, *lens.radial, *lens.tangential, *lens.prism]
     if not all(map(math.isfinite, numbers)) or min(lens.focal) <= 0:
         raise UserError(
             f"{path} has a lens with focal lengths {lens.focal} and center {lens.center}",
@@ -271,9 +332,22 @@ def bad_pose(path: Path, name: str, what: str) -> UserError:
 
 def unknown_lens(path: Path, name: str) -> UserError:
     """The error for a lens model that cannot be undistorted here."""
+    if name.upper() in PANORAMAS:
+        return UserError(
+            f"{path} has panoramas ({name})",
+            "photos that a pinhole can take",
+            "cut each panorama into perspective views and pose those: "
+            "`ns-process-data images --camera-type equirectangular` of nerfstudio does both",
+        )
+    if name.upper() in ("ORTHOPHOTO", "ORTHOGRAPHIC"):
+        return UserError(
+            f"{path} has orthographic pictures ({name})",
+            "photos that a pinhole can take",
+            "render the scene with perspective cameras",
+        )
     known = ", ".join(model.name for model in LENS_MODELS.values())
     return UserError(
         f"{path} has a lens of model {name}",
         f"one of {known}",
-        "undistort the photos first (`colmap image_undistorter`)",
+        "undistort the photos first (`colmap image_undistorter`), or pose them with another model",
     )
