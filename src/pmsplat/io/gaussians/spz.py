@@ -36,7 +36,7 @@ from ._blocks import check, damage_error, is_plausible, read_blocks, write_block
 
 log = logging.getLogger(__name__)
 
-GZIP, MAGIC = b"\x1f\x8b\x08", b"NGSP"
+MAGIC = b"NGSP"
 COLOR_SCALE = 0.15  # of coefficient 0, so that a byte reaches ±3.33
 HALF = 0.5**0.5  # largest possible size of the second largest component of a unit quaternion
 FIRST_STEP, STEP = 8, 16  # of coefficients of degree 1 and of higher degrees, in 1/128
