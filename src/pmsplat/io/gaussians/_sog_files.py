@@ -79,9 +79,10 @@ class Files:
         Early writers left out the first number (null): it is extrapolated as PlayCanvas does.
         """
         values = self.get_part(name).get("codebook")
-        good = isinstance(values, list) and 0 < len(values) <= CODES
-        if not good or not all(_is_number(value) for value in values[1:]):
-            raise self.damage_error(f"the codebook of {name} is not 1 to {CODES} finite numbers")
+        if not isinstance(values, list) or not 0 < len(values) <= CODES:
+            raise self.damage_error(f"the codebook of {name} is not a list of 1 to {CODES}")
+        if not all(_is_number(value) for value in values[1:]):
+            raise self.damage_error(f"the codebook of {name} holds more than finite numbers")
         book = np.full(CODES, np.nan)
         if _is_number(values[0]):
             book[: len(values)] = values

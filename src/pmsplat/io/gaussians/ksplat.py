@@ -80,7 +80,9 @@ def read(path: str | Path) -> Gaussians:
     if source.stat().st_size < HEADER_SIZE:
         raise damage_error(path, "its .ksplat header is cut short")
     data = np.memmap(source, np.uint8, "r")
-    major, minor, slots, _, _, count, level, *_, low, high = HEADER.unpack_from(data)
+    major, minor, slots, _, _, count, level, *_, low, high = HEADER.unpack(
+        data[: HEADER.size].tobytes()
+    )
     if major != 0 or minor < 1:
         raise damage_error(path, f"version {major}.{minor} of .ksplat; pmsplat reads 0.1")
     if level >= len(TYPES):
@@ -110,7 +112,8 @@ def _open_sections(
         raise damage_error(path, f"{slots} sections in {len(data)} bytes")
     sections = []
     for i in range(slots):
-        fields = SECTION.unpack_from(data, HEADER_SIZE + SECTION_SIZE * i)
+        head = HEADER_SIZE + SECTION_SIZE * i
+        fields = SECTION.unpack(data[head : head + SECTION.size].tobytes())
         count, room, capacity, buckets, side, center, steps, _, full, partial, degree = fields
         # Check what the section claims.
         if degree > DEGREE:
