@@ -49,3 +49,9 @@ def random_gaussians(
         opacities=torch.sigmoid(1.5 * noise()),
         sh=torch.cat([noise(1, 3), 0.15 * noise((degree + 1) ** 2 - 1, 3)], dim=-2),
     )
+
+
+def are_equal(one: Gaussians, other: Gaussians) -> bool:
+    """Whether two are the same to the bit, rules and origin included."""
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)

@@ -1,11 +1,12 @@
 """Thousands of damaged files for every reader: a sentence or Gaussians, never anything else.
 
 A seeded mutator of our own: bytes flipped and overwritten, runs cut out, doubled or swapped between
-places, numbers in the header replaced by others, files cut short; for .spz also inside its
-compression. How many files a reader gets is 10,000, or PMSPLAT_FUZZ of the environment.
+places, numbers in the header replaced by others, files cut short; for .spz, .ply.gz and .sog also
+inside their compression. A reader gets 10,000 files, or PMSPLAT_FUZZ of the environment.
 """
 
 import gzip
+import io
 import os
 import random
 import resource
@@ -14,17 +15,22 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pmsplat.errors import UserError
-from pmsplat.io.gaussians import load_gaussians, save_gaussians, spz, usd
+from pmsplat.io.gaussians import WRITERS, load_gaussians, save_gaussians, spz, usd
+from tests.io.gaussians import test_gltf_spz as gltf_spz
+from tests.io.gaussians.encoders import webp, write_ksplat, write_sog, zipped
 from tests.scenes import random_gaussians
 
 COUNT = int(os.environ.get("PMSPLAT_FUZZ", "10000"))
@@ -34,6 +40,9 @@ WORDS = [b"nan", b"inf", b"-1", b"1e400", b"property", b"element", b"list", b"do
 HEAD = 400  # bytes where most of the lies are told
 SLOWEST = 5.0  # seconds for one file, on a machine that does other things too
 MEMORY = 512 << 20  # bytes more than before for a file of a few kilobytes, or allocation fails
+
+Mutate = Callable[[bytes, random.Random], bytes]
+Remake = Callable[[Path], None]
 
 
 def mutate(content: bytes, chance: random.Random) -> bytes:
@@ -72,6 +81,27 @@ def inside_gzip(content: bytes, chance: random.Random) -> bytes:
     return gzip.compress(mutate(gzip.decompress(content), chance), compresslevel=1)
 
 
+def inside_zip(content: bytes, chance: random.Random) -> bytes:
+    """One file of the archive damaged, with a checksum that says that nothing is wrong."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    name = "meta.json" if chance.random() < 0.5 else chance.choice(sorted(files))
+    return zipped(files | {name: mutate(files[name], chance)})
+
+
+def inside_pixels(content: bytes, chance: random.Random) -> bytes:
+    """The pixels of one image of the archive damaged, or their number."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    name = chance.choice(sorted(name for name in files if name.endswith(".webp")))
+    pixels = np.array(Image.open(io.BytesIO(files[name])).convert("RGBA"))
+    data = mutate(pixels.tobytes(), chance)
+    width = pixels.shape[1]
+    rows = max(len(data) // (4 * width), 1)
+    damaged = np.frombuffer(data.ljust(4 * width, b"\0")[: 4 * width * rows], np.uint8)
+    return zipped(files | {name: webp(damaged.reshape(rows, width, 4))})
+
+
 def text_ply(path: Path) -> None:
     plyfile = pytest.importorskip("plyfile")
     data = plyfile.PlyData.read(str(path), mmap=False)
@@ -89,6 +119,37 @@ def version_four(path: Path) -> None:
     spz.write(load_gaussians(path), path, version=4)
 
 
+def plain_spz(version: int) -> Remake:
+    """Bare bytes of an early version."""
+
+    def remake(path: Path) -> None:
+        count, chance = 20, np.random.default_rng(0)
+        size = count * ((6 if version == 1 else 9) + 1 + 3 + 3 + (4 if version == 3 else 3) + 9)
+        head = struct.pack("<4sIIBBBB", b"NGSP", version, count, 1, 12, 0, 0)
+        path.write_bytes(head + chance.integers(0, 60, size).astype(np.uint8).tobytes())
+
+    return remake
+
+
+def gzipped_ply(path: Path) -> None:
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def sog(version: int) -> Remake:
+    return lambda path: write_sog(load_gaussians(path), path, version)
+
+
+def ksplat(level: int) -> Remake:
+    """With full buckets and others, and two sections."""
+    return lambda path: write_ksplat(load_gaussians(path), path, level, capacity=2, sections=2)
+
+
+def spz_in_gltf(path: Path) -> None:
+    gaussians = load_gaussians(path)  # whose axes glTF and .spz turn alike
+    spz.write(gaussians, path)
+    gltf_spz.write(path, path.read_bytes(), gltf_spz.bounds(gaussians.means))
+
+
 @contextmanager
 def at_most(more: int) -> Iterator[None]:
     """The process may map so many bytes more than it does now; beyond, allocations fail."""
@@ -101,8 +162,6 @@ def at_most(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-Mutate = Callable[[bytes, random.Random], bytes]
-Remake = Callable[[Path], None]
 READERS: dict[str, tuple[str, Remake | None, Mutate]] = {
     "ply": (".ply", None, mutate),
     "ply-text": (".ply", text_ply, mutate),
@@ -112,6 +171,18 @@ READERS: dict[str, tuple[str, Remake | None, Mutate]] = {
     "spz": (".spz", None, mutate),
     "spz-inside": (".spz", None, inside_gzip),
     "spz-4": (".spz", version_four, mutate),
+    "spz-1-bare": (".spz", plain_spz(1), mutate),
+    "spz-3-bare": (".spz", plain_spz(3), mutate),
+    "ply-gz": (".ply.gz", gzipped_ply, mutate),
+    "ply-gz-inside": (".ply.gz", gzipped_ply, inside_gzip),
+    "sog": (".sog", sog(2), mutate),
+    "sog-inside": (".sog", sog(2), inside_zip),
+    "sog-1-inside": (".sog", sog(1), inside_zip),
+    "sog-pixels": (".sog", sog(2), inside_pixels),
+    "ksplat-0": (".ksplat", ksplat(0), mutate),
+    "ksplat-1": (".ksplat", ksplat(1), mutate),
+    "ksplat-2": (".ksplat", ksplat(2), mutate),
+    "gltf-spz": (".glb", spz_in_gltf, mutate),
 }
 
 
@@ -126,7 +197,9 @@ def test_the_bound_on_memory_holds() -> None:
 def test_every_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
     suffix, remake, damage = READERS[name]
     path = tmp_path / f"a{suffix}"
-    save_gaussians(random_gaussians(20, torch.Generator().manual_seed(0), degree=1), path)
+    start = path if suffix in WRITERS else tmp_path / "a.ply"
+    save_gaussians(random_gaussians(20, torch.Generator().manual_seed(0), degree=1), start)
+    start.rename(path)
     if remake is not None:
         remake(path)
     with at_most(MEMORY):

@@ -7,6 +7,7 @@ SPLAT_TRANSFORM names (`npm install --prefix FOLDER @playcanvas/splat-transform`
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from pmsplat.io.gaussians import load_gaussians, save_gaussians, spz
 from pmsplat.types import Gaussians
+from tests.io.gaussians.encoders import write_ksplat
 from tests.scenes import random_gaussians
 
 pytestmark = pytest.mark.slow
@@ -58,14 +60,32 @@ def test_it_reads_what_we_write(
     assert_same(convert(tool, ours, tmp_path / "b.ply"), load_gaussians(ours), 2e-5)
 
 
-@pytest.mark.parametrize("suffix", [".compressed.ply", ".spz"])
+@pytest.mark.parametrize("suffix", [".compressed.ply", ".spz", ".sog"])
 def test_we_read_what_it_writes(
     tool: str, tmp_path: Path, gaussians: Gaussians, suffix: str
 ) -> None:
     """Its file read by us is its file read by itself."""
     save_gaussians(gaussians, tmp_path / "a.ply")
-    found = convert(tool, tmp_path / "a.ply", tmp_path / f"b{suffix}")
+    options = ("--gpu", "cpu") if suffix == ".sog" else ()
+    found = convert(tool, tmp_path / "a.ply", tmp_path / f"b{suffix}", *options)
     assert_same(found, convert(tool, tmp_path / f"b{suffix}", tmp_path / "c.ply"), 2e-5)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_it_reads_the_ksplat_of_these_tests(
+    tool: str, tmp_path: Path, gaussians: Gaussians, level: int
+) -> None:
+    flat = replace(gaussians, sh=gaussians.sh[:, :, :9])
+    write_ksplat(flat, tmp_path / "a.ksplat", level)
+    theirs = convert(tool, tmp_path / "a.ksplat", tmp_path / "b.ply")
+    assert_same(load_gaussians(tmp_path / "a.ksplat"), theirs, 2e-5)
+
+
+def test_a_sog_has_the_axes_of_its_ply(tool: str, tmp_path: Path, gaussians: Gaussians) -> None:
+    save_gaussians(gaussians, tmp_path / "a.ply")
+    found = convert(tool, tmp_path / "a.ply", tmp_path / "b.sog", "--gpu", "cpu")
+    middle = found.means.mean(dim=1), gaussians.means.mean(dim=1)
+    torch.testing.assert_close(*middle, rtol=0, atol=1e-3)
 
 
 def test_its_spz_is_ours(tool: str, tmp_path: Path, gaussians: Gaussians) -> None:

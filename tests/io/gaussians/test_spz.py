@@ -15,7 +15,7 @@ from pmsplat.errors import UserError
 from pmsplat.io.gaussians import load_gaussians, spz
 from pmsplat.render import rasterize
 from pmsplat.types import Gaussians
-from tests.scenes import random_cameras, random_gaussians
+from tests.scenes import are_equal, random_cameras, random_gaussians
 
 TURN = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))  # right, up, back to right, down, front
 
@@ -92,6 +92,67 @@ def test_version_two(tmp_path: Path) -> None:
     stored = replace(found, quats_wxyz=torch.tensor([[[0.3**0.5, *xyz]]]))
     expected = stored.transformed(TURN).covariances
     torch.testing.assert_close(found.covariances, expected, rtol=0, atol=1e-2)
+
+
+def test_version_one(tmp_path: Path) -> None:
+    """Positions in half precision, as bytes by hand; the rest is that of version 2."""
+    halves = bytes([0x00, 0x3C, 0x00, 0xC0, 0x01, 0x00])  # 1, -2 and the least number, 2^-24
+    body = halves + bytes([51, 166, 128, 89, 160, 144, 192, 128, 128, 255])
+    header = struct.pack("<4sIIBBBB", b"NGSP", 1, 1, 0, 12, 0, 0)
+    (tmp_path / "a.spz").write_bytes(gzip.compress(header + body))
+    found = load_gaussians(tmp_path / "a.spz")
+    assert found.means.tolist() == [[[1.0, 2.0, -(2.0**-24)]]]
+    assert found.opacities.item() == pytest.approx(0.2)
+    assert found.scales[0, 0].log().tolist() == pytest.approx([0, -1, 2], abs=1e-6)
+    assert found.sh[0, 0, 0].tolist() == pytest.approx(
+        [(byte / 255 - 0.5) / 0.15 for byte in (166, 128, 89)], rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_bare_bytes_without_gzip(tmp_path: Path, version: int) -> None:
+    """Some tools leave the compression out; the same bytes mean the same Gaussians."""
+    count, chance = 50, np.random.default_rng(0)
+    size = (
+        count
+        * {1: 6 + 1 + 3 + 3 + 3 + 9, 2: 9 + 1 + 3 + 3 + 3 + 9, 3: 9 + 1 + 3 + 3 + 4 + 9}[version]
+    )
+    bare = (
+        header(version, count, degree=1) + (chance.integers(0, 60, size).astype(np.uint8)).tobytes()
+    )
+    (tmp_path / "bare.spz").write_bytes(bare)
+    (tmp_path / "packed.spz").write_bytes(gzip.compress(bare))
+    one, other = (load_gaussians(tmp_path / name) for name in ("bare.spz", "packed.spz"))
+    assert one.means.shape == (1, count, 3) and one.sh_degree == 1
+    assert are_equal(one, other)
+
+
+def test_what_is_left_out_is_named(
+    tmp_path: Path, generator: torch.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.spz"
+    spz.write(tame(5, generator, degree=0), path)
+    content = path.read_bytes()
+    spz.read(path)
+    assert not caplog.records
+    path.write_bytes(with_record(with_record(content, 0xADBE0002, bytes(12)), 0x12340001, b"x"))
+    spz.read(path)
+    assert "extension records ['0x12340001', '0xadbe0002'] are left out" in caplog.text
+    plain = bytearray(gzip.decompress(content))
+    plain[14] |= 0x48
+    path.write_bytes(gzip.compress(plain))
+    spz.read(path)
+    assert "flags 0x48 have no known meaning" in caplog.text
+
+
+def test_the_bare_case(shared: Path) -> None:
+    folder = shared / "cases/gaussians"
+    path, plain = folder / "31_v2_raw_uncompressed.spz", folder / "00_plain.ply"
+    if not path.is_file():
+        pytest.skip("no cases")
+    found, expected = load_gaussians(path), load_gaussians(plain)
+    torch.testing.assert_close(found.opacities, expected.opacities, rtol=0, atol=1 / 500)
+    torch.testing.assert_close(found.scales.log(), expected.scales.log(), rtol=0, atol=1 / 30)
 
 
 @pytest.mark.parametrize("version", [3, 4])
@@ -242,7 +303,12 @@ def packed(content: bytes) -> bytes:
         (b"", "no .spz header"),
         (packed(b""), "no .spz header"),
         (packed(b"x" * 100), "no .spz header"),
-        (packed(header(1, 1)), "version 1 of .spz"),
+        (packed(header(1, 1)), "1 Gaussians in 0 unpacked bytes"),
+        (packed(header(0, 1)), "version 0 of .spz"),
+        (packed(header(4, 1)), "version 4 of .spz as versions 1 to 3"),
+        (header(0, 1), "version 0 of .spz"),
+        (header(2, 1) + bytes(18), "1 Gaussians in 18 unpacked bytes"),
+        (header(2, 1) + bytes(20), "not at its end after 1 Gaussians"),
         (packed(header(3, 2**32 - 1)), "4294967295 Gaussians in"),
         (packed(header(3, 1000)), "1000 Gaussians in 0 unpacked bytes"),
         (packed(header(3, 1, degree=9)), "degree 9"),

@@ -1,8 +1,8 @@
 """Reads and writes files of Gaussians in every format that pmsplat supports.
 
 Each module of this folder holds one format. `load_gaussians` recognises a format by the first bytes
-of the file. Where a format has no such mark (.splat), or its library needs the suffix (USD), the
-suffix decides.
+of the file. Where a format has no such mark (.splat, .ksplat), or its library needs the suffix
+(USD), the suffix decides. A gzip stream is unpacked first, unless it is a .spz.
 """
 
 from collections.abc import Callable
@@ -11,26 +11,53 @@ from typing import TypeVar
 
 from ...errors import UserError
 from ...types import Gaussians
-from . import compressed_ply, gltf, ply, splat, spz, usd
+from . import compressed_ply, gltf, ksplat, ply, sog, splat, spz, usd
+from ._archives import GZIP, ZIP, peek_gzip, unpacked_gzip
+from ._blocks import damage_error
+from ._sog_files import META
 
 F = TypeVar("F")
 
 Reader = Callable[[str | Path], Gaussians]
 Writer = Callable[[Gaussians, str | Path], None]
 
+USD = (".usd", ".usda", ".usdc", ".usdz")
+
+
+def _read_gzip(path: str | Path) -> Gaussians:
+    """Reads a .spz, or any other file inside a gzip stream: its name without .gz has its suffix."""
+    source = Path(path)
+    if source.suffix.lower() == ".spz" or peek_gzip(path, len(spz.MAGIC)) == spz.MAGIC:
+        return spz.read(path)
+    with unpacked_gzip(path) as plain:
+        with plain.open("rb") as file:
+            again = file.read(len(GZIP)) == GZIP
+        if again and peek_gzip(plain, len(spz.MAGIC)) != spz.MAGIC:
+            raise damage_error(plain, "a gzip stream inside a gzip stream")
+        return load_gaussians(plain)
+
+
+def _read_zip(path: str | Path) -> Gaussians:
+    """Reads a zip archive: a .usdz by its name, else a .sog."""
+    return (usd.read if Path(path).suffix.lower() in USD else sog.read)(path)
+
+
 BEGINNINGS: dict[bytes, Reader] = {
     b"ply\n": ply.load_ply,
     b"ply\r": ply.load_ply,
     spz.MAGIC: spz.read,
-    spz.GZIP: spz.read,
+    GZIP: _read_gzip,
+    ZIP: _read_zip,
     b"glTF": gltf.read,
 }
 READERS: dict[str, Reader] = {
     ".ply": ply.load_ply,
     ".splat": splat.read,
+    ".ksplat": ksplat.read,
     ".spz": spz.read,
+    **dict.fromkeys((".sog", META), sog.read),
     **dict.fromkeys((".glb", ".gltf"), gltf.read),
-    **dict.fromkeys((".usd", ".usda", ".usdc", ".usdz"), usd.read),
+    **dict.fromkeys(USD, usd.read),
 }
 WRITERS: dict[str, Writer] = {
     ".ply": ply.save_ply,
@@ -38,7 +65,7 @@ WRITERS: dict[str, Writer] = {
     ".splat": splat.write,
     ".spz": spz.write,
     ".glb": gltf.write,
-    **dict.fromkeys((".usd", ".usda", ".usdc", ".usdz"), usd.write),
+    **dict.fromkeys(USD, usd.write),
 }
 
 
@@ -46,9 +73,10 @@ def load_gaussians(path: str | Path) -> Gaussians:
     """Reads the Gaussians of a file of any supported format, as batch 1 on the CPU, float32.
 
     Harmonics are in the standard 3DGS basis, scales are linear, opacities in [0, 1], quaternions of
-    length 1. Formats with defined axes (.spz, glTF, USD) are converted to OpenCV axes; .ply and
-    .splat define none, so their axes stay. An empty .ply, .splat or .spz gives no Gaussians. Raises
-    UserError for a file that is missing, damaged or of an unknown format.
+    length 1. Formats with defined axes (.spz, glTF, USD) are converted to OpenCV axes; in .ply,
+    .splat, .ksplat and .sog the axes stay. An empty .ply, .splat or .spz gives no Gaussians. Any of
+    them may be gzipped (.ply.gz). Raises UserError for a file that is missing, damaged or of an
+    unknown format.
     """
     source = Path(path)
     if not source.is_file():

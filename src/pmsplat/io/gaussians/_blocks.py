@@ -21,6 +21,7 @@ from ._facts import tell_origin, tell_steps
 
 log = logging.getLogger(__name__)
 
+MAX_SIZE, MAX_RATIO = 1 << 26, 100  # a file may unpack to 64 MiB, or to 100 times its size
 BLOCK = 1 << 14  # Gaussians: a few megabytes, which stay in the processor's cache
 
 
@@ -120,6 +121,11 @@ def _split_blocks(gaussians: Gaussians) -> Iterator[Gaussians]:
     for start in range(0, gaussians.means.shape[1], BLOCK):
         block = gaussians.map(lambda tensor, first=start: tensor[:, first : first + BLOCK])
         yield block.detach().to("cpu").to(torch.float32).to(torch.float64)
+
+
+def is_plausible(claimed: int, size: int) -> bool:
+    """Returns whether `size` compressed bytes may unpack to `claimed` bytes; no bomb does."""
+    return claimed <= max(MAX_SIZE, MAX_RATIO * size)
 
 
 def damage_error(path: str | Path, fault: str) -> UserError:

@@ -115,6 +115,15 @@ class Document:
             raise self.damage_error(f"there is no buffer {name[:80]!r} beside it") from error
         raise self.damage_error(f"there is no buffer {name[:80]!r} beside it")
 
+    def load_view(self, index: Any) -> np.ndarray:
+        """Returns the bytes of a bufferView, as many of them as the buffer has."""
+        view = self.get_entry("bufferViews", index)
+        buffer = self.get_count(view, "buffer")
+        if buffer not in self.buffers:
+            raise self.damage_error(f"there is no buffer {buffer}")
+        start = self.get_count(view, "byteOffset", 0)
+        return self.buffers[buffer][start : start + self.get_count(view, "byteLength")]
+
     def load_column(self, attributes: dict[str, Any], name: str, kind: str) -> Column:
         """Returns an attribute of a primitive as a view into its buffer."""
         # Look up the accessor and the buffer that holds it.
@@ -127,15 +136,11 @@ class Document:
         if "sparse" in accessor or "bufferView" not in accessor:
             raise self.damage_error(f"{name} is sparse or compressed")
         view = self.get_entry("bufferViews", accessor["bufferView"])
-        index = self.get_count(view, "buffer")
-        if index not in self.buffers:
-            raise self.damage_error(f"there is no buffer {index}")
+        data = self.load_view(accessor["bufferView"])
         # Check that all rows lie inside the buffer.
         dtype, width = np.dtype(COMPONENTS[code]), WIDTHS[kind]
         count, row = self.get_count(accessor, "count"), width * dtype.itemsize
         stride = self.get_count(view, "byteStride", row)
-        start = self.get_count(view, "byteOffset", 0)
-        data = self.buffers[index][start : start + self.get_count(view, "byteLength")]
         offset = self.get_count(accessor, "byteOffset", 0)
         if stride < row or (count and offset + stride * (count - 1) + row > len(data)):
             raise self.damage_error(f"{count} rows of {name} in {len(data)} bytes")
@@ -187,7 +192,7 @@ class Document:
             isinstance(value, int | float) and abs(value) < 1e30 for value in values
         )
         if not good:
-            raise self.damage_error(f"{key} of a node is not {len(default)} finite numbers")
+            raise self.damage_error(f"{key} is not {len(default)} finite numbers")
         return torch.tensor([float(value) for value in values], dtype=torch.float64)
 
 

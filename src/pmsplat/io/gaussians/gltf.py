@@ -1,4 +1,4 @@
-"""3D Gaussians as glTF: .glb with the ratified extension KHR_gaussian_splatting, uncompressed.
+"""3D Gaussians as glTF: .glb with the ratified extension KHR_gaussian_splatting.
 
 https://github.com/KhronosGroup/glTF/tree/main/extensions/2.0/Khronos/KHR_gaussian_splatting: a
 primitive of points whose attributes hold linear scales, quaternions xyzw, opacities in [0, 1] and
@@ -25,6 +25,7 @@ from ...types import Gaussians
 from ..files import atomic
 from ._blocks import check, read_blocks
 from ._gltf_document import BIN_CHUNK, JSON_CHUNK, MAGIC, Column, Document, open_document
+from ._gltf_spz import SPZ_EXTENSIONS, find_stream, read_stream
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ EXTENSION = "KHR_gaussian_splatting"
 DEGREE = 3  # the highest degree of the extension
 FLOAT, UBYTE, POINTS, ARRAY_BUFFER = 5126, 5121, 0, 34962
 MIN_BYTES = 12  # of a Gaussian in a file: accessors may share all but its colour
-SUPPORTED = {EXTENSION, "KHR_mesh_quantization"}
+SUPPORTED = {EXTENSION, "KHR_mesh_quantization", "KHR_materials_unlit", *SPZ_EXTENSIONS}
 
 HALF_TURN = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 
@@ -157,10 +158,10 @@ def read(path: str | Path) -> Gaussians:
 
     Reads all primitives of the scene that have the extension and applies the transforms of their
     nodes (similarities only). Attributes are floats or the integers that the extension allows.
-    Harmonics that only some primitives have are zero in the others. Gaussians that cannot be drawn
-    are left out; a warning counts them. Raises UserError for compressed or sparse data, for other
-    kernels, for buffers outside the folder, and for accessors that exceed the file, before it
-    allocates memory for them.
+    A primitive may hold a .spz instead: see `_gltf_spz`. Harmonics that only some primitives have
+    are zero in the others. Gaussians that cannot be drawn are left out; a warning counts them.
+    Raises UserError for sparse data, for other compression and other kernels, for buffers outside
+    the folder, and for accessors that exceed the file, before it allocates memory for them.
     """
     document = open_document(Path(path))
     required = document.get_names("extensionsRequired") - SUPPORTED
@@ -174,11 +175,16 @@ def read(path: str | Path) -> Gaussians:
     for mesh, to_world in document.walk_meshes():
         for primitive in document.get_list(mesh, "primitives"):
             extensions = document.get_object(primitive, "extensions")
-            if EXTENSION in extensions:
+            stream = find_stream(document, extensions, EXTENSION)
+            if EXTENSION in extensions or stream is not None:
                 _check_kernel(path, document.get_object(extensions, EXTENSION))
                 attributes = document.get_object(primitive, "attributes")
-                part = _read_primitive(document, attributes, free)
-                free -= MIN_BYTES * part.means.shape[1]
+                if stream is None:
+                    part = _read_primitive(document, attributes, free)
+                    free -= MIN_BYTES * part.means.shape[1]
+                else:
+                    part = _read_compressed(document, stream, attributes, free)
+                    free -= len(stream)
                 parts.append(part.transformed(HALF_TURN @ to_world))
     if not parts:
         raise UserError(
@@ -219,6 +225,15 @@ def _read_primitive(document: Document, attributes: dict[str, Any], free: int) -
         )
 
     return read_blocks(document.path, counts.pop(), len(bands), decode)
+
+
+def _read_compressed(
+    document: Document, stream: np.ndarray, attributes: dict[str, Any], free: int
+) -> Gaussians:
+    """Reads the .spz of a primitive; `free` bytes of the file are not yet accounted for."""
+    if len(stream) > free:  # the same stream again and again
+        raise document.damage_error("it places more Gaussians than its bytes can hold")
+    return read_stream(document, stream, attributes)
 
 
 def _check_kernel(path: str | Path, extension: dict[str, Any]) -> None:

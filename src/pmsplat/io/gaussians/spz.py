@@ -1,11 +1,13 @@
 """3D Gaussians as .spz files: 20 bytes each, 1 for each harmonic, compressed (Niantic, 2024).
 
-Versions 2 and 3 are one gzip stream: a header of 16 bytes, then arrays of positions (24-bit fixed
-point), opacities, colours, logarithms of scales, rotations and harmonics (coefficients outside,
-channels inside), then records of extensions. Version 4 has an uncompressed header of 32 bytes, the
+Versions 1 to 3 are one gzip stream: a header of 16 bytes, then arrays of positions (24-bit fixed
+point; half precision in version 1), opacities, colours, logarithms of scales, rotations and
+harmonics (coefficients outside, channels inside), then records of extensions. Some tools leave out
+the gzip: the same bytes, bare, are read too. Version 4 has an uncompressed header of 32 bytes, the
 records, a table of sizes, and one zstd stream for each array that is not empty. The axes are right,
 up, back, or those in Adobe's extension record; we convert means, rotations and harmonics to and
-from our axes. https://github.com/nianticlabs/spz (format and names).
+from our axes. Other records, and flags of unknown meaning, are left out with a warning.
+https://github.com/nianticlabs/spz (format and names).
 
 Largest errors of what `write` writes (positions differ from the reference writer, the rest is the
 same): position 2^-17 units if the farthest coordinate is below 128, twice that for each further
@@ -30,18 +32,17 @@ from ...geometry import sh
 from ...types import CLASSIC, MIP, NO_OFFSET, DrawingRules, Gaussians
 from ..files import write_bytes
 from . import _quaternions
-from ._blocks import check, damage_error, read_blocks, write_blocks
+from ._blocks import check, damage_error, is_plausible, read_blocks, write_blocks
 from ._facts import into_axes, tell_loss
 
 log = logging.getLogger(__name__)
 
-GZIP, MAGIC = b"\x1f\x8b\x08", b"NGSP"
+MAGIC = b"NGSP"
 COLOR_SCALE = 0.15  # of coefficient 0, so that a byte reaches ±3.33
 HALF = 0.5**0.5  # largest possible size of the second largest component of a unit quaternion
 FIRST_STEP, STEP = 8, 16  # of coefficients of degree 1 and of higher degrees, in 1/128
 MAX_FRACTION = 16  # bits after the binary point of a position
 LEVEL = 6  # of gzip, as in the reference writer: a third of the time of the highest level
-MAX_SIZE, MAX_RATIO = 1 << 26, 100  # a file may unpack to 64 MiB, or to 100 times its size
 ANTIALIASED, EXTENSIONS = 1, 2  # flags
 FRAME = 0xADBE0003  # type of the record that names the axes
 FRAMES = (  # names of axes; the record counts them from 1
@@ -77,9 +78,9 @@ class _Header:
     @property
     def widths(self) -> dict[str, int]:
         """Bytes per Gaussian of each array, in the order of the file."""
-        rotation = 3 if self.version == 2 else 4
+        mean, rotation = 6 if self.version == 1 else 9, 3 if self.version < 3 else 4
         rest = 3 * (self.coefficients - 1)
-        return {"mean": 9, "opacity": 1, "color": 3, "scale": 3, "quat": rotation, "sh": rest}
+        return {"mean": mean, "opacity": 1, "color": 3, "scale": 3, "quat": rotation, "sh": rest}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class _Packed:
 
 
 def read(path: str | Path) -> Gaussians:
-    """Reads a .spz file of version 2, 3 or 4 as batch 1 on the CPU, in OpenCV axes.
+    """Reads a .spz file of version 1 to 4 as batch 1 on the CPU, in OpenCV axes.
 
     Reads degrees 0 to 4. Refuses a header that claims more than 64 MiB and more than 100 times the
     size of the file, and never unpacks more than the header claims. Beside the unpacked arrays (20
@@ -103,9 +104,13 @@ def read(path: str | Path) -> Gaussians:
     source = Path(path)
     if not source.is_file():
         raise UserError(f"no file {path}", "a .spz file of Gaussians", "check the path")
-    content = source.read_bytes()
-    unpack = _unpack_zstd if content.startswith(MAGIC) else _unpack_gzip
-    packed = unpack(path, content)
+    return decode_bytes(path, source.read_bytes())
+
+
+def decode_bytes(path: str | Path, content: bytes) -> Gaussians:
+    """Decodes the bytes of a .spz file, which may lie inside another file: see `read`."""
+    modern = content.startswith(MAGIC) and int.from_bytes(content[4:8], "little") > 3
+    packed = (_unpack_zstd if modern else _unpack_legacy)(path, content)
     turn = _rotate_from_axes(path, FRAMES[packed.frame])
 
     def decode(start: int, stop: int) -> Gaussians:
@@ -155,34 +160,61 @@ def _check_header(path: str | Path, header: _Header, size: int) -> None:
         raise damage_error(path, f"harmonics of degree {header.degree}")
     if header.fraction > 24:
         raise damage_error(path, f"positions with {header.fraction} bits after the point")
-    if claimed > max(MAX_SIZE, MAX_RATIO * size):
+    if not is_plausible(claimed, size):
         raise damage_error(path, f"{header.count} Gaussians in {size} bytes")
 
 
-def _unpack_gzip(path: str | Path, content: bytes) -> _Packed:
-    """Unpacks a file of version 2 or 3."""
+def _warn_about_flags(path: str | Path, flags: int) -> None:
+    if unknown := flags & ~(ANTIALIASED | EXTENSIONS):
+        log.warning("%s: its flags %#x have no known meaning and are left out", path, unknown)
+
+
+class _Stream:
+    """The unpacked bytes of a legacy file from front to back: a gzip stream, or the bare bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self._rest = content
+        self._unpacker = None if content.startswith(MAGIC) else zlib.decompressobj(wbits=31)
+
+    def take(self, count: int) -> bytes:
+        """Returns the next `count` bytes, fewer at the end; raises zlib.error for damage."""
+        if not count:
+            return b""
+        if self._unpacker is None:
+            part, self._rest = self._rest[:count], self._rest[count:]
+        else:
+            part = self._unpacker.decompress(self._rest, count)
+            self._rest = self._unpacker.unconsumed_tail
+        return part
+
+    def is_at_end(self) -> bool:
+        return not self._rest if self._unpacker is None else self._unpacker.eof
+
+
+def _unpack_legacy(path: str | Path, content: bytes) -> _Packed:
+    """Unpacks a file of version 1, 2 or 3."""
     # Read the header, then no more than it claims.
-    unpacker = zlib.decompressobj(wbits=31)
+    stream = _Stream(content)
     try:
-        head = unpacker.decompress(content, LEGACY.size)
+        head = stream.take(LEGACY.size)
         if len(head) < LEGACY.size:
             raise damage_error(path, "no .spz header")
         magic, version, count, degree, fraction, flags = LEGACY.unpack(head)
         if magic != MAGIC:
             raise damage_error(path, "no .spz header in its gzip stream")
-        if version not in (2, 3):
-            raise damage_error(path, f"version {version} of .spz in gzip, which is neither 2 nor 3")
+        if version not in (1, 2, 3):
+            raise damage_error(path, f"version {version} of .spz as versions 1 to 3 are packed")
         header = _Header(version, count, degree, fraction, flags)
         _check_header(path, header, len(content))
         total = count * sum(header.widths.values())
-        body = unpacker.decompress(unpacker.unconsumed_tail, total) if total else b""
-        records = unpacker.decompress(unpacker.unconsumed_tail, 1 << 16)
+        body, records = stream.take(total), stream.take(1 << 16)
     except zlib.error as error:
         raise damage_error(path, f"its gzip stream is damaged ({error})") from error
     if len(body) < total:
         raise damage_error(path, f"{count} Gaussians in {len(body)} unpacked bytes")
-    if not unpacker.eof or (records and not header.extended):
+    if not stream.is_at_end() or (records and not header.extended):
         raise damage_error(path, f"not at its end after {count} Gaussians")
+    _warn_about_flags(path, flags)
     # Split the body into arrays.
     arrays, start = {}, 0
     for name, width in header.widths.items():
@@ -199,8 +231,9 @@ def _unpack_zstd(path: str | Path, content: bytes) -> _Packed:
         raise damage_error(path, "its .spz header is cut short")
     _, version, count, degree, fraction, flags, streams, table = HEADER.unpack_from(content)
     if version != 4:
-        raise damage_error(path, f"version {version} of .spz; pmsplat reads versions 2, 3 and 4")
+        raise damage_error(path, f"version {version} of .spz; pmsplat reads versions 1 to 4")
     header = _Header(version, count, degree, fraction, flags)
+    _warn_about_flags(path, flags)
     _check_header(path, header, len(content))
     widths = header.widths
     present = [name for name, width in widths.items() if count * width]
@@ -250,16 +283,20 @@ def _pack_zstd(header: _Header, parts: list[bytes]) -> bytes:
 
 def _read_frame(path: str | Path, records: bytes) -> int:
     """Returns the index in FRAMES that the extension records name; right, up, back by default."""
-    start = 0
+    start, frame, unknown = 0, RUB, set[str]()
     while len(records) - start >= 8:
         kind, size = struct.unpack_from("<II", records, start)
         if kind == FRAME and size == 4 and len(records) - start >= 12:
             (named,) = struct.unpack_from("<I", records, start + 8)
             if named > len(FRAMES):
                 raise damage_error(path, f"axes of the unknown kind {named}")
-            return named - 1 if named else RUB
+            frame = named - 1 if named else RUB
+        else:
+            unknown.add(f"{kind:#010x}")
         start += 8 + size
-    return RUB
+    if unknown:
+        log.warning("%s: its extension records %s are left out", path, sorted(unknown)[:8])
+    return frame
 
 
 def _rotate_from_axes(path: str | Path, frame: str) -> torch.Tensor:
@@ -292,9 +329,12 @@ def _decode(packed: _Packed, start: int, stop: int) -> Gaussians:
     part = {name: array[start:stop].astype(np.float64) for name, array in packed.arrays.items()}
     dc = (part["color"] / 255 - 0.5) / COLOR_SCALE
     coefficients = np.concatenate([dc, (part["sh"] - 128) / 128], axis=-1)
-    digits = part["mean"].reshape(-1, 3, 3) @ [1, 1 << 8, 1 << 16]
-    means = np.where(digits < 1 << 23, digits, digits - (1 << 24)) / 2**packed.header.fraction
-    if packed.header.version == 2:
+    if packed.header.version == 1:
+        means = packed.arrays["mean"][start:stop].copy().view("<f2").astype(np.float64)
+    else:
+        digits = part["mean"].reshape(-1, 3, 3) @ [1, 1 << 8, 1 << 16]
+        means = np.where(digits < 1 << 23, digits, digits - (1 << 24)) / 2**packed.header.fraction
+    if packed.header.version < 3:
         xyz = part["quat"] / 127.5 - 1
         xyzw = _quaternions.restore(xyz, np.full(len(xyz), 3))
     else:
