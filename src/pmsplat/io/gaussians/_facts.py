@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,8 +25,14 @@ log = logging.getLogger(__name__)
 
 MODE = "SplatRenderMode"  # also the key in `extras` of glTF and in `customData` of USD
 MODES = {"mip": MIP, "default": CLASSIC, "classic": CLASSIC}
-AXES: dict[str, Direction] = {"x": (1, 0, 0), "y": (0, -1, 0), "z": (0, 0, 1)}  # of nerfstudio
+AXES: dict[str, Direction] = {
+    "x": (1.0, 0.0, 0.0),
+    "y": (0.0, -1.0, 0.0),
+    "z": (0.0, 0.0, 1.0),
+}  # of nerfstudio
 PLACES = re.compile(r"\b(epsg|crs|srs|wkt|offset|shift|translation|units?|scale)\b", re.IGNORECASE)
+SAMPLE = 1 << 16  # rows that tell what a column holds
+NEGATIVE = 0.1  # share of negative scales above which they are not a few damaged ones
 COARSE = 1e-4  # of the extent: steps of coordinates above it are seen
 
 
@@ -146,6 +153,16 @@ def tell_steps(path: str | Path, points: Float[Tensor, "point 3"]) -> None:
             "wrote it has lost the digits; export it around a local origin, or in double",
             *(path, step, extent),
         )
+
+
+def are_logarithms(scales: np.ndarray) -> bool:
+    """Whether scales that should be linear are logarithms: then many of them are negative.
+
+    Drafts of KHR_gaussian_splatting asked for that until February 2026, and splat-transform wrote
+    it until June 2026.
+    """
+    some = scales[:: -(-len(scales) // SAMPLE) or 1]
+    return bool(np.mean(some < 0) > NEGATIVE) if some.size else False
 
 
 def into_axes(gaussians: Gaussians, axes: Float[Tensor, "4 4"]) -> Gaussians:
