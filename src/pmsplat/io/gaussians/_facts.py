@@ -63,11 +63,9 @@ def read_comments(path: str | Path, comments: Iterable[str]) -> Facts:
         elif key == "origin" and (place := _read_triple(value)) is not None:
             facts = replace(facts, origin=place)
         elif colon and name.lower() == "vertical axis":
-            up = AXES.get(rest.strip().lower()) or _read_triple(rest)
-            if up is not None and any(up):
-                facts = replace(facts, up=None if up == AXES["y"] else up)
-            else:
-                unknown.append(comment)
+            up = AXES.get(rest.strip().lower()) or _read_direction(rest)
+            facts = facts if up is None else replace(facts, up=None if up == AXES["y"] else up)
+            unknown += [comment] * (up is None)
         elif colon and name.lower() == MODE.lower() and rest.strip().lower() != "2dgs":
             mode = read_mode(rest)
             facts = facts if mode is None else replace(facts, rules=mode)
@@ -197,6 +195,15 @@ def _read_triple(text: str) -> tuple[float, float, float] | None:
     except ValueError:
         return None
     return (x, y, z) if all(abs(value) < 1e30 for value in (x, y, z)) else None
+
+
+def _read_direction(text: str) -> Direction | None:
+    triple = _read_triple(text)
+    length = math.hypot(*triple) if triple else 0.0
+    if triple is None or length < 1e-6:
+        return None
+    x, y, z = (value / length for value in triple)
+    return x, y, z
 
 
 def _write_triple(triple: tuple[float, float, float]) -> str:

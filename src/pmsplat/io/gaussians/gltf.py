@@ -277,6 +277,7 @@ def _tell_left_out(document: Document, parts: list[_Part], others: Counter[str])
         counts[kind] = len(document.get_list(tree, kind))
     counts["scenes that are not shown"] = max(0, len(document.get_list(tree, "scenes")) - 1)
     counts["morph targets"] = sum(len(document.get_list(p.primitive, "targets")) for p in parts)
+    counts["lists of indices"] = sum("indices" in part.primitive for part in parts)
     told = [f"{count} {kind}" for kind, count in counts.items() if count]
     known = {"POSITION", "COLOR_0", *(f"{EXTENSION}:{n}" for n in ("ROTATION", "SCALE", "OPACITY"))}
     known |= {_harmonic(d, n) for d in range(DEGREE + 1) for n in range(2 * d + 1)}
