@@ -25,7 +25,7 @@ def scene(generator: torch.Generator) -> Gaussians:
 def columns(gaussians: Gaussians, folder: Path) -> dict[str, np.ndarray]:
     """The columns of INRIA's layout, by plyfile."""
     save_gaussians(gaussians, folder / "plain.ply")
-    data = plyfile.PlyData.read(str(folder / "plain.ply"), mmap=False)["vertex"].data
+    data = plyfile.PlyData.read(str(folder / "plain.ply"))["vertex"].data
     return {name: np.array(data[name]) for name in data.dtype.names or ()}
 
 

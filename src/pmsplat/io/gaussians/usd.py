@@ -223,7 +223,7 @@ def _read_field(path: str | Path, folder: Path, field: dict[str, Any]) -> Gaussi
     count = len(means)
     round_ones = count == len(scales) and (scales == scales[:, :1]).all()
     if not len(quats_xyzw) and round_ones:  # which have no direction
-        quats_xyzw = np.tile(np.float32([0, 0, 0, 1]), (count, 1))
+        quats_xyzw = np.tile(np.array([0, 0, 0, 1], np.float32), (count, 1))
     # Check that they fit together.
     degree = field["degree"]
     if degree is None:
