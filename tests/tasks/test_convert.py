@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plyfile
 import pytest
 import torch
 
@@ -158,8 +159,7 @@ def test_seen_by_drops_what_no_camera_sees(
     tmp_path: Path, scene: Gaussians, cameras: Cameras, camera_file: Path
 ) -> None:
     behind = replace(scene, means=scene.means * torch.tensor([1.0, 1, -1]))
-    both = Gaussians(*(torch.cat([getattr(g, n) for g in (scene, behind)], dim=1)
-                       for n in ("means", "scales", "quats_wxyz", "opacities", "sh")))  # fmt: skip
+    both = Gaussians.joined([scene, behind])
     save_gaussians(both, tmp_path / "both.ply")
     told: list[str] = []
     convert(tmp_path / "both.ply", tmp_path / "out.ply", Options(seen_by=camera_file), told.append)
@@ -282,3 +282,117 @@ def test_options_that_make_no_sense(
     with pytest.raises(SystemExit) as stopped:
         cli.main(["convert", str(source), "out.ply", option])
     assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
+# --- scenes on a map, and scenes that say what is up
+
+UTM = torch.tensor([431234.567, 5412345.678, 512.25], dtype=torch.float64)
+
+
+def write_doubles(path: Path, scene: Gaussians, shift: torch.Tensor) -> torch.Tensor:
+    """The scene moved by `shift` as a .ply of double coordinates; returns its exact means."""
+    save_gaussians(scene, path)
+    vertex = plyfile.PlyData.read(str(path))["vertex"].data
+    exact = scene.means[0].double() + shift
+    wide = np.zeros(len(vertex), [(n, "f8" if n in "xyz" else "f4") for n in vertex.dtype.names])
+    for name in vertex.dtype.names:
+        wide[name] = vertex[name]
+    for name, values in zip("xyz", exact.T, strict=True):
+        wide[name] = values.numpy()
+    plyfile.PlyData([plyfile.PlyElement.describe(wide, "vertex")]).write(str(path))
+    return exact
+
+
+def world(gaussians: Gaussians) -> torch.Tensor:
+    return gaussians.means[0].double() + torch.tensor(gaussians.origin, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".glb", ".usdc"])
+def test_a_map_to_a_local_origin(tmp_path: Path, scene: Gaussians, suffix: str) -> None:
+    skip_without(suffix)
+    write_doubles(tmp_path / "map.ply", scene, UTM)
+    back = se3.compose(torch.eye(3, dtype=torch.float64), -UTM)
+    convert(tmp_path / "map.ply", tmp_path / f"out{suffix}", Options(similarity=back))
+    found = load_gaussians(tmp_path / f"out{suffix}")
+    assert found.origin == (0, 0, 0)
+    assert (found.means - scene.means).abs().max() < 1e-5
+
+
+def test_a_map_is_cut_seen_and_exported_in_its_own_world(
+    tmp_path: Path, scene: Gaussians, cameras: Cameras
+) -> None:
+    exact = write_doubles(tmp_path / "map.ply", scene, UTM)
+    frames = []
+    for i in range(3):
+        c2w = cameras.c2w[0, i].double().clone()
+        c2w[:3, 3] += UTM
+        c2w[:3, 1:3] *= -1  # nerfstudio's axes: y up, z back
+        K = cameras.K[0, i].double()
+        frames.append({
+            "file_path": f"{i}.png", "transform_matrix": c2w.tolist(), "w": SIZE[1], "h": SIZE[0],
+            "fl_x": float(K[0, 0] * SIZE[1]), "fl_y": float(K[1, 1] * SIZE[0]),
+            "cx": float(K[0, 2] * SIZE[1]), "cy": float(K[1, 2] * SIZE[0]),
+        })  # fmt: skip
+    (tmp_path / "transforms.json").write_text(json.dumps({"frames": frames}))
+    low, high = torch.tensor([-1.0, -1, 3.5]), torch.tensor([1.0, 0.5, 5])
+    box = Box(tuple((low + UTM).tolist()), tuple((high + UTM).tolist()))
+    options = Options(
+        crop=box, seen_by=tmp_path / "transforms.json", cameras=tmp_path / "transforms.json"
+    )
+    summary = convert(tmp_path / "map.ply", tmp_path / "out.ply", options)
+    inside = ((scene.means[0] >= low) & (scene.means[0] <= high)).all(dim=-1)
+    found = load_gaussians(tmp_path / "out.ply")
+    assert 0 < inside.sum() < 80 and found.means.shape[1] == int(inside.sum())
+    torch.testing.assert_close(world(found), exact[inside], rtol=0, atol=1e-6)
+    assert summary.cameras is not None
+    survey = read_cameras(summary.cameras / "transforms.json")
+    assert survey.points is not None
+    points = colmap.read(summary.cameras / "sparse/0").points
+    assert points is not None
+    np.testing.assert_allclose(points, exact[inside], rtol=0, atol=1e-6)
+    place = cameras.c2w[0, 0, :3, 3].double() + UTM
+    np.testing.assert_allclose(survey.shots[0].c2w[:3, 3], place, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def z_up(tmp_path: Path, scene: Gaussians) -> Path:
+    """As nerfstudio exports it."""
+    save_gaussians(replace(scene, up=(0.0, 0.0, 1.0)), tmp_path / "z.ply")
+    assert b"comment Vertical Axis: z" in (tmp_path / "z.ply").read_bytes()
+    return tmp_path / "z.ply"
+
+
+def test_up_in_the_file_is_up_in_gltf_with_the_cameras(
+    tmp_path: Path, z_up: Path, scene: Gaussians, cameras: Cameras, camera_file: Path
+) -> None:
+    told: list[str] = []
+    summary = convert(z_up, tmp_path / "z.glb", Options(cameras=camera_file), told.append)
+    found = load_gaussians(tmp_path / "z.glb")
+    x, y, z = scene.means.unbind(dim=-1)
+    assert torch.equal(found.means, torch.stack([x, -z, y], dim=-1))  # of glTF's (x, z, -y)
+    assert summary.cameras is not None and any("is up in z.glb" in text for text in told)
+    shots = read_cameras(summary.cameras / "transforms.json").shots
+    c2w = torch.from_numpy(np.stack([shot.c2w for shot in shots]))[None].float()
+    again = replace(cameras, c2w=c2w)
+    torch.testing.assert_close(look(found, again), look(scene, cameras), rtol=0, atol=1e-4)
+
+
+def test_up_stays_where_the_file_has_no_axes(tmp_path: Path, z_up: Path, scene: Gaussians) -> None:
+    shift = se3.compose(2 * torch.eye(3), torch.tensor([1.0, 2, 3]))
+    convert(z_up, tmp_path / "moved.ply", Options(similarity=shift))
+    found = load_gaussians(tmp_path / "moved.ply")
+    assert found.up == (0, 0, 1)
+    torch.testing.assert_close(found.means, 2 * scene.means + torch.tensor([1.0, 2, 3]))
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".glb"])
+def test_a_turn_of_the_user_says_how_the_scene_stands(
+    tmp_path: Path, z_up: Path, scene: Gaussians, suffix: str
+) -> None:
+    """The file's word for up does not turn the scene once more, and it is said."""
+    turn = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    told: list[str] = []
+    convert(z_up, tmp_path / f"out{suffix}", Options(similarity=turn), told.append)
+    found = load_gaussians(tmp_path / f"out{suffix}")
+    torch.testing.assert_close(found.means, scene.means @ turn[:3, :3].T)
+    assert found.up is None and "that alone now says how it stands" in told[0]

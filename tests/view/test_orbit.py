@@ -1,6 +1,7 @@
 """Circles around a scene: nearly everything is seen, and up is what photographers held for up."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,41 @@ def test_an_orbit_has_room_for_nearly_everything(
         assert (seen[:, 2] > 0).all() and (off < 0.5).float().mean() > 0.98
         nearest = min(nearest, 0.5 - off.quantile(0.99).item())
     assert nearest < 0.15  # not far away either
+
+
+@pytest.mark.parametrize("share", [0.002, 0.015, 0.04])
+def test_a_few_floaters_do_not_move_an_orbit(share: float, generator: torch.Generator) -> None:
+    """Opaque ones too, a thousand times as far away as the scene is wide."""
+    means = torch.randn(4000, 3, generator=generator) * 0.4
+    alone = circle_scene(gaussians(means, torch.full((4000,), 0.9)), 12)
+    far = int(4000 * share)
+    means[:far] *= 2000
+    orbit = circle_scene(gaussians(means, torch.full((4000,), 0.9)), 12)
+    torch.testing.assert_close(orbit.c2w, alone.c2w, rtol=0, atol=0.1)
+    assert orbit.c2w[:, :3, 3].norm(dim=-1).mean() < 5
+
+
+def test_a_wide_background_is_no_floater(generator: torch.Generator) -> None:
+    """An object with a tenth of the opacity around it, twenty times as far."""
+    means = torch.randn(4000, 3, generator=generator) * 0.4
+    means[:400] = 8 * torch.nn.functional.normalize(means[:400], dim=-1)
+    orbit = circle_scene(gaussians(means, torch.full((4000,), 0.9)), 12)
+    assert orbit.c2w[:, :3, 3].norm(dim=-1).mean() > 8
+
+
+@pytest.mark.parametrize("up", [(0.0, 0.0, 1.0), (0.6, 0.0, -0.8), (0.0, 1.0, 0.0)])
+def test_an_orbit_stands_as_the_file_says(
+    up: tuple[float, float, float], generator: torch.Generator
+) -> None:
+    scene = gaussians(torch.randn(500, 3, generator=generator), torch.ones(500))
+    orbit = circle_scene(replace(scene, up=up), 12)
+    sky = torch.tensor(up)
+    assert (orbit.c2w[:, :3, 0] @ sky).abs().max() < 1e-5  # the horizon is level
+    assert (-orbit.c2w[:, :3, 1] @ sky).min() > 0.9  # pictures are upright
+    height = (orbit.c2w[:, :3, 3] - scene.means[0].mean(dim=0)) @ sky
+    assert height.min() > 0.5  # seen from above
+    named = circle_scene(replace(scene, up=up), 12, up="-y")
+    assert (-named.c2w[:, 1, 1]).max() < -0.9  # what the user says goes first
 
 
 def test_an_orbit_like_given_cameras(generator: torch.Generator) -> None:

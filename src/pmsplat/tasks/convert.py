@@ -20,13 +20,14 @@ from ..io.cameras import export
 from ..io.cameras.survey import Shot, Survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
 from ..io.photo_files import PHOTO_SUFFIXES, photos_in, stem
-from ..types import Gaussians
+from ..types import NO_OFFSET, Direction, Gaussians
 from .cameras import open_cameras
 
 log = logging.getLogger(__name__)
 
 REACH = 3.0  # standard deviations within which a Gaussian counts as seen
 CLOUD = 200_000  # points at most beside exported cameras
+UPRIGHT = (".spz", ".glb", ".usd", ".usda", ".usdc", ".usdz")  # formats that define what is up
 PHOTOS = "images"  # folder of photos beside a file of cameras
 
 
@@ -79,10 +80,12 @@ def convert(
     """Reads Gaussians of any known format and writes them, or some of them, in another.
 
     Formats that name their axes (.spz, glTF, OpenUSD) are turned with everything in them, so the
-    scene is the same in all. Cameras go to a folder beside the output, "STEM-cameras", with
-    sparse/0, transforms.json and the Gaussians' centres as points. `tell` gets what was left out.
-    Raises UserError, before anything is read where that can be, for a format that is not known, an
-    output that is the input, a camera folder that is there already, and where nothing is left.
+    scene is the same in all. What a .ply says is up is up there too, also for cameras, unless
+    `similarity` turns the scene: then that alone says how it stands. Cameras go to a folder beside
+    the output, "STEM-cameras", with sparse/0, transforms.json and the Gaussians' centres as points.
+    `tell` gets what was left out. Raises UserError, before anything is read where that can be, for
+    a format that is not known, an output that is the input, a camera folder that is there already,
+    and where nothing is left.
     """
     chosen = options or Options()
     source, output = Path(source), Path(output)
@@ -95,8 +98,9 @@ def convert(
     kept = _select(gaussians, chosen, seen_by, tell)
     if chosen.sh_degree is not None:
         kept = replace(kept, sh=kept.sh[:, :, : (chosen.sh_degree + 1) ** 2])
-    if chosen.similarity is not None:
-        kept = kept.transformed(chosen.similarity)
+    similarity = _complete_transform(kept, output, chosen.similarity, tell)
+    if similarity is not None:
+        kept = replace(kept.transformed(similarity), up=_find_up(kept, similarity))
     # Write, with cameras beside it
     if chosen.spz_version is not None:
         spz.write(kept, output, chosen.spz_version)
@@ -105,17 +109,26 @@ def convert(
     folder = None
     if shown is not None:
         folder = camera_folder(output)
-        shots = [_move_camera(shot, chosen.similarity) for shot in shown]
+        shots = [_move_camera(shot, similarity) for shot in shown]
         if kept.means.shape[1] > CLOUD:
             tell(f"Of {kept.means.shape[1]} centres, {CLOUD} spread over all become points.")
         export_cameras(folder, shots, kept, chosen.colmap_text)
     return Summary(gaussians.means.shape[1], kept.means.shape[1], folder)
 
 
-def find_inside(means: Float[Tensor, "gaussian 3"], box: Box) -> Bool[Tensor, " gaussian"]:
-    """Which points lie in the box."""
+def find_inside(gaussians: Gaussians, box: Box) -> Bool[Tensor, " gaussian"]:
+    """Which Gaussians of batch 1 have their mean in the box."""
+    means = _find_places(gaussians)
+    if gaussians.origin == NO_OFFSET:  # corners round as means have
+        means = means.to(gaussians.means)
     low, high = means.new_tensor(box.low), means.new_tensor(box.high)
     return ((means >= low) & (means <= high)).all(dim=-1)
+
+
+def _find_places(gaussians: Gaussians) -> Float[Tensor, "gaussian 3"]:
+    """Where the means of batch 1 lie in the world, float64."""
+    means = gaussians.means[0].detach().cpu().double()
+    return means + means.new_tensor(gaussians.origin)
 
 
 def find_seen(gaussians: Gaussians, shots: Sequence[Shot]) -> Bool[Tensor, " gaussian"]:
@@ -125,7 +138,7 @@ def find_seen(gaussians: Gaussians, shots: Sequence[Shot]) -> Bool[Tensor, " gau
     before the camera and within the edges of its image (lens distortion is not looked at), without
     near and far. A few beside the edges of a frustum count as in it.
     """
-    means = gaussians.means[0].double()
+    means = _find_places(gaussians)
     radii = REACH * gaussians.scales[0].double().amax(dim=-1)
     found = torch.zeros(len(means), dtype=torch.bool)
     for shot in shots:
@@ -156,7 +169,7 @@ def export_cameras(
     count = gaussians.means.shape[1]
     rows = torch.linspace(0, count - 1, min(count, CLOUD), dtype=torch.float64).round().long()
     rgb = (0.5 + sh.C0 * gaussians.sh[0, rows, 0]).clamp(0, 1).mul(255).round().to(torch.uint8)
-    points = export.Points(gaussians.means[0, rows].double().numpy(), rgb.numpy())
+    points = export.Points(_find_places(gaussians)[rows].numpy(), rgb.numpy())
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -250,7 +263,7 @@ def _select(
     tests: list[tuple[str, Callable[[Gaussians], Tensor]]] = []
     if options.crop is not None:
         box = options.crop
-        tests.append(("outside the box", lambda g: find_inside(g.means[0], box)))
+        tests.append(("outside the box", lambda g: find_inside(g, box)))
     if options.min_opacity > 0:
         least = options.min_opacity
         tests.append((f"of opacity below {least:g}", lambda g: g.opacities[0] >= least))
@@ -270,6 +283,37 @@ def _select(
                 "look at the unit and the axes of the scene, or ask for less",
             )
     return kept
+
+
+def _complete_transform(
+    gaussians: Gaussians, output: Path, similarity: Tensor | None, tell: Callable[[str], None]
+) -> Tensor | None:
+    """The transform that was given; without one, that to the axes of the output, if it has some."""
+    if gaussians.up is None:
+        return similarity
+    name = ", ".join(f"{value:.3g}" for value in gaussians.up)
+    if similarity is not None and _turns(similarity):
+        tell(
+            f"The file says that up is ({name}); your transform turns the scene, so that alone now "
+            "says how it stands."
+        )
+        return similarity
+    if not output.name.lower().endswith(UPRIGHT):
+        return similarity
+    tell(f"The scene is turned so that up, which is ({name}) in the file, is up in {output.name}.")
+    turn = se3.upright(torch.tensor(gaussians.up, dtype=torch.float64))
+    return turn if similarity is None else turn @ similarity.double()
+
+
+def _find_up(gaussians: Gaussians, similarity: Tensor) -> Direction | None:
+    """What is up after a transform: what was, unless that turned the scene."""
+    return None if _turns(similarity) else gaussians.up
+
+
+def _turns(similarity: Tensor) -> bool:
+    motion = similarity.double()
+    rotation = motion[:3, :3] / se3.similarity_scale(motion)
+    return bool((rotation - torch.eye(3).to(rotation)).abs().max() > 1e-6)
 
 
 def _move_camera(shot: Shot, similarity: Tensor | None) -> Shot:

@@ -18,6 +18,9 @@ UPWARD = {sign + axis for sign in ("", "-") for axis in "xyz"}
 _SAMPLE = 100_000  # Gaussians that tell where the scene is
 _VIEW = math.radians(50), math.radians(80)  # the shorter side of the lens at most, and the longer
 _SHARE, _MARGIN = 0.99, 1.1  # of the opacity is inside, and so much more has room
+_FLOATERS = 0.05  # of the opacity at most: more is scenery, however far
+_OUTLYING = 8.0  # deviations of the logarithm of the distance, beyond which Gaussians are floaters
+_SPREAD = 0.1  # least deviation of it that counts, for scenes like a shell
 _REACH = 2.0  # standard deviations of a Gaussian that are inside with it
 _ELEVATION = math.radians(20)  # of the camera above the horizon
 _STEEPEST = math.radians(60)  # above which a given camera does not begin an orbit
@@ -38,13 +41,15 @@ def circle_scene(
 ) -> Orbit:
     """A circle from which pictures of `size` show nearly all of the opacity, from slightly above.
 
-    `up` names an axis ("z", "-x"; default -y). The lens has square pixels. Batch 1. Raises
-    UserError for no frames and for an axis that is none.
+    A few Gaussians that lie far from all others do not count. `up` names an axis ("z", "-x"); by
+    default it is what the file says, or -y. The lens has square pixels. Batch 1. Raises UserError
+    for no frames and for an axis that is none.
     """
     _check(frames, up)
-    some = sample_gaussians(gaussians)
-    K, middle, sky = _lens(size), _middle(some), axis(up or "-y")
-    ahead = axis("-y" if up in ("z", "-z") else "-z")
+    some = _drop_floaters(sample_gaussians(gaussians))
+    K, middle, sky = _lens(size), _middle(some), _sky(gaussians, up)
+    ahead = axis("-y") if abs(sky[2]) > abs(sky[1]) else axis("-z")
+    ahead = normalize(ahead - (ahead @ sky) * sky, dim=-1)
     away = math.cos(_ELEVATION) * ahead + math.sin(_ELEVATION) * sky
     eye = middle + _distance(some, middle, sky, K) * away
     return Orbit(trajectory.around(eye, middle, sky, frames), K)
@@ -100,6 +105,13 @@ def axis(name: str) -> Float[Tensor, "3"]:
     return -unit if name.startswith("-") else unit
 
 
+def _sky(gaussians: Gaussians, up: str | None) -> Float[Tensor, "3"]:
+    """The direction that is up: the named axis, or what the file said, or -y."""
+    if up is None and gaussians.up is not None:
+        return normalize(torch.tensor(gaussians.up), dim=-1)
+    return axis(up or "-y")
+
+
 def _check(frames: int, up: str | None) -> None:
     if frames < 1:
         raise UserError(f"`orbit={frames}`", "at least one picture", "such as `orbit=120`")
@@ -124,6 +136,25 @@ def _middle(some: Gaussians) -> Float[Tensor, "3"]:
         for share in (1 - _SHARE, _SHARE)
     ]
     return torch.stack(ends).reshape(3, 2).mean(dim=-1)
+
+
+def _drop_floaters(some: Gaussians) -> Gaussians:
+    """Those that do not lie far from all others; all of them where too many do.
+
+    The logarithm of the distance from the middle is compared with its median, in median absolute
+    deviations: that follows a small object as well as a scene with a wide background.
+    """
+    weights, means = some.opacities[0], some.means[0]
+    if not len(weights) or not weights.sum() > 0:
+        return some
+    middle = torch.stack([_share(values, weights, 0.5) for values in means.unbind(dim=-1)])
+    away = (means - middle).norm(dim=-1).clamp_min(torch.finfo(means.dtype).tiny).log()
+    usual = _share(away, weights, 0.5)
+    deviation = _share((away - usual).abs(), weights, 0.5).clamp_min(_SPREAD)
+    near = away <= usual + _OUTLYING * deviation
+    if weights[~near].sum() > _FLOATERS * weights.sum():
+        return some
+    return some.map(lambda tensor: tensor[:, near])
 
 
 def _distance(

@@ -19,6 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,9 +30,12 @@ from PIL import Image
 
 from pmsplat.errors import UserError
 from pmsplat.io.gaussians import WRITERS, load_gaussians, save_gaussians, spz, usd
+from pmsplat.types import MIP
 from tests.io.gaussians import test_gltf_spz as gltf_spz
 from tests.io.gaussians.encoders import webp, write_ksplat, write_sog, zipped
 from tests.scenes import random_gaussians
+
+from .test_gltf import pack, split
 
 COUNT = int(os.environ.get("PMSPLAT_FUZZ", "10000"))
 EDGES = [0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64]
@@ -114,6 +118,54 @@ def big_endian_ply(path: Path) -> None:
     plyfile.PlyData(data.elements, byte_order=">").write(str(path))
 
 
+def dialects(path: Path, text: bool = False) -> None:
+    """All that a .ply may say besides: comments, other programs' columns, elements and lists."""
+    plyfile = pytest.importorskip("plyfile")
+    data = plyfile.PlyData.read(str(path))
+    rows = data["vertex"].data
+    names = [n for n in rows.dtype.names if not n.startswith("f_") and n != "scale_2"]
+    types = [(name, "f8" if name in "xyz" else "f4") for name in names]
+    types += [
+        ("filter_3D", "f4"),
+        ("semantic_0", "f4"),
+        *((n, "u1") for n in ("red", "green", "blue")),
+    ]
+    wide = np.ones(len(rows), types)
+    for name in names:
+        wide[name] = rows[name]
+    faces = np.empty(2, [("vertex_indices", object)])
+    faces["vertex_indices"] = [np.array([0, 1, 2], np.int32)] * 2
+    describe = plyfile.PlyElement.describe
+    elements = [describe(wide, "vertex"), describe(np.zeros(1, [("c", "u1")]), "color_space")]
+    lists = {"val_types": {"vertex_indices": "i4"}, "len_types": {"vertex_indices": "u1"}}
+    elements.append(describe(faces, "face", **lists))
+    said = ["SplatRenderMode: mip", "Vertical Axis: 0 0 1", "origin 400000.5 5000000.5 100.0"]
+    plyfile.PlyData(elements, text=text, comments=said).write(str(path))
+
+
+def dialects_in_text(path: Path) -> None:
+    dialects(path, text=True)
+
+
+def nodes(path: Path) -> None:
+    """A scene graph with a mesh, hidden Gaussians, a node far off, and things to name."""
+    tree, data = split(path)
+    (mesh,) = tree["meshes"]
+    tree["meshes"].append({"primitives": [{"attributes": {"POSITION": 0}, "material": 0}]})
+    mesh["primitives"][0]["extensions"]["KHR_gaussian_splatting"]["extras"] = {
+        "SplatRenderMode": "mip"
+    }
+    tree["nodes"] = [
+        {"children": [1, 2], "translation": [431234.5, 512.25, 5412345.5]},
+        {"mesh": 0, "rotation": [0, 0, 0.6, 0.8], "scale": [2, 2, 2], "extras": {"a": 1}},
+        {"mesh": 1, "extensions": {"KHR_node_visibility": {"visible": False}}},
+    ]
+    tree["animations"] = [{"channels": [], "samplers": []}]
+    tree["extensionsUsed"] += ["KHR_materials_unlit", "KHR_node_visibility"]
+    tree["extensionsRequired"] = ["KHR_materials_unlit"]
+    pack(path, tree, data)
+
+
 def version_four(path: Path) -> None:
     pytest.importorskip("zstandard")
     spz.write(load_gaussians(path), path, version=4)
@@ -166,6 +218,10 @@ READERS: dict[str, tuple[str, Remake | None, Mutate]] = {
     "ply": (".ply", None, mutate),
     "ply-text": (".ply", text_ply, mutate),
     "ply-big-endian": (".ply", big_endian_ply, mutate),
+    "ply-dialects": (".ply", dialects, mutate),
+    "ply-dialects-text": (".ply", dialects_in_text, mutate),
+    "glb": (".glb", None, mutate),
+    "glb-nodes": (".glb", nodes, mutate),
     "compressed-ply": (".compressed.ply", None, mutate),
     "splat": (".splat", None, mutate),
     "spz": (".spz", None, mutate),
@@ -216,7 +272,8 @@ def test_every_stage_is_read_or_refused(
     """The process that opens a stage is a fork here, which need not load OpenUSD every time."""
     pytest.importorskip("pxr", reason="needs usd-core")
     path, ends = tmp_path / f"a{suffix}", Counter[int]()
-    save_gaussians(random_gaussians(5, torch.Generator().manual_seed(0), degree=1), path)
+    scene = random_gaussians(5, torch.Generator().manual_seed(0), degree=1)
+    save_gaussians(replace(scene, rules=MIP, origin=(4e5, 5e6, 100.5)), path)
     command = [sys.executable, "-m", "tests.io.gaussians.usd_zygote"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1

@@ -16,8 +16,8 @@ OURS = [".ply", ".compressed.ply", ".splat", ".spz"]
 
 
 def empty(degree: int = 0) -> Gaussians:
-    shapes = ((1, 0, 3), (1, 0, 3), (1, 0, 4), (1, 0), (1, 0, (degree + 1) ** 2, 3))
-    return Gaussians(*(torch.zeros(shape) for shape in shapes))
+    means, sh = torch.zeros(1, 0, 3), torch.zeros(1, 0, (degree + 1) ** 2, 3)
+    return Gaussians(means, means, torch.zeros(1, 0, 4), torch.zeros(1, 0), sh)
 
 
 def test_they_are_public() -> None:

@@ -143,11 +143,11 @@ def test_stages_that_cannot_be_used(tmp_path: Path, generator: torch.Generator, 
     usd.write(random_gaussians(3, generator, degree=1), tmp_path / "g.usda")
     text = (tmp_path / "g.usda").read_text()
     for old, new, fault in (
-        ("HarmonicsDegree = 1", "HarmonicsDegree = 2", "3 positions, but"),
+        ("HarmonicsDegree = 1", "HarmonicsDegree = 2", r"has 12 radiance:\S+ for 3 .*; wanted 27"),
         ("HarmonicsDegree = 1", "HarmonicsDegree = -7", "degree -7"),
         ("HarmonicsDegree = 1", "HarmonicsDegree = 40000", "degree 40000"),
         ("def Xform \"Scene\"\n{", 'def Xform "Scene"\n{\nfloat3 xformOp:scale = (1, 1, 2)\n'
-         'uniform token[] xformOpOrder = ["xformOp:scale"]\n', "stretched"),
+         'uniform token[] xformOpOrder = ["xformOp:scale"]\n', "stretches Gaussians"),
     ):  # fmt: skip
         assert old in text
         (tmp_path / "h.usda").write_text(text.replace(old, new))

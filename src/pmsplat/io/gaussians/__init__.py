@@ -74,9 +74,10 @@ def load_gaussians(path: str | Path) -> Gaussians:
 
     Harmonics are in the standard 3DGS basis, scales are linear, opacities in [0, 1], quaternions of
     length 1. Formats with defined axes (.spz, glTF, USD) are converted to OpenCV axes; in .ply,
-    .splat, .ksplat and .sog the axes stay. An empty .ply, .splat or .spz gives no Gaussians. Any of
-    them may be gzipped (.ply.gz). Raises UserError for a file that is missing, damaged or of an
-    unknown format.
+    .splat, .ksplat and .sog the axes stay, and `up` has what a .ply says is up. `rules` are those
+    that the file says; `origin` is where means are counted from, if they lie far off. An empty
+    .ply, .splat or .spz gives no Gaussians. Any of them may be gzipped (.ply.gz). Raises UserError
+    for a file that is missing, damaged or of an unknown format.
     """
     source = Path(path)
     if not source.is_file():
@@ -97,7 +98,8 @@ def load_gaussians(path: str | Path) -> Gaussians:
 def save_gaussians(gaussians: Gaussians, path: str | Path) -> None:
     """Writes the Gaussians of one scene in the format of the file's suffix, whole or not at all.
 
-    What a format cannot hold (see its module) is lost, with a warning in the log. Raises UserError
+    What a format cannot hold (see its module) is lost, with a warning in the log: harmonics, or
+    that they are antialiased, lie around an `origin` or have another `up`. Raises UserError
     for an unknown suffix, for a batch of several scenes, or for values that are not finite.
     """
     if not isinstance(gaussians, Gaussians):

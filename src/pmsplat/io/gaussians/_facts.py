@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,8 +25,14 @@ log = logging.getLogger(__name__)
 
 MODE = "SplatRenderMode"  # also the key in `extras` of glTF and in `customData` of USD
 MODES = {"mip": MIP, "default": CLASSIC, "classic": CLASSIC}
-AXES: dict[str, Direction] = {"x": (1, 0, 0), "y": (0, -1, 0), "z": (0, 0, 1)}  # of nerfstudio
+AXES: dict[str, Direction] = {
+    "x": (1.0, 0.0, 0.0),
+    "y": (0.0, -1.0, 0.0),
+    "z": (0.0, 0.0, 1.0),
+}  # of nerfstudio
 PLACES = re.compile(r"\b(epsg|crs|srs|wkt|offset|shift|translation|units?|scale)\b", re.IGNORECASE)
+SAMPLE = 1 << 16  # rows that tell what a column holds
+NEGATIVE = 0.1  # share of negative scales above which they are not a few damaged ones
 COARSE = 1e-4  # of the extent: steps of coordinates above it are seen
 
 
@@ -56,11 +63,9 @@ def read_comments(path: str | Path, comments: Iterable[str]) -> Facts:
         elif key == "origin" and (place := _read_triple(value)) is not None:
             facts = replace(facts, origin=place)
         elif colon and name.lower() == "vertical axis":
-            up = AXES.get(rest.strip().lower()) or _read_triple(rest)
-            if up is not None and any(up):
-                facts = replace(facts, up=None if up == AXES["y"] else up)
-            else:
-                unknown.append(comment)
+            up = AXES.get(rest.strip().lower()) or _read_direction(rest)
+            facts = facts if up is None else replace(facts, up=None if up == AXES["y"] else up)
+            unknown += [comment] * (up is None)
         elif colon and name.lower() == MODE.lower() and rest.strip().lower() != "2dgs":
             mode = read_mode(rest)
             facts = facts if mode is None else replace(facts, rules=mode)
@@ -148,6 +153,16 @@ def tell_steps(path: str | Path, points: Float[Tensor, "point 3"]) -> None:
         )
 
 
+def are_logarithms(scales: np.ndarray) -> bool:
+    """Whether scales that should be linear are logarithms: then many of them are negative.
+
+    Drafts of KHR_gaussian_splatting asked for that until February 2026, and splat-transform wrote
+    it until June 2026.
+    """
+    some = scales[:: -(-len(scales) // SAMPLE) or 1]
+    return bool(np.mean(some < 0) > NEGATIVE) if some.size else False
+
+
 def into_axes(gaussians: Gaussians, axes: Float[Tensor, "4 4"]) -> Gaussians:
     """The Gaussians in the axes of a format: `axes` turns OpenCV's into those.
 
@@ -180,6 +195,15 @@ def _read_triple(text: str) -> tuple[float, float, float] | None:
     except ValueError:
         return None
     return (x, y, z) if all(abs(value) < 1e30 for value in (x, y, z)) else None
+
+
+def _read_direction(text: str) -> Direction | None:
+    triple = _read_triple(text)
+    length = math.hypot(*triple) if triple else 0.0
+    if triple is None or length < 1e-6:
+        return None
+    x, y, z = (value / length for value in triple)
+    return x, y, z
 
 
 def _write_triple(triple: tuple[float, float, float]) -> str:

@@ -24,6 +24,7 @@ from ...geometry import se3
 
 MAGIC, JSON_CHUNK, BIN_CHUNK = b"glTF", 0x4E4F534A, 0x004E4942
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+VISIBILITY = "KHR_node_visibility"
 WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
 
 
@@ -38,6 +39,17 @@ class Column:
         """Returns rows as float32; the lowest signed normalised integer is clamped to -1."""
         rows = torch.from_numpy(self.rows[start:stop].astype(np.float32))
         return rows if self.scale == 1 else (rows * self.scale).clamp_min(-1)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A node with a mesh, its transform to the world (float64 4x4), and whether it is shown."""
+
+    index: int
+    node: dict[str, Any]
+    mesh: dict[str, Any]
+    to_world: Tensor
+    visible: bool
 
 
 @dataclass(frozen=True)
@@ -152,8 +164,8 @@ class Document:
         strides = (stride, dtype.itemsize)
         return Column(np.ndarray((count, width), dtype, data, offset, strides), scale)
 
-    def walk_meshes(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        """Yields each mesh of the scene with its transform to the world, float64 4x4."""
+    def walk_meshes(self) -> Iterator["Placed"]:
+        """Yields each mesh of the scene, with its place."""
         nodes = self.get_list(self.tree, "nodes")
         if self.get_list(self.tree, "scenes"):
             scene = self.get_entry("scenes", self.tree.get("scene", 0))
@@ -163,18 +175,18 @@ class Document:
                 self.get_list(self.get_entry("nodes", i), "children") for i in range(len(nodes))
             ]
             roots = [i for i in range(len(nodes)) if not any(i in children for children in below)]
-        stack = [(root, torch.eye(4, dtype=torch.float64)) for root in roots]
+        stack = [(root, torch.eye(4, dtype=torch.float64), True) for root in roots]
         for _ in range(len(nodes) + 1):
             if not stack:
                 return
-            index, parent = stack.pop()
+            index, parent, visible = stack.pop()
             node = self.get_entry("nodes", index)
             to_world = parent @ self.get_transform(node)
+            state = self.get_object(self.get_object(node, "extensions"), VISIBILITY)
+            visible = visible and state.get("visible") is not False
             if "mesh" in node:
-                if not bool(se3.is_similarity(to_world)):
-                    raise self.damage_error(f"node {index} mirrors, shears or stretches Gaussians")
-                yield self.get_entry("meshes", node["mesh"]), to_world
-            stack += [(child, to_world) for child in self.get_list(node, "children")]
+                yield Placed(index, node, self.get_entry("meshes", node["mesh"]), to_world, visible)
+            stack += [(child, to_world, visible) for child in self.get_list(node, "children")]
         raise self.damage_error("a node is the child of two nodes, or of itself")
 
     def get_transform(self, node: dict[str, Any]) -> Tensor:

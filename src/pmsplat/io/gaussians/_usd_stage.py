@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ ARRAYS = {
     "Opacities": 1,
     "RadianceSphericalHarmonicsCoefficients": 3,
 }
+UNSEEN = ("guide", "proxy")  # purposes of prims that a final picture does not show
+STRUCTURE = ("", "Xform", "Scope", "Material", "Shader", "NodeGraph")  # types that show nothing
 MEMORY = 4 << 30  # bytes of address space for any file
 PER_BYTE = 16  # bytes of address space added for each byte of the file
 
@@ -41,24 +44,95 @@ def extract(file: Path, folder: Path) -> None:
     # Save the arrays of each field of Gaussians, instances included.
     when = Usd.TimeCode.EarliestTime()
     places = UsdGeom.XformCache(when)
-    fields = []
+    fields, others = [], Counter[str]()
     for prim in stage.Traverse(Usd.TraverseInstanceProxies()):
         if not prim.IsA(Schema):
+            others[str(prim.GetTypeName())] += 1
             continue
-        field, path = Schema(prim), str(prim.GetPath())
+        seen = UsdGeom.Imageable(prim)
+        if (
+            seen.ComputeVisibility(when) == UsdGeom.Tokens.invisible
+            or seen.ComputePurpose() in UNSEEN
+        ):
+            others["hidden Gaussians"] += 1
+            continue
+        field = Schema(prim)
         there = folder / str(len(fields))
         there.mkdir()
         try:
             for name, width in ARRAYS.items():
                 np.save(there / f"{name}.npy", _get_array(field, name, width, when))
         except (TypeError, ValueError) as error:
-            _write_stage(folder, {"error": f"{path} has attributes that are not numbers ({error})"})
+            fault = f"{prim.GetPath()} has attributes that are not numbers ({error})"
+            _write_stage(folder, {"error": fault})
             return
-        motion = np.array(places.GetLocalToWorldTransform(prim)).T  # for column vectors, as ours
-        degree = field.GetRadianceSphericalHarmonicsDegreeAttr().Get(when)
-        degree = degree if isinstance(degree, int) else -1
-        fields.append({"path": path, "motion": motion.tolist(), "degree": degree})
-    _write_stage(folder, {"up": str(UsdGeom.GetStageUpAxis(stage)), "fields": fields})
+        fields.append(_describe_field(pxr, field, places, when))
+    says_unit = UsdGeom.StageHasAuthoredMetersPerUnit(stage)
+    content = {
+        "up": str(UsdGeom.GetStageUpAxis(stage)),
+        "meters": UsdGeom.GetStageMetersPerUnit(stage) if says_unit else None,
+        "fields": fields,
+        "others": {kind: count for kind, count in others.items() if kind not in STRUCTURE},
+    }
+    _write_stage(folder, content)
+
+
+def _describe_field(pxr: Any, field: Any, places: Any, when: Any) -> dict[str, Any]:
+    """What a field says besides its arrays, as JSON can hold it; None where it says nothing."""
+    prim = field.GetPrim()
+    motion = np.array(places.GetLocalToWorldTransform(prim)).T  # for column vectors, as ours
+    degree = field.GetRadianceSphericalHarmonicsDegreeAttr()
+    mode = prim.GetCustomDataByKey("SplatRenderMode")
+    return {
+        "path": str(prim.GetPath()),
+        "motion": motion.tolist(),
+        "degree": _get_degree(degree, when) if degree.HasAuthoredValue() else None,
+        "space": _find_color_space(field),
+        "mode": mode if isinstance(mode, str) else None,
+        "left_out": _list_left_out(pxr, field, when),
+    }
+
+
+def _get_degree(attribute: Any, when: Any) -> int:
+    degree = attribute.Get(when)
+    return degree if isinstance(degree, int) else -1
+
+
+def _find_color_space(field: Any) -> str | None:
+    """The colour space of the harmonics: of their attribute, of the prim or of one above it."""
+    for name in ("Coefficients", "Coefficientsh"):
+        attribute = getattr(field, f"GetRadianceSphericalHarmonics{name}Attr")()
+        if attribute and attribute.HasColorSpace():
+            return str(attribute.GetColorSpace())
+    prim = field.GetPrim()
+    while prim:
+        attribute = prim.GetAttribute("colorSpace:name")
+        value = attribute.Get() if attribute else None
+        if value:
+            return str(value)
+        prim = prim.GetParent()
+    return None
+
+
+def _list_left_out(pxr: Any, field: Any, when: Any) -> list[str]:
+    """What a field has that its Gaussians here have not."""
+    prim, found = field.GetPrim(), []
+    hints = {"projectionModeHint": "perspective", "sortingModeHint": "zDepth"}
+    for name, ours in hints.items():
+        value = str(prim.GetAttribute(name).Get(when))
+        found += [f"{name} {value[:40]}"] if value != ours else []
+    if prim.GetAttribute("primvars:displayOpacity").HasAuthoredValue():
+        found.append("displayOpacity")
+    known = set(pxr.Usd.SchemaRegistry().FindConcretePrimDefinition(prim.GetTypeName())
+                .GetPropertyNames())  # fmt: skip
+    own = [str(a.GetName()) for a in prim.GetAuthoredAttributes()]
+    fixed = ("xformOp", "colorSpace:", "primvars:displayColor")
+    found += [name for name in own if name not in known and not name.startswith(fixed)]
+    moving = any(attribute.ValueMightBeTimeVarying() for attribute in prim.GetAuthoredAttributes())
+    while prim and not moving:
+        moving = pxr.UsdGeom.Xformable(prim).TransformMightBeTimeVarying()
+        prim = prim.GetParent()
+    return [*found, *(["times but the first"] if moving else [])]
 
 
 def import_openusd(path: str | Path) -> Any:
@@ -67,7 +141,7 @@ def import_openusd(path: str | Path) -> Any:
     Raises UserError that names the file at `path`, if usd-core is not installed.
     """
     try:
-        for name in ("Tf", "Usd", "UsdGeom", "UsdUtils", "UsdVol", "Vt"):
+        for name in ("Gf", "Tf", "Usd", "UsdGeom", "UsdUtils", "UsdVol", "Vt"):
             importlib.import_module(f"pxr.{name}")
     except ImportError as error:
         raise UserError(

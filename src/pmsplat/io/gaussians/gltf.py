@@ -11,8 +11,10 @@ scene is upright too, but lies behind that camera. Viewers do not rotate.
 
 import json
 import logging
+import re
 import struct
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,22 @@ import torch
 
 from ...errors import UserError
 from ...geometry import sh
-from ...types import Gaussians
+from ...types import NO_OFFSET, DrawingRules, Gaussians
 from ..files import atomic
 from ._blocks import check, read_blocks
-from ._gltf_document import BIN_CHUNK, JSON_CHUNK, MAGIC, Column, Document, open_document
+from ._facts import MODE, are_logarithms, find_mode, into_axes, name_columns, read_mode, tell_loss
+from ._gltf_document import (
+    BIN_CHUNK,
+    JSON_CHUNK,
+    MAGIC,
+    VISIBILITY,
+    Column,
+    Document,
+    Placed,
+    open_document,
+)
 from ._gltf_spz import SPZ_EXTENSIONS, find_stream, read_stream
+from ._placing import place
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +46,10 @@ EXTENSION = "KHR_gaussian_splatting"
 DEGREE = 3  # the highest degree of the extension
 FLOAT, UBYTE, POINTS, ARRAY_BUFFER = 5126, 5121, 0, 34962
 MIN_BYTES = 12  # of a Gaussian in a file: accessors may share all but its colour
-SUPPORTED = {EXTENSION, "KHR_mesh_quantization", "KHR_materials_unlit", *SPZ_EXTENSIONS}
+SUPPORTED = {EXTENSION, "KHR_mesh_quantization", VISIBILITY, *SPZ_EXTENSIONS}
+# What surfaces and lights look like, and names for things, whatever the file requires of it.
+UNRELATED = re.compile(r"(KHR|EXT|MSFT|ADOBE)_(materials|texture|lights|animation|xmp)")
+SRGB = {"srgb_rec709_display", "bt.709"}  # names of what 3DGS trains on; a draft had the last
 
 HALF_TURN = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 
@@ -59,10 +75,12 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
             "at least one in a glTF file",
             "keep more of the scene, or write .ply, which may be empty",
         )
+    tell_loss(gaussians, path)
     # Lay out the JSON and the columns.
-    columns = _columns(_limit_degree(gaussians, path).transformed(HALF_TURN))
+    turned = into_axes(_limit_degree(gaussians, path), HALF_TURN)
+    columns = _columns(turned)
     sizes = [column.nbytes for column in columns.values()]
-    text = json.dumps(_build_tree(columns), separators=(",", ":")).encode()
+    text = json.dumps(_build_tree(turned, columns), separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     total = 12 + 8 + len(text) + 8 + sum(sizes)
     if total >= 1 << 32:
@@ -111,7 +129,7 @@ def _harmonic(degree: int, n: int) -> str:
     return f"{EXTENSION}:SH_DEGREE_{degree}_COEF_{n}"
 
 
-def _build_tree(columns: dict[str, np.ndarray]) -> dict[str, Any]:
+def _build_tree(gaussians: Gaussians, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """Builds the JSON: one node, one mesh, one primitive, an accessor for each column."""
     views, accessors, offset = [], [], 0
     names = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
@@ -128,24 +146,28 @@ def _build_tree(columns: dict[str, np.ndarray]) -> dict[str, Any]:
             accessor |= {"min": column.min(axis=0).tolist(), "max": column.max(axis=0).tolist()}
         accessors.append(accessor)
         offset += size
+    extension: dict[str, Any] = {
+        "kernel": "ellipse",
+        "colorSpace": "srgb_rec709_display",
+        "projection": "perspective",
+        "sortingMethod": "cameraDistance",
+    }
+    if mode := find_mode(gaussians.rules):
+        extension["extras"] = {MODE: mode}
     primitive = {
         "attributes": {name: i for i, name in enumerate(columns)},
         "mode": POINTS,
-        "extensions": {
-            EXTENSION: {
-                "kernel": "ellipse",
-                "colorSpace": "srgb_rec709_display",
-                "projection": "perspective",
-                "sortingMethod": "cameraDistance",
-            }
-        },
+        "extensions": {EXTENSION: extension},
     }
+    node: dict[str, Any] = {"mesh": 0}
+    if gaussians.origin != NO_OFFSET:
+        node["translation"] = list(gaussians.origin)
     return {
         "asset": {"version": "2.0", "generator": "pmsplat"},
         "extensionsUsed": [EXTENSION],
         "scene": 0,
         "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
+        "nodes": [node],
         "meshes": [{"primitives": [primitive]}],
         "buffers": [{"byteLength": offset}],
         "bufferViews": views,
@@ -156,46 +178,158 @@ def _build_tree(columns: dict[str, np.ndarray]) -> dict[str, Any]:
 def read(path: str | Path) -> Gaussians:
     """Reads the Gaussians of a .glb or .gltf as batch 1 on the CPU, in OpenCV axes.
 
-    Reads all primitives of the scene that have the extension and applies the transforms of their
-    nodes (similarities only). Attributes are floats or the integers that the extension allows.
-    A primitive may hold a .spz instead: see `_gltf_spz`. Harmonics that only some primitives have
-    are zero in the others. Gaussians that cannot be drawn are left out; a warning counts them.
-    Raises UserError for sparse data, for other compression and other kernels, for buffers outside
-    the folder, and for accessors that exceed the file, before it allocates memory for them.
+    Reads all primitives of the scene that have the extension and are shown, and applies the
+    transforms of their nodes (`_placing`). Attributes are floats or the integers that the extension
+    allows; scales may be logarithms, as in its drafts; a primitive may hold a .spz instead
+    (`_gltf_spz`). Harmonics that only some primitives have are zero in the others. Gaussians that
+    cannot be drawn are left out; a warning counts them. Meshes, animations and other things are
+    named in a warning. Raises UserError for sparse data and other compression, for other kernels
+    and colours, for buffers outside the folder, and for accessors that exceed the file, before it
+    allocates memory for them.
     """
     document = open_document(Path(path))
-    required = document.get_names("extensionsRequired") - SUPPORTED
-    if required:
-        raise UserError(
-            f"{path} needs {', '.join(sorted(required))}",
-            f"a file that needs no extension besides {', '.join(sorted(SUPPORTED))}",
-            "export it again without compression",
-        )
-    parts, free = [], sum(len(buffer) for buffer in document.buffers.values())
-    for mesh, to_world in document.walk_meshes():
-        for primitive in document.get_list(mesh, "primitives"):
+    found, others = [], Counter[str]()
+    for spot in document.walk_meshes():
+        for primitive in document.get_list(spot.mesh, "primitives"):
             extensions = document.get_object(primitive, "extensions")
             stream = find_stream(document, extensions, EXTENSION)
-            if EXTENSION in extensions or stream is not None:
-                _check_kernel(path, document.get_object(extensions, EXTENSION))
-                attributes = document.get_object(primitive, "attributes")
-                if stream is None:
-                    part = _read_primitive(document, attributes, free)
-                    free -= MIN_BYTES * part.means.shape[1]
-                else:
-                    part = _read_compressed(document, stream, attributes, free)
-                    free -= len(stream)
-                parts.append(part.transformed(HALF_TURN @ to_world))
-    if not parts:
+            if EXTENSION not in extensions and stream is None:
+                others["primitives without Gaussians"] += 1
+            elif not spot.visible:
+                others["hidden primitives of Gaussians"] += 1
+            else:
+                extension = document.get_object(extensions, EXTENSION)
+                found.append(_Part(spot, primitive, extension, stream))
+    _check_required(document, found)
+    if not found:
+        hidden = " that are shown" if others["hidden primitives of Gaussians"] else ""
         raise UserError(
-            f"{path} has no Gaussians",
+            f"{path} has no Gaussians{hidden}",
             f"a primitive with {EXTENSION}",
             "export the scene as Gaussian splats, not as a mesh or points",
         )
+    _tell_left_out(document, found, others)
+    # Read part after part.
+    logarithms = any(_has_logarithms(document, part) for part in found if part.stream is None)
+    if logarithms:
+        log.warning("%s: its scales are logarithms, as in drafts of %s", path, EXTENSION)
+    parts, free = [], sum(len(buffer) for buffer in document.buffers.values())
+    for one in found:
+        _check_kernel(path, one.extension)
+        attributes = document.get_object(one.primitive, "attributes")
+        if one.stream is None:
+            part = _read_primitive(document, attributes, free, logarithms)
+            free -= MIN_BYTES * part.means.shape[1]
+        else:
+            part = _read_compressed(document, one.stream, attributes, free)
+            free -= len(one.stream)
+        to_world = HALF_TURN @ one.place.to_world
+        placed = place(path, f"node {one.place.index}", part, to_world)
+        parts.append(replace(placed, rules=_find_rules(document, one) or part.rules))
     return Gaussians.joined(parts)
 
 
-def _read_primitive(document: Document, attributes: dict[str, Any], free: int) -> Gaussians:
+@dataclass(frozen=True)
+class _Part:
+    """A primitive of Gaussians, where it is, the object of its extension, and its .spz if any."""
+
+    place: Placed
+    primitive: dict[str, Any]
+    extension: dict[str, Any]
+    stream: np.ndarray | None = None
+
+
+def _check_required(document: Document, parts: list[_Part]) -> None:
+    """Raises UserError for an extension that the file requires where its Gaussians are stored.
+
+    Where all objects that an extension changes are others, such as materials, Gaussians are read.
+    """
+    required = document.get_names("extensionsRequired") - SUPPORTED
+    unknown = {name for name in required if not UNRELATED.match(name)}
+    holders: list[Any] = [document.tree, *document.get_list(document.tree, "nodes")]
+    holders += [item for part in parts for item in (part.place.mesh, part.primitive)]
+    holders += [part.extension for part in parts]
+    for part in parts:
+        attributes = document.get_object(part.primitive, "attributes")
+        for index in attributes.values():
+            accessor = document.get_entry("accessors", index)
+            holders.append(accessor)
+            if "bufferView" in accessor:
+                view = document.get_entry("bufferViews", accessor["bufferView"])
+                buffer = document.get_entry("buffers", document.get_count(view, "buffer"))
+                holders += [view, buffer]
+    here = {name for holder in holders for name in document.get_object(holder, "extensions")}
+    if needed := sorted(unknown - (_list_used(document.tree) - here)):
+        raise UserError(
+            f"{document.path} needs {', '.join(needed)}",
+            f"a file that needs no extension besides {', '.join(sorted(SUPPORTED))}",
+            "export it again without compression",
+        )
+
+
+def _list_used(tree: dict[str, Any]) -> set[str]:
+    """The names of all extensions that any object of the JSON has."""
+    found, stack = set[str](), list[Any]([tree])
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict) and isinstance(item.get("extensions"), dict):
+            found |= set(item["extensions"])
+        stack += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
+    return found
+
+
+def _tell_left_out(document: Document, parts: list[_Part], others: Counter[str]) -> None:
+    """Names once what the file holds besides Gaussians."""
+    tree = document.tree
+    counts = Counter(others)
+    for kind in ("animations", "skins", "cameras"):
+        counts[kind] = len(document.get_list(tree, kind))
+    counts["scenes that are not shown"] = max(0, len(document.get_list(tree, "scenes")) - 1)
+    counts["morph targets"] = sum(len(document.get_list(p.primitive, "targets")) for p in parts)
+    counts["lists of indices"] = sum("indices" in part.primitive for part in parts)
+    told = [f"{count} {kind}" for kind, count in counts.items() if count]
+    known = {"POSITION", "COLOR_0", *(f"{EXTENSION}:{n}" for n in ("ROTATION", "SCALE", "OPACITY"))}
+    known |= {_harmonic(d, n) for d in range(DEGREE + 1) for n in range(2 * d + 1)}
+    names = {n for p in parts for n in document.get_object(p.primitive, "attributes")} - known
+    told += [f"the attributes {name_columns(sorted(names))}"] if names else []
+    used = document.get_names("extensionsUsed") - SUPPORTED
+    told += [f"the extensions {', '.join(sorted(used))}"] if used else []
+    hints = {str(p.extension.get("projection", "perspective")) for p in parts} - {"perspective"}
+    told += [f"the projection {', '.join(sorted(hints))}"] if hints else []
+    holders = [*(p.place.node for p in parts), *(p.place.mesh for p in parts)]
+    holders += [*(p.primitive for p in parts), *(p.extension for p in parts)]
+    extras = {key for holder in holders for key in _get_extras(holder)} - {MODE}
+    told += [f"the extras {name_columns(sorted(extras))}"] if extras else []
+    if told:
+        log.warning("%s: left out: %s", document.path, "; ".join(told)[:500])
+
+
+def _get_extras(holder: dict[str, Any]) -> dict[str, Any]:
+    """The data of applications in an object, which may be of any kind."""
+    extras = holder.get("extras")
+    return extras if isinstance(extras, dict) else {}
+
+
+def _find_rules(document: Document, part: _Part) -> DrawingRules | None:
+    """The rules that `extras` name, if any; a warning names others."""
+    for holder in (part.extension, part.primitive, part.place.mesh):
+        value = _get_extras(holder).get(MODE)
+        if isinstance(value, str):
+            rules = read_mode(value)
+            if rules is not None:
+                return rules
+            log.warning("%s: %s %r is not known and left out", document.path, MODE, value[:80])
+    return None
+
+
+def _has_logarithms(document: Document, part: _Part) -> bool:
+    attributes = document.get_object(part.primitive, "attributes")
+    return are_logarithms(document.load_column(attributes, f"{EXTENSION}:SCALE", "VEC3").rows)
+
+
+def _read_primitive(
+    document: Document, attributes: dict[str, Any], free: int, logarithms: bool
+) -> Gaussians:
     """Reads the Gaussians of a primitive; `free` bytes of the file are not yet accounted for."""
 
     def column(name: str, kind: str) -> Column:
@@ -216,9 +350,10 @@ def _read_primitive(document: Document, attributes: dict[str, Any], free: int) -
 
     # Decode block by block.
     def decode(start: int, stop: int) -> Gaussians:
+        sizes = scales.values(start, stop).double()[None]
         return Gaussians(
             means=means.values(start, stop)[None],
-            scales=scales.values(start, stop)[None],
+            scales=sizes.exp() if logarithms else sizes,
             quats_wxyz=quats_xyzw.values(start, stop).roll(1, dims=-1)[None],
             opacities=opacities.values(start, stop)[None, :, 0],
             sh=torch.stack([band.values(start, stop) for band in bands], dim=1)[None],
@@ -238,7 +373,8 @@ def _read_compressed(
 
 def _check_kernel(path: str | Path, extension: dict[str, Any]) -> None:
     kernel, space = extension.get("kernel", "ellipse"), extension.get("colorSpace")
-    if kernel != "ellipse" or space == "lin_rec709_display":
+    known = space.lower() in SRGB if isinstance(space, str) else space is None
+    if kernel != "ellipse" or not known:
         raise UserError(
             f"{path} has Gaussians of kernel {kernel!r} and colours {space!r}",
             "kernel 'ellipse' and colours 'srgb_rec709_display'",

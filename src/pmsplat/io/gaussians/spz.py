@@ -133,7 +133,9 @@ def write(gaussians: Gaussians, path: str | Path, version: int = 3) -> None:
     if version not in (3, 4):
         raise UserError(f"version {version} of .spz", "3 or 4", "leave version out for 3")
     check(gaussians, path)
-    tell_loss(gaussians, path, origin=False)
+    none = gaussians.map(lambda tensor: tensor[:, :0].detach().cpu())
+    turned = into_axes(none, _rotate_from_axes(path, FRAMES[RUB]).mT)
+    tell_loss(replace(gaussians, origin=turned.origin), path, origin=False)
     count, degree = gaussians.means.shape[1], gaussians.sh_degree
     farthest = float(gaussians.means.detach().abs().max()) if count else 0.0
     if farthest >= 1 << 23:
