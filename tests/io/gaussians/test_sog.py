@@ -250,6 +250,11 @@ def test_archives_that_lie(tmp_path: Path, generator: torch.Generator) -> None:
     path.write_bytes(whole[:at] + b"?" + whole[at + 1 :])
     with pytest.raises(UserError, match=r"'sh0\.webp' in it is damaged"):
         load_gaussians(path)
+    at = whole.index(b"meta.json")
+    path.write_bytes(whole[: at - 4] + b"\xff\xff\n\n" + whole[at:])  # the name takes 64 KiB
+    with pytest.raises(UserError, match="damaged") as caught:
+        load_gaussians(path)
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
     path.write_bytes(zipped(files | {META: bytes(10**8)}, zipfile.ZIP_DEFLATED))
     with pytest.raises(UserError, match=r"'meta\.json' in it claims 100000000 bytes"):
         load_gaussians(path)

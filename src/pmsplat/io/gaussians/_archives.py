@@ -24,6 +24,11 @@ DAMAGE = (
 )  # what zipfile raises on damaged archives  # fmt: skip
 
 
+def shorten(error: Exception) -> str:
+    """Returns the text of an error of a library as a short line; some quote half a file."""
+    return " ".join(str(error).split())[:100]
+
+
 def peek_gzip(path: str | Path, count: int) -> bytes:
     """Returns the first unpacked bytes of a gzip file, fewer where it is shorter or damaged."""
     with Path(path).open("rb") as file:
@@ -53,7 +58,7 @@ def unpacked_gzip(path: str | Path) -> Iterator[Path]:
                         break
                     file.write(part)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise damage_error(path, f"its gzip stream is damaged ({error})") from error
+            raise damage_error(path, f"its gzip stream is damaged ({shorten(error)})") from error
         if not is_plausible(total, size):
             raise damage_error(path, f"{size} bytes that unpack to more than {total}")
         try:
@@ -85,7 +90,8 @@ class Archive:
         try:
             return self.file.read(entry)
         except DAMAGE as error:
-            raise damage_error(self.path, f"{name[:80]!r} in it is damaged ({error})") from error
+            fault = f"{name[:80]!r} in it is damaged ({shorten(error)})"
+            raise damage_error(self.path, fault) from error
 
 
 @contextmanager
@@ -95,6 +101,6 @@ def opened_zip(path: str | Path) -> Iterator[Archive]:
     try:
         file = zipfile.ZipFile(source)
     except DAMAGE as error:
-        raise damage_error(path, f"its zip archive is damaged ({error})") from error
+        raise damage_error(path, f"its zip archive is damaged ({shorten(error)})") from error
     with file:
         yield Archive(source, {entry.filename: entry for entry in file.infolist()}, file)

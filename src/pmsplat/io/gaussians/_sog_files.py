@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ...errors import UserError
-from ._archives import ZIP, Archive, opened_zip
+from ._archives import ZIP, Archive, opened_zip, shorten
 from ._blocks import damage_error, is_plausible
 
 log = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def _decode_image(path: Path, name: str, content: bytes) -> np.ndarray:
             raise OSError(f"one of mode {image.mode}, wanted RGB or RGBA, not animated")
         pixels = np.asarray(image.convert("RGBA"))
     except UNREADABLE as error:
-        raise damage_error(path, f"{what} cannot be read ({error})") from error
+        raise damage_error(path, f"{what} cannot be read ({shorten(error)})") from error
     if image.format == "JPEG" or (image.format == "WEBP" and b"VP8L" not in content[:4096]):
         log.warning("%s: %s is compressed with losses, which damages Gaussians", path, what)
     return pixels
