@@ -385,6 +385,20 @@ def test_lenses_that_files_give_in_their_own_way(tmp_path: Path) -> None:
     assert read(tmp_path / "scannet").shots[0].lens.size == (968, 1296)
 
 
+def test_folders_like_scannets_with_other_names(tmp_path: Path) -> None:
+    scannet(tmp_path)
+    (tmp_path / "color").rename(tmp_path / "rgb")
+    (tmp_path / "pose").rename(tmp_path / "poses")
+    (tmp_path / "intrinsic/intrinsic_color.txt").unlink()
+    write(tmp_path / "intrinsics.txt", lines(INTRINSICS))
+    survey = read(tmp_path)
+    assert [shot.file for shot in survey.shots] == [f"rgb/{10 * i}.jpg" for i in range(4)]
+    np.testing.assert_allclose(survey.shots[3].c2w, POSES[3].matrix)
+    assert survey.shots[0].lens.center == CENTER
+    (tmp_path / "rgb/10.jpg").unlink()
+    assert left_out(tmp_path)["rgb/10"] == "there is no photo of its pose"
+
+
 def test_depth_of_another_camera_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -403,7 +417,7 @@ def test_lines_of_a_trajectory_by_number_and_by_order(tmp_path: Path) -> None:
     survey = read(tmp_path / "room")
     assert [shot.file for shot in survey.shots] == [f"results/frame{i:06d}.jpg" for i in (1, 3)]
     np.testing.assert_allclose(survey.shots[1].c2w, POSES[3].matrix)
-    assert survey.left_out[0].name == "2 lines of traj.txt"
+    assert [photo.name for photo in survey.left_out] == [f"line {i} of traj.txt" for i in (1, 3)]
     write_photo(tmp_path / "room/results/frame000009.jpg", POSES[0])
     assert "frame000009.jpg" in left_out(tmp_path / "room")
 
