@@ -54,6 +54,17 @@ def is_turned(source: Source) -> bool:
         return _read_orientation(source, image) != 1
 
 
+def is_panorama(source: Source) -> bool:
+    """Whether a photo's XMP says that it is a panorama (GPano, as cameras and stitchers write).
+
+    https://developers.google.com/streetview/spherical-metadata
+    """
+    with _open(source) as image:
+        xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    text = xmp if isinstance(xmp, bytes) else str(xmp).encode()
+    return b"GPano:ProjectionType" in text
+
+
 def read_depth(source: Source) -> UInt16[np.ndarray, "height width"]:
     """A depth map from a single-channel 8- or 16-bit PNG (or the like), as counts, 0 = none.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..io import images, video
+from ..io.cameras.survey import unknown_lens
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
 
@@ -29,11 +30,18 @@ _FEWEST_SHARE = 0.5  # of the photos; with fewer registered, most would be lost
 def pose_photos(photos: list[Path], cache: Path, tell: Callable[[str], None]) -> Path:
     """A COLMAP folder of the photos, turned upright, in `cache`; found again if it is there.
 
-    `tell` gets a sentence before the work begins. Raises UserError where pycolmap is missing, or
-    registers fewer than half of the photos.
+    `tell` gets a sentence before the work begins. Raises UserError for panoramas, where pycolmap is
+    missing, or where it registers fewer than half of the photos.
     """
-    for photo in photos:
-        images.image_size(photo)
+    sizes = [images.image_size(photo) for photo in photos]
+    spherical = next((photo for photo in photos if images.is_panorama(photo)), None)
+    if spherical is not None:
+        raise unknown_lens(spherical.parent, "equirectangular")
+    if all(width == 2 * height for height, width in sizes):
+        tell(
+            f"The photos of {photos[0].parent} are twice as wide as high, as panoramas are. If "
+            "they are some, they cannot be posed like this: cut them into perspective views."
+        )
 
     def collect(folder: Path) -> None:
         for photo in photos:

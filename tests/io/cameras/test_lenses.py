@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from pmsplat.errors import UserError
+from pmsplat.io import images
 from pmsplat.io.cameras import colmap, export, read_cameras
 from pmsplat.io.cameras import transforms as transforms_json
 from pmsplat.io.cameras.survey import Lens, Shot
+from pmsplat.scene import open_scene
 from pmsplat.scene.undistort import distort
 from tests.io.cameras.test_survey import transforms, write_text_model
 
@@ -209,3 +211,35 @@ def test_lenses_of_every_kind_survive_a_transforms_file(tmp_path: Path) -> None:
     assert content["camera_model"] == "FOV" and "camera_model" not in content["frames"][0]
     with pytest.raises(UserError, match="no model of COLMAP"):
         export.write_colmap(tmp_path / "model", [Shot("a.png", lenses[3], np.eye(4))], points)
+
+
+def test_a_fisheye_scene_opens_as_pinholes(tmp_path: Path) -> None:
+    """A point drawn where the fisheye sees it lies in the opened view where its pinhole says."""
+    (height, width), focal, center = (120, 160), 60.0, (81.0, 58.0)
+    k1, k2, point = 0.05, -0.01, np.array([0.7, -0.5, -1.0])  # in OpenGL's axes, before it
+    x, y = point[0] / 1.0, 0.5 / 1.0  # OpenCV: y down, z forward
+    r = math.hypot(x, y)
+    theta = math.atan(r)
+    bent = theta * (1 + k1 * theta**2 + k2 * theta**4) / r
+    column, row = focal * x * bent + center[0], focal * y * bent + center[1]
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    dot = 255 * np.exp(-((columns - column) ** 2 + (rows - row) ** 2) / 3)
+    photo = np.repeat(dot[..., None], 3, axis=2).astype(np.uint8)
+
+    def change(content: dict) -> None:
+        content |= {"w": width, "h": height, "fl_x": focal, "fl_y": focal, "near": 1, "far": 9}
+        content |= {"cx": center[0], "cy": center[1], "camera_model": "OPENCV_FISHEYE"}
+        content |= {"k1": k1, "k2": k2, "k3": 0, "k4": 0}
+        for i, frame in enumerate(content["frames"]):
+            images.write_image(tmp_path / frame["file_path"], photo)
+            frame["transform_matrix"] = np.eye(4).tolist()
+            frame["transform_matrix"][0][3] = float(i)
+
+    views = open_scene(transforms(tmp_path, change)).views()
+    K = views.cameras.K[0, 0].numpy()
+    want = np.array([K[0, 0] * x + K[0, 2], K[1, 1] * y + K[1, 2]]) * [width, height]
+    brightness = views.images[0, 0].mean(dim=0)
+    got = divmod(int(brightness.argmax()), width)
+    assert np.abs(want - [got[1] + 0.5, got[0] + 0.5]).max() <= 1.0
+    angle = math.atan(math.hypot(0.5 / K[0, 0], 0.5 / K[1, 1]))
+    assert math.radians(40) < angle < math.radians(62)

@@ -68,7 +68,7 @@ def find_cameras(path: str | Path) -> Path | None:
 
 def is_model(cameras: Path) -> bool:
     """Whether what `find_cameras` found is a COLMAP model, whose photos lie in images/."""
-    return cameras.is_dir() and colmap.find_model(cameras) == cameras
+    return any((cameras / f"cameras{kind}").is_file() for kind in (".bin", ".txt"))
 
 
 def read_cameras(path: str | Path, images_folder: str | None = None) -> Survey:
@@ -84,8 +84,9 @@ def read_cameras(path: str | Path, images_folder: str | None = None) -> Survey:
 
 def _read(path: Path, images_folder: str | None) -> Survey:
     if path.is_dir():
-        kind = None if is_model(path) else next((k for k in _FOLDERS if k.find(path)), None)
-        return colmap.read(path) if kind is None else kind.read(path)
+        places = () if is_model(path) else ((kind, kind.find(path)) for kind in _FOLDERS)
+        found = next(((kind, place) for kind, place in places if place is not None), None)
+        return colmap.read(path) if found is None else found[0].read(found[1])
     readers = {".npy": llff.read, ".txt": re10k.read}
     if path.suffix.lower() in readers:
         return readers[path.suffix.lower()](path, images_folder)

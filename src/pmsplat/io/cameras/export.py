@@ -142,10 +142,10 @@ def write_transforms(path: str | Path, shots: Sequence[Shot], points: Points) ->
 
 def _dialect(lens: Lens) -> str:
     """The `camera_model` of a lens; OPENCV is also that of a polynomial, whose k4 is no divisor."""
-    if lens.projection == "polynomial":
+    perspective = lens.projection == "perspective" and not any(lens.radial[3:])
+    if perspective or lens.projection == "polynomial":
         return "OPENCV"
-    name = LENS_MODELS[_model_number(lens)].name
-    return "OPENCV" if name == "PINHOLE" else name
+    return LENS_MODELS[_model_number(lens)].name
 
 
 def _intrinsics(lens: Lens) -> dict[str, float]:

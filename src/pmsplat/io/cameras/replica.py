@@ -58,12 +58,13 @@ def read(folder: Path) -> Survey:
         raise UserError(
             f"{folder / 'results'} has no photos", "frame000000.jpg and so on", "copy them there"
         )
+    in_order = len(rows) == len(photos)
     camera = _read_camera(folder)
     lens = _lens(folder, camera)
 
     def read_photo(index: int) -> Shot:
         photo = photos[index]
-        number = _number(photo) if len(rows) != len(photos) else index
+        number = index if in_order else _number(photo)
         if not 0 <= number < len(rows):
             raise UserError(f"traj.txt has {len(rows)} lines, none of it")
         file = photo.relative_to(folder).as_posix()
@@ -72,16 +73,14 @@ def read(folder: Path) -> Survey:
         return Shot(file, lens, c2w, depth_file=existing(folder, depth))
 
     found = read_shots(range(len(photos)), read_photo, lambda i: photos[i].name)
-    left_out = list(found.left_out)
-    if len(rows) > len(photos):
-        more = len(rows) - len(photos)
-        left_out.append(LeftOut(f"{more} lines of traj.txt", "there are no photos of them"))
+    lost = set() if in_order else set(range(len(rows))) - set(map(_number, photos))
+    left_out = [LeftOut(f"line {i + 1} of traj.txt", "there is no photo of it") for i in lost]
     scale = read_number(folder / "cam_params.json", camera, "scale")
     if scale <= 0:
         raise UserError(
             f"{folder} has a depth scale of {scale:g}", "counts in a meter", "correct it"
         )
-    return Survey(found.shots, depth_scale=1 / scale, left_out=tuple(left_out))
+    return Survey(found.shots, depth_scale=1 / scale, left_out=(*found.left_out, *left_out))
 
 
 def _number(photo: Path) -> int:

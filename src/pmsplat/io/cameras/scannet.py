@@ -1,7 +1,8 @@
 """ScanNet's exported scans: http://www.scan-net.org, SensReader of github.com/ScanNet/ScanNet.
 
 color/0.jpg, depth/0.png (millimeters, 0 is none), pose/0.txt (4x4, camera to world, OpenCV axes,
-meters; -inf where the camera was lost) and intrinsic/intrinsic_color.txt.
+meters; -inf where the camera was lost) and intrinsic/intrinsic_color.txt. Others who keep to it
+call the folders rgb/ and poses/, and the file intrinsics.txt.
 """
 
 import logging
@@ -15,12 +16,15 @@ from ..photo_files import natural_key
 from .survey import LeftOut, Lens, Shot, Survey, check_pose, read_shots
 from .tables import existing, list_photos, matrix_lens, photo_size, read_matrix
 
+_PHOTOS, _POSES = ("color", "rgb"), ("pose", "poses")
 _SIZE = (968, 1296)  # of ScanNet's photos; smaller copies often keep the intrinsics of these
 _LENSES = (
     "intrinsic/intrinsic_color.txt",
     "intrinsic_color.txt",
     "intrinsics_color.txt",
     "intrinsic/intrinsics_color.txt",
+    "intrinsics.txt",
+    "intrinsic.txt",
 )
 _SHIFT = 0.02  # of the picture's sides: registered depth has the lens of the photos that closely
 
@@ -28,23 +32,21 @@ log = logging.getLogger(__name__)
 
 
 def find(folder: Path) -> Path | None:
-    """The folder, or frames/ in it, if it has color/, pose/ and intrinsics."""
-    for place in (folder, folder / "frames"):
-        if (place / "color").is_dir() and (place / "pose").is_dir() and _intrinsics(place):
-            return place
-    return None
+    """The folder, or frames/ in it, if it has photos, poses and intrinsics."""
+    places = (folder, folder / "frames")
+    return next((p for p in places if all(_first(p, k) for k in (_PHOTOS, _POSES, _LENSES))), None)
 
 
 def read(folder: Path) -> Survey:
     """The photos of color/ that have a pose, by number; depth/ if it belongs to them."""
-    photos = list_photos(folder / "color")
-    path = _intrinsics(folder)
-    assert path is not None
+    place, poses, path = (_first(folder, kind) for kind in (_PHOTOS, _POSES, _LENSES))
+    assert place is not None and poses is not None and path is not None
+    photos = list_photos(place)
     lens = _lens(path, photo_size(folder, photos))
     with_depth = _has_depth(folder, path, lens)
 
     def read_photo(photo: Path) -> Shot:
-        file, pose = photo.relative_to(folder).as_posix(), folder / "pose" / f"{photo.stem}.txt"
+        file, pose = photo.relative_to(folder).as_posix(), poses / f"{photo.stem}.txt"
         if not pose.is_file():
             raise UserError("it has no pose")
         c2w = check_pose(pose, file, read_matrix(pose))
@@ -52,14 +54,14 @@ def read(folder: Path) -> Survey:
         return Shot(file, lens, c2w, depth_file=depth)
 
     found = read_shots(photos, read_photo, lambda photo: photo.relative_to(folder).as_posix())
-    poses = {pose.stem for pose in (folder / "pose").glob("*.txt")}
-    lost = sorted(poses - {photo.stem for photo in photos}, key=natural_key)
-    left_out = [LeftOut(f"color/{stem}", "there is no photo of its pose") for stem in lost]
+    posed = {pose.stem for pose in poses.glob("*.txt")}
+    lost = sorted(posed - {photo.stem for photo in photos}, key=natural_key)
+    left_out = [LeftOut(f"{place.name}/{stem}", "there is no photo of its pose") for stem in lost]
     return Survey(found.shots, left_out=(*found.left_out, *left_out))
 
 
-def _intrinsics(folder: Path) -> Path | None:
-    return next((folder / name for name in _LENSES if (folder / name).is_file()), None)
+def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).exists()), None)
 
 
 def _lens(path: Path, size: tuple[int, int]) -> Lens:
