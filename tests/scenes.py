@@ -3,7 +3,11 @@
 import torch
 
 from pmsplat.geometry import gaussian, se3
-from pmsplat.types import Cameras, Gaussians
+from pmsplat.types import MIP, Cameras, DrawingRules, Gaussians
+
+PARAMETERS = ("means", "scales", "quats_wxyz", "opacities", "sh")  # the tensors of Gaussians
+ODD_RULES = DrawingRules(blur=0.1, antialiased=True, alpha_cap=0.9, near=1.5)
+RULES = {"mip": MIP, "odd": ODD_RULES, "blurred": DrawingRules(blur=0.7)}  # besides CLASSIC
 
 
 def random_cameras(

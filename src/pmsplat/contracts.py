@@ -21,6 +21,9 @@ from .types import Batch, Pointmap, Prediction, StepOutput, Views
 class Encoder(Protocol):
     """Views in, depth and Gaussians of every context view out; an nn.Module where it is trained.
 
+    Its Gaussians carry the rules by which they were drawn in training (`Gaussians.rules`, CLASSIC
+    where it sets none): `rasterize` follows them here, and files keep them.
+
     Optional: the fields of `EncoderTraits`, and `backbone_parameters()`, an iterator over the
     pretrained parameters, which training gives a smaller learning rate. Its Config may have
     `init_from`, the pretrained weights from which training starts.

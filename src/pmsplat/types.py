@@ -6,6 +6,7 @@ scene units, 0 where there is none. Images are float32 RGB in [0, 1], channel fi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import Any, TypeVar
 
 import torch
@@ -201,6 +202,15 @@ class DrawingRules:
     antialiased: bool = False
     alpha_cap: float = 0.99
     near: float = 0.2
+
+    def __post_init__(self) -> None:
+        # Negated, so that a NaN is refused too
+        if not (0 < self.blur < inf and 0 < self.alpha_cap < 1 and 0 <= self.near < inf):
+            raise UserError(
+                f"{self}",
+                "`blur` above 0, `alpha_cap` between 0 and 1, `near` of 0 or more",
+                "start from pmsplat.types.CLASSIC or MIP",
+            )
 
 
 CLASSIC = DrawingRules()  # Kerbl et al., 2023, and every encoder but ReSplat

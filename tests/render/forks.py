@@ -181,6 +181,30 @@ def fork(name: str, module_name: str, calls: list[dict[str, Any]]) -> ModuleType
     return module
 
 
+def _flatten(s: Any, place: Tensor, covariances: Tensor) -> Tensor:
+    """Covariances on the image, in px², before the blur; `place` is x, y, z in the camera."""
+    x, y, z = place
+    width, height, view = s.image_width, s.image_height, s.viewmatrix.flatten()
+    limit_x, limit_y = 1.3 * s.tanfovx, 1.3 * s.tanfovy
+    tx, ty = (x / z).clamp(-limit_x, limit_x), (y / z).clamp(-limit_y, limit_y)
+    fx, fy, zero = width / (2 * s.tanfovx), height / (2 * s.tanfovy), torch.zeros_like(z)
+    first = torch.stack([fx / z, zero, -fx * tx / z], dim=-1)
+    second = torch.stack([zero, fy / z, -fy * ty / z], dim=-1)
+    jacobian = torch.stack([first, second], dim=-2)
+    rotation = torch.stack([view[index::4][:3] for index in range(3)])
+    full = covariances[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
+    onto = jacobian @ rotation
+    return onto @ full @ onto.mT
+
+
+def _compensation(s: Any, sharp: Tensor) -> Tensor:
+    """What opacities are multiplied by: where a fork has it, the root of a ratio with a floor."""
+    if not getattr(s, "antialiasing", False):
+        return torch.ones_like(sharp[:, 0, 0])
+    share = sharp.det() / (sharp + 0.3 * torch.eye(2)).det()
+    return share.clamp_min(0.000025).sqrt()
+
+
 def _render(
     s: Any, means: Tensor, means2D: Tensor, opacities: Tensor, colors: Tensor, covariances: Tensor
 ) -> Drawn:
@@ -196,20 +220,12 @@ def _render(
         return homogeneous @ matrix[index::4]
 
     x, y, z = (row(view, index) for index in range(3))
-    w = row(projection, 3) + 1e-7
-    ndc = torch.stack([row(projection, 0) / w, row(projection, 1) / w], dim=-1) + means2D[:, :2]
+    ndc = torch.stack([row(projection, 0), row(projection, 1)], dim=-1)
+    ndc = ndc / (row(projection, 3) + 1e-7)[:, None] + means2D[:, :2]
     pixel = ((ndc + 1) * torch.tensor([width, height]) - 1) * 0.5
 
-    limit_x, limit_y = 1.3 * s.tanfovx, 1.3 * s.tanfovy
-    tx, ty = (x / z).clamp(-limit_x, limit_x), (y / z).clamp(-limit_y, limit_y)
-    fx, fy, zero = width / (2 * s.tanfovx), height / (2 * s.tanfovy), torch.zeros_like(z)
-    first = torch.stack([fx / z, zero, -fx * tx / z], dim=-1)
-    second = torch.stack([zero, fy / z, -fy * ty / z], dim=-1)
-    jacobian = torch.stack([first, second], dim=-2)
-    rotation = torch.stack([view[index::4][:3] for index in range(3)])
-    full = covariances[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
-    onto = jacobian @ rotation
-    flat = onto @ full @ onto.mT + 0.3 * torch.eye(2)
+    sharp = _flatten(s, torch.stack([x, y, z]), covariances)
+    flat = sharp + 0.3 * torch.eye(2)
     a, b, c = flat[:, 0, 0], flat[:, 0, 1], flat[:, 1, 1]
     determinant = a * c - b * b
 
@@ -233,7 +249,8 @@ def _render(
     dx, dy = (pixel[order] - grid).unbind(dim=-1)
     a, b, c, determinant = (values[order] for values in (a, b, c, determinant))
     power = -0.5 * (c * dx * dx + a * dy * dy) / determinant + b * dx * dy / determinant
-    alpha = (opacities[order, 0] * power.exp()).clamp_max(0.99)
+    strength = opacities[:, 0] * _compensation(s, sharp)
+    alpha = (strength[order] * power.exp()).clamp_max(0.99)
     alpha = torch.where(listed & (power <= 0) & (alpha >= 1 / 255), alpha, 0)
     after = (1 - alpha).cumprod(dim=-1)
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=-1)

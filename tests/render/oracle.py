@@ -17,7 +17,8 @@ class Picture:
 
 
 def draw(gaussians: Gaussians, cameras: Cameras, scene: int, view: int, h: int, w: int) -> Picture:
-    """One view of one scene, by the letter of the rules; SH up to degree 1."""
+    """One view of one scene, by the letter of the Gaussians' rules; SH up to degree 1."""
+    rules = gaussians.rules
     means, scales, quats, opacities, sh = (
         getattr(gaussians, name)[scene].double().numpy()
         for name in ("means", "scales", "quats_wxyz", "opacities", "sh")
@@ -30,14 +31,18 @@ def draw(gaussians: Gaussians, cameras: Cameras, scene: int, view: int, h: int, 
         means, scales, quats, opacities, sh, strict=True
     ):
         x, y, z = w2c[:3, :3] @ mean + w2c[:3, 3]
-        if z <= 0.2 * float(cameras.near[scene, view]):
+        if z <= rules.near * float(cameras.near[scene, view]):
             continue
         tx = min(max(x / z, -1.3 * w / (2 * fx)), 1.3 * w / (2 * fx))
         ty = min(max(y / z, -1.3 * h / (2 * fy)), 1.3 * h / (2 * fy))
         jacobian = np.array([[fx / z, 0, -fx * tx / z], [0, fy / z, -fy * ty / z]])
         rotation = _rotation(quat)
         covariance = rotation @ np.diag(scale**2) @ rotation.T
-        flat = jacobian @ w2c[:3, :3] @ covariance @ w2c[:3, :3].T @ jacobian.T + 0.3 * np.eye(2)
+        sharp = jacobian @ w2c[:3, :3] @ covariance @ w2c[:3, :3].T @ jacobian.T
+        flat = sharp + rules.blur * np.eye(2)
+        if rules.antialiased:
+            share = np.linalg.det(sharp) / np.linalg.det(flat)
+            opacity = opacity * math.sqrt(max(share, 0.0))
         d = mean - c2w[:3, 3]
         d = d / np.linalg.norm(d)
         color = 0.5 + 0.28209479177387814 * coefficients[0]
@@ -52,15 +57,15 @@ def draw(gaussians: Gaussians, cameras: Cameras, scene: int, view: int, h: int, 
     picture = Picture(np.zeros((3, h, w)), *(np.zeros((h, w)) for _ in range(3)))
     for row in range(h):
         for column in range(w):
-            _pixel(splats, row, column, picture)
+            _pixel(splats, row, column, rules.alpha_cap, picture)
     return picture
 
 
-def _pixel(splats: list, row: int, column: int, out: Picture) -> None:
+def _pixel(splats: list, row: int, column: int, cap: float, out: Picture) -> None:
     transmittance = 1.0
     for z, centre, inverse, opacity, color in splats:
         d = np.array([column + 0.5, row + 0.5]) - centre
-        alpha = min(0.99, opacity * math.exp(-0.5 * d @ inverse @ d))
+        alpha = min(cap, opacity * math.exp(-0.5 * d @ inverse @ d))
         if alpha < 1 / 255:
             continue
         after = transmittance * (1 - alpha)

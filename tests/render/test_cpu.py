@@ -1,6 +1,6 @@
 """The numba backend against the reference: values, gradients, and the same bits every time."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numba
 import pytest
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pmsplat.render import _projection, cpu, rasterize
-from pmsplat.types import Cameras, Gaussians, Rendering
-from tests.scenes import random_cameras, random_gaussians
+from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians, Rendering
+from tests.scenes import PARAMETERS, RULES, random_cameras, random_gaussians
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
@@ -44,13 +44,13 @@ class Drawn:
 
 def draw(of: Scene, backend: str, size: tuple[int, int], sh_degree: int | None = None) -> Drawn:
     """A rendering, and the gradients of a fixed random function of all of it."""
-    leaves = {f.name: getattr(of.gaussians, f.name).clone() for f in fields(of.gaussians)}
+    leaves = {name: getattr(of.gaussians, name).clone() for name in PARAMETERS}
     if of.attributes is not None:
         leaves["attributes"] = of.attributes.clone()
     for leaf in leaves.values():
         leaf.requires_grad_()
     drawn = rasterize(
-        Gaussians(**{f.name: leaves[f.name] for f in fields(of.gaussians)}),
+        replace(of.gaussians, **{name: leaves[name] for name in PARAMETERS}),
         of.cameras, size, backend, of.background, leaves.get("attributes"), sh_degree,
         extras=["depth_median", "screen"],
     )  # fmt: skip
@@ -90,6 +90,25 @@ def test_values_and_gradients_are_those_of_the_reference(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+def test_rules_are_those_of_the_reference(dtype: torch.dtype, rules: DrawingRules) -> None:
+    """Also for discs, needles and points, whose determinant is 0 without the blur."""
+    given = scene(dtype, count=300)
+    given.gaussians.scales[:, 80:120, 0] *= 1e-7
+    given.gaussians.scales[:, 120:140, :2] = 0
+    given.gaussians.scales[:, 140:150] = 0
+    given.gaussians.scales[:, 150:200] *= 0.05
+    given = replace(given, gaussians=replace(given.gaussians, rules=rules))
+    wanted, got = draw(given, "reference", (37, 45)), draw(given, "cpu", (37, 45))
+    for ours, theirs in zip(images(got.rendering), images(wanted.rendering), strict=True):
+        assert (ours - theirs).norm() <= TOLERANCE[dtype] * theirs.norm()
+    for name, theirs in wanted.gradients.items():
+        assert theirs.isfinite().all() and theirs.norm() > 0
+        error = (got.gradients[name] - theirs).norm() / theirs.norm()
+        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
     given = scene(dtype, channels=2, count=3000, batch=1, views=2)
     threads = numba.get_num_threads()
@@ -107,12 +126,15 @@ def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
             assert torch.equal(gradient, other.gradients[name]), name
 
 
-def test_projection_is_that_of_the_reference() -> None:
+@pytest.mark.parametrize("rules", [CLASSIC, MIP])
+def test_projection_is_that_of_the_reference(rules: DrawingRules) -> None:
     """Also where nothing is drawn: behind, off the image, and beside clamped directions."""
     given = scene(torch.float64, count=2000)
     given.gaussians.means[:, 200:400, :2] *= 6
-    wanted = _projection.project(given.gaussians, given.cameras, (30, 50))
-    got = cpu.project(given.gaussians, given.cameras, (30, 50))
+    given.gaussians.scales[:, 400:800] *= 0.05
+    wanted = _projection.project(given.gaussians, given.cameras, (30, 50), rules=rules)
+    got = cpu.project(given.gaussians, given.cameras, (30, 50), rules=rules)
+    assert wanted.opacity.shape[1] == (3 if rules.antialiased else 1)
     assert 0.1 < (wanted.extent > 0).double().mean() < 0.9
     for f in fields(wanted):
         torch.testing.assert_close(

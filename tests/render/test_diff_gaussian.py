@@ -6,7 +6,7 @@ that is above 1/255.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from pmsplat.errors import UserError
 from pmsplat.render import diff_gaussian as backend
 from pmsplat.render import rasterize
-from pmsplat.types import Cameras, Gaussians, Rendering
-from tests.scenes import random_cameras, random_gaussians
+from pmsplat.types import MIP, Cameras, DrawingRules, Gaussians, Rendering
+from tests.scenes import PARAMETERS, random_cameras, random_gaussians
 
 from .forks import FORKS, WithPose, fork
 
@@ -98,7 +98,7 @@ def test_values_and_gradients_are_the_references(
         assert screen is not None
         screen.means.retain_grad()
         weighted(drawn[choice]).backward()
-        of = [getattr(leaves, f.name) for f in fields(leaves)] + [extra, screen.means]
+        of = [getattr(leaves, name) for name in PARAMETERS] + [extra, screen.means]
         gradients[choice] = [tensor.grad for tensor in of]
     got, wanted = drawn["diff_gaussian"], drawn["reference"]
     for image in ("color", "depth", "alpha", "attributes"):
@@ -109,6 +109,32 @@ def test_values_and_gradients_are_the_references(
     assert not torch.allclose(alone.alpha[:, 1], wanted.alpha[:, 1])  # the cull was at work
     for index, (a, b) in enumerate(zip(*gradients.values(), strict=True)):
         assert b.norm() > 0 and (a - b).norm() < 2e-3 * b.norm(), index
+
+
+def test_antialiased_where_the_fork_has_it(install: Installed, generator: torch.Generator) -> None:
+    gaussians, cameras = scene(generator)
+    gaussians = replace(gaussians, scales=0.2 * gaussians.scales, rules=MIP)
+    install("graphdeco, antialiasing")
+    found: dict[str, list[Tensor]] = {}
+    for choice in ("diff_gaussian", "reference"):
+        leaves = gaussians.map(lambda tensor: tensor.clone().requires_grad_())
+        drawn = rasterize(leaves, cameras, SIZE, choice)
+        (drawn.color.square().sum() + drawn.alpha.sum()).backward()
+        found[choice] = [drawn.color, *(getattr(leaves, name).grad for name in PARAMETERS)]
+    for got, wanted in zip(*found.values(), strict=True):
+        assert wanted.norm() > 0 and (got - wanted).norm() < 2e-3 * wanted.norm()
+    install("graphdeco")
+    with pytest.raises(UserError, match=r"antialiased Gaussians, which .*`antialiasing`"):
+        rasterize(gaussians, cameras, SIZE, "diff_gaussian")
+
+
+@pytest.mark.parametrize("changes", [{"blur": 0.1}, {"alpha_cap": 0.9}, {"near": 0.0}])
+def test_rules_that_forks_have_not_are_refused(
+    changes: dict[str, float], install: Installed, generator: torch.Generator
+) -> None:
+    install("graphdeco")
+    with pytest.raises(UserError, match=r"does not know: DrawingRules.*blur=0.3, alpha_cap=0.99"):
+        rasterize(*scene(generator), SIZE, "diff_gaussian", rules=DrawingRules(**changes))
 
 
 @each
@@ -260,7 +286,7 @@ def test_the_installed_fork_draws_what_the_reference_draws(generator: torch.Gene
             leaves, cameras.to("cuda"), (48, 64), choice, None, attributes.cuda()
         )
         weighted(drawn[choice].to("cpu")).backward()
-        gradients[choice] = [getattr(leaves, f.name).grad for f in fields(leaves)]
+        gradients[choice] = [getattr(leaves, name).grad for name in PARAMETERS]
     for image in ("color", "depth", "alpha", "attributes"):
         got, wanted = (getattr(drawn[choice], image) for choice in drawn)
         assert (got - wanted).norm() < 1e-3 * wanted.norm(), image

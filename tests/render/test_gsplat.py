@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -15,20 +15,22 @@ from pmsplat.geometry import se3
 from pmsplat.render import _warn_slow, draws_median, fast_backend, rasterize
 from pmsplat.render import cpu as cpu_backend
 from pmsplat.render import gsplat as backend
-from pmsplat.types import Cameras, Gaussians
-from tests.scenes import random_cameras, random_gaussians
+from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians
+from tests.scenes import PARAMETERS, random_cameras, random_gaussians
 
 
 def rasterization(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor,
     viewmats: Tensor, Ks: Tensor, width: int, height: int,
     near_plane: float = 0.01, eps2d: float = 0.3, packed: bool = True, render_mode: str = "RGB",
+    rasterize_mode: str = "classic",
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """gsplat's function by its own documentation, drawn by the reference one view at a time.
 
     The reference wants rigid w2c, so the scale of `viewmats` is taken out and put into z.
     """
-    assert render_mode == "RGB+D" and eps2d == 0.3 and not packed
+    assert render_mode == "RGB+D" and not packed
+    assert rasterize_mode in ("classic", "antialiased")
     batch, targets = viewmats.shape[:2]
     assert colors.shape[:3] == (batch, targets, means.shape[1])
     unit = viewmats[..., 2, :3].norm(dim=-1)
@@ -37,7 +39,10 @@ def rasterization(
     near = near_plane / 0.2 / unit
     K = Ks / torch.tensor([width, height, 1.0])[:, None]
     cameras = Cameras(se3.invert(rigid), K, near, near * 100)
-    plain = Gaussians(means, scales, quats, opacities, torch.zeros(batch, means.shape[1], 1, 3))
+    rules = DrawingRules(eps2d, rasterize_mode == "antialiased")  # near is in the cameras
+    plain = Gaussians(
+        means, scales, quats, opacities, torch.zeros(batch, means.shape[1], 1, 3), rules
+    )
     images, alphas, screens = [], [], []
     for t in range(targets):
         drawn = rasterize(
@@ -100,6 +105,30 @@ def test_one_call_draws_all_scenes_and_views(
     torch.testing.assert_close(got.screen.means[seen], wanted.screen.means[seen])
 
 
+@pytest.mark.parametrize("rules", [MIP, DrawingRules(blur=0.1, antialiased=True, near=2.0)])
+def test_rules_are_handed_over(
+    rules: DrawingRules, stand_in: list[dict[str, Any]], generator: torch.Generator
+) -> None:
+    cameras = random_cameras(2, generator)
+    cameras.near[:, 1] *= 3
+    gaussians = random_gaussians(120, generator)
+    gaussians = replace(gaussians, scales=0.3 * gaussians.scales, rules=rules)
+    got, wanted = (rasterize(gaussians, cameras, (14, 19), n) for n in ("gsplat", "reference"))
+    torch.testing.assert_close(got.color, wanted.color, rtol=1e-4, atol=1e-5)
+    classic = rasterize(gaussians, cameras, (14, 19), "gsplat", rules=CLASSIC)
+    assert [call["rasterize_mode"] for call in stand_in] == ["antialiased", "classic"]
+    assert (classic.color - wanted.color).norm() > 0.1 * wanted.color.norm()
+
+
+def test_a_cap_that_it_has_not_is_refused(
+    stand_in: list[dict[str, Any]], generator: torch.Generator
+) -> None:
+    gaussians, cameras = random_gaussians(5, generator), random_cameras(1, generator)
+    with pytest.raises(UserError, match=r"alpha_cap=0.9, but gsplat has a fixed cap of 0.999"):
+        rasterize(gaussians, cameras, (4, 4), "gsplat", rules=DrawingRules(alpha_cap=0.9))
+    assert not stand_in
+
+
 def test_gradients_come_back_through_the_adapter(
     stand_in: list[dict[str, Any]], generator: torch.Generator
 ) -> None:
@@ -110,9 +139,9 @@ def test_gradients_come_back_through_the_adapter(
         drawn = rasterize(leaves, cameras, (12, 12), name)
         (drawn.color.square().sum() + drawn.depth.square().sum()).backward()
         gradients[name] = leaves.map(lambda x: x.grad if x.grad is not None else x * 0)
-    for f in fields(gaussians):
-        got, wanted = (getattr(gradients[name], f.name) for name in ("gsplat", "reference"))
-        assert wanted.norm() > 0 and (got - wanted).norm() < 1e-3 * wanted.norm(), f.name
+    for part in PARAMETERS:
+        got, wanted = (getattr(gradients[name], part) for name in ("gsplat", "reference"))
+        assert wanted.norm() > 0 and (got - wanted).norm() < 1e-3 * wanted.norm(), part
 
 
 def test_no_median_depth(stand_in: list[dict[str, Any]], generator: torch.Generator) -> None:
@@ -205,8 +234,16 @@ def test_a_missing_gsplat_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("channels", [0, 3])
-def test_gsplat_draws_what_the_reference_draws(channels: int, generator: torch.Generator) -> None:
-    """Where none of gsplat's own rules act: opacities below 0.9, centred principal points."""
+@pytest.mark.parametrize(
+    "rules", [CLASSIC, MIP, DrawingRules(blur=0.1, antialiased=True, near=1.0)]
+)
+def test_gsplat_draws_what_the_reference_draws(
+    channels: int, rules: DrawingRules, generator: torch.Generator
+) -> None:
+    """Where none of gsplat's own rules act: opacities below 0.9, centred principal points.
+
+    Antialiased, Gaussians of about a pixel, none so thin that its determinant is lost in float32.
+    """
     problem = backend.obstacle(torch.device("cuda"))
     if problem is not None:
         pytest.skip(str(problem))
@@ -214,7 +251,9 @@ def test_gsplat_draws_what_the_reference_draws(channels: int, generator: torch.G
     cameras.K[..., :2, 2] = 0.5
     cameras.near[:, 1] *= 30
     gaussians = random_gaussians(400, generator, batch=2, degree=3)
-    gaussians = replace(gaussians, opacities=0.9 * gaussians.opacities)
+    gaussians = replace(gaussians, opacities=0.9 * gaussians.opacities, rules=rules)
+    if rules.antialiased:
+        gaussians.scales[:, ::2] *= 0.2
     attributes = torch.randn(2, 400, channels, generator=generator)
     drawn, gradients = {}, {}
     for name in ("gsplat", "reference"):
@@ -230,9 +269,9 @@ def test_gsplat_draws_what_the_reference_draws(channels: int, generator: torch.G
     for name in ("color", "depth", "alpha", *(["attributes"] if channels else [])):
         got, wanted = getattr(drawn["gsplat"], name), getattr(drawn["reference"], name)
         assert (got - wanted).norm() < 1e-3 * wanted.norm(), name
-    for f in fields(gaussians):
-        got, wanted = (getattr(gradients[name], f.name) for name in ("gsplat", "reference"))
-        assert (got - wanted).norm() < 1e-2 * wanted.norm(), f.name
+    for part in PARAMETERS:
+        got, wanted = (getattr(gradients[name], part) for name in ("gsplat", "reference"))
+        assert (got - wanted).norm() < 1e-2 * wanted.norm(), part
 
 
 @pytest.mark.cuda

@@ -12,9 +12,9 @@ from torch import Tensor
 import pmsplat
 from pmsplat.errors import UserError
 from pmsplat.geometry import gaussian, se3, sh
-from pmsplat.render import backends, rasterize
-from pmsplat.types import Cameras, Gaussians
-from tests.scenes import random_cameras, random_gaussians
+from pmsplat.render import backends, gsplat, obstacle, rasterize
+from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians
+from tests.scenes import ODD_RULES, PARAMETERS, random_cameras, random_gaussians
 
 both = pytest.mark.parametrize("backend", ["reference", "cpu"])
 
@@ -49,8 +49,8 @@ def finite_with_gradients(
     for image in (drawn.color, drawn.depth, drawn.alpha):
         assert image.isfinite().all()
     gradients = leaves.map(lambda tensor: tensor.grad if tensor.grad is not None else tensor * 0)
-    for f in fields(gradients):
-        assert getattr(gradients, f.name).isfinite().all(), f.name
+    for name in PARAMETERS:
+        assert getattr(gradients, name).isfinite().all(), name
     return gradients
 
 
@@ -61,7 +61,7 @@ def test_nothing_in_sight_is_background(backend: str) -> None:
     assert (drawn.alpha == 0).all() and (drawn.depth == 0).all()
     torch.testing.assert_close(drawn.color[0, 0, :, 3, 2], torch.tensor([0.2, 0.4, 0.6]))
     gradients = finite_with_gradients(behind, front_camera(), backend)
-    assert all((getattr(gradients, f.name) == 0).all() for f in fields(gradients))
+    assert all((getattr(gradients, name) == 0).all() for name in PARAMETERS)
 
 
 @both
@@ -82,8 +82,9 @@ def test_each_camera_culls_by_its_own_near(backend: str) -> None:
 
 
 @both
-def test_odd_shapes_give_finite_pictures_and_gradients(backend: str) -> None:
-    gaussians = random_gaussians(12, torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("rules", [CLASSIC, MIP])
+def test_odd_shapes_give_finite_pictures_and_gradients(backend: str, rules: DrawingRules) -> None:
+    gaussians = replace(random_gaussians(12, torch.Generator().manual_seed(1)), rules=rules)
     gaussians.scales[0, 0] = 1e4  # covers everything
     gaussians.scales[0, 1] = torch.tensor([50.0, 1e-8, 1e-8])  # a needle through the image
     gaussians.scales[0, 2] = 0  # a point
@@ -111,6 +112,96 @@ def test_a_needle_is_drawn_as_a_line(backend: str) -> None:
     torch.testing.assert_close(alpha, profile[:, None].expand(9, 9), rtol=1e-4, atol=1e-6)
 
 
+def wide_camera(size: int) -> Cameras:
+    """Looks along +z, a pixel wide at z = 1 for every unit, so that scales are in pixels there."""
+    return front_camera(torch.tensor([[1 / size, 0, 0.5], [0, 1 / size, 0.5], [0, 0, 1.0]]))
+
+
+@both
+@pytest.mark.parametrize("sigma", [0.05, 0.13, 0.35, 0.58, 0.94, 2.5])
+def test_the_rules_of_the_gaussians_are_followed(backend: str, sigma: float) -> None:
+    """At its centre a splat of sigma s px has alpha o, antialiased o · s² / (s² + 0.3)."""
+    splat = replace(cloud([[0, 0, 1.0]], sigma, opacity=0.8), rules=MIP)
+
+    def centre(rules: DrawingRules | None) -> float:
+        drawn = rasterize(splat, wide_camera(31), (31, 31), backend, rules=rules)
+        return drawn.alpha[0, 0, 15, 15].item()
+
+    mip = 0.8 * sigma**2 / (sigma**2 + 0.3)
+    assert centre(None) == pytest.approx(mip, rel=1e-5) and centre(MIP) == centre(None)
+    assert centre(CLASSIC) == pytest.approx(0.8, rel=1e-6)
+    capped = DrawingRules(blur=0.1, antialiased=True, alpha_cap=0.6)
+    wanted = min(0.6, 0.8 * sigma**2 / (sigma**2 + 0.1))
+    assert centre(capped) == pytest.approx(wanted if wanted >= 1 / 255 else 0, rel=1e-5)
+
+
+@both
+def test_near_is_counted_in_nears_of_the_camera(backend: str) -> None:
+    splat = cloud([[0, 0, 1.0]], 0.2)
+    for near, seen in ((0.2, True), (1.99, True), (2.01, False)):
+        drawn = rasterize(splat, front_camera(), (9, 9), backend, rules=DrawingRules(near=near))
+        assert bool(drawn.alpha.any()) == seen
+
+
+@both
+def test_the_box_of_a_splat_follows_its_antialiased_opacity(backend: str) -> None:
+    """Radius r: the opacity times exp(-r² / (2 (s² + 0.3))) is 1/255; none where it is fainter."""
+    sigma, opacity = torch.tensor([0.02, 0.06, 0.3, 3.0]), 0.8
+    splats = cloud([[0, 0, 1.0]] * 4, 1.0, opacity)
+    splats = replace(splats, scales=sigma[None, :, None].expand(1, 4, 3), rules=MIP)
+    screen = rasterize(splats, wide_camera(41), (41, 41), backend, extras=["screen"]).screen
+    assert screen is not None
+    faded = 255 * opacity * sigma**2 / (sigma**2 + 0.3)
+    radii = (2 * (sigma**2 + 0.3) * faded.clamp_min(1).log()).sqrt()
+    assert radii[0] == 0 < radii[1]
+    torch.testing.assert_close(screen.radii[0, 0], radii, rtol=1e-3, atol=0)
+
+
+def squares(image: Tensor, factor: int) -> Tensor:
+    """Means over squares of `factor` pixels."""
+    return torch.nn.functional.avg_pool2d(image[0], factor)
+
+
+def test_antialiased_pictures_are_right_at_an_eighth_of_the_size() -> None:
+    """Error against the large picture, averaged over squares: a third of the classic one or less.
+
+    Gaussians of half a pixel to two pixels in the large picture: 0.06 to 0.25 in the small one.
+    """
+    generator = torch.Generator().manual_seed(6)
+    gaussians = random_gaussians(6000, generator, degree=1)
+    sigma = 0.5 + 1.5 * torch.rand(1, 6000, 3, generator=generator)
+    gaussians = replace(gaussians, scales=sigma * gaussians.means[..., 2:].abs() / 256)
+    cameras = front_camera(torch.tensor([[1.0, 0, 0.5], [0, 1.0, 0.5], [0, 0, 1.0]]))
+    errors = {}
+    for rules in (CLASSIC, MIP):
+        large, small = (
+            rasterize(gaussians, cameras, (side, side), "cpu", rules=rules).color[0]
+            for side in (256, 32)
+        )
+        errors[rules] = (squares(large[None], 8) - small).abs().mean().item()
+        assert large.mean() > 0.05
+    assert errors[MIP] < errors[CLASSIC] / 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"blur": 0.0}, {"blur": math.inf}, {"alpha_cap": 1.0}, {"near": -0.1}, {"blur": math.nan}],
+)
+def test_rules_that_no_backend_can_follow_are_explained(changes: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="`alpha_cap` between 0 and 1"):
+        replace(CLASSIC, **changes)
+
+
+def test_a_backend_that_cannot_follow_refuses() -> None:
+    device = torch.device("cpu")
+    for rules in (CLASSIC, MIP, ODD_RULES):
+        for name in ("cpu", "reference"):
+            assert obstacle(name, device, rules=rules) is None
+    assert gsplat.rules_obstacle(MIP, device) is None
+    assert gsplat.rules_obstacle(DrawingRules(blur=0.1, alpha_cap=0.999, near=1.0), device) is None
+    assert "fixed cap of 0.999" in str(gsplat.rules_obstacle(ODD_RULES, device))
+
+
 @both
 @pytest.mark.parametrize("field", ["means", "scales", "quats_wxyz", "opacities", "sh"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -123,7 +214,7 @@ def test_a_broken_gaussian_is_left_out(backend: str, field: str, value: float) -
         rasterize(gaussians, front_camera(), (9, 12), backend).color, wanted.color
     )
     gradients = finite_with_gradients(gaussians, front_camera(), backend)
-    assert all((getattr(gradients, f.name)[0, 0] == 0).all() for f in fields(gradients))
+    assert all((getattr(gradients, name)[0, 0] == 0).all() for name in PARAMETERS)
 
 
 @both

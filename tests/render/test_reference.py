@@ -7,21 +7,29 @@ import pytest
 import torch
 
 from pmsplat.render import rasterize, reference
-from pmsplat.types import Gaussians
+from pmsplat.types import CLASSIC, MIP, DrawingRules, Gaussians
 from tests.render import oracle
-from tests.scenes import random_cameras, random_gaussians
+from tests.scenes import ODD_RULES, RULES, random_cameras, random_gaussians
 
 F64 = torch.float64
+SIZE, OTHERS = (11, 14), RULES.values()
 
 
-@pytest.mark.parametrize("size", [(11, 14), (1, 1), (17, 33)])
+@pytest.mark.parametrize(
+    ("size", "rules"),
+    [((11, 14), CLASSIC), ((1, 1), CLASSIC), ((17, 33), CLASSIC), *((SIZE, r) for r in OTHERS)],
+)
 def test_draws_what_a_loop_over_pixels_draws(
-    generator: torch.Generator, size: tuple[int, int]
+    generator: torch.Generator, size: tuple[int, int], rules: DrawingRules
 ) -> None:
     cameras = random_cameras(2, generator, batch=2, dtype=F64)
     cameras.near[0, 1] = 12.0  # culls half of the cloud at 0.2 · 12
     gaussians = random_gaussians(60, generator, batch=2, degree=1, dtype=F64)
     gaussians.opacities[:, :20] = 1.0  # the cap, and pixels that end
+    if rules != CLASSIC:  # opacities that are nearly kept, and nearly lost
+        gaussians.scales[:, :30] *= 5
+        gaussians.scales[:, 40:] *= 0.2
+    gaussians = replace(gaussians, rules=rules)
     drawn = rasterize(gaussians, cameras, size, "reference", extras=["depth_median"])
     assert drawn.depth_median is not None
     for scene, view in np.ndindex(2, 2):
@@ -45,7 +53,8 @@ def test_pixels_split_for_memory_draw_the_same(
     torch.testing.assert_close(rasterize(gaussians, cameras, (20, 36), "reference").color, whole)
 
 
-def test_gradients(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("rules", [CLASSIC, MIP, ODD_RULES])
+def test_gradients(generator: torch.Generator, rules: DrawingRules) -> None:
     cameras = random_cameras(2, generator, dtype=F64)
     gaussians = random_gaussians(5, generator, degree=2, dtype=F64)
     gaussians = replace(
@@ -62,7 +71,13 @@ def test_gradients(generator: torch.Generator) -> None:
     def draw(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         *parts, features, behind = tensors
         drawn = rasterize(
-            Gaussians(*parts), cameras, (3, 4), "reference", behind, features, extras=["screen"]
+            Gaussians(*parts, rules),
+            cameras,
+            (3, 4),
+            "reference",
+            behind,
+            features,
+            extras=["screen"],
         )
         assert drawn.attributes is not None and drawn.screen is not None
         return drawn.color, drawn.depth, drawn.alpha, drawn.attributes, drawn.screen.means

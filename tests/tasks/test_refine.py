@@ -23,12 +23,12 @@ from pmsplat.models import depthsplat
 from pmsplat.render import rasterize
 from pmsplat.scene import open_scene
 from pmsplat.tasks.cameras import from_file
-from pmsplat.tasks.refine import Options, _start, _strategy, refine
+from pmsplat.tasks.refine import Options, _report, _start, _strategy, refine
 from pmsplat.tasks.refine._cloud import Cloud, Parameters
 from pmsplat.tasks.refine._fit import wait_for
 from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
-from pmsplat.types import Cameras, Gaussians, Screen, Views
-from tests.scenes import random_cameras, random_gaussians
+from pmsplat.types import CLASSIC, MIP, Cameras, Gaussians, Screen, Views
+from tests.scenes import PARAMETERS, random_cameras, random_gaussians
 
 SIZE = (40, 52)
 QUICK = Options(steps=40, size=SIZE, random_points=600, save_every=1000, device="cpu")
@@ -52,8 +52,8 @@ def draw(cloud: Cloud, seed: int = 1) -> torch.Tensor:
 def test_parameters_give_back_their_gaussians() -> None:
     gaussians = random_gaussians(50, torch.Generator().manual_seed(0))
     back = Parameters.of(gaussians).gaussians()
-    for field in fields(Gaussians):
-        torch.testing.assert_close(getattr(back, field.name), getattr(gaussians, field.name))
+    for name in PARAMETERS:
+        torch.testing.assert_close(getattr(back, name), getattr(gaussians, name))
 
 
 def test_steps_of_the_means_shrink_a_hundredfold_and_scale_with_the_scene() -> None:
@@ -381,6 +381,51 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert again.history == parts.history
     other = refine(room, tmp_path / "other", replace(options, seed=1))
     assert other.after.psnr != whole.after.psnr
+
+
+def test_antialiased_runs_train_draw_and_leave_antialiased_gaussians(
+    room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their PSNR is that of the Gaussians drawn so, and better than drawn by the classic rules."""
+    saved: list[Gaussians] = []
+    monkeypatch.setattr(_report, "save_ply", lambda gaussians, path: saved.append(gaussians))
+    options, said = replace(QUICK, antialiased=True), []
+    summary = refine(room, tmp_path / "mip", options, tell=said.append)
+    assert summary.antialiased and saved[0].rules == MIP
+    assert any("antialiased" in sentence for sentence in said)
+    views = open_scene(room).views([0, 8], SIZE)
+    own, classic = (
+        psnr(pmsplat.rasterize(saved[0], views.cameras, SIZE, rules=rules).color, views.images)
+        for rules in (None, CLASSIC)
+    )
+    assert own.mean().item() == pytest.approx(summary.after.psnr, abs=0.01)
+    assert own.mean() > classic.mean() and summary.after.psnr > summary.before.psnr
+    # Resumed with other rules it would become something else
+    with pytest.raises(pmsplat.UserError, match="begun with antialiased True, not False"):
+        refine(room, tmp_path / "mip", replace(QUICK, resume=True))
+    resumed = refine(room, tmp_path / "mip", replace(options, resume=True))
+    assert resumed.history == summary.history and saved[1].rules == MIP
+    # A start that was trained for other rules is said
+    monkeypatch.setattr("pmsplat.tasks.refine.load_gaussians", lambda path: saved[0])
+    onward = replace(QUICK, steps=1, init="mip.ply", random_points=None)
+    for antialiased in (False, True):
+        said.clear()
+        again = replace(onward, antialiased=antialiased)
+        began = refine(room, tmp_path / f"onward-{antialiased}", again, tell=said.append).before
+        differs = (
+            "The start was trained for the rules 'mip'; this run draws and trains by 'classic'"
+        )
+        assert any(differs in sentence for sentence in said) != antialiased
+        same = began.psnr == pytest.approx(summary.after.psnr, abs=0.01)
+        assert same == antialiased
+
+
+def test_runs_of_before_there_were_rules_go_on(room: str, tmp_path: Path) -> None:
+    refine(room, tmp_path / "old", QUICK)
+    state = torch.load(tmp_path / "old/state.pt", weights_only=True)
+    del state["settings"]["antialiased"]
+    torch.save(state, tmp_path / "old/state.pt")
+    assert not refine(room, tmp_path / "old", replace(QUICK, resume=True)).antialiased
 
 
 def test_from_a_prediction_and_from_a_file(room: str, tmp_path: Path) -> None:

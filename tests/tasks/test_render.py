@@ -23,7 +23,7 @@ from pmsplat.render import rasterize
 from pmsplat.scene import open_scene
 from pmsplat.tasks.cameras import from_file, resized
 from pmsplat.tasks.render import CHANNELS, Options, check_memory, choose_pictures, render
-from pmsplat.types import Cameras, Gaussians
+from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians
 from pmsplat.zoo import memory
 
 SIZE = (48, 64)
@@ -256,10 +256,30 @@ def test_photos_are_compared_and_the_rest_of_them_is_not(tmp_path: Path) -> None
         options = replace(QUIET, photos=tmp_path / "photos", size=size)
         render(gaussians, path, tmp_path / "small", options, tell=said.append)
         assert ("small beside photos of 48x64" in said[1]) == small
+        assert ("The rules 'mip' make up" in said[1]) == small
+        said.clear()
+        render(replace(gaussians, rules=MIP), path, tmp_path / "small", options, tell=said.append)
+        assert not any("small beside" in sentence for sentence in said)
         said.clear()
     assert summary.means["psnr"] == pytest.approx(
         sum(summary.views[name]["psnr"] for name in NAMES[:2]) / 2
     )
+
+
+@pytest.mark.parametrize("own", [CLASSIC, MIP, DrawingRules(blur=0.1)])
+@pytest.mark.parametrize("wanted", [None, "classic", "mip"])
+def test_rules_are_those_of_the_gaussians_or_those_that_are_named(
+    own: DrawingRules, wanted: str | None, tmp_path: Path
+) -> None:
+    rules = {None: own, "classic": CLASSIC, "mip": MIP}[wanted]
+    gaussians, said = replace(wall(), rules=own), []
+    options = replace(QUIET, rules=wanted, size=(12, 16))
+    render(gaussians, inria(tmp_path, lookers()), tmp_path / "out", options, tell=said.append)
+    assert any("although the Gaussians say" in s for s in said) == (rules != own)
+    assert any("antialiased" in s for s in said if s.startswith("Drawing")) == rules.antialiased
+    drawn = rasterize(wall(), lookers().at([0]), (12, 16), "cpu", rules=rules).alpha[0, 0]
+    alpha = np.load(tmp_path / "out/alpha" / f"{NAMES[0]}.npy")
+    np.testing.assert_allclose(alpha, drawn.numpy(), atol=1e-3)
 
 
 def test_a_lens_that_distorts_becomes_the_pinhole_of_its_undistorted_photo(tmp_path: Path) -> None:
@@ -414,6 +434,7 @@ def test_cameras_of_another_scene(tmp_path: Path) -> None:
         (["--cameras", "TMP/cameras.json", "--photos", "TMP"], "is named like a camera"),
         (["--cameras", "TMP/cameras.json", "--photos", "none"], "no folder none"),
         (["--cameras", "TMP/cameras.json", "--fps", "0"], "--fps 0"),
+        (["--cameras", "TMP/cameras.json", "--rules", "mop"], "--rules mop"),
         (["--cameras", "TMP/bare", "--photos", "TMP"], "brings its own"),
     ],
 )

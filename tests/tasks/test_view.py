@@ -1,6 +1,7 @@
 """What the page is given: files and folders opened, cameras found, wrong input told."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +19,10 @@ from pmsplat import cli
 from pmsplat.errors import UserError
 from pmsplat.io.cameras.ours import write_cameras
 from pmsplat.io.gaussians import save_gaussians
+from pmsplat.io.images import to_uint8
+from pmsplat.render import rasterize
 from pmsplat.tasks.view import MOST_CAMERAS, Options, view
-from pmsplat.types import Cameras
+from pmsplat.types import MIP, Cameras, Gaussians
 from pmsplat.zoo import memory
 from tests.view.blocks import SIZE, blocks, lookers
 
@@ -119,6 +122,32 @@ def test_of_many_cameras_some_are_shown(tmp_path: Path) -> None:
 def _lens() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     one = lookers().at([0])
     return one.K, one.near, one.far
+
+
+def test_rules_are_those_of_the_scenes_and_one_kind_for_all(
+    predicted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path) -> Gaussians:
+        return replace(blocks(), rules=MIP) if path.name == "mip.ply" else blocks()
+
+    monkeypatch.setattr("pmsplat.tasks.view.load_gaussians", load)
+    mip = predicted / "mip.ply"
+    shutil.copy(predicted / "gaussians.ply", mip)
+    with pytest.raises(UserError, match=r"different rules \(kitchen-3d 'classic', mip 'mip'\)"):
+        view([predicted, mip], QUIET)
+    for scenes, rules in (([predicted, mip], "mip"), ([mip], None)):
+        said: list[str] = []
+        page = view(scenes, replace(QUIET, rules=rules), said.append)
+        try:
+            camera = lookers().at([0]).scaled(1 / page.stage.unit)
+            assert page.stage._join_visible().rules == MIP
+            drawn = page.stage.draw_thumbnail(0, 0, 24) if rules else None
+            wanted = rasterize(page.stage.exhibits[0].gaussians, camera, (24, 32), rules=MIP)
+            assert drawn is None or np.array_equal(drawn, to_uint8(wanted.color[0, 0]))
+        finally:
+            page.close()
+        assert any("antialiased" in sentence for sentence in said)
+        assert any("the Gaussians say 'classic'" in sentence for sentence in said) == bool(rules)
 
 
 def test_wrong_input_is_told(

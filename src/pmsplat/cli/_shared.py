@@ -83,6 +83,15 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", metavar="NAME", help="the rasteriser (default: auto)")
 
 
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """How Gaussians are drawn."""
+    parser.add_argument(
+        "--rules",
+        metavar="NAME",
+        help="classic, or mip (antialiased), instead of what the file of Gaussians says",
+    )
+
+
 def add_overwrite(parser: argparse.ArgumentParser, what: str = "write among other files") -> None:
     """What happens to a folder that is not empty."""
     parser.add_argument("--overwrite", action="store_true", help=what)

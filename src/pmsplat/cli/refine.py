@@ -71,6 +71,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--random-points", type=int, metavar="N", help="how many to start from (default: 10000)"
     )
     parser.add_argument(
+        "--antialiased",
+        action="store_true",
+        help="train Gaussians that are right at every size (Mip-Splatting's 2-D filter)",
+    )
+    parser.add_argument(
         "--test-every", type=int, metavar="N", help="hold every N-th photo out (default: 8)"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="random seed (default: 0)")

@@ -20,7 +20,15 @@ whole picture and inside the scene (alpha of one half or more).
 import argparse
 from pathlib import Path
 
-from ._shared import add_backend, add_device, add_overwrite, build_options, size, terminal
+from ._shared import (
+    add_backend,
+    add_device,
+    add_overwrite,
+    add_rules,
+    build_options,
+    size,
+    terminal,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--no-video", dest="video", action="store_false", help="write pictures alone"
     )
     parser.add_argument("--fps", type=float, help="of the video (default: 4, on an orbit 30)")
+    add_rules(parser)
     add_backend(parser)
     add_device(parser)
     add_overwrite(parser)

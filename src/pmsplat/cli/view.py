@@ -17,7 +17,7 @@ scene, or --output. It is served to this machine alone (127.0.0.1) until Ctrl-C.
 import argparse
 from pathlib import Path
 
-from ._shared import add_backend, add_device, build_options, size, terminal
+from ._shared import add_backend, add_device, add_rules, build_options, size, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", help="the address to serve at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="of that address, 0 for any (default: 8080)")
+    add_rules(parser)
     add_backend(parser)
     add_device(parser)
 

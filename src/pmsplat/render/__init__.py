@@ -1,8 +1,9 @@
 """Gaussians to images: one door, `rasterize`; every other file is a backend behind it.
 
 A backend is a module with `obstacle(device)`, which says why it cannot draw there, `blend`, which
-projects and blends, and its `LICENSE`. One that may draw no median depth has `median_obstacle` too,
-which says why it cannot. Adding a file adds one.
+projects and blends, and its `LICENSE`. One that may draw no median depth has
+`median_obstacle(device)` too, which says why it cannot, and one that cannot follow all rules
+`rules_obstacle(rules, device)`. Adding a file adds one.
 """
 
 import functools
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..registry import suggest
-from ..types import Cameras, Gaussians, Rendering
+from ..types import CLASSIC, Cameras, DrawingRules, Gaussians, Rendering
 from ._projection import Blend
 
 FAST = ("gsplat", "cpu")  # in the order in which "auto" looks for one that can draw
@@ -36,26 +37,34 @@ def rasterize(
     attributes: Float[Tensor, "batch gaussian channel"] | None = None,
     sh_degree: int | None = None,
     extras: Collection[str] = (),
+    rules: DrawingRules | None = None,
 ) -> Rendering:
     """Draws every scene of `gaussians` into all of its cameras, differentiably.
 
     Per pixel, Gaussians are blended near to far (by z of their means, equal z by index) with weight
-    alpha times the transmittance so far. The exact rules:
+    alpha times the transmittance so far. The exact rules, where `blur`, `antialiased`, `alpha_cap`
+    and `near` are those of `rules`, with the values of CLASSIC:
 
     * EWA projection; the Jacobian is taken where x/z and y/z stay within ±1.3 · half the field of
-      view (± 1.3 · width / (2 fx), the same in y); 0.3 px² is added to both variances.
-    * alpha = min(0.99, opacity · exp(-½ dᵀ Σ⁻¹ d)) at the pixel centre (index + 0.5), skipped below
-      1/255. A pixel ends before the Gaussian that would leave it a transmittance below 1e-4.
-    * Gaussians at z <= 0.2 · near of the camera that looks are culled; `far` is not looked at.
+      view (± 1.3 · width / (2 fx), the same in y). That gives the covariance Σ of a splat, in px².
+    * `blur` (0.3) is added to both variances: Σ' = Σ + blur · I. Where the rules are `antialiased`
+      (CLASSIC: no, MIP: yes), the opacity is multiplied by sqrt(det Σ / det Σ'), so that a splat
+      covers as much as it would without the blur.
+    * alpha = min(`alpha_cap`, opacity · exp(-½ dᵀ Σ'⁻¹ d)) at the pixel centre (index + 0.5), with
+      a cap of 0.99, skipped below 1/255. A pixel ends before the Gaussian that would leave it a
+      transmittance below 1e-4.
+    * Gaussians at z <= `near` (0.2) · near of the camera that looks are culled; `far` is not looked
+      at.
     * Focal lengths, principal point and skew of K are honoured.
     * The colour is max(0, 0.5 + SH) seen from the camera centre, not clamped above.
     * A Gaussian with a NaN or an infinity among its parameters is not drawn and gets no gradient;
       nor one wider or farther off the image than 1e8 pixels.
 
-    `gsplat` differs in details: alpha is capped at 0.999, and the clamp is asymmetric where the
-    principal point is off centre. `diff_gaussian` draws a Gaussian to three standard deviations
-    only, which cuts something off where its opacity is above 0.35, and its gradient is not exact
-    where the clamp acts.
+    `gsplat` differs in details: alpha is capped at 0.999, the clamp is asymmetric where the
+    principal point is off centre, and antialiased it takes det Σ as a difference in float32, which
+    is inexact for Gaussians seen edge-on. `diff_gaussian` draws a Gaussian to three standard
+    deviations only, which cuts something off where its opacity is above 0.35; its gradient is not
+    exact where the clamp acts; antialiased it multiplies the opacity by 0.005 or more.
 
     Args:
         gaussians: world space, several scenes of equal count; any count, also 0.
@@ -65,9 +74,9 @@ def rasterize(
             bit for any number of threads; do not call it in a forked DataLoader worker), "gsplat"
             (CUDA), "diff_gaussian" (CUDA; the installed relative of diff-gaussian-rasterization,
             not for commercial use), or "auto": gsplat on CUDA, cpu for CPU tensors. Where gsplat
-            cannot be used on CUDA (it is not installed, or has no median depth), "auto" copies to
-            the CPU, draws there, copies back, and warns once. A backend asked for by name is used
-            or refused, never replaced.
+            cannot be used on CUDA (it is not installed, has no median depth, or cannot follow the
+            rules), "auto" copies to the CPU, draws there, copies back, and warns once. A backend
+            asked for by name is used or refused, never replaced.
         background: RGB behind everything, per scene or for all, as a tensor or three numbers; None
             is black.
         attributes: more features to blend with the weights of the colour, without background.
@@ -75,6 +84,10 @@ def rasterize(
         extras: "depth_median" (z where the transmittance falls to one half, 0 where it does not;
             no gradient) and "screen" (2-D means in pixels, on which `retain_grad()` works, and
             radii of the splats' boxes, 0 where not drawn).
+        rules: how to draw; None follows `gaussians.rules`, those that they were trained with.
+            "reference" and "cpu" follow any rules, "gsplat" all with the usual `alpha_cap`,
+            "diff_gaussian" those with the usual `blur` and `alpha_cap`, and antialiased ones where
+            the installed package has that.
 
     Returns:
         color [batch, target, 3, h, w]; depth [batch, target, h, w] (expected z: Σ z·weight /
@@ -84,13 +97,14 @@ def rasterize(
         means are (gsplat, diff_gaussian: always float32).
 
     Raises:
-        UserError: shapes that do not fit together, an unknown backend or one that cannot be used;
-            "screen" on CUDA without gsplat.
+        UserError: shapes that do not fit together, an unknown backend or one that cannot be used
+            or cannot follow the rules; "screen" on CUDA without gsplat.
     """
     size, background = _size(size), _background(background, gaussians.means)
     _check(gaussians, cameras, background, attributes, sh_degree, extras)
+    rules = gaussians.rules if rules is None else rules
     device, median = gaussians.means.device, "depth_median" in extras
-    module = _backend(backend, device, median, "screen" in extras)
+    module = _backend(backend, device, median, "screen" in extras, rules)
     place = device if module.obstacle(device) is None else torch.device("cpu")
     dtype = torch.float64 if gaussians.means.dtype == torch.float64 else torch.float32
     with torch.autocast(device.type, enabled=False):
@@ -101,6 +115,7 @@ def rasterize(
             None if attributes is None else attributes.to(place, dtype),
             sh_degree,
             median,
+            rules,
         )
         rendering = Rendering(
             color=_over(drawn, background),
@@ -119,19 +134,23 @@ def backends() -> list[str]:
     return sorted(name for name in found if not name.startswith("_"))
 
 
-def obstacle(backend: str, device: torch.device, median: bool = False) -> UserError | None:
-    """Why `backend` cannot draw tensors of `device`, with a median depth if asked for, if so.
+def obstacle(
+    backend: str, device: torch.device, median: bool = False, rules: DrawingRules = CLASSIC
+) -> UserError | None:
+    """Why `backend` cannot draw tensors of `device` so, with a median depth if asked for, if so.
 
     To find out may take a first build.
     """
     module = _module(backend)
     problem = module.obstacle(device)
     if problem is None and median and hasattr(module, "median_obstacle"):
-        return module.median_obstacle(device)
+        problem = module.median_obstacle(device)
+    if problem is None and hasattr(module, "rules_obstacle"):
+        problem = module.rules_obstacle(rules, device)
     return problem
 
 
-def fast_backend(device: torch.device, median: bool = False) -> str:
+def fast_backend(device: torch.device, median: bool = False, rules: DrawingRules = CLASSIC) -> str:
     """The backend that "auto" takes for tensors of `device`.
 
     Raises UserError with what stands in the way where there is none: to copy to the CPU and back is
@@ -139,7 +158,7 @@ def fast_backend(device: torch.device, median: bool = False) -> str:
     """
     problems = []
     for name in FAST:
-        problem = obstacle(name, device, median)
+        problem = obstacle(name, device, median, rules)
         if problem is None:
             return name
         problems.append(problem)
@@ -162,18 +181,20 @@ def license(backend: str) -> str:
     return _module(backend).LICENSE
 
 
-def _backend(name: str, device: torch.device, median: bool, screen: bool) -> ModuleType:
+def _backend(
+    name: str, device: torch.device, median: bool, screen: bool, rules: DrawingRules
+) -> ModuleType:
     """The module that draws; "auto" takes `cpu` where no fast one draws on `device`, and warns.
 
     Not for `screen`, whose gradients belong to the tensors that were drawn: that is refused.
     """
     if name != "auto":
-        problem = obstacle(name, device, median)
+        problem = obstacle(name, device, median, rules)
         if problem is not None:
             raise problem
         return _module(name)
     try:
-        return _module(fast_backend(device, median))
+        return _module(fast_backend(device, median, rules))
     except UserError as problem:
         if screen:
             raise

@@ -43,8 +43,7 @@ IMAGE_ALPHA, IMAGE_DEPTH, IMAGE_MEDIAN, IMAGE_ATTRIBUTES = 0, 4, 5, 6
 # and z, then attributes.
 X, Y, XX, XY, YY, OPACITY, FEATURES, COLUMNS = 0, 1, 2, 3, 4, 5, 6, 10
 
-ALPHA_MIN, ALPHA_MAX = _projection.ALPHA_MIN, _projection.ALPHA_MAX
-TRANSMITTANCE_MIN = _projection.TRANSMITTANCE_MIN
+ALPHA_MIN, TRANSMITTANCE_MIN = _projection.ALPHA_MIN, _projection.TRANSMITTANCE_MIN
 FARTHEST = 80.0  # bound of exponents: exp(-80) is far below the alpha of 1/255
 
 # All of fastmath except "nnan" and "ninf": NaN and infinity must keep their meaning.
@@ -80,14 +79,14 @@ def _exp_of(x):
 
 
 @inlined
-def _draw_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, red, green, blue, z):
+def _draw_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, cap, red, green, blue, z):
     """Adds a Gaussian to eight pixels of a row; `x` is the first of them, relative to its mean."""
     real = tile.dtype.type
     for lane in range(LANES):
         i = base + np.uint64(lane)
         dx = x + real(lane)
         power = min(max((xx * dx + xy_dy) * dx + yy_dy, real(0)), real(FARTHEST))
-        alpha = min(opacity * _exp(-power), real(ALPHA_MAX))
+        alpha = min(opacity * _exp(-power), cap)
         before = tile[i]
         after = before * (real(1) - alpha)
         seen, lives = alpha >= real(ALPHA_MIN), after >= real(TRANSMITTANCE_MIN)
@@ -104,7 +103,7 @@ def _draw_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, red, green, blue, z):
 
 
 @inlined
-def _replay_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, red, green, blue, z):
+def _replay_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, cap, red, green, blue, z):
     """Replays the pixels of `_draw_lanes`; returns the Gaussian's gradients, summed over them.
 
     The order is: gradients of -power (times 1, dx, dx²), red, green, blue and z.
@@ -115,7 +114,7 @@ def _replay_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, red, green, blue, z)
         i = base + np.uint64(lane)
         dx = x + real(lane)
         power = min(max((xx * dx + xy_dy) * dx + yy_dy, real(0)), real(FARTHEST))
-        alpha = min(opacity * _exp(-power), real(ALPHA_MAX))
+        alpha = min(opacity * _exp(-power), cap)
         before = tile[i]
         after = before * (real(1) - alpha)
         seen, lives = alpha >= real(ALPHA_MIN), after >= real(TRANSMITTANCE_MIN)
@@ -134,7 +133,7 @@ def _replay_lanes(tile, base, x, xx, xy_dy, yy_dy, opacity, red, green, blue, z)
         behind = tile[i + BEHIND] - own
         tile[i + BEHIND] = behind
         slope = own - used * behind / (real(1) - alpha)
-        slope = slope if alpha < real(ALPHA_MAX) else real(0)
+        slope = slope if alpha < cap else real(0)
         d += slope
         d_dx += slope * dx
         d_dx2 += slope * dx * dx
@@ -244,9 +243,10 @@ def _ended(tile, done):
 
 
 @parallel
-def draw(records, spans, start, image):
+def draw(records, spans, start, alpha_cap, image):
     """Fills `image` [alpha, red, green, blue, z, median, attributes; height; width]."""
     real = records.dtype.type
+    cap = real(alpha_cap)
     channels = records.shape[1] - COLUMNS
     for t in prange(len(start) - 1):
         top, left, rows, columns, tile = _open_tile(t, 8 + channels, image, records.dtype)
@@ -261,7 +261,7 @@ def draw(records, spans, start, image):
                     _draw_lanes(
                         tile, base, r[X] + real(block * LANES),
                         real(0.5) * r[XX], r[XY] * dy, real(0.5) * r[YY] * dy * dy, r[OPACITY],
-                        r[FEATURES], r[FEATURES + 1], r[FEATURES + 2], r[FEATURES + 3],
+                        cap, r[FEATURES], r[FEATURES + 1], r[FEATURES + 2], r[FEATURES + 3],
                     )  # fmt: skip
                     for c in range(channels):
                         for lane in range(LANES):
@@ -301,12 +301,13 @@ def _shade(tile, base, record, channels):
 
 
 @parallel
-def replay(records, spans, start, image, grad):
+def replay(records, spans, start, alpha_cap, image, grad):
     """Returns the gradient of every pair, in the columns of its record.
 
     `image` is the output of `draw`, `grad` the gradient of the loss with respect to it.
     """
     real = records.dtype.type
+    cap = real(alpha_cap)
     channels = records.shape[1] - COLUMNS
     pairs = np.zeros(records.shape, records.dtype)
     for t in prange(len(start) - 1):
@@ -327,7 +328,7 @@ def replay(records, spans, start, image, grad):
                     d, d_dx, d_dx2, d_red, d_green, d_blue, d_z = _replay_lanes(
                         tile, base, r[X] + real(block * LANES),
                         real(0.5) * r[XX], r[XY] * dy, real(0.5) * r[YY] * dy * dy, r[OPACITY],
-                        r[FEATURES], r[FEATURES + 1], r[FEATURES + 2], r[FEATURES + 3],
+                        cap, r[FEATURES], r[FEATURES + 1], r[FEATURES + 2], r[FEATURES + 3],
                     )  # fmt: skip
                     m, m_x, m_xx = m + d, m_x + d_dx, m_xx + d_dx2
                     m_y, m_xy, m_yy = m_y + dy * d, m_xy + dy * d_dx, m_yy + dy * dy * d

@@ -13,7 +13,7 @@ from numba import prange
 from . import _projection
 from ._cpu_blend import parallel, serial
 
-BLUR, MAX_PIXELS = _projection.BLUR, _projection.MAX_PIXELS
+MAX_PIXELS, REACH_MARGIN = _projection.MAX_PIXELS, _projection.REACH_MARGIN
 CHUNK = 512  # Gaussians per job of a thread; they share scratch memory
 
 # Columns of a camera: w2c as three rows of four, then focal lengths and principal point in pixels,
@@ -82,21 +82,47 @@ def _axes(camera, rotation, scale, tilt_x, tilt_y, z, axes, a, b):
 
 
 @serial
-def _conic(a, b):
-    """Returns both variances in px² and the inverse covariance (xx, xy, yy)."""
+def _conic(a, b, blur):
+    """Returns the blurred variances in px², the inverse covariance (xx, xy, yy), determinant."""
     xx = a[0] * a[0] + a[1] * a[1] + a[2] * a[2]
     yy = b[0] * b[0] + b[1] * b[1] + b[2] * b[2]
     xy = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
     u, v, w = a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
-    determinant = u * u + v * v + w * w + BLUR * (xx + yy) + BLUR * BLUR
-    xx, yy = xx + BLUR, yy + BLUR
-    return xx, yy, yy / determinant, -xy / determinant, xx / determinant
+    determinant = u * u + v * v + w * w + blur * (xx + yy) + blur * blur
+    xx, yy = xx + blur, yy + blur
+    return xx, yy, yy / determinant, -xy / determinant, xx / determinant, determinant
+
+
+@serial
+def _cross(a, b):
+    """Returns the length of a × b, which is the root of the unblurred determinant, and its unit."""
+    u, v, w = a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+    length = math.sqrt(u * u + v * v + w * w)
+    if length == 0:
+        return 0.0, 0.0, 0.0, 0.0
+    return length, u / length, v / length, w / length
+
+
+@serial
+def _shrink(reach_squared, compensation):
+    """Returns the squared reach of a splat whose opacity is multiplied by `compensation`."""
+    if compensation == 0:
+        return 0.0
+    squared = reach_squared + 2 * math.log(compensation)
+    return squared if squared >= REACH_MARGIN else 0.0
 
 
 @parallel
-def project(means, scales, quats, reach_squared, cameras, width, height, xy, conic, z, extent):
-    """Fills positions, conics, z and extents [target, gaussian, ...] of one scene."""
-    count = len(means)
+def project(
+    means, scales, quats, reach_squared, cameras, width, height, blur,
+    xy, conic, z, compensation, extent,
+):  # fmt: skip
+    """Fills positions, conics, z and extents [target, gaussian, ...] of one scene.
+
+    Fills `compensation`, the factors of the opacities, where there is room for it: where the rules
+    are antialiased.
+    """
+    count, antialiased = len(means), compensation.shape[1] > 0
     for chunk in prange(-(-count // CHUNK)):
         rotation, axes = np.empty((3, 3)), np.empty((3, 3))
         a, b = np.empty(3), np.empty(3)
@@ -108,16 +134,23 @@ def project(means, scales, quats, reach_squared, cameras, width, height, xy, con
                 px, py, pz = _to_camera(camera, means[n])
                 if not _kept(camera, px, py, pz, scales[n]):
                     xy[t, n, 0], xy[t, n, 1], z[t, n] = camera[CX], camera[CY], 1
-                    conic[t, n, 0], conic[t, n, 1], conic[t, n, 2] = 1 / BLUR, 0, 1 / BLUR
+                    conic[t, n, 0], conic[t, n, 1], conic[t, n, 2] = 1 / blur, 0, 1 / blur
                     extent[t, n, 0], extent[t, n, 1] = 0, 0
+                    if antialiased:
+                        compensation[t, n] = 0
                     continue
                 ratio_x, ratio_y = px / pz, py / pz
                 tilt_x = min(max(ratio_x, -camera[LIMIT_X]), camera[LIMIT_X])
                 tilt_y = min(max(ratio_y, -camera[LIMIT_Y]), camera[LIMIT_Y])
                 _axes(camera, rotation, scales[n], tilt_x, tilt_y, pz, axes, a, b)
-                xx, yy, c0, c1, c2 = _conic(a, b)
+                xx, yy, c0, c1, c2, determinant = _conic(a, b, blur)
+                reach = np.float64(reach_squared[n])
+                if antialiased:
+                    length, _, _, _ = _cross(a, b)
+                    compensation[t, n] = length / math.sqrt(determinant)
+                    reach = _shrink(reach, length / math.sqrt(determinant))
                 u, v = camera[FX] * ratio_x + camera[CX], camera[FY] * ratio_y + camera[CY]
-                rx, ry = math.sqrt(reach_squared[n] * xx), math.sqrt(reach_squared[n] * yy)
+                rx, ry = math.sqrt(reach * xx), math.sqrt(reach * yy)
                 seen = u + rx > 0 and u - rx < width and v + ry > 0 and v - ry < height
                 xy[t, n, 0], xy[t, n, 1], z[t, n] = u, v, pz
                 conic[t, n, 0], conic[t, n, 1], conic[t, n, 2] = c0, c1, c2
@@ -125,9 +158,12 @@ def project(means, scales, quats, reach_squared, cameras, width, height, xy, con
 
 
 @parallel
-def project_back(means, scales, quats, cameras, g_xy, g_conic, g_z, d_means, d_scales, d_quats):
+def project_back(
+    means, scales, quats, cameras, blur, g_xy, g_conic, g_z, g_compensation,
+    d_means, d_scales, d_quats,
+):  # fmt: skip
     """Fills the gradients of one scene's means, scales and quaternions."""
-    count = len(means)
+    count, antialiased = len(means), g_compensation.shape[1] > 0
     for chunk in prange(-(-count // CHUNK)):
         rotation, axes, d_rotation = np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3))
         a, b, d_mean, d_scale = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
@@ -139,15 +175,17 @@ def project_back(means, scales, quats, cameras, g_xy, g_conic, g_z, d_means, d_s
             for t in range(len(cameras)):
                 g0, g1, g2 = g_conic[t, n, 0], g_conic[t, n, 1], g_conic[t, n, 2]
                 gu, gv, gz = g_xy[t, n, 0], g_xy[t, n, 1], g_z[t, n]
-                if g0 == 0 and g1 == 0 and g2 == 0 and gu == 0 and gv == 0 and gz == 0:
+                gk = np.float64(g_compensation[t, n]) if antialiased else 0.0
+                untouched = g0 == 0 and g1 == 0 and g2 == 0 and gk == 0
+                if untouched and gu == 0 and gv == 0 and gz == 0:
                     continue
                 px, py, pz = _to_camera(cameras[t], means[n])
                 if not _kept(cameras[t], px, py, pz, scales[n]):
                     continue
                 touched = True
                 _target_back(
-                    cameras[t], px, py, pz, rotation, scales[n], gu, gv, gz, g0, g1, g2,
-                    axes, a, b, d_rotation, d_mean, d_scale,
+                    cameras[t], px, py, pz, rotation, scales[n], blur,
+                    gu, gv, gz, g0, g1, g2, gk, axes, a, b, d_rotation, d_mean, d_scale,
                 )  # fmt: skip
             if touched:
                 for i in range(3):
@@ -157,23 +195,39 @@ def project_back(means, scales, quats, cameras, g_xy, g_conic, g_z, d_means, d_s
 
 @serial
 def _target_back(
-    camera, x, y, z, rotation, scale, gu, gv, gz, g0, g1, g2,
+    camera, x, y, z, rotation, scale, blur, gu, gv, gz, g0, g1, g2, gk,
     axes, a, b, d_rotation, d_mean, d_scale,
 ):  # fmt: skip
-    """Adds one target's gradients of a Gaussian's rotation, mean and scale."""
+    """Adds one target's gradients of a Gaussian's rotation, mean and scale.
+
+    `gk` is the gradient of the compensation |a×b| / √D, with D = |a×b|² + blur (|a|² + |b|²) +
+    blur². For the unit vector ĉ along a×b, d|a×b| = (b×ĉ)·da + (ĉ×a)·db, and therefore its
+    gradient of a is (1 - |a×b|²/D) / √D · b×ĉ - |a×b| blur / D^1.5 · a, and that of b alike.
+    """
     ratio_x, ratio_y = x / z, y / z
     tilt_x = min(max(ratio_x, -camera[LIMIT_X]), camera[LIMIT_X])
     tilt_y = min(max(ratio_y, -camera[LIMIT_Y]), camera[LIMIT_Y])
     _axes(camera, rotation, scale, tilt_x, tilt_y, z, axes, a, b)
-    _, _, c0, c1, c2 = _conic(a, b)
+    xx, yy, c0, c1, c2, determinant = _conic(a, b, blur)
     # Gradient of the inverse P of Σ: dΣ = -P dP P
     g_xx = -(c0 * c0 * g0 + c0 * c1 * g1 + c1 * c1 * g2)
     g_yy = -(c1 * c1 * g0 + c1 * c2 * g1 + c2 * c2 * g2)
     g_xy = -(2 * c0 * c1 * g0 + (c0 * c2 + c1 * c1) * g1 + 2 * c1 * c2 * g2)
+    length = turn = fade = u = v = w = 0.0
+    if gk != 0:
+        length, u, v, w = _cross(a, b)
+        root = gk / math.sqrt(determinant)
+        turn = root * blur * (xx + yy - blur) / determinant  # xx and yy contain the blur
+        fade = root * blur * length / determinant
+    b_c = (b[1] * w - b[2] * v, b[2] * u - b[0] * w, b[0] * v - b[1] * u)
+    c_a = (v * a[2] - w * a[1], w * a[0] - u * a[2], u * a[1] - v * a[0])
     fx_z, fy_z = camera[FX] / z, camera[FY] / z
     g_tilt_x = g_tilt_y = g_log_z = 0.0
     for j in range(3):
         g_a, g_b = 2 * g_xx * a[j] + g_xy * b[j], 2 * g_yy * b[j] + g_xy * a[j]
+        if gk != 0:
+            g_a += turn * b_c[j] - fade * a[j]
+            g_b += turn * c_a[j] - fade * b[j]
         g_log_z -= g_a * a[j] + g_b * b[j]
         g_tilt_x -= g_a * fx_z * axes[2, j]
         g_tilt_y -= g_b * fy_z * axes[2, j]

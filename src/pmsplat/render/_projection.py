@@ -2,7 +2,8 @@
 
 EWA splatting (Zwicker et al., "EWA Volume Splatting", 2001) with the rules of 3D Gaussian Splatting
 (Kerbl et al., 2023): the Jacobian is taken at a point clamped to slightly more than the field of
-view, and 0.3 px² is added to the variances of every splat. All is batched over scenes and targets.
+view, and a blur is added to the variances of every splat. Where the rules are antialiased, opacity
+makes up for the blur (Yu et al., "Mip-Splatting", 2024). All is batched over scenes and targets.
 """
 
 from dataclasses import dataclass
@@ -13,16 +14,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..geometry import camera, gaussian, se3, sh
-from ..types import Bundle, Cameras, Gaussians, Screen
+from ..types import CLASSIC, Bundle, Cameras, DrawingRules, Gaussians, Screen
 
 # Numba compiles these into its kernels: after a change, delete render/__pycache__.
-BLUR = 0.3  # px² added to both variances of a splat
-NEAR_FRACTION = 0.2  # Gaussians are culled at z <= this · near
 FIELD_OF_VIEW = 1.3  # bound of x/z and y/z in the Jacobian, in half fields of view
 ALPHA_MIN = 1 / 255  # fainter contributions are skipped
-ALPHA_MAX = 0.99
 TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would leave less ends its pixel and is not added
 MAX_PIXELS = 1e8  # wider or more distant splats are not drawn: float32 would overflow
+REACH_MARGIN = 1e-3  # of squared distances, against rounding: blending tests alpha exactly
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,16 @@ class Splats(Bundle):
     """All Gaussians projected into all targets, also those that are not drawn.
 
     `xy` is in pixels; `conic` is the inverse covariance (xx, xy, yy) in 1/px²; `z` is in scene
-    units. `extent` is half the width and height in pixels of the box outside which alpha < 1/255;
-    it is 0 where a Gaussian is not drawn, and has no gradient.
+    units. `opacity` has a target axis of 1 where it is the same from everywhere: where the rules
+    are not antialiased. `extent` is half the width and height in pixels of the box outside which
+    alpha < 1/255; it is 0 where a Gaussian is not drawn, and has no gradient.
     """
 
     xy: Float[Tensor, "batch target gaussian 2"]
     conic: Float[Tensor, "batch target gaussian 3"]
     z: Float[Tensor, "batch target gaussian"]
     color: Float[Tensor, "batch target gaussian 3"]
+    opacity: Float[Tensor, "batch target_or_1 gaussian"]
     extent: Float[Tensor, "batch target gaussian 2"]
 
     @property
@@ -101,12 +102,16 @@ def view_directions(
 
 
 def project(
-    gaussians: Gaussians, cameras: Cameras, size: tuple[int, int], sh_degree: int | None = None
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: tuple[int, int],
+    sh_degree: int | None = None,
+    rules: DrawingRules = CLASSIC,
 ) -> Splats:
     """Projects every Gaussian into every target of its scene, differentiable in its parameters.
 
-    Gaussians must be finite. Those that are not drawn (z <= 0.2 near, outside the image, fainter
-    than 1/255, wider than MAX_PIXELS) have extent 0, finite values and zero gradients.
+    Gaussians must be finite. Those that are not drawn (too near, outside the image, fainter than
+    1/255, wider than MAX_PIXELS) have extent 0, finite values and zero gradients.
     """
     height, width = size
     w2c = world_to_camera(cameras)
@@ -120,7 +125,7 @@ def project(
         reach = torch.maximum(
             means_cam[..., :2].abs().amax(dim=-1), gaussians.scales.amax(-1)[:, None]
         )
-        kept = z > NEAR_FRACTION * cameras.near[..., None]
+        kept = z > rules.near * cameras.near[..., None]
         kept = kept & (reach * torch.maximum(fx, fy) < MAX_PIXELS * z)
     ahead = means_cam.new_tensor([0.0, 0.0, 1.0])
     x, y, z = torch.where(kept[..., None], means_cam, ahead).unbind(dim=-1)
@@ -139,20 +144,23 @@ def project(
 
     # Invert the covariance; |a|²|b|² - (a·b)² = |a×b|² avoids cancellation for thin Gaussians.
     aa, bb, ab = (a * a).sum(dim=-1), (b * b).sum(dim=-1), (a * b).sum(dim=-1)
-    cross = torch.linalg.cross(a, b)
-    determinant = (cross * cross).sum(dim=-1) + BLUR * (aa + bb) + BLUR**2
-    conic = torch.stack([bb + BLUR, -ab, aa + BLUR], dim=-1) / determinant[..., None]
+    cross, blur = torch.linalg.cross(a, b), rules.blur
+    determinant = (cross * cross).sum(dim=-1) + blur * (aa + bb) + blur**2
+    conic = torch.stack([bb + blur, -ab, aa + blur], dim=-1) / determinant[..., None]
+    opacity = gaussians.opacities[:, None]
+    if rules.antialiased:
+        # The root of det Σ is |a×b|, whose gradient stays finite where a splat becomes a line.
+        opacity = opacity * (cross.norm(dim=-1) / determinant.sqrt())
 
     # Bound each splat; its box is empty where it is not drawn.
     with torch.no_grad():
-        variance = torch.stack([aa, bb], dim=-1) + BLUR
-        extent = (reach_squared(gaussians.opacities)[:, None, :, None] * variance).sqrt()
+        variance = torch.stack([aa, bb], dim=-1) + blur
+        extent = (reach_squared(opacity)[..., None] * variance).sqrt()
         image = xy.new_tensor([width, height])
         inside = ((xy + extent > 0) & (xy - extent < image)).all(dim=-1)
         extent = torch.where((kept & inside)[..., None], extent, 0)
-    return Splats(
-        xy=xy, conic=conic, z=z, color=view_color(gaussians, cameras, sh_degree), extent=extent
-    )
+    color = view_color(gaussians, cameras, sh_degree)
+    return Splats(xy=xy, conic=conic, z=z, color=color, opacity=opacity, extent=extent)
 
 
 def tilt_limits(fx: Tensor, fy: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -164,7 +172,7 @@ def tilt_limits(fx: Tensor, fy: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
 def reach_squared(opacities: Tensor) -> Tensor:
     """Returns the squared Mahalanobis distance at which alpha falls to 1/255, or 0 if it is lower.
 
-    A small margin is added against rounding; the exact test is that of alpha while blending.
+    REACH_MARGIN is added.
     """
     squared = 2 * (opacities.clamp_min(ALPHA_MIN) / ALPHA_MIN).log()
-    return torch.where(opacities >= ALPHA_MIN, squared + 1e-3, 0)
+    return torch.where(opacities >= ALPHA_MIN, squared + REACH_MARGIN, 0)

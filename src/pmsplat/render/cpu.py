@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..geometry import camera, sh
-from ..types import Cameras, Gaussians
+from ..types import CLASSIC, Cameras, DrawingRules, Gaussians
 from . import _cpu_blend as kernels
 from . import _cpu_projection, _projection
 from ._projection import Blend, Splats
@@ -35,32 +35,40 @@ def near_to_far(z: np.ndarray, extent: np.ndarray) -> np.ndarray:
 
 
 class _Project(torch.autograd.Function):
-    """Means, scales and quaternions -> the xy, conic, z and extent of Splats."""
+    """Means, scales and quaternions -> the xy, conic, z, compensation and extent of splats.
+
+    The compensation, which multiplies opacities, is empty where the rules are not antialiased.
+    """
 
     @staticmethod
-    def forward(ctx: Any, means, scales, quats, reach_squared, cameras, size) -> Any:
+    def forward(ctx: Any, means, scales, quats, reach_squared, cameras, size, rules) -> Any:
         height, width = size
         inputs = [tensor.detach().contiguous() for tensor in (means, scales, quats)]
         shape = (len(means), cameras.shape[1], means.shape[1])
         xy, conic, z, extent = (means.new_empty(*shape, *n) for n in ((2,), (3,), (), (2,)))
+        compensation = z.new_empty(*shape[:2], shape[2] if rules.antialiased else 0)
         arrays = [tensor.numpy() for tensor in (*inputs, reach_squared.contiguous(), cameras)]
-        out = [tensor.numpy() for tensor in (xy, conic, z, extent)]
+        out = [tensor.numpy() for tensor in (xy, conic, z, compensation, extent)]
         for b in range(len(means)):
-            _cpu_projection.project(*(x[b] for x in arrays), width, height, *(x[b] for x in out))
+            _cpu_projection.project(
+                *(x[b] for x in arrays), width, height, rules.blur, *(x[b] for x in out)
+            )
         ctx.save_for_backward(*inputs, cameras)
+        ctx.blur = rules.blur
         ctx.mark_non_differentiable(extent)
-        return xy, conic, z, extent
+        return xy, conic, z, compensation, extent
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        given = [tensor.contiguous().numpy() for tensor in grads[:3]]
+        given = [tensor.contiguous().numpy() for tensor in grads[:4]]
         arrays = [tensor.numpy() for tensor in ctx.saved_tensors]
         out = [torch.zeros_like(tensor) for tensor in ctx.saved_tensors[:3]]
         for b in range(len(out[0])):
             _cpu_projection.project_back(
-                *(x[b] for x in arrays), *(x[b] for x in given), *(x[b].numpy() for x in out)
-            )
-        return *out, None, None, None
+                *(x[b] for x in arrays), ctx.blur,
+                *(x[b] for x in given), *(x[b].numpy() for x in out),
+            )  # fmt: skip
+        return *out, None, None, None, None
 
 
 class _Shade(torch.autograd.Function):
@@ -85,24 +93,31 @@ class _Shade(torch.autograd.Function):
 
 
 def project(
-    gaussians: Gaussians, cameras: Cameras, size: tuple[int, int], sh_degree: int | None = None
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: tuple[int, int],
+    sh_degree: int | None = None,
+    rules: DrawingRules = CLASSIC,
 ) -> Splats:
     """Computes `_projection.project`, several times faster."""
     height, width = size
     K = camera.K_px(cameras.K, height, width)
     fx, fy, cx, cy = K[..., 0, 0], K[..., 1, 1], K[..., 0, 2], K[..., 1, 2]
     columns = [fx, fy, cx, cy, *_projection.tilt_limits(fx, fy, size)]
-    columns.append(_projection.NEAR_FRACTION * cameras.near)
+    columns.append(rules.near * cameras.near)
     rows = _projection.world_to_camera(cameras)[..., :3, :].flatten(-2)
     packed = torch.cat([rows, torch.stack(columns, dim=-1)], dim=-1).double().contiguous()
     reach_squared = _projection.reach_squared(gaussians.opacities.detach())
-    xy, conic, z, extent = _Project.apply(
-        gaussians.means, gaussians.scales, gaussians.quats_wxyz, reach_squared, packed, size
+    xy, conic, z, compensation, extent = _Project.apply(
+        gaussians.means, gaussians.scales, gaussians.quats_wxyz, reach_squared, packed, size, rules
     )
+    opacity = gaussians.opacities[:, None]
+    if rules.antialiased:
+        opacity = opacity * compensation
     directions = _projection.view_directions(gaussians, cameras)
     degree = gaussians.sh_degree if sh_degree is None else sh_degree
     color = _Shade.apply(sh.basis(directions, degree), gaussians.sh)
-    return Splats(xy=xy, conic=conic, z=z, color=color, extent=extent)
+    return Splats(xy=xy, conic=conic, z=z, color=color, opacity=opacity, extent=extent)
 
 
 @dataclass(frozen=True)
@@ -121,13 +136,13 @@ class _Composite(torch.autograd.Function):
     """Splats -> [batch, target, channel, height, width]: alpha, rgb, z, median, attributes."""
 
     @staticmethod
-    def forward(ctx: Any, xy, conic, opacities, color, z, attributes, extent, size) -> Tensor:
+    def forward(ctx: Any, xy, conic, opacities, color, z, attributes, extent, size, cap) -> Tensor:
         height, width = size
         tiles = [-(-length // kernels.TILE) for length in size]
         inputs = [t.detach().contiguous() for t in (xy, conic, opacities, color, z, attributes)]
-        xy_, conic_, opacities_, color_, z_, attributes_ = (t.numpy() for t in inputs)
-        extent_ = extent.contiguous().numpy()
         batch, targets = z.shape[:2]
+        xy_, conic_, opacities_, color_, z_, attributes_ = _rows(inputs, targets)
+        extent_ = extent.contiguous().numpy()
         channels = kernels.IMAGE_ATTRIBUTES + attributes.shape[-1]
         drawn = xy.new_zeros(batch, targets, channels, height, width)
         ctx.images = []
@@ -137,11 +152,12 @@ class _Composite(torch.autograd.Function):
             start, first, place = kernels.pair(boxes, *tiles)
             records, spans = kernels.records_of(
                 order, boxes, first, place,
-                xy_[b, t], conic_[b, t], opacities_[b], color_[b, t], z_[b, t], attributes_[b],
+                xy_[b, t], conic_[b, t], opacities_[b, t], color_[b, t], z_[b, t], attributes_[b],
             )  # fmt: skip
-            kernels.draw(records, spans, start, drawn[b, t].numpy())
+            kernels.draw(records, spans, start, cap, drawn[b, t].numpy())
             ctx.images.append(_Image(order, start, first, place, records, spans))
         ctx.save_for_backward(*inputs, drawn)
+        ctx.cap = cap
         return drawn
 
     @staticmethod
@@ -149,26 +165,36 @@ class _Composite(torch.autograd.Function):
         *inputs, drawn = ctx.saved_tensors
         given, values = grads[0].contiguous().numpy(), drawn.numpy()
         out = [torch.zeros_like(tensor) for tensor in inputs]
-        xy, conic, opacities, color, z, attributes = (tensor.numpy() for tensor in out)
+        xy, conic, opacities, color, z, attributes = _rows(out, drawn.shape[1])
         for (b, t), image in zip(np.ndindex(*z.shape[:2]), ctx.images, strict=True):
             pairs = kernels.replay(
-                image.records, image.spans, image.start, values[b, t], given[b, t]
+                image.records, image.spans, image.start, ctx.cap, values[b, t], given[b, t]
             )
             kernels.add_pairs(
                 pairs, image.first, image.place, image.order,
-                xy[b, t], conic[b, t], opacities[b], color[b, t], z[b, t], attributes[b],
+                xy[b, t], conic[b, t], opacities[b, t], color[b, t], z[b, t], attributes[b],
             )  # fmt: skip
-        return *out, None, None
+        return *out, None, None, None
+
+
+def _rows(tensors: list[Tensor], targets: int) -> tuple[np.ndarray, ...]:
+    """What `_Composite` reads and writes, as arrays; targets that share opacities share memory."""
+    xy, conic, opacities, color, z, attributes = tensors
+    parts = (xy, conic, opacities.expand(-1, targets, -1), color, z, attributes)
+    return tuple(part.numpy() for part in parts)
 
 
 def composite(
-    splats: Splats, opacities: Tensor, attributes: Tensor | None, size: tuple[int, int]
+    splats: Splats, attributes: Tensor | None, size: tuple[int, int], alpha_cap: float
 ) -> Blend:
     """Blends splats; differentiable in everything except their extents."""
-    features = opacities.new_zeros(*opacities.shape, 0) if attributes is None else attributes
+    z, features = splats.z, attributes
+    if features is None:
+        features = z.new_zeros(len(z), z.shape[2], 0)
     drawn = _Composite.apply(
-        splats.xy, splats.conic, opacities, splats.color, splats.z, features, splats.extent, size
-    )
+        splats.xy, splats.conic, splats.opacity, splats.color, z, features, splats.extent,
+        size, alpha_cap,
+    )  # fmt: skip
     return Blend(
         color=drawn[:, :, kernels.IMAGE_ALPHA + 1 : kernels.IMAGE_DEPTH],
         depth=drawn[:, :, kernels.IMAGE_DEPTH],
@@ -207,8 +233,9 @@ def blend(
     attributes: Tensor | None,
     sh_degree: int | None,
     median: bool,
+    rules: DrawingRules,
 ) -> Blend:
     """Projects and blends all scenes, as `rasterize` expects of a backend."""
     gaussians, attributes = _projection.finite(gaussians, attributes)
-    splats = project(gaussians, cameras, size, sh_degree)
-    return composite(splats, gaussians.opacities, attributes, size)
+    splats = project(gaussians, cameras, size, sh_degree, rules)
+    return composite(splats, attributes, size, rules.alpha_cap)

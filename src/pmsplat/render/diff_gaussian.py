@@ -28,8 +28,8 @@ from torch.nn.functional import pad
 
 from ..errors import UserError
 from ..geometry import camera, se3
-from ..types import Cameras, Gaussians, Screen
-from ._projection import NEAR_FRACTION, Blend, finite, view_color, world_to_camera
+from ..types import CLASSIC, Cameras, DrawingRules, Gaussians, Screen
+from ._projection import Blend, finite, view_color, world_to_camera
 
 LICENSE = "Inria's, non-commercial"
 MODULES = ("diff_gaussian_rasterization", "diff_gaussian_rasterization_depth")
@@ -89,6 +89,23 @@ def median_obstacle(device: torch.device) -> UserError | None:
     )
 
 
+def rules_obstacle(rules: DrawingRules, device: torch.device) -> UserError | None:
+    """Why the installed fork cannot draw by these rules, if so."""
+    fork, remedy = installed_fork(device), "choose backend='gsplat', or 'cpu' on the CPU"
+    fixed = (rules.blur, rules.alpha_cap) == (CLASSIC.blur, CLASSIC.alpha_cap)
+    if not fixed or rules.near == 0:
+        wanted = f"blur={CLASSIC.blur}, alpha_cap={CLASSIC.alpha_cap} and near above 0, as in it"
+        return UserError(f"rules that {fork} does not know: {rules}", wanted, remedy)
+    if rules.antialiased and "antialiasing" not in _names_of_settings(fork.module):
+        wanted = "a fork with the setting `antialiasing`, as graphdeco's since October 2024"
+        return UserError(f"antialiased Gaussians, which {fork} cannot draw", wanted, remedy)
+    return None
+
+
+def _names_of_settings(module: ModuleType) -> tuple[str, ...]:
+    return getattr(getattr(module, "GaussianRasterizationSettings", None), "_fields", ())
+
+
 def installed_fork(device: torch.device) -> Fork:
     """Returns the fork in the first installed one of MODULES; UserError if none can be used."""
     for name in MODULES:
@@ -118,8 +135,7 @@ def _broken(name: str, error: Exception) -> UserError:
 @functools.cache
 def _recognize(module: ModuleType, device: torch.device) -> Fork:
     """Returns the fork in `module`, warning of its license once; UserError for unknown settings."""
-    settings_type = getattr(module, "GaussianRasterizationSettings", None)
-    settings = set(getattr(settings_type, "_fields", ()))
+    settings = set(_names_of_settings(module))
     if not REQUIRED <= settings <= REQUIRED | OPTIONAL:
         odd = sorted((REQUIRED - settings) | (settings - REQUIRED - OPTIONAL))
         raise UserError(
@@ -187,13 +203,14 @@ class _View:
     """A camera for the forks, in a world scaled so that they cull at the right depth.
 
     `K` is divided by (width, height) and on the CPU; `screen` is zero and receives the gradient of
-    the positions on the image.
+    the positions on the image. `antialiased` is for forks that have it.
     """
 
     w2c: Float[Tensor, "4 4"]
     K: Float[Tensor, "3 3"]
     size: tuple[int, int]
     screen: Float[Tensor, "gaussian 3"]
+    antialiased: bool = False
 
 
 def _settings(module: ModuleType, view: _View) -> Any:
@@ -220,10 +237,10 @@ def _settings(module: ModuleType, view: _View) -> Any:
         "campos": view.w2c.new_zeros(3),  # only used for harmonics, which are evaluated here
         "prefiltered": False,
         "debug": False,
-        "antialiasing": False,
+        "antialiasing": view.antialiased,
     }
-    fields = module.GaussianRasterizationSettings._fields
-    return module.GaussianRasterizationSettings(**{name: values[name] for name in fields})
+    names = _names_of_settings(module)
+    return module.GaussianRasterizationSettings(**{name: values[name] for name in names})
 
 
 def _call(
@@ -260,6 +277,7 @@ def blend(
     attributes: Tensor | None,
     sh_degree: int | None,
     median: bool,
+    rules: DrawingRules,
 ) -> Blend:
     """Projects and blends all scenes in float32, one view at a time."""
     fork = installed_fork(gaussians.means.device)
@@ -278,11 +296,11 @@ def blend(
         splatted["alpha"] = torch.ones_like(z)
     own = {"depth": fork.depth, "alpha": fork.alpha, "median": fork.median if median else None}
     taken = {name: at for name, at in own.items() if at is not None}
-    positions = _positions(means_cam, cameras, size)
+    positions = _positions(means_cam, cameras, size, rules.near)
 
     # Draw every view, in a world scaled so that the culling plane of the forks is the right one.
-    grow = CULLED_AT / (NEAR_FRACTION * cameras.near)
-    views = _views(cameras, grow, positions, size)
+    grow = CULLED_AT / (rules.near * cameras.near)
+    views = _views(cameras, grow, positions, size, rules.antialiased)
     features = torch.cat(list(splatted.values()), dim=-1)
     covariances = gaussians.covariances[..., UPPER[0], UPPER[1]]
     images, radii = [], []
@@ -309,21 +327,25 @@ def blend(
     )
 
 
-def _positions(means_cam: Tensor, cameras: Cameras, size: tuple[int, int]) -> Tensor:
+def _positions(means_cam: Tensor, cameras: Cameras, size: tuple[int, int], near: float) -> Tensor:
     """Returns the projected means in pixels, as a leaf tensor that receives their gradients.
 
     It is detached from the means, since the forks themselves pass these gradients on to them.
     """
     K = camera.K_px(cameras.K, *size)
     z = means_cam[..., 2:].detach()
-    visible = torch.where(z > NEAR_FRACTION * cameras.near[..., None, None], z, 1)
+    visible = torch.where(z > near * cameras.near[..., None, None], z, 1)
     focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], dim=-1)[..., None, :]
     positions = means_cam[..., :2].detach() / visible * focal + K[..., None, :2, 2]
     return positions.requires_grad_(means_cam.requires_grad and torch.is_grad_enabled())
 
 
 def _views(
-    cameras: Cameras, grow: Tensor, positions: Tensor, size: tuple[int, int]
+    cameras: Cameras,
+    grow: Tensor,
+    positions: Tensor,
+    size: tuple[int, int],
+    antialiased: bool,
 ) -> Iterator[_View]:
     """Yields the views of [batch, target], row by row, in worlds `grow` times as large."""
     height, width = size
@@ -334,7 +356,7 @@ def _views(
     screens = pad((positions - positions.detach()) / half, (0, 1))
     rows = (tensor.flatten(0, 1) for tensor in (w2c, cameras.K.cpu(), screens))
     for motion, K, screen in zip(*rows, strict=True):
-        yield _View(motion, K, size, screen)
+        yield _View(motion, K, size, screen, antialiased)
 
 
 def _draw(

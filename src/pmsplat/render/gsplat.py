@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..geometry import camera
-from ..types import Cameras, Gaussians, Screen
-from ._projection import BLUR, NEAR_FRACTION, Blend, finite, view_color, world_to_camera
+from ..types import CLASSIC, Cameras, DrawingRules, Gaussians, Screen
+from ._projection import Blend, finite, view_color, world_to_camera
 
 LICENSE = "Apache-2.0"
+ALPHA_CAP = 0.999  # compiled into its kernels
 
 
 def obstacle(device: torch.device) -> UserError | None:
@@ -35,6 +36,17 @@ def median_obstacle(device: torch.device) -> UserError:
         "gsplat draws no median depth",
         "extras without 'depth_median'",
         "move Gaussians and cameras to the CPU, where backend='cpu' draws it",
+    )
+
+
+def rules_obstacle(rules: DrawingRules, device: torch.device) -> UserError | None:
+    """Why gsplat cannot draw by these rules, if so; the usual cap counts as its own."""
+    if rules.alpha_cap in (CLASSIC.alpha_cap, ALPHA_CAP):
+        return None
+    return UserError(
+        f"rules with alpha_cap={rules.alpha_cap:g}, but gsplat has a fixed cap of {ALPHA_CAP:g}",
+        f"alpha_cap={CLASSIC.alpha_cap:g} for backend='gsplat'",
+        "move Gaussians and cameras to the CPU, where backend='cpu' draws by any rules",
     )
 
 
@@ -71,6 +83,7 @@ def blend(
     attributes: Tensor | None,
     sh_degree: int | None,
     median: bool,
+    rules: DrawingRules,
 ) -> Blend:
     """What `rasterize` wants of a backend, in float32 whatever comes in."""
     assert not median, "see median_obstacle"
@@ -98,8 +111,9 @@ def blend(
         Ks=camera.K_px(cameras.K, height, width),
         width=width,
         height=height,
-        near_plane=NEAR_FRACTION,
-        eps2d=BLUR,
+        near_plane=rules.near,
+        eps2d=rules.blur,
+        rasterize_mode="antialiased" if rules.antialiased else "classic",
         packed=False,
         render_mode="RGB+D",
     )

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..types import Cameras, Gaussians
-from ._projection import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN, Blend, Splats, finite, project
+from ..types import Cameras, DrawingRules, Gaussians
+from ._projection import ALPHA_MIN, TRANSMITTANCE_MIN, Blend, Splats, finite, project
 
 LICENSE = "MIT, as all of pmsplat"
 TILE = 16
@@ -34,21 +34,22 @@ def blend(
     attributes: Tensor | None,
     sh_degree: int | None,
     median: bool,
+    rules: DrawingRules,
 ) -> Blend:
     """Projects and blends all scenes, as `rasterize` expects of a backend."""
     # Project, and collect all values of a splat in one table.
     gaussians, attributes = finite(gaussians, attributes)
-    splats = project(gaussians, cameras, size, sh_degree)
+    splats = project(gaussians, cameras, size, sh_degree, rules)
     batch, targets = splats.z.shape[:2]
     features = torch.cat([splats.color, splats.z[..., None]], dim=-1)
     if attributes is not None:
         shared = attributes[:, None].expand(-1, targets, -1, -1)
         features = torch.cat([features, shared], dim=-1)
-    opacities = gaussians.opacities[:, None, :, None].expand(-1, targets, -1, -1)
+    opacities = splats.opacity[..., None].expand(-1, targets, -1, -1)
     table = torch.cat([splats.xy, splats.conic, opacities, features], dim=-1)
     # Blend image by image.
     images = [
-        _Image.apply(table[at], list(_tiles(splats, at, size)), size)
+        _Image.apply(table[at], list(_tiles(splats, at, size)), size, rules.alpha_cap)
         for at in itertools.product(range(batch), range(targets))
     ]
     channels = features.shape[-1] + 2
@@ -92,13 +93,15 @@ class _Image(torch.autograd.Function):
     """Blends one image tile by tile; the backward pass recomputes each tile."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, tiles: list[_Tile], size: tuple[int, int]) -> Tensor:
+    def forward(
+        ctx: Any, table: Tensor, tiles: list[_Tile], size: tuple[int, int], alpha_cap: float
+    ) -> Tensor:
         height, width = size
         image = table.new_zeros(height * width, table.shape[-1] - 4)
         for tile in tiles:
-            image[tile.pixels] = _pixels(table[tile.listed], tile.pixels, width)
+            image[tile.pixels] = _pixels(table[tile.listed], tile.pixels, width, alpha_cap)
         ctx.save_for_backward(table)
-        ctx.tiles, ctx.width = tiles, width
+        ctx.tiles, ctx.width, ctx.alpha_cap = tiles, width, alpha_cap
         return image.T.reshape(-1, height, width)
 
     @staticmethod
@@ -109,16 +112,17 @@ class _Image(torch.autograd.Function):
         for tile in ctx.tiles:
             with torch.enable_grad():
                 rows = table[tile.listed].requires_grad_()
-                drawn = _pixels(rows, tile.pixels, ctx.width)
+                drawn = _pixels(rows, tile.pixels, ctx.width, ctx.alpha_cap)
             (part,) = torch.autograd.grad(drawn, rows, grad[tile.pixels])
             total.index_add_(0, tile.listed, part)
-        return total, None, None
+        return total, None, None, None
 
 
 def _pixels(
     rows: Float[Tensor, "listed column"],
     pixels: Int[Tensor, " pixel"],
     width: int,
+    alpha_cap: float,
 ) -> Float[Tensor, "pixel channel_plus_2"]:
     """Blends features, alpha and median depth of some pixels; `rows` are splats, near to far."""
     xy, conic, opacity, features = rows.split([2, 3, 1, rows.shape[-1] - 6], dim=-1)
@@ -126,7 +130,7 @@ def _pixels(
     dx, dy = (center.to(xy)[:, None] - xy).unbind(dim=-1)
     xx, xy_, yy = conic.unbind(dim=-1)
     power = 0.5 * (xx * dx * dx + yy * dy * dy) + xy_ * dx * dy
-    alpha = (opacity[:, 0] * torch.exp(-power.clamp_min(0))).clamp_max(ALPHA_MAX)
+    alpha = (opacity[:, 0] * torch.exp(-power.clamp_min(0))).clamp_max(alpha_cap)
     alpha = torch.where(alpha >= ALPHA_MIN, alpha, 0)
     after = torch.cumprod(1 - alpha, dim=-1)
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=-1)

@@ -1,16 +1,21 @@
-"""What a user may choose, checked against the photos and the machine: photos, size, device."""
+"""What a user may choose, checked against photos and machine: photos, size, device, rules."""
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from ..errors import UserError
+from ..registry import suggest
 from ..scene import Scene
 from ..scene.fit import covering_size
+from ..types import CLASSIC, MIP, DrawingRules, Gaussians
 
 LONGEST = 960  # pixels of the longer side of the largest images that models were published for
 MUCH_CUT = 0.25  # of a photo: losing more is said
 SHORTEST = 16  # pixels of a side: less is no picture
+RULES = {"classic": CLASSIC, "mip": MIP}
 
 
 def choose_photos(context: tuple[int, ...], photos: int) -> list[int]:
@@ -58,6 +63,31 @@ def fit_size(photo: tuple[int, int], wanted: tuple[int, int] | None) -> tuple[in
             "use larger photos, or another `size`",
         )
     return height, width
+
+
+def follow_rules(
+    gaussians: Gaussians, wanted: str | None, tell: Callable[[str], None]
+) -> Gaussians:
+    """The Gaussians to draw by the rules of that name, one of RULES; None keeps their own.
+
+    Says where those differ. Raises UserError for another name.
+    """
+    if wanted is None:
+        return gaussians
+    if wanted not in RULES:
+        raise UserError(
+            f"`rules={wanted}`", f"one of {', '.join(RULES)}", suggest(wanted, list(RULES))
+        )
+    if gaussians.rules != RULES[wanted]:
+        own = format_rules(gaussians.rules)
+        tell(f"Drawn by the rules {wanted!r}, although the Gaussians say {own}.")
+    return replace(gaussians, rules=RULES[wanted])
+
+
+def format_rules(rules: DrawingRules) -> str:
+    """The name of the rules, or what they are."""
+    named = [repr(name) for name, known in RULES.items() if known == rules]
+    return named[0] if named else str(rules)
 
 
 def format_size(size: tuple[int, int]) -> str:

@@ -17,11 +17,11 @@ from ..io.files import write_array
 from ..io.gaussians import load_gaussians
 from ..progress import Track, silently
 from ..render import draws_median, obstacle, rasterize
-from ..types import Gaussians, Rendering
+from ..types import DrawingRules, Gaussians, Rendering
 from ..view.orbit import ORBIT_SIZE
 from ..zoo import memory
 from .cameras import OWN_CAMERAS, Picture, bounded, from_file, on_orbit, resized
-from .options import format_size, pick_device
+from .options import follow_rules, format_size, pick_device
 from .results import pictures as drawn
 from .results.folder import make_whole, name_files
 
@@ -44,7 +44,7 @@ class Options:
     up then ("z", "-x"; see `on_orbit`). `photos` is a folder of photos to compare with,
     `attributes` a .npy file [gaussian, channel]; `median` adds the median depth. Of the cameras of
     a file every `every`-th is drawn, at most `limit`. `size` is (height, width), `background` RGB
-    in [0, 1].
+    in [0, 1]. `rules` is "classic" or "mip" (antialiased), in place of those of the Gaussians.
     """
 
     orbit: int | None = None
@@ -56,6 +56,7 @@ class Options:
     limit: int | None = None
     size: tuple[int, int] | None = None
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rules: str | None = None
     video: bool = True
     fps: float | None = None
     backend: str = "auto"
@@ -98,9 +99,9 @@ def render(
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Gaussians, pictures and attributes; all that can be refused is refused here
-        _check_backend(chosen.backend, device)
         given = scene if isinstance(scene, Gaussians) else load_gaussians(scene)
-        gaussians = given.detach().to("cpu")
+        gaussians = follow_rules(given.detach().to("cpu"), chosen.rules, tell)
+        _check_backend(chosen.backend, device, gaussians.rules)
         pictures = choose_pictures(gaussians, cameras, chosen)
         attributes = None
         if chosen.attributes is not None:
@@ -108,7 +109,7 @@ def render(
         channels = 0 if attributes is None else attributes.shape[1]
         check_memory(gaussians, pictures, channels, device)
         tell(_describe(gaussians, pictures, device))
-        _report_small(pictures, tell)
+        _report_small(pictures, gaussians.rules, tell)
         # Draw picture by picture; numbers go to disk at once
         in_one = draws_median(chosen.backend, device)
         if chosen.median and not in_one:
@@ -180,13 +181,16 @@ def _choose_remedy(options: Options) -> str:
     return "look at sizes and opacities of the scene, or give the cameras that it was made with"
 
 
-def _check_backend(name: str, device: torch.device) -> None:
-    """UserError, in the words of `Options`, for a rasteriser that wants another device."""
-    problem = None if name == "auto" else obstacle(name, device)
-    if problem is not None and device.type == "cpu":
+def _check_backend(name: str, device: torch.device, rules: DrawingRules) -> None:
+    """UserError, in the words of `Options`, for a rasteriser that cannot draw there, or so."""
+    problem = None if name == "auto" else obstacle(name, device, rules=rules)
+    if problem is None:
+        return
+    if device.type == "cpu":
         raise UserError(
             f"`backend={name}` on the CPU", "a CUDA device", "add `device=cuda`, or drop `backend`"
         )
+    raise problem
 
 
 def read_attributes(path: Path, gaussians: int) -> Float[np.ndarray, "gaussian channel"]:
@@ -314,22 +318,32 @@ def _count_tiles(gaussians: Gaussians, picture: Picture) -> float:
 def _describe(gaussians: Gaussians, pictures: list[Picture], device: torch.device) -> str:
     with_photo = sum(picture.photo is not None for picture in pictures)
     beside = f", {with_photo} of them beside their photo" if with_photo else ""
+    antialiased = ", antialiased," if gaussians.rules.antialiased else ""
     return (
-        f"Drawing {gaussians.means.shape[1]} Gaussians of SH degree {gaussians.sh_degree} into "
+        f"Drawing {gaussians.means.shape[1]} Gaussians of SH degree {gaussians.sh_degree}"
+        f"{antialiased} into "
         f"{len(pictures)} pictures of {format_size(pictures[0].size)} (height x width) on {device}"
         f"{beside}."
     )
 
 
-def _report_small(pictures: list[Picture], tell: Callable[[str], None]) -> None:
-    """Says where photos are compared with at a size that splats were not trained for."""
+def _report_small(
+    pictures: list[Picture], rules: DrawingRules, tell: Callable[[str], None]
+) -> None:
+    """Says where photos are compared with at a size that splats were not trained for.
+
+    Antialiased splats cover as much at every size.
+    """
+    if rules.antialiased:
+        return
     small = [p for p in pictures if p.photo and max(p.size) < SMALL * max(p.photo.size)]
     if small and small[0].photo is not None:
         size, photo = format_size(small[0].size), format_size(small[0].photo.size)
         tell(
             f"Pictures of {size} are small beside photos of {photo}:"
-            " splats are drawn fatter and brighter there (each is blurred by 0.3 px²), and PSNR "
-            "falls; compare at the size of the photos."
+            f" splats are drawn fatter and brighter there (each is blurred by {rules.blur:g} px²), "
+            "and PSNR falls; compare at the size of the photos. The rules 'mip' make up for the "
+            "blur: that is right for Gaussians trained so, and thins out the smallest of others."
         )
 
 

@@ -20,7 +20,7 @@ from ..view.orbit import axis, upward
 from ..view.server import Page, Setting
 from ..view.stage import Exhibit, Stage
 from .cameras import Picture, bounded, from_file, on_orbit, resized
-from .options import format_size, pick_device
+from .options import follow_rules, format_rules, format_size, pick_device
 from .render import check_memory
 from .results.folder import name_files
 
@@ -42,7 +42,7 @@ class Options:
     `cameras` (a file or folder, see `render`) are those of scenes that bring none, and `photos` is
     a folder of the photos of any; `up` is the axis that is up ("z", "-x"). `output` is the video
     that the page records, `size` its (height, width). At most `most` Gaussians of a scene go to the
-    browser.
+    browser. `rules` is "classic" or "mip" (antialiased), in place of those of the Gaussians.
     """
 
     cameras: str | None = None
@@ -51,6 +51,7 @@ class Options:
     output: Path | None = None
     size: tuple[int, int] = (720, 1280)
     most: int = 2_000_000
+    rules: str | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     backend: str = "auto"
@@ -83,7 +84,8 @@ def view(
         raise UserError("no scene to show", "a file of Gaussians or a folder", "name one")
     # What to show
     names = name_files([Path(scene).resolve().name for scene in scenes])
-    opened = [open_shown(Path(scene), chosen) for scene in scenes]
+    opened = [open_shown(Path(scene), chosen, tell) for scene in scenes]
+    _check_rules(names, [gaussians for gaussians, _ in opened], tell)
     exhibits = [
         _make_exhibit(name, gaussians, pictures, Path(scene), tell)
         for name, scene, (gaussians, pictures) in zip(names, scenes, opened, strict=True)
@@ -130,7 +132,25 @@ def _find_upward(named: str | None, pictures: list[Picture]) -> Float[Tensor, "3
     return upward(torch.cat([picture.camera.c2w[0] for picture in pictures]))
 
 
-def open_shown(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]:
+def _check_rules(
+    names: Sequence[str], shown: Sequence[Gaussians], tell: Callable[[str], None]
+) -> None:
+    """Raises UserError for scenes with different rules; says what the browser does not follow."""
+    rules = [gaussians.rules for gaussians in shown]
+    if len(set(rules)) > 1:
+        each = ", ".join(f"{n} {format_rules(r)}" for n, r in zip(names, rules, strict=True))
+        raise UserError(
+            f"scenes that are drawn by different rules ({each})",
+            "one kind of rules for all that is shown together",
+            "add `rules=classic` or `rules=mip`, or show one at a time",
+        )
+    if rules[0].antialiased:
+        tell("Pictures drawn here are antialiased; the browser's own splats are not.")
+
+
+def open_shown(
+    scene: Path, options: Options, tell: Callable[[str], None] = log.info
+) -> tuple[Gaussians, list[Picture]]:
     """The Gaussians of a file or folder, and what its cameras, or those of `options`, look at."""
     file = scene / GAUSSIANS if scene.is_dir() else scene
     if not file.is_file() and scene.is_dir():
@@ -139,7 +159,7 @@ def open_shown(scene: Path, options: Options) -> tuple[Gaussians, list[Picture]]
             "a folder of `pmsplat predict` or `pmsplat refine`, or a file of Gaussians",
             "show pictures of `pmsplat render` as `cameras` of the scene that they show",
         )
-    gaussians = load_gaussians(file)
+    gaussians = follow_rules(load_gaussians(file), options.rules, tell)
     if not gaussians.means.isfinite().all(dim=-1).any():
         raise UserError(f"{file} holds no Gaussians", "one at least", "choose another scene")
     source = find_cameras(scene) if scene.is_dir() else None

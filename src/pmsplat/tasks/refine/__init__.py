@@ -17,10 +17,10 @@ from ...errors import UserError
 from ...io.gaussians import load_gaussians
 from ...progress import Track, silently
 from ...scene import Scene, open_scene
-from ...types import Gaussians, Views
+from ...types import CLASSIC, MIP, DrawingRules, Gaussians, Views
 from ...zoo.infer import fill_near
 from ...zoo.load import load
-from ..options import format_size, pick_device
+from ..options import format_rules, format_size, pick_device
 from . import _report, _start
 from ._cloud import Cloud, Parameters
 from ._fit import Fit, Moment, choose_size, load_state, save_state, wait_for, watch_interrupt
@@ -42,7 +42,9 @@ __all__ = ["Options", "refine"]
 
 log = logging.getLogger(__name__)
 
-OF_RESULT = ("seed", "strategy", "steps", "most", "sh_degree", "random_points", "test_every")
+OF_RESULT = (
+    "seed", "strategy", "steps", "most", "sh_degree", "antialiased", "random_points", "test_every",
+)  # fmt: skip
 JUDGEMENTS = 20  # comparisons with the held-out photos in a run
 
 
@@ -87,13 +89,16 @@ def refine(
     state = load_state(folder / STATE, settings) if chosen.resume else None
     tell(
         f"{len(rest)} photos of {format_size(size)} (height x width) on {device}, {len(held)} held "
-        f"out; start: {start}, strategy: {chosen.strategy}."
+        f"out; start: {start}, strategy: {chosen.strategy}"
+        f"{', antialiased' if chosen.antialiased else ''}."
     )
     extent = _start.measure_extent(train.cameras)
     if state is None:
         # Begin: Gaussians to start from, and how good they are
         began = time.perf_counter()
         gaussians = _make_start(start, scene, train, chosen, device)
+        if start in ("file", "prediction"):
+            _compare_rules(gaussians, chosen, tell)
         fit = _begin_fit(gaussians, extent, chosen, device)
         wait_for(device)
         took = time.perf_counter() - began
@@ -116,6 +121,7 @@ def refine(
     summary = _report.Summary(
         start=start,
         strategy=settings["strategy"],
+        antialiased=chosen.antialiased,
         size=size,
         trained_on=len(rest),
         held_out=len(held),
@@ -223,6 +229,20 @@ def _make_start(
     return _start.from_points(points, train, options.sh_degree)
 
 
+def _compare_rules(gaussians: Gaussians, options: Options, tell: Callable[[str], None]) -> None:
+    """Says where the start was trained to be drawn by other rules than those of this run."""
+    rules = _choose_rules(options)
+    if gaussians.rules != rules:
+        tell(
+            f"The start was trained for the rules {format_rules(gaussians.rules)}; this run draws "
+            f"and trains by {format_rules(rules)}, so it looks different before the first step."
+        )
+
+
+def _choose_rules(options: Options) -> DrawingRules:
+    return MIP if options.antialiased else CLASSIC
+
+
 def _begin_fit(gaussians: Gaussians, extent: float, options: Options, device: torch.device) -> Fit:
     """A fit at step 0; what SH the start has are drawn from the first step on."""
     wanted = (options.sh_degree + 1) ** 2
@@ -233,7 +253,8 @@ def _begin_fit(gaussians: Gaussians, extent: float, options: Options, device: to
     assert options.strategy is not None and options.most is not None
     schedule = Schedule.plan(options.steps, mcmc=options.strategy.endswith("mcmc"))
     strategy = STRATEGIES[options.strategy](schedule, options.most)
-    return Fit(Cloud(parameters, extent, options.steps), strategy, schedule, used, options.seed)
+    cloud = Cloud(parameters, extent, options.steps, _choose_rules(options))
+    return Fit(cloud, strategy, schedule, used, options.seed)
 
 
 def _check_seen(fit: Fit, train: Views, start: str) -> None:

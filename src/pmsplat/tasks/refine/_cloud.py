@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ...types import Bundle, Gaussians
+from ...types import CLASSIC, Bundle, DrawingRules, Gaussians
 
 MEANS, MEANS_AT_END = 1.6e-4, 1.6e-6  # learning rates, times the extent of the scene
 LOG_SCALES, QUATS, LOGITS, SH_DC, SH_REST = 5e-3, 1e-3, 5e-2, 2.5e-3, 2.5e-3 / 20
@@ -45,7 +45,7 @@ class Parameters(Bundle):
             sh_rest=one.sh[0, :, 1:],
         )
 
-    def gaussians(self) -> Gaussians:
+    def gaussians(self, rules: DrawingRules = CLASSIC) -> Gaussians:
         """Batch 1, with gradients to the parameters."""
         return Gaussians(
             means=self.means[None],
@@ -53,6 +53,7 @@ class Parameters(Bundle):
             quats_wxyz=normalize(self.quats_wxyz, dim=-1)[None],
             opacities=self.logits.sigmoid()[None],
             sh=torch.cat([self.sh_dc, self.sh_rest], dim=1)[None],
+            rules=rules,
         )
 
 
@@ -60,11 +61,13 @@ class Cloud:
     """Parameters and their optimiser. All of ours that changes their number is `take`.
 
     `extent` is the size of the scene, in its unit, by which the steps of the means are measured;
-    they shrink exponentially over `steps`.
+    they shrink exponentially over `steps`. `rules` is how they are drawn.
     """
 
-    def __init__(self, parameters: Parameters, extent: float, steps: int) -> None:
-        self.extent, self.steps = extent, steps
+    def __init__(
+        self, parameters: Parameters, extent: float, steps: int, rules: DrawingRules = CLASSIC
+    ) -> None:
+        self.extent, self.steps, self.rules = extent, steps, rules
         self.parameters = parameters.map(lambda tensor: tensor.clone().requires_grad_())
         rates = (MEANS * extent, LOG_SCALES, QUATS, LOGITS, SH_DC, SH_REST)
         groups = [
@@ -75,6 +78,10 @@ class Cloud:
 
     def __len__(self) -> int:
         return len(self.parameters.means)
+
+    def gaussians(self) -> Gaussians:
+        """Batch 1, with gradients to the parameters."""
+        return self.parameters.gaussians(self.rules)
 
     @property
     def means_rate(self) -> float:
@@ -124,10 +131,9 @@ class Cloud:
         tensors = {f.name: getattr(self.parameters, f.name).detach() for f in fields(Parameters)}
         return {"parameters": tensors, "adam": self.adam.state_dict(), "extent": self.extent}
 
-    @classmethod
-    def restore(cls, state: dict[str, Any], steps: int, device: torch.device) -> "Cloud":
-        """The cloud that `state` tells of."""
-        parameters = Parameters(**state["parameters"]).to(device)
-        cloud = cls(parameters, state["extent"], steps)
+    def restored(self, state: dict[str, Any]) -> "Cloud":
+        """The cloud that `state` tells of, of the same run: with these steps, rules and device."""
+        parameters = Parameters(**state["parameters"]).to(self.parameters.means.device)
+        cloud = Cloud(parameters, state["extent"], self.steps, self.rules)
         cloud.adam.load_state_dict(state["adam"])
         return cloud

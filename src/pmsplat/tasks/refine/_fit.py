@@ -63,7 +63,7 @@ class Fit:
     @property
     def gaussians(self) -> Gaussians:
         """As they are now, batch 1, no gradients; SH that are not drawn yet are 0."""
-        return self.cloud.parameters.gaussians().detach()
+        return self.cloud.gaussians().detach()
 
     def advance(self, photos: Views) -> None:
         """One step on one of the photos, batch 1, on any device."""
@@ -71,7 +71,7 @@ class Fit:
         # Draw the Gaussians as one of the photos sees them
         view = photos.at([self._next_photo(photos.images.shape[1])])
         view = view.to(self.cloud.parameters.means.device)
-        gaussians = self.cloud.parameters.gaussians()
+        gaussians = self.cloud.gaussians()
         rendering = rasterize(
             gaussians, view.cameras, view.size, sh_degree=self.degree, extras=("screen",)
         )
@@ -134,7 +134,7 @@ class Fit:
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to `state`; schedule and kind of strategy are those of this object."""
         device = self.cloud.parameters.means.device
-        self.cloud = Cloud.restore(state["cloud"], self.schedule.steps, device)
+        self.cloud = self.cloud.restored(state["cloud"])
         self.strategy.restore({k: v.to(device) for k, v in state["strategy"].items()})
         self.generator.set_state(state["generator"])
         self.order, self.step = list(state["order"]), state["step"]
@@ -186,7 +186,7 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The state of a run that was begun with `settings`; UserError where it was not, or damaged."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = state["settings"]
+        theirs = {"antialiased": False} | state["settings"]  # runs of before there was a choice
     except (RuntimeError, KeyError, EOFError, TypeError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{path} is not a readable state",

@@ -35,9 +35,9 @@ class Options:
     said; a `model` or a file `init` say it too. `strategy` is one of STRATEGIES: gsplat's default
     one where gsplat draws, else ours. `size` is (height, width). `most` bounds the number of
     Gaussians: MOST, on the CPU MOST_ON_CPU. `random_points` is how many to start from at random,
-    RANDOM_POINTS. `sh_degree` is reached step by step. Every `test_every`-th photo is held out,
-    from the first on. The state is saved every `save_every` steps.
-    `photos` says how the photos are found.
+    RANDOM_POINTS. `sh_degree` is reached step by step. `antialiased` trains by the rules MIP
+    instead of CLASSIC, and the result says so. Every `test_every`-th photo is held out, from the
+    first on. The state is saved every `save_every` steps. `photos` says how the photos are found.
     """
 
     start: str | None = None
@@ -50,6 +50,7 @@ class Options:
     most: int | None = None
     random_points: int | None = None
     sh_degree: int = 3
+    antialiased: bool = False
     test_every: int = 8
     seed: int = 0
     save_every: int = 500

@@ -35,6 +35,7 @@ class Summary:
 
     start: str
     strategy: str
+    antialiased: bool
     size: tuple[int, int]
     trained_on: int
     held_out: int
