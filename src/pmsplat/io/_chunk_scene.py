@@ -70,15 +70,15 @@ def parse_entry(entry: dict[str, Any]) -> ChunkScene | Fault:
     count = len(photos)
     cameras = entry.get("cameras")
     if not _is_tensor(cameras, (count, 18)):
-        return Fault("no 'cameras' of shape [images, 18]")
+        return Fault("no 'cameras' with 18 numbers for each image")
     timestamps = _get_times(entry.get("timestamps", torch.arange(count)), count)
     if timestamps is None:
-        return Fault("no finite 'timestamps' of shape [images]")
+        return Fault("no finite 'timestamps' for each image")
     # Optional near and far, and depth maps.
     near, far = entry.get("near"), entry.get("far")
     if near is not None or far is not None:
         if not (_is_tensor(near, (count,)) and _is_tensor(far, (count,))):
-            return Fault("no 'near' and 'far' of shape [images]")
+            return Fault("no 'near' and 'far' for each image")
         if not bool(((near > 0) & (far > near) & far.isfinite()).all()):
             return Fault("'near' and 'far' that are not 0 < near < far")
     depths, depth_scale = None, entry.get("depth_scale", 1.0)
