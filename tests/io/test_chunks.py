@@ -162,7 +162,7 @@ MALFORMED: dict[str, tuple[Callable[[dict], dict], str]] = {
     "images missing": (lambda s: {"images": None}, "no list 'images'"),
     "float images": (lambda s: {"images": [torch.zeros(3)] * 4}, "no list 'images'"),
     "names as images": (lambda s: {"images": ["a.png"] * 4}, "no list 'images'"),
-    "cameras": (lambda s: {"cameras": s["cameras"][:, :16]}, "'cameras' with 18 numbers for each image"),
+    "cameras": (lambda s: {"cameras": s["cameras"][:, :16]}, "no 'cameras' with 18"),
     "fewer cameras": (lambda s: {"cameras": s["cameras"][:3]}, "no 'cameras' with 18"),
     "cameras missing": (lambda s: {"cameras": None}, "no 'cameras' with 18"),
     "complex cameras": (lambda s: {"cameras": s["cameras"] + 0j}, "no 'cameras' with 18"),
