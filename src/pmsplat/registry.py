@@ -8,9 +8,10 @@ Nothing is registered and nothing is listed: adding a file adds a component.
 import ast
 import difflib
 import importlib
+import math
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -116,6 +117,76 @@ def check_keys(given: Any, valid: list[str], owner: str) -> None:
             raise UserError(
                 f"{owner} has no setting {key!r}", f"one of {', '.join(valid)}", suggest(key, valid)
             )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values fit a setting, and what fits in words."""
+
+    fits: Callable[[Any], bool]
+    wanted: str
+
+    @property
+    def or_none(self) -> "Rule":
+        """The same, and None."""
+        return Rule(lambda value: value is None or self.fits(value), f"{self.wanted}, or null")
+
+
+def whole(least: int | None = None, multiple: int = 1) -> Rule:
+    """Whole numbers of at least `least` that are multiples of `multiple`."""
+    low = -math.inf if least is None else least
+    words = "a whole number" if multiple == 1 else f"a multiple of {multiple}"
+    return Rule(
+        lambda value: type(value) is int and value >= low and value % multiple == 0,
+        words if least is None else f"{words} of at least {least}",
+    )
+
+
+def number(least: float = 0, most: float = math.inf, open_low: bool = False) -> Rule:
+    """Numbers from `least` (or above it, with `open_low`) to `most`; infinity only as `most`."""
+    words = f"a number {'above' if open_low else 'of at least'} {least:g}"
+    return Rule(
+        lambda value: (
+            isinstance(value, int | float)
+            and type(value) is not bool
+            and (least < value if open_low else least <= value)
+            and value <= most
+        ),
+        words if most == math.inf else f"{words} and at most {most:g}",
+    )
+
+
+def several(rule: Rule, count: int | None = None) -> Rule:
+    """Lists or tuples of `count` values that all fit `rule`; None: of any length."""
+    return Rule(
+        lambda values: (
+            isinstance(values, Sequence)
+            and not isinstance(values, str)
+            and count in (None, len(values))
+            and all(map(rule.fits, values))
+        ),
+        f"{count or 'some'} values, each {rule.wanted}",
+    )
+
+
+def one_of(valid: Iterable[str]) -> Rule:
+    """One of these words."""
+    known = tuple(valid)
+    return Rule(lambda value: value in known, f"one of {', '.join(known)}")
+
+
+def check_settings(config: Any, rules: Mapping[str, Rule], owner: str) -> None:
+    """Raises UserError for the first field of `config` that does not fit its rule.
+
+    `owner` stands before the field's name, as in "model.".
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    for name, rule in rules.items():
+        value = getattr(config, name)
+        if not rule.fits(value):
+            has_default = defaults[name] is not MISSING
+            remedy = f"the default is {defaults[name]!r}" if has_default else "change the value"
+            raise UserError(f"{owner}{name}={value!r}", rule.wanted, remedy)
 
 
 def suggest(word: str, valid: list[str]) -> str:

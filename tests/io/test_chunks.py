@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from pmsplat.errors import UserError
 from pmsplat.io import chunks, images
 from pmsplat.io.chunks import ChunkScene
+from pmsplat.scene import open_scene
 from tests.scenes import random_cameras
 
 
@@ -146,27 +149,86 @@ def test_code_in_a_chunk_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "evil-was-here").exists()
 
 
-MALFORMED = {
-    "not a list": (lambda s: s, "holds a dict, not a list"),
-    "no key": (lambda s: [{**s, "key": 3}], "not a dict with a 'key'"),
-    "no images": (lambda s: [{**s, "images": []}], "no list 'images'"),
-    "float images": (lambda s: [{**s, "images": [torch.zeros(3)]}], "no list 'images'"),
-    "cameras": (lambda s: [{**s, "cameras": s["cameras"][:, :16]}], r"shape \[4, 18\]"),
-    "fewer cameras": (lambda s: [{**s, "cameras": s["cameras"][:3]}], r"shape \[4, 18\]"),
-    "timestamps": (lambda s: [{**s, "timestamps": torch.zeros(2)}], "timestamps"),
-    "near alone": (lambda s: [{**s, "near": torch.ones(4)}], "no 'near' and 'far'"),
-    "near 0": (lambda s: [{**s, "near": torch.zeros(4), "far": torch.ones(4)}], "0 < near < far"),
-    "depths": (lambda s: [{**s, "depths": s["images"][:2]}], "no 'depths' for its 4"),
-    "scale": (lambda s: [{**s, "depths": s["images"], "depth_scale": -1.0}], "depth_scale"),
+def test_what_is_no_chunk_is_named(tmp_path: Path) -> None:
+    scene = official("a")
+    for content, fault in ((scene, "holds a dict, not a list"), ([3, {}], "no entry is a dict")):
+        torch.save(content, tmp_path / "c.torch")
+        with pytest.raises(UserError, match=fault):
+            chunks.read_chunk(tmp_path / "c.torch")
+
+
+MALFORMED: dict[str, tuple[Callable[[dict], dict], str]] = {
+    "no images": (lambda s: {"images": []}, "no list 'images'"),
+    "images missing": (lambda s: {"images": None}, "no list 'images'"),
+    "float images": (lambda s: {"images": [torch.zeros(3)] * 4}, "no list 'images'"),
+    "names as images": (lambda s: {"images": ["a.png"] * 4}, "no list 'images'"),
+    "cameras": (lambda s: {"cameras": s["cameras"][:, :16]}, "no 'cameras' with 18"),
+    "fewer cameras": (lambda s: {"cameras": s["cameras"][:3]}, "no 'cameras' with 18"),
+    "cameras missing": (lambda s: {"cameras": None}, "no 'cameras' with 18"),
+    "complex cameras": (lambda s: {"cameras": s["cameras"] + 0j}, "no 'cameras' with 18"),
+    "sparse cameras": (lambda s: {"cameras": s["cameras"].to_sparse()}, "no 'cameras' with 18"),
+    "text as cameras": (lambda s: {"cameras": "none"}, "no 'cameras' with 18"),
+    "nan": (lambda s: {"cameras": s["cameras"] * torch.nan}, "cameras that are not finite"),
+    "timestamps": (lambda s: {"timestamps": torch.zeros(2)}, "timestamps"),
+    "nan times": (lambda s: {"timestamps": torch.full((4,), torch.nan)}, "timestamps"),
+    "near alone": (lambda s: {"near": torch.ones(4)}, "no 'near' and 'far'"),
+    "one near": (lambda s: {"near": torch.tensor(1.0), "far": torch.tensor(2.0)}, "no 'near'"),
+    "near 0": (lambda s: {"near": torch.zeros(4), "far": torch.ones(4)}, "0 < near < far"),
+    "depths": (lambda s: {"depths": s["images"][:2]}, "another number of 'depths'"),
+    "float depths": (
+        lambda s: {"depths": [torch.rand(64, 64)] * 4},
+        "'depths' that are not a list",
+    ),
+    "scale": (lambda s: {"depths": s["images"], "depth_scale": -1.0}, "depth_scale"),
+    "text scale": (lambda s: {"depths": s["images"], "depth_scale": "mm"}, "depth_scale"),
 }
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_what_is_malformed_is_named(tmp_path: Path, case: str) -> None:
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+def test_one_odd_scene_is_kept_apart_with_its_reason(tmp_path: Path, case: str) -> None:
     spoil, fault = MALFORMED[case]
-    torch.save(spoil(official("a")), tmp_path / "c.torch")
-    with pytest.raises(UserError, match=fault):
-        chunks.read_chunk(tmp_path / "c.torch")
+    odd = official("odd")
+    odd |= spoil(odd)
+    torch.save([official("a"), odd, official("b")], tmp_path / "000000.torch")
+    chunk = chunks.read_chunk(tmp_path / "000000.torch")
+    assert list(chunk.scenes) == ["a", "b"] and [*chunk.faults] == ["odd"]
+    assert fault in chunk.faults["odd"]
+    split = chunks.write_index(tmp_path)
+    assert split.keys == {"000000.torch": ["a", "b", "odd"]}
+    for place in (tmp_path, tmp_path / "000000.torch"):
+        assert len(open_scene(f"{place}:a")) == 4
+        with pytest.raises(
+            UserError, match=re.escape(f"'odd' of {place} has {chunk.faults['odd']}")
+        ):
+            open_scene(f"{place}:odd")
+
+
+def test_what_others_write_otherwise_is_read(tmp_path: Path) -> None:
+    """No time stamps, fractions of seconds, tuples, a scale that is a whole number or a tensor."""
+    bare, fractions, other = official("bare"), official("fractions"), official("other")
+    del bare["timestamps"]
+    fractions["timestamps"] = torch.tensor([0.0, 0.033, 0.066, 0.1], dtype=torch.float64)
+    other |= {"images": tuple(other["images"]), "depths": other["images"], "depth_scale": 2}
+    other["timestamps"] = other["timestamps"].float()
+    tensor = official("tensor") | {"depths": other["depths"], "depth_scale": torch.tensor(0.5)}
+    torch.save([bare, fractions, other, tensor], tmp_path / "c.torch")
+    chunk = chunks.read_chunk(tmp_path / "c.torch")
+    assert not chunk.faults
+    assert chunk.scenes["bare"].timestamps.tolist() == [0, 1, 2, 3]
+    assert chunk.scenes["fractions"].timestamps.tolist() == [0, 33_000, 66_000, 100_000]
+    assert chunk.scenes["other"].depth_scale == 2.0 and chunk.scenes["tensor"].depth_scale == 0.5
+
+
+def test_entries_without_a_name_and_unknown_fields_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = official("a") | {"masks": [1], "license": "CC0"}
+    torch.save([scene, {"images": []}, 7, official("b")], tmp_path / "c.torch")
+    for _ in range(2):
+        assert list(chunks.read_chunk(tmp_path / "c.torch").scenes) == ["a", "b"]
+    assert caplog.text.count("fields that are not used (license, masks)") == 1
+    assert "left out 2 entries that are not a dict with a 'key'" in caplog.text
 
 
 def test_unusable_poses_are_kept_apart_with_their_reason(tmp_path: Path) -> None:
@@ -244,10 +306,11 @@ def test_two_scenes_of_one_key_are_refused(tmp_path: Path) -> None:
         chunks.append(tmp_path / "new", twins)
     assert "two scenes 'a'" in caught.value.got and not (tmp_path / "new").exists()
 
-    torch.save([official("a", seed=1), official("a", seed=2)], tmp_path / "000000.torch")
-    with pytest.raises(UserError) as caught:
-        chunks.read_chunk(tmp_path / "000000.torch")
-    assert "two scenes 'a'" in str(caught.value)
+    several = [official("a", seed=1), official("a", seed=2), official("a"), official("b")]
+    torch.save(several, tmp_path / "000000.torch")
+    chunk = chunks.read_chunk(tmp_path / "000000.torch")
+    assert list(chunk.scenes) == ["b"]
+    assert chunk.faults == {"a": "another scene of the same key in its chunk"}
 
     for name, scene in zip(("000000.torch", "000001.torch"), twins, strict=True):
         chunks.write_chunk(tmp_path / name, [scene])

@@ -60,7 +60,7 @@ def test_training_lowers_the_loss(generator: torch.Generator) -> None:
     [
         ({"vit": "vith"}, "vit = 'vith'; wanted one of none, vits"),
         ({"scales": 3}, "scales = 3; wanted one of 1, 2"),
-        ({"width": 20}, "width = 20; wanted a multiple of 16"),
+        ({"width": 20}, "model.width=20; wanted a multiple of 32, or 16;"),
         ({"scale_unit": "metre"}, "scale_unit = 'metre'; wanted one of world, pixel"),
     ],
 )

@@ -58,3 +58,13 @@ def test_a_model_without_a_backbone_has_one_group() -> None:
     optimizer, _ = optim.build(nn.Linear(2, 2), optim.Config(lr=1e-3), steps=10)
     assert len(optimizer.param_groups) == 1
     assert torch.optim.AdamW is type(optimizer)
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(90, 0.01), (40, 0.02), (190, 0.005)])
+def test_a_rise_of_no_steps_starts_at_the_peak(steps: int, warm_up: float) -> None:
+    config = optim.Config(lr=1e-3, warm_up=warm_up)
+    optimizer, schedule = optim.build(nn.Linear(2, 2), config, steps)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] < 1e-3

@@ -106,6 +106,19 @@ def test_conversion_is_strict_both_ways(small: nn.Module) -> None:
         convert({**state, key: torch.zeros(shape - 1)}, small)
 
 
+@pytest.mark.parametrize("prefix", ["model.", "net.model.", "encoder.", "ema_model.", "x.y.z."])
+def test_anything_may_stand_before_the_official_names(small: nn.Module, prefix: str) -> None:
+    state, wanted = official(small), small.state_dict()
+    bare = {key.removeprefix("encoder."): value for key, value in state.items()}
+    for given in (state, bare):
+        wrapped = {prefix + key: value for key, value in given.items()}
+        found = convert({**wrapped, "step": torch.zeros(())}, small)
+        assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    more = {f"{prefix}encoder.extra": torch.ones(1)}
+    with pytest.raises(UserError, match=r"'encoder\.extra' in the checkpoint"):
+        convert({prefix + key: value for key, value in state.items()} | more, small)
+
+
 def test_networks_of_losses_beside_the_encoder_are_not_looked_at(small: nn.Module) -> None:
     found = convert({**official(small), "losses.1.lpips.scale": torch.zeros(1)}, small)
     assert found.keys() == small.state_dict().keys()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import pmsplat
@@ -101,3 +102,35 @@ def test_an_unknown_official_file_asks_for_its_name(tiny: Path) -> None:
     del official["encoder.extra"]
     torch.save(official, tiny)
     assert isinstance(load(NAME, weights=tiny), DepthSplat)  # losses' networks are passed over
+
+
+def test_copies_of_an_official_file_load_by_its_name(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    official = torch.load(tiny, weights_only=True)["state_dict"]
+    wanted = load(NAME, weights=tiny).state_dict()
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    names = sorted(official)
+    halves = {"model-00001-of-00002.safetensors": names[::2],
+              "model-00002-of-00002.safetensors": names[1::2]}  # fmt: skip
+    for name, keys in halves.items():
+        save_file({f"model.{key}": official[key].contiguous() for key in keys}, folder / name)
+    places = {f"model.{key}": name for name, keys in halves.items() for key in keys}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    for weights in (folder, index):
+        found = load(NAME, weights=weights).state_dict()
+        assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    for kind, exact in ((torch.bfloat16, False), (torch.float16, False), (torch.float64, True)):
+        cast = {f"module._orig_mod.{key}": value.to(kind) for key, value in official.items()}
+        path = tmp_path / "cast.pth"
+        torch.save({"state_dict": cast}, path)
+        caplog.clear()
+        found = load(NAME, weights=path).state_dict()
+        assert "is taken for a copy of" in caplog.text and "April 2025" in caplog.text
+        for key, value in wanted.items():
+            assert found[key].dtype == torch.float32
+            assert torch.equal(found[key], value if exact else value.to(kind).float())
+        with pytest.raises(UserError, match="that was cast, wrapped or saved again has another"):
+            pmsplat.load(path)

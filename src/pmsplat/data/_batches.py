@@ -11,12 +11,22 @@ from ..errors import UserError
 from ..geometry import camera
 from ..io.chunks import ChunkScene
 from ..io.images import image_size
+from ..registry import check_settings, number, several, whole
 from ..scene.photos import UnfitPhotos, chunk_photos, make_views
 from ..types import Batch, Bundle, Cameras, Pointmap, Views
 from ._pointmaps import PointmapCache
 from ._sampling import Frames, Sampler
 
 B = TypeVar("B", bound=Bundle)
+
+
+ABOVE_ZERO = number(open_low=True)
+RULES = {
+    "size": several(whole(1), 2),
+    "near": ABOVE_ZERO.or_none,
+    "far": ABOVE_ZERO.or_none,
+    "flip": number(0, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,15 @@ class Recipe:
     max_fov: float = 100.0
     max_translation: float = float("inf")
     pointmaps: PointmapCache | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, RULES, "dataset.")
+        if self.near is not None and self.far is not None and not self.near < self.far:
+            raise UserError(
+                f"dataset.near={self.near} and dataset.far={self.far}",
+                "a near below far",
+                "exchange them, or leave both out",
+            )
 
 
 class Unusable(Exception):

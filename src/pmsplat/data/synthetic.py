@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..io import images
 from ..io.chunks import INDEX, ChunkScene, append
 from ..io.files import check_folder, write_text
+from ..registry import check_settings, whole
 from ..scene.bounds import depth_range
 from . import _rooms
 from ._batches import Recipe
@@ -54,6 +55,10 @@ class Config:
     """Fewest and most frames between the two context views."""
     flip: float = 0.5
     """Probability that a training example is mirrored."""
+
+    def __post_init__(self) -> None:
+        least = {"scenes": 1, "test_scenes": 1, "frames": 2, "seed": 0}
+        check_settings(self, {name: whole(low) for name, low in least.items()}, "dataset.")
 
 
 def build(cfg: Config) -> ChunkDataset:

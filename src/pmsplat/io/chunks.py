@@ -9,24 +9,40 @@ other readers ignore.
 """
 
 import json
+import logging
 import pickle
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
 
 from ..errors import UserError
-from ..geometry import se3
-from . import images
+from ._chunk_scene import FIELDS, ChunkScene, Fault, make_entry, parse_entry, pose_fault
 from .files import atomic, check_folder, write_text
 
+log = logging.getLogger(__name__)
+
+__all__ = [
+    "INDEX",
+    "Chunk",
+    "ChunkScene",
+    "Split",
+    "append",
+    "check_new",
+    "pose_fault",
+    "read_chunk",
+    "read_split",
+    "write_chunk",
+    "write_index",
+]
+
 INDEX = "index.json"
+
+TWINS = "another scene of the same key in its chunk"
 
 _DAMAGED = (
     pickle.UnpicklingError,
@@ -43,36 +59,6 @@ _DAMAGED = (
     OverflowError,
 )
 """Exceptions that torch.load raises on damaged files."""
-
-
-@dataclass(frozen=True)
-class ChunkScene:
-    """One scene of a chunk: cameras and encoded photographs."""
-
-    key: str
-    c2w: Float[Tensor, "frame 4 4"]
-    K: Float[Tensor, "frame 3 3"]
-    images: tuple[UInt8[Tensor, " byte"], ...]
-    timestamps: Int64[Tensor, " frame"]
-    url: str = ""
-    near: Float[Tensor, " frame"] | None = None
-    far: Float[Tensor, " frame"] | None = None
-    depths: tuple[UInt8[Tensor, " byte"], ...] | None = None
-    depth_scale: float = 1.0
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def image(self, frame: int) -> UInt8[np.ndarray, "height width 3"]:
-        """Decodes one photo; raises UserError if it is damaged."""
-        return images.read_image(self.images[frame].numpy().tobytes())
-
-    def depth(self, frame: int) -> Float[np.ndarray, "height width"] | None:
-        """Decodes one depth map in scene units, 0 = none; None if the scene has no depth."""
-        if self.depths is None:
-            return None
-        counts = images.read_depth(self.depths[frame].numpy().tobytes())
-        return counts.astype(np.float32) * np.float32(self.depth_scale)
 
 
 @dataclass(frozen=True)
@@ -150,7 +136,8 @@ def read_split(folder: str | Path) -> Split:
 def read_chunk(path: str | Path) -> Chunk:
     """Reads all scenes of one chunk file; images stay on disk until they are decoded.
 
-    Raises UserError if the file is truncated or not in this format, or has two scenes of one key.
+    A scene that cannot be used is among the faults, with its reason; one without a name is left
+    out, and said. Raises UserError if the file is truncated or not in this format.
     """
     path = Path(path)
     if not path.is_file():
@@ -167,17 +154,31 @@ def read_chunk(path: str | Path) -> Chunk:
         ) from error
     if not isinstance(entries, list):
         raise _format_error(path, f"it holds a {type(entries).__name__}, not a list of scenes")
-    chunk = Chunk()
+    chunk, nameless, extra = Chunk(), 0, set()
     for entry in entries:
-        scene = _parse(entry, path)
-        if scene.key in chunk.scenes or scene.key in chunk.faults:
-            raise _format_error(path, f"it has two scenes {scene.key!r}")
-        fault = pose_fault(scene.c2w, scene.K)
-        if fault:
-            chunk.faults[scene.key] = fault
+        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+            nameless += 1
+            continue
+        key = entry["key"]
+        extra |= {name for name in entry if name not in FIELDS}
+        scene = Fault(TWINS) if key in chunk.scenes or key in chunk.faults else parse_entry(entry)
+        if isinstance(scene, ChunkScene):
+            chunk.scenes[key] = scene
         else:
-            chunk.scenes[scene.key] = scene
+            chunk.scenes.pop(key, None)
+            chunk.faults[key] = scene
+    if nameless == len(entries):
+        raise _format_error(path, "no entry is a dict with a 'key'")
+    if nameless:
+        log.warning("%s: left out %d entries that are not a dict with a 'key'", path, nameless)
+    if extra:
+        _say_unused(str(path.parent), ", ".join(sorted(map(str, extra))))
     return chunk
+
+
+@cache  # a training reads every chunk many times
+def _say_unused(folder: str, names: str) -> None:
+    log.warning("%s: scenes have fields that are not used (%s)", folder, names)
 
 
 def write_chunk(path: str | Path, scenes: Iterable[ChunkScene]) -> None:
@@ -193,7 +194,7 @@ def write_chunk(path: str | Path, scenes: Iterable[ChunkScene]) -> None:
                 "a key of its own for each scene",
                 "choose another key for one of them",
             )
-        entries[scene.key] = _make_entry(scene)
+        entries[scene.key] = make_entry(scene)
     with atomic(path) as temporary, temporary.open("wb") as stream:
         torch.save(list(entries.values()), stream)
 
@@ -251,108 +252,6 @@ def write_index(folder: str | Path) -> Split:
         raise UserError(f"{folder} holds no chunk", "NNNNNN.torch files", "check the path")
     _write_index(folder, index)
     return read_split(folder)
-
-
-def pose_fault(c2w: Float[Tensor, "frame 4 4"], K: Float[Tensor, "frame 3 3"]) -> str | None:
-    """Returns why cameras cannot be used, in a few words; None if they can."""
-    if not (c2w.isfinite().all() and K.isfinite().all()):
-        return "cameras that are not finite"
-    if not se3.is_rigid(c2w, tolerance=1e-2).all():
-        return "camera rotations that are not orthonormal"
-    if not (K[:, [0, 1], [0, 1]] > 0).all():
-        return "focal lengths that are not positive"
-    return None
-
-
-def _parse(entry: Any, path: Path) -> ChunkScene:
-    """Returns the scene of one entry of a chunk; raises UserError if its format is wrong."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
-        raise _format_error(path, "an entry is not a dict with a 'key'")
-    key = entry["key"]
-
-    def error(fault: str) -> UserError:
-        return _format_error(path, f"scene {key!r} has {fault}")
-
-    # Photos, cameras and timestamps.
-    photos = _get_files(entry.get("images"))
-    if not photos:
-        raise error("no list 'images' of 1-D uint8 tensors")
-    count = len(photos)
-    cameras = entry.get("cameras")
-    if not _is_tensor(cameras, (count, 18)):
-        raise error(f"no 'cameras' of shape [{count}, 18] for its {count} images")
-    timestamps = entry.get("timestamps", torch.arange(count))
-    if not _is_tensor(timestamps, (count,)):
-        raise error(f"no 'timestamps' of shape [{count}]")
-    # Optional near and far, and depth maps.
-    near, far = entry.get("near"), entry.get("far")
-    if near is not None or far is not None:
-        if not (_is_tensor(near, (count,)) and _is_tensor(far, (count,))):
-            raise error(f"no 'near' and 'far' of shape [{count}]")
-        if not bool(((near > 0) & (far > near) & far.isfinite()).all()):
-            raise error("'near' and 'far' that are not 0 < near < far")
-    depths, depth_scale = None, entry.get("depth_scale", 1.0)
-    if "depths" in entry:
-        depths = _get_files(entry["depths"])
-        if depths is None or len(depths) != count:
-            raise error(f"no 'depths' for its {count} images")
-        if not isinstance(depth_scale, float) or not 0 < depth_scale < float("inf"):
-            raise error(f"a 'depth_scale' of {depth_scale!r}")
-    c2w, K = _parse_cameras(cameras)
-    return ChunkScene(
-        key=key,
-        c2w=c2w,
-        K=K,
-        images=photos,
-        timestamps=timestamps.long(),
-        url=str(entry.get("url", "")),
-        near=None if near is None else near.float(),
-        far=None if far is None else far.float(),
-        depths=depths,
-        depth_scale=depth_scale,
-    )
-
-
-def _get_files(value: Any) -> tuple[Tensor, ...] | None:
-    def is_file(item: Any) -> TypeGuard[Tensor]:
-        return isinstance(item, Tensor) and item.dtype == torch.uint8 and item.ndim == 1
-
-    return tuple(value) if isinstance(value, list) and all(map(is_file, value)) else None
-
-
-def _is_tensor(value: Any, shape: tuple[int, ...]) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor) and not value.is_complex() and tuple(value.shape) == shape
-
-
-def _parse_cameras(rows: Float[Tensor, "frame 18"]) -> tuple[Tensor, Tensor]:
-    """Returns (c2w, K) of camera rows; a pose that cannot be inverted becomes NaN."""
-    rows = rows.double()
-    K = torch.eye(3, dtype=rows.dtype).repeat(len(rows), 1, 1)
-    K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2] = rows[:, :4].unbind(dim=1)
-    w2c = torch.eye(4, dtype=rows.dtype).repeat(len(rows), 1, 1)
-    w2c[:, :3] = rows[:, 6:].reshape(-1, 3, 4)
-    c2w, failed = torch.linalg.inv_ex(w2c)
-    c2w[failed != 0] = torch.nan
-    return c2w.float(), K.float()
-
-
-def _make_entry(scene: ChunkScene) -> dict[str, Any]:
-    w2c = torch.linalg.inv(scene.c2w.double())[:, :3]
-    center = scene.K[:, :2, 2]
-    focal = scene.K[:, [0, 1], [0, 1]]
-    rows = torch.cat([focal, center, torch.zeros_like(focal), w2c.flatten(1)], dim=1)
-    entry = {
-        "url": scene.url,
-        "timestamps": scene.timestamps,
-        "cameras": rows.float(),
-        "images": list(scene.images),
-        "key": scene.key,
-    }
-    if scene.near is not None:
-        entry |= {"near": scene.near, "far": scene.far}
-    if scene.depths is not None:
-        entry |= {"depths": list(scene.depths), "depth_scale": float(scene.depth_scale)}
-    return entry
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
+from ._pixels import BLACK, Color, to_rgb
 from .files import write_bytes
 
 Source = str | Path | bytes
@@ -22,20 +23,41 @@ Source = str | Path | bytes
 FULL_SCALE = 65535  # the largest count of a depth map
 MILLIMETER = 1e-3  # of one count, where the unit is a metre: what sensors and readers expect
 
+HEIC = {
+    b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+}
+TURNS = {  # how stored pixels come to stand upright, by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
 """What Pillow raises on damaged files of various formats."""
 
 
-def read_image(source: Source, upright: bool = True) -> UInt8[np.ndarray, "height width 3"]:
-    """An image file, or its bytes, as 8-bit RGB; transparency is laid over black.
+def read_image(
+    source: Source, upright: bool = True, background: Color = BLACK
+) -> UInt8[np.ndarray, "height width 3"]:
+    """An image file, or its bytes, as 8-bit RGB; transparency is laid over `background`.
 
-    `upright=False` leaves the pixels as they are stored, whatever EXIF says of their orientation.
-    Raises UserError for what is missing, truncated, not an image, or of more than 178 megapixels.
+    `upright=False` leaves the pixels as they are stored, whatever EXIF says of their orientation
+    (HEIC has its own way to turn pixels, which always applies). Whole numbers of 10 to 32 bits and
+    floats in [0, 1] are scaled. A warning, once for every folder, names transparency, further
+    pictures in a file, and a range that was guessed. Raises UserError for what is missing,
+    truncated, not an image, of more than 178 megapixels, or of a brightness that is not known.
     """
     with _open(source) as image:
         try:
-            turned = upright and _orientation(image) != 1
-            return np.array(_rgb(ImageOps.exif_transpose(image) if turned else image))
+            turn = TURNS.get(_orientation(image)) if upright else None
+            rgb = to_rgb(image, background, _name(source), _folder(source))
+            return np.array(rgb if turn is None else rgb.transpose(turn))
+        except UserError:  # a ValueError too
+            raise
         except _UNREADABLE as error:
             raise _unreadable(source, error) from error
 
@@ -166,8 +188,36 @@ def _open(source: Source) -> Image.Image:
         raise UserError(
             f"there is no image at {source!s}", "an image file", "check the path"
         ) from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, *_UNREADABLE) as error:
+    except UnidentifiedImageError as error:
+        if _is_heic(source) and _register_heic(source):
+            return _open(source)
         raise _unreadable(source, error) from error
+    except (Image.DecompressionBombError, *_UNREADABLE) as error:
+        raise _unreadable(source, error) from error
+
+
+def _is_heic(source: Source) -> bool:
+    """Whether a file begins as HEIC or HEIF does (ISO 23008-12, brands of the first box)."""
+    if isinstance(source, bytes):
+        return source[4:12] in HEIC
+    with Path(source).open("rb") as file:
+        return file.read(12)[4:] in HEIC
+
+
+def _register_heic(source: Source) -> bool:
+    """Makes Pillow read HEIC; False if it does already. Raises UserError without pillow-heif."""
+    if "HEIF" in Image.OPEN:
+        return False
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise UserError(
+            f"{_name(source)}, an HEIC photo, without the package that reads them",
+            "pillow-heif",
+            'run pip install "pmsplat[heic]", or export the photos as JPEG',
+        ) from error
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _read_orientation(source: Source, image: Image.Image) -> int:
@@ -185,17 +235,10 @@ def _orientation(image: Image.Image) -> int:
     """
     if image.format == "PNG" and "exif" not in image.info:
         return 1
+    if image.format == "HEIF":  # its reader has turned the pixels
+        return 1
     found = image.getexif().get(0x0112, 1)
     return found if found in range(1, 9) else 1
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grayscale; Pillow's own conversion would clip it
-        image = Image.fromarray((np.array(image) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert("RGB")
 
 
 def _unreadable(source: Source, error: Exception) -> UserError:
@@ -208,3 +251,7 @@ def _unreadable(source: Source, error: Exception) -> UserError:
 
 def _name(source: Source) -> str:
     return f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _folder(source: Source) -> str:
+    return "" if isinstance(source, bytes) else str(Path(source).parent)

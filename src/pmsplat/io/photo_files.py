@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from ..errors import UserError
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+PHOTO_SUFFIXES |= {".heic", ".heif", ".hif", ".avif"}
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

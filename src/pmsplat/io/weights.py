@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,19 +17,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from . import _pickles
+from ._checkpoints import (
+    check_exists,
+    damage_error,
+    find_checkpoint,
+    first_line,
+    is_safetensors,
+    open_safetensors,
+    read_tensors,
+)
 from .files import atomic
 
 FORMAT = 1  # of our own checkpoints
 HEADER = "pmsplat"
 NEWEST = "main"  # name of the newest revision of a repository on the hub
-WRAPPERS = ("state_dict", "model")  # keys under which official files hold their parameters
+
+__all__ = [
+    "Header",
+    "Source",
+    "check_same",
+    "fetch",
+    "find_checkpoint",
+    "pretrained_folder",
+    "read_checkpoint",
+    "read_header",
+    "save_checkpoint",
+    "sha256",
+]
 
 
 @dataclass(frozen=True)
@@ -44,37 +61,16 @@ class Header:
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Reads every tensor of a torch or safetensors checkpoint by its key, on the CPU.
 
-    Removes the wrappers `state_dict` and `model`. Nothing in the file is executed: from a Lightning
+    `path` may also be the index of a checkpoint in parts, or the folder that holds it. Numbers of
+    any float type become float32. Wrappers around the weights are removed, and averaged weights
+    are taken before raw ones, with a warning. Nothing in the file is executed: from a Lightning
     checkpoint only the tensors are kept. Raises UserError for a file that is missing, truncated or
     not a checkpoint, or that would run code.
     """
-    path = _check_exists(path)
-    if path.suffix == ".safetensors":
-        with _open(path) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    # Read the pickle as data.
-    _check_kind(path)
-    try:
-        content = _pickles.load(path)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors ({_first_line(error)})",
-            "a file of tensors, which can be read without running code from it",
-            "download the checkpoint again from its authors",
-        ) from error
-    except _pickles.DAMAGED as error:
-        raise _damage_error(path, error) from error
-    # Remove the wrappers and check every entry.
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content:
-        raise _damage_error(path, TypeError(f"it holds a {type(content).__name__}"))
-    parts = _pickles.part_sizes(path)
-    for key, value in content.items():
-        if (fault := _find_fault(key, value, path.stat().st_size, parts)) is not None:
-            raise _damage_error(path, ValueError(f"{key!r} {fault}"))
-    return content
+    state = read_tensors(check_exists(path))
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in state.items()
+    }
 
 
 def check_same(
@@ -107,10 +103,10 @@ def read_header(path: str | Path) -> Header | None:
 
     Raises UserError if a newer pmsplat wrote the file, or if it cannot be read.
     """
-    path = _check_exists(path)
-    if path.suffix != ".safetensors":
+    path = check_exists(path)
+    if not is_safetensors(path):
         return None
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         text = (file.metadata() or {}).get(HEADER)
     if text is None:
         return None
@@ -119,7 +115,7 @@ def read_header(path: str | Path) -> Header | None:
         version = content["format"]
         header = Header(str(content["model"]), dict(content["settings"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise _damage_error(path, error) from error
+        raise damage_error(path, error) from error
     if version != FORMAT:
         raise UserError(
             f"{path} in checkpoint format {version!r}",
@@ -279,7 +275,7 @@ def _explain_failures(source: Source, folder: Path) -> Iterator[None]:
     except HfHubHTTPError as error:
         why, cause = _explain_status(source, error.response.status_code), error
     except HTTPError as error:  # of the transport
-        why, cause = f"there is no connection to the hub ({_first_line(error)})", error
+        why, cause = f"there is no connection to the hub ({first_line(error)})", error
     except OSError as error:
         why, cause = _explain_os_error(error), error
     wanted = f"{source.name}" + (f" with SHA-256 {source.sha256[:16]}…" if source.sha256 else "")
@@ -301,65 +297,7 @@ def _explain_status(source: Source, status: int) -> str:
 
 def _explain_os_error(error: OSError) -> str:
     if error.errno is None:  # raised for a transfer of the wrong length
-        return f"the transfer broke off ({_first_line(error)})"
+        return f"the transfer broke off ({first_line(error)})"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"there is no room for it ({error.strerror})"
     return f"the folder cannot be written ({error.strerror})"
-
-
-def _check_exists(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no file at {path}", "a checkpoint", "check the path")
-    return path
-
-
-def _check_kind(path: Path) -> None:
-    """Raises UserError for a file that is not a torch file, such as a saved web page."""
-    with path.open("rb") as file:
-        start = file.read(64)
-    if start.startswith((b"PK", b"\x80")):  # a zip archive, a pickle
-        return
-    kinds = {b"<": "a web page", b"version https://git-lfs": "a git-LFS pointer"}
-    kind = next((kind for beginning, kind in kinds.items() if start.startswith(beginning)), None)
-    raise UserError(
-        f"{path} ({path.stat().st_size} bytes), which is {kind or 'another kind of file'}",
-        "a checkpoint",
-        "download the file itself; `pmsplat models fetch` downloads published models",
-    )
-
-
-def _find_fault(key: Any, value: Any, size: int, parts: set[int] | None) -> str | None:
-    """Returns what is wrong with an entry of the state dict, None if nothing is.
-
-    `size` is that of the file in bytes, `parts` the sizes of its parts.
-    """
-    if not isinstance(key, str) or not isinstance(value, Tensor):
-        return "is not a tensor"
-    if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
-        return "is not an ordinary tensor"
-    memory = value.untyped_storage().nbytes()
-    if value.numel() * value.element_size() > size or (parts is not None and memory not in parts):
-        return "is larger than its data in the file"
-    return None
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise _damage_error(path, error) from error
-
-
-def _damage_error(path: Path, error: Exception) -> UserError:
-    size = path.stat().st_size
-    return UserError(
-        f"{path} ({size} bytes) cannot be read as a checkpoint ({_first_line(error)})",
-        "a whole checkpoint of tensors",
-        "it may be cut short or be another kind of file: download or copy it again",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
-    return text.splitlines()[0].partition(". ")[0][:200]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..contracts import Loss
 from ..errors import UserError
+from ..registry import check_settings, number
 from ..types import StepOutput
 
 
@@ -21,6 +22,9 @@ from ..types import StepOutput
 class Config:
     value: float = 20.0  # weight of the error of inverse depth
     gradient: float = 20.0  # weight of the error of its differences between neighbouring pixels
+
+    def __post_init__(self) -> None:
+        check_settings(self, {"value": number(0), "gradient": number(0)}, "loss.depth.")
 
 
 def build(cfg: Config) -> Loss:

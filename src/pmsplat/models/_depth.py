@@ -3,7 +3,6 @@
 Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,7 +11,6 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..kernels.attention import BACKENDS
 from ..nn import cost_volume
 from ..nn.cnn import CNN
@@ -21,6 +19,7 @@ from ..nn.maps import pieces, resize
 from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import zeroed
 from ..types import Cameras
+from ._checks import check_choice, check_width
 from ._deviations import Deviations
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which all parts expect
@@ -61,8 +60,7 @@ class Layout:
         layout = cls(**{f.name: getattr(cfg, f.name) for f in fields(cls)})
         for name, valid in CHOICES.items():
             check_choice(name, getattr(layout, name), valid)
-        if layout.width % 16:
-            raise UserError(f"width = {layout.width}", "a multiple of 16", "set model.width=32")
+        check_width(layout.width, layout.scales, 16)
         return layout
 
     @property
@@ -109,23 +107,6 @@ class Layout:
                 after[level] += 1
         widths, _, _ = self.dpt_widths
         return DPT(self.vit_width, widths, before, after, features)
-
-
-def check_choice(name: str, value: Any, valid: Sequence[Any]) -> None:
-    """UserError for a setting that is not one of `valid`."""
-    if value not in valid:
-        wanted = ", ".join(map(str, valid))
-        raise UserError(f"{name} = {value!r}", f"one of {wanted}", f"set model.{name}={valid[0]}")
-
-
-def check_near(near: float | None) -> None:
-    """UserError for a near that no scene can be scaled to."""
-    if near is not None and not 0 < near < torch.inf:
-        raise UserError(
-            f"near = {near}",
-            "a number above 0, or null for scenes in their own unit",
-            "set model.near=0.5",
-        )
 
 
 @dataclass(frozen=True)

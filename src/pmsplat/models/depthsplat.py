@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ..nn.cost_volume import all_others, nearest_others
 from ..nn.maps import join, pieces, resize, set_memory_format
+from ..registry import whole
 from ..types import Prediction, Views
-from ._depth import DepthEstimate, DepthNetwork, Features, Layout, check_choice, check_near
+from ._checks import ABOVE_ZERO, check_choice, check_sizes
+from ._depth import DepthEstimate, DepthNetwork, Features, Layout
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, gaussians_at, out_convolutions, upsample_confidence
 from ._padding import predict_padded
@@ -51,8 +53,7 @@ class Config:
 
     def __post_init__(self) -> None:
         Layout.of(self)
-        check_choice("sh_degree", self.sh_degree, range(5))
-        check_near(self.near)
+        check_sizes(self, {"neighbors": whole(1), "head_width": whole(1), "scale_max": ABOVE_ZERO})
         check_choice("scale_unit", self.scale_unit, tuple(SCALES))
 
 

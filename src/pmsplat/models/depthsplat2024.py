@@ -16,13 +16,14 @@ from torch.nn.functional import gelu
 from ..nn.cost_volume import all_others, nearest_others
 from ..nn.maps import UpConv, join, pieces
 from ..nn.unet import GroupNorm, UNet
-from ._depth import DepthEstimate, Features, Layout, check_choice, check_near
+from ..registry import whole
+from ._checks import ABOVE_ZERO, HEAD, check_choice, check_sizes, check_unet_width
+from ._depth import DepthEstimate, Features, Layout
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, out_convolutions, upsample_confidence
 from .depthsplat import DepthSplat
 
 UNET_LEVELS = (1, 2, 4, 4, 4)  # times `unet_width`, from full resolution to 1/16
-HEAD = 32  # channels of an attention head of the U-Net; 16 in the narrowest
 WIDE = (
     128  # from this number of features on, the last convolutions are twice as wide as their output
 )
@@ -57,8 +58,9 @@ class Config:
 
     def __post_init__(self) -> None:
         Layout.of(self)
-        check_choice("sh_degree", self.sh_degree, range(5))
-        check_near(self.near)
+        features = whole(self.scales, multiple=self.scales)  # each scale makes as many of them
+        check_sizes(self, {"neighbors": whole(0), "features": features, "scale_max": ABOVE_ZERO})
+        check_unet_width(self.unet_width)
         check_choice("offsets", self.offsets, OFFSETS)
 
 

@@ -17,7 +17,8 @@ from ..nn.maps import ChannelsFirst, join, pieces, resize
 from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import GroupNorm, UNet
 from ..types import Prediction, Views
-from ._depth import MEAN, STD, check_choice, check_near
+from ._checks import check_choice, check_sizes, check_width
+from ._depth import MEAN, STD
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, gaussians_at, upsample_confidence
 from ._padding import predict_padded
@@ -43,8 +44,8 @@ class Config:
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
 
     def __post_init__(self) -> None:
-        check_choice("sh_degree", self.sh_degree, range(5))
-        check_near(self.near)
+        check_sizes(self, {})
+        check_width(self.width, 1, 4)
         check_choice("attention", self.attention, BACKENDS)
 
 

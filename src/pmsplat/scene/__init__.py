@@ -256,8 +256,8 @@ def _open_chunk(path: str | Path) -> Scene | None:
     if key in chunk.faults:
         raise UserError(
             f"scene {key!r} of {place} has {chunk.faults[key]}",
-            "finite, rigid poses",
-            "choose another scene",
+            "a whole scene, as datasets/README.md describes it",
+            "choose another scene, or convert this one again",
         )
     return chunk_scene(chunk.scenes[key])
 

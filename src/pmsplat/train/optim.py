@@ -1,10 +1,12 @@
 """The optimizer of the published models: AdamW with one cycle, and a slow pretrained backbone."""
 
+import math
 from dataclasses import dataclass
 
 from torch import nn, optim
 
 from ..contracts import backbone_parameters
+from ..registry import check_settings, number
 
 
 @dataclass
@@ -13,6 +15,10 @@ class Config:
     backbone_lr: float = 2e-6  # peak learning rate of the model's `backbone_parameters()`
     weight_decay: float = 0.01
     warm_up: float = 0.01  # share of the steps in which the rate rises from lr/25 to the peak
+
+    def __post_init__(self) -> None:
+        rates = {name: number(0) for name in ("lr", "backbone_lr", "weight_decay")}
+        check_settings(self, rates | {"warm_up": number(0, 1)}, "optimizer.")
 
 
 def parameter_groups(model: nn.Module, cfg: Config) -> list[dict]:
@@ -44,13 +50,16 @@ def build(
     it would reach 10 steps after the last (as published); momentum stays. The optimizer is fused:
     a step with its `found_inf` set to 1, on the device, changes nothing.
     """
+    warm_up = cfg.warm_up
+    if warm_up * total_steps(steps) == 1:  # torch would divide by the length of the rise, 0 steps
+        warm_up = math.nextafter(warm_up, 0)
     groups = parameter_groups(model, cfg)
     optimizer = optim.AdamW(groups, weight_decay=cfg.weight_decay, fused=True)
     schedule = optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in groups],
         total_steps=total_steps(steps),
-        pct_start=cfg.warm_up,
+        pct_start=warm_up,
         cycle_momentum=False,
         anneal_strategy="cos",
     )

@@ -39,6 +39,7 @@ class LossTerm:
                 "a number, 0 or more",
                 "the default is 1",
             )
+        registry.check_settings(self, {"start_step": registry.whole(0)}, f"loss.{self.name}.")
 
 
 @dataclass
@@ -76,6 +77,8 @@ class Renderer:
             raise UserError(
                 f"renderer.background has {len(self.background)} numbers", "3", "give RGB in [0, 1]"
             )
+        color = registry.several(registry.number(0, 1)).or_none
+        registry.check_settings(self, {"background": color}, "renderer.")
 
 
 @dataclass
@@ -114,6 +117,7 @@ class Trainer:
             raise UserError(
                 f"trainer.devices={self.devices}", "a number or auto", _name_default("devices")
             )
+        registry.check_settings(self, {"gradient_clip": registry.number(0)}, "trainer.")
         least = {"steps": 1, "batch_size": 1, "workers": 0, "nodes": 1, "checkpoint_every": 1}
         least |= {"validate_every": 0, "validate_scenes": 1, "log_every": 1}
         for name, low in least.items():

@@ -10,6 +10,7 @@ from .. import registry
 from .convert import DEPTH, ENCODER
 from .published import ZOO
 
+POSITIONS = "pretrained.pos_embed"  # of the ViT
 VITS = {384: "vits", 768: "vitb", 1024: "vitl"}
 
 
@@ -23,11 +24,15 @@ class ShapeMatch:
 
 def recognize_shapes(state: Mapping[str, Tensor]) -> ShapeMatch:
     """Which published models have the keys and shapes of `state`, an official checkpoint or not."""
-    shapes = {key.removeprefix(ENCODER): tuple(value.shape) for key, value in state.items()}
+    outer = _find_prefix(state)
+    shapes = {
+        key.removeprefix(outer).removeprefix(ENCODER): tuple(value.shape)
+        for key, value in state.items()
+    }
     if f"{DEPTH}corr_refine_net.0.weight" in shapes:
         return ShapeMatch(("mvsplat-re10k",), "MVSplat")
-    prefix = DEPTH if f"{DEPTH}pretrained.pos_embed" in shapes else ""
-    ends = [f"{prefix}pretrained.pos_embed", f"{prefix}upsampler.concat_projects.2.weight"]
+    prefix = DEPTH if f"{DEPTH}{POSITIONS}" in shapes else ""
+    ends = [f"{prefix}{POSITIONS}", f"{prefix}upsampler.concat_projects.2.weight"]
     if any(end not in shapes for end in ends):
         first, shape = next(iter(shapes.items()))
         what = f"the first of {len(shapes)} tensors is {first!r} {list(shape)}"
@@ -49,6 +54,15 @@ def recognize_shapes(state: Mapping[str, Tensor]) -> ShapeMatch:
     release = "DepthSplat" + (" of 2024" if is_2024 else " of 2025" if prefix else "'s depth")
     words = ", ".join(f"{key}={value}" for key, value in found.items() if key != "gaussians")
     return ShapeMatch(names, f"{release} ({words})")
+
+
+def _find_prefix(state: Mapping[str, Tensor]) -> str:
+    """What a file puts before the official names, such as `model.`, by a name that each has."""
+    for end in (f"{DEPTH}corr_refine_net.0.weight", f"{DEPTH}{POSITIONS}", POSITIONS):
+        for key in state:
+            if f".{key}".endswith(f".{end}"):
+                return key.removesuffix(end).removesuffix(ENCODER)
+    return ""
 
 
 def _agrees(name: str, found: Mapping[str, Any]) -> bool:

@@ -5,6 +5,9 @@ from: several where their rows were joined into one. The entry of a module cover
 it. No key may be missing or left over.
 """
 
+import re
+from collections import Counter
+
 import torch
 from torch import Tensor, nn
 
@@ -228,11 +231,26 @@ def reorder_inputs(name: str, value: Tensor, model: nn.Module) -> Tensor:
     return value[:, official[:cnn] + official[cnn + matched :] + official[cnn : cnn + matched]]
 
 
-def add_root(tensors: dict[str, Tensor], parts: dict[str, list[str]]) -> dict[str, Tensor]:
-    """The tensors of a file, with the prefix under which most of their keys are in `parts`."""
-    known = {key for keys in parts.values() for key in keys}
-    placed = [{root + key: value for key, value in tensors.items()} for root in ROOTS]
-    return max(placed, key=lambda tensors: len(known & tensors.keys()))
+def place_names(tensors: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
+    """The tensors of a file under official names, of which `known` are wanted.
+
+    A file may put anything before its names (`model.`, `net.`, ...) and begin them at any of ROOTS.
+    What most known names have before them is taken off, the root is added, and tensors that do not
+    have it before them are left out.
+    """
+    votes: Counter[tuple[str, str]] = Counter()
+    for key in tensors:
+        starts = [0, *(dot.end() for dot in re.finditer(r"\.", key))]
+        votes.update(
+            (key[:start], root) for root in ROOTS for start in starts if root + key[start:] in known
+        )
+    if not votes:
+        return tensors
+    # Of equal votes, the shorter prefix: `encoder.` is a prefix and also a root.
+    prefix, root = max(votes, key=lambda it: (votes[it], -len(it[0])))
+    return {
+        root + key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)
+    }
 
 
 def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -244,7 +262,7 @@ def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     # Find the official keys of each of our parameters, and the tensors that they name.
     names = names_of(model)
     parts = {name: official_keys(name, names) for name in model.state_dict()}
-    placed = add_root(official, parts)
+    placed = place_names(official, {key for keys in parts.values() for key in keys})
     left = {key: value for key, value in placed.items() if key.startswith(ENCODER)}
 
     # Fill our parameters; every official key is used once.

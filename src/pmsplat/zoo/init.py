@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..io.weights import Source, fetch, read_checkpoint, read_header
 from ..models.depthsplat import DepthSplat
 from ..models.mvsplat import MVSplat
-from .convert import add_root, join_parts, names_of, official_keys, reorder_inputs
+from .convert import join_parts, names_of, official_keys, place_names, reorder_inputs
 from .published import ZOO
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _read(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str, 
             return {parameter: [parameter] for parameter in ours}, tensors
     names = names_of(model)
     keys = {parameter: official_keys(parameter, names) for parameter in ours}
-    return keys, add_root(tensors, keys)
+    return keys, place_names(tensors, {key for parts in keys.values() for key in parts})
 
 
 def _fitting(

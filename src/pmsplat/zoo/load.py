@@ -1,5 +1,6 @@
 """Published models by name, and any checkpoint: one call to a ready encoder."""
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ..nn.maps import set_memory_format
 from ._shapes import recognize_shapes
 from .convert import convert
 from .published import MARCH_2025, MARCH_SETTINGS, ZOO, Published, recognize_hash
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"  # the checkpoint that training writes into its folder
 
@@ -34,7 +37,8 @@ def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Modu
 
     `name_or_path` is a published name (the official file's, without its hash), a checkpoint of
     ours, the folder of a training run, or an official file. With a published name, `weights` is the
-    file to use; without it the file is taken from `pretrained/`, or downloaded there. Raises
+    file to use, in any float type and wrapper, or the index or folder of one in parts; without it
+    the file is taken from `pretrained/`, or downloaded there. Parameters are float32. Raises
     UserError for an unknown name, for a file that is damaged or of another model, and for an
     official file whose hash is not known (files of one shape can differ in settings): give its name
     then.
@@ -48,8 +52,7 @@ def open_model(name_or_path: str | Path, weights: str | Path | None = None) -> L
     if name in ZOO:
         return _open_published(name, weights)
     path = Path(name_or_path)
-    if (path / WEIGHTS).is_file():
-        path = path / WEIGHTS
+    path = files.find_checkpoint(path) or path
     if not path.is_file():
         raise UserError(
             f"{name!r}, which is neither a published model nor a file",
@@ -89,7 +92,7 @@ def _open_published(name: str, weights: str | Path | None) -> Loaded:
     """A published model, of its own file or of one that the user names."""
     if weights is None:
         return _load_official(name, ZOO[name].settings, files.fetch(ZOO[name].source))
-    path = Path(weights)
+    path = files.find_checkpoint(Path(weights)) or Path(weights)
     if files.read_header(path) is not None:
         raise UserError(
             f"{path}, a checkpoint of pmsplat, as the weights of {name}",
@@ -123,8 +126,17 @@ def _load_official(name: str, settings: dict[str, Any], path: Path) -> Loaded:
 
 def _release_settings(name: str, path: Path) -> dict[str, Any]:
     """The settings of a published file that only its hash tells."""
-    if name in MARCH_2025.values() and path.is_file() and files.sha256(path)[:8] in MARCH_2025:
+    if name not in MARCH_2025.values() or not path.is_file():
+        return {}
+    digest = files.sha256(path)
+    if digest[:8] in MARCH_2025:
         return MARCH_SETTINGS
+    if recognize_hash(digest) is None:
+        log.warning(
+            "%s: its hash is not that of a released file, so it is taken for a copy of the %s of "
+            "April 2025; of the file of March 2025, whose Gaussian sizes are in pixels, load the "
+            "original", path, name,
+        )  # fmt: skip
     return {}
 
 
@@ -132,10 +144,14 @@ def _unrecognized(path: Path) -> UserError:
     """What to raise for an official file whose hash is not known."""
     content = files.read_checkpoint(path)
     beside = path.with_name(WEIGHTS)
-    if all(name.startswith("model.") for name in content) and beside.is_file():
+    is_training = all(name.startswith("model.") for name in content)
+    if is_training and beside.is_file() and files.read_header(beside) is not None:
         return UserError(f"{path}, of a training that goes on", "its weights", f"give {beside}")
     like = recognize_shapes(content)
-    got = f"{path} is neither a pmsplat checkpoint nor a published file with a known hash"
+    got = (
+        f"{path} is neither a pmsplat checkpoint nor a published file with a known hash (a copy "
+        "that was cast, wrapped or saved again has another one)"
+    )
     if not like.names:
         wanted = "a pmsplat checkpoint, or one of DepthSplat, PM-Loss or MVSplat"
         return UserError(got, wanted, f"it looks like {like.text}: check which file it is")

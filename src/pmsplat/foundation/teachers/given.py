@@ -15,6 +15,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 
 from ...errors import UserError
 from ...geometry import camera
+from ...registry import check_settings, number, whole
 from ...types import Pointmap, Views
 
 
@@ -26,6 +27,11 @@ class Config:
     holes: float = 0.0  # share of the pixels of each view without depth
     grain: float = 16.0  # size of errors and holes, in pixels
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {"blur": number(0), "downsample": whole(1), "noise": number(0)}
+        rules |= {"holes": number(0, 1), "grain": number(open_low=True), "seed": whole(0)}
+        check_settings(self, rules, "teacher.")
 
 
 class Given:

@@ -1,0 +1,170 @@
+"""One scene of a chunk, and its entry in the file: see `chunks`."""
+
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from ..geometry import se3
+from . import images
+
+FIELDS = {
+    "key", "url", "timestamps", "cameras", "images", "near", "far", "depths", "depth_scale",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChunkScene:
+    """One scene of a chunk: cameras and encoded photographs."""
+
+    key: str
+    c2w: Float[Tensor, "frame 4 4"]
+    K: Float[Tensor, "frame 3 3"]
+    images: tuple[UInt8[Tensor, " byte"], ...]
+    timestamps: Int64[Tensor, " frame"]
+    url: str = ""
+    near: Float[Tensor, " frame"] | None = None
+    far: Float[Tensor, " frame"] | None = None
+    depths: tuple[UInt8[Tensor, " byte"], ...] | None = None
+    depth_scale: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, frame: int) -> UInt8[np.ndarray, "height width 3"]:
+        """Decodes one photo; raises UserError if it is damaged."""
+        return images.read_image(self.images[frame].numpy().tobytes())
+
+    def depth(self, frame: int) -> Float[np.ndarray, "height width"] | None:
+        """Decodes one depth map in scene units, 0 = none; None if the scene has no depth."""
+        if self.depths is None:
+            return None
+        counts = images.read_depth(self.depths[frame].numpy().tobytes())
+        return counts.astype(np.float32) * np.float32(self.depth_scale)
+
+
+class Fault(str):
+    """Why a scene of a chunk cannot be used, in words that follow "it has"."""
+
+
+def pose_fault(c2w: Float[Tensor, "frame 4 4"], K: Float[Tensor, "frame 3 3"]) -> str | None:
+    """Returns why cameras cannot be used, in a few words; None if they can."""
+    if not (c2w.isfinite().all() and K.isfinite().all()):
+        return "cameras that are not finite"
+    if not se3.is_rigid(c2w, tolerance=1e-2).all():
+        return "camera rotations that are not orthonormal"
+    if not (K[:, [0, 1], [0, 1]] > 0).all():
+        return "focal lengths that are not positive"
+    return None
+
+
+def parse_entry(entry: dict[str, Any]) -> ChunkScene | Fault:
+    """Returns the scene of one entry of a chunk, or what is wrong with it."""
+    # Photos, cameras and timestamps.
+    photos = _get_files(entry.get("images"))
+    if not photos:
+        return Fault("no list 'images' of encoded photos (1-D uint8 tensors)")
+    count = len(photos)
+    cameras = entry.get("cameras")
+    if not _is_tensor(cameras, (count, 18)):
+        return Fault("no 'cameras' with 18 numbers for each image")
+    timestamps = _get_times(entry.get("timestamps", torch.arange(count)), count)
+    if timestamps is None:
+        return Fault("no finite 'timestamps' for each image")
+    # Optional near and far, and depth maps.
+    near, far = entry.get("near"), entry.get("far")
+    if near is not None or far is not None:
+        if not (_is_tensor(near, (count,)) and _is_tensor(far, (count,))):
+            return Fault("no 'near' and 'far' for each image")
+        if not bool(((near > 0) & (far > near) & far.isfinite()).all()):
+            return Fault("'near' and 'far' that are not 0 < near < far")
+    depths, depth_scale = None, entry.get("depth_scale", 1.0)
+    if entry.get("depths") is not None:
+        depths = _get_files(entry["depths"])
+        if depths is None:
+            return Fault("'depths' that are not a list of encoded PNG files (1-D uint8 tensors)")
+        if len(depths) != count:
+            return Fault("another number of 'depths' than of images")
+        if not _is_scale(depth_scale):
+            return Fault(f"a 'depth_scale' of {depth_scale!r}")
+    c2w, K = _parse_cameras(cameras)
+    if fault := pose_fault(c2w, K):
+        return Fault(fault)
+    return ChunkScene(
+        key=entry["key"],
+        c2w=c2w,
+        K=K,
+        images=photos,
+        timestamps=timestamps,
+        url=str(entry.get("url", "")),
+        near=None if near is None else near.float(),
+        far=None if far is None else far.float(),
+        depths=depths,
+        depth_scale=float(depth_scale) if depths is not None else 1.0,
+    )
+
+
+def _is_scale(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return _is_tensor(value, ()) and _is_scale(value.item())
+    return isinstance(value, int | float) and 0 < value < float("inf")
+
+
+def _get_times(value: Any, count: int) -> Tensor | None:
+    """Returns time stamps as whole numbers; fractions become millionths, so that none is lost."""
+    if not _is_tensor(value, (count,)) or not value.double().isfinite().all():
+        return None
+    times = value.double()
+    if not value.is_floating_point() or bool((times == times.round()).all()):
+        return value.long()
+    return (times * 1_000_000).round().long()
+
+
+def _get_files(value: Any) -> tuple[Tensor, ...] | None:
+    def is_file(item: Any) -> TypeGuard[Tensor]:
+        return _is_ordinary(item) and item.dtype == torch.uint8 and item.ndim == 1
+
+    return tuple(value) if isinstance(value, list | tuple) and all(map(is_file, value)) else None
+
+
+def _is_tensor(value: Any, shape: tuple[int, ...]) -> TypeGuard[Tensor]:
+    return _is_ordinary(value) and not value.is_complex() and tuple(value.shape) == shape
+
+
+def _is_ordinary(value: Any) -> TypeGuard[Tensor]:
+    dense = isinstance(value, Tensor) and value.layout is torch.strided
+    return dense and value.device.type == "cpu" and not value.is_quantized
+
+
+def _parse_cameras(rows: Float[Tensor, "frame 18"]) -> tuple[Tensor, Tensor]:
+    """Returns (c2w, K) of camera rows; a pose that cannot be inverted becomes NaN."""
+    rows = rows.double()
+    K = torch.eye(3, dtype=rows.dtype).repeat(len(rows), 1, 1)
+    K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2] = rows[:, :4].unbind(dim=1)
+    w2c = torch.eye(4, dtype=rows.dtype).repeat(len(rows), 1, 1)
+    w2c[:, :3] = rows[:, 6:].reshape(-1, 3, 4)
+    c2w, failed = torch.linalg.inv_ex(w2c)
+    c2w[failed != 0] = torch.nan
+    return c2w.float(), K.float()
+
+
+def make_entry(scene: ChunkScene) -> dict[str, Any]:
+    w2c = torch.linalg.inv(scene.c2w.double())[:, :3]
+    center = scene.K[:, :2, 2]
+    focal = scene.K[:, [0, 1], [0, 1]]
+    rows = torch.cat([focal, center, torch.zeros_like(focal), w2c.flatten(1)], dim=1)
+    entry = {
+        "url": scene.url,
+        "timestamps": scene.timestamps,
+        "cameras": rows.float(),
+        "images": list(scene.images),
+        "key": scene.key,
+    }
+    if scene.near is not None:
+        entry |= {"near": scene.near, "far": scene.far}
+    if scene.depths is not None:
+        entry |= {"depths": list(scene.depths), "depth_scale": float(scene.depth_scale)}
+    return entry
