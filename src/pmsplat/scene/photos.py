@@ -15,7 +15,7 @@ from ..io import images
 from ..io.cameras.survey import Lens, Shot, Survey
 from ..io.chunks import ChunkScene
 from ..types import Cameras, Views
-from .bounds import ranges
+from .bounds import RangeSource, ranges
 from .fit import crop, fit_depth, fit_image, fit_K, to_tensor
 from .undistort import pinhole, undistort_depth, undistort_image
 
@@ -99,18 +99,23 @@ class Scene:
     """Posed photographs of one place.
 
     `cameras` [1, photo]: pinholes in the world and unit of the camera file. `points`: its sparse
-    points, if any. `ranged`: near and far belong to the scene. A chunk need not have them; then its
-    unit is that of the model which sees it (see `zoo.infer.fill_near`).
+    points, if any. `range_source`: where near and far come from. A chunk need not have them; then
+    its unit is that of the model which sees it (see `zoo.infer.fill_near`), and it is not `ranged`.
     """
 
     name: str
     photos: tuple[Photo, ...]
     cameras: Cameras
     points: Float[Tensor, "point 3"] | None = None
-    ranged: bool = True
+    range_source: RangeSource = RangeSource.FILE
 
     def __len__(self) -> int:
         return len(self.photos)
+
+    @property
+    def ranged(self) -> bool:
+        """Whether near and far belong to the scene."""
+        return self.range_source is not RangeSource.MODEL
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -210,7 +215,8 @@ def make_scene(name: str, survey: Survey, photos: list[Photo]) -> Scene:
     """
     for photo in photos:
         photo.check()
-    bounds = torch.tensor(ranges(survey, _sensor_depths(photos)), dtype=torch.float64)
+    found = ranges(survey, _sensor_depths(photos))
+    bounds = torch.tensor(found.bounds, dtype=torch.float64)
     straight = {lens: pinhole(lens).K for lens in {shot.lens for shot in survey.shots}}
     cameras = Cameras(
         c2w=_tensor([shot.c2w for shot in survey.shots]),
@@ -219,7 +225,7 @@ def make_scene(name: str, survey: Survey, photos: list[Photo]) -> Scene:
         far=bounds[None, :, 1].float(),
     )
     points = None if survey.points is None else torch.from_numpy(survey.points).float()
-    return Scene(name, tuple(photos), cameras, points)
+    return Scene(name, tuple(photos), cameras, points, found.source)
 
 
 def chunk_scene(scene: ChunkScene) -> Scene:
@@ -232,11 +238,12 @@ def chunk_scene(scene: ChunkScene) -> Scene:
     for photo in photos:
         photo.check()
     near, far = scene.near, scene.far
-    ranged = near is not None and far is not None
+    source = RangeSource.FILE
     if near is None or far is None:
         near, far = (torch.full((len(scene),), bound) for bound in _PUBLISHED_RANGE)
+        source = RangeSource.MODEL
     cameras = Cameras(scene.c2w[None], scene.K[None], near[None], far[None])
-    return Scene(scene.key, tuple(photos), cameras, ranged=ranged)
+    return Scene(scene.key, tuple(photos), cameras, range_source=source)
 
 
 def chunk_photos(scene: ChunkScene, frames: Iterable[int]) -> list[Photo]:
