@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Predicts, and says where everything is."""
     from ..tasks.predict import Options, predict
 
-    show = terminal()
+    show = terminal(arguments)
     options = build_options(Options, arguments)
     summary = predict(
         arguments.input,
