@@ -351,14 +351,14 @@ def test_range_from_points_is_percentiles_with_margin() -> None:
     c2w = torch.eye(4).repeat(2, 1, 1)
     c2w[1, 2, 3] = -1.0
     points = np.stack([0 * depths, 0 * depths, depths], axis=1)
-    found = ranges(Survey(shots(c2w), points), None)
+    found = ranges(Survey(shots(c2w), points), None).bounds
     assert found[0] == pytest.approx(depth_range(depths))
     assert found[1] == pytest.approx(depth_range(depths + 1))
     nothing = np.empty(0, np.int64)
-    unseen = ranges(Survey(shots(c2w, seen=nothing), points), None)  # without observations
+    unseen = ranges(Survey(shots(c2w, seen=nothing), points), None).bounds  # without observations
     assert unseen == found
     outside = np.concatenate([points, points + np.array([90, 0, 0]), points * [1, 1, -1]])
-    assert ranges(Survey(shots(c2w), outside), None)[0] == pytest.approx(found[0])
+    assert ranges(Survey(shots(c2w), outside), None).bounds[0] == pytest.approx(found[0])
 
 
 def test_range_from_cameras_alone() -> None:
@@ -366,11 +366,11 @@ def test_range_from_cameras_alone() -> None:
     angles = torch.linspace(0, 2, 9)
     eyes = 5 * torch.stack([angles.sin(), 0 * angles, angles.cos()], dim=1)
     around = se3.look_at(eyes, torch.zeros(3), torch.tensor([0.0, 1, 0]))
-    for near, far in ranges(Survey(shots(around)), None):
+    for near, far in ranges(Survey(shots(around)), None).bounds:
         assert near == pytest.approx(1.25, rel=1e-4) and far == pytest.approx(20, rel=1e-4)
     row = torch.eye(4).repeat(5, 1, 1)
     row[:, 0, 3] = 0.2 * torch.arange(5)
-    assert ranges(Survey(shots(row)), None)[0] == pytest.approx((0.6, 60.0))
+    assert ranges(Survey(shots(row)), None).bounds[0] == pytest.approx((0.6, 60.0))
     with pytest.raises(UserError, match="one camera place"):
         ranges(Survey(shots(row[:1])), None)
     with pytest.raises(UserError, match="near=3 and far=2"):
@@ -384,15 +384,15 @@ def test_a_range_that_only_some_cameras_state_is_estimated_with_a_warning(
     points = np.stack([0 * depths, 0 * depths, depths], axis=1)
     plain, half = shots(torch.eye(4)[None]), shots(torch.eye(4)[None], near=1.0)
     whole = shots(torch.eye(4)[None], near=1.0, far=9.0)
-    wanted = ranges(Survey(plain, points), None)[0]
+    wanted = ranges(Survey(plain, points), None).bounds[0]
     assert not caplog.records
     for some, count in (((*whole, *plain, *half), "1 of 3"), (half, "0 of 1")):
         caplog.clear()
-        assert ranges(Survey(some, points), None) == [wanted] * len(some)
+        assert ranges(Survey(some, points), None).bounds == [wanted] * len(some)
         (record,) = caplog.records
         assert record.levelname == "WARNING" and count in record.getMessage()
     caplog.clear()
-    assert ranges(Survey(whole, points), None) == [(1.0, 9.0)] and not caplog.records
+    assert ranges(Survey(whole, points), None).bounds == [(1.0, 9.0)] and not caplog.records
 
 
 def test_cameras_that_turn_their_back_on_the_points_are_told() -> None:

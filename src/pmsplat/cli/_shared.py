@@ -35,16 +35,25 @@ class Terminal:
     track: Any
 
 
-def terminal() -> Terminal:
-    """The terminal of this run; `tell` prints text as it is, brackets included."""
+def terminal(arguments: argparse.Namespace | None = None) -> Terminal:
+    """The terminal of this run; `tell` prints text as it is, brackets included.
+
+    With the arguments of a verb, parameters in backticks become its flags: see `cli.name_flags`.
+    """
     from functools import partial
 
     from rich.console import Console
     from rich.progress import track
 
+    from . import name_flags
+
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     hidden = not console.is_terminal
-    return Terminal(console.print, partial(track, console=console, transient=True, disable=hidden))
+
+    def tell(text: str) -> None:
+        console.print(text if arguments is None else name_flags(text, arguments))
+
+    return Terminal(tell, partial(track, console=console, transient=True, disable=hidden))
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Predicts depth, and says how good it is and where."""
     from ..tasks.depth import Options, depth
 
-    show = terminal()
+    show = terminal(arguments)
     options = build_options(Options, arguments, photos=photo_options(arguments))
     summary = depth(
         arguments.input,

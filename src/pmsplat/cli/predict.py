@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Predicts, and says where everything is."""
     from ..tasks.predict import Options, predict
 
-    show = terminal()
+    show = terminal(arguments)
     options = build_options(Options, arguments, photos=photo_options(arguments))
     summary = predict(
         arguments.input,

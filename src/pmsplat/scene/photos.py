@@ -17,7 +17,7 @@ from ..io import images
 from ..io.cameras.survey import LeftOut, Lens, Shot, Survey
 from ..io.chunks import ChunkScene
 from ..types import NO_OFFSET, Cameras, Origin, Views
-from .bounds import ranges
+from .bounds import RangeSource, ranges
 from .fit import crop, fit_depth, fit_image, fit_K, to_tensor
 from .undistort import pinhole, undistort_depth, undistort_image
 
@@ -104,23 +104,29 @@ class Scene:
     """Posed photographs of one place.
 
     `cameras` [1, photo]: pinholes in the axes and unit of the camera file. `points`: its sparse
-    points, if any. `ranged`: near and far belong to the scene. A chunk need not have them; then its
-    unit is that of the model which sees it (see `zoo.infer.fill_near`). `origin`: where the zero of
-    cameras and points lies in the world of the camera file. `left_out`: photos that it names and
-    that cannot be used. `order`: what the order of the photos, that of the capture, went by.
+    points, if any. `range_source`: where near and far come from. A chunk need not have them; then
+    its unit is that of the model which sees it (see `zoo.infer.fill_near`), and it is not `ranged`.
+    `origin`: where the zero of cameras and points lies in the world of the camera file. `left_out`:
+    photos that it names and that cannot be used. `order`: what the order of the photos, that of the
+    capture, went by.
     """
 
     name: str
     photos: tuple[Photo, ...]
     cameras: Cameras
     points: Float[Tensor, "point 3"] | None = None
-    ranged: bool = True
+    range_source: RangeSource = RangeSource.FILE
     origin: Origin = NO_OFFSET
     left_out: tuple[LeftOut, ...] = ()
     order: str = "the file"
 
     def __len__(self) -> int:
         return len(self.photos)
+
+    @property
+    def ranged(self) -> bool:
+        """Whether near and far belong to the scene."""
+        return self.range_source is not RangeSource.MODEL
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -230,7 +236,8 @@ def make_scene(name: str, survey: Survey, photos: Sequence[Photo]) -> Scene:
             z,
         )
     c2w[:, :3, 3] -= place.numpy()
-    bounds = torch.tensor(ranges(survey, _sensor_depths(photos)), dtype=torch.float64)
+    found = ranges(survey, _sensor_depths(photos))
+    bounds = torch.tensor(found.bounds, dtype=torch.float64)
     straight = {lens: pinhole(lens).K for lens in {shot.lens for shot in survey.shots}}
     cameras = Cameras(
         c2w=torch.from_numpy(c2w).float()[None],
@@ -246,6 +253,7 @@ def make_scene(name: str, survey: Survey, photos: Sequence[Photo]) -> Scene:
         tuple(photos),
         cameras,
         points,
+        found.source,
         origin=(x, y, z),
         left_out=survey.left_out,
         order=survey.order,
@@ -262,11 +270,12 @@ def chunk_scene(scene: ChunkScene) -> Scene:
     for photo in photos:
         photo.check()
     near, far = scene.near, scene.far
-    ranged = near is not None and far is not None
+    source = RangeSource.FILE
     if near is None or far is None:
         near, far = (torch.full((len(scene),), bound) for bound in _PUBLISHED_RANGE)
+        source = RangeSource.MODEL
     cameras = Cameras(scene.c2w[None], scene.K[None], near[None], far[None])
-    return Scene(scene.key, tuple(photos), cameras, ranged=ranged)
+    return Scene(scene.key, tuple(photos), cameras, range_source=source)
 
 
 def chunk_photos(scene: ChunkScene, frames: Iterable[int]) -> list[Photo]:

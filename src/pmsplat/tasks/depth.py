@@ -15,9 +15,11 @@ from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
 from ..zoo.infer import fill_near, model_unit, predict_views
 from ..zoo.load import load
+from ..zoo.trained import trained_on
 from .options import choose_photos, count_views, describe_fit, fit_size, pick_device
 from .results import depth as depth_results
 from .results.folder import make_whole, name_files
+from .results.report import Given, Pass, describe_report, examine, make_report
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +64,14 @@ def depth(
         depth/PHOTO.png       16 bits, depth = count * depth_scale, 0 = none
         color/PHOTO.png       in colours of one range for all photos, with their legend
         sheet.png             photos above their depth, and above its error where a sensor knows it
-        metrics.json          AbsRel, RMSE, delta < 1.25 where a sensor knows depth: `Summary`
+        metrics.json          AbsRel, RMSE, delta < 1.25 where a sensor knows depth, and `Report`:
+                              whether the photos fit each other and the model, and what would help
         cameras.json          of the depth maps, which it names: beside the photos (uncut, that is
                               without `size`) it opens as a scene with depth
 
-    `tell` gets what was decided, a sentence at a time. Raises UserError before hours are lost where
-    the input, the options, the free memory or the output folder will not do. The folder appears
-    whole or not at all.
+    `tell` gets what was decided, a sentence at a time, and the report. Raises UserError before
+    hours are lost where the input, the options, the free memory or the output folder will not do.
+    The folder appears whole or not at all.
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
@@ -94,17 +97,24 @@ def depth(
         scene = replace(scene, cameras=fill_near(encoder, scene.cameras, scene.ranged))
         unit = model_unit(encoder, scene.cameras.at(photos))  # one for all groups
         maps: dict[int, depth_results.DepthMap] = {}
+        passes: list[Pass] = []
         for group in track(groups, "predicting depth", len(groups)):
             views = scene.views(group.views, size)
-            found = predict_views(encoder, views, device, unit).depths[-1][0].float().cpu()
+            found = predict_views(encoder, views, device, unit).depths[-1].float().cpu()
             for at, i in enumerate(group.views):
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
-                    maps[i] = depth_results.write_map(folder, views.at([at]), found[at], i, stem)
+                    maps[i] = depth_results.write_map(folder, views.at([at]), found[0, at], i, stem)
+            passes.append(examine(views, found))
         # Write the results, with one scale for all pictures
+        learned = None if isinstance(model, nn.Module) else trained_on(model)
+        given = Given(len(scene), size, unit.scale, scene.range_source, learned, scene.left_out)
+        report = make_report(passes, given)
         summary = depth_results.write_results(
-            folder, scene, size, [maps[i] for i in photos], unit.scale, track
+            folder, scene, size, [maps[i] for i in photos], unit.scale, report, track
         )
+    for line in describe_report(report):
+        tell(line)
     tell(f"One count of depth/*.png is {summary.depth_scale:g} in the unit of the cameras.")
     return summary
 

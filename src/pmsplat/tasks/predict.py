@@ -17,9 +17,12 @@ from ..scene.overlap import choose_context, held_out, overlaps
 from ..zoo import memory
 from ..zoo.infer import depth_only_error, fill_near, reconstruct
 from ..zoo.load import load
+from ..zoo.trained import trained_on
 from .options import choose_photos, count_views, describe_fit, fit_size, pick_device
 from .results import prediction
+from .results.depth_files import check_depth
 from .results.folder import make_whole
+from .results.report import Given, describe_report, examine, make_report
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +69,12 @@ def predict(
         sheet.png                   all of that at a glance
         video.mp4                   a path through the context views
         cameras.json                of context and rendered photos; `scale`: see `reconstruct`
-        metrics.json                PSNR and SSIM against the photos, depth where a sensor has it
+        metrics.json                PSNR and SSIM against the photos, depth where a sensor has it,
+                                    and `Report`: whether the photos fit each other and the model
 
-    `tell` gets what was decided, a sentence at a time. Raises UserError before hours are lost where
-    the input, the options, the free memory or the output folder will not do. The folder appears
-    whole or not at all.
+    `tell` gets what was decided, a sentence at a time, and the report. Raises UserError before
+    hours are lost where the input, the options, the free memory or the output folder will not do.
+    The folder appears whole or not at all.
     """
     chosen = options or Options()
     _check_video(chosen)
@@ -98,16 +102,26 @@ def predict(
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
         found = reconstruct(encoder, views, device)
         others = held_out(overlap, context, chosen.held_out)
+        learned = None if isinstance(model, nn.Module) else trained_on(model)
+        given = Given(len(scene), size, found.scale, scene.range_source, learned, scene.left_out)
+        depth = found.prediction.depths[-1]
+        for at, photo in enumerate(context):
+            check_depth(depth[0, at], scene.names[photo])
+        report = make_report([examine(views, depth.float().cpu())], given)
         result = prediction.Result(
             context=views,
             held_out=scene.views(others, size) if others else None,
-            depth=found.prediction.depths[-1],
+            depth=depth,
             gaussians=replace(found.prediction.gaussians[-1], origin=scene.origin),
             scale=found.scale,
+            report=report,
         )
         path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilize)
         prediction.write_video_along(folder / "video.mp4", result, path, chosen.fps, track)
-        return prediction.write_results(folder, result, track)
+        summary = prediction.write_results(folder, result, track)
+    for line in describe_report(report):
+        tell(line)
+    return summary
 
 
 def _check_video(options: Options) -> None:

@@ -27,7 +27,7 @@ from ..losses import Term
 from ..render import fast_backend
 from ..types import Batch
 from ..zoo.init import initialize
-from ..zoo.load import WEIGHTS, load, save
+from ..zoo.load import CONFIG, WEIGHTS, load, save
 from . import optim, pointmaps
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
@@ -36,7 +36,6 @@ from .settings import Component, Experiment, Trainer
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config.json"
 AS_WRITTEN = "give the settings that it was written with (config.json beside it)"
 ADVICE = (  # of Lightning, on things that are decided here
     ".*does not have many workers.*",

@@ -19,8 +19,9 @@ from .published import MARCH_2025, MARCH_SETTINGS, ZOO, Published, recognize_has
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"  # the checkpoint that training writes into its folder
+CONFIG = "config.json"  # the settings of the training, beside it
 
-__all__ = ["WEIGHTS", "ZOO", "Loaded", "Published", "load", "open_model", "save"]
+__all__ = ["CONFIG", "WEIGHTS", "ZOO", "Loaded", "Published", "load", "open_model", "save"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import UserError
 from ...evaluate.depth import DepthMetrics, depth_metrics, median_scale
 from ...progress import Track
 from ...scene import Scene
@@ -16,6 +15,7 @@ from ...view import figures
 from .depth_files import (
     Scale,
     Spread,
+    check_depth,
     measure_spread,
     read_numbers,
     write_colors,
@@ -23,6 +23,7 @@ from .depth_files import (
     write_depth_cameras,
     write_numbers,
 )
+from .report import Report
 from .sheet import choose_columns, make_depth_row, write_sheet
 from .summary import average, write_summary
 
@@ -44,8 +45,9 @@ class Summary:
     `size` is (height, width); `scale` by how much larger the network saw the world; `depth_scale`
     is one count of the PNG files and `colors` near and far of the coloured ones, in the unit of the
     cameras. `median_scaled` compares after each photo's depth was multiplied until its median was
-    the sensor's. Both are None where no photo has sensor depth. `origin` is where the zero of
-    cameras.json lies in the world of the input.
+    the sensor's. Both are None where no photo has sensor depth. `report`: whether the views fit
+    each other and the model. `origin` is where the zero of cameras.json lies in the world of the
+    input.
     """
 
     photos: tuple[str, ...]
@@ -55,6 +57,7 @@ class Summary:
     colors: tuple[float, float]
     as_predicted: Accuracy | None
     median_scaled: Accuracy | None
+    report: Report
     origin: Origin = NO_OFFSET
 
 
@@ -86,12 +89,7 @@ def write_map(
     """
     assert photo.names is not None, "photos of a scene have names"
     name = photo.names[0][0]
-    if not (depth.isfinite() & (depth >= 0)).all() or not (depth > 0).any():
-        raise UserError(
-            f"the model's depth of {name} is negative, not a number, or nowhere",
-            "a model that gives depth",
-            "use another checkpoint: this one's training has failed, or its file is damaged",
-        )
+    check_depth(depth, name)
     write_numbers(folder / "depth", stem, depth)
     spread = measure_spread(depth)
     spread = replace(spread, sample=torch.cat([spread.sample, spread.ends]))
@@ -109,6 +107,7 @@ def write_results(
     size: tuple[int, int],
     maps: list[DepthMap],
     model_scale: float,
+    report: Report,
     track: Track,
 ) -> Summary:
     """Everything that is made of the numbers on disk."""
@@ -128,6 +127,7 @@ def write_results(
         colors=scale.colors,
         as_predicted=_average({found.name: found.as_predicted for found in maps}),
         median_scaled=_average({found.name: found.median_scaled for found in maps}),
+        report=report,
         origin=scene.origin,
     )
     write_summary(folder, summary)

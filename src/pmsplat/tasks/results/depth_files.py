@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...errors import UserError
 from ...io.cameras.ours import DepthFiles, write_cameras
 from ...io.files import write_array
 from ...io.images import count_scale, to_counts, write_depth, write_image
@@ -55,6 +56,16 @@ def measure_spread(shown: Float[Tensor, "*shape"], *others: Float[Tensor, "*shap
     known = torch.cat([colored, *(depth[depth > 0] for depth in others)])
     ends = torch.stack([known.min(), known.max()]) if len(known) else known
     return Spread(colored[:: max(1, len(colored) // SAMPLE)], ends)
+
+
+def check_depth(depth: Float[Tensor, "*shape"], name: str) -> None:
+    """Raises UserError where the depth of the photo `name` is no depth, or there is none."""
+    if not (depth.isfinite() & (depth >= 0)).all() or not (depth > 0).any():
+        raise UserError(
+            f"the model's depth of {name} is negative, not a number, or nowhere",
+            "a model that gives depth",
+            "use another checkpoint: this one's training has failed, or its file is damaged",
+        )
 
 
 def write_numbers(folder: Path, stem: str, depth: Float[Tensor, "height width"]) -> None:

@@ -22,6 +22,7 @@ from ...view import trajectory
 from ...view.figures import color_range, colorize_depth
 from .depth_files import CAMERAS, write_numbers
 from .folder import name_files
+from .report import Report
 from .sheet import make_depth_row, write_sheet
 from .summary import average, write_summary
 
@@ -40,6 +41,7 @@ class Result:
     depth: Float[Tensor, "batch view height width"]
     gaussians: Gaussians
     scale: float
+    report: Report
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Summary:
 
     `size` is (height, width); `scale` by how much larger the network saw the world; `held_out` the
     metrics of each photo that it was not shown, `means` theirs, and those of the context's depth
-    where a sensor knows it. `origin` is where zero lies in the world of the input.
+    where a sensor knows it; `report` whether the context views fit each other and the model.
+    `origin` is where zero lies in the world of the input.
     """
 
     context: tuple[str, ...]
@@ -57,6 +60,7 @@ class Summary:
     gaussians: int
     held_out: dict[str, dict[str, float]]
     means: dict[str, float]
+    report: Report
     origin: Origin = NO_OFFSET
 
 
@@ -90,6 +94,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         gaussians=result.gaussians.means.shape[1],
         held_out=held_out,
         means=_means(result, held_out),
+        report=result.report,
         origin=result.gaussians.origin,
     )
     shown = [views.cameras for views in (result.context, result.held_out) if views is not None]

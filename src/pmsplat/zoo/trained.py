@@ -1,0 +1,71 @@
+"""What a model learned from, to set beside what it is given: views, size, data, baseline."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .load import CONFIG, WEIGHTS
+from .published import RE10K, ZOO
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a model learned from; None where nobody says.
+
+    `views`: fewest and most context views; `size`: (height, width); `data`: data sets; `baseline`:
+    the usual distances, least and largest, of two context views in the unit of the model.
+    """
+
+    views: tuple[int, int] | None
+    size: tuple[int, int] | None
+    data: str
+    baseline: tuple[float, float] | None = None
+
+
+# Distances of published RealEstate10K cameras, in its unit, that are as many frames apart as the
+# context views in training: 5th and 95th percentile over ten sequences of its test split (those in
+# assets/pose_files of hehao13/CameraCtrl at af45a7a), each of the same weight.
+_FAR_APART = (0.32, 2.2)  # 45 to 135 frames: DepthSplat
+_CLOSE = (0.17, 1.05)  # 40 to 50 frames: MVSplat, whose training always takes 45
+# Of the models whose names do not say their views: settings of their training.
+_VIEWS = {RE10K: (2, 2), "RE10K, DL3DV": (2, 6)}
+_SIZES = {"pmloss": (256, 448), "ori_depthsplat_tuned": (256, 448), "mvsplat-re10k": (256, 256)}
+
+
+def trained_on(model: str | Path) -> TrainedOn | None:
+    """What a published model, or one of ours with the settings of its training beside it, learned
+    from; `model` as for `load`. None where that is not known."""
+    if str(model) in ZOO:
+        return _published(str(model))
+    path = Path(model)
+    folder = path if (path / WEIGHTS).is_file() else path.parent
+    try:
+        settings = json.loads((folder / CONFIG).read_text())["dataset"]
+        return _ours(settings["name"], settings["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # moved away from its settings, or of a data set that has no such facts
+
+
+def _published(name: str) -> TrainedOn:
+    """The names of the models say size and views: depthsplat-gs-base-dl3dv-256x448-randview2-6."""
+    published = ZOO[name]
+    size = re.search(r"-(\d+)x(\d+)", name)
+    views = re.search(r"view(\d+)(?:-(\d+))?$", name)
+    baseline = None
+    if published.data == RE10K:
+        baseline = _CLOSE if published.model == "mvsplat" else _FAR_APART
+    return TrainedOn(
+        views=(int(views[1]), int(views[2] or views[1])) if views else _VIEWS.get(published.data),
+        size=(int(size[1]), int(size[2])) if size else _SIZES.get(name),
+        data=published.data,
+        baseline=baseline,
+    )
+
+
+def _ours(name: str, settings: dict[str, Any]) -> TrainedOn:
+    """From the settings of a data set; those of one path have two context views."""
+    least, most = settings.get("views", (2, 2))
+    height, width = settings["size"]
+    return TrainedOn((int(least), int(most)), (int(height), int(width)), str(name))
