@@ -19,6 +19,7 @@ from typing import Any
 
 from .errors import UserError
 
+TOO_LARGE = ("allocate memory", "size calculation overflowed")  # in errors of torch
 PARTS = ("Config", "build")  # that make a module a component
 
 
@@ -80,9 +81,20 @@ def module(package: str, name: str) -> ModuleType:
 def build(package: str, name: str, settings: Any = None) -> Any:
     """The component `name` built from `settings`: its own Config, a mapping of fields, or None.
 
-    Raises UserError for a setting that its Config does not have.
+    Raises UserError for a setting that its Config does not have, and where it does not fit into
+    memory.
     """
-    return module(package, name).build(make_config(package, name, settings))
+    config = make_config(package, name, settings)
+    try:
+        return module(package, name).build(config)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(it in str(error) for it in TOO_LARGE):
+            raise
+        raise UserError(
+            f"{package} {name!r} of a size that does not fit into memory",
+            "sizes near the defaults",
+            f"look for a number that is too large in {config}",
+        ) from error
 
 
 def make_config(package: str, name: str, settings: Any = None) -> Any:

@@ -362,3 +362,25 @@ def test_an_old_number_for_scale_near_is_told(value: str, remedy: str) -> None:
 def test_a_setting_of_the_wrong_length_is_told() -> None:
     with pytest.raises(UserError, match=r"dataset\.size=\[256\]; wanted two numbers"):
         re10k.build(re10k.Config(size=[256]))
+
+
+def test_an_odd_scene_in_a_chunk_is_skipped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_split(tmp_path, [["a", "bb", "ccc"]]) / "train" / "000000.torch"
+    entries = torch.load(path, weights_only=True)
+    entries[1]["near"] = torch.tensor(1.0)
+    torch.save(entries, path)
+    chunks.append(tmp_path / "test", [ours("x", 5)])
+    (tmp_path / "test" / path.name).write_bytes(path.read_bytes())
+    chunks.write_index(tmp_path / "test")
+    frames = Frames((0, 2), (1,))
+    write_index(tmp_path / "index.json", dict.fromkeys(("a", "bb", "ccc"), frames))
+    dataset = ChunkDataset(str(tmp_path), RECIPE, str(tmp_path / "index.json"))
+    with caplog.at_level(logging.INFO):
+        assert {batch.scene[0] for batch in take(dataset.train(0, STEP), 6)} == {"a", "ccc"}
+        assert [batch.scene for batch in dataset.evaluation()] == [["a"], ["ccc"]]
+    reason = "{\"no 'near' and 'far' for each image\": "
+    for split in ("train", "test"):
+        said = [it.getMessage() for it in caplog.records if f"/{split}" in it.getMessage()]
+        assert any(f"skipped {reason}" in text for text in said)

@@ -1,7 +1,9 @@
 """Brightness of every kind of pixel, transparency, several pictures in a file, HEIC."""
 
 import io
+import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,29 @@ def test_colors_of_16_bits(tmp_path: Path) -> None:
         dark = full >> (16 - bits)
         with pytest.raises(UserError, match=r"16 bits a channel and no value beyond \d+"):
             images.read_image(tiff(tmp_path / f"{bits}.tif", dark, photometric="rgb"))
+
+
+def png_of_16_bits(path: Path, pixels: np.ndarray) -> Path:
+    """An RGB or RGBA picture of 16 bits a channel, which Pillow does not write (RFC 2083)."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+def test_png_of_16_bits(tmp_path: Path) -> None:
+    full = COLORS.astype(np.uint16) * 257
+    alpha = np.full((*full.shape[:2], 1), 65535, np.uint16)
+    for name, pixels in (("rgb", full), ("rgba", np.concatenate([full, alpha], -1))):
+        assert error_of(png_of_16_bits(tmp_path / f"{name}.png", pixels), COLORS) <= 1
+    with pytest.raises(UserError, match="16 bits a channel and no value beyond 4095"):
+        images.read_image(png_of_16_bits(tmp_path / "dim.png", full >> 4))
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("CMYK", ".tif"), ("LAB", ".tif"), ("YCbCr", ".tif")])

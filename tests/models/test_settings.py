@@ -81,6 +81,12 @@ def test_odd_settings_that_fit_run(
     assert prediction.gaussians[-1].means.isfinite().all()
 
 
+@pytest.mark.parametrize("width", [32 * 10**5, 32 * 10**12])
+def test_a_network_beyond_all_memory_is_told(width: int) -> None:
+    with pytest.raises(UserError, match=f"does not fit into memory.*width={width}"):
+        registry.build("models", "mvsplat", {"width": width})
+
+
 @pytest.mark.parametrize(
     "override",
     [

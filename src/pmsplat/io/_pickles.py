@@ -21,7 +21,7 @@ import torch
 from torch import serialization
 
 DAMAGED = (  # exceptions of torch's reader for files that are cut, garbled or of another kind
-    RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError,
+    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
     AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 RUN_CODE = {  # functions of Python that only an attack would name

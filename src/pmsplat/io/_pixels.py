@@ -91,7 +91,7 @@ def _from_floats(image: Image.Image, name: str, folder: str) -> Image.Image:
 
 def _gray(values: np.ndarray, white: float, image: Image.Image) -> Image.Image:
     """Values from 0 to `white` as 8-bit RGB; the other way round if the file says so."""
-    scaled = values.astype(np.float64) * (255 / white)
+    scaled = values.astype(np.float32) * np.float32(255 / white)
     if _tag(image, PHOTOMETRIC, 1) == 0:  # white is 0: Pillow turns only 8-bit pixels around
         scaled = 255 - scaled
     return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)).convert("RGB")

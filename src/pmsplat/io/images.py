@@ -36,7 +36,10 @@ TURNS = {  # how stored pixels come to stand upright, by EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
+_UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, RuntimeError,
+    TypeError, MemoryError, OverflowError,
+)  # fmt: skip
 """What Pillow raises on damaged files of various formats."""
 
 
