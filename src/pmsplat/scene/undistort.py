@@ -64,16 +64,16 @@ def pinhole(lens: Lens) -> Lens:
     along = np.linspace(0, 1, 65)
     sides = [np.stack([along, np.full(65, edge)], axis=1) for edge in (0.0, 1.0)]
     border = np.concatenate([*sides, *(side[:, ::-1] for side in sides)]) * [width, height]
-    rays = (border - lens.center) / np.array(lens.focal)
 
     def covered(zoom: float) -> bool:
-        xy = distort(lens, rays / zoom)
+        xy = distort(lens, (border - lens.center) / (zoom * np.array(lens.focal)))
         return bool(((xy >= 0) & (xy <= [width, height])).all())
 
     # The smallest zoom with which the photo covers the border.
     low, high = 0.5, 2.0
     if lens.is_wide:
-        low = float(np.hypot(*rays.T).max()) / math.tan(_one_to_one(lens))
+        farthest = np.hypot(*((border - lens.center) / lens.focal).T).max()
+        low = float(farthest) / math.tan(_one_to_one(lens))
         high = max(16.0, 2 * low)
     if lens.is_wide and covered(low):
         high = low

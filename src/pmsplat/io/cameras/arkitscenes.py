@@ -54,10 +54,18 @@ def read(folder: Path) -> Survey:
         file, time = photo.relative_to(folder).as_posix(), _time(photo)
         row = None if time is None else nearest(times, time, _POSE_APART)
         if time is None or row is None:
-            raise UserError(f"no pose is within {_POSE_APART} s of it")
+            raise UserError(
+                f"{_TRAJECTORY} has no pose within {_POSE_APART} s of {file}",
+                "a pose of each photo",
+                "check that both are of one recording",
+            )
         lens = nearest(lens_times, time, _LENS_APART)
         if lens is None:
-            raise UserError(f"it has no intrinsics in {_LENSES}/")
+            raise UserError(
+                f"{_LENSES}/ has no intrinsics of {file}",
+                "a .pincam of each photo",
+                "download them",
+            )
         w2c = make_motion(axis_rotation(table[row][1:4]), table[row][4:])
         return Shot(
             file,

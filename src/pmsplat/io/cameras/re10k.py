@@ -69,7 +69,11 @@ def read(path: Path, images_folder: str | None = None) -> Survey:
     def read_row(index: int) -> Shot:
         row, photo = rows[index], photos[index]
         if photo is None:
-            raise UserError(f"there is no photo of it beside {path.name}")
+            raise UserError(
+                f"there is no photo of frame {row[0]:.0f} of {path.name}",
+                f"{row[0]:.0f}.jpg",
+                "cut it from the video",
+            )
         file, (fx, fy, cx, cy) = Path(os.path.relpath(photo, path.parent)).as_posix(), row[1:5]
         height, width = size
         lens = Lens(size, (fx * width, fy * height), (cx * width, cy * height))

@@ -75,7 +75,11 @@ def read(folder: Path) -> Survey:
         file = photo.relative_to(folder).as_posix()
         number = int(photo.stem) if photo.stem.isdecimal() else -1
         if not 0 <= number < len(poses):
-            raise UserError(f"{path.name} has {len(poses)} poses, none of it")
+            raise UserError(
+                f"{path.name} has {len(poses)} poses, none of them of {file}",
+                "a pose of each photo, which is named by its number",
+                "export the recording again",
+            )
         pose = check_matrix(path, file, poses[number], (7,))
         c2w = from_opengl(make_motion(quaternion_rotation(pose[:4]), pose[4:]))
         lens = _lens(path, content, number, size)

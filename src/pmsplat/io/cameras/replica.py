@@ -66,7 +66,11 @@ def read(folder: Path) -> Survey:
         photo = photos[index]
         number = index if in_order else _number(photo)
         if not 0 <= number < len(rows):
-            raise UserError(f"traj.txt has {len(rows)} lines, none of it")
+            raise UserError(
+                f"traj.txt has {len(rows)} lines, none of them of {photo.name}",
+                "a line of each photo",
+                "copy the whole file there",
+            )
         file = photo.relative_to(folder).as_posix()
         depth = photo.with_name(photo.stem.replace("frame", "depth") + ".png")
         c2w = check_pose(path, file, np.reshape(rows[number], (4, 4)))

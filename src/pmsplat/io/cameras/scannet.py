@@ -48,7 +48,9 @@ def read(folder: Path) -> Survey:
     def read_photo(photo: Path) -> Shot:
         file, pose = photo.relative_to(folder).as_posix(), poses / f"{photo.stem}.txt"
         if not pose.is_file():
-            raise UserError("it has no pose")
+            raise UserError(
+                f"{poses.name}/ has no pose of {file}", f"{pose.name}", "copy the poses there too"
+            )
         c2w = check_pose(pose, file, read_matrix(pose))
         depth = existing(folder, folder / "depth" / f"{photo.stem}.png") if with_depth else None
         return Shot(file, lens, c2w, depth_file=depth)

@@ -73,7 +73,11 @@ def read(folder: Path) -> Survey:
         time, file = photo
         row = nearest(times, time, _APART)
         if row is None:
-            raise UserError(f"no pose is within {_APART} s of it")
+            raise UserError(
+                f"{poses.name} has no pose within {_APART} s of {file}",
+                "a pose at the time of each photo",
+                "check that both lists are of one recording",
+            )
         pose = make_motion(quaternion_rotation(table[row][4:8]), table[row][1:4])
         depth = nearest(depth_times, time, _APART)
         return Shot(
