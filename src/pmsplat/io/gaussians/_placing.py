@@ -1,5 +1,6 @@
 """Places parts of a scene: the transforms of nodes, which formats with a scene graph have."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,9 +35,15 @@ def place(
             "rotations, translations and one scale for all axes, where colours have harmonics",
             "apply the transform in the program that wrote the file",
         )
-    if placed.origin != NO_OFFSET and part.origin == NO_OFFSET:
-        tell_origin(path, placed.origin)
     return placed
+
+
+def join(path: str | Path, parts: Sequence[Gaussians], told: bool) -> Gaussians:
+    """All placed parts as one scene; a warning says if it lies far off, unless that was `told`."""
+    whole = Gaussians.joined(parts)
+    if whole.origin != NO_OFFSET and not told:
+        tell_origin(path, whole.origin)
+    return whole
 
 
 def _keeps_volume(motion: Float[Tensor, "4 4"]) -> bool:
