@@ -12,6 +12,7 @@ from ...errors import UserError
 from ...geometry import gaussian, se3
 from ...geometry.origin import local_origin
 from ...types import NO_OFFSET, Gaussians
+from ._blocks import drop_unusable
 from ._facts import tell_origin
 
 FLATTEST = 1e-9  # of the product of its axes' lengths: the volume of a transform that keeps all
@@ -39,8 +40,11 @@ def place(
 
 
 def join(path: str | Path, parts: Sequence[Gaussians], told: bool) -> Gaussians:
-    """All placed parts as one scene; a warning says if it lies far off, unless that was `told`."""
-    whole = Gaussians.joined(parts)
+    """All placed parts as one scene, without those that became too large for float32.
+
+    A warning says if it lies far off, unless that was `told`.
+    """
+    whole = drop_unusable(path, Gaussians.joined(parts))
     if whole.origin != NO_OFFSET and not told:
         tell_origin(path, whole.origin)
     return whole

@@ -222,8 +222,9 @@ def _read_field(path: str | Path, folder: Path, field: dict[str, Any]) -> Gaussi
     }
     means, scales, quats_xyzw, opacities, radiance = arrays.values()
     count = len(means)
-    round_ones = count == len(scales) and (scales == scales[:, :1]).all()
-    if not len(quats_xyzw) and round_ones:  # which have no direction
+    with np.errstate(all="ignore"):  # a NaN may be one that signals
+        balls = not len(quats_xyzw) and count == len(scales) and (scales == scales[:, :1]).all()
+    if balls:  # which have no direction
         quats_xyzw = np.tile(np.array([0, 0, 0, 1], np.float32), (count, 1))
     # Check that they fit together.
     degree = field["degree"]
