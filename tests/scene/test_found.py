@@ -215,3 +215,18 @@ def test_cameras_that_are_not_read_are_not_passed_over(
     (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=f"cameras of {program}"):
         open_scene(tmp_path)
+
+
+def test_what_is_behind_transparent_photos(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_transforms(tmp_path / "transforms.json", shots(NAMES), points())
+    for name in NAMES:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGBA", (32, 24), (255, 0, 0, 128)).save(tmp_path / "images" / name)
+    for background in ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 1.0, 0.5)):
+        image = open_scene(tmp_path, PhotoOptions(background=background)).views([0]).images[0, 0]
+        share = 128 / 255
+        wanted = share * torch.tensor([1.0, 0, 0]) + (1 - share) * torch.tensor(background)
+        assert (image[:, 5, 5] - wanted).abs().max() < 1.5 / 255
+    assert "transparen" in caplog.text

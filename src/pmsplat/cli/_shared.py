@@ -68,6 +68,12 @@ def add_photos(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", metavar="DIR", help="folder of the photos, such as images_4 (default: found)"
     )
+    parser.add_argument(
+        "--background",
+        type=rgb,
+        metavar="R,G,B",
+        help="what is behind transparent photos, or a name: black, white (default: black)",
+    )
     lost = parser.add_mutually_exclusive_group()
     lost.add_argument(
         "--strict", action="store_true", help="stop where a photo or its camera cannot be used"
@@ -84,7 +90,7 @@ def photo_options(arguments: argparse.Namespace) -> "PhotoOptions":
     """What `add_photos` added."""
     from ..scene import PhotoOptions
 
-    return PhotoOptions(arguments.images, arguments.strict)
+    return PhotoOptions(arguments.images, arguments.strict, arguments.background or (0.0, 0.0, 0.0))
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
@@ -131,3 +137,16 @@ def size(text: str) -> tuple[int, int]:
             f"{text!r}; wanted HEIGHTxWIDTH, both at least 1, such as 256x448"
         )
     return int(found[1]), int(found[2])
+
+
+def rgb(text: str) -> tuple[float, float, float]:
+    """black, white, or 0.2,0.4,1: RGB in [0, 1], as an option has it."""
+    named = {"black": "0,0,0", "white": "1,1,1"}.get(text, text)
+    try:
+        red, green, blue = (float(part) for part in named.split(","))
+    except ValueError as error:
+        wanted = "black, white, or three numbers such as 0.2,0.4,1"
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted {wanted}") from error
+    if not all(0 <= part <= 1 for part in (red, green, blue)):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers from 0 to 1")
+    return red, green, blue

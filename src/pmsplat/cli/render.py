@@ -26,6 +26,7 @@ from ._shared import (
     add_overwrite,
     add_rules,
     build_options,
+    rgb,
     size,
     terminal,
 )
@@ -88,16 +89,3 @@ def run(arguments: argparse.Namespace) -> None:
     means = ", ".join(f"{name} {value:.3f}" for name, value in summary.means.items())
     show.tell(f"Means over {len(summary.views)} pictures: {means}.")
     show.tell(f"The pictures are in {arguments.output}/.")
-
-
-def rgb(text: str) -> tuple[float, float, float]:
-    """black, white, or 0.2,0.4,1: RGB in [0, 1], as an option has it."""
-    named = {"black": "0,0,0", "white": "1,1,1"}.get(text, text)
-    try:
-        red, green, blue = (float(part) for part in named.split(","))
-    except ValueError as error:
-        wanted = "black, white, or three numbers such as 0.2,0.4,1"
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted {wanted}") from error
-    if not all(0 <= part <= 1 for part in (red, green, blue)):
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers from 0 to 1")
-    return red, green, blue

@@ -15,7 +15,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
-from ._pixels import BLACK, Color, to_rgb
+from ._pixels import BLACK as BLACK
+from ._pixels import Color as Color
+from ._pixels import to_rgb
 from .files import write_bytes
 
 Source = str | Path | bytes

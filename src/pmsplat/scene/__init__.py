@@ -34,10 +34,12 @@ class PhotoOptions:
 
     `folder` is where they are, when not where the file says: a path, or a name beside the cameras
     ("images_4"). `strict`: a photo that cannot be used is an error; else it is left out and named.
+    `background`: RGB in [0, 1] of what is behind transparent photos.
     """
 
     folder: str | None = None
     strict: bool = False
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def read_views(
@@ -112,12 +114,14 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
         log.warning("the photos are those of %s: there are none where the cameras name them", place)
 
     # Each photo with its lens, and its depth map if the file names one.
+    red, green, blue = (round(255 * part) for part in options.background)
+    background = (red, green, blue)
     found, left_out, either = [], list(survey.left_out), 0
     for shot, image in zip(survey.shots, paths, strict=True):
         try:
             if image is None:
                 raise UserError(f"there is no such photo in {place}")
-            photo = make_photo(image, shot)
+            photo = replace(make_photo(image, shot), background=background)
             photo.check()
         except UserError as error:
             left_out.append(LeftOut(shot.file, error.got))

@@ -42,7 +42,7 @@ class Photo:
 
     `lens`: None for a photo that is a pinhole's already. `depth_scale`: scene units of one count;
     `no_depth`: the count, beside 0, that stands for none.
-    `upright`: EXIF orientation is to be applied.
+    `upright`: EXIF orientation is to be applied. `background` is behind transparent pixels.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Photo:
     depth_scale: float = 1.0
     upright: bool = True
     no_depth: int = 0
+    background: images.Color = images.BLACK
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -71,7 +72,7 @@ class Photo:
 
     def pixels(self) -> UInt8[np.ndarray, "height width 3"]:
         """The photo, undistorted."""
-        image = images.read_image(self.image, self.upright)
+        image = images.read_image(self.image, self.upright, self.background)
         return image if self.lens is None else undistort_image(image, self.lens)
 
     def depth(self) -> Float[np.ndarray, "height width"] | None:

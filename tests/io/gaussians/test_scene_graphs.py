@@ -185,6 +185,19 @@ def test_nodes_far_off_are_placed_in_double(
     assert caplog.text.count("positions are counted from") == 1
 
 
+def test_what_a_node_makes_too_large_is_left_out(
+    tmp_path: Path, scene: Gaussians, caplog: pytest.LogCaptureFixture
+) -> None:
+    huge = scene.means.clone()
+    huge[0, 3, 1] = 3e38
+    path = remade(
+        tmp_path, replace(scene, means=huge), lambda t: t["nodes"][0].update(scale=[2] * 3)
+    )
+    found = load_gaussians(path)
+    assert found.means.shape[1] == 11 and found.means.isfinite().all()
+    assert "1 of 12 Gaussians are left out" in caplog.text
+
+
 @pytest.mark.parametrize("space", ["lin_rec709_display", "srgb_p3d65_display", 7])
 def test_other_color_spaces_of_gltf_are_refused(
     tmp_path: Path, scene: Gaussians, space: Any

@@ -67,20 +67,25 @@ def read_blocks(
         kept = end
     if kept == count:
         return whole
-    if not kept:
-        raise damage_error(
-            path,
-            f"not one of {count} Gaussians is usable: not finite, a negative scale, or an opacity "
-            "outside [0, 1]",
-        )
-    log.warning(
-        "%s: %d of %d Gaussians are left out: not finite, a negative scale, or an opacity outside "
-        "[0, 1]",
-        path,
-        count - kept,
-        count,
-    )
+    _tell_unusable(path, count - kept, count)
     return whole.map(lambda tensor: tensor[:, :kept])
+
+
+def drop_unusable(path: str | Path, gaussians: Gaussians) -> Gaussians:
+    """Leaves out what is no longer usable after it was moved, as `read_blocks` does before."""
+    usable = _find_usable(gaussians)
+    if usable.all():
+        return gaussians
+    _tell_unusable(path, int((~usable).sum()), len(usable))
+    return gaussians.map(lambda tensor: tensor[:, usable])
+
+
+def _tell_unusable(path: str | Path, left: int, count: int) -> None:
+    """Says how many Gaussians are left out; raises UserError where that is all of them."""
+    why = "not finite, a negative scale, or an opacity outside [0, 1]"
+    if left == count:
+        raise damage_error(path, f"not one of {count} Gaussians is usable: {why}")
+    log.warning("%s: %d of %d Gaussians are left out: %s", path, left, count, why)
 
 
 def _find_origin(block: Gaussians) -> Origin:

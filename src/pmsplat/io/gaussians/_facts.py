@@ -160,7 +160,8 @@ def are_logarithms(scales: np.ndarray) -> bool:
     it until June 2026.
     """
     some = scales[:: -(-len(scales) // SAMPLE) or 1]
-    return bool(np.mean(some < 0) > NEGATIVE) if some.size else False
+    with np.errstate(all="ignore"):  # a NaN may be one that signals
+        return bool(np.mean(some < 0) > NEGATIVE) if some.size else False
 
 
 def into_axes(gaussians: Gaussians, axes: Float[Tensor, "4 4"]) -> Gaussians:

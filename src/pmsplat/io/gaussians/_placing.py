@@ -1,5 +1,6 @@
 """Places parts of a scene: the transforms of nodes, which formats with a scene graph have."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ...errors import UserError
 from ...geometry import gaussian, se3
 from ...geometry.origin import local_origin
 from ...types import NO_OFFSET, Gaussians
+from ._blocks import drop_unusable
 from ._facts import tell_origin
 
 FLATTEST = 1e-9  # of the product of its axes' lengths: the volume of a transform that keeps all
@@ -34,9 +36,18 @@ def place(
             "rotations, translations and one scale for all axes, where colours have harmonics",
             "apply the transform in the program that wrote the file",
         )
-    if placed.origin != NO_OFFSET and part.origin == NO_OFFSET:
-        tell_origin(path, placed.origin)
     return placed
+
+
+def join(path: str | Path, parts: Sequence[Gaussians], told: bool) -> Gaussians:
+    """All placed parts as one scene, without those that became too large for float32.
+
+    A warning says if it lies far off, unless that was `told`.
+    """
+    whole = drop_unusable(path, Gaussians.joined(parts))
+    if whole.origin != NO_OFFSET and not told:
+        tell_origin(path, whole.origin)
+    return whole
 
 
 def _keeps_volume(motion: Float[Tensor, "4 4"]) -> bool:

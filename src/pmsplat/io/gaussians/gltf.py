@@ -38,7 +38,7 @@ from ._gltf_document import (
     open_document,
 )
 from ._gltf_spz import SPZ_EXTENSIONS, find_stream, read_stream
-from ._placing import place
+from ._placing import join, place
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def read(path: str | Path) -> Gaussians:
     logarithms = any(_has_logarithms(document, part) for part in found if part.stream is None)
     if logarithms:
         log.warning("%s: its scales are logarithms, as in drafts of %s", path, EXTENSION)
-    parts, free = [], sum(len(buffer) for buffer in document.buffers.values())
+    parts, told, free = [], False, sum(len(buffer) for buffer in document.buffers.values())
     for one in found:
         _check_kernel(path, one.extension)
         attributes = document.get_object(one.primitive, "attributes")
@@ -225,8 +225,9 @@ def read(path: str | Path) -> Gaussians:
             free -= len(one.stream)
         to_world = HALF_TURN @ one.place.to_world
         placed = place(path, f"node {one.place.index}", part, to_world)
+        told |= part.origin != NO_OFFSET
         parts.append(replace(placed, rules=_find_rules(document, one) or part.rules))
-    return Gaussians.joined(parts)
+    return join(path, parts, told)
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,9 @@ def _check_colors(path: str | Path, table: np.ndarray | None) -> None:
     """Raises UserError where the file says that its colours are not sRGB."""
     if table is None or not table.dtype.names or not len(table):
         return
-    if (table[table.dtype.names[0]] != 0).any():
+    with np.errstate(all="ignore"):
+        linear = (table[table.dtype.names[0]] != 0).any()
+    if linear:
         raise UserError(
             f"{path} has Gaussians of linear colours (its element {COLOR_SPACE})",
             "colours in sRGB, as they are shown",
@@ -185,7 +187,8 @@ def _list_unread(vertex: Element, layout: _Layout, rows: np.ndarray) -> list[str
     """The properties that are not read and hold something: normals are zero in most files."""
     read = {*MEANS, *layout.dc, *layout.rest, *layout.scales, *QUATS, "opacity", FILTER}
     some = rows[:: -(-len(rows) // SAMPLE) or 1]
-    empty = {name for name in NORMALS if name in vertex.properties and not some[name].any()}
+    with np.errstate(all="ignore"):  # a NaN may be one that signals
+        empty = {name for name in NORMALS if name in vertex.properties and not some[name].any()}
     return [name for name in vertex.properties if name not in read | empty]
 
 
@@ -233,5 +236,6 @@ def _find_divisor(rows: np.ndarray) -> float:
     """What stands for full red, green and blue: 1 in floats that do not exceed it."""
     kinds = {rows.dtype[name] for name in RGB}
     if all(kind.kind == "f" for kind in kinds):
-        return 1.0 if all((rows[name] <= 1).all() for name in RGB) else 255.0
+        with np.errstate(all="ignore"):
+            return 1.0 if all((rows[name] <= 1).all() for name in RGB) else 255.0
     return 65535.0 if any(kind.itemsize == 2 for kind in kinds) else 255.0

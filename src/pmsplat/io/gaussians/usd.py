@@ -31,7 +31,7 @@ from ...types import CLASSIC, NO_OFFSET, DrawingRules, Gaussians
 from ..files import atomic
 from ._blocks import check, damage_error, read_blocks
 from ._facts import MODE, are_logarithms, find_mode, into_axes, read_mode, tell_loss
-from ._placing import place
+from ._placing import join, place
 from ._usd_stage import ARRAYS, import_openusd
 
 log = logging.getLogger(__name__)
@@ -144,12 +144,13 @@ def read(path: str | Path) -> Gaussians:
         to_ours = FROM_UP[stage["up"]] @ _scale_to_meters(path, stage["meters"])
         fields = stage["fields"]
         _tell_left_out(path, stage)
-        parts = []
+        parts, told = [], False
         for i, field in enumerate(fields):
             _check_colors(path, field)
             part = _read_field(path, Path(folder) / str(i), field)
             to_world = torch.tensor(field["motion"], dtype=torch.float64)
             placed = place(path, field["path"], part, to_ours @ to_world)
+            told |= part.origin != NO_OFFSET
             parts.append(replace(placed, rules=_find_rules(path, field["mode"])))
     if not parts:
         hidden = " that are shown" if stage["others"].get("hidden Gaussians") else ""
@@ -158,7 +159,7 @@ def read(path: str | Path) -> Gaussians:
             "a prim ParticleField3DGaussianSplat",
             "export the scene as Gaussian splats, not as a mesh or points",
         )
-    return Gaussians.joined(parts)
+    return join(path, parts, told)
 
 
 def _scale_to_meters(path: str | Path, meters: float | None) -> Tensor:
@@ -221,8 +222,9 @@ def _read_field(path: str | Path, folder: Path, field: dict[str, Any]) -> Gaussi
     }
     means, scales, quats_xyzw, opacities, radiance = arrays.values()
     count = len(means)
-    round_ones = count == len(scales) and (scales == scales[:, :1]).all()
-    if not len(quats_xyzw) and round_ones:  # which have no direction
+    with np.errstate(all="ignore"):  # a NaN may be one that signals
+        balls = not len(quats_xyzw) and count == len(scales) and (scales == scales[:, :1]).all()
+    if balls:  # which have no direction
         quats_xyzw = np.tile(np.array([0, 0, 0, 1], np.float32), (count, 1))
     # Check that they fit together.
     degree = field["degree"]
