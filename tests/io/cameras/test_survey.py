@@ -221,7 +221,10 @@ BAD = {
     "no frames": (lambda c: c.pop("frames"), "has no frames"),
     "no file": (lambda c: c["frames"][1].pop("file_path"), "has no file_path"),
     "no matrix": (lambda c: c["frames"][1].pop("transform_matrix"), "a matrix of none"),
-    "3x4": (lambda c: c["frames"][1]["transform_matrix"].pop(), r"shape \[3, 4\] for images/1.png"),
+    "2x4": (
+        lambda c: c["frames"][1].update(transform_matrix=c["frames"][1]["transform_matrix"][:2]),
+        r"shape \[2, 4\] for images/1.png",
+    ),
     "ragged": (lambda c: c["frames"][1]["transform_matrix"][1].pop(), r"shape \[0\]"),
     "nan": (lambda c: c["frames"][0]["transform_matrix"][0].__setitem__(1, float("nan")), "finite"),
     "singular": (
@@ -239,7 +242,7 @@ BAD = {
     ),
 }
 
-ONE_FRAME = {"no file": 1, "no matrix": 1, "3x4": 1, "ragged": 1, "nan": 0, "singular": 0}
+ONE_FRAME = {"no file": 1, "no matrix": 1, "2x4": 1, "ragged": 1, "nan": 0, "singular": 0}
 ONE_FRAME |= {"mirror": 0, "last row": 0}  # the frame that is bad, where the other is not
 
 
@@ -256,6 +259,15 @@ def test_bad_transforms_are_told(tmp_path: Path, case: str) -> None:
         path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=told):
         transforms_json.read(path)
+
+
+def test_matrices_without_their_last_row(tmp_path: Path) -> None:
+    whole = transforms_json.read(transforms(tmp_path / "a", lambda content: None)).shots
+    cut = transforms(
+        tmp_path / "b", lambda content: [f["transform_matrix"].pop() for f in content["frames"]]
+    )
+    for one, other in zip(transforms_json.read(cut).shots, whole, strict=True):
+        assert np.array_equal(one.c2w, other.c2w)
 
 
 @pytest.mark.parametrize("read", [transforms_json.read, ours.read])

@@ -51,7 +51,10 @@ def _shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
         )
     file = frame["file_path"]
     depth_file = frame.get("depth_file_path", frame.get("depth_path"))
-    matrix = check_matrix(path, file, frame.get("transform_matrix"), (4, 4))
+    matrix = frame.get("transform_matrix")
+    if isinstance(matrix, list) and len(matrix) == 3:
+        matrix = [*matrix, [0.0, 0.0, 0.0, 1.0]]
+    matrix = check_matrix(path, file, matrix, (4, 4))
     c2w = check_pose(path, file, matrix) * np.array([1.0, -1.0, -1.0, 1.0])  # OpenGL -> OpenCV
     fields = content | frame
     return Shot(
