@@ -283,7 +283,7 @@ class Gaussians(Bundle):
         means, scales = _times(self.means, factor), _times(self.scales, factor)
         origin = self.origin
         if origin != NO_OFFSET:
-            origin = _as_triple(torch.tensor(origin, dtype=torch.float64) * factor)
+            origin = as_triple(torch.tensor(origin, dtype=torch.float64) * factor)
         return replace(self, means=means, scales=scales, origin=origin)
 
     def at_origin(self, origin: Origin) -> "Gaussians":
@@ -315,7 +315,7 @@ class Gaussians(Bundle):
             quats_wxyz=gaussian_geometry.quat_multiply(quat.to(self.means), self.quats_wxyz),
             sh=torch.einsum("kj,bgjc->bgkc", mixing.to(self.sh), self.sh),
             origin=origin,
-            up=None if self.up is None else _as_triple(rotation @ exact.new_tensor(self.up)),
+            up=None if self.up is None else as_triple(rotation @ exact.new_tensor(self.up)),
         )
 
     def _move_means(self, exact: Float[Tensor, "4 4"]) -> tuple[Tensor, Origin]:
@@ -327,10 +327,11 @@ class Gaussians(Bundle):
             return se3.transform(exact.to(self.means), self.means), NO_OFFSET
         place = se3.transform(exact, exact.new_tensor([self.origin]))[0] - origin
         turned = self.means.double() @ exact[:3, :3].mT
-        return (turned + place).to(self.means), _as_triple(origin)
+        return (turned + place).to(self.means), as_triple(origin)
 
 
-def _as_triple(vector: Float[Tensor, "3"]) -> tuple[float, float, float]:
+def as_triple(vector: Float[Tensor, "3"]) -> tuple[float, float, float]:
+    """A vector as three numbers."""
     x, y, z = vector.tolist()
     return x, y, z
 

@@ -25,7 +25,7 @@ def test_points_of_a_map_get_an_origin_within_their_extent() -> None:
 
 def test_neither_order_nor_a_few_strays_move_the_origin() -> None:
     points = _points((5e6, 0, 0))
-    strays = torch.cat([points, points.new_full((3, 3), 1e12)])
+    strays = torch.cat([points, points.new_full((3, 3), 1e12), points.new_full((2, 3), torch.nan)])
     assert torch.equal(local_origin(points), local_origin(points.flip(0)))
     assert (local_origin(strays) - local_origin(points)).abs().max() < 0.5
 

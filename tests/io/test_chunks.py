@@ -12,6 +12,7 @@ import torch
 
 from pmsplat.errors import UserError
 from pmsplat.io import chunks, images
+from pmsplat.io._chunk_scene import make_entry
 from pmsplat.io.chunks import ChunkScene
 from pmsplat.scene import open_scene
 from tests.scenes import random_cameras
@@ -318,3 +319,22 @@ def test_two_scenes_of_one_key_are_refused(tmp_path: Path) -> None:
         chunks.write_index(tmp_path)
     assert "'a' in 000000.torch and in 000001.torch" in caught.value.got
     assert not (tmp_path / chunks.INDEX).exists()
+
+
+def test_cameras_of_a_map_are_counted_from_their_midst(tmp_path: Path) -> None:
+    """Cameras in float64 lose nothing, though a chunk's usual float32 would."""
+    place = torch.tensor([441547.502, 5121946.513, 2345.087], dtype=torch.float64)
+    scene = ours("a", 4)
+    entry = make_entry(scene)
+    c2w = scene.c2w.double()
+    c2w[:, :3, 3] += place
+    w2c = torch.linalg.inv(c2w)[:, :3].flatten(1)
+    entry["cameras"] = torch.cat([entry["cameras"][:, :6].double(), w2c], dim=1)
+    torch.save([entry], tmp_path / "000000.torch")
+    found = chunks.read_chunk(tmp_path / "000000.torch").scenes["a"]
+    shift = torch.tensor(found.origin, dtype=torch.float64) - place
+    assert shift.abs().max() < 10
+    assert (found.c2w[:, :3, 3] + shift - scene.c2w[:, :3, 3]).abs().max() < 1e-5
+    chunks.write_chunk(tmp_path / "again.torch", [found])
+    again = chunks.read_chunk(tmp_path / "again.torch").scenes["a"]
+    assert again.origin == found.origin and torch.allclose(again.c2w, found.c2w, atol=1e-6)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pmsplat import load_gaussians
+from pmsplat import cli, load_gaussians
 from pmsplat.io.cameras import export, read_cameras
 from pmsplat.io.gaussians import save_gaussians
+from pmsplat.scene import open_scene
 from pmsplat.tasks.depth import Options as DepthOptions
 from pmsplat.tasks.depth import depth
 from pmsplat.tasks.predict import Options as PredictOptions
@@ -115,3 +116,10 @@ def _some_gaussians(folder: Path) -> Path:
     x, y, z = PLACE.tolist()
     save_gaussians(replace(gaussians, origin=(x, y, z)), folder / "some.ply")
     return folder / "some.ply"
+
+
+def test_chunks_keep_the_origin(far: Path, tmp_path: Path) -> None:
+    assert cli.main(["data", "convert", str(far), str(tmp_path / "split")]) == 0
+    chunk, folder = open_scene(tmp_path / "split"), open_scene(far)
+    assert chunk.origin == pytest.approx(folder.origin, abs=1e-9)
+    torch.testing.assert_close(chunk.cameras.c2w, folder.cameras.c2w, rtol=0, atol=1e-6)

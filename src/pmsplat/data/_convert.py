@@ -49,6 +49,7 @@ def to_chunk_scene(
         far=cameras.far[0],
         depths=None if depths is None else tuple(map(_tensor, depths)),
         depth_scale=depth_scale,
+        origin=scene.origin,
     )
 
 

@@ -18,9 +18,10 @@ def local_origin(points: Float[Tensor, "point 3"]) -> Float[Tensor, "3"]:
 
     float64, rounded to a digit of the points' extent, so that it is short in text. It does not
     depend on the order of the points, nor on a few that lie far off. Points that all lie in one
-    place count as one unit wide.
+    place count as one unit wide; those that are not finite do not count.
     """
     exact = points.double()
+    exact = exact[exact.isfinite().all(dim=1)]
     if len(exact) == 0:
         return exact.new_zeros(3)
     center = exact.median(dim=0).values

@@ -9,16 +9,22 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from ..geometry import se3
+from ..geometry.origin import local_origin
+from ..types import NO_OFFSET, Origin, as_triple
 from . import images
 
 FIELDS = {
     "key", "url", "timestamps", "cameras", "images", "near", "far", "depths", "depth_scale",
+    "origin",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ChunkScene:
-    """One scene of a chunk: cameras and encoded photographs."""
+    """One scene of a chunk: cameras and encoded photographs.
+
+    `origin` is where the zero of the cameras lies in the world that they came from.
+    """
 
     key: str
     c2w: Float[Tensor, "frame 4 4"]
@@ -30,6 +36,7 @@ class ChunkScene:
     far: Float[Tensor, " frame"] | None = None
     depths: tuple[UInt8[Tensor, " byte"], ...] | None = None
     depth_scale: float = 1.0
+    origin: Origin = NO_OFFSET
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,16 +88,13 @@ def parse_entry(entry: dict[str, Any]) -> ChunkScene | Fault:
             return Fault("no 'near' and 'far' for each image")
         if not bool(((near > 0) & (far > near) & far.isfinite()).all()):
             return Fault("'near' and 'far' that are not 0 < near < far")
-    depths, depth_scale = None, entry.get("depth_scale", 1.0)
-    if entry.get("depths") is not None:
-        depths = _get_files(entry["depths"])
-        if depths is None:
-            return Fault("'depths' that are not a list of encoded PNG files (1-D uint8 tensors)")
-        if len(depths) != count:
-            return Fault("another number of 'depths' than of images")
-        if not _is_scale(depth_scale):
-            return Fault(f"a 'depth_scale' of {depth_scale!r}")
-    c2w, K = _parse_cameras(cameras)
+    depths, fault = _get_depths(entry, count)
+    if fault:
+        return fault
+    origin = entry.get("origin", torch.zeros(3))
+    if not _is_tensor(origin, (3,)) or not origin.isfinite().all():
+        return Fault("an 'origin' that is not three finite numbers")
+    c2w, K, place = _parse_cameras(cameras)
     if fault := pose_fault(c2w, K):
         return Fault(fault)
     return ChunkScene(
@@ -103,8 +107,26 @@ def parse_entry(entry: dict[str, Any]) -> ChunkScene | Fault:
         near=None if near is None else near.float(),
         far=None if far is None else far.float(),
         depths=depths,
-        depth_scale=float(depth_scale) if depths is not None else 1.0,
+        depth_scale=1.0 if depths is None else float(entry.get("depth_scale", 1.0)),
+        origin=as_triple(origin.double() + place),
     )
+
+
+def _get_depths(
+    entry: dict[str, Any], count: int
+) -> tuple[tuple[Tensor, ...] | None, Fault | None]:
+    """Returns the depth files of an entry, if it has some, and what is wrong with them."""
+    if entry.get("depths") is None:
+        return None, None
+    depths, scale = _get_files(entry["depths"]), entry.get("depth_scale", 1.0)
+    if depths is None:
+        kinds = "'depths' that are not a list of encoded PNG files (1-D uint8 tensors)"
+        return None, Fault(kinds)
+    if len(depths) != count:
+        return None, Fault("another number of 'depths' than of images")
+    if not _is_scale(scale):
+        return None, Fault(f"a 'depth_scale' of {scale!r}")
+    return depths, None
 
 
 def _is_scale(value: Any) -> bool:
@@ -139,8 +161,11 @@ def _is_ordinary(value: Any) -> TypeGuard[Tensor]:
     return dense and value.device.type == "cpu" and not value.is_quantized
 
 
-def _parse_cameras(rows: Float[Tensor, "frame 18"]) -> tuple[Tensor, Tensor]:
-    """Returns (c2w, K) of camera rows; a pose that cannot be inverted becomes NaN."""
+def _parse_cameras(rows: Float[Tensor, "frame 18"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns c2w and K of camera rows, and the place from which c2w counts if it lies far off.
+
+    A pose that cannot be inverted becomes NaN.
+    """
     rows = rows.double()
     K = torch.eye(3, dtype=rows.dtype).repeat(len(rows), 1, 1)
     K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2] = rows[:, :4].unbind(dim=1)
@@ -148,7 +173,9 @@ def _parse_cameras(rows: Float[Tensor, "frame 18"]) -> tuple[Tensor, Tensor]:
     w2c[:, :3] = rows[:, 6:].reshape(-1, 3, 4)
     c2w, failed = torch.linalg.inv_ex(w2c)
     c2w[failed != 0] = torch.nan
-    return c2w.float(), K.float()
+    place = local_origin(c2w[:, :3, 3])
+    c2w[:, :3, 3] -= place
+    return c2w.float(), K.float(), place
 
 
 def make_entry(scene: ChunkScene) -> dict[str, Any]:
@@ -167,4 +194,6 @@ def make_entry(scene: ChunkScene) -> dict[str, Any]:
         entry |= {"near": scene.near, "far": scene.far}
     if scene.depths is not None:
         entry |= {"depths": list(scene.depths), "depth_scale": float(scene.depth_scale)}
+    if scene.origin != NO_OFFSET:
+        entry |= {"origin": torch.tensor(scene.origin, dtype=torch.float64)}
     return entry

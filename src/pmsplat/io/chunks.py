@@ -4,8 +4,8 @@ A split is a folder of `NNNNNN.torch` files and an `index.json` {scene key: file
 list of scenes, each a dict of `key`, `url`, `timestamps` int64 [n], `cameras` float32 [n, 18]
 (fx, fy, cx, cy divided by width and height, two zeros, world-to-camera 3x4 row-major, OpenCV) and
 `images`, n uint8 tensors holding encoded JPEG or PNG files. Ours may also hold `near` and `far`
-float32 [n], and `depths` (16-bit PNG files) with `depth_scale` (scene units of one count), which
-other readers ignore.
+float32 [n], `depths` (16-bit PNG files) with `depth_scale` (scene units of one count), and `origin`
+float64 [3] (see `types.Gaussians`), which other readers ignore.
 """
 
 import json

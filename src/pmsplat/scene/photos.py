@@ -16,7 +16,7 @@ from ..geometry.origin import local_origin
 from ..io import images
 from ..io.cameras.survey import LeftOut, Lens, Shot, Survey
 from ..io.chunks import ChunkScene
-from ..types import NO_OFFSET, Cameras, Origin, Views
+from ..types import NO_OFFSET, Cameras, Origin, Views, as_triple
 from .bounds import RangeSource, ranges
 from .fit import crop, fit_depth, fit_image, fit_K, to_tensor
 from .undistort import pinhole, undistort_depth, undistort_image
@@ -227,7 +227,7 @@ def make_scene(name: str, survey: Survey, photos: Sequence[Photo]) -> Scene:
     """
     c2w = np.stack([shot.c2w for shot in survey.shots])
     place = local_origin(torch.from_numpy(c2w[:, :3, 3]))
-    x, y, z = place.tolist()
+    x, y, z = as_triple(place)
     if place.any():
         log.warning(
             "the cameras lie far from the origin of their world: what is made of them counts "
@@ -276,7 +276,7 @@ def chunk_scene(scene: ChunkScene) -> Scene:
         near, far = (torch.full((len(scene),), bound) for bound in _PUBLISHED_RANGE)
         source = RangeSource.MODEL
     cameras = Cameras(scene.c2w[None], scene.K[None], near[None], far[None])
-    return Scene(scene.key, tuple(photos), cameras, range_source=source)
+    return Scene(scene.key, tuple(photos), cameras, None, source, scene.origin)
 
 
 def chunk_photos(scene: ChunkScene, frames: Iterable[int]) -> list[Photo]:

@@ -142,3 +142,18 @@ def test_files_that_lie(tmp_path: Path, scene: tuple[bytes, Gaussians]) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match="bufferViews has no entry 9"):
         load_gaussians(path)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_bounds_decide_far_from_the_origin_too(tmp_path: Path, turned: bool) -> None:
+    points = torch.tensor([[1e5, 2e5, -3e5], [100010, 200020, -300030], [100005, 200001, -300007]])
+    counts = [int(8 * value) & 0xFFFFFF for value in points.flatten().tolist()]
+    body = b"".join(count.to_bytes(3, "little") for count in counts)
+    body += bytes([51] * 3 + [128] * 9 + [160] * 9 + [128] * 9)  # opacity, color, scale, rotation
+    stored = points.double() * points.new_tensor([-1.0, 1, -1] if turned else [1.0, 1, 1])
+    stream = struct.pack("<4sIIBBBB", b"NGSP", 2, 3, 0, 3, 0, 0) + body
+    write(tmp_path / "a.glb", stream, bounds(stored[None]))
+    found = load_gaussians(tmp_path / "a.glb")
+    there = found.means[0] + torch.tensor(found.origin, dtype=torch.float64)
+    wanted = stored * stored.new_tensor([1.0, -1, -1])  # in OpenCV axes
+    assert (there - wanted).abs().max() < 1e-2

@@ -57,7 +57,8 @@ def read_stream(document: Document, stream: np.ndarray, attributes: dict[str, An
         bounds = torch.stack(
             [document.get_numbers(accessor, key, [0.0] * 3) for key in ("min", "max")]
         )
-        if _is_turned(document, gaussians.means[0].double(), bounds):
+        origin = torch.tensor(gaussians.origin, dtype=torch.float64)
+        if _is_turned(document, gaussians.means[0] + origin, bounds):
             return gaussians.transformed(ABOUT_Y)
     return gaussians
 
