@@ -13,6 +13,7 @@ from PIL import Image
 
 from pmsplat.errors import UserError
 from pmsplat.io import images
+from pmsplat.scene.posing import copy_upright
 
 RAMP = np.linspace(0, 1, 12 * 20).reshape(12, 20)  # brightness, 0 to 1
 GRAY = (255 * RAMP).round()
@@ -259,3 +260,26 @@ def test_heic_is_read_when_it_is_met_or_names_the_package(
     assert np.abs(images.read_image(path).astype(int) - 120).max() < 4
     with pytest.raises(UserError, match="cannot be read as an image"):
         images.read_image(path.read_bytes()[:60])
+
+
+def test_copies_for_other_programs_are_common_and_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    source, folder = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    folder.mkdir()
+    deep = saved(source / "deep.tif", (RAMP * 4095).round().astype(np.uint16))
+    turned = saved(source / "turned.png", COLORS, exif=exif)
+    plain = saved(source / "plain.png", COLORS)
+    heic = source / "b.heic"
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.fromarray(COLORS).save(heic, "HEIF", exif=exif.tobytes())
+    for photo in (deep, turned, plain, heic):
+        copy_upright(photo, folder)
+    copies = sorted(path.name for path in folder.iterdir())
+    assert copies == ["b.heic.jpg", "deep.tif.jpg", "plain.png", "turned.png"]
+    assert (folder / "plain.png").read_bytes() == plain.read_bytes()
+    assert all(images.is_common(path) and not images.is_turned(path) for path in folder.iterdir())
+    assert error_of(folder / "deep.tif.jpg") <= 4
+    for name in ("b.heic.jpg", "turned.png"):
+        assert images.image_size(folder / name) == (14, 9)

@@ -25,6 +25,7 @@ Source = str | Path | bytes
 FULL_SCALE = 65535  # the largest count of a depth map
 MILLIMETER = 1e-3  # of one count, where the unit is a metre: what sensors and readers expect
 
+COMMON_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP")
 HEIC = {
     b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 }
@@ -90,6 +91,12 @@ def is_panorama(source: Source) -> bool:
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
     text = xmp if isinstance(xmp, bytes) else str(xmp).encode()
     return b"GPano:ProjectionType" in text
+
+
+def is_common(source: Source) -> bool:
+    """Whether other programs read an image as `read_image` does: 8-bit gray, RGB, with alpha."""
+    with _open(source) as image:
+        return image.format in COMMON_FORMATS and image.mode in ("L", "LA", "P", "RGB", "RGBA")
 
 
 def read_depth(source: Source) -> UInt16[np.ndarray, "height width"]:

@@ -45,13 +45,18 @@ def pose_photos(photos: list[Path], cache: Path, tell: Callable[[str], None]) ->
 
     def collect(folder: Path) -> None:
         for photo in photos:
-            if images.is_turned(photo):
-                upright = folder / photo.name
-                upright.write_bytes(images.encode_image(images.read_image(photo), "jpeg"))
-            else:
-                shutil.copyfile(photo, folder / photo.name)
+            copy_upright(photo, folder)
 
     return _pose(photos[0].parent, photos, cache, collect, tell)
+
+
+def copy_upright(photo: Path, folder: Path) -> None:
+    """A copy for pycolmap: turned upright, and as JPEG where pycolmap would not read the pixels."""
+    if images.is_common(photo) and not images.is_turned(photo):
+        shutil.copyfile(photo, folder / photo.name)
+        return
+    name = photo.name if images.is_common(photo) else f"{photo.name}.jpg"
+    (folder / name).write_bytes(images.encode_image(images.read_image(photo), "jpeg"))
 
 
 def pose_video(path: Path, cache: Path, tell: Callable[[str], None]) -> Path:
