@@ -1,7 +1,8 @@
 """Turn a file of Gaussians into another format, crop, thin out or move it, export its cameras
 
 The names of IN and OUT decide their formats: .ply, .compressed.ply, .splat, .spz, .glb (.gltf is
-read only), .usdc, .usda, .usdz. Formats that say which way is up are turned, harmonics included.
+read only), .usdc, .usda, .usdz. Formats that say which way is up are turned, harmonics included;
+what a .ply says is up ("comment Vertical Axis: z") is up there, unless --transform turns the scene.
 
     pmsplat convert point_cloud.ply scene.glb
     pmsplat convert scene.ply small.spz --min-opacity 0.05 --sh-degree 1 --crop=-2,-2,0,2,2,4
