@@ -176,3 +176,11 @@ def test_parts_of_one_scene_share_origin_and_rules() -> None:
     assert torch.allclose(both.means[:, 50:, 0], other.means[..., 0] + 1, atol=1e-6)
     with pytest.raises(UserError, match="different rules"):
         Gaussians.joined([one, replace(one, rules=MIP)])
+
+
+def test_up_turns_with_the_scene() -> None:
+    given = replace(_cloud((0.0, 0.0, 0.0)), up=(0.0, 0.0, 1.0))
+    turn = torch.tensor([[2.0, 0, 0, 7], [0, 0, -2, 8], [0, 2, 0, 9], [0, 0, 0, 1]])
+    assert given.transformed(turn).up == pytest.approx((0, -1, 0))
+    assert given.at_origin((1.0, 2.0, 3.0)).up == given.up == Gaussians.joined([given] * 2).up
+    assert replace(given, up=None).transformed(turn).up is None

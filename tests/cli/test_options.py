@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pmsplat import cli, registry
-from pmsplat.cli._shared import build_options
+from pmsplat.cli._shared import build_options, photo_options
 from pmsplat.errors import UserError
-from pmsplat.scene import open_scene
+from pmsplat.scene import PhotoOptions, open_scene
 from pmsplat.tasks import convert, depth, predict, refine, render, view
 
 VERBS = {
@@ -22,7 +22,13 @@ VERBS = {
     "render": (render.Options, ["scene.ply", "--output", "o"]),
     "view": (view.Options, ["scene.ply"]),
 }
-NOT_ON_THE_COMMAND_LINE = {"predict": {"seconds"}, "convert": {"similarity"}}
+PHOTOS = {"photos"}  # --images, --strict and --background make it
+NOT_ON_THE_COMMAND_LINE = {
+    "predict": {"seconds", *PHOTOS},
+    "depth": PHOTOS,
+    "refine": PHOTOS,
+    "convert": {"similarity"},
+}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -50,6 +56,14 @@ def test_help_says_the_defaults_that_are(verb: str, capsys: pytest.CaptureFixtur
         told = re.search(rf"{flag}\S*(?: [^-(]*)?\(default: (\d+)\)", text)
         if told is not None and field.default is not None:
             assert int(told[1]) == field.default, field.name
+
+
+def test_how_photos_are_found() -> None:
+    words = ["predict", "room", "--model", "m", "--output", "o"]
+    assert photo_options(cli.parser().parse_args(words)) == PhotoOptions()
+    words += ["--images", "images_4", "--strict", "--background", "white"]
+    wanted = PhotoOptions("images_4", True, (1.0, 1.0, 1.0))
+    assert photo_options(cli.parser().parse_args(words)) == wanted
 
 
 def test_errors_name_flags() -> None:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from pmsplat.geometry import camera, se3
@@ -107,3 +108,22 @@ def test_normals_end_where_depth_does(generator: torch.Generator) -> None:
     hole = torch.where(unknown, 0, depth)
     (gradient,) = torch.autograd.grad(camera.normals(hole, K).sum(), depth)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_upright_from_an_axis_is_exact(axis: int, sign: float) -> None:
+    up = sign * torch.eye(3)[axis]
+    motion = se3.upright(up)
+    assert torch.equal(motion[:3, :3] @ up, torch.tensor([0.0, -1, 0]))
+    assert bool(se3.is_rigid(motion, 1e-9)) and set(motion.flatten().tolist()) <= {-1.0, 0.0, 1.0}
+
+
+def test_upright_is_the_smallest_turn(generator: torch.Generator) -> None:
+    """Its angle is that between `up` and -y."""
+    for up in torch.randn(20, 3, generator=generator, dtype=torch.float64):
+        motion = se3.upright(up)
+        down = torch.tensor([0.0, -1, 0]).double()
+        torch.testing.assert_close(motion[:3, :3] @ up / up.norm(), down, rtol=0, atol=1e-12)
+        angle = ((motion[:3, :3].trace() - 1) / 2).acos()
+        torch.testing.assert_close(angle, (down @ up / up.norm()).acos(), rtol=0, atol=1e-6)

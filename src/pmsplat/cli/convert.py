@@ -2,7 +2,8 @@
 
 The content of IN decides its format, the name of OUT the other: .ply, .compressed.ply, .splat,
 .spz, .glb, .usdc, .usda, .usdz. Read only: .gltf, .sog (or its meta.json), .ksplat, and any of them
-gzipped (.ply.gz). Formats that say which way is up are turned, harmonics included.
+gzipped (.ply.gz). Formats that say which way is up are turned, harmonics included; what a .ply says
+is up ("comment Vertical Axis: z") is up there, unless --transform turns the scene.
 
     pmsplat convert point_cloud.ply scene.glb
     pmsplat convert scene.ply small.spz --min-opacity 0.05 --sh-degree 1 --crop=-2,-2,0,2,2,4

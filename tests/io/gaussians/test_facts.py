@@ -216,3 +216,16 @@ def test_up_stays_a_comment(
         save_gaussians(replace(scene, up=(0.0, 0.6, 0.8)), path)
         assert comments(path) == ["Vertical Axis: 0.0 0.6 0.8"]
         assert load_gaussians(path).up == pytest.approx((0, 0.6, 0.8))
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".usdc"])
+def test_a_map_that_says_what_is_up(
+    tmp_path: Path, generator: torch.Generator, suffix: str
+) -> None:
+    """Origin and means turn alike: (x, y, z) of the world becomes (x, -z, y)."""
+    skip_without(suffix)
+    scene = replace(far_off(generator), up=(0.0, 0.0, 1.0))
+    save_gaussians(scene, tmp_path / f"a{suffix}")
+    found = world(load_gaussians(tmp_path / f"a{suffix}"))
+    x, y, z = world(scene).unbind(dim=-1)
+    torch.testing.assert_close(found, torch.stack([x, -z, y], dim=-1), rtol=0, atol=1e-6)

@@ -117,6 +117,28 @@ def test_colors_beside_harmonics_are_named(
     assert "left out: the columns red, green, blue" in caplog.text
 
 
+@pytest.mark.parametrize("names", [("r", "g", "b"), tuple(f"diffuse_{c}" for c in ply.RGB[0])])
+def test_other_names_of_colors(tmp_path: Path, scene: Gaussians, names: tuple[str, ...]) -> None:
+    table = columns(scene, tmp_path)
+    table = {name: values for name, values in table.items() if not name.startswith("f_")}
+    table |= {name: np.full(30, 51 * i, np.uint8) for i, name in enumerate(names)}
+    found = load_gaussians(write(tmp_path / "a.ply", table))
+    expected = (np.array([0, 51, 102]) / 255 - 0.5) / 0.28209479
+    np.testing.assert_allclose(found.sh[0, :, 0], np.tile(expected, (30, 1)), atol=1e-5)
+
+
+def test_linear_columns_are_suspected(
+    tmp_path: Path, scene: Gaussians, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = columns(scene, tmp_path)
+    load_gaussians(tmp_path / "plain.ply")
+    assert "look linear" not in caplog.text
+    table |= {f"scale_{i}": np.exp(table[f"scale_{i}"]) for i in range(3)}
+    table["opacity"] = 1 / (1 + np.exp(-table["opacity"]))
+    load_gaussians(write(tmp_path / "a.ply", table))
+    assert caplog.text.count("look linear") == 1
+
+
 def test_two_scales(tmp_path: Path, scene: Gaussians, caplog: pytest.LogCaptureFixture) -> None:
     table = columns(scene, tmp_path)
     del table["scale_2"]

@@ -40,9 +40,11 @@ DEGREE = 3  # the highest degree that is written: viewers read no higher one
 MARGIN = 2.0**-24  # least distance of opacities from 0 and 1, where logits are infinite
 MEANS, NORMALS, DC = ("x", "y", "z"), ("nx", "ny", "nz"), ("f_dc_0", "f_dc_1", "f_dc_2")
 SCALES, QUATS = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
-RGB, FILTER, COLOR_SPACE = ("red", "green", "blue"), "filter_3D", "color_space"
+RGB = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
+FILTER, COLOR_SPACE = "filter_3D", "color_space"
 FLAT = 1e-6  # third scale of flat Gaussians, in scene units, as SuperSplat and 2DGS's tools have it
 MIP_SPLATTING = DrawingRules(blur=0.1, antialiased=True)  # its `kernel_size` unless told otherwise
+MANY = 20  # Gaussians that are enough to tell
 SAMPLE = 1 << 14  # rows that tell whether a column means something
 
 
@@ -122,6 +124,7 @@ def load_ply(path: str | Path) -> Gaussians:
     _check_colors(path, tables.get(COLOR_SPACE))
     rows = tables.get("vertex", np.empty(0, vertex.make_dtype("=")))
     _tell_left_out(path, header, _list_unread(vertex, layout, rows))
+    _tell_linear(path, rows, layout)
     if layout.filtered and facts.rules is None:
         facts = replace(facts, rules=MIP_SPLATTING)
         log.warning("%s: filter_3D is Mip-Splatting's, so it is drawn antialiased with a blur of "
@@ -132,7 +135,7 @@ def load_ply(path: str | Path) -> Gaussians:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which columns hold what: `dc` are coefficients or, with `divisor`, RGB times that."""
+    """Which columns hold what; `dc` are coefficients, or colours where `is_rgb`."""
 
     dc: tuple[str, ...]
     rest: tuple[str, ...]
@@ -144,8 +147,8 @@ class _Layout:
 def _find_layout(path: str | Path, header: Header) -> _Layout:
     vertex = header.get_element("vertex")
     names = set(vertex.properties)
-    is_rgb = not names & set(DC) and set(RGB) <= names
-    dc, scales = RGB if is_rgb else DC, SCALES[:2] if SCALES[2] not in names else SCALES
+    rgb = [triple for triple in RGB if not names & set(DC) and set(triple) <= names]
+    dc, scales = rgb[0] if rgb else DC, SCALES[:2] if SCALES[2] not in names else SCALES
     if missing := sorted({*MEANS, *dc, *scales, *QUATS, "opacity"} - names):
         raise UserError(
             f"{path} is a mesh or a point cloud, not Gaussians (no {missing[0]} in its vertices)",
@@ -166,7 +169,7 @@ def _find_layout(path: str | Path, header: Header) -> _Layout:
         raise damage_error(path, f"{count} properties f_rest_*") from error
     if count != 3 * (coefficients - 1) or not set(rest) <= names:
         raise damage_error(path, f"{count} properties f_rest_*")
-    return _Layout(dc, rest, scales, FILTER in names, is_rgb)
+    return _Layout(dc, rest, scales, FILTER in names, bool(rgb))
 
 
 def _check_colors(path: str | Path, table: np.ndarray | None) -> None:
@@ -181,6 +184,20 @@ def _check_colors(path: str | Path, table: np.ndarray | None) -> None:
             "colours in sRGB, as they are shown",
             "export it again with sRGB colours",
         )
+
+
+def _tell_linear(path: str | Path, rows: np.ndarray, layout: _Layout) -> None:
+    """Says that a file looks as if its writer forgot logits and logarithms; the layout stays.
+
+    All opacities between one half and 0.73, and all scales above one unit, are no scene.
+    """
+    some = rows[:: -(-len(rows) // SAMPLE) or 1]
+    with np.errstate(all="ignore"):
+        inside = ((some["opacity"] >= 0) & (some["opacity"] <= 1)).all()
+        positive = all((some[name] >= 0).all() for name in layout.scales)
+    if len(some) >= MANY and inside and positive:
+        log.warning("%s: its opacities and scales look linear, where a .ply has logits and "
+                    "logarithms, as which they are read", path)  # fmt: skip
 
 
 def _list_unread(vertex: Element, layout: _Layout, rows: np.ndarray) -> list[str]:
@@ -204,7 +221,7 @@ def _tell_left_out(path: str | Path, header: Header, columns: list[str]) -> None
 def _make_decoder(
     rows: np.ndarray, layout: _Layout, facts: Facts
 ) -> Callable[[int, int], Gaussians]:
-    divisor = _find_divisor(rows) if layout.is_rgb else 1.0
+    divisor = _find_divisor(rows, layout.dc) if layout.is_rgb else 1.0
 
     def decode(start: int, stop: int) -> Gaussians:
         block = rows[start:stop]
@@ -232,10 +249,10 @@ def _make_decoder(
     return decode
 
 
-def _find_divisor(rows: np.ndarray) -> float:
+def _find_divisor(rows: np.ndarray, names: tuple[str, ...]) -> float:
     """What stands for full red, green and blue: 1 in floats that do not exceed it."""
-    kinds = {rows.dtype[name] for name in RGB}
+    kinds = {rows.dtype[name] for name in names}
     if all(kind.kind == "f" for kind in kinds):
         with np.errstate(all="ignore"):
-            return 1.0 if all((rows[name] <= 1).all() for name in RGB) else 255.0
+            return 1.0 if all((rows[name] <= 1).all() for name in names) else 255.0
     return 65535.0 if any(kind.itemsize == 2 for kind in kinds) else 255.0
