@@ -17,7 +17,7 @@ from ...errors import UserError
 from ...io.gaussians import load_gaussians
 from ...progress import Track, silently
 from ...scene import Scene, open_scene
-from ...types import CLASSIC, MIP, DrawingRules, Gaussians, Views
+from ...types import CLASSIC, MIP, NO_OFFSET, DrawingRules, Gaussians, Views
 from ...zoo.infer import fill_near
 from ...zoo.load import load
 from ..options import format_rules, format_size, pick_device
@@ -206,7 +206,7 @@ def _make_start(
     generator = torch.Generator().manual_seed(options.seed)
     if start == "file":
         assert options.init is not None
-        gaussians = load_gaussians(options.init)
+        gaussians = load_gaussians(options.init).at_origin(NO_OFFSET)  # as the cameras are
         if not gaussians.means.shape[1]:
             raise UserError(
                 f"{options.init} holds no Gaussians", "one at least", "choose another `init`"
