@@ -209,7 +209,7 @@ class DrawingRules:
             raise UserError(
                 f"{self}",
                 "`blur` above 0, `alpha_cap` between 0 and 1, `near` of 0 or more",
-                "start from pmsplat.types.CLASSIC or MIP",
+                "start from `CLASSIC` or `MIP` of pmsplat.types",
             )
 
 

@@ -399,7 +399,7 @@ def test_antialiased_runs_train_draw_and_leave_antialiased_gaussians(
         for rules in (None, CLASSIC)
     )
     assert own.mean().item() == pytest.approx(summary.after.psnr, abs=0.01)
-    assert own.mean() > classic.mean() and summary.after.psnr > summary.before.psnr
+    assert own.mean() > classic.mean() + 1e-3 and summary.after.psnr > summary.before.psnr
     # Resumed with other rules it would become something else
     with pytest.raises(pmsplat.UserError, match="begun with antialiased True, not False"):
         refine(room, tmp_path / "mip", replace(QUICK, resume=True))
@@ -416,8 +416,8 @@ def test_antialiased_runs_train_draw_and_leave_antialiased_gaussians(
             "The start was trained for the rules 'mip'; this run draws and trains by 'classic'"
         )
         assert any(differs in sentence for sentence in said) != antialiased
-        same = began.psnr == pytest.approx(summary.after.psnr, abs=0.01)
-        assert same == antialiased
+        expected = (own if antialiased else classic).mean().item()
+        assert began.psnr == pytest.approx(expected, abs=1e-4)
 
 
 def test_runs_of_before_there_were_rules_go_on(room: str, tmp_path: Path) -> None:

@@ -233,11 +233,12 @@ def test_a_run_gains_and_resumes_to_the_same_bits(
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("strategy", ["gsplat-default", "gsplat-mcmc"])
-def test_a_run_on_cuda(strategy: str, room: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_a_run_on_cuda(strategy: str, antialiased: bool, room: str, tmp_path: Path) -> None:
     problem = renderer.obstacle(torch.device("cuda"))
     if problem is not None:
         pytest.skip(str(problem))
-    options = replace(QUICK, strategy=strategy, most=700, device="cuda")
+    options = replace(QUICK, strategy=strategy, antialiased=antialiased, most=700, device="cuda")
     summary = refine(room, tmp_path / "out", options)
     assert summary.after.psnr > summary.before.psnr + 1.5
     assert summary.after.gaussians <= 700
