@@ -49,7 +49,7 @@ def upright(up: Float[Tensor, "3"]) -> Float[Tensor, "4 4"]:
     Turns from an axis are exact.
     """
     x, y, z = normalize(up, dim=-1).unbind()
-    if y > 1 - 1e-12:
+    if 1 - y < 1e-12:
         return torch.diag(torch.stack([1 + 0 * y, -1 + 0 * y, -1 + 0 * y, 1 + 0 * y]))
     zero = torch.zeros_like(y)
     cross = torch.stack([zero, x, zero, -x, zero, -z, zero, z, zero]).reshape(3, 3)
