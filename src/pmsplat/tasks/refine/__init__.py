@@ -17,7 +17,7 @@ from ...errors import UserError
 from ...io.gaussians import load_gaussians
 from ...progress import Track, silently
 from ...scene import Scene, open_scene
-from ...types import CLASSIC, MIP, NO_OFFSET, DrawingRules, Gaussians, Views
+from ...types import CLASSIC, MIP, DrawingRules, Gaussians, Views
 from ...zoo.infer import fill_near
 from ...zoo.load import load
 from ..options import format_rules, format_size, pick_device
