@@ -129,8 +129,21 @@ def test_an_averaged_model_of_torch(tmp_path: Path) -> None:
 def test_two_dictionaries_of_tensors_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"several dictionaries of tensors \(left, right\)"):
         read({"left": RAW, "right": MEAN}, tmp_path)
-    with pytest.raises(UserError, match="it holds no dictionary of tensors, but 'state_dict'"):
-        read({"state_dict": {}}, tmp_path)
+    for content, held in (
+        ({"state_dict": {}}, "no dictionary of tensors, but 'state_dict'"),
+        ({"model": nn.Linear(2, 3), "epoch": 3}, "no dictionary of tensors, but 'model', 'epoch'"),
+        (nn.Linear(2, 3), "an object of a class"),
+        ([torch.ones(1)], "a list"),
+    ):
+        with pytest.raises(UserError, match=f"it holds {held}.*save `model.state_dict"):
+            read(content, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
+    torch.jit.trace(nn.Linear(2, 3), torch.ones(1, 2)).save(tmp_path / "a.pt")  # type: ignore
+    with pytest.raises(UserError, match="it is a TorchScript program"):
+        weights.read_checkpoint(tmp_path / "a.pt")
 
 
 class Settings(dict):

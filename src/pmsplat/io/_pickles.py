@@ -132,6 +132,8 @@ def _choose_placeholders(path: Path, zipped: bool) -> dict[str, type]:
         with path.open("rb") as file:
             return _read_names(file, UNZIPPED_PICKLES)
     with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise ValueError("it is a TorchScript program, not a state dict")
         content = None
         for record in archive.infolist():
             if record.compress_type != zipfile.ZIP_STORED:  # torch would map the packed bytes

@@ -30,6 +30,7 @@ AVERAGES = {"ema", "swa", "averaged", "shadow", "polyak"}  # words in the names 
 TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 COUNTER = "n_averaged"  # of torch's AveragedModel, beside the parameters of its `module`
 OTHERS = ("optim", "lr_scheduler", "scheduler", "scaler", "loops")  # never weights
+PLAIN = (list, tuple, str, int, float, set, Tensor)  # types that errors name
 DEPTH = 4  # dictionaries within each other, of which the innermost has the tensors
 
 
@@ -70,7 +71,7 @@ def choose_state(content: Any, where: str) -> State:
         raise UserError(
             f"{where} cannot be read as a checkpoint (it holds {_describe(content)})",
             "a dictionary of tensors",
-            "check which file it is",
+            "check which file it is, or save `model.state_dict()` with the program that made it",
         )
     best = min(raw, key=lambda it: it.rank)
     rivals = [it.name for it in raw if it.rank == best.rank]
@@ -192,6 +193,6 @@ def _join(key: str) -> str:
 
 def _describe(content: Any) -> str:
     if not isinstance(content, dict):
-        return f"a {type(content).__name__}"
+        return f"a {type(content).__name__}" if type(content) in PLAIN else "an object of a class"
     keys = ", ".join(repr(key) for key in list(content)[:6]) or "nothing"
     return f"no dictionary of tensors, but {keys}"
