@@ -16,16 +16,16 @@ from torch import Tensor
 from ...evaluate.agreement import Agreement, join_agreements, measure_agreement
 from ...io.cameras.survey import LeftOut
 from ...scene.bounds import RangeSource, central_depths
+from ...scene.overlap import LITTLE
 from ...types import Views
 from ...zoo.trained import TrainedOn
 from ..options import format_size
 
-LITTLE = 0.3  # share of a view that another sees: "small" overlap in NoPoSplat (arXiv 2410.24207)
 PARALLAX = 3.0  # pixels: with less, a pixel's error is an error of a third in depth
 BEYOND = 1.5  # times outside of the usual distances in training
 RESIZED = 1.25  # ratio to the sides in training
 MANY = 2  # times as many views as in training
-MATCH = 0.3  # least correlation of detail
+MATCH = 0.35  # least correlation of detail
 CONSISTENT = 0.6  # least share of points whose depths agree
 AT_NEAR = 0.1  # so near to near is at near, as a share of it
 STUCK = 0.25  # share of depth at near
@@ -35,6 +35,10 @@ NAMED = 3  # photos or reasons that a sentence names
 _CHECK_CAMERAS = (
     "check the cameras (wrong poses, a wrong focal length and photos in another order than their "
     "cameras all do this), or pose the photos again, for instance with COLMAP"
+)
+_UNSURE = (
+    "the model is unsure of this scene: take photos closer together, or try a model that learned "
+    "from such scenes"
 )
 _SET_RANGE = "set 'near' and 'far' in the camera file"
 
@@ -308,6 +312,8 @@ def _check_match(report: Report) -> list[Finding]:
         problem = f"Photos do not match by the predicted depth ({report.photometric:.2f})"
         return [Finding(problem, remedy)]
     if report.geometric < CONSISTENT:
-        share = 1 - report.geometric
-        return [Finding(f"The depths contradict each other at {share:.0%} of the points", remedy)]
+        problem = (
+            f"The depths of views contradict each other at {1 - report.geometric:.0%} of points"
+        )
+        return [Finding(problem, _UNSURE)]
     return []
