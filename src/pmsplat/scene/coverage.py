@@ -21,6 +21,7 @@ from .overlap import ENOUGH, GRID, LITTLE, WIDEST
 
 NARROWEST = math.radians(2)  # angle of two rays: about 8 pixels of parallax in a picture of 256
 SAMPLED = 128  # photos whose points count, at most, evenly spread
+AT_ONCE = 1 << 23  # points times cameras, which bounds memory for long videos
 ONCE = 0.8  # worth of a point that one chosen view sees, of one for which two give depth
 
 
@@ -48,7 +49,8 @@ def look_around(cameras: Cameras) -> Sight:
     They are taken to be at the geometric mean of near and far, as for `overlaps`.
     """
     c2w, K = cameras.c2w[0], cameras.K[0]
-    at = torch.linspace(0, len(c2w) - 1, min(len(c2w), SAMPLED)).round().long()
+    sampled = min(len(c2w), SAMPLED, max(1, AT_ONCE // (len(c2w) * GRID**2)))
+    at = torch.linspace(0, len(c2w) - 1, sampled).round().long()
     depth = (cameras.near * cameras.far).sqrt()[0, at]
     grid = depth[:, None, None].expand(-1, GRID, GRID)
     points = camera.unproject_depth(grid, c2w[at], K[at]).flatten(1, 2)

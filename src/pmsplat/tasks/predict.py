@@ -103,7 +103,8 @@ def predict(
         found = reconstruct(encoder, views, device)
         others = held_out(overlap, context, chosen.held_out)
         learned = None if isinstance(model, nn.Module) else trained_on(model)
-        given = Given(len(scene), size, found.scale, scene.range_source, learned)
+        named = chosen.context is not None
+        given = Given(len(scene), size, found.scale, scene.range_source, learned, named=named)
         depth = found.prediction.depths[-1]
         for at, photo in enumerate(context):
             check_depth(depth[0, at], scene.names[photo])

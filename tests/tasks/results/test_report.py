@@ -63,6 +63,7 @@ def test_no_advice_where_all_is_fine() -> None:
     [
         (report({"shares": (0.04, 0.05)}), "share too little (4%", "`views=4`"),
         (report({"shares": (0.04, 0.05)}, {"photos": 2}), "(4%", "closer together"),
+        (report({"shares": (0.04, 0.05)}, {"named": True}), "(4%", "leave `context` out"),
         (report({"shares": (0.8, 0.1)}), "less than 30% of b.jpg", "closer together"),
         (report({"angle": 0.2}), "almost from one place (0.9 pixels", "farther apart"),
         (report(gaps=(20.0, 20.0)), "10 apart; the model was trained with 0.32 to 2.2", "closer"),

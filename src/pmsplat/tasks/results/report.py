@@ -34,7 +34,8 @@ NAMED = 3  # photos or reasons that a sentence names
 
 _CHECK_CAMERAS = (
     "check the cameras (wrong poses, a wrong focal length and photos in another order than their "
-    "cameras all do this), or pose the photos again, for instance with COLMAP"
+    "cameras all do this), or pose the photos again, for instance with COLMAP; if the cameras are "
+    "right, the model does not know such scenes"
 )
 _UNSURE = (
     "the model is unsure of this scene: take photos closer together, or try a model that learned "
@@ -47,9 +48,9 @@ _SET_RANGE = "set 'near' and 'far' in the camera file"
 class Given:
     """What a verb knows of its input.
 
-    `photos`: how many there were to choose from; `size`: (height, width) for the network; `scale`:
-    how much larger it saw the world; `range_source`: where near and far come from; `left_out`:
-    photos that could not be used.
+    `photos`: how many there were to choose from; `named`: the user chose the views; `size`:
+    (height, width) for the network; `scale`: how much larger it saw the world; `range_source`:
+    where near and far come from; `left_out`: photos that could not be used.
     """
 
     photos: int
@@ -58,6 +59,7 @@ class Given:
     range_source: RangeSource
     trained_on: TrainedOn | None = None
     left_out: tuple[LeftOut, ...] = ()
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
         left_out=given.left_out,
     )
     findings = [
-        *_check_places(facts, given.photos),
+        *_check_places(facts, given),
         *_check_range(facts),
         *_check_training(facts),
         *_check_match(facts),
@@ -198,7 +200,7 @@ def describe_report(report: Report) -> list[str]:
 
 
 def _describe_places(report: Report) -> str:
-    seen = f"Of every view, another one sees {report.shared:.0%} or more"
+    seen = f"The least that a view shares with the others is {report.shared:.0%} of its picture"
     if report.angle is None or report.parallax is None:
         return f"{seen}."
     return (
@@ -232,13 +234,15 @@ def _describe_training(report: Report) -> str:
     return f"{given}; it was trained {' '.join(parts)}."
 
 
-def _check_places(report: Report, photos: int) -> list[Finding]:
+def _check_places(report: Report, given: Given) -> list[Finding]:
     """Overlap, parallax and, where it is known, the baseline of training."""
     findings = []
     apart = "take photos closer together"
-    if more := _more_views(report, photos):
+    if given.named:
+        apart += ", or leave `context` out"
+    elif more := _more_views(report, given.photos):
         apart += f", or try `views={more}`"
-    elif photos > report.views:
+    elif given.photos > report.views:
         apart += ", or name views that are closer with `context`"
     if report.alone:
         names = ", ".join(report.alone[:NAMED]) + ", …" * (len(report.alone) > NAMED)
