@@ -5,7 +5,7 @@ import math
 import torch
 
 from pmsplat.geometry import se3
-from pmsplat.scene.overlap import ENOUGH, choose_context, group_views, held_out, overlaps
+from pmsplat.scene.overlap import ENOUGH, group_views, held_out, overlaps
 from pmsplat.types import Cameras
 
 
@@ -37,22 +37,6 @@ def test_opposite_and_averted_cameras_do_not_overlap() -> None:
     overlap = overlaps(cameras_at(eyes, targets))
     assert overlap[0, 1] == 0  # the same point from behind
     assert overlap[0, 2] == 0  # the other way
-
-
-def test_chosen_views_are_spread_but_overlap() -> None:
-    cameras = walk(30, 0.1)
-    overlap = overlaps(cameras)
-    chosen = choose_context(overlap, 4)
-    assert chosen == sorted(set(chosen)) and len(chosen) == 4
-    gaps = torch.tensor(chosen).diff()
-    assert gaps.min() >= 5  # wider than neighbours …
-    neighbors = overlap[chosen[:-1], chosen[1:]]
-    assert neighbors.min() >= ENOUGH  # … but no wider than overlap allows
-
-
-def test_cameras_without_overlap_are_chosen_all_the_same() -> None:
-    overlap = torch.eye(3)
-    assert choose_context(overlap, 3) == [0, 1, 2]
 
 
 def test_held_out_views_saw_what_the_context_saw() -> None:

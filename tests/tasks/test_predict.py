@@ -100,6 +100,11 @@ def test_everything_is_written(model: depthsplat.DepthSplat, room: str, tmp_path
     value = metrics["held_out"][others[0]]["psnr"]
     assert value == pytest.approx(-10 * error.log10().item(), abs=1e-3)
     assert metrics["means"]["abs_rel"] > 0  # the rooms know their depth
+    report = metrics["report"]
+    assert report["range_source"] == "the file" and report["trained_on"] is None
+    assert 0 < report["shared"] <= 1 and report["near"] < report["far"]
+    last = [f"{finding['problem']}: {finding['remedy']}." for finding in report["findings"]]
+    assert said[-1] == (last or ["Nothing looks wrong."])[-1]
     with Image.open(out / "render" / f"{others[0]}.png") as drawn:
         got = np.asarray(drawn, dtype=float) / 255
     clipped = rendering.color[0, 0].clamp(0, 1).permute(1, 2, 0).numpy()
@@ -237,8 +242,33 @@ def test_file_names_are_unique() -> None:
 def test_command_line(cli_run, tmp_path: Path) -> None:
     code, said = cli_run("--context", "0,3", "--size", "48x64", "--held-out", "1", "--fps", "2")
     assert code == 0, said
+    assert "what it was trained on is not known" in said and "`" not in said
     assert "Means over 1 held-out photos" in said and said.endswith(f"are in {tmp_path / 'out'}/.")
     assert (tmp_path / "out/gaussians.ply").is_file()
+
+
+def test_context_is_chosen_or_named(room: str) -> None:
+    words = ["predict", room, "--model", "m", "--output", "o"]
+    for more, context in (
+        ([], None),
+        (["--context", "auto"], None),
+        (["--context", "0,3"], (0, 3)),
+    ):
+        assert cli.parser().parse_args([*words, *more]).context == context
+
+
+def test_a_model_that_has_failed_is_told(
+    model: depthsplat.DepthSplat, room: str, tmp_path: Path
+) -> None:
+    class Failed(depthsplat.DepthSplat):
+        def forward(self, *given, **more):  # type: ignore[no-untyped-def]
+            found = super().forward(*given, **more)
+            return replace(found, depths=tuple(depth * np.nan for depth in found.depths))
+
+    failed = Failed(CONFIG).eval()
+    with pytest.raises(UserError, match="negative, not a number, or nowhere"):
+        predict(room, failed, tmp_path / "out", QUICK)
+    assert not list(tmp_path.iterdir())
 
 
 def test_input_that_is_not_there(cli_run, tmp_path: Path) -> None:

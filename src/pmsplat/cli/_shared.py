@@ -129,6 +129,11 @@ def indices(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def context(text: str) -> tuple[int, ...] | None:
+    """auto, which is None: the verb chooses; or 0,5,9: numbers of photos."""
+    return None if text == "auto" else indices(text)
+
+
 def size(text: str) -> tuple[int, int]:
     """256x448: (height, width), as an option has them; neither is 0."""
     found = re.fullmatch(r"(\d+)x(\d+)", text, re.ASCII)

@@ -7,7 +7,8 @@ INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk 
 
 Every photo gets depth: z in the unit of the input's cameras. Photos that see the same things go
 through the model together, up to N at a time; a model of Gaussians will do too. With --context,
-only these photos, all together.
+only these photos, all together. A short report says at the end whether the photos fit each other
+and the model, and what would help.
 
 In the output folder afterwards: depth/ (.npy, and .png of 16 bits: depth_scale in cameras.json is
 one count), color/, sheet.png, cameras.json, and metrics.json: AbsRel, RMSE and delta < 1.25 where
@@ -22,7 +23,7 @@ from ._shared import (
     add_overwrite,
     add_photos,
     build_options,
-    indices,
+    context,
     photo_options,
     size,
     terminal,
@@ -42,7 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--views", type=int, metavar="N", help="photos at a time, at most (default: 4)"
     )
-    parser.add_argument("--context", type=indices, metavar="0,5,9", help="these photos only")
+    parser.add_argument(
+        "--context", type=context, metavar="auto|0,5,9", help="these photos only (default: all)"
+    )
     parser.add_argument(
         "--size", type=size, metavar="HxW", help="of the pictures (default: that of the photos)"
     )

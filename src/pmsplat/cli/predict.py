@@ -5,10 +5,11 @@ INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk 
 
     pmsplat predict kitchen/ --model depthsplat-gs-small-re10k-256x256-view2 --output kitchen-3d/
 
-A few photos, spread over the camera path, are shown to the model; what it was not shown is rendered
-and compared. In the output folder afterwards: gaussians.ply (drag it into any 3DGS viewer),
-sheet.png, video.mp4, depth/, render/, metrics.json and cameras.json, all in the unit and the axes
-of the input's cameras.
+A few photos, of which two or more cover as much as possible of what all show, are shown to the
+model; what it was not shown is rendered and compared. A short report says at the end whether the
+photos fit each other and the model, and what would help. In the output folder afterwards:
+gaussians.ply (drag it into any 3DGS viewer), sheet.png, video.mp4, depth/, render/, metrics.json
+and cameras.json, all in the unit and the axes of the input's cameras.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from ._shared import (
     add_overwrite,
     add_photos,
     build_options,
-    indices,
+    context,
     photo_options,
     size,
     terminal,
@@ -37,7 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--output", required=True, metavar="DIR", type=Path, help="folder of results"
     )
     parser.add_argument("--views", type=int, metavar="N", help="context views (default: up to 4)")
-    parser.add_argument("--context", type=indices, metavar="0,5,9", help="these photos instead")
+    parser.add_argument(
+        "--context",
+        type=context,
+        metavar="auto|0,5,9",
+        help="these photos instead (default: auto, by coverage and baseline)",
+    )
     parser.add_argument(
         "--size", type=size, metavar="HxW", help="of the pictures (default: that of the photos)"
     )

@@ -19,24 +19,28 @@ from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 from ..geometry import camera
 from ..types import Views
 
-TOLERANCE = 0.05  # relative difference up to which two depths are one surface
+TOLERANCE = 0.05  # relative difference up to which two depths agree
+HIDDEN = 0.25  # relative distance behind a surface from which a point is hidden, not misplaced
 POINTS = 4096  # of a view, at most: enough for shares to a percent or two
 AT_ONCE = 1 << 21  # points seen by a view that are held in memory at once
 SHORT_SIDE = 128  # pixels of the photos that are compared
 FINE, COARSE = 3, 9  # pixels: detail is what a mean over the one keeps and one over the other loses
 LOUD = 0.2  # detail beyond it counts as that: highlights do not outweigh the rest
+QUIET = 0.01  # detail that is less in the mean of a photo is noise, and not made louder
+ASIDE = math.radians(45)  # rays farther apart see other sides of things
 
 
 @dataclass(frozen=True)
 class Agreement:
     """How several views of one place fit each other by their predicted depth.
 
-    `shares`: of each view, the share of its points that at least one other view sees: in its
-    picture, and not hidden behind what it shows. `geometric`: the share of points that another view
-    sees whose depths differ by at most TOLERANCE. `photometric`: correlation of the detail of the
-    photos at such points, from 1 through 0 (chance) to -1; `unmoved` the same at equal pixels, as
+    `shares`: of each view, the share of its points that are in the picture of at least one other
+    view, whose rays to them are less than ASIDE apart. Below, a point is compared in every picture
+    that it is in, unless HIDDEN there. `geometric`: the share of compared points whose depths
+    differ by at most TOLERANCE. `photometric`: correlation of the detail of the
+    photos there, from 1 through 0 (chance) to -1; `unmoved` the same at equal pixels, as
     if there were no parallax. `angle`: the widest between the rays of two views to a point, in
-    degrees, median over points. All are NaN, but `shares`, where no view sees what another does.
+    degrees, median over points. All are NaN, but `shares`, where nothing can be compared.
     `points` is the number of compared points.
     """
 
@@ -144,8 +148,8 @@ def _look(
     # What is predicted there decides what is hidden.
     grid = torch.where(inside[..., None], 2 * xy - 1, 0)
     shown = grid_sample(depth[:, None], grid, mode="nearest", align_corners=False)[:, 0]
-    seen = inside & (shown > 0) & (z <= shown * (1 + TOLERANCE))
-    agrees = seen & (z >= shown * (1 - TOLERANCE))
+    seen = inside & (shown > 0) & (z <= shown * (1 + HIDDEN))
+    agrees = seen & ((z - shown).abs() <= TOLERANCE * shown)
 
     # Detail of the photos: of the point's own, where it falls, and where it would be unmoved.
     still = (2 * points.xy - 1).expand(views, 1, -1, -1)
@@ -159,18 +163,22 @@ def _look(
     rays = torch.nn.functional.normalize(points.world - c2w[:, None, None, :3, 3], dim=-1)
     cosine = (rays * rays[points.at, torch.arange(own, device=depth.device)]).sum(dim=-1)
     angles = torch.where(seen, cosine.clamp(-1, 1).acos(), -1).amax(dim=0)
-    anywhere = seen.any(dim=0)
-    shares = anywhere.sum(dim=1) / points.known.sum(dim=1).clamp_min(1)
-    return _Look(torch.stack([value.double() for value in sums]), angles[anywhere], shares)
+    shared = (inside & (cosine > math.cos(ASIDE))).any(dim=0)
+    shares = shared.sum(dim=1) / points.known.sum(dim=1).clamp_min(1)
+    return _Look(torch.stack([value.double() for value in sums]), angles[angles >= 0], shares)
 
 
 def _detail(images: Float[Tensor, "view 3 height width"]) -> Float[Tensor, "view 1 h w"]:
-    """Returns the detail of small copies of photos: what is neither noise nor slow change."""
+    """Returns the detail of small copies of photos: what is neither noise nor slow change.
+
+    Its mean square is the same in all photos, whatever their exposure.
+    """
     gray = images.mean(dim=1, keepdim=True)
     shrink = SHORT_SIDE / min(gray.shape[-2:])
     if shrink < 1:
         gray = interpolate(gray, scale_factor=shrink, mode="area")
-    return (_average(gray, FINE) - _average(gray, COARSE)).clamp(-LOUD, LOUD)
+    detail = (_average(gray, FINE) - _average(gray, COARSE)).clamp(-LOUD, LOUD)
+    return detail / detail.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp_min(QUIET)
 
 
 def _average(image: Tensor, window: int) -> Tensor:

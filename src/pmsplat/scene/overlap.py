@@ -1,4 +1,4 @@
-"""Which cameras see the same things, and which of them to show to a network."""
+"""Which cameras see the same things, and which of them go through a network together."""
 
 import math
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ GRID = 8  # points per side of an image from which overlap is estimated
 WIDEST = math.radians(30)  # angle under which two rays to a point still see the same of it
 TIE = 0.5 / GRID**2  # less than one point of the grid
 ENOUGH = 0.6  # overlap that a new view keeps with the ones chosen before it
+LITTLE = 0.3  # overlap that is called small (NoPoSplat, arXiv 2410.24207)
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,6 @@ def overlaps(cameras: Cameras) -> Float[Tensor, "view view"]:
         rows.append((inside & (cosine > math.cos(WIDEST))).float().mean(dim=-1))
     share = torch.stack(rows)
     return torch.minimum(share, share.T)
-
-
-def choose_context(overlap: Float[Tensor, "view view"], count: int) -> list[int]:
-    """`count` views, in order, spread as widely as their overlap allows.
-
-    Starts with the view that shares most with all others; then, again and again, adds the view that
-    is farthest from the chosen ones (shares least with its nearest) but still shares ENOUGH with
-    it, or, where none does, the one that shares most.
-    """
-    chosen = [int(overlap.sum(dim=1).argmax())]
-    while len(chosen) < count:
-        nearest = overlap[:, chosen].amax(dim=1)
-        nearest[chosen] = -1
-        enough = nearest >= ENOUGH
-        score = torch.where(enough, 2 - nearest, nearest)  # any that shares enough comes first
-        chosen.append(int(score.argmax()))
-    return sorted(chosen)
 
 
 def held_out(overlap: Float[Tensor, "view view"], context: list[int], count: int) -> list[int]:

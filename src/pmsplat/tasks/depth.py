@@ -108,7 +108,10 @@ def depth(
             passes.append(examine(views, found))
         # Write the results, with one scale for all pictures
         learned = None if isinstance(model, nn.Module) else trained_on(model)
-        given = Given(len(scene), size, unit.scale, scene.range_source, learned, scene.left_out)
+        named = chosen.context is not None
+        given = Given(
+            len(scene), size, unit.scale, scene.range_source, learned, scene.left_out, named
+        )
         report = make_report(passes, given)
         summary = depth_results.write_results(
             folder, scene, size, [maps[i] for i in photos], unit.scale, report, track

@@ -13,7 +13,8 @@ from ..contracts import encoder_traits
 from ..errors import UserError
 from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
-from ..scene.overlap import choose_context, held_out, overlaps
+from ..scene.coverage import choose_context, coverage, look_around
+from ..scene.overlap import held_out, overlaps
 from ..zoo import memory
 from ..zoo.infer import depth_only_error, fill_near, reconstruct
 from ..zoo.load import load
@@ -31,10 +32,10 @@ log = logging.getLogger(__name__)
 class Options:
     """What may be chosen; None leaves it to `predict`, which says what it chose.
 
-    `views` is how many context views to choose; `context` names them by index instead. `size` is
-    (height, width). `held_out` is with how many further photos to compare at most; `seconds` of
-    video go from one context view to the next; `stabilize` takes the tremble out of its path.
-    `photos` says how the photos are found.
+    `views` is how many context views to choose, so that two of them see as much as possible of what
+    all photos see; `context` names them by index instead. `size` is (height, width). `held_out` is
+    with how many further photos to compare at most; `seconds` of video go from one context view to
+    the next; `stabilize` takes the tremble out of its path. `photos` says how the photos are found.
     """
 
     views: int | None = None
@@ -103,7 +104,10 @@ def predict(
         found = reconstruct(encoder, views, device)
         others = held_out(overlap, context, chosen.held_out)
         learned = None if isinstance(model, nn.Module) else trained_on(model)
-        given = Given(len(scene), size, found.scale, scene.range_source, learned, scene.left_out)
+        named = chosen.context is not None
+        given = Given(
+            len(scene), size, found.scale, scene.range_source, learned, scene.left_out, named
+        )
         depth = found.prediction.depths[-1]
         for at, photo in enumerate(context):
             check_depth(depth[0, at], scene.names[photo])
@@ -135,18 +139,20 @@ def _check_video(options: Options) -> None:
 
 
 def choose_views(scene: Scene, overlap: Float[Tensor, "view view"], options: Options) -> list[int]:
-    """The context views: those named, or so many, spread as far as they still overlap."""
+    """The context views: those named, or so many, chosen by what they cover and their baseline."""
     photos = len(scene)
     if options.context is not None:
         return choose_photos(options.context, photos)
     count = count_views(options.views, max(2, min(4, photos - 1)), photos)
-    return choose_context(overlap, count)
+    return choose_context(look_around(scene.cameras), overlap, count)
 
 
 def _describe_context(scene: Scene, context: list[int], overlap: Float[Tensor, "view view"]) -> str:
     shared = overlap[context][:, context].clone().fill_diagonal_(0).amax(dim=1).min().item()
+    covered = coverage(look_around(scene.cameras), context)
     names = ", ".join(f"{i} ({scene.names[i]})" for i in context)
     return (
         f"Context: {len(context)} of {len(scene)} photos: {names}. "
-        f"By the cameras, each shares about {shared:.0%} of its picture or more with another."
+        f"By the cameras, each shares about {shared:.0%} of its picture or more with another, and "
+        f"two or more of them cover about {covered:.0%} of what all photos show."
     )

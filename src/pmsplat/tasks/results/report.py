@@ -16,16 +16,16 @@ from torch import Tensor
 from ...evaluate.agreement import Agreement, join_agreements, measure_agreement
 from ...io.cameras.survey import LeftOut
 from ...scene.bounds import RangeSource, central_depths
+from ...scene.overlap import LITTLE
 from ...types import Views
 from ...zoo.trained import TrainedOn
 from ..options import format_size
 
-LITTLE = 0.3  # share of a view that another sees: "small" overlap in NoPoSplat (arXiv 2410.24207)
 PARALLAX = 3.0  # pixels: with less, a pixel's error is an error of a third in depth
 BEYOND = 1.5  # times outside of the usual distances in training
 RESIZED = 1.25  # ratio to the sides in training
 MANY = 2  # times as many views as in training
-MATCH = 0.3  # least correlation of detail
+MATCH = 0.35  # least correlation of detail
 CONSISTENT = 0.6  # least share of points whose depths agree
 AT_NEAR = 0.1  # so near to near is at near, as a share of it
 STUCK = 0.25  # share of depth at near
@@ -34,7 +34,12 @@ NAMED = 3  # photos or reasons that a sentence names
 
 _CHECK_CAMERAS = (
     "check the cameras (wrong poses, a wrong focal length and photos in another order than their "
-    "cameras all do this), or pose the photos again, for instance with COLMAP"
+    "cameras all do this), or pose the photos again, for instance with COLMAP; if the cameras are "
+    "right, the model does not know such scenes"
+)
+_UNSURE = (
+    "the model is unsure of this scene: take photos closer together, or try a model that learned "
+    "from such scenes"
 )
 _SET_RANGE = "set 'near' and 'far' in the camera file"
 
@@ -43,9 +48,9 @@ _SET_RANGE = "set 'near' and 'far' in the camera file"
 class Given:
     """What a verb knows of its input.
 
-    `photos`: how many there were to choose from; `size`: (height, width) for the network; `scale`:
-    how much larger it saw the world; `range_source`: where near and far come from; `left_out`:
-    photos that could not be used.
+    `photos`: how many there were to choose from; `named`: the user chose the views; `size`:
+    (height, width) for the network; `scale`: how much larger it saw the world; `range_source`:
+    where near and far come from; `left_out`: photos that could not be used.
     """
 
     photos: int
@@ -54,6 +59,7 @@ class Given:
     range_source: RangeSource
     trained_on: TrainedOn | None = None
     left_out: tuple[LeftOut, ...] = ()
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
         left_out=given.left_out,
     )
     findings = [
-        *_check_places(facts, given.photos),
+        *_check_places(facts, given),
         *_check_range(facts),
         *_check_training(facts),
         *_check_match(facts),
@@ -194,7 +200,7 @@ def describe_report(report: Report) -> list[str]:
 
 
 def _describe_places(report: Report) -> str:
-    seen = f"Of every view, another one sees {report.shared:.0%} or more"
+    seen = f"The least that a view shares with the others is {report.shared:.0%} of its picture"
     if report.angle is None or report.parallax is None:
         return f"{seen}."
     return (
@@ -228,13 +234,15 @@ def _describe_training(report: Report) -> str:
     return f"{given}; it was trained {' '.join(parts)}."
 
 
-def _check_places(report: Report, photos: int) -> list[Finding]:
+def _check_places(report: Report, given: Given) -> list[Finding]:
     """Overlap, parallax and, where it is known, the baseline of training."""
     findings = []
     apart = "take photos closer together"
-    if more := _more_views(report, photos):
+    if given.named:
+        apart += ", or leave `context` out"
+    elif more := _more_views(report, given.photos):
         apart += f", or try `views={more}`"
-    elif photos > report.views:
+    elif given.photos > report.views:
         apart += ", or name views that are closer with `context`"
     if report.alone:
         names = ", ".join(report.alone[:NAMED]) + ", …" * (len(report.alone) > NAMED)
@@ -308,6 +316,8 @@ def _check_match(report: Report) -> list[Finding]:
         problem = f"Photos do not match by the predicted depth ({report.photometric:.2f})"
         return [Finding(problem, remedy)]
     if report.geometric < CONSISTENT:
-        share = 1 - report.geometric
-        return [Finding(f"The depths contradict each other at {share:.0%} of the points", remedy)]
+        problem = (
+            f"The depths of views contradict each other at {1 - report.geometric:.0%} of points"
+        )
+        return [Finding(problem, _UNSURE)]
     return []
