@@ -181,12 +181,6 @@ def several(rule: Rule, count: int | None = None) -> Rule:
     )
 
 
-def one_of(valid: Iterable[str]) -> Rule:
-    """One of these words."""
-    known = tuple(valid)
-    return Rule(lambda value: value in known, f"one of {', '.join(known)}")
-
-
 def check_settings(config: Any, rules: Mapping[str, Rule], owner: str) -> None:
     """Raises UserError for the first field of `config` that does not fit its rule.
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...geometry import camera, se3
 from ...io.weights import Source
-from ...registry import check_settings, one_of
 from ...types import Cameras, Pointmap, Views
 from . import _network
 
@@ -56,9 +55,6 @@ SHORTEST = 0.1  # of the distance by which poses are divided, in scene units, as
 class Config:
     model: str = "DA3-BASE"  # or DA3-SMALL, or DA3-LARGE-1.1 (not for commercial use)
     posed: bool = True  # whether our cameras are given to it and unproject its depth, or its own
-
-    def __post_init__(self) -> None:
-        check_settings(self, {"model": one_of(SOURCES)}, "teacher.")
 
 
 class DepthAnything3:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...geometry import se3
 from ...io.weights import Source
-from ...registry import check_settings, one_of
 from ...types import Pointmap, Views
 from . import _network
 
@@ -50,9 +49,6 @@ HEADS = {"point": ("point_head.",), "depth": ("depth_head.", "camera_head.")}
 class Config:
     model: str = "VGGT-1B"  # or VGGT-1B-Commercial, as good, under another license
     head: str = "point"  # "point", as published; or "depth", unprojected by the known cameras
-
-    def __post_init__(self) -> None:
-        check_settings(self, {"model": one_of(SOURCES), "head": one_of(HEADS)}, "teacher.")
 
 
 class Vggt:
