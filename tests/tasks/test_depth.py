@@ -165,6 +165,14 @@ def test_depth_is_exact_in_the_unit_of_the_input(
         assert torch.allclose(seen.cameras.far, torch.tensor(10.0))
     assert said[0].startswith("Depth of 7 of 7 photos in") and "One count of depth" in said[-1]
     assert summary.as_predicted is None and summary.median_scaled is None
+    report = summary.report  # exact depth of one wall, but photos of noise: no pair matches
+    assert report.geometric is not None and report.geometric > 0.999
+    assert report.photometric is not None and abs(report.photometric) < 0.2
+    assert [finding.problem[:19] for finding in report.findings] == ["Photos do not match"]
+    step = math.hypot(0.2, 0.05) / 2  # in the unit of the model
+    assert report.baseline[0] >= step * 0.999 and report.range_source == "the file"
+    assert (report.near, report.far) == pytest.approx((unit, 20 * unit))
+    assert any(line.startswith("Photos do not match") for line in said)
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == [
         "cameras.json", "color", "depth", "metrics.json", "sheet.png"
     ]  # fmt: skip

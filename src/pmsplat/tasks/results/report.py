@@ -1,8 +1,10 @@
 """The report at the end of `predict` and `depth`: what was given, whether it fits, what would help.
 
 Facts are measured; a finding is a fact beyond a limit, with what to do about it. Nothing is advised
-where nothing was found. The limits were set on real photos and on procedural rooms with exact
-depth, with right and with deliberately wrong poses, lenses and ranges.
+where nothing was found. Limits of what the photos say: depth of a plane sweep in ten real scenes
+gives a correlation of detail (see `Agreement`) of 0.49 to 0.95, exact depth of procedural rooms
+0.82 and more; of 30 deliberate faults (a pose turned by 3 degrees, photos swapped, depth 1.5 times
+as large) one gives 0.43 and the others 0.38 at most.
 """
 
 import math
@@ -25,8 +27,8 @@ PARALLAX = 3.0  # pixels: with less, a pixel's error is an error of a third in d
 BEYOND = 1.5  # times outside of the usual distances in training
 RESIZED = 1.25  # ratio to the sides in training
 MANY = 2  # times as many views as in training
-MATCH = 0.35  # least correlation of detail
-CONSISTENT = 0.6  # least share of points whose depths agree
+MATCH = 0.4  # least correlation of detail
+CONSISTENT = 0.5  # least share of points whose depths agree
 AT_NEAR = 0.1  # so near to near is at near, as a share of it
 STUCK = 0.25  # share of depth at near
 COMPARED = 200  # points: fewer say nothing of how well they match
