@@ -106,10 +106,11 @@ def describe_fit(scene: Scene, size: tuple[int, int]) -> list[str]:
     cut = {shape: count for shape, count in sizes.items() if lost[shape] > MUCH_CUT}
     if cut:
         first = next(photo for photo in scene.photos if photo.size in cut)
+        count = sum(cut.values())
         told.append(
-            f"Of {sum(cut.values())} photos up to {max(lost.values()):.0%} is cut off, because "
-            f"their shape is another (the first is {first.name} of {format_size(first.size)}). "
-            "Choose a size of their shape, or leave them out."
+            f"Up to {max(lost.values()):.0%} is cut off of {count} photo{'s' * (count > 1)}, because "
+            f"of another shape (the first is {first.name} of {format_size(first.size)}). Choose a "
+            "`size` of that shape, or leave them out."
         )
     return told
 
