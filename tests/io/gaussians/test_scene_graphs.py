@@ -273,10 +273,14 @@ def test_color_spaces(
             load_gaussians(path)
 
 
+NEEDED = ("positions", "orientations", "opacities", "scales",
+          "radiance:sphericalHarmonicsCoefficients")  # fmt: skip
+
+
 def test_absent_attributes_are_named(tmp_path: Path, scene: Gaussians, pxr: Any) -> None:
-    for name in ("orientations", "opacities", "scales", "radiance:sphericalHarmonicsCoefficients"):
+    for name in NEEDED:
         path = edited(tmp_path, scene, pxr, lambda s, p, name=name: p.RemoveProperty(name))
-        with pytest.raises(UserError, match=f"has no {name} for 12 positions"):
+        with pytest.raises(UserError, match=f"has no {name} for 12 Gaussians"):
             load_gaussians(path)
     balls = replace(scene, scales=scene.scales[..., :1].expand(-1, -1, 3))
     path = edited(tmp_path, balls, pxr, lambda s, p: p.RemoveProperty("orientations"))

@@ -234,14 +234,15 @@ def _read_field(path: str | Path, folder: Path, field: dict[str, Any]) -> Gaussi
     if not 0 <= degree <= sh.MAX_DEGREE:
         raise damage_error(path, f"harmonics of degree {degree}")
     bands = (degree + 1) ** 2
+    longest = max(count, len(scales), len(opacities))
     for name, found in zip(ARRAYS, (means, scales, quats_xyzw, opacities, radiance), strict=True):
         attribute = (name[0].lower() + name[1:]).replace("radianceS", "radiance:s")
-        wanted = count * (bands if found is radiance else 1)
+        wanted = longest * (bands if found is radiance else 1)
         if len(found) != wanted:
             raise UserError(
                 f"{path}: {field['path']} has "
                 + (f"{len(found)} {attribute}" if len(found) else f"no {attribute}")
-                + f" for {count} positions at degree {degree}",
+                + f" for {longest} Gaussians of degree {degree}",
                 f"{wanted} of them",
                 "export it again with all attributes of ParticleField3DGaussianSplat",
             )
