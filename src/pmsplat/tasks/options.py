@@ -108,8 +108,8 @@ def describe_fit(scene: Scene, size: tuple[int, int]) -> list[str]:
         first = next(photo for photo in scene.photos if photo.size in cut)
         count = sum(cut.values())
         told.append(
-            f"Up to {max(lost.values()):.0%} is cut off of {count} photo{'s' * (count > 1)}, because "
-            f"of another shape (the first is {first.name} of {format_size(first.size)}). Choose a "
+            f"Up to {max(lost.values()):.0%} is cut off of {count} photo{'s' * (count > 1)} of "
+            f"another shape (the first is {first.name}, {format_size(first.size)}). Choose a "
             "`size` of that shape, or leave them out."
         )
     return told

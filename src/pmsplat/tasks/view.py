@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..io.cameras import find_cameras
 from ..io.gaussians import load_gaussians
 from ..io.images import read_image
-from ..types import Cameras, Gaussians
+from ..types import Cameras, Direction, Gaussians
 from ..view.orbit import axis, upward
 from ..view.server import Page, Setting
 from ..view.stage import Exhibit, Stage
@@ -94,7 +94,7 @@ def view(
     everything = [picture for _, pictures in opened for picture in pictures]
     gaussians, pictures = opened[0]
     start = bounded(on_orbit(gaussians, 1, [], chosen.up), gaussians)[0]
-    up = _find_upward(chosen.up, everything)
+    up = _find_upward(chosen.up, gaussians.up, everything)
     if pictures:
         start = pictures[0]
     # Does that fit into memory, and into a browser?
@@ -125,8 +125,12 @@ def view(
     return page
 
 
-def _find_upward(named: str | None, pictures: list[Picture]) -> Float[Tensor, "3"]:
-    """The axis that was named, or what photographers held for up, or -y."""
+def _find_upward(
+    named: str | None, said: Direction | None, pictures: list[Picture]
+) -> Float[Tensor, "3"]:
+    """The axis that was named, or what the file says, or what photographers held for up, or -y."""
+    if named is None and said is not None:
+        return torch.tensor(said)
     if named is not None or not pictures:
         return axis(named or "-y")
     return upward(torch.cat([picture.camera.c2w[0] for picture in pictures]))
