@@ -104,6 +104,16 @@ def test_a_file_alone_is_seen_from_in_front_and_above(tmp_path: Path) -> None:
         page.close()
 
 
+def test_what_a_file_says_is_up_is_up(tmp_path: Path) -> None:
+    save_gaussians(replace(blocks(), up=(0.0, 0.0, 1.0)), tmp_path / "scene.ply")
+    for named, wanted in ((None, [0.0, 0, 1]), ("x", [1.0, 0, 0])):
+        page = view([tmp_path / "scene.ply"], replace(QUIET, up=named))
+        try:
+            assert page.setting.up.tolist() == wanted
+        finally:
+            page.close()
+
+
 def test_of_many_cameras_some_are_shown(tmp_path: Path) -> None:
     count = 2 * MOST_CAMERAS
     c2w = torch.eye(4).repeat(1, count, 1, 1)
