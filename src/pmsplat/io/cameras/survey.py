@@ -200,11 +200,22 @@ def text_at(key: str) -> Callable[[Any], str]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; raises UserError where there is no such file, or it holds no JSON."""
+    """What a JSON file holds, in UTF-8, UTF-16 or Latin-1, with or without a mark of byte order.
+
+    Raises UserError where there is no such file, or it holds no JSON.
+    """
     try:
-        return json.loads(path.read_text())
+        data = path.read_bytes()
+        try:
+            return json.loads(data)
+        except UnicodeDecodeError:
+            return json.loads(data.decode("latin-1"))
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}", "a camera file", "check the path") from error
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror})", "a camera file", "check the path"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not JSON ({error})",
@@ -235,17 +246,16 @@ def read_number(
 
     Raises UserError for anything else, and for a number that is not finite.
     """
-    value = given = fields.get(key, default)
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            value = None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    given = fields.get(key, default)
+    try:
+        value = math.nan if isinstance(given, bool) else float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):  # overflow: a whole number of 400 digits
+        value = math.nan
+    if not math.isfinite(value):
         raise UserError(
-            f"{path} has {key}={given!r}", "a finite number", f"correct {key} in the file"
+            f"{path} has {key}={given!r:.60}", "a finite number", f"correct {key} in the file"
         )
-    return float(value)
+    return value
 
 
 def check_size(path: Path, height: int, width: int) -> tuple[int, int]:
@@ -294,7 +304,7 @@ def check_matrix(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> n
     """What the file gives for `name` as float64 of `shape`; raises UserError for anything else."""
     try:
         matrix = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         matrix = np.empty(0)
     if matrix.shape != shape:
         got = "none" if value is None else f"shape {list(matrix.shape)}"

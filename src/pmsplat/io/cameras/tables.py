@@ -42,6 +42,21 @@ def numbers(path: Path, words: Sequence[str]) -> list[float]:
         ) from error
 
 
+def read_cloud(path: Path) -> Float[np.ndarray, "point 3"]:
+    """The vertices of a .ply file; raises UserError where it has none."""
+    from plyfile import PlyData, PlyParseError
+
+    try:
+        vertex = PlyData.read(path)["vertex"]
+        return np.stack([np.asarray(vertex[axis], np.float64) for axis in "xyz"], axis=1)
+    except (PlyParseError, KeyError, ValueError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as a point cloud ({error})",
+            "vertices x y z",
+            "export it again, or take it away",
+        ) from error
+
+
 def read_size(path: Path, height: float, width: float) -> tuple[int, int]:
     """(height, width) of photos from two numbers; raises UserError where they are no size."""
     whole = (round(side) if math.isfinite(side) else 0 for side in (height, width))

@@ -3,7 +3,10 @@
 https://docs.nerf.studio/quickstart/data_conventions.html
 """
 
-from pathlib import Path
+import logging
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,9 @@ from .survey import (
     read_shots,
     text_at,
 )
+from .tables import read_cloud
+
+log = logging.getLogger(__name__)
 
 
 def read(path: str | Path) -> Survey:
@@ -34,12 +40,21 @@ def read(path: str | Path) -> Survey:
     content, frames = frames_of(path)
     found = read_shots(frames, lambda frame: _shot(path, content, frame), text_at("file_path"))
     name_left_out(path, content, frames)
+    given = [_stated_time(frame) for frame in frames if isinstance(frame, dict)]
+    if sum(shot.time is not None for shot in found.shots) < sum(t is not None for t in given):
+        log.warning("%s: times that are no numbers and no dates are left out", path)
+    points = _points(path, content.get("ply_file_path"))
+    return Survey(found.shots, points, _depth_scale(path, content), found.left_out)
+
+
+def _depth_scale(path: Path, content: dict[str, Any]) -> float:
+    """Scene units of one count of the depth files."""
     unit = content.get("depth_unit_scale_factor", content.get("integer_depth_scale", 1e-3))
     scale = read_number(path, {"depth unit": unit}, "depth unit")
     scale *= read_number(path, content, "applied_scale", 1.0)
-    cloud = content.get("ply_file_path")
-    points = _ply_points(path.parent / cloud) if isinstance(cloud, str) else None
-    return Survey(found.shots, points, scale, found.left_out)
+    if scale <= 0:
+        raise UserError(f"{path} has a depth unit of {scale:g}", "a positive number", "correct it")
+    return scale
 
 
 def _shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
@@ -69,23 +84,29 @@ def _shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
 
 
 def _time(path: Path, frame: dict[str, Any]) -> float | None:
-    """When a frame was taken, if the file says."""
-    key = next((key for key in ("timestamp", "time") if key in frame), None)
-    return None if key is None else read_number(path, frame, key)
+    """When a frame was taken, in seconds or any unit, if the file says: a number or a date."""
+    given = _stated_time(frame)
+    with suppress(UserError):
+        return None if given is None else read_number(path, {"time": given}, "time")
+    with suppress(ValueError):
+        return datetime.fromisoformat(str(given)).timestamp()
+    return None
 
 
-def _ply_points(path: Path) -> np.ndarray | None:
-    """The vertices of a point cloud file, None where there is none."""
-    if not path.is_file():
+def _stated_time(frame: dict[str, Any]) -> Any:
+    return next((frame[key] for key in ("timestamp", "time") if key in frame), None)
+
+
+def _points(path: Path, named: Any) -> np.ndarray | None:
+    """The points of the cloud that a camera file names; a warning where it is not there.
+
+    It may be named with backslashes, or with the folders of another machine.
+    """
+    if named is None:
         return None
-    from plyfile import PlyData, PlyParseError
-
-    try:
-        vertex = PlyData.read(path)["vertex"]
-        return np.stack([np.asarray(vertex[axis], np.float64) for axis in "xyz"], axis=1)
-    except (PlyParseError, KeyError, ValueError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as a point cloud ({error})",
-            "vertices x y z",
-            "export it again, or remove 'ply_file_path' from the camera file",
-        ) from error
+    place = str(named).replace("\\", "/")
+    found = [path.parent / place, path.parent / PurePosixPath(place).name]
+    cloud = next((file for file in found if file.is_file()), None)
+    if cloud is None:
+        log.warning("%s: the sparse points, %s, are not there: left out", path, named)
+    return None if cloud is None else read_cloud(cloud)
