@@ -1,14 +1,15 @@
 """Photographs of one place, decoded when they are asked for, and the views made of them."""
 
 import logging
+import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from ..errors import UserError
@@ -22,6 +23,7 @@ from .fit import crop, fit_depth, fit_image, fit_K, to_tensor
 from .undistort import pinhole, undistort_depth, undistort_image
 
 _ASPECT_TOLERANCE = 0.01  # between a photo and its lens: rounding of downscaled copies
+_ARRAYS = (".npy", ".npz")  # files of depth that are no images
 _DEPTH_MAPS = 40  # at most so many are read to find near and far
 _PUBLISHED_RANGE = (0.5, 100.0)  # of RealEstate10K's unit, for chunk scenes that carry none
 
@@ -68,7 +70,9 @@ class Photo:
     def has_counts(self) -> bool:
         """Whether the depth is stored as 16-bit counts, not as an array of numbers."""
         source = self.depth_source
-        return isinstance(source, bytes) or (source is not None and source.suffix != ".npy")
+        if source is None or (isinstance(source, Path) and source.suffix in _ARRAYS):
+            return False
+        return not images.check_depth(source)
 
     def pixels(self) -> UInt8[np.ndarray, "height width 3"]:
         """The photo, undistorted."""
@@ -82,15 +86,17 @@ class Photo:
         counts = _read_depth(self.depth_source)
         depth = np.where(counts == self.no_depth, 0, counts) * np.float32(self.depth_scale)
         if depth.shape != self.size:
-            self._check_aspect("the depth map", (depth.shape[0], depth.shape[1]))
+            self.check_aspect("the depth map", (depth.shape[0], depth.shape[1]))
             depth = fit_depth(depth, self.size)
         return depth if self.lens is None else undistort_depth(depth, self.lens)
 
     def check(self) -> None:
-        """Raises UserError where the photo is missing or does not fit its lens."""
-        self._check_aspect("the camera file", self.size if self.lens is None else self.lens.size)
+        """Raises UserError where the photo is missing, ends early, or does not fit its lens."""
+        self.check_aspect("the camera file", self.size if self.lens is None else self.lens.size)
+        images.check_whole(self.image)
 
-    def _check_aspect(self, owner: str, size: tuple[int, int]) -> None:
+    def check_aspect(self, owner: str, size: tuple[int, int]) -> None:
+        """Raises UserError where the (height, width) that `owner` gives is of another shape."""
         (height, width), (h, w) = self.size, size
         if abs(width * h / (height * w) - 1) > _ASPECT_TOLERANCE:
             raise UserError(
@@ -329,24 +335,63 @@ def _sensor_depths(photos: Sequence[Photo]) -> np.ndarray | None:
     return np.concatenate(depths) if depths else None
 
 
+def with_depth(photo: Photo, source: Path, survey: Survey) -> Photo:
+    """The photo with a depth map; whole numbers are counts, others are in the unit of the scene.
+
+    Raises UserError for a file that is no depth map of the photo's shape, or none that is read.
+    """
+    if source.suffix in _ARRAYS:
+        depth = _load_depth(source)
+        size, has_fractions = (depth.shape[0], depth.shape[1]), depth.dtype.kind == "f"
+    elif source.suffix.lower() == ".exr":
+        raise UserError(
+            f"{source} is OpenEXR, which is not read here",
+            "16-bit PNG, .npy, .npz, or TIFF",
+            "write it as one of these",
+        )
+    else:
+        has_fractions = images.check_depth(source)
+        size = images.image_size(source, upright=False)
+    found = replace(
+        photo,
+        depth_source=source,
+        depth_scale=1.0 if has_fractions else survey.depth_scale,
+        no_depth=survey.no_depth,
+    )
+    found.check_aspect("the depth map", size)
+    return found
+
+
 def _read_depth(source: Path | bytes) -> Float[np.ndarray, "height width"]:
-    if isinstance(source, bytes) or source.suffix != ".npy":
-        return images.read_depth(source).astype(np.float32)
+    if isinstance(source, Path) and source.suffix in _ARRAYS:
+        depth = _load_depth(source)
+    else:
+        depth = images.read_depth(source)
+    return np.nan_to_num(depth.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _load_depth(source: Path) -> Shaped[np.ndarray, "height width"]:
+    """The only array in a .npy or .npz file, with or without an axis of one channel."""
     try:
         depth = np.load(source, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(depth, np.ndarray):
+            with depth as arrays:
+                (depth,) = arrays.values()
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{source} cannot be read as depth ({error})",
-            "a 2-D array",
+            "one 2-D array",
             "write it with numpy.save, or leave it out of the camera file",
         ) from error
-    if depth.ndim != 2 or depth.dtype.kind not in "fui":
+    if depth.ndim == 3 and 1 in (depth.shape[0], depth.shape[2]):
+        depth = depth.reshape([side for side in depth.shape if side > 1])
+    if depth.ndim != 2 or depth.dtype.kind not in "fui" or 0 in depth.shape:
         raise UserError(
             f"{source} has shape {list(depth.shape)} and type {depth.dtype}",
             "a 2-D array of numbers",
             "write one number per pixel, [height, width]",
         )
-    return np.nan_to_num(depth.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    return depth
 
 
 def _tensor(matrices: list[np.ndarray]) -> Tensor:

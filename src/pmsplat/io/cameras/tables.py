@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import Float
 
 from ...errors import UserError
 from .. import images
-from ..photo_files import PHOTO_SUFFIXES, natural_key
+from ..photo_files import is_photo, natural_key
 from .survey import Lens, check_lens, check_size
 
 Matrix3 = Float[np.ndarray, "3 3"]
@@ -133,20 +134,21 @@ def from_opengl(c2w: Motion) -> Motion:
 def list_photos(folder: Path, start: str = "") -> list[Path]:
     """The photos in a folder whose names begin with `start`, in natural order; none without it."""
     found = folder.iterdir() if folder.is_dir() else ()
-    photos = [p for p in found if p.suffix.lower() in PHOTO_SUFFIXES and p.name.startswith(start)]
+    photos = [path for path in found if is_photo(path) and path.name.startswith(start)]
     return sorted(photos, key=lambda path: natural_key(path.name))
 
 
 def photo_size(folder: Path, photos: Sequence[Path]) -> tuple[int, int]:
-    """(height, width) of the first of one camera's photos; UserError where there is none."""
-    first = next((photo for photo in photos if photo.is_file()), None)
-    if first is None:
-        raise UserError(
-            f"{folder} has camera poses, but no photo of them",
-            "photos beside their poses",
-            "copy the photos there too",
-        )
-    return images.image_size(first)
+    """(height, width) of the first of one camera's photos that is whole; UserError without any."""
+    for photo in photos:
+        if photo.is_file():
+            with suppress(UserError):  # whoever opens the photos names those that are damaged
+                return images.image_size(photo)
+    raise UserError(
+        f"{folder} has camera poses, but no photo of them",
+        "photos beside their poses",
+        "copy the photos there too",
+    )
 
 
 def nearest(times: Float[np.ndarray, " time"], time: float, limit: float) -> int | None:

@@ -6,12 +6,13 @@ https://docs.nerf.studio/quickstart/data_conventions.html
 import logging
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import UserError
+from ..photo_files import file_beside
 from .dialects import name_left_out, read_lens
 from .survey import (
     Shot,
@@ -98,15 +99,10 @@ def _stated_time(frame: dict[str, Any]) -> Any:
 
 
 def _points(path: Path, named: Any) -> np.ndarray | None:
-    """The points of the cloud that a camera file names; a warning where it is not there.
-
-    It may be named with backslashes, or with the folders of another machine.
-    """
+    """The points of the cloud that a camera file names; a warning where it is not there."""
     if named is None:
         return None
-    place = str(named).replace("\\", "/")
-    found = [path.parent / place, path.parent / PurePosixPath(place).name]
-    cloud = next((file for file in found if file.is_file()), None)
+    cloud = file_beside(path.parent, str(named), alone=True)
     if cloud is None:
         log.warning("%s: the sparse points, %s, are not there: left out", path, named)
     return None if cloud is None else read_cloud(cloud)
