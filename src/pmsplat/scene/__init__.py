@@ -19,7 +19,14 @@ from ..types import Views
 from .photos import Photo, Scene, chunk_scene, is_upright, make_photo, make_scene, with_depth
 from .posing import VIDEO_SUFFIXES, pose_photos, pose_video
 
-__all__ = ["PhotoOptions", "Scene", "chunk_scene", "open_scene", "read_views"]
+__all__ = [
+    "PhotoOptions",
+    "Scene",
+    "chunk_scene",
+    "open_scene",
+    "read_views",
+    "report_left_out",
+]
 
 _PHOTOS = "images"  # the folder of bare photos, where they are not in the folder itself
 _SMALLER = ("images_2", "images_4", "images_8")  # copies of the photos, as nerfstudio names them
@@ -104,7 +111,7 @@ def open_scene(
             "a folder of photos, posed or bare",
             "check the path, and the folder of photos if you named one",
         )
-    _report(left_out, len(photos), chosen.strict, path)
+    report_left_out(left_out, len(photos), path, chosen)
     posed = _open_posed(pose_photos(photos, _cache(cache), tell), path.resolve().name, chosen)
     return replace(posed, left_out=(*posed.left_out, *left_out))
 
@@ -144,7 +151,7 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
             continue
         either += is_upright(image, shot.lens) is None
         found.append((shot, photo))
-    _report(left_out, len(found), options.strict, cameras)
+    report_left_out(left_out, len(found), cameras, options)
     if not is_model(cameras):
         names = _name_photos([Path(photo.image) for _, photo in found], place)
         found = [(s, replace(p, name=name)) for (s, p), name in zip(found, names, strict=True)]
@@ -162,7 +169,9 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
     return make_scene(homes[-1].resolve().name, survey, photos)
 
 
-def _report(left_out: Sequence[LeftOut], used: int, strict: bool, source: object) -> None:
+def report_left_out(
+    left_out: Sequence[LeftOut], used: int, source: object, options: PhotoOptions | None = None
+) -> None:
     """Warns of photos that are left out; UserError where none is used, or with `strict`."""
     if not left_out:
         return
@@ -174,7 +183,7 @@ def _report(left_out: Sequence[LeftOut], used: int, strict: bool, source: object
         raise UserError(
             text, "photos beside their cameras", "check the paths, or name the folder of photos"
         )
-    if strict:
+    if options is not None and options.strict:
         raise UserError(text, "all photos, with `strict=True`", "leave `strict` out to go without")
     log.warning("%s; the rest is used", text)
 
@@ -286,7 +295,7 @@ def _open_posed(folder: Path, name: str, options: PhotoOptions) -> Scene:
     given = {photo.name for photo in (folder / _PHOTOS).iterdir()}
     lost = sorted(given - set(scene.names), key=natural_key)
     left_out = [LeftOut(photo, "pycolmap could not pose it") for photo in lost]
-    _report(left_out, len(scene), options.strict, name)
+    report_left_out(left_out, len(scene), name, options)
     return replace(scene, name=name, left_out=(*scene.left_out, *left_out))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry.origin import local_origin
 from ..io import images
+from ..io.cameras import re10k
 from ..io.cameras.survey import LeftOut, Lens, Shot, Survey
 from ..io.chunks import ChunkScene
 from ..types import NO_OFFSET, Cameras, Origin, Views, as_triple
@@ -25,7 +26,6 @@ from .undistort import pinhole, undistort_depth, undistort_image
 _ASPECT_TOLERANCE = 0.01  # between a photo and its lens: rounding of downscaled copies
 _ARRAYS = (".npy", ".npz")  # files of depth that are no images
 _DEPTH_MAPS = 40  # at most so many are read to find near and far
-_PUBLISHED_RANGE = (0.5, 100.0)  # of RealEstate10K's unit, for chunk scenes that carry none
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +279,7 @@ def chunk_scene(scene: ChunkScene) -> Scene:
     near, far = scene.near, scene.far
     source = RangeSource.FILE
     if near is None or far is None:
-        near, far = (torch.full((len(scene),), bound) for bound in _PUBLISHED_RANGE)
+        near, far = (torch.full((len(scene),), bound) for bound in re10k.RANGE)
         source = RangeSource.MODEL
     cameras = Cameras(scene.c2w[None], scene.K[None], near[None], far[None])
     return Scene(scene.key, tuple(photos), cameras, None, source, scene.origin)

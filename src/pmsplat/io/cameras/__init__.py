@@ -27,7 +27,8 @@ from . import (
     transforms,
     tum,
 )
-from .survey import Survey, in_capture_order, read_json
+from .order import in_capture_order, without_strays
+from .survey import Survey, read_json
 
 KINDS = (
     "transforms.json, cameras.json (ours or INRIA's), a COLMAP model, poses_bounds.npy, "
@@ -89,6 +90,8 @@ def _find_named(folder: Path) -> Path | None:
     if model is not None and not (found and model.is_relative_to(folder / "colmap")):
         found.append(model)
     found += [] if rows is None else [rows]
+    if found:
+        found += [path for name in _BLENDER if (path := folder / name).is_file()]
     if len(found) > 1:
         others = ", ".join(str(path.relative_to(folder)) or "." for path in found[1:])
         log.warning(
@@ -147,7 +150,7 @@ def read_cameras(path: str | Path, images_folder: str | None = None) -> Survey:
     `images_folder` has the photos of formats that do not name them (LLFF, RealEstate10K). Raises
     UserError for what is missing, damaged, or of no format that is known.
     """
-    return in_capture_order(_read(Path(path), images_folder))
+    return in_capture_order(without_strays(_read(Path(path), images_folder)))
 
 
 def _read(path: Path, images_folder: str | None) -> Survey:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ...errors import UserError
 from .. import images
 from ..photo_files import is_photo, natural_key
-from .survey import Lens, check_lens, check_size
+from .survey import Lens, check_K, check_lens, check_size
 
 Matrix3 = Float[np.ndarray, "3 3"]
 Motion = Float[np.ndarray, "4 4"]
@@ -84,6 +84,7 @@ def read_matrix(path: Path) -> np.ndarray:
 
 def matrix_lens(path: Path, K: np.ndarray, size: tuple[int, int]) -> Lens:
     """The pinhole of intrinsics in pixels, of a photo of `size`; `path` is for errors."""
+    K = check_K(path, K[:3, :3])
     lens = Lens(check_size(path, *size), (K[0, 0], K[1, 1]), (K[0, 2], K[1, 2]))
     return check_lens(path, lens)
 

@@ -45,14 +45,24 @@ def read(path: str | Path) -> Survey:
     if sum(shot.time is not None for shot in found.shots) < sum(t is not None for t in given):
         log.warning("%s: times that are no numbers and no dates are left out", path)
     points = _points(path, content.get("ply_file_path"))
-    return Survey(found.shots, points, _depth_scale(path, content), found.left_out)
+    return Survey(found.shots, points, _depth_scale(path, content, frames), found.left_out)
 
 
-def _depth_scale(path: Path, content: dict[str, Any]) -> float:
-    """Scene units of one count of the depth files."""
-    unit = content.get("depth_unit_scale_factor", content.get("integer_depth_scale", 1e-3))
-    scale = read_number(path, {"depth unit": unit}, "depth unit")
-    scale *= read_number(path, content, "applied_scale", 1.0)
+def _depth_scale(path: Path, content: dict[str, Any], frames: list[Any]) -> float:
+    """Scene units of one count of the depth files; UserError where frames say different ones."""
+    whole = [content | frame for frame in frames if isinstance(frame, dict)]
+    units = {
+        read_number(path, {"depth unit": unit}, "depth unit")
+        for fields in whole
+        for unit in (
+            fields.get("depth_unit_scale_factor", fields.get("integer_depth_scale", 1e-3)),
+        )
+    }
+    if len(units) > 1:
+        raise UserError(
+            f"{path} has {len(units)} different units of depth", "one", "write depth in one unit"
+        )
+    scale = units.pop() * read_number(path, content, "applied_scale", 1.0)
     if scale <= 0:
         raise UserError(f"{path} has a depth unit of {scale:g}", "a positive number", "correct it")
     return scale
@@ -72,16 +82,24 @@ def _shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
         matrix = [*matrix, [0.0, 0.0, 0.0, 1.0]]
     matrix = check_matrix(path, file, matrix, (4, 4))
     c2w = check_pose(path, file, matrix) * np.array([1.0, -1.0, -1.0, 1.0])  # OpenGL -> OpenCV
-    fields = content | frame
+    fields = _merge(content, frame)
     return Shot(
         file=file,
         lens=read_lens(path, file, fields),
         c2w=c2w,
-        depth_file=depth_file if isinstance(depth_file, str) else None,
+        depth_file=None if depth_file is None else str(depth_file),
         near=read_number(path, fields, "near") if "near" in fields else None,
         far=read_number(path, fields, "far") if "far" in fields else None,
         time=_time(path, frame),
     )
+
+
+def _merge(content: dict[str, Any], frame: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a frame, and those of the file where it has none of their kind."""
+    angles = {"camera_angle_x", "camera_angle_y", "x_fov", "y_fov"} & set(frame)
+    if angles and not {"fl_x", "fl_y"} & set(frame):
+        content = {key: value for key, value in content.items() if key not in ("fl_x", "fl_y")}
+    return content | frame
 
 
 def _time(path: Path, frame: dict[str, Any]) -> float | None:
