@@ -16,7 +16,16 @@ from ..io.cameras.unread import refuse_unread
 from ..io.chunks import INDEX, read_chunk, read_split
 from ..io.photo_files import file_beside, find_photos, is_photo, natural_key, readable
 from ..types import Views
-from .photos import Photo, Scene, chunk_scene, is_upright, make_photo, make_scene, with_depth
+from .photos import (
+    Photo,
+    Scene,
+    chunk_scene,
+    is_upright,
+    make_photo,
+    make_scene,
+    report_left_out,
+    with_depth,
+)
 from .posing import VIDEO_SUFFIXES, pose_photos, pose_video
 
 __all__ = [
@@ -91,7 +100,7 @@ def open_scene(
     cameras = find_cameras(path)
     if cameras is not None and cameras.exists():
         return _open_cameras(cameras, Path(path), chosen)
-    chunk = _open_chunk(path)
+    chunk = _open_chunk(path, chosen.strict)
     if chunk is not None:
         return chunk
     path = Path(path)
@@ -111,7 +120,7 @@ def open_scene(
             "a folder of photos, posed or bare",
             "check the path, and the folder of photos if you named one",
         )
-    report_left_out(left_out, len(photos), path, chosen)
+    report_left_out(left_out, len(photos), path, chosen.strict)
     posed = _open_posed(pose_photos(photos, _cache(cache), tell), path.resolve().name, chosen)
     return replace(posed, left_out=(*posed.left_out, *left_out))
 
@@ -151,7 +160,7 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
             continue
         either += is_upright(image, shot.lens) is None
         found.append((shot, photo))
-    report_left_out(left_out, len(found), cameras, options)
+    report_left_out(left_out, len(found), cameras, options.strict)
     if not is_model(cameras):
         names = _name_photos([Path(photo.image) for _, photo in found], place)
         found = [(s, replace(p, name=name)) for (s, p), name in zip(found, names, strict=True)]
@@ -167,25 +176,6 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
         )
     survey = replace(survey, shots=tuple(s for s, _ in found), left_out=tuple(left_out))
     return make_scene(homes[-1].resolve().name, survey, photos)
-
-
-def report_left_out(
-    left_out: Sequence[LeftOut], used: int, source: object, options: PhotoOptions | None = None
-) -> None:
-    """Warns of photos that are left out; UserError where none is used, or with `strict`."""
-    if not left_out:
-        return
-    some = "; ".join(f"{photo.name}: {photo.reason}" for photo in left_out[:3])
-    more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-    text = f"{len(left_out)} of {used + len(left_out)} photos of {source} cannot be used: "
-    text += some + more
-    if not used:
-        raise UserError(
-            text, "photos beside their cameras", "check the paths, or name the folder of photos"
-        )
-    if options is not None and options.strict:
-        raise UserError(text, "all photos, with `strict=True`", "leave `strict` out to go without")
-    log.warning("%s; the rest is used", text)
 
 
 def _homes(cameras: Path, path: Path) -> list[Path]:
@@ -286,6 +276,8 @@ def _with_depths(
         if options.strict:
             raise UserError(text, "all of them, with `strict=True`", "leave `strict` out")
         log.warning("%s; those photos have none", text)
+    if survey.depth_stated and not any(photo.has_counts for photo in found):
+        found = [replace(photo, depth_scale=survey.depth_scale) for photo in found]
     return found
 
 
@@ -295,11 +287,11 @@ def _open_posed(folder: Path, name: str, options: PhotoOptions) -> Scene:
     given = {photo.name for photo in (folder / _PHOTOS).iterdir()}
     lost = sorted(given - set(scene.names), key=natural_key)
     left_out = [LeftOut(photo, "pycolmap could not pose it") for photo in lost]
-    report_left_out(left_out, len(scene), name, options)
+    report_left_out(left_out, len(scene), name, options.strict)
     return replace(scene, name=name, left_out=(*scene.left_out, *left_out))
 
 
-def _open_chunk(path: str | Path) -> Scene | None:
+def _open_chunk(path: str | Path, strict: bool) -> Scene | None:
     """The scene of a chunk file or split folder, with or without ":KEY"; None for other paths."""
     place, _, key = str(path).rpartition(":")
     if not place or Path(path).exists():
@@ -320,7 +312,7 @@ def _open_chunk(path: str | Path) -> Scene | None:
             "a whole scene, as datasets/README.md describes it",
             "choose another scene, or convert this one again",
         )
-    return chunk_scene(chunk.scenes[key])
+    return chunk_scene(chunk.scenes[key], strict)
 
 
 def _choose(key: str, keys: list[str], place: str) -> str:

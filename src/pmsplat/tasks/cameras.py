@@ -112,7 +112,9 @@ def open_cameras(
     found = find_cameras(source)
     if found is not None:
         survey = read_cameras(found)
-        report_left_out(survey.left_out, len(survey.shots), found, options)
+        report_left_out(
+            survey.left_out, len(survey.shots), found, options is not None and options.strict
+        )
         for shot in survey.shots:
             stated_range(shot)
         return survey, None

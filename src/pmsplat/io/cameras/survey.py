@@ -138,8 +138,9 @@ class Survey:
     """What a camera file holds: posed photographs, and the sparse points of the scene, if any.
 
     `depth_scale`: scene units of one count of the depth files; `no_depth`: the count, beside 0,
-    that stands for none. `left_out`: what the file names beside them and cannot be used. `order`
-    says what `order.in_capture_order` went by.
+    that stands for none; `depth_stated`: whether the file gives `depth_scale`, which then also
+    holds for depth files that are no counts, where none is. `left_out`: what the file names beside
+    them and cannot be used. `order` says what `order.in_capture_order` went by.
     """
 
     shots: tuple[Shot, ...]
@@ -148,6 +149,7 @@ class Survey:
     left_out: tuple[LeftOut, ...] = ()
     order: str = "the camera file"
     no_depth: int = 0
+    depth_stated: bool = False
 
 
 @dataclass(frozen=True)

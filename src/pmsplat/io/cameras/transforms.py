@@ -45,27 +45,26 @@ def read(path: str | Path) -> Survey:
     if sum(shot.time is not None for shot in found.shots) < sum(t is not None for t in given):
         log.warning("%s: times that are no numbers and no dates are left out", path)
     points = _points(path, content.get("ply_file_path"))
-    return Survey(found.shots, points, _depth_scale(path, content, frames), found.left_out)
+    units = _depth_units(path, content, frames)
+    scale = (*units, 1e-3)[0] * read_number(path, content, "applied_scale", 1.0)
+    if scale <= 0:
+        raise UserError(f"{path} has a depth unit of {scale:g}", "a positive number", "correct it")
+    return Survey(found.shots, points, scale, found.left_out, depth_stated=bool(units))
 
 
-def _depth_scale(path: Path, content: dict[str, Any], frames: list[Any]) -> float:
-    """Scene units of one count of the depth files; UserError where frames say different ones."""
-    whole = [content | frame for frame in frames if isinstance(frame, dict)]
+def _depth_units(path: Path, content: dict[str, Any], frames: list[Any]) -> set[float]:
+    """The unit of depth that a file or its frames give, if any; UserError for different ones."""
     units = {
-        read_number(path, {"depth unit": unit}, "depth unit")
-        for fields in whole
-        for unit in (
-            fields.get("depth_unit_scale_factor", fields.get("integer_depth_scale", 1e-3)),
-        )
+        read_number(path, fields, key)
+        for fields in (content, *frames)
+        for key in ("depth_unit_scale_factor", "integer_depth_scale")
+        if isinstance(fields, dict) and key in fields
     }
     if len(units) > 1:
         raise UserError(
             f"{path} has {len(units)} different units of depth", "one", "write depth in one unit"
         )
-    scale = units.pop() * read_number(path, content, "applied_scale", 1.0)
-    if scale <= 0:
-        raise UserError(f"{path} has a depth unit of {scale:g}", "a positive number", "correct it")
-    return scale
+    return units
 
 
 def _shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
