@@ -14,7 +14,7 @@ from pmsplat.errors import UserError
 from pmsplat.io import chunks, images
 from pmsplat.io._chunk_scene import make_entry
 from pmsplat.io.chunks import ChunkScene
-from pmsplat.scene import open_scene
+from pmsplat.scene import PhotoOptions, open_scene
 from tests.scenes import random_cameras
 
 
@@ -230,6 +230,31 @@ def test_entries_without_a_name_and_unknown_fields_are_said_once(
         assert list(chunks.read_chunk(tmp_path / "c.torch").scenes) == ["a", "b"]
     assert caplog.text.count("fields that are not used (license, masks)") == 1
     assert "left out 2 entries that are not a dict with a 'key'" in caplog.text
+
+
+def test_intrinsics_in_pixels_and_further_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels, more = official("pixels"), official("more")
+    pixels["cameras"][:, :4] *= torch.tensor([16, 12, 16, 12]) * 10
+    more["cameras"][:, 4] = 0.1
+    torch.save([pixels, more], tmp_path / "000000.torch")
+    chunk = chunks.read_chunk(tmp_path / "000000.torch")
+    assert chunk.faults == {"pixels": "intrinsics in pixels, not divided by width and height"}
+    assert "the numbers behind cx and cy" in caplog.text
+
+
+def test_a_damaged_photo_of_a_scene_is_left_out(tmp_path: Path) -> None:
+    scene = official("a")
+    whole = [scene["cameras"][i] for i in (0, 1, 3)]
+    scene["images"][2] = scene["images"][2][:-40]
+    torch.save([scene], tmp_path / "000000.torch")
+    found = open_scene(tmp_path / "000000.torch")
+    assert found.names == ("000000", "000001", "000003")
+    assert [photo.name for photo in found.left_out] == ["000002"]
+    torch.testing.assert_close(found.cameras.K[0, :, 0, 0], torch.stack(whole)[:, 0])
+    with pytest.raises(UserError, match=r"1 of 4 photos of a cannot be used: 000002"):
+        open_scene(tmp_path / "000000.torch", PhotoOptions(strict=True))
 
 
 def test_unusable_poses_are_kept_apart_with_their_reason(tmp_path: Path) -> None:

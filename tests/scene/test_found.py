@@ -206,12 +206,18 @@ def _scene_at(folder: Path, place: np.ndarray) -> Path:
         ("cameras.sfm", '{"version": ["1"], "views": []}', "AliceVision"),
         ("poses.csv", "#name,x,y,alt,heading,pitch,roll\na.jpg,1,2,3,4,5,6\n", "RealityCapture"),
         ("cameras.xml", '<?xml version="1.0"?>\n<document version="2.0.0">', "Metashape"),
+        ("sfm_data.json", '{"sfm_data_version": "0.3", "views": []}', "openMVG"),
+        ("cams/00000000_cam.txt", "extrinsic\n1 0 0 0\n", "MVSNet"),
+        ("cameras_sphere.npz", "PK\3\4 world_mat_0.npy", "IDR or NeuS"),
+        ("poses.log", "0 0 0\n" + "1 0 0 0.5\n" * 4, "Tanks and Temples"),
+        ("x_calibrated_camera_parameters.txt", "fileName imageWidth imageHeight\n", "Pix4D"),
     ],
 )
 def test_cameras_that_are_not_read_are_not_passed_over(
     tmp_path: Path, file: str, content: str, program: str
 ) -> None:
     photos(tmp_path, NAMES)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=f"cameras of {program}"):
         open_scene(tmp_path)

@@ -218,7 +218,9 @@ def posed(tmp_path: Path, change=lambda content: None) -> Path:
 def test_only_the_photos_asked_for_are_decoded(tmp_path: Path) -> None:
     path = posed(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    (path / "images" / "1.png").write_bytes(images.encode_image(pixels)[:150])
+    data = bytearray(images.encode_image(pixels))
+    data[100:200] = bytes(100)  # its head and its end are whole
+    (path / "images" / "1.png").write_bytes(data)
     assert read_views(path, indices=[0]).images.shape == (1, 1, 3, 8, 12)
     with pytest.raises(UserError, match=r"1\.png cannot be read as an image"):
         read_views(path)
@@ -336,8 +338,9 @@ def test_depth_files_of_all_kinds(tmp_path: Path) -> None:
     assert again is not None
     np.testing.assert_allclose(again, want, atol=1e-4)
     (path / "d.npy").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"d\.npy cannot be read as depth"):
-        read_views(path, indices=[0])
+    with pytest.raises(UserError, match=r"1 of 2 depth maps .*d\.npy cannot be read as depth"):
+        read_views(path, indices=[0], options=PhotoOptions(strict=True))
+    assert open_scene(path).photos[0].depth() is None
 
 
 def shots(c2w: Tensor, **more) -> tuple[Shot, ...]:

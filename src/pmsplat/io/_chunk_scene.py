@@ -53,6 +53,9 @@ class ChunkScene:
         return counts.astype(np.float32) * np.float32(self.depth_scale)
 
 
+_OUTSIDE = 10  # sides of a picture: farther out no principal point lies
+
+
 class Fault(str):
     """Why a scene of a chunk cannot be used, in words that follow "it has"."""
 
@@ -65,6 +68,8 @@ def pose_fault(c2w: Float[Tensor, "frame 4 4"], K: Float[Tensor, "frame 3 3"]) -
         return "camera rotations that are not orthonormal"
     if not (K[:, [0, 1], [0, 1]] > 0).all():
         return "focal lengths that are not positive"
+    if K[:, :2, 2].abs().max() > _OUTSIDE:
+        return "intrinsics in pixels, not divided by width and height"
     return None
 
 

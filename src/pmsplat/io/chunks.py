@@ -162,6 +162,8 @@ def read_chunk(path: str | Path) -> Chunk:
         key = entry["key"]
         extra |= {name for name in entry if name not in FIELDS}
         scene = Fault(TWINS) if key in chunk.scenes or key in chunk.faults else parse_entry(entry)
+        if isinstance(scene, ChunkScene) and entry["cameras"][:, 4:6].any():
+            extra.add("the numbers behind cx and cy, which should be 0")
         if isinstance(scene, ChunkScene):
             chunk.scenes[key] = scene
         else:

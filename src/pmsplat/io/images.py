@@ -6,11 +6,12 @@ map is a uint16 array [height, width] of counts; the caller knows the depth of o
 
 import io
 import math
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8, UInt16
+from jaxtyping import Float, Shaped, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -39,6 +40,8 @@ TURNS = {  # how stored pixels come to stand upright, by EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 
+_TAIL = 256  # bytes in which the end of a file is looked for
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, RuntimeError,
     TypeError, MemoryError, OverflowError,
@@ -99,10 +102,58 @@ def is_common(source: Source) -> bool:
         return image.format in COMMON_FORMATS and image.mode in ("L", "LA", "P", "RGB", "RGBA")
 
 
-def read_depth(source: Source) -> UInt16[np.ndarray, "height width"]:
-    """A depth map from a single-channel 8- or 16-bit PNG (or the like), as counts, 0 = none.
+def check_whole(source: Source) -> None:
+    """Raises UserError for an image file that ends before its pixels do.
+
+    The last bytes of JPEG and PNG show that they are whole; where they do not, as before the
+    trailers of some cameras, the pixels are decoded, small. Other formats are not looked into.
+    """
+    with _open(source) as image:
+        try:
+            if image.format in _ENDS and not _tail(source).endswith(_ENDS[image.format]):
+                image.draft(None, (1, 1))
+                image.load()
+        except _UNREADABLE as error:
+            raise _unreadable(source, error) from error
+
+
+def _tail(source: Source) -> bytes:
+    """The end of a file, without what it was filled up with."""
+    if isinstance(source, bytes):
+        end = source[-_TAIL:]
+    else:
+        with Path(source).open("rb") as file:
+            file.seek(-min(_TAIL, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            end = file.read()
+    return end.rstrip(b"\0\r\n ")
+
+
+def check_depth(source: Source) -> bool:
+    """Whether the numbers of a depth map, an image file, have fractions; they are not read yet.
 
     Raises UserError for what is missing, damaged, or has more than one channel.
+    """
+    with _open(source) as image:
+        mode = image.mode
+    if len(Image.new(mode, (1, 1)).getbands()) != 1:
+        raise _no_depth(source, mode)
+    check_whole(source)
+    return mode == "F"
+
+
+def _no_depth(source: Source, mode: str) -> UserError:
+    return UserError(
+        f"{_name(source)} is no depth map: its pixels are of mode {mode}",
+        "one channel of 16-bit counts, or of floats",
+        "write depth as 16-bit grayscale PNG",
+    )
+
+
+def read_depth(source: Source) -> Shaped[np.ndarray, "height width"]:
+    """A depth map from a single-channel 8- or 16-bit PNG (or the like), as uint16 counts, 0 = none.
+
+    A TIFF of floats gives float32 as it is. Raises UserError for what is missing, damaged, or has
+    more than one channel.
     """
     with _open(source) as image:
         try:
@@ -110,17 +161,15 @@ def read_depth(source: Source) -> UInt16[np.ndarray, "height width"]:
         except _UNREADABLE as error:
             raise _unreadable(source, error) from error
         mode = image.mode
+    if mode == "F":
+        return counts
     if (
         counts.ndim != 2
         or counts.dtype.kind not in "ui"
         or counts.min() < 0
         or counts.max() > 65535
     ):
-        raise UserError(
-            f"{_name(source)} is no depth map: its pixels are of mode {mode}",
-            "one channel of 16-bit counts",
-            "write depth as 16-bit grayscale PNG",
-        )
+        raise _no_depth(source, mode)
     return counts.astype(np.uint16)
 
 

@@ -17,7 +17,17 @@ PHOTO_SUFFIXES |= {".heic", ".heif", ".hif", ".avif"}
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """A key that sorts names as people count: frame_2 before frame_10."""
     parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part)
+    key = ((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part)
+    return (*key, (-1, 0, name))  # frame_01 and frame_1 in an order that is always the same
+
+
+def is_photo(path: Path) -> bool:
+    """Whether a path is a file that is called like a photo, and not hidden.
+
+    macOS leaves a hidden ._photo.jpg beside every photo on disks of other systems.
+    """
+    named = path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
+    return named and path.is_file()
 
 
 def names_count(names: Sequence[str]) -> bool:
@@ -59,7 +69,8 @@ def find_photos(files: Sequence[str], place: Path, deep: bool = True) -> list[Pa
     All folders in it are searched, if `deep`, else those that `files` name. A file is meant by its
     exact path. Else, where only one photo fits, it is meant by a path that differs in what systems
     write differently (backslashes, case, Unicode forms, Latin-1, %20), by the end of its path
-    (absolute paths of another machine, other folders), or by its name without suffix.
+    (absolute paths of another machine, other folders), or by its name without suffix. A photo that
+    several different files would mean so is none of them.
     """
     exact = [_exact(place, file) for file in files]
     if all(exact) or not place.is_dir():
@@ -76,7 +87,12 @@ def find_photos(files: Sequence[str], place: Path, deep: bool = True) -> list[Pa
                 return place / found
         return None
 
-    return [path or search(file) for path, file in zip(exact, files, strict=True)]
+    found = [path or search(file) for path, file in zip(exact, files, strict=True)]
+    meant = Counter(path for path, _ in set(zip(found, map(_plain, files), strict=True)))
+    return [
+        path if path is None or path == same or meant[path] == 1 else None
+        for path, same in zip(found, exact, strict=True)
+    ]
 
 
 def photo_beside(folder: Path, file: str) -> Path | None:
@@ -87,6 +103,17 @@ def photo_beside(folder: Path, file: str) -> Path | None:
     path = folder / PurePosixPath(_slashes(file))
     beside = find_photos([path.name], path.parent) if path.parent.is_dir() else [None]
     return beside[0]
+
+
+def file_beside(folder: Path, file: str, alone: bool = False) -> Path | None:
+    """The file that a camera file in `folder` calls `file`, None where it is not there.
+
+    Backslashes are slashes, and folders of another machine are left out: all of them if `alone`,
+    else the last one must be there.
+    """
+    tails = _tails(_slashes(file))
+    named = [file, *(tails if alone or len(tails) == 1 else tails[:-1])]
+    return next((found for tail in named if (found := _exact(folder, tail)) is not None), None)
 
 
 def _exact(place: Path, file: str) -> Path | None:
@@ -106,9 +133,7 @@ def _list_named(files: Sequence[str], place: Path, deep: bool) -> list[Path]:
 
 
 def _list(folder: Path, deep: bool) -> Iterator[Path]:
-    for path in folder.rglob("*") if deep else folder.iterdir():
-        if path.suffix.lower() in PHOTO_SUFFIXES:
-            yield path
+    return filter(is_photo, folder.rglob("*") if deep else folder.iterdir())
 
 
 def _unique(paths: list[str], key: Callable[[str], str]) -> dict[str, str]:

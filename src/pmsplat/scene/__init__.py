@@ -3,21 +3,39 @@
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError
+from ..io import images
 from ..io.cameras import KINDS, find_cameras, is_model, read_cameras
 from ..io.cameras.survey import LeftOut, Shot, Survey
 from ..io.cameras.unread import refuse_unread
 from ..io.chunks import INDEX, read_chunk, read_split
-from ..io.photo_files import PHOTO_SUFFIXES, find_photos, natural_key, readable
+from ..io.photo_files import file_beside, find_photos, is_photo, natural_key, readable
 from ..types import Views
-from .photos import Photo, Scene, chunk_scene, is_upright, make_photo, make_scene
+from .photos import (
+    Photo,
+    Scene,
+    chunk_scene,
+    is_upright,
+    make_photo,
+    make_scene,
+    report_left_out,
+    with_depth,
+)
 from .posing import VIDEO_SUFFIXES, pose_photos, pose_video
 
-__all__ = ["PhotoOptions", "Scene", "chunk_scene", "open_scene", "read_views"]
+__all__ = [
+    "PhotoOptions",
+    "Scene",
+    "chunk_scene",
+    "open_scene",
+    "read_views",
+    "report_left_out",
+]
 
 _PHOTOS = "images"  # the folder of bare photos, where they are not in the folder itself
 _SMALLER = ("images_2", "images_4", "images_8")  # copies of the photos, as nerfstudio names them
@@ -82,7 +100,7 @@ def open_scene(
     cameras = find_cameras(path)
     if cameras is not None and cameras.exists():
         return _open_cameras(cameras, Path(path), chosen)
-    chunk = _open_chunk(path)
+    chunk = _open_chunk(path, chosen.strict)
     if chunk is not None:
         return chunk
     path = Path(path)
@@ -95,14 +113,28 @@ def open_scene(
             "check the path",
         )
     refuse_unread(path)
-    photos = _list_photos(path, chosen.folder)
+    photos, left_out = _whole(_list_photos(path, chosen.folder))
     if not photos:
         raise UserError(
             f"{path} has neither a camera file ({KINDS}) nor photos",
             "a folder of photos, posed or bare",
             "check the path, and the folder of photos if you named one",
         )
-    return _open_posed(pose_photos(photos, _cache(cache), tell), path.resolve().name, chosen)
+    report_left_out(left_out, len(photos), path, chosen.strict)
+    posed = _open_posed(pose_photos(photos, _cache(cache), tell), path.resolve().name, chosen)
+    return replace(posed, left_out=(*posed.left_out, *left_out))
+
+
+def _whole(photos: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
+    """The photos that are whole, and those that are not."""
+    whole, left_out = [], []
+    for photo in photos:
+        try:
+            images.check_whole(photo)
+            whole.append(photo)
+        except UserError as error:
+            left_out.append(LeftOut(photo.name, error.got))
+    return whole, left_out
 
 
 def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
@@ -120,22 +152,22 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
     for shot, image in zip(survey.shots, paths, strict=True):
         try:
             if image is None:
-                raise UserError(f"there is no such photo in {place}")
+                raise UserError(f"no photo in {place}, or more than one, is called so")
             photo = replace(make_photo(image, shot), background=background)
             photo.check()
         except UserError as error:
             left_out.append(LeftOut(shot.file, error.got))
             continue
         either += is_upright(image, shot.lens) is None
-        photo = photo if is_model(cameras) else replace(photo, name=readable(image.name))
-        found.append((shot, _with_depth(photo, shot, homes[0], survey)))
-    lost = [shot for shot, photo in found if shot.depth_file and photo.depth_source is None]
-    if lost:
-        text = f"{len(lost)} of {len(found)} depth maps are missing, the first {lost[0].depth_file}"
-        if options.strict:
-            raise UserError(text, "all of them, with `strict=True`", "leave `strict` out")
-        log.warning("%s: those photos have none", text)
-    _report(left_out, len(found), options.strict, cameras)
+        found.append((shot, photo))
+    report_left_out(left_out, len(found), cameras, options.strict)
+    if not is_model(cameras):
+        names = _name_photos([Path(photo.image) for _, photo in found], place)
+        found = [(s, replace(p, name=name)) for (s, p), name in zip(found, names, strict=True)]
+    repeated = len(found) - len({photo.image for _, photo in found})
+    if repeated:
+        log.warning("%s: %d cameras have a photo that another camera has too", cameras, repeated)
+    photos = _with_depths([p for _, p in found], [s for s, _ in found], homes[0], survey, options)
     if either:
         log.warning(
             "EXIF turns %d photos by half or mirrors them, and their cameras fit both ways: they "
@@ -143,24 +175,7 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
             either,
         )
     survey = replace(survey, shots=tuple(s for s, _ in found), left_out=tuple(left_out))
-    return make_scene(homes[-1].resolve().name, survey, [photo for _, photo in found])
-
-
-def _report(left_out: Sequence[LeftOut], used: int, strict: bool, source: object) -> None:
-    """Warns of photos that are left out; UserError where none is used, or with `strict`."""
-    if not left_out:
-        return
-    some = "; ".join(f"{photo.name}: {photo.reason}" for photo in left_out[:3])
-    more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-    text = f"{len(left_out)} of {used + len(left_out)} photos of {source} cannot be used: "
-    text += some + more
-    if not used:
-        raise UserError(
-            text, "photos beside their cameras", "check the paths, or name the folder of photos"
-        )
-    if strict:
-        raise UserError(text, "all photos, with `strict=True`", "leave `strict` out to go without")
-    log.warning("%s; the rest is used", text)
+    return make_scene(homes[-1].resolve().name, survey, photos)
 
 
 def _homes(cameras: Path, path: Path) -> list[Path]:
@@ -204,6 +219,8 @@ def _find_photos(
     if len(homes) == 1:  # a camera file, which names photos as seen from itself
         looked = [*homes, *looked]
     for place in looked:
+        if place.name in _SMALLER and any(best):
+            continue  # a few photos that are lost do not make all of them smaller
         if place.is_dir():
             found = find_photos(files, place, deep=place not in homes)
             if found.count(None) < best.count(None):
@@ -220,16 +237,48 @@ def _find_photos(
     return best, chosen
 
 
-def _with_depth(photo: Photo, shot: Shot, home: Path, survey: Survey) -> Photo:
-    """The photo with the depth map that its camera file names, if that is there."""
-    if shot.depth_file is None:
-        return photo
-    named = (home / file for file in (shot.depth_file, shot.depth_file.replace("\\", "/")))
-    depth = next((path for path in named if path.is_file()), None)
-    if depth is None:
-        return photo
-    scale = 1.0 if depth.suffix == ".npy" else survey.depth_scale
-    return replace(photo, depth_source=depth, depth_scale=scale, no_depth=survey.no_depth)
+def _name_photos(paths: Sequence[Path], place: Path) -> list[str]:
+    """The names of photos; where two in different folders have one, as seen from `place`."""
+    count = Counter(path.name for path in set(paths))
+    return [
+        readable(
+            path.name if count[path.name] == 1 else Path(os.path.relpath(path, place)).as_posix()
+        )
+        for path in paths
+    ]
+
+
+def _with_depths(
+    photos: Sequence[Photo],
+    shots: Sequence[Shot],
+    home: Path,
+    survey: Survey,
+    options: PhotoOptions,
+) -> list[Photo]:
+    """The photos, each with the depth map that its camera file names.
+
+    A warning counts maps that are not there or are not read, an error with `strict`.
+    """
+    found, lost = [], []
+    for photo, shot in zip(photos, shots, strict=True):
+        if shot.depth_file is not None:
+            path = file_beside(home, shot.depth_file)
+            try:
+                if path is None:
+                    raise UserError(f"{shot.depth_file} is not there")
+                photo = with_depth(photo, path, survey)
+            except UserError as error:
+                lost.append(error.got)
+        found.append(photo)
+    if lost:
+        named = sum(shot.depth_file is not None for shot in shots)
+        text = f"{len(lost)} of {named} depth maps cannot be used: {lost[0]}"
+        if options.strict:
+            raise UserError(text, "all of them, with `strict=True`", "leave `strict` out")
+        log.warning("%s; those photos have none", text)
+    if survey.depth_stated and not any(photo.has_counts for photo in found):
+        found = [replace(photo, depth_scale=survey.depth_scale) for photo in found]
+    return found
 
 
 def _open_posed(folder: Path, name: str, options: PhotoOptions) -> Scene:
@@ -238,11 +287,11 @@ def _open_posed(folder: Path, name: str, options: PhotoOptions) -> Scene:
     given = {photo.name for photo in (folder / _PHOTOS).iterdir()}
     lost = sorted(given - set(scene.names), key=natural_key)
     left_out = [LeftOut(photo, "pycolmap could not pose it") for photo in lost]
-    _report(left_out, len(scene), options.strict, name)
+    report_left_out(left_out, len(scene), name, options.strict)
     return replace(scene, name=name, left_out=(*scene.left_out, *left_out))
 
 
-def _open_chunk(path: str | Path) -> Scene | None:
+def _open_chunk(path: str | Path, strict: bool) -> Scene | None:
     """The scene of a chunk file or split folder, with or without ":KEY"; None for other paths."""
     place, _, key = str(path).rpartition(":")
     if not place or Path(path).exists():
@@ -263,7 +312,7 @@ def _open_chunk(path: str | Path) -> Scene | None:
             "a whole scene, as datasets/README.md describes it",
             "choose another scene, or convert this one again",
         )
-    return chunk_scene(chunk.scenes[key])
+    return chunk_scene(chunk.scenes[key], strict)
 
 
 def _choose(key: str, keys: list[str], place: str) -> str:
@@ -287,7 +336,7 @@ def _list_photos(folder: Path, name: str | None) -> list[Path]:
     places = [folder / name, Path(name)] if name else [folder, folder / _PHOTOS]
     for place in places:
         found = place.iterdir() if place.is_dir() else ()
-        pictures = [path for path in found if path.suffix.lower() in PHOTO_SUFFIXES]
+        pictures = [path for path in found if is_photo(path)]
         photos = [path for path in pictures if not _NO_PHOTO.search(path.stem)]
         if len(photos) < len(pictures):
             others = len(pictures) - len(photos)

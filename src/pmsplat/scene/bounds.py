@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from ..errors import UserError
 from ..io.cameras.survey import Shot, Survey
+from .undistort import pinhole
 
 _PERCENTILES = (1, 99)
 _MARGIN = 1.25  # nearer and farther than what was seen: the percentiles cut real surfaces off
@@ -114,13 +115,14 @@ def _from_points(survey: Survey) -> list[Range]:
     assert survey.points is not None
     # A bare cloud, without observations: what falls into the picture counts.
     bare = not any(shot.seen is not None and len(shot.seen) for shot in survey.shots)
+    straight = {lens: pinhole(lens).K for lens in {shot.lens for shot in survey.shots}}
     seen = []
     for shot in survey.shots:
         points = survey.points if bare else survey.points[shot.seen]
         cam = (points - shot.c2w[:3, 3]) @ shot.c2w[:3, :3]
         depth = cam[:, 2]
         if bare:
-            xy = (cam @ shot.lens.K.T)[:, :2] / np.where(depth > 0, depth, np.inf)[:, None]
+            xy = (cam @ straight[shot.lens].T)[:, :2] / np.where(depth > 0, depth, np.inf)[:, None]
             depth = depth[((xy > 0) & (xy < 1)).all(axis=1)]
         seen.append(depth[depth > 0])
     pooled = np.concatenate(seen)
@@ -139,15 +141,16 @@ def _from_cameras(c2w: Float[np.ndarray, "camera 4 4"]) -> list[Range]:
     steps = _steps(centers)
     if len(steps) == 0:
         raise UserError(
-            "one camera place, no sparse points and no depth",
+            f"one camera place, fewer than {_FEWEST_POINTS} sparse points and no depth",
             "something that tells the scale of the scene",
             "give 'near' and 'far' in transforms.json",
         )
     step = float(np.median(steps))
     standing = len(centers) - 1 - len(steps)
     log.warning(
-        "no sparse points and no depth: near and far are guessed from the cameras%s; "
+        "fewer than %d sparse points and no depth: near and far are guessed from the cameras%s; "
         "'near' and 'far' in transforms.json set them",
+        _FEWEST_POINTS,
         f", of which {standing} stand where another does and do not count" if standing else "",
     )
     # The point nearest to all optical axes, if it lies clearly before every camera.

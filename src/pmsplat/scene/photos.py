@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..geometry.origin import local_origin
-from ..io import images
+from ..io import depth_maps, images
+from ..io.cameras import re10k
 from ..io.cameras.survey import LeftOut, Lens, Shot, Survey
 from ..io.chunks import ChunkScene
 from ..types import NO_OFFSET, Cameras, Origin, Views, as_triple
@@ -23,7 +24,6 @@ from .undistort import pinhole, undistort_depth, undistort_image
 
 _ASPECT_TOLERANCE = 0.01  # between a photo and its lens: rounding of downscaled copies
 _DEPTH_MAPS = 40  # at most so many are read to find near and far
-_PUBLISHED_RANGE = (0.5, 100.0)  # of RealEstate10K's unit, for chunk scenes that carry none
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,7 @@ class Photo:
     @property
     def has_counts(self) -> bool:
         """Whether the depth is stored as 16-bit counts, not as an array of numbers."""
-        source = self.depth_source
-        return isinstance(source, bytes) or (source is not None and source.suffix != ".npy")
+        return self.depth_source is not None and depth_maps.has_counts(self.depth_source)
 
     def pixels(self) -> UInt8[np.ndarray, "height width 3"]:
         """The photo, undistorted."""
@@ -79,18 +78,20 @@ class Photo:
         """Sensor depth in scene units on the photo's grid, undistorted; 0 = none."""
         if self.depth_source is None:
             return None
-        counts = _read_depth(self.depth_source)
+        counts = depth_maps.read_depth(self.depth_source)
         depth = np.where(counts == self.no_depth, 0, counts) * np.float32(self.depth_scale)
         if depth.shape != self.size:
-            self._check_aspect("the depth map", (depth.shape[0], depth.shape[1]))
+            self.check_aspect("the depth map", (depth.shape[0], depth.shape[1]))
             depth = fit_depth(depth, self.size)
         return depth if self.lens is None else undistort_depth(depth, self.lens)
 
     def check(self) -> None:
-        """Raises UserError where the photo is missing or does not fit its lens."""
-        self._check_aspect("the camera file", self.size if self.lens is None else self.lens.size)
+        """Raises UserError where the photo is missing, ends early, or does not fit its lens."""
+        self.check_aspect("the camera file", self.size if self.lens is None else self.lens.size)
+        images.check_whole(self.image)
 
-    def _check_aspect(self, owner: str, size: tuple[int, int]) -> None:
+    def check_aspect(self, owner: str, size: tuple[int, int]) -> None:
+        """Raises UserError where the (height, width) that `owner` gives is of another shape."""
         (height, width), (h, w) = self.size, size
         if abs(width * h / (height * w) - 1) > _ASPECT_TOLERANCE:
             raise UserError(
@@ -261,22 +262,50 @@ def make_scene(name: str, survey: Survey, photos: Sequence[Photo]) -> Scene:
     )
 
 
-def chunk_scene(scene: ChunkScene) -> Scene:
+def chunk_scene(scene: ChunkScene, strict: bool = False) -> Scene:
     """A scene of a chunk: its cameras to the bit, and its photos, whose headers are read.
+
+    Photos that are damaged are left out and named, or an error if `strict`.
 
     A chunk without near and far, as RealEstate10K and DL3DV are published, is in the unit of the
     models: its scene gets RealEstate10K's range and is not `ranged`.
     """
-    photos = chunk_photos(scene, range(len(scene)))
-    for photo in photos:
-        photo.check()
+    whole, left_out = [], []
+    for i, photo in enumerate(chunk_photos(scene, range(len(scene)))):
+        try:
+            photo.check()
+            whole.append((i, photo))
+        except UserError as error:
+            left_out.append(LeftOut(photo.name, error.got))
+    report_left_out(left_out, len(whole), scene.key, strict)
+    rows = [i for i, _ in whole]
     near, far = scene.near, scene.far
     source = RangeSource.FILE
     if near is None or far is None:
-        near, far = (torch.full((len(scene),), bound) for bound in _PUBLISHED_RANGE)
+        near, far = (torch.full((len(scene),), bound) for bound in re10k.RANGE)
         source = RangeSource.MODEL
-    cameras = Cameras(scene.c2w[None], scene.K[None], near[None], far[None])
-    return Scene(scene.key, tuple(photos), cameras, None, source, scene.origin)
+    cameras = Cameras(scene.c2w[None], scene.K[None], near[None], far[None]).at(rows)
+    photos = tuple(photo for _, photo in whole)
+    return Scene(scene.key, photos, cameras, None, source, scene.origin, tuple(left_out))
+
+
+def report_left_out(
+    left_out: Sequence[LeftOut], used: int, source: object, strict: bool = False
+) -> None:
+    """Warns of photos that are left out; UserError where none is used, or with `strict`."""
+    if not left_out:
+        return
+    some = "; ".join(f"{photo.name}: {photo.reason}" for photo in left_out[:3])
+    more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    text = f"{len(left_out)} of {used + len(left_out)} photos of {source} cannot be used: "
+    text += some + more
+    if not used:
+        raise UserError(
+            text, "photos beside their cameras", "check the paths, or name the folder of photos"
+        )
+    if strict:
+        raise UserError(text, "all photos, with `strict=True`", "leave `strict` out to go without")
+    log.warning("%s; the rest is used", text)
 
 
 def chunk_photos(scene: ChunkScene, frames: Iterable[int]) -> list[Photo]:
@@ -329,24 +358,15 @@ def _sensor_depths(photos: Sequence[Photo]) -> np.ndarray | None:
     return np.concatenate(depths) if depths else None
 
 
-def _read_depth(source: Path | bytes) -> Float[np.ndarray, "height width"]:
-    if isinstance(source, bytes) or source.suffix != ".npy":
-        return images.read_depth(source).astype(np.float32)
-    try:
-        depth = np.load(source, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{source} cannot be read as depth ({error})",
-            "a 2-D array",
-            "write it with numpy.save, or leave it out of the camera file",
-        ) from error
-    if depth.ndim != 2 or depth.dtype.kind not in "fui":
-        raise UserError(
-            f"{source} has shape {list(depth.shape)} and type {depth.dtype}",
-            "a 2-D array of numbers",
-            "write one number per pixel, [height, width]",
-        )
-    return np.nan_to_num(depth.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+def with_depth(photo: Photo, source: Path, survey: Survey) -> Photo:
+    """The photo with a depth map; whole numbers are counts, others are in the unit of the scene.
+
+    Raises UserError for a file that is no depth map of the photo's shape.
+    """
+    header = depth_maps.read_header(source)
+    photo.check_aspect("the depth map", header.size)
+    scale = 1.0 if header.has_fractions else survey.depth_scale
+    return replace(photo, depth_source=source, depth_scale=scale, no_depth=survey.no_depth)
 
 
 def _tensor(matrices: list[np.ndarray]) -> Tensor:

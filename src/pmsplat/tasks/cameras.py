@@ -14,7 +14,7 @@ from ..geometry import camera
 from ..io.cameras import KINDS, find_cameras, read_cameras
 from ..io.cameras.survey import Lens, Shot, Survey
 from ..io.photo_files import find_photos
-from ..scene import PhotoOptions, Scene, open_scene
+from ..scene import PhotoOptions, Scene, open_scene, report_left_out
 from ..scene.bounds import depth_range, stated_range
 from ..scene.fit import fit_K
 from ..scene.photos import Photo, make_photo
@@ -112,6 +112,9 @@ def open_cameras(
     found = find_cameras(source)
     if found is not None:
         survey = read_cameras(found)
+        report_left_out(
+            survey.left_out, len(survey.shots), found, options is not None and options.strict
+        )
         for shot in survey.shots:
             stated_range(shot)
         return survey, None

@@ -20,6 +20,7 @@ from ..io.cameras import export
 from ..io.cameras.survey import Shot, Survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
 from ..io.photo_files import PHOTO_SUFFIXES, photos_in, stem
+from ..scene.undistort import pinhole
 from ..types import NO_OFFSET, Direction, Gaussians
 from .cameras import open_cameras
 
@@ -135,14 +136,14 @@ def find_seen(gaussians: Gaussians, shots: Sequence[Shot]) -> Bool[Tensor, " gau
     """Which Gaussians of batch 1 reach into the frustum of at least one camera.
 
     A Gaussian is taken as a ball of REACH times its largest scale, a frustum as the half spaces
-    before the camera and within the edges of its image (lens distortion is not looked at), without
-    near and far. A few beside the edges of a frustum count as in it.
+    before the camera and within the edges of its undistorted image, without near and far. A
+    few beside the edges of a frustum count as in it.
     """
     means = _find_places(gaussians)
     radii = REACH * gaussians.scales[0].double().amax(dim=-1)
     found = torch.zeros(len(means), dtype=torch.bool)
     for shot in shots:
-        K, c2w = torch.from_numpy(shot.lens.K), torch.from_numpy(shot.c2w)
+        K, c2w = torch.from_numpy(pinhole(shot.lens).K), torch.from_numpy(shot.c2w)
         across, down, depth = K.unbind()  # of the products with a point: >= 0, <= depth inside
         inward = torch.stack([across, depth - across, down, depth - down, depth])
         points_cam = se3.transform(se3.invert(c2w), means)

@@ -7,7 +7,9 @@ these use `tables`). `survey` is what all of them give, `export` writes for othe
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
 from . import (
@@ -25,7 +27,8 @@ from . import (
     transforms,
     tum,
 )
-from .survey import Survey, in_capture_order, read_json
+from .order import in_capture_order, without_strays
+from .survey import Survey, read_json
 
 KINDS = (
     "transforms.json, cameras.json (ours or INRIA's), a COLMAP model, poses_bounds.npy, "
@@ -42,28 +45,96 @@ log = logging.getLogger(__name__)
 def find_cameras(path: str | Path) -> Path | None:
     """The file or folder in which `read_cameras` finds cameras; None where `path` has none.
 
-    `path` is a camera file, or a folder. Of a folder, in this order: its transforms.json; its
-    cameras.json, if it is ours; a COLMAP model, in the folder itself or in sparse/0, sparse or
-    colmap/sparse/0; INRIA's cameras.json, which knows less of the same cameras than the model;
-    poses_bounds.npy; transforms_train.json of a Blender set (a warning names its other splits);
-    poses of a capture app or data set; RealEstate10K's text. Raises UserError for several scenes.
+    `path` is a camera file, a file of a COLMAP model, or a folder. Of a folder, in this order: its
+    transforms.json; its cameras.json, if it is ours; a COLMAP model, in the folder itself or in
+    sparse/0, sparse or colmap/sparse/0; INRIA's cameras.json, which knows less of the same cameras
+    than the model; poses_bounds.npy; transforms_train.json of a Blender set (a warning names its
+    other splits); poses of a capture app or data set; RealEstate10K's text; a .json file of any
+    name that holds cameras; transforms.json one folder deeper. A warning names those of the first
+    five that are not taken. Raises UserError for several scenes.
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if path.is_file():
+        return _find_file(path)
     if suffix in (".json", ".r3d"):
         return path
-    if path.is_file():
-        known = path.name == llff.FILE or (suffix == ".txt" and re10k.is_cameras(path))
-        return path if known else record3d.find(path.parent) if path.name == "metadata" else None
-    if (path / "transforms.json").is_file():
-        return path / "transforms.json"
-    listed, model = path / "cameras.json", colmap.find_model(path)
-    if listed.is_file() and (model is None or not inria.is_inria(listed)):
-        return listed
-    if model is not None:
-        return model
-    finders = (llff.find, _find_blender, *(kind.find for kind in _FOLDERS), re10k.find)
+    named = _find_named(path)
+    if named is not None:
+        return named
+    folders = (kind.find for kind in _FOLDERS)
+    finders = (_find_blender, *folders, re10k.find, _find_json, _find_deeper)
     return next((found for find in finders if (found := find(path)) is not None), None)
+
+
+def _find_file(path: Path) -> Path | None:
+    """The cameras of which a file is a part, None for a file that has none."""
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".r3d") or path.name == llff.FILE:
+        return path
+    if path.stem in ("cameras", "images", "points3D") and is_model(path.parent):
+        return path.parent
+    if suffix == ".txt" and re10k.is_cameras(path):
+        return path
+    return record3d.find(path.parent) if path.name == "metadata" else None
+
+
+def _find_named(folder: Path) -> Path | None:
+    """The cameras of a folder that are known by their name; a warning where others go unused."""
+    own, listed = folder / "transforms.json", folder / "cameras.json"
+    model, rows = colmap.find_model(folder, quiet=own.is_file()), llff.find(folder)
+    found = [own] if own.is_file() else []
+    if listed.is_file() and (model is None or not inria.is_inria(listed)):
+        found.append(listed)
+    # nerfstudio keeps the model that its transforms.json was made of in colmap/
+    if model is not None and not (found and model.is_relative_to(folder / "colmap")):
+        found.append(model)
+    found += [] if rows is None else [rows]
+    if found:
+        found += [path for name in _BLENDER if (path := folder / name).is_file()]
+    if len(found) > 1:
+        others = ", ".join(str(path.relative_to(folder)) or "." for path in found[1:])
+        log.warning(
+            "%s has several files of cameras: those of %s are taken, not those of %s; name the one "
+            "that you want",
+            folder,
+            found[0].relative_to(folder),
+            others,
+        )
+    return found[0] if found else None
+
+
+def _find_json(folder: Path) -> Path | None:
+    """The only .json file of a folder that holds cameras, whatever its name."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() == ".json" and path.is_file() and not path.name.startswith("."):
+            try:
+                known = _reader(read_json(path)) is not None
+            except UserError as error:
+                log.warning("not looked at for cameras: %s", error.got)
+                continue
+            found += [path] if known else []
+    return _only(folder, found)
+
+
+def _find_deeper(folder: Path) -> Path | None:
+    """The only transforms.json one folder deeper, as DL3DV keeps it in nerfstudio/."""
+    return _only(folder, sorted(folder.glob("*/transforms.json")))
+
+
+def _only(folder: Path, found: list[Path]) -> Path | None:
+    if len(found) > 1:
+        raise UserError(
+            f"{folder} has {len(found)} files of cameras ("
+            + ", ".join(str(path.relative_to(folder)) for path in found[:3])
+            + (", …)" if len(found) > 3 else ")"),
+            "one",
+            f"name it: {found[0]}",
+        )
+    if found:
+        log.warning("the cameras are those of %s", found[0])
+    return found[0] if found else None
 
 
 def is_model(cameras: Path) -> bool:
@@ -79,7 +150,7 @@ def read_cameras(path: str | Path, images_folder: str | None = None) -> Survey:
     `images_folder` has the photos of formats that do not name them (LLFF, RealEstate10K). Raises
     UserError for what is missing, damaged, or of no format that is known.
     """
-    return in_capture_order(_read(Path(path), images_folder))
+    return in_capture_order(without_strays(_read(Path(path), images_folder)))
 
 
 def _read(path: Path, images_folder: str | None) -> Survey:
@@ -108,17 +179,25 @@ def _find_blender(folder: Path) -> Path | None:
 
 def _read_json(path: Path) -> Survey:
     content = read_json(path)
+    reader = inria.read if isinstance(content, list) else _reader(content)
+    if reader is None:
+        raise UserError(
+            f"{path} holds no cameras that are known here",
+            KINDS,
+            "export the cameras as one of these",
+        )
+    return reader(path)
+
+
+def _reader(content: Any) -> Callable[[Path], Survey] | None:
+    """What reads the cameras in a JSON file of such content, None where it has none."""
+    entries = content.get("frames") if isinstance(content, dict) else content
+    listed = entries if isinstance(entries, list) else []
+    first = next((entry for entry in listed if isinstance(entry, dict)), {})
     if isinstance(content, list):
-        return inria.read(path)
-    frames = content.get("frames") if isinstance(content, dict) else None
-    first = frames[0] if isinstance(frames, list) and frames else None
-    if isinstance(first, dict):
-        if "c2w" in first:
-            return ours.read(path)
-        if "R" in first and "t" in first:
-            return inria.read_world_to_camera(path)
-        if {"file_path", "transform_matrix"} & set(first):
-            return transforms.read(path)
-    raise UserError(
-        f"{path} holds no cameras that are known here", KINDS, "export the cameras as one of these"
-    )
+        return inria.read if {"position", "rotation"} <= set(first) else None
+    if "c2w" in first:
+        return ours.read
+    if "R" in first and "t" in first:
+        return inria.read_world_to_camera
+    return transforms.read if {"file_path", "transform_matrix"} & set(first) else None

@@ -26,6 +26,7 @@ from .survey import (
     read_shots,
     unknown_lens,
 )
+from .tables import read_cloud
 
 _MODEL_FOLDERS = (
     "sparse/*",
@@ -40,7 +41,6 @@ _MODEL_FOLDERS = (
     "distorted/sparse/*",
     "distorted/sparse",
 )  # in the order in which they are looked into
-_FILES = ("cameras", "images", "points3D")
 _OTHER_MODELS = {
     11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
     12: ("SIMPLE_DIVISION", 4),
@@ -52,18 +52,18 @@ _OTHER_MODELS = {
 log = logging.getLogger(__name__)
 
 
-def find_model(folder: Path) -> Path | None:
+def find_model(folder: Path, quiet: bool = False) -> Path | None:
     """Where a folder has a sparse model, None without.
 
     In one of _MODEL_FOLDERS. Of several models side by side (sparse/0, sparse/1) it is the one with
-    most images; name another one's own folder to have that. A warning tells which.
+    most images; name another one's own folder to have that. A warning tells which, unless `quiet`.
     """
     for pattern in _MODEL_FOLDERS:
         places = folder.glob(pattern) if pattern else [folder]
         found = sorted(path for path in places if _kind(path) is not None)
         if found:
             best = max(found, key=_count_images)
-            if len(found) > 1:
+            if len(found) > 1 and not quiet:
                 log.warning("%s has %d models: %s is the largest", folder, len(found), best.name)
             return best
     return None
@@ -84,7 +84,7 @@ def _count_images(folder: Path) -> int:
 
 
 def read(folder: str | Path) -> Survey:
-    """A sparse model, binary or text: cameras, images, and points3D if it is there.
+    """A sparse model, binary or text: cameras, images, and points3D (or .ply) if it is there.
 
     Shots in the order of their numbers. COLMAP looks at the pixels of photos as they are stored,
     whatever EXIF says. Raises UserError for missing or damaged files; images whose pose or lens
@@ -92,7 +92,7 @@ def read(folder: str | Path) -> Survey:
     """
     folder = Path(folder)
     kind = _kind(folder) or ".bin"
-    cameras, pictures, cloud = (folder / f"{name}{kind}" for name in _FILES)
+    cameras, pictures = (folder / f"{name}{kind}" for name in ("cameras", "images"))
     for path in (cameras, pictures):
         if not path.is_file():
             raise UserError(
@@ -101,12 +101,10 @@ def read(folder: str | Path) -> Survey:
                 "export the whole sparse model, or copy the file that is missing",
             )
     binary = kind == ".bin"
-    known = _by_id([], [])
     try:
         lenses = _binary_lenses(cameras) if binary else _text_lenses(cameras)
         rows = _binary_images(pictures) if binary else _text_images(pictures)
-        if cloud.is_file():
-            known = _binary_points(cloud) if binary else _text_points(cloud)
+        known = _read_points(folder, kind)
         if missing := {row.camera for row in rows} - set(lenses):
             raise ValueError(f"images of camera {min(missing)}, which cameras{kind} has not")
     except UserError:
@@ -128,7 +126,7 @@ def read(folder: str | Path) -> Survey:
         lambda row: _make_shot(pictures, row, lenses[row.camera], known),
         lambda row: row.name,
     )
-    return Survey(found.shots, known.points if len(known.ids) else None, left_out=found.left_out)
+    return Survey(found.shots, known.points if len(known.points) else None, left_out=found.left_out)
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Cloud:
-    """The points of a model, by their sorted numbers."""
+    """The points of a model, by their sorted numbers; those of a .ply have none."""
 
     ids: UInt64[np.ndarray, " point"]
     points: Float[np.ndarray, "point 3"]
@@ -231,10 +229,10 @@ def _binary_points(path: Path) -> _Cloud:
 
 
 def _rows(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for line in map(str.strip, lines):
             if not line.startswith("#"):
-                yield line.strip()
+                yield line
 
 
 def _text_lenses(path: Path) -> dict[int, _Camera]:
@@ -274,6 +272,26 @@ def _are_numbers(words: list[str]) -> bool:
 def _text_points(path: Path) -> _Cloud:
     rows = [line.split(maxsplit=4)[:4] for line in filter(None, _rows(path))]
     return _by_id([int(row[0]) for row in rows], [[float(x) for x in row[1:]] for row in rows])
+
+
+def _read_points(folder: Path, kind: str) -> _Cloud:
+    """The points of a model whose other files are of a `kind`; those that are not finite are lost.
+
+    Where it has none of that kind, points of the other, or points3D.ply as INRIA writes it.
+    """
+    readers = {".bin": _binary_points, ".txt": _text_points, ".ply": _ply_points}
+    for suffix in (kind, *readers):
+        path = folder / f"points3D{suffix}"
+        if path.is_file():
+            cloud = readers[suffix](path)
+            finite = np.isfinite(cloud.points).all(axis=1)
+            ids = cloud.ids[finite] if len(cloud.ids) else cloud.ids
+            return _Cloud(ids, cloud.points[finite])
+    return _by_id([], [])
+
+
+def _ply_points(path: Path) -> _Cloud:
+    return _Cloud(_by_id([], []).ids, read_cloud(path))
 
 
 def _by_id(ids: list[int], points: list[list[float]]) -> _Cloud:

@@ -15,7 +15,16 @@ from typing import Any
 from ...errors import UserError
 from .. import images
 from ..photo_files import photo_beside
-from .survey import LENS_MODELS, Lens, Projection, check_lens, check_size, read_number, unknown_lens
+from .survey import (
+    LENS_MODELS,
+    Lens,
+    Projection,
+    check_lens,
+    check_size,
+    read_number,
+    say_once,
+    unknown_lens,
+)
 
 _MODELS = {model.name: model for model in LENS_MODELS.values()}
 _PERSPECTIVE = {"PERSPECTIVE"} | {
@@ -27,6 +36,7 @@ _FLAGS = {  # of instant-ngp, whatever they hold
     "orthographic": "ORTHOGRAPHIC",
     "ftheta_p0": "F-theta",
 }
+_DIFFERENT = 0.02  # of a focal length: more is no rounding
 _PARAMS = ("k1", "k2", "k3", "k4", "p1", "p2")  # nerfstudio's `distortion_params`, in order
 
 _READ = {
@@ -41,7 +51,7 @@ _NO_MATTER = {  # settings of other trainers, and notes: neither photos nor came
     *("sharpness_discard_threshold", "importance_sampling", "n_extra_learnable_dims", "envmap"),
     *("from_na", "fix_premult", "enable_ray_loading", "white_transparent", "black_transparent"),
     *("driver_parameters", "orientation_override", "colmap_im_id", "rotation", "camera_id"),
-    *("blur_score", "id", "name", "timestamp_us", "frame_id", "has_mask", "near_plane"),
+    *("blur_score", "id", "name", "timestamp_us", "frame_id", "has_mask"),
     *("crop", "scene_box", "metadata", "version", "frame_count", "fps"),
 }
 _NAMED = {
@@ -173,7 +183,16 @@ def _projection(model: str, radial: tuple[float, ...]) -> Projection:
 def _focal(path: Path, fields: dict[str, Any], axis: str, side: int) -> float | None:
     """Pixels, None where the fields do not say."""
     if f"fl_{axis}" in fields:
-        return read_number(path, fields, f"fl_{axis}")
+        focal = read_number(path, fields, f"fl_{axis}")
+        other = _focal(
+            path, {k: v for k, v in fields.items() if not k.startswith("fl_")}, axis, side
+        )
+        if other is not None and abs(focal / other - 1) > _DIFFERENT:
+            say_once(
+                f"{path} has fl_{axis}={focal:g}, but a field of view of which it would be "
+                f"{other:g} in photos {side} pixels long: fl_{axis} is taken"
+            )
+        return focal
     if f"camera_angle_{axis}" in fields:
         angle = read_number(path, fields, f"camera_angle_{axis}")
     elif f"{axis}_fov" in fields:

@@ -19,11 +19,15 @@ from .survey import (
     check_pose,
     check_size,
     frames_of,
+    name_unknown,
     read_json,
     read_number,
     read_shots,
     text_at,
 )
+
+_ENTRY = {"id", "img_name", "width", "height", "position", "rotation", "fx", "fy", "cx", "cy"}
+_HEAD = {"frames", "W", "H", "fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2"}
 
 
 def is_inria(path: Path) -> bool:
@@ -35,8 +39,8 @@ def is_inria(path: Path) -> bool:
 def read(path: str | Path) -> Survey:
     """A list of cameras, each with camera-to-world `rotation` and its center, `position`.
 
-    Lenses are pinholes with the principal point in the middle of the photo as it is stored. The
-    names of photos have no suffix.
+    Lenses are pinholes with the principal point in the middle of the photo as it is stored, if `cx`
+    and `cy`, which INRIA does not write, do not say otherwise. The names of photos have no suffix.
     """
     path = Path(path)
     entries = read_json(path)
@@ -56,11 +60,15 @@ def read(path: str | Path) -> Survey:
         lens = Lens(
             size=check_size(path, height, width),
             focal=(read_number(path, entry, "fx"), read_number(path, entry, "fy")),
-            center=(width / 2, height / 2),
+            center=(
+                read_number(path, entry, "cx", width / 2),
+                read_number(path, entry, "cy", height / 2),
+            ),
         )
         return Shot(name, check_lens(path, lens), check_pose(path, name, pose))
 
     found = read_shots(entries, read_shot, text_at("img_name"))
+    name_unknown(path, entries, _ENTRY)
     return Survey(found.shots, left_out=found.left_out)
 
 
@@ -95,6 +103,8 @@ def read_world_to_camera(path: str | Path) -> Survey:
         return Shot(name, lens, c2w)
 
     found = read_shots(frames, read_shot, text_at("file"))
+    name_unknown(path, frames, {"file", "R", "t"})
+    name_unknown(path, [content], _HEAD)
     return Survey(found.shots, left_out=found.left_out)
 
 

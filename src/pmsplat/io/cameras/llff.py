@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ...errors import UserError
-from ..photo_files import PHOTO_SUFFIXES
+from ..photo_files import is_photo
 from .survey import Lens, Shot, Survey, check_lens, check_pose, read_shots
 from .tables import read_size
 
@@ -58,6 +58,8 @@ def read(path: Path, images_folder: str | None = None) -> Survey:
         lambda pair: _shot(path, *pair),
         lambda pair: pair[0],
     )
+    if lost := sum(shot.near is None for shot in found.shots):
+        log.warning("%s: near and far of %d photos are no range: left out", path, lost)
     return Survey(found.shots, left_out=found.left_out)
 
 
@@ -84,8 +86,7 @@ def _find_photos(home: Path, count: int, images_folder: str | None) -> list[str]
     there = {}
     for name in _FOLDERS if images_folder is None else (images_folder,):
         folder = home / name
-        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        photos = [p for p in names if Path(p).suffix.lower() in PHOTO_SUFFIXES]
+        photos = sorted(p.name for p in folder.iterdir() if is_photo(p)) if folder.is_dir() else []
         if len(photos) == count:
             wrong = "; ".join(f"{other} has {len(found)}" for other, found in there.items())
             if wrong:

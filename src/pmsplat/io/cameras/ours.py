@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...errors import UserError
 from ...types import NO_OFFSET, Cameras, Origin
 from ..files import write_text
@@ -13,15 +15,21 @@ from .survey import (
     Lens,
     Shot,
     Survey,
+    check_K,
     check_lens,
     check_matrix,
     check_pose,
     check_size,
     frames_of,
+    name_unknown,
     read_number,
     read_shots,
     text_at,
 )
+
+_OUTSIDE = 10  # sides of a picture: farther out no principal point lies, but pixels are counted
+
+_FRAME = {"name", "c2w", "K", "near", "far", "depth_file"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,13 @@ def read(path: str | Path) -> Survey:
                 "add them, or leave the frame out",
             )
         name = frame["name"]
-        K = check_matrix(path, name, frame.get("K"), (3, 3))
+        K = check_K(path, check_matrix(path, name, frame.get("K"), (3, 3)))
+        if np.abs(K[:2, 2]).max() > _OUTSIDE:
+            raise UserError(
+                f"{path} has a K with the principal point {K[:2, 2].tolist()} for {name}",
+                "intrinsics divided by (width, height)",
+                "divide row 0 by the width, row 1 by the height",
+            )
         depth_file = frame.get("depth_file")
         lens = Lens(
             size=size,
@@ -70,6 +84,7 @@ def read(path: str | Path) -> Survey:
         )
 
     found = read_shots(frames, read_shot, text_at("name"))
+    name_unknown(path, frames, _FRAME)
     depth_scale = read_number(path, content, "depth_scale", 1e-3)
     return Survey(found.shots, depth_scale=depth_scale, left_out=found.left_out)
 

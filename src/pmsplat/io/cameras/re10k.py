@@ -17,7 +17,7 @@ from .survey import LeftOut, Lens, Shot, Survey, check_lens, check_pose, read_sh
 from .tables import inverse, list_photos, numbers, photo_size, rows_of
 
 _FIELDS = 19
-_RANGE = (0.5, 100.0)  # its scenes are scaled so that near things are about 1 away
+RANGE = (0.5, 100.0)  # near and far: its scenes are scaled so that near things are about 1 away
 _HEAD = 2048  # bytes that are looked at to recognize a file
 _FOLDERS = ("frames", "images", "rgb", "")
 
@@ -79,13 +79,13 @@ def read(path: Path, images_folder: str | None = None) -> Survey:
         lens = Lens(size, (fx * width, fy * height), (cx * width, cy * height))
         w2c = np.vstack([np.reshape(row[7:], (3, 4)), [0, 0, 0, 1]])
         c2w = inverse(check_pose(path, file, w2c))
-        near, far = _RANGE
+        near, far = RANGE
         return Shot(file, check_lens(path, lens), c2w, near=near, far=far, time=row[0])
 
     log.warning(
         "%s: near and far are %g and %g, those of RealEstate10K, in whose unit it should be",
         path,
-        *_RANGE,
+        *RANGE,
     )
     found = read_shots(range(len(rows)), read_row, lambda i: f"frame {rows[i][0]:.0f}")
     return Survey(found.shots, left_out=(*found.left_out, *_unposed(path, photos)))

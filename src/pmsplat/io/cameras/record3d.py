@@ -17,6 +17,7 @@ from .survey import (
     Lens,
     Shot,
     Survey,
+    check_K,
     check_lens,
     check_matrix,
     check_pose,
@@ -106,7 +107,7 @@ def _lens(path: Path, content: dict[str, Any], number: int, size: tuple[int, int
     if isinstance(each, list) and number < len(each):
         fx, fy, cx, cy = check_matrix(path, f"the lens of frame {number}", each[number], (4,))
     else:
-        K = check_matrix(path, "K", content.get("K"), (9,)).reshape(3, 3).T
+        K = check_K(path, check_matrix(path, "K", content.get("K"), (9,)).reshape(3, 3).T)
         fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     return check_lens(path, Lens(size, (float(fx), float(fy)), (float(cx), float(cy))))
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..photo_files import PHOTO_SUFFIXES, natural_key
+from ..photo_files import is_photo, natural_key
 from .survey import LeftOut, Lens, Shot, Survey, check_pose, read_shots
 from .tables import existing, matrix_lens, numbers, photo_size, read_matrix, read_size
 
+_DEPTHS = (".png", ".pgm")  # the second of ScanNet's first release
 _POSE, _NO_DEPTH, _MILLIMETER = ".pose.txt", 65535, 1e-3
 _FOCAL, _SIZE = 525.0, (480, 640)  # of the Kinect's color camera, which nobody has calibrated
 _INFOS = ("info.txt", "_info.txt")
@@ -45,7 +46,7 @@ def read(folder: Path) -> Survey:
     such a file it is the Kinect's, f = 525 at 640x480, and a warning says so.
     """
     frames = sorted((p.name.removesuffix(_POSE) for p in folder.glob(f"*{_POSE}")), key=natural_key)
-    color = [p for p in folder.glob("*.color.*") if p.suffix.lower() in PHOTO_SUFFIXES]
+    color = [path for path in folder.glob("*.color.*") if is_photo(path)]
     photos = {path.name.rpartition(".color")[0]: path for path in color}
     suffix = color[0].suffix if color else ".png"
     info = _read_info(folder)
@@ -55,8 +56,8 @@ def read(folder: Path) -> Survey:
         file = photos.get(frame, folder / f"{frame}.color{suffix}")
         pose = folder / f"{frame}{_POSE}"
         c2w = check_pose(pose, file.name, read_matrix(pose))
-        depth = existing(folder, folder / f"{frame}.depth.png")
-        return Shot(file.name, lens, c2w, depth_file=depth)
+        depths = (existing(folder, folder / f"{frame}.depth{kind}") for kind in _DEPTHS)
+        return Shot(file.name, lens, c2w, depth_file=next(filter(None, depths), None))
 
     found = read_shots(frames, read_frame, lambda frame: f"{frame}.color{suffix}")
     lost = sorted(photos[frame].name for frame in photos.keys() - set(frames))

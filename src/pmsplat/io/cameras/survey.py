@@ -5,9 +5,11 @@ unit of the file. Pixels are centered at index + 0.5.
 """
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,11 +17,14 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from ...errors import UserError
-from ..photo_files import names_count, natural_key
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 _TOLERANCE = 1e-2  # of a rotation's orthonormality; nearer ones are made exact
+_OFF_CENTER = 0.3  # of a photo's side, from its middle: few photos are cut so much
+_SKEW = 1e-3  # of the focal length: less moves no corner by a pixel
 _MAX_SIDE = 1 << 17  # pixels of a photo's side; beyond is a damaged file
 
 
@@ -133,8 +138,9 @@ class Survey:
     """What a camera file holds: posed photographs, and the sparse points of the scene, if any.
 
     `depth_scale`: scene units of one count of the depth files; `no_depth`: the count, beside 0,
-    that stands for none. `left_out`: what the file names beside them and cannot be used. `order`
-    says what `in_capture_order` went by.
+    that stands for none; `depth_stated`: whether the file gives `depth_scale`, which then also
+    holds for depth files that are no counts, where none is. `left_out`: what the file names beside
+    them and cannot be used. `order` says what `order.in_capture_order` went by.
     """
 
     shots: tuple[Shot, ...]
@@ -143,23 +149,7 @@ class Survey:
     left_out: tuple[LeftOut, ...] = ()
     order: str = "the camera file"
     no_depth: int = 0
-
-
-def in_capture_order(survey: Survey) -> Survey:
-    """The survey with its shots in the order in which they were taken.
-
-    By their times, where all have one; by the numbers in their names, where these differ in numbers
-    (frame_2 before frame_10); else as they stand in the file.
-    """
-    shots = survey.shots
-    times = [shot.time for shot in shots if shot.time is not None]
-    if len(times) == len(shots) and len(set(times)) > 1:
-        key, order = (lambda shot: (shot.time, natural_key(shot.file))), "their times"
-    elif names_count([shot.file for shot in shots]):
-        key, order = (lambda shot: natural_key(shot.file)), "the numbers in their names"
-    else:
-        return survey
-    return replace(survey, shots=tuple(sorted(shots, key=key)), order=order)
+    depth_stated: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,11 +190,22 @@ def text_at(key: str) -> Callable[[Any], str]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; raises UserError where there is no such file, or it holds no JSON."""
+    """What a JSON file holds, in UTF-8, UTF-16 or Latin-1, with or without a mark of byte order.
+
+    Raises UserError where there is no such file, or it holds no JSON.
+    """
     try:
-        return json.loads(path.read_text())
+        data = path.read_bytes()
+        try:
+            return json.loads(data)
+        except UnicodeDecodeError:
+            return json.loads(data.decode("latin-1"))
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}", "a camera file", "check the path") from error
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror})", "a camera file", "check the path"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not JSON ({error})",
@@ -235,17 +236,16 @@ def read_number(
 
     Raises UserError for anything else, and for a number that is not finite.
     """
-    value = given = fields.get(key, default)
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            value = None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    given = fields.get(key, default)
+    try:
+        value = math.nan if isinstance(given, bool) else float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):  # overflow: a whole number of 400 digits
+        value = math.nan
+    if not math.isfinite(value):
         raise UserError(
-            f"{path} has {key}={given!r}", "a finite number", f"correct {key} in the file"
+            f"{path} has {key}={given!r:.60}", "a finite number", f"correct {key} in the file"
         )
-    return float(value)
+    return value
 
 
 def check_size(path: Path, height: int, width: int) -> tuple[int, int]:
@@ -287,14 +287,47 @@ def check_lens(path: Path, lens: Lens) -> Lens:
             "finite numbers and positive focal lengths",
             "export the cameras again",
         )
+    (height, width), (cx, cy) = lens.size, lens.center
+    if abs(cx / width - 0.5) > _OFF_CENTER or abs(cy / height - 0.5) > _OFF_CENTER:
+        say_once(
+            f"{path} has the principal point ({cx:.1f}, {cy:.1f}) in photos of {height}x{width} "
+            "pixels: check that its intrinsics are those of photos of that size"
+        )
     return lens
+
+
+def check_K(path: Path, K: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+    """Intrinsics as a matrix; a warning for skew, UserError for a matrix of another kind."""
+    if K[2, :2].any():
+        raise UserError(
+            f"{path} has intrinsics whose last row is {K[2].tolist()}",
+            "fx 0 cx, 0 fy cy, 0 0 1, row by row",
+            "write the matrix in this order",
+        )
+    if abs(K[0, 1]) > _SKEW * abs(K[0, 0]):
+        say_once(f"{path} has intrinsics with skew, {K[0, 1]:g}: it is left out")
+    return K
+
+
+def name_unknown(path: Path, entries: Sequence[Any], known: set[str]) -> None:
+    """A warning that names the fields of a file's entries beside those that are `known`."""
+    given = {key for entry in entries if isinstance(entry, dict) for key in entry}
+    if given - known:
+        names = ", ".join(sorted(given - known))
+        log.warning("%s: left out: fields that are not known here (%s)", path, names)
+
+
+@cache  # a file has hundreds of frames of one kind
+def say_once(text: str) -> None:
+    """A warning, once for every text."""
+    log.warning("%s", text)
 
 
 def check_matrix(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     """What the file gives for `name` as float64 of `shape`; raises UserError for anything else."""
     try:
         matrix = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         matrix = np.empty(0)
     if matrix.shape != shape:
         got = "none" if value is None else f"shape {list(matrix.shape)}"

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from jaxtyping import Float
 
 from ...errors import UserError
 from .. import images
-from ..photo_files import PHOTO_SUFFIXES, natural_key
-from .survey import Lens, check_lens, check_size
+from ..photo_files import is_photo, natural_key
+from .survey import Lens, check_K, check_lens, check_size
 
 Matrix3 = Float[np.ndarray, "3 3"]
 Motion = Float[np.ndarray, "4 4"]
@@ -42,6 +43,21 @@ def numbers(path: Path, words: Sequence[str]) -> list[float]:
         ) from error
 
 
+def read_cloud(path: Path) -> Float[np.ndarray, "point 3"]:
+    """The vertices of a .ply file; raises UserError where it has none."""
+    from plyfile import PlyData, PlyParseError
+
+    try:
+        vertex = PlyData.read(path)["vertex"]
+        return np.stack([np.asarray(vertex[axis], np.float64) for axis in "xyz"], axis=1)
+    except (PlyParseError, KeyError, ValueError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as a point cloud ({error})",
+            "vertices x y z",
+            "export it again, or take it away",
+        ) from error
+
+
 def read_size(path: Path, height: float, width: float) -> tuple[int, int]:
     """(height, width) of photos from two numbers; raises UserError where they are no size."""
     whole = (round(side) if math.isfinite(side) else 0 for side in (height, width))
@@ -68,6 +84,7 @@ def read_matrix(path: Path) -> np.ndarray:
 
 def matrix_lens(path: Path, K: np.ndarray, size: tuple[int, int]) -> Lens:
     """The pinhole of intrinsics in pixels, of a photo of `size`; `path` is for errors."""
+    K = check_K(path, K[:3, :3])
     lens = Lens(check_size(path, *size), (K[0, 0], K[1, 1]), (K[0, 2], K[1, 2]))
     return check_lens(path, lens)
 
@@ -118,20 +135,21 @@ def from_opengl(c2w: Motion) -> Motion:
 def list_photos(folder: Path, start: str = "") -> list[Path]:
     """The photos in a folder whose names begin with `start`, in natural order; none without it."""
     found = folder.iterdir() if folder.is_dir() else ()
-    photos = [p for p in found if p.suffix.lower() in PHOTO_SUFFIXES and p.name.startswith(start)]
+    photos = [path for path in found if is_photo(path) and path.name.startswith(start)]
     return sorted(photos, key=lambda path: natural_key(path.name))
 
 
 def photo_size(folder: Path, photos: Sequence[Path]) -> tuple[int, int]:
-    """(height, width) of the first of one camera's photos; UserError where there is none."""
-    first = next((photo for photo in photos if photo.is_file()), None)
-    if first is None:
-        raise UserError(
-            f"{folder} has camera poses, but no photo of them",
-            "photos beside their poses",
-            "copy the photos there too",
-        )
-    return images.image_size(first)
+    """(height, width) of the first of one camera's photos that is whole; UserError without any."""
+    for photo in photos:
+        if photo.is_file():
+            with suppress(UserError):  # whoever opens the photos names those that are damaged
+                return images.image_size(photo)
+    raise UserError(
+        f"{folder} has camera poses, but no photo of them",
+        "photos beside their poses",
+        "copy the photos there too",
+    )
 
 
 def nearest(times: Float[np.ndarray, " time"], time: float, limit: float) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from ...errors import UserError
 from .survey import Lens, Shot, Survey, check_lens, check_pose, read_shots
@@ -22,6 +23,7 @@ from .tables import (
     photo_size,
     quaternion_rotation,
     read_matrix,
+    read_size,
     rows_of,
 )
 
@@ -64,6 +66,7 @@ def read(folder: Path) -> Survey:
             "copy the file again",
         )
     times = np.array([row[0] for row in table])
+    apart = _APART * _second(times)
     photos = _listed(folder / "rgb.txt")
     depths = _listed(folder / "depth.txt") if (folder / "depth.txt").is_file() else []
     depth_times = np.array([time for time, _ in depths])
@@ -71,7 +74,7 @@ def read(folder: Path) -> Survey:
 
     def read_row(photo: tuple[float, str]) -> Shot:
         time, file = photo
-        row = nearest(times, time, _APART)
+        row = nearest(times, time, apart)
         if row is None:
             raise UserError(
                 f"{poses.name} has no pose within {_APART} s of {file}",
@@ -79,7 +82,7 @@ def read(folder: Path) -> Survey:
                 "check that both lists are of one recording",
             )
         pose = make_motion(quaternion_rotation(table[row][4:8]), table[row][1:4])
-        depth = nearest(depth_times, time, _APART)
+        depth = nearest(depth_times, time, apart)
         return Shot(
             file,
             lens,
@@ -90,6 +93,12 @@ def read(folder: Path) -> Survey:
 
     found = read_shots(photos, read_row, lambda photo: photo[1])
     return Survey(found.shots, depth_scale=1 / _COUNTS, left_out=found.left_out)
+
+
+def _second(times: Float[np.ndarray, " pose"]) -> float:
+    """How many units of the times are a second: of times since 1970, 1, 10³, 10⁶ or 10⁹."""
+    latest = float(np.abs(times).max())
+    return next(unit for unit in (1e9, 1e6, 1e3, 1.0) if latest > 1e8 * unit or unit == 1)
 
 
 def _poses(folder: Path) -> Path | None:
@@ -112,6 +121,11 @@ def _lens(folder: Path, size: tuple[int, int]) -> Lens:
             K = read_matrix(path)
             K[:2, 2] += _INDEX_CENTER
             return matrix_lens(path, K, size)
+        if len(rows) > 1 and len(rows[1]) == 2:  # the size of the photos that were calibrated
+            width, height = numbers(path, rows[1])
+            size = read_size(path, height, width)
+        if len(rows) > 2:
+            log.warning("%s: lines from the third on are left out", path)
         return _make_lens(path, numbers(path, rows[0] if rows else []), size)
     number = re.search(r"(?:freiburg|fr)([123])(?!\d)", folder.resolve().name)
     values = _FREIBURG[number[1]] if number else _DEFAULT

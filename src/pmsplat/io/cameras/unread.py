@@ -2,15 +2,23 @@
 
 What each is known by: https://www.cs.cornell.edu/~snavely/bundler/ (bundle.out),
 http://ccwu.me/vsfm/doc.html (.nvm), https://opensfm.org/docs/dataset.html (reconstruction.json),
-AliceVision's SfMData (.sfm), RealityCapture's registration (.csv) and Metashape's cameras (.xml).
+https://openmvg.readthedocs.io/en/latest/software/SfM/SfM_OutputFormat/ (sfm_data.json),
+AliceVision's SfMData (.sfm), RealityCapture's registration (.csv), Metashape's cameras (.xml),
+https://github.com/YoYo000/MVSNet (cams/*_cam.txt), https://github.com/lioryariv/idr (cameras.npz,
+DTU and NeuS), https://www.tanksandtemples.org/tutorial (.log: three whole numbers, then 4x4) and
+Pix4D (*_calibrated_camera_parameters.txt).
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import UserError
 
 _HEAD = 4096  # bytes in which a file shows what it is
+_TRAJECTORY = re.compile(
+    rb"\s*\d+\s+\d+\s+\d+\s*\n(\s*([-+.\deE]+[ \t\r]+){3}[-+.\deE]+[ \t\r]*\n){4}"
+)
 
 
 def _holds(*marks: bytes) -> Callable[[bytes], bool]:
@@ -24,6 +32,12 @@ _PROGRAMS: dict[str, tuple[str, Callable[[bytes], bool]]] = {
     "*.sfm": ("AliceVision (Meshroom)", _holds(b'"views"', b'"version"')),
     "*.csv": ("RealityCapture", _holds(b"#name,x,y", b"#cameras")),
     "*.xml": ("Metashape", _holds(b"<document", b"<BlocksExchange", b"<cameras>")),
+    "sfm_data*.json": ("openMVG", _holds(b'"sfm_data_version"')),
+    "cams/*_cam.txt": ("MVSNet", _holds(b"extrinsic")),
+    "*_cam.txt": ("MVSNet", _holds(b"extrinsic")),
+    "*.npz": ("IDR or NeuS", _holds(b"world_mat", b"camera_mat")),
+    "*.log": ("Tanks and Temples", lambda head: _TRAJECTORY.match(head) is not None),
+    "*calibrated_camera_parameters.txt": ("Pix4D", _holds(b"fileName imageWidth")),
 }
 
 
