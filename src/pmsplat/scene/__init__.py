@@ -110,8 +110,6 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
     survey = read_cameras(cameras, options.folder)
     homes = _homes(cameras, path)
     paths, place = _find_photos([shot.file for shot in survey.shots], homes, options.folder)
-    if place.name in _SMALLER and options.folder is None:
-        log.warning("the photos are those of %s: there are none where the cameras name them", place)
 
     # Each photo with its lens, and its depth map if the file names one.
     red, green, blue = (round(255 * part) for part in options.background)
@@ -183,9 +181,11 @@ def _homes(cameras: Path, path: Path) -> list[Path]:
 def _find_photos(
     files: Sequence[str], homes: list[Path], folder: str | None
 ) -> tuple[list[Path | None], Path]:
-    """The photos that a camera file calls `files`, all of one place: that which has most of them.
+    """The photos that a camera file calls `files`, all of one place.
 
-    Raises UserError where there is no folder of the name that was given, or no photo at all.
+    It is the first that has half as many as any other: where somebody deleted photos, those of the
+    next place may be other pictures of the same names, smaller or with distortion. Raises UserError
+    where there is no folder of the name that was given, or no photo at all.
     """
     if folder is not None:
         named = [place for place in (*(home / folder for home in homes), Path(folder))]
@@ -195,29 +195,37 @@ def _find_photos(
                 f"there is no folder {named[0]}", "the folder of the photos", "check its path"
             )
         return find_photos(files, places[0]), places[0]
-    best: list[Path | None] = [None] * len(files)
-    chosen = homes[0]
     folders = _PHOTO_FOLDERS
     if any(home.name == "distorted" for home in homes):  # images/ has photos without distortion
         folders = ("input", *folders)
     looked = [*(home / name for home in homes for name in folders), *homes]
     if len(homes) == 1:  # a camera file, which names photos as seen from itself
         looked = [*homes, *looked]
+    tried: list[tuple[int, Path, list[Path | None]]] = []
     for place in looked:
-        if place.is_dir():
-            found = find_photos(files, place, deep=place not in homes)
-            if found.count(None) < best.count(None):
-                best, chosen = found, place
-            if None not in best:
-                break
-    if not any(best):
+        found = find_photos(files, place, deep=place not in homes) if place.is_dir() else []
+        if any(found):
+            tried.append((len(files) - found.count(None), place, found))
+        if found and None not in found:
+            break
+    if not tried:
         raise UserError(
             f"none of the {len(files)} photos was found: looked for {files[0]} in "
             f"{', '.join(dict.fromkeys(str(place) for place in looked))}",
             "photos beside their cameras",
             "check the paths, or name the folder of the photos with `images`",
         )
-    return best, chosen
+    most = max(count for count, _, _ in tried)
+    count, place, found = next(entry for entry in tried if 2 * entry[0] >= most)
+    fewer, first, _ = tried[0]
+    if first != place:
+        log.warning(
+            "%s has only %d of %d photos: those of %s are used, which has %d",
+            *(first, fewer, len(files), place, count),
+        )
+    elif place.name in _SMALLER:
+        log.warning("the photos are those of %s: there are none where the cameras name them", place)
+    return found, place
 
 
 def _with_depth(photo: Photo, shot: Shot, home: Path, survey: Survey) -> Photo:
