@@ -15,7 +15,7 @@ from ..io.chunks import INDEX, read_chunk, read_split
 from ..io.photo_files import PHOTO_SUFFIXES, find_photos, natural_key, readable
 from ..types import Views
 from .photos import Photo, Scene, chunk_scene, is_upright, make_photo, make_scene
-from .posing import VIDEO_SUFFIXES, pose_photos, pose_video
+from .posing import VIDEO_SUFFIXES, pose_photos, pose_video, why_lost
 
 __all__ = ["PhotoOptions", "Scene", "chunk_scene", "open_scene", "read_views"]
 
@@ -245,7 +245,8 @@ def _open_posed(folder: Path, name: str, options: PhotoOptions) -> Scene:
     scene = _open_cameras(folder / "sparse" / "0", folder, replace(options, folder=None))
     given = {photo.name for photo in (folder / _PHOTOS).iterdir()}
     lost = sorted(given - set(scene.names), key=natural_key)
-    left_out = [LeftOut(photo, "pycolmap could not pose it") for photo in lost]
+    why = why_lost(folder)
+    left_out = [LeftOut(photo, why.get(photo, "pycolmap could not pose it")) for photo in lost]
     _report(left_out, len(scene), options.strict, name)
     return replace(scene, name=name, left_out=(*scene.left_out, *left_out))
 

@@ -139,9 +139,10 @@ def _from_cameras(c2w: Float[np.ndarray, "camera 4 4"]) -> list[Range]:
     steps = _steps(centers)
     if len(steps) == 0:
         raise UserError(
-            "one camera place, no sparse points and no depth",
-            "something that tells the scale of the scene",
-            "give 'near' and 'far' in transforms.json",
+            "all cameras stand at one place, and there are neither sparse points nor depth",
+            "photos from different places, which show depth and the scale of the scene",
+            "step aside between photos, do not only turn; if the places are wrong, pose the photos "
+            "again; if only the scale is unknown, give 'near' and 'far' in transforms.json",
         )
     step = float(np.median(steps))
     standing = len(centers) - 1 - len(steps)
