@@ -26,7 +26,7 @@ def choose_photos(context: tuple[int, ...], photos: int) -> list[int]:
         raise UserError(
             f"`context={','.join(map(str, context))}` for {photos} photos",
             f"two or more different numbers from 0 to {photos - 1}",
-            "count the photos in the order of their camera file, from 0",
+            "`pmsplat data info` lists the photos with their numbers",
         )
     return chosen
 
