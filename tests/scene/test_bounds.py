@@ -57,7 +57,7 @@ def test_a_start_on_a_tripod_is_no_error(tremble: float, caplog: pytest.LogCaptu
 
 
 def test_one_place_alone_tells_no_scale() -> None:
-    with pytest.raises(UserError, match="one camera place"):
+    with pytest.raises(UserError, match="cameras stand at one place"):
         ranges(survey(np.ones((9, 3)) * [4.4e5, 5.1e6, 100] + 1e-9 * np.eye(9, 3)), None)
 
 

@@ -100,6 +100,41 @@ def test_photos_of_another_lens_are_not_taken_for_those_of_the_model(tmp_path: P
             assert scene.photos[0].image == folder / own / "0.png" and scene.name == folder.name
 
 
+@pytest.mark.parametrize(
+    ("model", "own", "other"),
+    [
+        ("sparse/0", "images", "input"),  # as convert.py of INRIA leaves it: input/ is distorted
+        ("sparse/0", "images", "images_2"),
+        ("distorted/sparse/0", "input", "images"),
+        ("dense/sparse", "dense/images", "images"),
+    ],
+)
+def test_deleted_photos_are_left_out_not_taken_from_another_folder(
+    tmp_path: Path, model: str, own: str, other: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_colmap(tmp_path / model, shots(NAMES), points())
+    photos(tmp_path / own, NAMES)
+    photos(tmp_path / other, NAMES)
+    (tmp_path / own / "1.png").unlink()
+    scene = open_scene(tmp_path)
+    assert {photo.image for photo in scene.photos} == {
+        tmp_path / own / f"{i}.png" for i in (0, 2, 3)
+    }
+    assert [left.name for left in scene.left_out] == ["1.png"]
+    assert f"there is no such photo in {tmp_path / own}" in caplog.text
+
+
+def test_a_folder_with_hardly_any_of_the_photos_is_passed_over_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_colmap(tmp_path / "sparse" / "0", shots(NAMES), points())
+    photos(tmp_path / "images", NAMES[:1])
+    photos(tmp_path / "images_4", NAMES)
+    scene = open_scene(tmp_path)
+    assert len(scene) == 4 and scene.photos[0].image == tmp_path / "images_4" / "0.png"
+    assert f"{tmp_path / 'images'} has only 1 of 4 photos" in caplog.text
+
+
 def test_a_model_without_observations_lines_or_points(tmp_path: Path) -> None:
     write_colmap(tmp_path / "sparse", shots(NAMES), points(), text=True)
     lines = (tmp_path / "sparse" / "images.txt").read_text().splitlines()

@@ -374,7 +374,7 @@ def test_range_from_cameras_alone() -> None:
     row = torch.eye(4).repeat(5, 1, 1)
     row[:, 0, 3] = 0.2 * torch.arange(5)
     assert ranges(Survey(shots(row)), None).bounds[0] == pytest.approx((0.6, 60.0))
-    with pytest.raises(UserError, match="one camera place"):
+    with pytest.raises(UserError, match="cameras stand at one place"):
         ranges(Survey(shots(row[:1])), None)
     with pytest.raises(UserError, match="near=3 and far=2"):
         ranges(Survey(shots(row, near=3.0, far=2.0)), None)
@@ -410,16 +410,19 @@ def test_bare_photos_are_posed_and_remembered(shared: Path, tmp_path: Path) -> N
     for path in sorted((shared / "scenes" / "sceaux_photos").iterdir())[4:8]:
         with Image.open(path) as image:
             image.resize((500, 375)).save(photos / path.name, quality=95)
+    images.write_image(photos / "black.jpg", np.zeros((375, 500, 3), np.uint8))
     if not _has_pycolmap():
         pytest.skip("pycolmap is not installed")
     cache = tmp_path / "cache"
     scene = open_scene(photos, cache=cache)
-    assert scene.names == tuple(sorted(path.name for path in photos.iterdir()))
+    assert scene.names == tuple(sorted(path.name for path in photos.glob("1*.jpg")))
+    (black,) = scene.left_out
+    assert black.name == "black.jpg" and "hardly any detail (0 points" in black.reason
     assert len(scene) == 4 and scene.points is not None and len(scene.points) > 100
     assert [path.name for path in photos.iterdir() if path.suffix != ".jpg"] == []
     stamp = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     again = open_scene(photos, cache=cache)
-    assert torch.equal(again.cameras.c2w, scene.cameras.c2w)
+    assert torch.equal(again.cameras.c2w, scene.cameras.c2w) and again.left_out == scene.left_out
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == stamp
 
 
@@ -433,7 +436,9 @@ def test_photos_of_nothing_cannot_be_posed(tmp_path: Path) -> None:
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 256, (96, 128, 3), dtype=np.uint8)
         images.write_image(tmp_path / "photos" / f"{i}.png", pixels)
-    with pytest.raises(UserError, match=r"could pose 0 of 3 photos .*; wanted at least 2"):
+    with pytest.raises(
+        UserError, match=r"could pose 0 of 3 photos .*: no two .* the same; wanted at least 2"
+    ):
         open_scene(tmp_path / "photos", cache=tmp_path / "cache")
     assert not any((tmp_path / "cache").iterdir())
 

@@ -18,6 +18,7 @@ from pmsplat.errors import UserError
 from pmsplat.io.video import read_frames
 from pmsplat.models import depthsplat
 from pmsplat.scene import PhotoOptions, open_scene
+from pmsplat.scene.overlap import overlaps
 from pmsplat.tasks.options import fit_size, pick_device
 from pmsplat.tasks.predict import Options, choose_views, predict
 from pmsplat.tasks.results.folder import name_files
@@ -81,6 +82,11 @@ def test_everything_is_written(model: depthsplat.DepthSplat, room: str, tmp_path
     assert "54x70 are scaled and cut to 48x64" in said[0] and context[0] in said[1]
 
     scene = open_scene(room)
+    shown = [scene.names.index(name) for name in context]
+    far = int((overlaps(scene.cameras)[:, shown].amax(dim=1) < 0.5).sum())
+    (compared,) = [line for line in said if line.startswith("Compared with")]
+    assert compared.startswith("Compared with 2 of the 4 other photos")
+    assert (f"; {far} share less than half" in compared) == (far > 0)
     views = scene.views([scene.names.index(name) for name in context], (48, 64))
     found = reconstruct(model, views)
     ours, written = found.prediction.gaussians[-1], pmsplat.load_ply(out / "gaussians.ply")
@@ -243,7 +249,7 @@ def test_command_line(cli_run, tmp_path: Path) -> None:
     code, said = cli_run("--context", "0,3", "--size", "48x64", "--held-out", "1", "--fps", "2")
     assert code == 0, said
     assert "what it was trained on is not known" in said and "`" not in said
-    assert "Means over 1 held-out photos" in said and said.endswith(f"are in {tmp_path / 'out'}/.")
+    assert "Means over 1 held-out photo:" in said and said.endswith(f"are in {tmp_path / 'out'}/.")
     assert (tmp_path / "out/gaussians.ply").is_file()
 
 

@@ -1,9 +1,11 @@
 """Predict the depth of photographs: numbers, 16-bit pictures, colours, errors against a sensor
 
-INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk of scenes
-(DATA/test:KEY), a video, or a folder of bare photos; the last two are posed by pycolmap first.
+INPUT is a folder with cameras (transforms.json, COLMAP's sparse/0, the folders of capture apps and
+others: see docs/photos.md), a chunk of scenes (DATA/test:KEY), a video, or a folder of bare photos;
+the last two are posed by pycolmap first. `pmsplat data info INPUT` lists what is found there.
 
-    pmsplat depth desk/ --model depthsplat-depth-small-352x640-randview2-8 --output desk-depth/
+    pmsplat depth desk/ --model depthsplat-depth-small-352x640-randview2-8 --size 352x640 \\
+        --output desk-depth/
 
 Every photo gets depth: z in the unit of the input's cameras. Photos that see the same things go
 through the model together, up to N at a time; a model of Gaussians will do too. With --context,
@@ -47,7 +49,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--context", type=context, metavar="auto|0,5,9", help="these photos only (default: all)"
     )
     parser.add_argument(
-        "--size", type=size, metavar="HxW", help="of the pictures (default: that of the photos)"
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="of the pictures (default: that of the photos, at most 960 on the longer side)",
     )
     add_photos(parser)
     add_device(parser)

@@ -1,9 +1,11 @@
 """Turn photographs into 3D Gaussians, depth maps, novel views and a video
 
-INPUT is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk of scenes
-(DATA/test:KEY), a video, or a folder of bare photos; the last two are posed by pycolmap first.
+INPUT is a folder with cameras (transforms.json, COLMAP's sparse/0, the folders of capture apps and
+others: see docs/photos.md), a chunk of scenes (DATA/test:KEY), a video, or a folder of bare photos;
+the last two are posed by pycolmap first. `pmsplat data info INPUT` lists what is found there.
 
-    pmsplat predict kitchen/ --model depthsplat-gs-small-re10k-256x256-view2 --output kitchen-3d/
+    pmsplat predict kitchen/ --model depthsplat-gs-small-re10k-256x256-view2 --size 256x256 \\
+        --output kitchen-3d/
 
 A few photos, of which two or more cover as much as possible of what all show, are shown to the
 model; what it was not shown is rendered and compared. A short report says at the end whether the
@@ -45,9 +47,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="these photos instead (default: auto, by coverage and baseline)",
     )
     parser.add_argument(
-        "--size", type=size, metavar="HxW", help="of the pictures (default: that of the photos)"
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="of the pictures (default: that of the photos, at most 960 on the longer side)",
     )
-    parser.add_argument("--held-out", type=int, metavar="N", help="photos to compare (default: 12)")
+    parser.add_argument(
+        "--held-out", type=int, metavar="N", help="photos to compare, at most (default: 12)"
+    )
     parser.add_argument(
         "--stabilize", "--stabilise", action="store_true", help="a steadier camera in the video"
     )
@@ -74,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     means = ", ".join(f"{name} {value:.3f}" for name, value in summary.means.items())
     if means:
-        seen = f"{len(summary.held_out)} held-out photos" if summary.held_out else "the views"
+        count = len(summary.held_out)
+        seen = f"{count} held-out photo{'s' * (count > 1)}" if count else "the views"
         show.tell(f"Means over {seen}: {means}.")
     show.tell(f"{summary.gaussians} Gaussians and the rest are in {arguments.output}/.")

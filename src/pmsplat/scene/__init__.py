@@ -14,7 +14,14 @@ from ..io.cameras import KINDS, find_cameras, is_model, read_cameras
 from ..io.cameras.survey import LeftOut, Shot, Survey
 from ..io.cameras.unread import refuse_unread
 from ..io.chunks import INDEX, read_chunk, read_split
-from ..io.photo_files import file_beside, find_photos, is_photo, natural_key, readable
+from ..io.photo_files import (
+    file_beside,
+    find_photos,
+    is_photo,
+    natural_key,
+    readable,
+    why_not_found,
+)
 from ..types import Views
 from .photos import (
     Photo,
@@ -26,7 +33,7 @@ from .photos import (
     report_left_out,
     with_depth,
 )
-from .posing import VIDEO_SUFFIXES, pose_photos, pose_video
+from .posing import VIDEO_SUFFIXES, pose_photos, pose_video, why_lost
 
 __all__ = [
     "PhotoOptions",
@@ -142,8 +149,6 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
     survey = read_cameras(cameras, options.folder)
     homes = _homes(cameras, path)
     paths, place = _find_photos([shot.file for shot in survey.shots], homes, options.folder)
-    if place.name in _SMALLER and options.folder is None:
-        log.warning("the photos are those of %s: there are none where the cameras name them", place)
 
     # Each photo with its lens, and its depth map if the file names one.
     red, green, blue = (round(255 * part) for part in options.background)
@@ -152,7 +157,7 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
     for shot, image in zip(survey.shots, paths, strict=True):
         try:
             if image is None:
-                raise UserError(f"no photo in {place}, or more than one, is called so")
+                raise UserError(why_not_found(shot.file, place))
             photo = replace(make_photo(image, shot), background=background)
             photo.check()
         except UserError as error:
@@ -198,9 +203,11 @@ def _homes(cameras: Path, path: Path) -> list[Path]:
 def _find_photos(
     files: Sequence[str], homes: list[Path], folder: str | None
 ) -> tuple[list[Path | None], Path]:
-    """The photos that a camera file calls `files`, all of one place: that which has most of them.
+    """The photos that a camera file calls `files`, all of one place.
 
-    Raises UserError where there is no folder of the name that was given, or no photo at all.
+    It is the first that has half as many as any other: where somebody deleted photos, those of the
+    next place may be other pictures of the same names, smaller or with distortion. Raises UserError
+    where there is no folder of the name that was given, or no photo at all.
     """
     if folder is not None:
         named = [place for place in (*(home / folder for home in homes), Path(folder))]
@@ -210,31 +217,37 @@ def _find_photos(
                 f"there is no folder {named[0]}", "the folder of the photos", "check its path"
             )
         return find_photos(files, places[0]), places[0]
-    best: list[Path | None] = [None] * len(files)
-    chosen = homes[0]
     folders = _PHOTO_FOLDERS
     if any(home.name == "distorted" for home in homes):  # images/ has photos without distortion
         folders = ("input", *folders)
     looked = [*(home / name for home in homes for name in folders), *homes]
     if len(homes) == 1:  # a camera file, which names photos as seen from itself
         looked = [*homes, *looked]
+    tried: list[tuple[int, Path, list[Path | None]]] = []
     for place in looked:
-        if place.name in _SMALLER and any(best):
-            continue  # a few photos that are lost do not make all of them smaller
-        if place.is_dir():
-            found = find_photos(files, place, deep=place not in homes)
-            if found.count(None) < best.count(None):
-                best, chosen = found, place
-            if None not in best:
-                break
-    if not any(best):
+        found = find_photos(files, place, deep=place not in homes) if place.is_dir() else []
+        if any(found):
+            tried.append((len(files) - found.count(None), place, found))
+        if found and None not in found:
+            break
+    if not tried:
         raise UserError(
             f"none of the {len(files)} photos was found: looked for {files[0]} in "
             f"{', '.join(dict.fromkeys(str(place) for place in looked))}",
             "photos beside their cameras",
             "check the paths, or name the folder of the photos with `images`",
         )
-    return best, chosen
+    most = max(count for count, _, _ in tried)
+    count, place, found = next(entry for entry in tried if 2 * entry[0] >= most)
+    fewer, first, _ = tried[0]
+    if first != place:
+        log.warning(
+            "%s has only %d of %d photos: those of %s are used, which has %d",
+            *(first, fewer, len(files), place, count),
+        )
+    elif place.name in _SMALLER:
+        log.warning("the photos are those of %s: there are none where the cameras name them", place)
+    return found, place
 
 
 def _name_photos(paths: Sequence[Path], place: Path) -> list[str]:
@@ -286,7 +299,8 @@ def _open_posed(folder: Path, name: str, options: PhotoOptions) -> Scene:
     scene = _open_cameras(folder / "sparse" / "0", folder, replace(options, folder=None))
     given = {photo.name for photo in (folder / _PHOTOS).iterdir()}
     lost = sorted(given - set(scene.names), key=natural_key)
-    left_out = [LeftOut(photo, "pycolmap could not pose it") for photo in lost]
+    why = why_lost(folder)
+    left_out = [LeftOut(photo, why.get(photo, "pycolmap could not pose it")) for photo in lost]
     report_left_out(left_out, len(scene), name, options.strict)
     return replace(scene, name=name, left_out=(*scene.left_out, *left_out))
 

@@ -141,9 +141,11 @@ def _from_cameras(c2w: Float[np.ndarray, "camera 4 4"]) -> list[Range]:
     steps = _steps(centers)
     if len(steps) == 0:
         raise UserError(
-            f"one camera place, fewer than {_FEWEST_POINTS} sparse points and no depth",
-            "something that tells the scale of the scene",
-            "give 'near' and 'far' in transforms.json",
+            f"all cameras stand at one place, and there are fewer than {_FEWEST_POINTS} sparse "
+            "points and no depth",
+            "photos from different places, which show depth and the scale of the scene",
+            "step aside between photos, do not only turn; if the places are wrong, pose the photos "
+            "again; if only the scale is unknown, give 'near' and 'far' in transforms.json",
         )
     step = float(np.median(steps))
     standing = len(centers) - 1 - len(steps)

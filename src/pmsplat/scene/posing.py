@@ -10,10 +10,13 @@ import importlib.util
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import UserError
@@ -25,6 +28,19 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
 _VIDEO_FRAMES = 60
 _FEWEST = 2
 _FEWEST_SHARE = 0.5  # of the photos; with fewer registered, most would be lost
+_FEW_DETAILS = 100  # features of a photo; sharp ones have thousands, and 30 must fit to pose it
+_PAIR = 2147483647  # number of a pair in COLMAP: this times the one photo's, plus the other's
+_TURNED = (5, 6)  # COLMAP's PANORAMIC, PLANAR_OR_PANORAMIC
+_REASONS = "left_out.json"  # in a folder that was posed: why photos were not
+
+
+@dataclass(frozen=True)
+class Posed:
+    """What became of all photos: `pairs` of them match, `turned` as by a mere rotation."""
+
+    registered: int
+    pairs: int
+    turned: int
 
 
 def pose_photos(photos: list[Path], cache: Path, tell: Callable[[str], None]) -> Path:
@@ -93,20 +109,41 @@ def _pose(
         collect(folder / "images")
         count = len(list((folder / "images").iterdir()))
         tell(f"Posing {count} photos of {place} with pycolmap: this takes seconds to minutes.")
-        registered = _run(folder, sequential=place.is_file())
-        if registered < max(_FEWEST, _FEWEST_SHARE * count):
-            raise UserError(
-                f"pycolmap could pose {registered} of {count} photos of {place}",
-                f"at least {max(_FEWEST, round(_FEWEST_SHARE * count))}",
-                "take photos that overlap by two thirds, sharp, of a scene that stands still",
-            )
+        posed = _run(folder, sequential=place.is_file())
+        if posed.registered < max(_FEWEST, _FEWEST_SHARE * count):
+            raise _too_few(posed, count, place)
         if not done.exists():
             os.replace(folder, done)
     return done
 
 
-def _run(folder: Path, sequential: bool) -> int:
-    """Poses FOLDER/images into FOLDER/sparse/0; returns how many photos were registered."""
+def why_lost(folder: Path) -> dict[str, str]:
+    """Why photos of a folder that was posed have no camera, by their names, as far as is known."""
+    known = folder / _REASONS
+    return json.loads(known.read_text()) if known.is_file() else {}
+
+
+def _too_few(posed: Posed, count: int, place: Path) -> UserError:
+    """The error for photos most of which could not be posed, with what they have in common."""
+    why = ""
+    remedy = "take photos that overlap by two thirds, sharp, of a scene that stands still"
+    if posed.pairs == 0:
+        why = ": no two of them show the same"
+    elif 2 * posed.turned > posed.pairs:
+        why = (
+            f": {posed.turned} of {posed.pairs} pairs that match look as if the camera only turned "
+            "on the spot, or as if the scene were flat"
+        )
+        remedy = "take photos from different places, a step apart: turning alone shows no depth"
+    return UserError(
+        f"pycolmap could pose {posed.registered} of {count} photos of {place}{why}",
+        f"at least {max(_FEWEST, round(_FEWEST_SHARE * count))}",
+        remedy,
+    )
+
+
+def _run(folder: Path, sequential: bool) -> Posed:
+    """Poses FOLDER/images into FOLDER/sparse/0."""
     command = [
         sys.executable,
         "-m",
@@ -122,7 +159,7 @@ def _run(folder: Path, sequential: bool) -> int:
             "photos that it can read",
             "check that the photos are sharp and overlap, or pose them with another tool",
         )
-    return int(json.loads(done.stdout.splitlines()[-1])["registered"])
+    return Posed(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _fingerprint(sources: list[Path]) -> str:
@@ -154,9 +191,46 @@ def main(folder: Path, pairs: str) -> int:
         (folder / "sparse" / "0").mkdir(parents=True)
         best.write(folder / "sparse" / "0")
     shutil.rmtree(folder / "models")
+    groups = [
+        {model.images[number].name for number in model.reg_image_ids()}
+        for model in sorted(models.values(), key=lambda model: model is not best)
+    ]
+    posed, why = explain(database, groups)
+    (folder / _REASONS).write_text(json.dumps(why, indent=1))
     database.unlink()
-    print(json.dumps({"registered": best.num_reg_images() if best else 0}))  # noqa: T201
+    print(json.dumps(asdict(posed)))  # noqa: T201
     return 0
+
+
+def explain(database: Path, groups: list[set[str]]) -> tuple[Posed, dict[str, str]]:
+    """What became of the photos in a database of COLMAP, and why those that are not used are not.
+
+    `groups`: names of the photos of each model, first those of the one that is used.
+    https://colmap.github.io/database.html
+    """
+    with closing(sqlite3.connect(database)) as tables:
+        photos = tables.execute("SELECT image_id, name FROM images").fetchall()
+        details = dict(tables.execute("SELECT image_id, rows FROM keypoints"))
+        pairs = tables.execute(
+            "SELECT pair_id, config FROM two_view_geometries WHERE rows > 0"
+        ).fetchall()
+    friends = {number for pair, _ in pairs for number in divmod(pair, _PAIR)}
+    used = groups[0] if groups else set()
+    why = {}
+    for number, name in photos:
+        group = next((group for group in groups if name in group), set())
+        if name in used:
+            continue
+        if (found := details.get(number, 0)) < _FEW_DETAILS:
+            why[name] = f"it has hardly any detail ({found} points that can be matched)"
+        elif number not in friends:
+            why[name] = "no other photo shows the same"
+        elif group:
+            why[name] = f"it is one of {len(group)} photos that fit each other, but not the rest"
+        else:
+            why[name] = "it shares too little with the other photos"
+    turned = sum(config in _TURNED for _, config in pairs)
+    return Posed(len(used), len(pairs), turned), why
 
 
 if __name__ == "__main__":

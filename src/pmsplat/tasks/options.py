@@ -26,7 +26,7 @@ def choose_photos(context: tuple[int, ...], photos: int) -> list[int]:
         raise UserError(
             f"`context={','.join(map(str, context))}` for {photos} photos",
             f"two or more different numbers from 0 to {photos - 1}",
-            "count the photos from 0, in the order that `pmsplat data info` shows",
+            "`pmsplat data info` lists the photos with their numbers",
         )
     return chosen
 

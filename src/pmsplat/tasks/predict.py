@@ -103,6 +103,8 @@ def predict(
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
         found = reconstruct(encoder, views, device)
         others = held_out(overlap, context, chosen.held_out)
+        if left := len(scene) - len(context):
+            tell(_describe_held_out(len(others), len(held_out(overlap, context, left)), left))
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         named = chosen.context is not None
         given = Given(
@@ -156,3 +158,11 @@ def _describe_context(scene: Scene, context: list[int], overlap: Float[Tensor, "
         f"By the cameras, each shares about {shared:.0%} of its picture or more with another, and "
         f"two or more of them cover about {covered:.0%} of what all photos show."
     )
+
+
+def _describe_held_out(count: int, fit: int, left: int) -> str:
+    """How many photos are compared, of those that `fit`, and of all that are `left`."""
+    said = f"Compared with {count} of the {left} other photos"
+    if fit < left:
+        said += f"; {left - fit} share less than half of their picture with a context view"
+    return f"{said}."
