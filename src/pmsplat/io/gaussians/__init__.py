@@ -6,13 +6,14 @@ of the file. Where a format has no such mark (.splat, .ksplat), or its library n
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from ...errors import UserError
 from ...types import Gaussians
 from . import compressed_ply, gltf, ksplat, ply, sog, splat, spz, usd
-from ._archives import GZIP, ZIP, peek_gzip, unpacked_gzip
+from ._archives import GZIP, ZIP, opened_zip, peek_gzip, unpacked_gzip
 from ._blocks import damage_error
 from ._sog_files import META
 
@@ -21,6 +22,12 @@ F = TypeVar("F")
 Reader = Callable[[str | Path], Gaussians]
 Writer = Callable[[Gaussians, str | Path], None]
 
+LINKED = (".gltf", META)  # formats whose numbers lie in files beside them
+FOREIGN = {  # first bytes of what people have in place of a file
+    b"version https://git-lfs": "is a git-LFS pointer, not the file itself",
+    b"<!doctype html": "is a web page",
+    b"<html": "is a web page",
+}
 USD = (".usd", ".usda", ".usdc", ".usdz")
 
 
@@ -34,12 +41,35 @@ def _read_gzip(path: str | Path) -> Gaussians:
             again = file.read(len(GZIP)) == GZIP
         if again and peek_gzip(plain, len(spz.MAGIC)) != spz.MAGIC:
             raise damage_error(plain, "a gzip stream inside a gzip stream")
-        return load_gaussians(plain)
+        try:
+            return load_gaussians(plain)
+        except UserError as error:
+            if not plain.name.lower().endswith(LINKED):
+                raise
+            remedy = f"unpack {source.name}: files beside it are not looked for from inside it"
+            raise UserError(error.got, error.wanted, remedy) from error
 
 
 def _read_zip(path: str | Path) -> Gaussians:
-    """Reads a zip archive: a .usdz by its name, else a .sog."""
-    return (usd.read if Path(path).suffix.lower() in USD else sog.read)(path)
+    """Reads a zip archive: a .usdz by its name or by what is in it, else a .sog."""
+    if Path(path).suffix.lower() in USD:
+        return usd.read(path)
+    with opened_zip(path) as archive:
+        stages = [name for name in archive.entries if name.lower().endswith(USD)]
+        scenes = [name for name in archive.entries if name.endswith(META)]
+    return _read_usd(path, ".usdz") if stages and not scenes else sog.read(path)
+
+
+def _read_usd(path: str | Path, kind: str) -> Gaussians:
+    """Reads a stage; OpenUSD tells its kinds apart by their suffixes, so those must be right."""
+    right = (kind,) if kind == ".usdz" else (kind, ".usd")
+    if Path(path).suffix.lower() not in right:
+        raise UserError(
+            f"{path} holds OpenUSD of the kind {kind}",
+            f"a name that ends in {kind}, by which OpenUSD knows it",
+            f"rename it to {Path(path).with_suffix(kind).name}",
+        )
+    return usd.read(path)
 
 
 BEGINNINGS: dict[bytes, Reader] = {
@@ -49,6 +79,8 @@ BEGINNINGS: dict[bytes, Reader] = {
     GZIP: _read_gzip,
     ZIP: _read_zip,
     b"glTF": gltf.read,
+    b"#usda": partial(_read_usd, kind=".usda"),
+    b"PXR-USDC": partial(_read_usd, kind=".usdc"),
 }
 READERS: dict[str, Reader] = {
     ".ply": ply.load_ply,
@@ -76,10 +108,13 @@ def load_gaussians(path: str | Path) -> Gaussians:
     length 1. Formats with defined axes (.spz, glTF, USD) are converted to OpenCV axes; in .ply,
     .splat, .ksplat and .sog the axes stay, and `up` has what a .ply says is up. `rules` are those
     that the file says; `origin` is where means are counted from, if they lie far off. An empty
-    .ply, .splat or .spz gives no Gaussians. Any of them may be gzipped (.ply.gz). Raises UserError
+    .ply, .splat or .spz gives no Gaussians. Any of them may be gzipped (.ply.gz), and a folder with
+    the meta.json of SOG is one too. Raises UserError
     for a file that is missing, damaged or of an unknown format.
     """
     source = Path(path)
+    if source.is_dir() and (source / META).is_file():
+        source = source / META
     if not source.is_file():
         if source.is_dir():
             raise UserError(
@@ -87,7 +122,10 @@ def load_gaussians(path: str | Path) -> Gaussians:
             )
         raise UserError(f"no file {path}", _list_suffixes(READERS), "check the path")
     with source.open("rb") as file:
-        head = file.read(16)
+        head = file.read(64)
+    for beginning, what in FOREIGN.items():
+        if head.lstrip().lower().startswith(beginning):
+            raise UserError(f"{path} {what}", "a file of Gaussians", "download it again")
     readers = (reader for beginning, reader in BEGINNINGS.items() if head.startswith(beginning))
     reader = next(readers, None) or _find_by_suffix(
         READERS, source, "convert it to .ply with the program that wrote it"

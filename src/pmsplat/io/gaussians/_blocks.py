@@ -55,7 +55,7 @@ def read_blocks(
             tell_steps(path, block.at_origin(NO_OFFSET).means[0])
             origin = _find_origin(block)
             if origin != NO_OFFSET:
-                tell_origin(path, origin)
+                tell_origin(path, origin, said=block.origin != NO_OFFSET)
             whole = replace(whole, rules=block.rules, origin=origin, up=block.up)
         block = block.at_origin(whole.origin).to(torch.float32)
         end = kept + block.means.shape[1]
