@@ -104,6 +104,28 @@ def test_a_file_alone_is_seen_from_in_front_and_above(tmp_path: Path) -> None:
         page.close()
 
 
+def test_a_file_that_says_what_is_up_stands_so(tmp_path: Path) -> None:
+    save_gaussians(replace(blocks(), up=(0.0, 0.0, 1.0)), tmp_path / "a.ply")
+    page = view([tmp_path / "a.ply"], QUIET)
+    try:
+        assert torch.equal(page.setting.up, torch.tensor([0.0, 0, 1]))
+    finally:
+        page.close()
+
+
+def test_scenes_of_one_map_lie_where_they_are(tmp_path: Path) -> None:
+    """Each counts from an origin of its own; shown together, from that of the first."""
+    far = replace(blocks(), origin=(500000.0, 5000000.0, 0.0))
+    save_gaussians(far, tmp_path / "a.ply")
+    save_gaussians(far.at_origin((500010.0, 4999998.0, 1.0)), tmp_path / "b.ply")
+    page = view([tmp_path / "a.ply", tmp_path / "b.ply"], QUIET)
+    try:
+        first, second = (exhibit.gaussians for exhibit in page.stage.exhibits)
+        torch.testing.assert_close(first.means, second.means, rtol=0, atol=1e-5)
+    finally:
+        page.close()
+
+
 def test_of_many_cameras_some_are_shown(tmp_path: Path) -> None:
     count = 2 * MOST_CAMERAS
     c2w = torch.eye(4).repeat(1, count, 1, 1)

@@ -133,10 +133,26 @@ def test_linear_columns_are_suspected(
     table = columns(scene, tmp_path)
     load_gaussians(tmp_path / "plain.ply")
     assert "look linear" not in caplog.text
-    table |= {f"scale_{i}": np.exp(table[f"scale_{i}"]) for i in range(3)}
     table["opacity"] = 1 / (1 + np.exp(-table["opacity"]))
     load_gaussians(write(tmp_path / "a.ply", table))
-    assert caplog.text.count("look linear") == 1
+    assert caplog.text.count("its opacities look linear") == 1
+    table |= {f"scale_{i}": np.exp(table[f"scale_{i}"]) for i in range(3)}
+    load_gaussians(write(tmp_path / "b.ply", table))
+    assert caplog.text.count("its opacities and scales look linear") == 1
+
+
+def test_gaussians_in_part_are_no_mesh(tmp_path: Path, scene: Gaussians) -> None:
+    for gone in (["opacity"], ["scale_1", "scale_2"], [f"rot_{i}" for i in range(4)]):
+        table = {k: v for k, v in columns(scene, tmp_path).items() if k not in gone}
+        with pytest.raises(UserError, match=f"holds Gaussians without all .*no {gone[0]}"):
+            load_gaussians(write(tmp_path / "a.ply", table))
+
+
+def test_whole_numbers_are_no_logits(tmp_path: Path, scene: Gaussians) -> None:
+    for name in ("opacity", "scale_1", "rot_3"):
+        table = columns(scene, tmp_path) | {name: np.arange(30, dtype=np.uint8)}
+        with pytest.raises(UserError, match=f"whole numbers for {name}"):
+            load_gaussians(write(tmp_path / "a.ply", table))
 
 
 def test_two_scales(tmp_path: Path, scene: Gaussians, caplog: pytest.LogCaptureFixture) -> None:

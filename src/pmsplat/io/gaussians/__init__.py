@@ -10,8 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from ...errors import UserError
-from ...types import Gaussians
+from ...geometry.origin import local_origin
+from ...types import Gaussians, as_triple
 from . import compressed_ply, gltf, ksplat, ply, sog, splat, spz, usd
 from ._archives import GZIP, ZIP, opened_zip, peek_gzip, unpacked_gzip
 from ._blocks import damage_error
@@ -109,8 +112,8 @@ def load_gaussians(path: str | Path) -> Gaussians:
     .splat, .ksplat and .sog the axes stay, and `up` has what a .ply says is up. `rules` are those
     that the file says; `origin` is where means are counted from, if they lie far off. An empty
     .ply, .splat or .spz gives no Gaussians. Any of them may be gzipped (.ply.gz), and a folder with
-    the meta.json of SOG is one too. Raises UserError
-    for a file that is missing, damaged or of an unknown format.
+    the meta.json of SOG is one too. Raises UserError for a file that is missing, damaged or of an
+    unknown format.
     """
     source = Path(path)
     if source.is_dir() and (source / META).is_file():
@@ -137,8 +140,9 @@ def save_gaussians(gaussians: Gaussians, path: str | Path) -> None:
     """Writes the Gaussians of one scene in the format of the file's suffix, whole or not at all.
 
     What a format cannot hold (see its module) is lost, with a warning in the log: harmonics, or
-    that they are antialiased, lie around an `origin` or have another `up`. Raises UserError
-    for an unknown suffix, for a batch of several scenes, or for values that are not finite.
+    that they are antialiased, lie around an `origin` or have another `up`. Means of float64 far
+    from zero get an origin, as most formats hold float32. Raises UserError for an unknown suffix,
+    for a batch of several scenes, or for values that are not finite.
     """
     if not isinstance(gaussians, Gaussians):
         raise UserError(
@@ -146,7 +150,18 @@ def save_gaussians(gaussians: Gaussians, path: str | Path) -> None:
             "Gaussians",
             "pass the output of a model or of load_gaussians",
         )
-    _find_by_suffix(WRITERS, Path(path), "choose another name")(gaussians, path)
+    write = _find_by_suffix(WRITERS, Path(path), "choose another name")
+    write(_count_from_near(gaussians), path)
+
+
+def _count_from_near(gaussians: Gaussians) -> Gaussians:
+    """Means of float64 counted from an origin in their midst, where float32 is too coarse."""
+    if gaussians.means.dtype != torch.float64 or len(gaussians.means) != 1:
+        return gaussians
+    shift = local_origin(gaussians.means[0].detach().cpu())
+    if not shift.any():
+        return gaussians
+    return gaussians.at_origin(as_triple(shift + shift.new_tensor(gaussians.origin)))
 
 
 def _find_by_suffix(formats: dict[str, F], path: Path, remedy: str) -> F:
