@@ -232,6 +232,8 @@ def _tell_left_out(path: str | Path, header: Header, columns: list[str]) -> None
     parts = [f"the columns {name_columns(columns)}"] if columns else []
     others = [e.name for e in header.elements if e.count and e.name not in known]
     parts += [f"the elements {name_columns(others)}"] if others else []
+    if (rest := header.count_rest()) > 1:  # one may be the end of a line
+        parts.append(f"{rest} bytes behind the rows that its header counts")
     if parts:
         log.warning("%s: left out: %s", path, " and ".join(parts))
 
