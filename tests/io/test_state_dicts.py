@@ -231,8 +231,28 @@ def test_parts_are_joined(suffix: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="wanted the index of a checkpoint in parts"):
             weights.read_checkpoint(index)
     index.unlink()
-    with pytest.raises(UserError, match="no file at"):
+    with pytest.raises(UserError, match=r"the folder .* without a checkpoint of a known name"):
         weights.read_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=f"part 1 of 3.*download it too.*{index.name}"):
+        weights.read_checkpoint(first)
+
+
+def test_what_is_no_tensor_beside_tensors_is_named(tmp_path: Path, caplog: Any) -> None:
+    torch.save({**RAW, "config": {"lr": [1, "x"]}, "extra_state": None}, tmp_path / "a.pt")
+    assert same(weights.read_checkpoint(tmp_path / "a.pt"), RAW)
+    assert "no tensors: config, extra_state" in caplog.text
+
+
+def test_other_kinds_of_files_are_told_as_what_they_are(tmp_path: Path) -> None:
+    torch.save(RAW, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"a file of torch under .*rename it to a\.pt"):
+        weights.read_checkpoint(tmp_path / "a.safetensors")
+    torch.save({key: value.numpy() for key, value in RAW.items()}, tmp_path / "b.pt")
+    with pytest.raises(UserError, match=r"no tensors, but .* arrays of numpy: 'a"):
+        weights.read_checkpoint(tmp_path / "b.pt")
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "c.pt")
+    with pytest.raises(UserError, match="such as a whole module"):
+        weights.read_checkpoint(tmp_path / "c.pt")
 
 
 def test_warnings_go_to_the_log_of_this_package(tmp_path: Path, caplog: Any) -> None:

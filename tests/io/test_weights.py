@@ -309,7 +309,6 @@ def test_parts_that_are_missing_short_or_packed_are_errors(tmp_path: Path) -> No
         torch.ones(1).expand(10**12),
         torch.empty(10**12, device="meta"),
         torch.sparse_coo_tensor(torch.zeros(1, 1), torch.ones(1), (10**12,), check_invariants=True),
-        3,
     ],
     ids=lambda entry: type(getattr(entry, "reduced", (entry,))[0]).__name__,
 )

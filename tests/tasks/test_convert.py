@@ -352,6 +352,16 @@ def test_a_map_is_cut_seen_and_exported_in_its_own_world(
     np.testing.assert_allclose(points, exact[inside], rtol=0, atol=1e-6)
     place = cameras.c2w[0, 0, :3, 3].double() + UTM
     np.testing.assert_allclose(survey.shots[0].c2w[:3, 3], place, rtol=0, atol=1e-6)
+    # Beside a format without a place for the origin, cameras count from it too.
+    said: list[str] = []
+    only = Options(cameras=tmp_path / "transforms.json")
+    convert(tmp_path / "map.ply", tmp_path / "flat.splat", only, said.append)
+    assert any("The cameras count from the same origin" in sentence for sentence in said)
+    survey = read_cameras(tmp_path / "flat-cameras" / "transforms.json")
+    near = load_gaussians(tmp_path / "flat.splat").means[0].double()
+    expected = scene.means[0].double() - cameras.c2w[0, 0, :3, 3].double()
+    found_offsets = near - torch.from_numpy(survey.shots[0].c2w[:3, 3])
+    torch.testing.assert_close(found_offsets, expected, rtol=0, atol=1e-5)
 
 
 @pytest.fixture

@@ -406,7 +406,9 @@ def test_antialiased_runs_train_draw_and_leave_antialiased_gaussians(
     resumed = refine(room, tmp_path / "mip", replace(options, resume=True))
     assert resumed.history == summary.history and saved[1].rules == MIP
     # A start that was trained for other rules is said
-    monkeypatch.setattr("pmsplat.tasks.refine.load_gaussians", lambda path: saved[0])
+    monkeypatch.setattr(
+        "pmsplat.tasks.refine.load_gaussians", lambda path: replace(saved[0], up=(0.0, 0.0, 1.0))
+    )
     onward = replace(QUICK, steps=1, init="mip.ply", random_points=None)
     for antialiased in (False, True):
         said.clear()
@@ -418,6 +420,9 @@ def test_antialiased_runs_train_draw_and_leave_antialiased_gaussians(
         assert any(differs in sentence for sentence in said) != antialiased
         expected = (own if antialiased else classic).mean().item()
         assert began.psnr == pytest.approx(expected, abs=1e-4)
+        assert saved[-1].up == (0, 0, 1)  # what the file of the start says
+        refine(room, tmp_path / f"onward-{antialiased}", replace(again, resume=True))
+        assert saved[-1].up == (0, 0, 1)
 
 
 def test_runs_of_before_there_were_rules_go_on(room: str, tmp_path: Path) -> None:

@@ -114,6 +114,19 @@ def test_what_a_file_says_is_up_is_up(tmp_path: Path) -> None:
             page.close()
 
 
+def test_scenes_of_one_map_lie_where_they_are(tmp_path: Path) -> None:
+    """Each counts from an origin of its own; shown together, from that of the first."""
+    far = replace(blocks(), origin=(500000.0, 5000000.0, 0.0))
+    save_gaussians(far, tmp_path / "a.ply")
+    save_gaussians(far.at_origin((500010.0, 4999998.0, 1.0)), tmp_path / "b.ply")
+    page = view([tmp_path / "a.ply", tmp_path / "b.ply"], QUIET)
+    try:
+        first, second = (exhibit.gaussians for exhibit in page.stage.exhibits)
+        torch.testing.assert_close(first.means, second.means, rtol=0, atol=1e-5)
+    finally:
+        page.close()
+
+
 def test_of_many_cameras_some_are_shown(tmp_path: Path) -> None:
     count = 2 * MOST_CAMERAS
     c2w = torch.eye(4).repeat(1, count, 1, 1)

@@ -6,6 +6,7 @@ huggingface_hub, "Serialization").
 """
 
 import json
+import logging
 import pickle
 import re
 from pathlib import Path
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from ..errors import UserError
 from . import _pickles
-from ._state_dicts import choose_state
+from ._state_dicts import DEPTH, choose_state
+
+log = logging.getLogger(__name__)
 
 INDEX = ".index.json"  # how the name of an index ends
+PLAIN = (type(None), bool, int, float, str, bytes)
 STEMS = ("model.safetensors", "pytorch_model.bin")  # names of whole checkpoints in a folder
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
@@ -36,6 +40,13 @@ def find_checkpoint(folder: Path) -> Path | None:
 def check_exists(path: str | Path) -> Path:
     path = Path(path)
     path = find_checkpoint(path) or path
+    if path.is_dir():
+        stems = " or ".join(STEMS)
+        raise UserError(
+            f"the folder {path} without a checkpoint of a known name",
+            f"{stems}, or the index of its parts ({INDEX})",
+            "give the file itself, or download the index too",
+        )
     if not path.is_file():
         raise UserError(f"no file at {path}", "a checkpoint", "check the path")
     return path
@@ -49,28 +60,58 @@ def is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and length <= path.stat().st_size
 
 
+def is_torch(path: Path) -> bool:
+    """Whether a file may be of torch, by its start: a zip archive or a pickle."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Reads the weights in a file, or in all parts of an index, on the CPU."""
     part = PART.fullmatch(path.name)
     if part and int(part[3]) > 1:
-        index = part[1] + part[4] + INDEX
+        index = path.with_name(part[1] + part[4] + INDEX)
         raise UserError(
             f"{path}, part {int(part[2])} of {int(part[3])} of a checkpoint",
             "the index of its parts, or their folder",
-            f"give {path.with_name(index)}",
+            f"{'give' if index.is_file() else 'download it too, with all parts:'} {index}",
         )
     if path.name.endswith(INDEX):
         return choose_state(_read_parts(path), str(path))
     content = _read_content(path)
     if content == {}:
         raise UserError(f"{path}, which holds no tensors", "a checkpoint", "check which file it is")
-    state = choose_state(content, str(path))
+    state = _drop_others(choose_state(content, str(path)), path)
     _check_entries(state, path)
     return state
 
 
+def _drop_others(state: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """The tensors of a state dict; what else people put beside them is named in a warning."""
+    others = [k for k, v in state.items() if isinstance(k, str) and _is_plain(v)]
+    if others:
+        some = ", ".join(others[:5]) + (" …" if len(others) > 5 else "")
+        log.warning("%s: left out, because they are no tensors: %s", path, some[:200])
+    return {key: value for key, value in state.items() if key not in set(others)}
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a value is of numbers and text alone, no tensor and nothing of another program."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return depth < DEPTH and all(_is_plain(item, depth + 1) for item in value)
+    return isinstance(value, PLAIN)
+
+
 def _read_content(path: Path) -> Any:
     """Reads one file as it is: tensors by name, in torch's format perhaps among other things."""
+    if path.suffix == ".safetensors" and is_torch(path):  # torch goes by the name
+        raise UserError(
+            f"{path}, which is a file of torch under the name of another kind",
+            "a name that ends in .pt",
+            f"rename it to {path.with_suffix('.pt').name}",
+        )
     if path.suffix == ".safetensors" or is_safetensors(path):
         with open_safetensors(path) as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -149,10 +190,10 @@ def open_safetensors(path: Path) -> Any:
 
 def _check_kind(path: Path) -> None:
     """Raises UserError for a file that is not a torch file, such as a saved web page."""
+    if is_torch(path):
+        return
     with path.open("rb") as file:
         start = file.read(64)
-    if start.startswith((b"PK", b"\x80")):  # a zip archive, a pickle
-        return
     kinds = {b"<": "a web page", b"version https://git-lfs": "a git-LFS pointer"}
     kind = next((kind for beginning, kind in kinds.items() if start.startswith(beginning)), None)
     raise UserError(

@@ -192,7 +192,11 @@ def _join(key: str) -> str:
 
 
 def _describe(content: Any) -> str:
+    if isinstance(content, type):  # a placeholder
+        return "an object of another program, such as a whole module, not its state_dict"
     if not isinstance(content, dict):
         return f"a {type(content).__name__}" if type(content) in PLAIN else "an object of a class"
     keys = ", ".join(repr(key) for key in list(content)[:6]) or "nothing"
+    if content and all(isinstance(value, type) for value in content.values()):
+        return f"no tensors, but objects of other kinds, such as arrays of numpy: {keys}"
     return f"no dictionary of tensors, but {keys}"

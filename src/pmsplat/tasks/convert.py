@@ -21,7 +21,7 @@ from ..io.cameras.survey import Shot, Survey
 from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
 from ..io.photo_files import PHOTO_SUFFIXES, photos_in, stem
 from ..scene.undistort import pinhole
-from ..types import NO_OFFSET, Direction, Gaussians
+from ..types import NO_OFFSET, Direction, Gaussians, Origin
 from .cameras import open_cameras
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 REACH = 3.0  # standard deviations within which a Gaussian counts as seen
 CLOUD = 200_000  # points at most beside exported cameras
 UPRIGHT = (".spz", ".glb", ".usd", ".usda", ".usdc", ".usdz")  # formats that define what is up
+PLACELESS = (".spz", ".splat")  # formats without a place for an origin
 PHOTOS = "images"  # folder of photos beside a file of cameras
 
 
@@ -111,6 +112,10 @@ def convert(
     if shown is not None:
         folder = camera_folder(output)
         shots = [_move_camera(shot, similarity) for shot in shown]
+        if kept.origin != NO_OFFSET and output.name.lower().endswith(PLACELESS):
+            tell(f"The cameras count from the same origin as the Gaussians of {output.name}.")
+            shots = [replace(shot, c2w=_count_from(shot.c2w, kept.origin)) for shot in shots]
+            kept = replace(kept, origin=NO_OFFSET)
         if kept.means.shape[1] > CLOUD:
             tell(f"Of {kept.means.shape[1]} centres, {CLOUD} spread over all become points.")
         export_cameras(folder, shots, kept, chosen.colmap_text)
@@ -331,3 +336,9 @@ def _move_camera(shot: Shot, similarity: Tensor | None) -> Shot:
         near=None if shot.near is None else shot.near * scale,
         far=None if shot.far is None else shot.far * scale,
     )
+
+
+def _count_from(c2w: Float[np.ndarray, "4 4"], origin: Origin) -> Float[np.ndarray, "4 4"]:
+    moved = c2w.copy()
+    moved[:3, 3] -= origin
+    return moved

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..io.cameras import find_cameras
-from ..io.gaussians import load_gaussians
+from ..io.gaussians import META, load_gaussians
 from ..io.images import read_image
-from ..types import Cameras, Direction, Gaussians
+from ..types import NO_OFFSET, Cameras, Direction, Gaussians, Origin
 from ..view.orbit import axis, upward
 from ..view.server import Page, Setting
 from ..view.stage import Exhibit, Stage
@@ -84,7 +84,10 @@ def view(
         raise UserError("no scene to show", "a file of Gaussians or a folder", "name one")
     # What to show
     names = name_files([Path(scene).resolve().name for scene in scenes])
-    opened = [open_shown(Path(scene), chosen, tell) for scene in scenes]
+    opened: list[tuple[Gaussians, list[Picture]]] = []
+    for scene in scenes:
+        first = opened[0][0].origin if opened else NO_OFFSET
+        opened.append(open_shown(Path(scene), chosen, tell, first))
     _check_rules(names, [gaussians for gaussians, _ in opened], tell)
     exhibits = [
         _make_exhibit(name, gaussians, pictures, Path(scene), tell)
@@ -153,17 +156,26 @@ def _check_rules(
 
 
 def open_shown(
-    scene: Path, options: Options, tell: Callable[[str], None] = log.info
+    scene: Path,
+    options: Options,
+    tell: Callable[[str], None] = log.info,
+    origin: Origin = NO_OFFSET,
 ) -> tuple[Gaussians, list[Picture]]:
-    """The Gaussians of a file or folder, and what its cameras, or those of `options`, look at."""
-    file = scene / GAUSSIANS if scene.is_dir() else scene
-    if not file.is_file() and scene.is_dir():
+    """The Gaussians of a file or folder, and what its cameras, or those of `options`, look at.
+
+    Where they count from an origin, it becomes `origin`, that of what is shown beside them, if any.
+    """
+    inside = scene.is_dir() and not (scene / META).is_file()
+    file = scene / GAUSSIANS if inside else scene
+    if inside and not file.is_file():
         raise UserError(
             f"{scene} holds no {GAUSSIANS}",
             "a folder of `pmsplat predict` or `pmsplat refine`, or a file of Gaussians",
             "show pictures of `pmsplat render` as `cameras` of the scene that they show",
         )
     gaussians = follow_rules(load_gaussians(file), options.rules, tell)
+    if NO_OFFSET not in (origin, gaussians.origin):
+        gaussians = gaussians.at_origin(origin)
     if not gaussians.means.isfinite().all(dim=-1).any():
         raise UserError(f"{file} holds no Gaussians", "one at least", "choose another scene")
     source = find_cameras(scene) if scene.is_dir() else None

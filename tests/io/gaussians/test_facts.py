@@ -83,6 +83,9 @@ def test_rules_of_no_format_are_said(
         (["  SPLATRENDERMODE:  Mip "], MIP),
         (["SplatRenderMode: default"], CLASSIC),
         (["antialiased 1"], MIP),  # Postshot
+        (["antialiased: true"], MIP),
+        (["SplatRenderMode mip"], MIP),
+        (["splatrendermode = mip"], MIP),
         (["antialiased 1", "SplatRenderMode: default"], CLASSIC),  # the last counts
         (["SH degree: 3"], None),
     ],
@@ -106,10 +109,15 @@ def test_dialects_of_up(said: str, up: tuple[float, ...] | None) -> None:
 
 
 def test_what_comments_say_is_never_dropped_in_silence(caplog: pytest.LogCaptureFixture) -> None:
-    said = ["SplatRenderMode: banana", "Vertical Axis: w", "EPSG: 32632", "offset 1 2", "by me"]
+    said = ["SplatRenderMode: banana", "Vertical Axis: w", "EPSG: 32632", "up is z", "by me"]
     assert _facts.read_comments("a.ply", said) == _facts.Facts()
     assert caplog.text.count("\n") == 1
     assert all(text in caplog.text for text in said[:4]) and "by me" not in caplog.text
+
+
+@pytest.mark.parametrize("said", ["origin 1 2.5 -3", "Origin: 1 2.5 -3", "origin=1 2.5 -3"])
+def test_dialects_of_the_origin(said: str) -> None:
+    assert _facts.read_comments("a.ply", [said]).origin == (1, 2.5, -3)
 
 
 def far_off(generator: torch.Generator, count: int = 40) -> Gaussians:

@@ -133,10 +133,26 @@ def test_linear_columns_are_suspected(
     table = columns(scene, tmp_path)
     load_gaussians(tmp_path / "plain.ply")
     assert "look linear" not in caplog.text
-    table |= {f"scale_{i}": np.exp(table[f"scale_{i}"]) for i in range(3)}
     table["opacity"] = 1 / (1 + np.exp(-table["opacity"]))
     load_gaussians(write(tmp_path / "a.ply", table))
-    assert caplog.text.count("look linear") == 1
+    assert caplog.text.count("its opacities look linear") == 1
+    table |= {f"scale_{i}": np.exp(table[f"scale_{i}"]) for i in range(3)}
+    load_gaussians(write(tmp_path / "b.ply", table))
+    assert caplog.text.count("its opacities and scales look linear") == 1
+
+
+def test_gaussians_in_part_are_no_mesh(tmp_path: Path, scene: Gaussians) -> None:
+    for gone in (["opacity"], ["scale_1", "scale_2"], [f"rot_{i}" for i in range(4)]):
+        table = {k: v for k, v in columns(scene, tmp_path).items() if k not in gone}
+        with pytest.raises(UserError, match=f"holds Gaussians without all .*no {gone[0]}"):
+            load_gaussians(write(tmp_path / "a.ply", table))
+
+
+def test_whole_numbers_are_no_logits(tmp_path: Path, scene: Gaussians) -> None:
+    for name in ("opacity", "scale_1", "rot_3"):
+        table = columns(scene, tmp_path) | {name: np.arange(30, dtype=np.uint8)}
+        with pytest.raises(UserError, match=f"whole numbers for {name}"):
+            load_gaussians(write(tmp_path / "a.ply", table))
 
 
 def test_two_scales(tmp_path: Path, scene: Gaussians, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,3 +235,45 @@ def test_tables_are_not_read_with_lists_inside(tmp_path: Path, scene: Gaussians)
     (tmp_path / "a.ply").write_bytes(listed)
     with pytest.raises(UserError, match=r"'vertex' has lists \(nx\)"):
         ply.load_ply(tmp_path / "a.ply")
+
+
+def test_bytes_behind_the_last_row_are_named(
+    tmp_path: Path, scene: Gaussians, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A writer that did not know its count in time."""
+    save_gaussians(scene, tmp_path / "a.ply")
+    content = (tmp_path / "a.ply").read_bytes()
+    (tmp_path / "a.ply").write_bytes(content + b"\n")
+    same(load_gaussians(tmp_path / "a.ply"), scene)
+    assert "behind the rows" not in caplog.text
+    (tmp_path / "a.ply").write_bytes(content + bytes(640))
+    same(load_gaussians(tmp_path / "a.ply"), scene)
+    assert "640 bytes behind the rows that its header counts" in caplog.text
+
+
+def test_headers_may_be_long(tmp_path: Path, scene: Gaussians) -> None:
+    save_gaussians(scene, tmp_path / "a.ply")
+    content = (tmp_path / "a.ply").read_bytes()
+    comment = b"comment thumbnail " + b"A" * 200_000 + b"\nelement"
+    (tmp_path / "a.ply").write_bytes(content.replace(b"element", comment, 1))
+    same(load_gaussians(tmp_path / "a.ply"), scene)
+
+
+@pytest.mark.parametrize("odd", ["unusable", "near zero"])
+def test_the_origin_is_not_that_of_the_first_gaussians_alone(
+    tmp_path: Path, generator: torch.Generator, odd: str
+) -> None:
+    """A first block that says nothing, in a file in the coordinates of a map."""
+    scene = random_gaussians(70_000, generator, degree=0)
+    table = columns(scene, tmp_path)
+    place, first = np.array([431234.567, 5412345.678, 512.25]), np.arange(70_000) < 17_000
+    exact = (
+        scene.means[0].double().numpy()
+        + np.where(first & (odd == "near zero"), 0, 1)[:, None] * place
+    )
+    table |= dict(zip("xyz", exact.T, strict=True))
+    if odd == "unusable":
+        table["opacity"] = np.where(first, np.nan, table["opacity"])
+    found = load_gaussians(write(tmp_path / "a.ply", table))
+    world = found.means[0].double().numpy() + np.array(found.origin)
+    np.testing.assert_allclose(world[-50_000:], exact[-50_000:], rtol=0, atol=1e-6)

@@ -4,7 +4,9 @@ See `_blocks.is_plausible` for the bound. An archive is never extracted by the n
 """
 
 import gzip
+import logging
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -18,6 +20,7 @@ from ._blocks import damage_error, is_plausible
 
 GZIP, ZIP = b"\x1f\x8b\x08", b"PK\x03\x04"  # first bytes
 STEP = 1 << 20  # bytes that are unpacked at a time
+READERS = __name__.rpartition(".")[0] + "."  # whose modules log
 ENCRYPTED = 1  # flag of a file in a zip archive
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error
@@ -44,7 +47,7 @@ def unpacked_gzip(path: str | Path) -> Iterator[Path]:
     """Yields a temporary file of the unpacked bytes, of the same name without a final .gz.
 
     Raises UserError for a damaged stream, and for one that unpacks to more than 64 MiB and more
-    than 100 times its size; in the block, UserErrors name `path` instead of the temporary file.
+    than 100 times its size; in the block, UserErrors and warnings name `path`.
     """
     source = Path(path)
     size, total = source.stat().st_size, 0
@@ -61,12 +64,29 @@ def unpacked_gzip(path: str | Path) -> Iterator[Path]:
             raise damage_error(path, f"its gzip stream is damaged ({shorten(error)})") from error
         if not is_plausible(total, size):
             raise damage_error(path, f"{size} bytes that unpack to more than {total}")
-        try:
+        with _named(plain, source):
             yield plain
-        except UserError as error:
-            raise UserError(
-                error.got.replace(str(plain), str(path)), error.wanted, error.remedy
-            ) from error
+
+
+@contextmanager
+def _named(plain: Path, source: Path) -> Iterator[None]:
+    """In the block, UserErrors and warnings of the readers name `source` instead of `plain`."""
+
+    def rename(record: logging.LogRecord) -> bool:
+        record.msg, record.args = record.getMessage().replace(str(plain), str(source)), ()
+        return True
+
+    readers = [logging.getLogger(name) for name in list(sys.modules) if name.startswith(READERS)]
+    for reader in readers:
+        reader.addFilter(rename)
+    try:
+        yield
+    except UserError as error:
+        got = error.got.replace(str(plain), str(source))
+        raise UserError(got, error.wanted, error.remedy) from error
+    finally:
+        for reader in readers:
+            reader.removeFilter(rename)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from torch.nn.functional import normalize
 
 from ...errors import UserError
 from ...geometry.origin import local_origin
-from ...types import NO_OFFSET, Gaussians, Origin
+from ...types import NO_OFFSET, Gaussians, as_triple
 from ._facts import tell_origin, tell_steps
 
 log = logging.getLogger(__name__)
 
 MAX_SIZE, MAX_RATIO = 1 << 26, 100  # a file may unpack to 64 MiB, or to 100 times its size
+SOME = 5  # blocks that tell where all Gaussians lie
 BLOCK = 1 << 14  # Gaussians: a few megabytes, which stay in the processor's cache
 
 
@@ -31,11 +32,12 @@ def read_blocks(
     """Reads `count` Gaussians as one float32 scene on the CPU; `decode(start, stop)` reads a block.
 
     Blocks are float64. Where their means lie far from the origin, they are counted from a local
-    origin: that of the first block, if the file says one, else one that is found (`local_origin`).
-    A warning says so, and where digits were lost before. `rules` and `up` are those of the first
-    block. Quaternions are normalised; a quaternion of length 0 becomes the identity. A Gaussian
-    with a value that is not finite, a negative scale or an opacity outside [0, 1] is left out; a
-    warning counts them. Raises UserError if `count` is positive and no Gaussian is usable.
+    origin: that of the blocks, if the file says one, else one that is found (`local_origin`) for
+    some blocks, spread over the file. A warning says so, and where digits were lost before. `rules`
+    and `up` are those of the blocks. Quaternions are normalised; one of length 0 becomes the
+    identity. A Gaussian with a value that is not finite, a negative scale or an opacity outside
+    [0, 1] is left out; a warning counts them. Raises UserError if `count` is positive and no
+    Gaussian is usable.
     """
     whole = Gaussians(
         means=torch.empty(1, count, 3),
@@ -44,20 +46,11 @@ def read_blocks(
         opacities=torch.empty(1, count),
         sh=torch.empty(1, count, coefficients, 3),
     )
+    if count:
+        whole = _describe_whole(path, whole, [_decode(decode, i, count) for i in _spread(count)])
     kept = 0
     for start in range(0, count, BLOCK):
-        with np.errstate(all="ignore"):  # values that are not finite are counted below
-            block = decode(start, min(start + BLOCK, count)).to(torch.float64)
-            usable = _find_usable(block.to(torch.float32))
-        if not usable.all():
-            block = block.map(lambda tensor, chosen=usable: tensor[:, chosen])
-        if start == 0:
-            tell_steps(path, block.at_origin(NO_OFFSET).means[0])
-            origin = _find_origin(block)
-            if origin != NO_OFFSET:
-                tell_origin(path, origin)
-            whole = replace(whole, rules=block.rules, origin=origin, up=block.up)
-        block = block.at_origin(whole.origin).to(torch.float32)
+        block = _decode(decode, start, count).at_origin(whole.origin).to(torch.float32)
         end = kept + block.means.shape[1]
         whole.means[:, kept:end] = block.means
         whole.scales[:, kept:end] = block.scales
@@ -69,6 +62,32 @@ def read_blocks(
         return whole
     _tell_unusable(path, count - kept, count)
     return whole.map(lambda tensor: tensor[:, :kept])
+
+
+def _decode(decode: Callable[[int, int], Gaussians], start: int, count: int) -> Gaussians:
+    """The usable Gaussians of the block that begins at `start`, float64."""
+    with np.errstate(all="ignore"):  # values that are not finite are left out
+        block = decode(start, min(start + BLOCK, count)).to(torch.float64)
+        usable = _find_usable(block.to(torch.float32))
+    return block if usable.all() else block.map(lambda tensor: tensor[:, usable])
+
+
+def _spread(count: int) -> list[int]:
+    """Where blocks begin that stand for all: the first ones of a file may be out of the way."""
+    blocks = -(-count // BLOCK)
+    chosen = torch.linspace(0, blocks - 1, min(SOME, blocks)).long().tolist()
+    return [BLOCK * block for block in chosen]
+
+
+def _describe_whole(path: str | Path, whole: Gaussians, some: list[Gaussians]) -> Gaussians:
+    """The same Gaussians, with rules, up and origin by some blocks; says where digits were lost."""
+    means = torch.cat([block.means[0] for block in some])
+    said = some[0].origin
+    tell_steps(path, means + means.new_tensor(said))
+    origin = said if said != NO_OFFSET else as_triple(local_origin(means))
+    if origin != NO_OFFSET:
+        tell_origin(path, origin, said=said != NO_OFFSET)
+    return replace(whole, rules=some[0].rules, origin=origin, up=some[0].up)
 
 
 def drop_unusable(path: str | Path, gaussians: Gaussians) -> Gaussians:
@@ -86,14 +105,6 @@ def _tell_unusable(path: str | Path, left: int, count: int) -> None:
     if left == count:
         raise damage_error(path, f"not one of {count} Gaussians is usable: {why}")
     log.warning("%s: %d of %d Gaussians are left out: %s", path, left, count, why)
-
-
-def _find_origin(block: Gaussians) -> Origin:
-    """The origin that the file says, or else one in the midst of means that lie far off."""
-    if block.origin != NO_OFFSET:
-        return block.origin
-    x, y, z = local_origin(block.means[0]).tolist()
-    return x, y, z
 
 
 def write_blocks(gaussians: Gaussians, path: str | Path) -> Iterator[Gaussians]:

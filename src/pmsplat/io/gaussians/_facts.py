@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -30,7 +31,15 @@ AXES: dict[str, Direction] = {
     "y": (0.0, -1.0, 0.0),
     "z": (0.0, 0.0, 1.0),
 }  # of nerfstudio
-PLACES = re.compile(r"\b(epsg|crs|srs|wkt|offset|shift|translation|units?|scale)\b", re.IGNORECASE)
+SAID = re.compile(
+    r"(SplatRenderMode|antialiased|vertical axis|origin)\s*[:=\s]\s*(.*)", re.IGNORECASE
+)  # what is read; writers put a colon, an equals sign or a space between
+TELLING = re.compile(
+    r"\b(epsg|crs|srs|wkt|offset|shift|translation|units?|scale|up|up_?axis|axis|axes|"
+    r"antialias\w*|SplatRenderMode)\b",
+    re.IGNORECASE,
+)  # words of comments that mean something for all Gaussians, read or not
+SWITCH = {"1": MIP, "true": MIP, "yes": MIP, "0": CLASSIC, "false": CLASSIC, "no": CLASSIC}
 SAMPLE = 1 << 16  # rows that tell what a column holds
 NEGATIVE = 0.1  # share of negative scales above which they are not a few damaged ones
 COARSE = 1e-4  # of the extent: steps of coordinates above it are seen
@@ -52,30 +61,35 @@ class Facts:
 def read_comments(path: str | Path, comments: Iterable[str]) -> Facts:
     """The facts in comments of a .ply; the last of a kind counts.
 
-    A warning names values that are not known, and what looks like a map's system or unit.
+    A warning names values that are not known, and what looks like a map's system, unit or axis.
     """
     facts, unknown = Facts(), []
-    for comment in comments:
-        key, _, value = comment.strip().partition(" ")
-        name, colon, rest = comment.strip().partition(":")
-        if key.lower() == "antialiased" and value.strip() in ("0", "1"):
-            facts = replace(facts, rules=MIP if value.strip() == "1" else CLASSIC)
-        elif key == "origin" and (place := _read_triple(value)) is not None:
-            facts = replace(facts, origin=place)
-        elif colon and name.lower() == "vertical axis":
-            up = AXES.get(rest.strip().lower()) or _read_direction(rest)
-            facts = facts if up is None else replace(facts, up=None if up == AXES["y"] else up)
-            unknown += [comment] * (up is None)
-        elif colon and name.lower() == MODE.lower() and rest.strip().lower() != "2dgs":
-            mode = read_mode(rest)
-            facts = facts if mode is None else replace(facts, rules=mode)
-            unknown += [comment] * (mode is None)
-        elif PLACES.search(comment):
+    for comment in map(str.strip, comments):
+        found = _read_comment(comment)
+        if found is not None:
+            facts = replace(facts, **found)
+        elif TELLING.search(comment):
             unknown.append(comment)
     if unknown:
-        told = "; ".join(text.strip()[:80] for text in unknown[:5])
+        told = "; ".join(text[:80] for text in unknown[:5])
         log.warning("%s: comments that are not understood are left out: %s", path, told)
     return facts
+
+
+def _read_comment(comment: str) -> dict[str, Any] | None:
+    """The fields of `Facts` that a comment says; None where it says none, or none that is known."""
+    match = SAID.fullmatch(comment)
+    key, value = (part.lower() for part in match.groups()) if match else ("", "")
+    if key == "splatrendermode":
+        rules = read_mode(value)
+        return {} if value == "2dgs" else None if rules is None else {"rules": rules}
+    if key == "antialiased":
+        return {"rules": SWITCH[value]} if value in SWITCH else None
+    if key == "vertical axis":
+        up = AXES.get(value) or _read_direction(value)
+        return None if up is None else {"up": None if up == AXES["y"] else up}
+    place = _read_triple(value) if key == "origin" else None
+    return None if place is None else {"origin": place}
 
 
 def write_comments(gaussians: Gaussians) -> list[str]:
@@ -125,12 +139,12 @@ def tell_loss(
         log.warning("%s: the format cannot say that up is %s", path, _write_triple(gaussians.up))
 
 
-def tell_origin(path: str | Path, origin: Origin) -> None:
-    """Says once that means are not counted from zero of the file's world."""
+def tell_origin(path: str | Path, origin: Origin, said: bool = False) -> None:
+    """Says once that means are not counted from zero of the file's world; `said`: so the file."""
+    why = "" if said else "its coordinates lie far from zero, where float32 is too coarse; "
     log.warning(
-        "%s: its coordinates lie far from zero, where float32 is too coarse; positions are counted "
-        "from (%s), which travels with them",
-        *(path, ", ".join(map(repr, origin))),
+        "%s: %spositions are counted from (%s), %swhich travels with them",
+        *(path, why, ", ".join(map(repr, origin)), "as it says, " if said else ""),
     )
 
 
@@ -162,6 +176,11 @@ def are_logarithms(scales: np.ndarray) -> bool:
     some = scales[:: -(-len(scales) // SAMPLE) or 1]
     with np.errstate(all="ignore"):  # a NaN may be one that signals
         return bool(np.mean(some < 0) > NEGATIVE) if some.size else False
+
+
+def are_logits(opacities: np.ndarray) -> bool:
+    """Whether opacities that should lie in [0, 1] are logits: then many of them are negative."""
+    return are_logarithms(opacities)
 
 
 def into_axes(gaussians: Gaussians, axes: Float[Tensor, "4 4"]) -> Gaussians:

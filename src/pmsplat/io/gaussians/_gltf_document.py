@@ -21,6 +21,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...geometry import gaussian as gaussian_geometry
 from ...geometry import se3
+from ._facts import MODE
 
 MAGIC, JSON_CHUNK, BIN_CHUNK = b"glTF", 0x4E4F534A, 0x004E4942
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -43,13 +44,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Placed:
-    """A node with a mesh, its transform to the world (float64 4x4), and whether it is shown."""
+    """A node of the tree, its transform to the world (float64 4x4), and whether it is shown.
+
+    `mode` is what `extras` of it, or of the nearest node above, say of how Gaussians are drawn.
+    """
 
     index: int
-    node: dict[str, Any]
-    mesh: dict[str, Any]
     to_world: Tensor
     visible: bool
+    mode: Any
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,8 @@ class Document:
         strides = (stride, dtype.itemsize)
         return Column(np.ndarray((count, width), dtype, data, offset, strides), scale)
 
-    def walk_meshes(self) -> Iterator["Placed"]:
-        """Yields each mesh of the scene, with its place."""
+    def walk_meshes(self) -> Iterator[tuple[Placed, dict[str, Any]]]:
+        """Yields each mesh of the scene, after its place."""
         nodes = self.get_list(self.tree, "nodes")
         if self.get_list(self.tree, "scenes"):
             scene = self.get_entry("scenes", self.tree.get("scene", 0))
@@ -175,18 +178,22 @@ class Document:
                 self.get_list(self.get_entry("nodes", i), "children") for i in range(len(nodes))
             ]
             roots = [i for i in range(len(nodes)) if not any(i in children for children in below)]
-        stack = [(root, torch.eye(4, dtype=torch.float64), True) for root in roots]
+        stack: list[tuple[Any, Placed | None]] = [(root, None) for root in roots]
         for _ in range(len(nodes) + 1):
             if not stack:
                 return
-            index, parent, visible = stack.pop()
+            index, above = stack.pop()
             node = self.get_entry("nodes", index)
-            to_world = parent @ self.get_transform(node)
+            to_world = self.get_transform(node)
             state = self.get_object(self.get_object(node, "extensions"), VISIBILITY)
-            visible = visible and state.get("visible") is not False
+            visible = state.get("visible") is not False
+            if above is not None:
+                to_world, visible = above.to_world @ to_world, visible and above.visible
+            said = get_extras(node).get(MODE, None if above is None else above.mode)
+            here = Placed(index, to_world, visible, said)
             if "mesh" in node:
-                yield Placed(index, node, self.get_entry("meshes", node["mesh"]), to_world, visible)
-            stack += [(child, to_world, visible) for child in self.get_list(node, "children")]
+                yield here, self.get_entry("meshes", node["mesh"])
+            stack += [(child, here) for child in self.get_list(node, "children")]
         raise self.damage_error("a node is the child of two nodes, or of itself")
 
     def get_transform(self, node: dict[str, Any]) -> Tensor:
@@ -206,6 +213,12 @@ class Document:
         if not good:
             raise self.damage_error(f"{key} is not {len(default)} finite numbers")
         return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+
+def get_extras(holder: dict[str, Any]) -> dict[str, Any]:
+    """The data of applications in an object, which may be of any kind."""
+    extras = holder.get("extras")
+    return extras if isinstance(extras, dict) else {}
 
 
 def open_document(path: Path) -> Document:

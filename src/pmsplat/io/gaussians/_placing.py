@@ -42,8 +42,15 @@ def place(
 def join(path: str | Path, parts: Sequence[Gaussians], told: bool) -> Gaussians:
     """All placed parts as one scene, without those that became too large for float32.
 
-    A warning says if it lies far off, unless that was `told`.
+    A warning says if it lies far off, unless that was `told`. Raises UserError for parts that are
+    drawn by different rules.
     """
+    if len({part.rules for part in parts}) > 1:
+        raise UserError(
+            f"{path} holds Gaussians that are drawn by different rules, some of them antialiased",
+            "the same rules for all Gaussians of a scene",
+            "export those that are antialiased and the others as files of their own",
+        )
     whole = drop_unusable(path, Gaussians.joined(parts))
     if whole.origin != NO_OFFSET and not told:
         tell_origin(path, whole.origin)

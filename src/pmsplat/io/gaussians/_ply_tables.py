@@ -16,7 +16,7 @@ from plyfile import PlyData, PlyParseError
 from ...errors import UserError
 from ._blocks import damage_error
 
-HEADER_LIMIT = 1 << 16  # bytes: longest header that is read
+HEADER_LIMIT = 1 << 20  # bytes: longest header that is read; comments may hold a picture
 NUMBERS = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4",
            "float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2",
            "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4",
@@ -51,6 +51,13 @@ class Header:
     comments: tuple[str, ...]
     start: int
     data_bytes: int
+
+    def count_rest(self) -> int:
+        """Bytes behind the last row of a binary file; 0 where that cannot be told."""
+        if self.form == "ascii" or any(e.has_lists and e.count for e in self.elements):
+            return 0
+        rows = (e.count * e.make_dtype("<").itemsize for e in self.elements if e.count)
+        return self.data_bytes - sum(rows)
 
     def get_element(self, name: str) -> Element:
         """The element of this name, without rows and properties where there is none."""

@@ -25,6 +25,7 @@ ARRAYS = {
     "Opacities": 1,
     "RadianceSphericalHarmonicsCoefficients": 3,
 }
+MODE = "SplatRenderMode"  # as in `_facts`, which needs torch
 UNSEEN = ("guide", "proxy")  # purposes of prims that a final picture does not show
 STRUCTURE = ("", "Xform", "Scope", "Material", "Shader", "NodeGraph")  # types that show nothing
 MEMORY = 4 << 30  # bytes of address space for any file
@@ -45,13 +46,18 @@ def extract(file: Path, folder: Path) -> None:
     when = Usd.TimeCode.EarliestTime()
     places = UsdGeom.XformCache(when)
     fields, others = [], Counter[str]()
-    for prim in stage.Traverse(Usd.TraverseInstanceProxies()):
+    everything = Usd.PrimIsDefined & ~Usd.PrimIsAbstract
+    for prim in stage.Traverse(Usd.TraverseInstanceProxies(everything)):
         if not prim.IsA(Schema):
-            others[str(prim.GetTypeName())] += 1
+            others[str(prim.GetTypeName()) if prim.IsActive() else "inactive prims"] += 1
+            continue
+        if _is_prototype(pxr, prim):
+            others["Gaussians that a PointInstancer copies"] += 1
             continue
         seen = UsdGeom.Imageable(prim)
         if (
-            seen.ComputeVisibility(when) == UsdGeom.Tokens.invisible
+            not prim.IsActive()
+            or seen.ComputeVisibility(when) == UsdGeom.Tokens.invisible
             or seen.ComputePurpose() in UNSEEN
         ):
             others["hidden Gaussians"] += 1
@@ -73,6 +79,8 @@ def extract(file: Path, folder: Path) -> None:
         "meters": UsdGeom.GetStageMetersPerUnit(stage) if says_unit else None,
         "fields": fields,
         "others": {kind: count for kind, count in others.items() if kind not in STRUCTURE},
+        "absent": [str(error)[:200] for error in stage.GetCompositionErrors()],
+        "layers": _list_layers(pxr, stage),
     }
     _write_stage(folder, content)
 
@@ -82,15 +90,47 @@ def _describe_field(pxr: Any, field: Any, places: Any, when: Any) -> dict[str, A
     prim = field.GetPrim()
     motion = np.array(places.GetLocalToWorldTransform(prim)).T  # for column vectors, as ours
     degree = field.GetRadianceSphericalHarmonicsDegreeAttr()
-    mode = prim.GetCustomDataByKey("SplatRenderMode")
+    mode = _find_mode(prim)
     return {
         "path": str(prim.GetPath()),
         "motion": motion.tolist(),
         "degree": _get_degree(degree, when) if degree.HasAuthoredValue() else None,
         "space": _find_color_space(field),
-        "mode": mode if isinstance(mode, str) else None,
+        "mode": None if mode is None else str(mode),
         "left_out": _list_left_out(pxr, field, when),
     }
+
+
+def _is_prototype(pxr: Any, prim: Any) -> bool:
+    """Whether a prim lies below a PointInstancer, which shows copies of it, not the prim."""
+    while prim and not prim.IsA(pxr.UsdGeom.PointInstancer):
+        prim = prim.GetParent()
+    return bool(prim)
+
+
+def _list_layers(pxr: Any, stage: Any) -> list[str]:
+    """The other files of a stage that say another unit or up axis; OpenUSD does not follow it."""
+    names = (pxr.UsdGeom.Tokens.metersPerUnit, pxr.UsdGeom.Tokens.upAxis)
+    root = stage.GetRootLayer()
+    return [
+        f"{Path(layer.identifier).name} with {name} {layer.pseudoRoot.GetInfo(name)}"
+        for layer in stage.GetUsedLayers()
+        for name in names
+        if layer != root
+        and layer.pseudoRoot.HasInfo(name)
+        and layer.pseudoRoot.GetInfo(name) != stage.GetMetadata(name)
+    ]
+
+
+def _find_mode(prim: Any) -> Any:
+    """What customData of a prim, of the nearest one above or of the file says, if anything."""
+    file = prim.GetStage().GetRootLayer().customLayerData
+    while prim:
+        mode = prim.GetCustomDataByKey(MODE)
+        if mode is not None:
+            return mode
+        prim = prim.GetParent()
+    return file.get(MODE)
 
 
 def _get_degree(attribute: Any, when: Any) -> int:
@@ -126,6 +166,9 @@ def _list_left_out(pxr: Any, field: Any, when: Any) -> list[str]:
     known = set(pxr.Usd.SchemaRegistry().FindConcretePrimDefinition(prim.GetTypeName())
                 .GetPropertyNames())  # fmt: skip
     own = [str(a.GetName()) for a in prim.GetAuthoredAttributes()]
+    data = {key for key in prim.GetCustomData() if prim.HasAuthoredCustomDataKey(key)}
+    data |= set(prim.GetStage().GetRootLayer().customLayerData)
+    found += [f"customData {key}" for key in sorted(data - {MODE})]
     fixed = ("xformOp", "colorSpace:", "primvars:displayColor")
     found += [name for name in own if name not in known and not name.startswith(fixed)]
     moving = any(attribute.ValueMightBeTimeVarying() for attribute in prim.GetAuthoredAttributes())

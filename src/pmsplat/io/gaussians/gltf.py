@@ -11,9 +11,7 @@ scene is upright too, but lies behind that camera. Viewers do not rotate.
 
 import json
 import logging
-import re
 import struct
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,34 +21,29 @@ import torch
 
 from ...errors import UserError
 from ...geometry import sh
-from ...types import NO_OFFSET, DrawingRules, Gaussians
+from ...types import NO_OFFSET, Gaussians
 from ..files import atomic
 from ._blocks import check, read_blocks
-from ._facts import MODE, are_logarithms, find_mode, into_axes, name_columns, read_mode, tell_loss
-from ._gltf_document import (
-    BIN_CHUNK,
-    JSON_CHUNK,
-    MAGIC,
-    VISIBILITY,
-    Column,
-    Document,
-    Placed,
-    open_document,
+from ._facts import MODE, are_logarithms, are_logits, find_mode, into_axes, tell_loss
+from ._gltf_document import BIN_CHUNK, JSON_CHUNK, MAGIC, Column, Document, open_document
+from ._gltf_parts import (
+    DEGREE,
+    EXTENSION,
+    Part,
+    check_kernel,
+    check_required,
+    find_parts,
+    find_rules,
+    harmonic,
+    tell_left_out,
 )
-from ._gltf_spz import SPZ_EXTENSIONS, find_stream, read_stream
+from ._gltf_spz import read_stream
 from ._placing import join, place
 
 log = logging.getLogger(__name__)
 
-EXTENSION = "KHR_gaussian_splatting"
-DEGREE = 3  # the highest degree of the extension
 FLOAT, UBYTE, POINTS, ARRAY_BUFFER = 5126, 5121, 0, 34962
 MIN_BYTES = 12  # of a Gaussian in a file: accessors may share all but its colour
-SUPPORTED = {EXTENSION, "KHR_mesh_quantization", VISIBILITY, *SPZ_EXTENSIONS}
-# What surfaces and lights look like, and names for things, whatever the file requires of it.
-UNRELATED = re.compile(r"(KHR|EXT|MSFT|ADOBE)_(materials|texture|lights|animation|xmp)")
-SRGB = {"srgb_rec709_display", "bt.709"}  # names of what 3DGS trains on; a draft had the last
-
 HALF_TURN = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 
 
@@ -121,12 +114,8 @@ def _columns(gaussians: Gaussians) -> dict[str, np.ndarray]:
     }
     for degree in range(gaussians.sh_degree + 1):
         for n in range(2 * degree + 1):
-            tensors[_harmonic(degree, n)] = coefficients[:, degree * degree + n]
+            tensors[harmonic(degree, n)] = coefficients[:, degree * degree + n]
     return {name: tensor.numpy() for name, tensor in tensors.items()}
-
-
-def _harmonic(degree: int, n: int) -> str:
-    return f"{EXTENSION}:SH_DEGREE_{degree}_COEF_{n}"
 
 
 def _build_tree(gaussians: Gaussians, columns: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -188,19 +177,8 @@ def read(path: str | Path) -> Gaussians:
     allocates memory for them.
     """
     document = open_document(Path(path))
-    found, others = [], Counter[str]()
-    for spot in document.walk_meshes():
-        for primitive in document.get_list(spot.mesh, "primitives"):
-            extensions = document.get_object(primitive, "extensions")
-            stream = find_stream(document, extensions, EXTENSION)
-            if EXTENSION not in extensions and stream is None:
-                others["primitives without Gaussians"] += 1
-            elif not spot.visible:
-                others["hidden primitives of Gaussians"] += 1
-            else:
-                extension = document.get_object(extensions, EXTENSION)
-                found.append(_Part(spot, primitive, extension, stream))
-    _check_required(document, found)
+    found, others = find_parts(document)
+    check_required(document, found)
     if not found:
         hidden = " that are shown" if others["hidden primitives of Gaussians"] else ""
         raise UserError(
@@ -208,17 +186,15 @@ def read(path: str | Path) -> Gaussians:
             f"a primitive with {EXTENSION}",
             "export the scene as Gaussian splats, not as a mesh or points",
         )
-    _tell_left_out(document, found, others)
+    tell_left_out(document, found, others)
     # Read part after part.
-    logarithms = any(_has_logarithms(document, part) for part in found if part.stream is None)
-    if logarithms:
-        log.warning("%s: its scales are logarithms, as in drafts of %s", path, EXTENSION)
+    drafted = _find_draft(document, [part for part in found if part.stream is None])
     parts, told, free = [], False, sum(len(buffer) for buffer in document.buffers.values())
     for one in found:
-        _check_kernel(path, one.extension)
+        check_kernel(path, one.extension)
         attributes = document.get_object(one.primitive, "attributes")
         if one.stream is None:
-            part = _read_primitive(document, attributes, free, logarithms)
+            part = _read_primitive(document, attributes, free, drafted)
             free -= MIN_BYTES * part.means.shape[1]
         else:
             part = _read_compressed(document, one.stream, attributes, free)
@@ -226,110 +202,36 @@ def read(path: str | Path) -> Gaussians:
         to_world = HALF_TURN @ one.place.to_world
         placed = place(path, f"node {one.place.index}", part, to_world)
         told |= part.origin != NO_OFFSET
-        parts.append(replace(placed, rules=_find_rules(document, one) or part.rules))
+        parts.append(replace(placed, rules=find_rules(document, one) or part.rules))
     return join(path, parts, told)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A primitive of Gaussians, where it is, the object of its extension, and its .spz if any."""
+class _Draft:
+    """Which attributes are as drafts of the extension had them, or as 3DGS trains them."""
 
-    place: Placed
-    primitive: dict[str, Any]
-    extension: dict[str, Any]
-    stream: np.ndarray | None = None
+    logarithms: bool
+    logits: bool
 
 
-def _check_required(document: Document, parts: list[_Part]) -> None:
-    """Raises UserError for an extension that the file requires where its Gaussians are stored.
+def _find_draft(document: Document, parts: list[Part]) -> _Draft:
+    """What negative numbers give away; a warning says it."""
 
-    Where all objects that an extension changes are others, such as materials, Gaussians are read.
-    """
-    required = document.get_names("extensionsRequired") - SUPPORTED
-    unknown = {name for name in required if not UNRELATED.match(name)}
-    holders: list[Any] = [document.tree, *document.get_list(document.tree, "nodes")]
-    holders += [item for part in parts for item in (part.place.mesh, part.primitive)]
-    holders += [part.extension for part in parts]
-    for part in parts:
+    def column(part: Part, name: str, kind: str) -> np.ndarray:
         attributes = document.get_object(part.primitive, "attributes")
-        for index in attributes.values():
-            accessor = document.get_entry("accessors", index)
-            holders.append(accessor)
-            if "bufferView" in accessor:
-                view = document.get_entry("bufferViews", accessor["bufferView"])
-                buffer = document.get_entry("buffers", document.get_count(view, "buffer"))
-                holders += [view, buffer]
-    here = {name for holder in holders for name in document.get_object(holder, "extensions")}
-    if needed := sorted(unknown - (_list_used(document.tree) - here)):
-        raise UserError(
-            f"{document.path} needs {', '.join(needed)}",
-            f"a file that needs no extension besides {', '.join(sorted(SUPPORTED))}",
-            "export it again without compression",
-        )
+        return document.load_column(attributes, f"{EXTENSION}:{name}", kind).rows
 
-
-def _list_used(tree: dict[str, Any]) -> set[str]:
-    """The names of all extensions that any object of the JSON has."""
-    found, stack = set[str](), list[Any]([tree])
-    while stack:
-        item = stack.pop()
-        if isinstance(item, dict) and isinstance(item.get("extensions"), dict):
-            found |= set(item["extensions"])
-        stack += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
-    return found
-
-
-def _tell_left_out(document: Document, parts: list[_Part], others: Counter[str]) -> None:
-    """Names once what the file holds besides Gaussians."""
-    tree = document.tree
-    counts = Counter(others)
-    for kind in ("animations", "skins", "cameras"):
-        counts[kind] = len(document.get_list(tree, kind))
-    counts["scenes that are not shown"] = max(0, len(document.get_list(tree, "scenes")) - 1)
-    counts["morph targets"] = sum(len(document.get_list(p.primitive, "targets")) for p in parts)
-    counts["lists of indices"] = sum("indices" in part.primitive for part in parts)
-    told = [f"{count} {kind}" for kind, count in counts.items() if count]
-    known = {"POSITION", "COLOR_0", *(f"{EXTENSION}:{n}" for n in ("ROTATION", "SCALE", "OPACITY"))}
-    known |= {_harmonic(d, n) for d in range(DEGREE + 1) for n in range(2 * d + 1)}
-    names = {n for p in parts for n in document.get_object(p.primitive, "attributes")} - known
-    told += [f"the attributes {name_columns(sorted(names))}"] if names else []
-    used = document.get_names("extensionsUsed") - SUPPORTED
-    told += [f"the extensions {', '.join(sorted(used))}"] if used else []
-    hints = {str(p.extension.get("projection", "perspective")) for p in parts} - {"perspective"}
-    told += [f"the projection {', '.join(sorted(hints))}"] if hints else []
-    holders = [*(p.place.node for p in parts), *(p.place.mesh for p in parts)]
-    holders += [*(p.primitive for p in parts), *(p.extension for p in parts)]
-    extras = {key for holder in holders for key in _get_extras(holder)} - {MODE}
-    told += [f"the extras {name_columns(sorted(extras))}"] if extras else []
-    if told:
-        log.warning("%s: left out: %s", document.path, "; ".join(told)[:500])
-
-
-def _get_extras(holder: dict[str, Any]) -> dict[str, Any]:
-    """The data of applications in an object, which may be of any kind."""
-    extras = holder.get("extras")
-    return extras if isinstance(extras, dict) else {}
-
-
-def _find_rules(document: Document, part: _Part) -> DrawingRules | None:
-    """The rules that `extras` name, if any; a warning names others."""
-    for holder in (part.extension, part.primitive, part.place.mesh):
-        value = _get_extras(holder).get(MODE)
-        if isinstance(value, str):
-            rules = read_mode(value)
-            if rules is not None:
-                return rules
-            log.warning("%s: %s %r is not known and left out", document.path, MODE, value[:80])
-    return None
-
-
-def _has_logarithms(document: Document, part: _Part) -> bool:
-    attributes = document.get_object(part.primitive, "attributes")
-    return are_logarithms(document.load_column(attributes, f"{EXTENSION}:SCALE", "VEC3").rows)
+    logarithms = any(are_logarithms(column(part, "SCALE", "VEC3")) for part in parts)
+    logits = any(are_logits(column(part, "OPACITY", "SCALAR")) for part in parts)
+    if logarithms:
+        log.warning("%s: its scales are logarithms, as in drafts of %s", document.path, EXTENSION)
+    if logits:
+        log.warning("%s: its opacities are logits, not in [0, 1], and read so", document.path)
+    return _Draft(logarithms, logits)
 
 
 def _read_primitive(
-    document: Document, attributes: dict[str, Any], free: int, logarithms: bool
+    document: Document, attributes: dict[str, Any], free: int, drafted: _Draft
 ) -> Gaussians:
     """Reads the Gaussians of a primitive; `free` bytes of the file are not yet accounted for."""
 
@@ -337,8 +239,8 @@ def _read_primitive(
         return document.load_column(attributes, name, kind)
 
     # Find the columns and check that they fit together and fit in the file.
-    degree = max(d for d in range(DEGREE + 1) if d == 0 or _harmonic(d, 0) in attributes)
-    names = [_harmonic(d, n) for d in range(degree + 1) for n in range(2 * d + 1)]
+    degree = max(d for d in range(DEGREE + 1) if d == 0 or harmonic(d, 0) in attributes)
+    names = [harmonic(d, n) for d in range(degree + 1) for n in range(2 * d + 1)]
     means, scales = column("POSITION", "VEC3"), column(f"{EXTENSION}:SCALE", "VEC3")
     quats_xyzw = column(f"{EXTENSION}:ROTATION", "VEC4")
     opacities = column(f"{EXTENSION}:OPACITY", "SCALAR")
@@ -352,11 +254,12 @@ def _read_primitive(
     # Decode block by block.
     def decode(start: int, stop: int) -> Gaussians:
         sizes = scales.values(start, stop).double()[None]
+        shares = opacities.values(start, stop).double()[None, :, 0]
         return Gaussians(
             means=means.values(start, stop)[None],
-            scales=sizes.exp() if logarithms else sizes,
+            scales=sizes.exp() if drafted.logarithms else sizes,
             quats_wxyz=quats_xyzw.values(start, stop).roll(1, dims=-1)[None],
-            opacities=opacities.values(start, stop)[None, :, 0],
+            opacities=shares.sigmoid() if drafted.logits else shares,
             sh=torch.stack([band.values(start, stop) for band in bands], dim=1)[None],
         )
 
@@ -370,14 +273,3 @@ def _read_compressed(
     if len(stream) > free:  # the same stream again and again
         raise document.damage_error("it places more Gaussians than its bytes can hold")
     return read_stream(document, stream, attributes)
-
-
-def _check_kernel(path: str | Path, extension: dict[str, Any]) -> None:
-    kernel, space = extension.get("kernel", "ellipse"), extension.get("colorSpace")
-    known = space.lower() in SRGB if isinstance(space, str) else space is None
-    if kernel != "ellipse" or not known:
-        raise UserError(
-            f"{path} has Gaussians of kernel {kernel!r} and colours {space!r}",
-            "kernel 'ellipse' and colours 'srgb_rec709_display'",
-            "export it with the standard 3DGS kernel and sRGB colours",
-        )

@@ -32,7 +32,7 @@ from ..files import atomic
 from . import compressed_ply
 from ._blocks import damage_error, read_blocks, write_blocks
 from ._facts import Facts, name_columns, read_comments, tell_loss, write_comments
-from ._ply_tables import Element, Header, read_header, read_tables
+from ._ply_tables import NUMBERS, Element, Header, read_header, read_tables
 
 log = logging.getLogger(__name__)
 
@@ -150,13 +150,24 @@ def _find_layout(path: str | Path, header: Header) -> _Layout:
     rgb = [triple for triple in RGB if not names & set(DC) and set(triple) <= names]
     dc, scales = rgb[0] if rgb else DC, SCALES[:2] if SCALES[2] not in names else SCALES
     if missing := sorted({*MEANS, *dc, *scales, *QUATS, "opacity"} - names):
+        partly = names & {"opacity", *SCALES, *QUATS}
+        what = "is a mesh or a point cloud, not Gaussians"
+        if partly:
+            what = "holds Gaussians without all that they need"
         raise UserError(
-            f"{path} is a mesh or a point cloud, not Gaussians (no {missing[0]} in its vertices)",
+            f"{path} {what} (no {', '.join(missing[:3])} in its vertices)",
             "a .ply of Gaussians, whose vertices have x y z f_dc_* opacity scale_* rot_*",
             "pass the point_cloud.ply of a 3DGS training run, or export the scene as splats",
         )
     if lists := [n for n, kind in zip(vertex.properties, vertex.types, strict=True) if not kind]:
         raise damage_error(path, f"its element 'vertex' has lists ({lists[0]})")
+    kinds = dict(zip(vertex.properties, vertex.types, strict=True))
+    if whole := [n for n in ("opacity", *scales, *QUATS) if NUMBERS[kinds[n]][0] != "f"]:
+        raise UserError(
+            f"{path} has whole numbers for {whole[0]}",
+            "logits, logarithms and quaternions in floating point",
+            "export it again as the .ply of 3DGS training",
+        )
     if len(scales) == 2 or "splatrendermode: 2dgs" in map(str.lower, header.comments):
         log.warning("%s: it is of 2D Gaussian Splatting; its discs are drawn as Gaussians of "
                     "thickness %g", path, FLAT)  # fmt: skip
@@ -187,17 +198,24 @@ def _check_colors(path: str | Path, table: np.ndarray | None) -> None:
 
 
 def _tell_linear(path: str | Path, rows: np.ndarray, layout: _Layout) -> None:
-    """Says that a file looks as if its writer forgot logits and logarithms; the layout stays.
+    """Says that a file looks as if its writer forgot logits or logarithms; the layout stays.
 
-    All opacities between one half and 0.73, and all scales above one unit, are no scene.
+    No scene has opacities that differ and lie all between one half and 0.73; nor are all Gaussians
+    above one unit beside those, or each wider than nine tenths of the scene.
     """
     some = rows[:: -(-len(rows) // SAMPLE) or 1]
+    if len(some) < MANY:
+        return
     with np.errstate(all="ignore"):
-        inside = ((some["opacity"] >= 0) & (some["opacity"] <= 1)).all()
-        positive = all((some[name] >= 0).all() for name in layout.scales)
-    if len(some) >= MANY and inside and positive:
-        log.warning("%s: its opacities and scales look linear, where a .ply has logits and "
-                    "logarithms, as which they are read", path)  # fmt: skip
+        logits = some["opacity"]
+        inside = logits.min() >= 0 and logits.max() <= 1 and logits.min() < logits.max()
+        least = min(float(some[name].min()) for name in layout.scales)
+        ends = [np.percentile(some[name].astype(np.float64), [5, 95]) for name in MEANS]
+        wide = least >= 0 and (inside or least > np.log(max(high - low for low, high in ends)))
+    parts = ["opacities"] * bool(inside) + ["scales"] * bool(wide)
+    if parts:
+        log.warning("%s: its %s look linear, where a .ply has logits and logarithms, as which they "
+                    "are read", path, " and ".join(parts))  # fmt: skip
 
 
 def _list_unread(vertex: Element, layout: _Layout, rows: np.ndarray) -> list[str]:
@@ -214,6 +232,8 @@ def _tell_left_out(path: str | Path, header: Header, columns: list[str]) -> None
     parts = [f"the columns {name_columns(columns)}"] if columns else []
     others = [e.name for e in header.elements if e.count and e.name not in known]
     parts += [f"the elements {name_columns(others)}"] if others else []
+    if (rest := header.count_rest()) > 1:  # one may be the end of a line
+        parts.append(f"{rest} bytes behind the rows that its header counts")
     if parts:
         log.warning("%s: left out: %s", path, " and ".join(parts))
 

@@ -30,7 +30,7 @@ from ...geometry import sh
 from ...types import CLASSIC, NO_OFFSET, DrawingRules, Gaussians
 from ..files import atomic
 from ._blocks import check, damage_error, read_blocks
-from ._facts import MODE, are_logarithms, find_mode, into_axes, read_mode, tell_loss
+from ._facts import MODE, are_logarithms, are_logits, find_mode, into_axes, read_mode, tell_loss
 from ._placing import join, place
 from ._usd_stage import ARRAYS, import_openusd
 
@@ -154,6 +154,7 @@ def read(path: str | Path) -> Gaussians:
             parts.append(replace(placed, rules=_find_rules(path, field["mode"])))
     if not parts:
         hidden = " that are shown" if stage["others"].get("hidden Gaussians") else ""
+        hidden = hidden or " in the parts that are there" * bool(stage["absent"])
         raise UserError(
             f"{path} has no Gaussians{hidden}",
             "a prim ParticleField3DGaussianSplat",
@@ -179,6 +180,13 @@ def _tell_left_out(path: str | Path, stage: dict[str, Any]) -> None:
     told += sorted({what for field in stage["fields"] for what in field["left_out"]})
     if told:
         log.warning("%s: left out: %s", path, "; ".join(told)[:500])
+    if stage["absent"]:
+        log.warning("%s: parts of it are absent: %s", path, " ".join(stage["absent"])[:500])
+    if stage["layers"]:
+        log.warning(
+            "%s: it uses %s, which OpenUSD does not convert: they count in the unit and axes of %s",
+            *(path, ", ".join(stage["layers"])[:500], Path(path).name),
+        )
 
 
 def _check_colors(path: str | Path, field: dict[str, Any]) -> None:
@@ -249,16 +257,20 @@ def _read_field(path: str | Path, folder: Path, field: dict[str, Any]) -> Gaussi
     logarithms = are_logarithms(scales)
     if logarithms:
         log.warning("%s: the scales of %s are logarithms", path, field["path"])
+    logits = are_logits(opacities)
+    if logits:
+        log.warning("%s: the opacities of %s are logits, not in [0, 1]", path, field["path"])
 
     def decode(start: int, stop: int) -> Gaussians:
         chosen = slice(start, stop)
         coefficients = torch.from_numpy(radiance[bands * start : bands * stop])
         sizes = torch.from_numpy(scales[chosen])[None].double()
+        shares = torch.from_numpy(opacities[chosen])[None, :, 0].double()
         return Gaussians(
             means=torch.from_numpy(means[chosen])[None],
             scales=sizes.exp() if logarithms else sizes,
             quats_wxyz=torch.from_numpy(quats_xyzw[chosen]).roll(1, dims=-1)[None],
-            opacities=torch.from_numpy(opacities[chosen])[None, :, 0],
+            opacities=shares.sigmoid() if logits else shares,
             sh=coefficients.unflatten(0, (-1, bands))[None],
         )
 

@@ -105,7 +105,7 @@ def refine(
         _check_seen(fit, train, start)
         tell(f"Before: {_describe(fit.judge(test))}")
         before = _report.draw_pictures(fit, test)
-        state = {"settings": settings, "before": before, "start_seconds": took}
+        state = {"settings": settings, "before": before, "start_seconds": took, "up": gaussians.up}
         for name in _list_results(source, folder):  # of an earlier run
             (folder / name).unlink(missing_ok=True)
         save_state(folder / STATE, state | fit.state())
@@ -116,7 +116,7 @@ def refine(
         fit.restore(state)
         tell(f"Going on after step {fit.step} of {chosen.steps}.")
     # Run all steps and write the results
-    kept = {name: state[name] for name in ("settings", "before", "start_seconds")}
+    kept = {name: state.get(name) for name in ("settings", "before", "start_seconds", "up")}
     _run(fit, train, test, folder, kept, chosen, tell, track)
     summary = _report.Summary(
         start=start,
@@ -125,7 +125,7 @@ def refine(
         size=size,
         trained_on=len(rest),
         held_out=len(held),
-        start_seconds=kept["start_seconds"],
+        start_seconds=state["start_seconds"],
         seconds_per_step=fit.seconds / max(fit.step, 1),
         history=tuple(fit.history),
         origin=scene.origin,
@@ -133,7 +133,7 @@ def refine(
     )
     if _report.CAMERAS in _list_results(source, folder):
         _report.write_all_cameras(folder, train, test, scene.origin)
-    _report.write_results(folder, fit, test, kept["before"], summary)
+    _report.write_results(folder, fit, test, kept, summary)
     return summary
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -62,17 +63,21 @@ def draw_pictures(fit: Fit, held_out: Views) -> UInt8[Tensor, "photo 3 height wi
 
 
 def write_results(
-    folder: Path, fit: Fit, held_out: Views, before: Tensor, summary: Summary
+    folder: Path, fit: Fit, held_out: Views, start: dict[str, Any], summary: Summary
 ) -> None:
-    """gaussians.ply, sheet.png, psnr.png and, last, metrics.json."""
-    save_ply(replace(fit.gaussians, origin=summary.origin), folder / "gaussians.ply")
+    """gaussians.ply, sheet.png, psnr.png and, last, metrics.json.
+
+    `start` has the pictures `before` and what its Gaussians say is `up`, in the same world.
+    """
+    result = replace(fit.gaussians, origin=summary.origin, up=start["up"])
+    save_ply(result, folder / "gaussians.ply")
     few = held_out.at(slice(0, PICTURED))
     drawn = list(fit.draw(few))
     depths = torch.cat([rendering.depth[0].cpu() for rendering in drawn])
     near, far = color_range(depths)
     rows = [
         ("held-out photo", list(few.images[0])),
-        (f"before: {_describe(summary.before)}", list(before.float() / 255)),
+        (f"before: {_describe(summary.before)}", list(start["before"].float() / 255)),
         (f"after: {_describe(summary.after)}", [r.color[0, 0].cpu() for r in drawn]),
         (f"depth, {near:.3g} to {far:.3g}", list(colorize_depth(depths, near, far))),
     ]
