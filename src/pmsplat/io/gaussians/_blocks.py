@@ -54,7 +54,7 @@ def read_blocks(
         if start == 0:
             tell_steps(path, block.at_origin(NO_OFFSET).means[0])
             origin = _find_origin(block)
-            if origin not in (NO_OFFSET, block.origin):  # else the file itself counts from it
+            if origin != NO_OFFSET:
                 tell_origin(path, origin)
             whole = replace(whole, rules=block.rules, origin=origin, up=block.up)
         block = block.at_origin(whole.origin).to(torch.float32)

@@ -27,11 +27,11 @@ RESIZED = 1.25  # ratio to the sides in training
 MANY = 2  # times as many views as in training
 MATCH = 0.3  # least correlation of detail
 CONSISTENT = 0.6  # least share of points whose depths agree
-TURNED = 0.6  # correlation of detail: real scenes taken from different places give 0.3 at most
 AT_NEAR = 0.1  # so near to near is at near, as a share of it
 STUCK = 0.25  # share of depth at near
 COMPARED = 200  # points: fewer say nothing of how well they match
 NAMED = 3  # photos or reasons that a sentence names
+TURNED = 0.6  # correlation of detail: real scenes taken from different places give 0.3 at most
 
 _CHECK_CAMERAS = (
     "check the cameras (wrong poses, a wrong focal length and photos in another order than their "
