@@ -417,7 +417,7 @@ def test_bare_photos_are_posed_and_remembered(shared: Path, tmp_path: Path) -> N
     scene = open_scene(photos, cache=cache)
     assert scene.names == tuple(sorted(path.name for path in photos.glob("1*.jpg")))
     (black,) = scene.left_out
-    assert black.name == "black.jpg" and "hardly any detail (0 points" in black.reason
+    assert black.name == "black.jpg" and "hardly any detail: 0 points" in black.reason
     assert len(scene) == 4 and scene.points is not None and len(scene.points) > 100
     assert [path.name for path in photos.iterdir() if path.suffix != ".jpg"] == []
     stamp = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}

@@ -39,7 +39,7 @@ def test_every_photo_without_a_camera_gets_its_own_reason(tmp_path: Path) -> Non
     posed, why = explain(tmp_path / "database.db", [{"a", "b", "c"}, {"x", "y"}])
     assert posed == Posed(registered=3, pairs=5, turned=2)
     assert why == {
-        "black": "it has hardly any detail (7 points that can be matched)",
+        "black": "it has hardly any detail: 7 points that can be matched",
         "screen": "no other photo shows the same",
         "x": "it is one of 2 photos that fit each other, but not the rest",
         "y": "it is one of 2 photos that fit each other, but not the rest",

@@ -84,8 +84,8 @@ def test_everything_is_written(model: depthsplat.DepthSplat, room: str, tmp_path
     scene = open_scene(room)
     shown = [scene.names.index(name) for name in context]
     far = int((overlaps(scene.cameras)[:, shown].amax(dim=1) < 0.5).sum())
-    (compared,) = [line for line in said if line.startswith("Compared with")]
-    assert compared.startswith("Compared with 2 of the 4 other photos")
+    (compared,) = [line for line in said if line.startswith("Held out")]
+    assert compared.startswith("Held out to compare: 2 of the 4 other photos")
     assert (f"; {far} share less than half" in compared) == (far > 0)
     views = scene.views([scene.names.index(name) for name in context], (48, 64))
     found = reconstruct(model, views)

@@ -211,7 +211,7 @@ def _describe_split(split: "Split") -> None:
 def _describe_scene(scene: "Scene") -> None:
     from rich.table import Table
 
-    table = Table("", "photo", "size", "fx, fy", "cx, cy", "near", "far", "position")
+    table = Table("", "photo", "size (HxW)", "fx, fy", "cx, cy", "near", "far", "position")
     cameras = scene.cameras
     for i, photo in enumerate(scene.photos):
         (fx, _, cx), (_, fy, cy), _ = cameras.K[0, i].tolist()
@@ -228,6 +228,7 @@ def _describe_scene(scene: "Scene") -> None:
         )
     output().print(table)
     output().print(f"The photos are in the order of {scene.order}.")
+    output().print(f"Near and far come from {scene.range_source}.")
     if any(scene.origin):
         output().print("Positions count from " + ", ".join(map(repr, scene.origin)) + ".")
     for photo in scene.left_out:

@@ -222,7 +222,7 @@ def explain(database: Path, groups: list[set[str]]) -> tuple[Posed, dict[str, st
         if name in used:
             continue
         if (found := details.get(number, 0)) < _FEW_DETAILS:
-            why[name] = f"it has hardly any detail ({found} points that can be matched)"
+            why[name] = f"it has hardly any detail: {found} points that can be matched"
         elif number not in friends:
             why[name] = "no other photo shows the same"
         elif group:

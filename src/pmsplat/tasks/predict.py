@@ -162,7 +162,7 @@ def _describe_context(scene: Scene, context: list[int], overlap: Float[Tensor, "
 
 def _describe_held_out(count: int, fit: int, left: int) -> str:
     """How many photos are compared, of those that `fit`, and of all that are `left`."""
-    said = f"Compared with {count} of the {left} other photos"
+    said = f"Held out to compare: {count} of the {left} other photos"
     if fit < left:
         said += f"; {left - fit} share less than half of their picture with a context view"
     return f"{said}."

@@ -132,7 +132,7 @@ def tell_loss(
     if gaussians.origin != NO_OFFSET and not origin:
         log.warning(
             "%s: the format has no place for the origin: add (%s) to its positions to get those of "
-            "the world",
+            "the world; keep a .ply or .glb too, to draw it with the cameras of that world",
             *(path, ", ".join(map(repr, gaussians.origin))),
         )
     if gaussians.up is not None and not up:

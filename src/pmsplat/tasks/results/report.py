@@ -33,6 +33,7 @@ AT_NEAR = 0.1  # so near to near is at near, as a share of it
 STUCK = 0.25  # share of depth at near
 COMPARED = 200  # points: fewer say nothing of how well they match
 NAMED = 3  # photos or reasons that a sentence names
+TURNED = 0.6  # correlation of detail: real scenes taken from different places give 0.3 at most
 
 _CHECK_CAMERAS = (
     "check the cameras (wrong poses, a wrong focal length and photos in another order than their "
@@ -42,6 +43,10 @@ _CHECK_CAMERAS = (
 _UNSURE = (
     "the model is unsure of this scene: take photos closer together, or try a model that learned "
     "from such scenes"
+)
+_STEP_ASIDE = (
+    "take photos from places that are farther apart, a step or more for things in a room; turning "
+    "on the spot, as on a tripod, does not help"
 )
 _SET_RANGE = "set 'near' and 'far' in the camera file"
 
@@ -69,7 +74,8 @@ class Pass:
     """What the report needs of the views that went through the network together.
 
     `gaps`: distances to the nearest other view, the least and the largest; `range`: (near, far) of
-    all; `predicted`: the central 98 % of depth; `at_near`: the share of it that lies at near.
+    all; `predicted`: the central 98 % of depth; `at_near`: the share of it that lies at near;
+    `turned`: the agreement of the photos if the cameras stood at one place.
     """
 
     names: tuple[str, ...]
@@ -79,6 +85,7 @@ class Pass:
     range: tuple[float, float]
     predicted: tuple[float, float]
     at_near: float
+    turned: Agreement | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ class Report:
     views to a point, in degrees, median; `parallax`: the same in pixels. `baseline`: distances from
     view to nearest view, the least and the largest, in the unit of the model. `predicted`: the
     central 98 % of depth; `at_near`: the share of it at near. `geometric`, `photometric`,
-    `unmoved`: see `Agreement`.
+    `unmoved`: see `Agreement`; `turned`: `photometric` if the cameras stood at one place.
     """
 
     views: int
@@ -120,6 +127,7 @@ class Report:
     trained_on: TrainedOn | None
     left_out: tuple[LeftOut, ...]
     findings: tuple[Finding, ...] = ()
+    turned: float | None = None
 
 
 def examine(views: Views, depth: Float[Tensor, "1 view height width"]) -> Pass:
@@ -130,6 +138,9 @@ def examine(views: Views, depth: Float[Tensor, "1 view height width"]) -> Pass:
     gaps = torch.cdist(centers, centers).fill_diagonal_(math.inf).amin(dim=1)
     known = depth > 0
     at_near = known & (depth < (1 + AT_NEAR) * cameras.near[..., None, None])
+    poses = cameras.c2w.clone()
+    poses[..., :3, 3] = 0
+    standing = replace(views, cameras=replace(cameras, c2w=poses))
     return Pass(
         names=views.names[0],
         agreement=measure_agreement(views, depth),
@@ -138,12 +149,14 @@ def examine(views: Views, depth: Float[Tensor, "1 view height width"]) -> Pass:
         range=(cameras.near.min().item(), cameras.far.max().item()),
         predicted=central_depths(depth.flatten().numpy()),
         at_near=(at_near.sum() / known.sum()).item(),
+        turned=measure_agreement(standing, torch.ones_like(depth)),  # any depth will do
     )
 
 
 def make_report(passes: Sequence[Pass], given: Given) -> Report:
     """The facts of all passes (one or more) and what seems to be wrong with them."""
     joined = join_agreements([part.agreement for part in passes])
+    standing = join_agreements([part.turned for part in passes if part.turned])
     names = [name for part in passes for name in part.names]
     shares = dict[str, float]()  # of a photo in several passes, the largest
     for name, share in zip(names, joined.shares, strict=True):
@@ -174,6 +187,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
         unmoved=joined.unmoved if compared else None,
         trained_on=given.trained_on,
         left_out=given.left_out,
+        turned=standing.photometric if standing.points >= COMPARED else None,
     )
     findings = [
         *_check_places(facts, given),
@@ -309,6 +323,12 @@ def _check_training(report: Report) -> list[Finding]:
 
 def _check_match(report: Report) -> list[Finding]:
     """Whether photos and depths fit each other where two views see the same."""
+    said = report.parallax is not None and report.parallax < PARALLAX
+    if report.turned is not None and report.turned > max(TURNED, report.photometric or 0.0):
+        problem = (
+            f"The photos match as if the cameras only turned on the spot ({report.turned:.2f})"
+        )
+        return [] if said else [Finding(f"{problem}, so they show no depth", _STEP_ASIDE)]
     if report.photometric is None or report.geometric is None or report.unmoved is None:
         return []
     guessed = report.range_source is RangeSource.CAMERAS
