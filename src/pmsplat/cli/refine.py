@@ -1,7 +1,8 @@
 """Optimise Gaussians on the photos of one scene (3D Gaussian Splatting)
 
-SCENE is a folder with cameras (transforms.json, or COLMAP's sparse/0), a chunk of scenes
-(DATA/test:KEY), a video, or a folder of bare photos; the last two are posed by pycolmap first.
+SCENE is a folder with cameras (transforms.json, COLMAP's sparse/0, the folders of capture apps and
+others: see docs/photos.md), a chunk of scenes (DATA/test:KEY), a video, or a folder of bare photos;
+the last two are posed by pycolmap first.
 
     pmsplat refine kitchen/ --output kitchen-3dgs/
     pmsplat refine kitchen/ --output kitchen-3dgs/ --init kitchen-3d/gaussians.ply
