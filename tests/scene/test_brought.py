@@ -201,6 +201,7 @@ def test_one_photo_is_never_two(tmp_path: Path) -> None:
     (tmp_path / "cam1" / "0.png").unlink()
     scene = open_scene(tmp_path)
     assert scene.names == ("1.png",) and places(scene) == brightness(scene) == [2]
+    assert "not certain which photo" in scene.left_out[0].reason
 
 
 def test_a_lost_photo_does_not_make_the_others_small(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_photos_of_two_folders_keep_their_names(
     assert scene.names == tuple(names) and brightness(scene) == places(scene)
     transforms(tmp_path, names, lambda c: c["frames"][3].update(file_path="right/0.png"))
     open_scene(tmp_path)
-    assert "1 cameras have a photo that another camera has too" in caplog.text
+    assert "names 1 photos again, with another camera" in caplog.text
 
 
 def depth(counts: float, kind: type = np.float32) -> np.ndarray:
@@ -256,6 +257,16 @@ def test_depth_of_every_kind_is_in_the_unit_of_the_scene(
     found = open_scene(tmp_path).photos[1].depth()
     assert found is not None
     np.testing.assert_allclose(found, depth(2), rtol=1e-6)
+
+
+def test_depth_is_none_where_it_is_no_distance(tmp_path: Path) -> None:
+    holes = depth(2)
+    holes[0, :4] = -1, np.nan, np.inf, 0
+    np.save(tmp_path / "d.npy", holes)
+    transforms(tmp_path, change=lambda c: c["frames"][0].update(depth_path="d.npy"))
+    found = open_scene(tmp_path).photos[0].depth()
+    assert found is not None and not found[0, :4].any()
+    assert (np.delete(found.reshape(-1), slice(4)) == 2).all()
 
 
 def test_a_unit_of_depth_that_is_stated(tmp_path: Path) -> None:

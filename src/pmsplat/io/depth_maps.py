@@ -47,12 +47,16 @@ def has_counts(source: Path | bytes) -> bool:
 
 
 def read_depth(source: Path | bytes) -> Float[np.ndarray, "height width"]:
-    """The numbers of a depth map, float32; what is not finite is 0. Errors as `read_header`."""
+    """The numbers of a depth map, float32; 0 where they are none: negative or not finite.
+
+    Errors as `read_header`.
+    """
     if isinstance(source, Path) and source.suffix.lower() in _ARRAYS:
         depth = _load(source)
     else:
         depth = images.read_depth(source)
-    return np.nan_to_num(depth.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    depth = depth.astype(np.float32)
+    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
 
 def _load(source: Path) -> Shaped[np.ndarray, "height width"]:

@@ -14,7 +14,15 @@ from ..io.cameras import KINDS, find_cameras, is_model, read_cameras
 from ..io.cameras.survey import LeftOut, Shot, Survey
 from ..io.cameras.unread import refuse_unread
 from ..io.chunks import INDEX, read_chunk, read_split
-from ..io.photo_files import file_beside, find_photos, is_photo, natural_key, readable
+from ..io.photo_files import (
+    file_beside,
+    find_photos,
+    is_photo,
+    natural_key,
+    photos_in,
+    readable,
+    stem,
+)
 from ..types import Views
 from .photos import (
     Photo,
@@ -149,10 +157,16 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
     red, green, blue = (round(255 * part) for part in options.background)
     background = (red, green, blue)
     found, left_out, either = [], list(survey.left_out), 0
+    named = photos_in(place) if None in paths else {}
     for shot, image in zip(survey.shots, paths, strict=True):
         try:
             if image is None:
-                raise UserError(f"no photo in {place}, or more than one, is called so")
+                unsure = stem(shot.file) in named
+                raise UserError(
+                    f"it is not certain which photo in {place} is meant"
+                    if unsure
+                    else f"there is no such photo in {place}"
+                )
             photo = replace(make_photo(image, shot), background=background)
             photo.check()
         except UserError as error:
@@ -166,7 +180,7 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
         found = [(s, replace(p, name=name)) for (s, p), name in zip(found, names, strict=True)]
     repeated = len(found) - len({photo.image for _, photo in found})
     if repeated:
-        log.warning("%s: %d cameras have a photo that another camera has too", cameras, repeated)
+        log.warning("%s names %d photos again, with another camera", cameras, repeated)
     photos = _with_depths([p for _, p in found], [s for s, _ in found], homes[0], survey, options)
     if either:
         log.warning(
