@@ -11,7 +11,7 @@ from PIL import Image
 from plyfile import PlyData, PlyElement
 
 from pmsplat.errors import UserError
-from pmsplat.io import images
+from pmsplat.io import depth_maps, images
 from pmsplat.io.cameras.export import Points, write_colmap
 from pmsplat.scene import PhotoOptions, Scene, open_scene
 from tests.scene.test_found import LENS, NAMES, photos, places, points, shots
@@ -257,6 +257,24 @@ def test_depth_of_every_kind_is_in_the_unit_of_the_scene(
     found = open_scene(tmp_path).photos[1].depth()
     assert found is not None
     np.testing.assert_allclose(found, depth(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("file", ["floats.npy", "any.npz", "floats.tiff", "counts.pgm"])
+def test_damaged_depth_never_escapes(tmp_path: Path, file: str) -> None:
+    path, refused = tmp_path / file, 0
+    DEPTHS[file](path)
+    data, random = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(data)
+        for at in random.integers(0, min(len(data), 200), 3):
+            damaged[at] = random.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            depth_maps.read_header(path)
+            depth_maps.read_depth(path)
+        except UserError:
+            refused += 1
+    assert refused > 0
 
 
 def test_depth_is_none_where_it_is_no_distance(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Depth maps of any kind that photographs come with: images of counts or floats, and arrays."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from jaxtyping import Float, Shaped
 
 from ..errors import UserError
 from . import images
+from .files import UNREADABLE_ARRAY
 
 _ARRAYS = (".npy", ".npz")
 
@@ -66,7 +66,7 @@ def _load(source: Path) -> Shaped[np.ndarray, "height width"]:
         if not isinstance(depth, np.ndarray):
             with depth as arrays:
                 (depth,) = arrays.values()
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE_ARRAY as error:
         raise UserError(
             f"{source} cannot be read as depth ({error})",
             "one 2-D array",
