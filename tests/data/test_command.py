@@ -95,9 +95,11 @@ def test_convert_tells_a_damaged_photo(
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     (photos / "images" / "1.png").write_bytes(images.encode_image(pixels)[:150])
-    assert run("convert", photos, tmp_path / "test") == 2
+    assert run("convert", photos, tmp_path / "test", "--strict") == 2
     assert "1.png cannot be read as an image" in capsys.readouterr().err
     assert not (tmp_path / "test").exists()
+    assert run("convert", photos, tmp_path / "test") == 0  # with the other one
+    assert "1 photos in" in capsys.readouterr().out
 
 
 def test_synthetic_is_ready_to_train_and_evaluate(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from plyfile import PlyData, PlyElement
 
 from pmsplat.errors import UserError
-from pmsplat.io import images
+from pmsplat.io import depth_maps, images
 from pmsplat.io.cameras.export import Points, write_colmap
 from pmsplat.scene import PhotoOptions, Scene, open_scene
 from tests.scene.test_found import LENS, NAMES, photos, places, points, shots
@@ -201,6 +201,7 @@ def test_one_photo_is_never_two(tmp_path: Path) -> None:
     (tmp_path / "cam1" / "0.png").unlink()
     scene = open_scene(tmp_path)
     assert scene.names == ("1.png",) and places(scene) == brightness(scene) == [2]
+    assert "not certain which photo" in scene.left_out[0].reason
 
 
 def test_a_lost_photo_does_not_make_the_others_small(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_photos_of_two_folders_keep_their_names(
     assert scene.names == tuple(names) and brightness(scene) == places(scene)
     transforms(tmp_path, names, lambda c: c["frames"][3].update(file_path="right/0.png"))
     open_scene(tmp_path)
-    assert "1 cameras have a photo that another camera has too" in caplog.text
+    assert "names 1 photos again, with another camera" in caplog.text
 
 
 def depth(counts: float, kind: type = np.float32) -> np.ndarray:
@@ -256,6 +257,35 @@ def test_depth_of_every_kind_is_in_the_unit_of_the_scene(
     found = open_scene(tmp_path).photos[1].depth()
     assert found is not None
     np.testing.assert_allclose(found, depth(2), rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged tags
+@pytest.mark.parametrize("file", ["floats.npy", "any.npz", "floats.tiff", "counts.pgm"])
+def test_damaged_depth_never_escapes(tmp_path: Path, file: str) -> None:
+    path, refused = tmp_path / file, 0
+    DEPTHS[file](path)
+    data, random = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(data)
+        for at in random.integers(0, min(len(data), 200), 3):
+            damaged[at] = random.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            depth_maps.read_header(path)
+            depth_maps.read_depth(path)
+        except UserError:
+            refused += 1
+    assert refused > 0
+
+
+def test_depth_is_none_where_it_is_no_distance(tmp_path: Path) -> None:
+    holes = depth(2)
+    holes[0, :4] = -1, np.nan, np.inf, 0
+    np.save(tmp_path / "d.npy", holes)
+    transforms(tmp_path, change=lambda c: c["frames"][0].update(depth_path="d.npy"))
+    found = open_scene(tmp_path).photos[0].depth()
+    assert found is not None and not found[0, :4].any()
+    assert (np.delete(found.reshape(-1), slice(4)) == 2).all()
 
 
 def test_a_unit_of_depth_that_is_stated(tmp_path: Path) -> None:

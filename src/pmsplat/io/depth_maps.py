@@ -1,6 +1,5 @@
 """Depth maps of any kind that photographs come with: images of counts or floats, and arrays."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from jaxtyping import Float, Shaped
 
 from ..errors import UserError
 from . import images
+from .files import UNREADABLE_ARRAY
 
 _ARRAYS = (".npy", ".npz")
 
@@ -47,12 +47,16 @@ def has_counts(source: Path | bytes) -> bool:
 
 
 def read_depth(source: Path | bytes) -> Float[np.ndarray, "height width"]:
-    """The numbers of a depth map, float32; what is not finite is 0. Errors as `read_header`."""
+    """The numbers of a depth map, float32; 0 where they are none: negative or not finite.
+
+    Errors as `read_header`.
+    """
     if isinstance(source, Path) and source.suffix.lower() in _ARRAYS:
         depth = _load(source)
     else:
         depth = images.read_depth(source)
-    return np.nan_to_num(depth.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    depth = depth.astype(np.float32)
+    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
 
 def _load(source: Path) -> Shaped[np.ndarray, "height width"]:
@@ -62,7 +66,7 @@ def _load(source: Path) -> Shaped[np.ndarray, "height width"]:
         if not isinstance(depth, np.ndarray):
             with depth as arrays:
                 (depth,) = arrays.values()
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE_ARRAY as error:
         raise UserError(
             f"{source} cannot be read as depth ({error})",
             "one 2-D array",

@@ -1,14 +1,25 @@
 """Writes files whole or not at all."""
 
 import os
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
 from ..errors import UserError
+
+UNREADABLE_ARRAY = (
+    OSError, ValueError, EOFError, TypeError, SyntaxError, MemoryError, OverflowError, KeyError,
+    AttributeError, NotImplementedError, RuntimeError, TokenError, zipfile.BadZipFile, zlib.error,
+    struct.error,
+)  # fmt: skip
+"""What numpy raises on damaged .npy and .npz files."""
 
 
 @contextmanager

@@ -118,10 +118,9 @@ def file_beside(folder: Path, file: str, alone: bool = False) -> Path | None:
 
 def why_not_found(file: str, place: Path) -> str:
     """Why `find_photos` gave no photo for `file`."""
-    alike = sum(stem(path.name) == stem(file) for path in _list(place, deep=True))
-    return (
-        f"{alike} photos in {place} may be meant" if alike else f"there is no such photo in {place}"
-    )
+    if any(stem(path.name) == stem(file) for path in _list(place, deep=True)):
+        return f"it is not certain which photo in {place} is meant"
+    return f"there is no such photo in {place}"
 
 
 def _exact(place: Path, file: str) -> Path | None:

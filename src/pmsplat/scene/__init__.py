@@ -149,11 +149,43 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
     survey = read_cameras(cameras, options.folder)
     homes = _homes(cameras, path)
     paths, place = _find_photos([shot.file for shot in survey.shots], homes, options.folder)
+    fitted = _fit_photos(survey, paths, place, options)
+    shots, photos = fitted.shots, fitted.photos
+    report_left_out(fitted.left_out, len(photos), cameras, options.strict)
+    files = [photo.image for photo in photos if isinstance(photo.image, Path)]
+    if not is_model(cameras):
+        names = _name_photos(files, place)
+        photos = [replace(p, name=name) for p, name in zip(photos, names, strict=True)]
+    if repeated := len(files) - len(set(files)):
+        log.warning("%s names %d photos again, with another camera", cameras, repeated)
+    either = [is_upright(p, s.lens) for p, s in zip(files, shots, strict=True)].count(None)
+    if either:
+        log.warning(
+            "EXIF turns %d photos by half or mirrors them, and their cameras fit both ways: they "
+            "are taken as they are stored, as the tools do that pose photos",
+            either,
+        )
+    photos = _with_depths(photos, shots, homes[0], survey, options)
+    survey = replace(survey, shots=tuple(shots), left_out=tuple(fitted.left_out))
+    return make_scene(homes[-1].resolve().name, survey, photos)
 
-    # Each photo with its lens, and its depth map if the file names one.
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Photos with their shots, and those that cannot be used."""
+
+    shots: list[Shot]
+    photos: list[Photo]
+    left_out: list[LeftOut]
+
+
+def _fit_photos(
+    survey: Survey, paths: Sequence[Path | None], place: Path, options: PhotoOptions
+) -> _Fitted:
+    """The photo of each shot, where it is in `place`, whole, and of its lens."""
     red, green, blue = (round(255 * part) for part in options.background)
     background = (red, green, blue)
-    found, left_out, either = [], list(survey.left_out), 0
+    fitted = _Fitted([], [], list(survey.left_out))
     for shot, image in zip(survey.shots, paths, strict=True):
         try:
             if image is None:
@@ -161,26 +193,11 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
             photo = replace(make_photo(image, shot), background=background)
             photo.check()
         except UserError as error:
-            left_out.append(LeftOut(shot.file, error.got))
+            fitted.left_out.append(LeftOut(shot.file, error.got))
             continue
-        either += is_upright(image, shot.lens) is None
-        found.append((shot, photo))
-    report_left_out(left_out, len(found), cameras, options.strict)
-    if not is_model(cameras):
-        names = _name_photos([Path(photo.image) for _, photo in found], place)
-        found = [(s, replace(p, name=name)) for (s, p), name in zip(found, names, strict=True)]
-    repeated = len(found) - len({photo.image for _, photo in found})
-    if repeated:
-        log.warning("%s: %d cameras have a photo that another camera has too", cameras, repeated)
-    photos = _with_depths([p for _, p in found], [s for s, _ in found], homes[0], survey, options)
-    if either:
-        log.warning(
-            "EXIF turns %d photos by half or mirrors them, and their cameras fit both ways: they "
-            "are taken as they are stored, as the tools do that pose photos",
-            either,
-        )
-    survey = replace(survey, shots=tuple(s for s, _ in found), left_out=tuple(left_out))
-    return make_scene(homes[-1].resolve().name, survey, photos)
+        fitted.shots.append(shot)
+        fitted.photos.append(photo)
+    return fitted
 
 
 def _homes(cameras: Path, path: Path) -> list[Path]:

@@ -8,20 +8,18 @@ no photos: its rows are those of the folder's photos, sorted by name.
 import logging
 import math
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Float
 
 from ...errors import UserError
+from ..files import UNREADABLE_ARRAY
 from ..photo_files import is_photo
 from .survey import Lens, Shot, Survey, check_lens, check_pose, read_shots
 from .tables import read_size
 
 FILE = "poses_bounds.npy"
 _FOLDERS = ("images", "images_2", "images_4", "images_8", "images_16", "input", "")
-_UNREADABLE = (OSError, ValueError, EOFError, TypeError, SyntaxError, MemoryError, OverflowError)
-_UNREADABLE += (KeyError, AttributeError, TokenError)  # what numpy raises on damaged headers
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ def read(path: Path, images_folder: str | None = None) -> Survey:
     """
     try:
         rows = np.load(path, allow_pickle=False).astype(np.float64)
-    except _UNREADABLE as error:
+    except UNREADABLE_ARRAY as error:
         raise UserError(
             f"{path} cannot be read as an array ({error})",
             "the poses_bounds.npy that LLFF writes",
