@@ -209,7 +209,7 @@ def read_attributes(path: Path, gaussians: int) -> Float[np.ndarray, "gaussian c
         raise UserError(
             f"{path} holds {got}",
             f"numbers [gaussian, channel] for {gaussians} Gaussians",
-            "write one row for each Gaussian, in the order of the scene's file",
+            "write one row for each Gaussian that is read, in the order of the scene's file",
         )
     table = table.reshape(gaussians, -1)
     step = max(1, BLOCK // table.shape[1])

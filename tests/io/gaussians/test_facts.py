@@ -60,7 +60,21 @@ def test_antialiased_survives_or_is_said(
         assert 'string SplatRenderMode = "mip"' in path.read_text()
 
 
-@pytest.mark.parametrize("suffix", [".ply", ".spz", ".glb"])
+@pytest.mark.parametrize("suffix", [".ply", ".compressed.ply"])
+def test_ply_keeps_the_blur(
+    tmp_path: Path, generator: torch.Generator, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = random_gaussians(4, generator, degree=0)
+    for rules in (DrawingRules(blur=0.1, antialiased=True), DrawingRules(blur=0.5)):
+        caplog.clear()
+        save_gaussians(replace(scene, rules=rules), tmp_path / f"a{suffix}")
+        assert load_gaussians(tmp_path / f"a{suffix}").rules == rules
+        assert f"a blur of {rules.blur} px²; only pmsplat reads it" in caplog.text
+    assert _facts.read_comments("a.ply", ["SplatBlur: -1"]) == _facts.Facts()
+    assert "SplatBlur: -1" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".spz", ".glb"])
 def test_rules_of_no_format_are_said(
     tmp_path: Path, generator: torch.Generator, suffix: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -183,6 +183,13 @@ def test_nodes_far_off_are_placed_in_double(
     world = found.means[0].double() + torch.tensor(found.origin, dtype=torch.float64)
     torch.testing.assert_close(world, scene.means[0].double() + place, rtol=0, atol=1e-6)
     assert caplog.text.count("positions are counted from") == 1
+    # What is said of positions that are far off themselves is where they are in the end.
+    caplog.clear()
+    save_gaussians(replace(scene, means=scene.means + 2**20), tmp_path / "a.glb")
+    found = load_gaussians(tmp_path / "a.glb")
+    told = f"positions are counted from ({', '.join(map(repr, found.origin))})"
+    assert found.origin[1] > 0 and caplog.text.count(told) == 1
+    assert caplog.text.count("positions are counted from") == 1
 
 
 def test_what_a_node_makes_too_large_is_left_out(
@@ -369,3 +376,23 @@ def test_joined_parts_of_gltf_share_an_origin(tmp_path: Path, scene: Gaussians) 
     off = world[:, 0] - scene.means[0, :, 0].double().repeat(2)
     assert sorted(set(off.round().tolist())) == [500000, 500100]
     assert (off - off.round()).abs().max() < 1e-5
+
+
+def test_the_largest_part_of_gltf_has_the_origin(tmp_path: Path, scene: Gaussians) -> None:
+    """A thing at zero beside a scene on a map, whatever their order."""
+    save_gaussians(scene, tmp_path / "a.glb")
+    tree, data = split(tmp_path / "a.glb")
+    few = {name: len(tree["accessors"]) + i for i, name in enumerate(primitive(tree)["attributes"])}
+    tree["accessors"] += [
+        {k: v for k, v in tree["accessors"][i].items() if k not in ("min", "max")} | {"count": 2}
+        for i in primitive(tree)["attributes"].values()
+    ]
+    tree["meshes"].append({"primitives": [primitive(tree) | {"attributes": few}]})
+    tree["nodes"] = [{"mesh": 0, "translation": [500000.25, 0, 0]}, {"mesh": 1}]
+    for order in ([0, 1], [1, 0]):
+        tree["scenes"] = [{"nodes": order}]
+        tree["buffers"][0]["byteLength"] = 2 * len(data)
+        found = load_gaussians(pack(tmp_path / "b.glb", tree, data * 2))
+        world = found.means[0].double() + torch.tensor(found.origin, dtype=torch.float64)
+        far = world[world[:, 0] > 1000] - torch.tensor([500000.25, 0, 0]).double()
+        torch.testing.assert_close(far, scene.means[0].double(), rtol=0, atol=1e-6)

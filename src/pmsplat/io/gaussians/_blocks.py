@@ -27,17 +27,21 @@ BLOCK = 1 << 14  # Gaussians: a few megabytes, which stay in the processor's cac
 
 
 def read_blocks(
-    path: str | Path, count: int, coefficients: int, decode: Callable[[int, int], Gaussians]
+    path: str | Path,
+    count: int,
+    coefficients: int,
+    decode: Callable[[int, int], Gaussians],
+    placed: bool = True,
 ) -> Gaussians:
     """Reads `count` Gaussians as one float32 scene on the CPU; `decode(start, stop)` reads a block.
 
     Blocks are float64. Where their means lie far from the origin, they are counted from a local
     origin: that of the blocks, if the file says one, else one that is found (`local_origin`) for
-    some blocks, spread over the file. A warning says so, and where digits were lost before. `rules`
-    and `up` are those of the blocks. Quaternions are normalised; one of length 0 becomes the
-    identity. A Gaussian with a value that is not finite, a negative scale or an opacity outside
-    [0, 1] is left out; a warning counts them. Raises UserError if `count` is positive and no
-    Gaussian is usable.
+    some blocks, spread over the file. A warning says so, unless they are not `placed` yet (`join`
+    says it then), and where digits were lost before. `rules` and `up` are those of the blocks.
+    Quaternions are normalised; one of length 0 becomes the identity. A Gaussian with a value that
+    is not finite, a negative scale or an opacity outside [0, 1] is left out; a warning counts them.
+    Raises UserError if `count` is positive and no Gaussian is usable.
     """
     whole = Gaussians(
         means=torch.empty(1, count, 3),
@@ -47,7 +51,8 @@ def read_blocks(
         sh=torch.empty(1, count, coefficients, 3),
     )
     if count:
-        whole = _describe_whole(path, whole, [_decode(decode, i, count) for i in _spread(count)])
+        some = [_decode(decode, i, count) for i in _spread(count)]
+        whole = _describe_whole(path, whole, some, placed)
     kept = 0
     for start in range(0, count, BLOCK):
         block = _decode(decode, start, count).at_origin(whole.origin).to(torch.float32)
@@ -79,13 +84,15 @@ def _spread(count: int) -> list[int]:
     return [BLOCK * block for block in chosen]
 
 
-def _describe_whole(path: str | Path, whole: Gaussians, some: list[Gaussians]) -> Gaussians:
+def _describe_whole(
+    path: str | Path, whole: Gaussians, some: list[Gaussians], placed: bool
+) -> Gaussians:
     """The same Gaussians, with rules, up and origin by some blocks; says where digits were lost."""
     means = torch.cat([block.means[0] for block in some])
     said = some[0].origin
     tell_steps(path, means + means.new_tensor(said))
     origin = said if said != NO_OFFSET else as_triple(local_origin(means))
-    if origin != NO_OFFSET:
+    if origin != NO_OFFSET and placed:
         tell_origin(path, origin, said=said != NO_OFFSET)
     return replace(whole, rules=some[0].rules, origin=origin, up=some[0].up)
 

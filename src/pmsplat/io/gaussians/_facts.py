@@ -3,8 +3,8 @@
 Comments of a .ply carry the three. `comment SplatRenderMode: mip` is the convention of Brush,
 gsplat (pull request 1036), nerfstudio (3773) and splat-transform; Postshot writes `antialiased 1`.
 `comment Vertical Axis: z` is nerfstudio's; Brush also writes three numbers, and "y" for OpenCV's
-axes, in which y points down. `comment origin X Y Z` is ours: where (0, 0, 0) of the file lies in
-its world.
+axes, in which y points down. Two are ours: `comment origin X Y Z`, where (0, 0, 0) of the file lies
+in its world, and `comment SplatBlur: B`, the blur in px² where it is not 0.3.
 """
 
 import logging
@@ -32,14 +32,15 @@ AXES: dict[str, Direction] = {
     "z": (0.0, 0.0, 1.0),
 }  # of nerfstudio
 SAID = re.compile(
-    r"(SplatRenderMode|antialiased|vertical axis|origin)\s*[:=\s]\s*(.*)", re.IGNORECASE
+    r"(SplatRenderMode|SplatBlur|antialiased|vertical axis|origin)\s*[:=\s]\s*(.*)", re.IGNORECASE
 )  # what is read; writers put a colon, an equals sign or a space between
 TELLING = re.compile(
     r"\b(epsg|crs|srs|wkt|offset|shift|translation|units?|scale|up|up_?axis|axis|axes|"
-    r"antialias\w*|SplatRenderMode)\b",
+    r"antialias\w*|SplatRenderMode|SplatBlur)\b",
     re.IGNORECASE,
 )  # words of comments that mean something for all Gaussians, read or not
 SWITCH = {"1": MIP, "true": MIP, "yes": MIP, "0": CLASSIC, "false": CLASSIC, "no": CLASSIC}
+BLURRY = 100.0  # px²: no rasteriser blurs by more
 SAMPLE = 1 << 16  # rows that tell what a column holds
 NEGATIVE = 0.1  # share of negative scales above which they are not a few damaged ones
 COARSE = 1e-4  # of the extent: steps of coordinates above it are seen
@@ -50,12 +51,14 @@ class Facts:
     """What is said of all Gaussians; `rules` is None where nothing says how they are drawn."""
 
     rules: DrawingRules | None = None
+    blur: float = CLASSIC.blur
     origin: Origin = NO_OFFSET
     up: Direction | None = None
 
     def of(self, gaussians: Gaussians) -> Gaussians:
         """The same Gaussians, with these facts."""
-        return replace(gaussians, rules=self.rules or CLASSIC, origin=self.origin, up=self.up)
+        rules = self.rules or replace(CLASSIC, blur=self.blur)
+        return replace(gaussians, rules=rules, origin=self.origin, up=self.up)
 
 
 def read_comments(path: str | Path, comments: Iterable[str]) -> Facts:
@@ -70,6 +73,8 @@ def read_comments(path: str | Path, comments: Iterable[str]) -> Facts:
             facts = replace(facts, **found)
         elif TELLING.search(comment):
             unknown.append(comment)
+    if facts.rules is not None and facts.blur != CLASSIC.blur:
+        facts = replace(facts, rules=replace(facts.rules, blur=facts.blur))
     if unknown:
         told = "; ".join(text[:80] for text in unknown[:5])
         log.warning("%s: comments that are not understood are left out: %s", path, told)
@@ -85,6 +90,9 @@ def _read_comment(comment: str) -> dict[str, Any] | None:
         return {} if value == "2dgs" else None if rules is None else {"rules": rules}
     if key == "antialiased":
         return {"rules": SWITCH[value]} if value in SWITCH else None
+    if key == "splatblur":
+        blur = _read_number(value)
+        return {"blur": blur} if 0 < blur < BLURRY else None
     if key == "vertical axis":
         up = AXES.get(value) or _read_direction(value)
         return None if up is None else {"up": None if up == AXES["y"] else up}
@@ -95,6 +103,8 @@ def _read_comment(comment: str) -> dict[str, Any] | None:
 def write_comments(gaussians: Gaussians) -> list[str]:
     """The comments of a .ply that say the facts; none for Gaussians of which there is none."""
     comments = [f"{MODE}: {mode}"] if (mode := find_mode(gaussians.rules)) else []
+    if gaussians.rules.blur != CLASSIC.blur:
+        comments.append(f"SplatBlur: {gaussians.rules.blur!r}")
     if gaussians.up is not None:
         axis = [name for name, up in AXES.items() if up == gaussians.up]
         comments.append(f"Vertical Axis: {axis[0] if axis else _write_triple(gaussians.up)}")
@@ -114,7 +124,12 @@ def find_mode(rules: DrawingRules) -> str | None:
 
 
 def tell_loss(
-    gaussians: Gaussians, path: str | Path, rules: bool = True, origin: bool = True, up: bool = True
+    gaussians: Gaussians,
+    path: str | Path,
+    rules: bool = True,
+    origin: bool = True,
+    up: bool = True,
+    blur: bool = False,
 ) -> None:
     """Says once in the log what of the facts a file loses; the flags say what its format keeps."""
     if gaussians.rules.antialiased and not rules:
@@ -122,6 +137,10 @@ def tell_loss(
                     "they are drawn", path)  # fmt: skip
     kept = MIP if gaussians.rules.antialiased and rules else CLASSIC
     changed = replace(gaussians.rules, antialiased=kept.antialiased)
+    if blur and changed.blur != kept.blur:
+        log.warning("%s: a comment says that these Gaussians are drawn with a blur of %g px²; only "
+                    "pmsplat reads it, others take %g", path, changed.blur, kept.blur)  # fmt: skip
+        kept = replace(kept, blur=changed.blur)
     if changed != kept:
         log.warning(
             "%s: no format can say how these Gaussians are drawn (blur %g px², alpha at most %g, "
@@ -207,6 +226,14 @@ def name_columns(names: Iterable[str]) -> str:
         whole[0] if len(whole) == 1 else f"{group} ({len(whole)})"
         for group, whole in groups.items()
     )
+
+
+def _read_number(text: str) -> float:
+    """The number that a text is; NaN for others."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _read_triple(text: str) -> tuple[float, float, float] | None:

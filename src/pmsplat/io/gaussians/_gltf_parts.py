@@ -123,21 +123,24 @@ def tell_left_out(document: Document, parts: list[Part], others: Counter[str]) -
     holders += [*nodes, *_list_tops(document)]
     extras = {key for holder in holders for key in get_extras(holder)} - {MODE}
     told += [f"the extras {name_columns(sorted(extras))}"] if extras else []
+    modes = {mode for part in parts for mode in _list_modes(document, part)}
+    if unknown := sorted(mode[:80] for mode in modes if read_mode(mode) is None):
+        log.warning("%s: %s %r is not known and left out", document.path, MODE, unknown[0])
     if told:
         log.warning("%s: left out: %s", document.path, "; ".join(told)[:500])
 
 
 def find_rules(document: Document, part: Part) -> DrawingRules | None:
-    """The rules that the nearest `extras` name, if any; a warning names others."""
-    said = [get_extras(holder).get(MODE) for holder in (part.extension, part.primitive, part.mesh)]
-    said += [part.place.mode, *(get_extras(holder).get(MODE) for holder in _list_tops(document))]
-    for value in said:
-        rules = read_mode(str(value))
-        if rules is not None:
-            return rules
-        if value is not None:
-            log.warning("%s: %s %r is not known and left out", document.path, MODE, str(value)[:80])
-    return None
+    """The rules that the nearest `extras` name, if any that are known."""
+    found = (read_mode(mode) for mode in _list_modes(document, part))
+    return next((rules for rules in found if rules is not None), None)
+
+
+def _list_modes(document: Document, part: Part) -> list[str]:
+    """What `extras` say of how a part is drawn, the nearest first."""
+    near = [get_extras(holder).get(MODE) for holder in (part.extension, part.primitive, part.mesh)]
+    above = [get_extras(holder).get(MODE) for holder in _list_tops(document)]
+    return [str(mode) for mode in (*near, part.place.mode, *above) if mode is not None]
 
 
 def _list_tops(document: Document) -> list[dict[str, Any]]:

@@ -44,7 +44,8 @@ def find_stream(document: Document, extensions: dict[str, Any], base: str) -> np
 
 def read_stream(document: Document, stream: np.ndarray, attributes: dict[str, Any]) -> Gaussians:
     """Reads the Gaussians of a primitive in the axes of glTF, from its stream."""
-    gaussians = spz.decode_bytes(document.path, stream.tobytes()).transformed(FROM_OPENCV)
+    gaussians = spz.decode_bytes(document.path, stream.tobytes(), placed=False)
+    gaussians = gaussians.transformed(FROM_OPENCV)
     if "POSITION" not in attributes:
         return gaussians
     accessor = document.get_entry("accessors", attributes["POSITION"])

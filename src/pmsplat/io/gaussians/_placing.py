@@ -39,11 +39,11 @@ def place(
     return placed
 
 
-def join(path: str | Path, parts: Sequence[Gaussians], told: bool) -> Gaussians:
+def join(path: str | Path, parts: Sequence[Gaussians]) -> Gaussians:
     """All placed parts as one scene, without those that became too large for float32.
 
-    A warning says if it lies far off, unless that was `told`. Raises UserError for parts that are
-    drawn by different rules.
+    Means count from the origin of the largest part; a warning says it, if there is one. Raises
+    UserError for parts that are drawn by different rules.
     """
     if len({part.rules for part in parts}) > 1:
         raise UserError(
@@ -51,8 +51,10 @@ def join(path: str | Path, parts: Sequence[Gaussians], told: bool) -> Gaussians:
             "the same rules for all Gaussians of a scene",
             "export those that are antialiased and the others as files of their own",
         )
-    whole = drop_unusable(path, Gaussians.joined(parts))
-    if whole.origin != NO_OFFSET and not told:
+    origin = max(parts, key=lambda part: part.means.shape[1]).origin
+    joined = Gaussians.joined([part.at_origin(origin) for part in parts])
+    whole = drop_unusable(path, joined)
+    if whole.origin != NO_OFFSET:
         tell_origin(path, whole.origin)
     return whole
 

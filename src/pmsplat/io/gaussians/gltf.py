@@ -189,7 +189,7 @@ def read(path: str | Path) -> Gaussians:
     tell_left_out(document, found, others)
     # Read part after part.
     drafted = _find_draft(document, [part for part in found if part.stream is None])
-    parts, told, free = [], False, sum(len(buffer) for buffer in document.buffers.values())
+    parts, free = [], sum(len(buffer) for buffer in document.buffers.values())
     for one in found:
         check_kernel(path, one.extension)
         attributes = document.get_object(one.primitive, "attributes")
@@ -201,9 +201,8 @@ def read(path: str | Path) -> Gaussians:
             free -= len(one.stream)
         to_world = HALF_TURN @ one.place.to_world
         placed = place(path, f"node {one.place.index}", part, to_world)
-        told |= part.origin != NO_OFFSET
         parts.append(replace(placed, rules=find_rules(document, one) or part.rules))
-    return join(path, parts, told)
+    return join(path, parts)
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,7 @@ def _read_primitive(
             sh=torch.stack([band.values(start, stop) for band in bands], dim=1)[None],
         )
 
-    return read_blocks(document.path, counts.pop(), len(bands), decode)
+    return read_blocks(document.path, counts.pop(), len(bands), decode, placed=False)
 
 
 def _read_compressed(

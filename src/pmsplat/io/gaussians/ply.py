@@ -60,7 +60,7 @@ def save_ply(gaussians: Gaussians, path: str | Path) -> None:
     if coefficients < gaussians.sh.shape[-2]:
         _warn_once_about_degree()
     blocks = write_blocks(gaussians, path)
-    tell_loss(gaussians, path)
+    tell_loss(gaussians, path, blur=True)
     names = _list_properties(coefficients - 1)
     vertices = np.empty((gaussians.means.shape[1], len(names)), "<f4")
     filled = 0

@@ -84,7 +84,7 @@ def read(path: str | Path) -> Gaussians:
             raise files.damage_error(f"{count} Gaussians in {files.size} bytes")
         images = _load_images(files, count, version)
     coefficients = 1 + images.palette.shape[1]
-    mip = files.tree.get("antialias") is True or files.tree.get("model") == "antialiased"
+    mip = files.tree.get("antialias") in (True, 1) or files.tree.get("model") == "antialiased"
 
     def decode(start: int, stop: int) -> Gaussians:
         return replace(_decode(images, start, stop, version), rules=MIP if mip else CLASSIC)
@@ -99,6 +99,8 @@ def _warn_about_fields(files: Files) -> None:
         log.warning("%s holds 2D Gaussians (2DGS), which are drawn as thin 3D ones", files.path)
     elif model not in ("default", "antialiased"):
         log.warning("%s: its model %s is left out", files.path, str(model)[:40])
+    if (antialias := files.tree.get("antialias", False)) not in (True, False, None):
+        log.warning("%s: its antialias %s is left out", files.path, str(antialias)[:40])
     if unknown := sorted(set(files.tree) - KNOWN):
         log.warning("%s: %s of its %s are left out", files.path, unknown[:8], META)
 

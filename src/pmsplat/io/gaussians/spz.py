@@ -58,8 +58,11 @@ def read(path: str | Path) -> Gaussians:
     return decode_bytes(path, source.read_bytes())
 
 
-def decode_bytes(path: str | Path, content: bytes) -> Gaussians:
-    """Decodes the bytes of a .spz file, which may lie inside another file: see `read`."""
+def decode_bytes(path: str | Path, content: bytes, placed: bool = True) -> Gaussians:
+    """Decodes the bytes of a .spz file, which may lie inside another file: see `read`.
+
+    For `placed` see `read_blocks`.
+    """
     packed = unpack(path, content)
     turn = _rotate_from_axes(path, FRAMES[packed.frame])
 
@@ -67,7 +70,7 @@ def decode_bytes(path: str | Path, content: bytes) -> Gaussians:
         block = _decode(packed, start, stop).transformed(turn)
         return replace(block, rules=packed.header.rules)
 
-    return read_blocks(path, packed.header.count, packed.header.coefficients, decode)
+    return read_blocks(path, packed.header.count, packed.header.coefficients, decode, placed)
 
 
 def write(gaussians: Gaussians, path: str | Path, version: int = 3) -> None:

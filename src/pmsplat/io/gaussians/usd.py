@@ -144,13 +144,12 @@ def read(path: str | Path) -> Gaussians:
         to_ours = FROM_UP[stage["up"]] @ _scale_to_meters(path, stage["meters"])
         fields = stage["fields"]
         _tell_left_out(path, stage)
-        parts, told = [], False
+        parts = []
         for i, field in enumerate(fields):
             _check_colors(path, field)
             part = _read_field(path, Path(folder) / str(i), field)
             to_world = torch.tensor(field["motion"], dtype=torch.float64)
             placed = place(path, field["path"], part, to_ours @ to_world)
-            told |= part.origin != NO_OFFSET
             parts.append(replace(placed, rules=_find_rules(path, field["mode"])))
     if not parts:
         hidden = " that are shown" if stage["others"].get("hidden Gaussians") else ""
@@ -160,7 +159,7 @@ def read(path: str | Path) -> Gaussians:
             "a prim ParticleField3DGaussianSplat",
             "export the scene as Gaussian splats, not as a mesh or points",
         )
-    return join(path, parts, told)
+    return join(path, parts)
 
 
 def _scale_to_meters(path: str | Path, meters: float | None) -> Tensor:
@@ -274,4 +273,4 @@ def _read_field(path: str | Path, folder: Path, field: dict[str, Any]) -> Gaussi
             sh=coefficients.unflatten(0, (-1, bands))[None],
         )
 
-    return read_blocks(path, count, bands, decode)
+    return read_blocks(path, count, bands, decode, placed=False)
