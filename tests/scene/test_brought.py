@@ -261,6 +261,7 @@ def test_depth_of_every_kind_is_in_the_unit_of_the_scene(
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged tags
 @pytest.mark.parametrize("file", ["floats.npy", "any.npz", "floats.tiff", "counts.pgm"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, on tags of TIFF
 def test_damaged_depth_never_escapes(tmp_path: Path, file: str) -> None:
     path, refused = tmp_path / file, 0
     DEPTHS[file](path)
