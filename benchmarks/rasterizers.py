@@ -108,7 +108,12 @@ def _images_and_gradients(
     images = {name: getattr(drawn, name) for name in IMAGES}
     flat = torch.cat([image.flatten() for image in images.values()])
     (flat * torch.arange(len(flat), device=device).to(dtype).sin()).mean().backward()
-    gradients = {f"d {f.name}": _gradient(getattr(leaves, f.name)) for f in fields(leaves)}
+    parameters = {f.name: getattr(leaves, f.name) for f in fields(leaves)}
+    gradients = {
+        f"d {name}": _gradient(leaf)
+        for name, leaf in parameters.items()
+        if isinstance(leaf, torch.Tensor)
+    }
     return {name: at.detach().double().cpu() for name, at in (images | gradients).items()}
 
 

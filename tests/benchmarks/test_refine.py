@@ -1,7 +1,6 @@
 """`python benchmarks/run.py refine`: three starts of one scene, one from a trained model."""
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +71,7 @@ def test_three_starts_and_their_curves(
         for i in group.fresh:
             first_pixel = group.views.index(i) * pixels
             parts.append(whole.map(lambda t, at=first_pixel: t[:, at : at + pixels]))
-    whole = pmsplat.Gaussians(
-        *(torch.cat([getattr(p, f.name) for p in parts], dim=1) for f in fields(parts[0]))
-    )
+    whole = pmsplat.Gaussians.joined(parts)
     assert whole.means.shape[1] == len(REST) * pixels
     drawn = pmsplat.rasterize(whole, held.cameras, SIZE)
     value = psnr(drawn.color, held.images).mean().item()

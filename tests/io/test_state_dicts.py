@@ -132,7 +132,7 @@ def test_two_dictionaries_of_tensors_are_an_error(tmp_path: Path) -> None:
     for content, held in (
         ({"state_dict": {}}, "no dictionary of tensors, but 'state_dict'"),
         ({"model": nn.Linear(2, 3), "epoch": 3}, "no dictionary of tensors, but 'model', 'epoch'"),
-        (nn.Linear(2, 3), "an object of a class"),
+        (nn.Linear(2, 3), "an object of another program"),
         ([torch.ones(1)], "a list"),
     ):
         with pytest.raises(UserError, match=f"it holds {held}.*save `model.state_dict"):
