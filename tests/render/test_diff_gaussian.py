@@ -130,7 +130,7 @@ def test_antialiased_where_the_fork_has_it(install: Installed, generator: torch.
 
 @pytest.mark.parametrize("changes", [{"blur": 0.1}, {"alpha_cap": 0.9}, {"near": 0.0}])
 def test_rules_that_forks_have_not_are_refused(
-    changes: dict[str, float], install: Installed, generator: torch.Generator
+    changes: dict[str, Any], install: Installed, generator: torch.Generator
 ) -> None:
     install("graphdeco")
     with pytest.raises(UserError, match=r"does not know: DrawingRules.*blur=0.3, alpha_cap=0.99"):

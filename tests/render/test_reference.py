@@ -69,9 +69,9 @@ def test_gradients(generator: torch.Generator, rules: DrawingRules) -> None:
     background = torch.rand(1, 3, generator=generator, dtype=F64)
 
     def draw(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        *parts, features, behind = tensors
+        means, scales, quats, opacities, sh, features, behind = tensors
         drawn = rasterize(
-            Gaussians(*parts, rules),
+            Gaussians(means, scales, quats, opacities, sh, rules),
             cameras,
             (3, 4),
             "reference",

@@ -1,6 +1,7 @@
 """Near and far guessed from cameras alone, and where near and far come from."""
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ LENS = Lens(size=(48, 64), focal=(60.0, 60.0), center=(32.0, 24.0))
 POINTS = np.stack([np.zeros(50), np.zeros(50), np.linspace(2, 8, 50)], axis=1)
 
 
-def survey(centers: np.ndarray, points: np.ndarray | None = None, **more: float) -> Survey:
+def survey(centers: np.ndarray, points: np.ndarray | None = None, **more: Any) -> Survey:
     """Cameras at `centers` that all look along z."""
     poses = np.tile(np.eye(4), (len(centers), 1, 1))
     poses[:, :3, 3] = centers

@@ -23,8 +23,10 @@ def write(path: Path, size: tuple[int, int], xmp: bytes | None) -> None:
         if xmp is not None:
             notes.add_itxt("XML:com.adobe.xmp", xmp.decode())
         photo.save(path, pnginfo=notes)
+    elif xmp is None:
+        photo.save(path)
     else:
-        photo.save(path, **({} if xmp is None else {"xmp": xmp}))
+        photo.save(path, xmp=xmp)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

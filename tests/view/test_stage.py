@@ -35,8 +35,7 @@ def stage(*scenes: Gaussians) -> Stage:
 
 
 def join(*scenes: Gaussians) -> Gaussians:
-    names = ("means", "scales", "quats_wxyz", "opacities", "sh")
-    return Gaussians(*(torch.cat([getattr(one, name) for one in scenes], dim=1) for name in names))
+    return Gaussians.joined(scenes)
 
 
 def motion() -> torch.Tensor:

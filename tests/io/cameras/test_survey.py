@@ -162,7 +162,7 @@ def test_damaged_binary_models_never_escape(shared: Path, tmp_path: Path) -> Non
     assert refused >= 40
 
 
-def transforms(folder: Path, change: Callable[[dict], None] = lambda content: None) -> Path:
+def transforms(folder: Path, change: Callable[[dict], object] = lambda content: None) -> Path:
     """A nerfstudio file of two photos, with what `change` does to it."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for i in range(2):

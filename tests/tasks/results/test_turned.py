@@ -19,7 +19,7 @@ def pattern(rays: torch.Tensor) -> torch.Tensor:
     """What a sky of stripes and checks shows along rays: a function of their directions alone."""
     right, down = (rays[..., i] / rays[..., 2] for i in (0, 1))
     waves = [(30, 7), (-11, 24), (17, -29), (5, 41), (44, 3)]
-    value = sum(torch.sin(a * right + b * down + a * b) for a, b in waves)
+    value = torch.stack([torch.sin(a * right + b * down + a * b) for a, b in waves]).sum(dim=0)
     return (0.5 + value / 10).expand(3, *right.shape)
 
 
