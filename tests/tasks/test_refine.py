@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import avg_pool2d
 
 import pmsplat
 from pmsplat import cli
@@ -386,7 +387,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 def test_antialiased_runs_train_draw_and_leave_antialiased_gaussians(
     room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their PSNR is that of the Gaussians drawn so, and better than drawn by the classic rules."""
+    """Their PSNR is that of the Gaussians drawn so; small pictures are better than classic ones."""
     saved: list[Gaussians] = []
     monkeypatch.setattr(_report, "save_ply", lambda gaussians, path: saved.append(gaussians))
     options, said = replace(QUICK, antialiased=True), []
@@ -399,7 +400,14 @@ def test_antialiased_runs_train_draw_and_leave_antialiased_gaussians(
         for rules in (None, CLASSIC)
     )
     assert own.mean().item() == pytest.approx(summary.after.psnr, abs=0.01)
-    assert own.mean() > classic.mean() + 1e-3 and summary.after.psnr > summary.before.psnr
+    assert summary.after.psnr > summary.before.psnr
+    small = avg_pool2d(views.images[0], 4)
+    size = (small.shape[-2], small.shape[-1])
+    right, wrong = (
+        psnr(pmsplat.rasterize(saved[0], views.cameras, size, rules=rules).color[0], small).mean()
+        for rules in (None, CLASSIC)
+    )
+    assert right > wrong + 0.5
     # Resumed with other rules it would become something else
     with pytest.raises(pmsplat.UserError, match="begun with antialiased True, not False"):
         refine(room, tmp_path / "mip", replace(QUICK, resume=True))
