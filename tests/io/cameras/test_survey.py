@@ -138,6 +138,9 @@ def test_colmap_files_that_cannot_be_used(tmp_path: Path) -> None:
         folder = write_text_model(tmp_path / str(i), camera, *([image] if image else []))
         with pytest.raises(UserError, match=told):
             colmap.read(folder)
+    (tmp_path / "0" / "points3D.txt").write_text("-7 0 0 1 9 9 9 .5\n")
+    with pytest.raises(UserError, match="is damaged"):
+        colmap.read(tmp_path / "0")
     (tmp_path / "0" / "images.txt").unlink()
     with pytest.raises(UserError, match=r"there is no .*images\.txt"):
         colmap.read(tmp_path / "0")

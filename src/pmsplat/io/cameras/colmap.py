@@ -109,7 +109,7 @@ def read(folder: str | Path) -> Survey:
             raise ValueError(f"images of camera {min(missing)}, which cameras{kind} has not")
     except UserError:
         raise
-    except (ValueError, KeyError, IndexError, struct.error) as error:
+    except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
         raise UserError(
             f"the COLMAP model {folder} is damaged ({type(error).__name__}: {error})",
             "whole cameras, images and points3D files",
