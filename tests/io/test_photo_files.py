@@ -63,8 +63,9 @@ def test_what_could_be_two_photos_is_none(tmp_path: Path) -> None:
     assert find_photos(["right\\0.png"], tmp_path) == [tmp_path / "right/0.png"]
     assert find_photos(["0.png"], tmp_path, deep=False) == [None]
     assert find_photos(["0.png"], tmp_path / "none") == [None]
-    assert why_not_found("0.png", tmp_path).startswith("it is not certain")
-    assert why_not_found("1.png", tmp_path).startswith("there is no such photo")
+    there = photos_in(tmp_path)
+    assert why_not_found("0.png", tmp_path, there).startswith("it is not certain")
+    assert why_not_found("1.png", tmp_path, there).startswith("there is no such photo")
 
 
 def test_photos_of_a_folder_by_stem(tmp_path: Path) -> None:

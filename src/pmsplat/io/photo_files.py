@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -50,6 +50,13 @@ def stem(file: str) -> str:
     """A photo's name whatever its format and folder; formats of cameras differ in both."""
     name = _name(file)
     return name.removesuffix(PurePosixPath(name).suffix) if _has_suffix(name) else name
+
+
+def list_photos(folder: Path, start: str = "") -> list[Path]:
+    """The photos in a folder whose names begin with `start`, in natural order; none without it."""
+    found = _list(folder, deep=False) if folder.is_dir() else ()
+    photos = [path for path in found if path.name.startswith(start)]
+    return sorted(photos, key=lambda path: natural_key(path.name))
 
 
 def photos_in(folder: Path, deep: bool = True) -> dict[str, Path]:
@@ -116,9 +123,9 @@ def file_beside(folder: Path, file: str, alone: bool = False) -> Path | None:
     return next((found for tail in named if (found := _exact(folder, tail)) is not None), None)
 
 
-def why_not_found(file: str, place: Path) -> str:
-    """Why `find_photos` gave no photo for `file`."""
-    if any(stem(path.name) == stem(file) for path in _list(place, deep=True)):
+def why_not_found(file: str, place: Path, there: Collection[str]) -> str:
+    """Why `find_photos` gave no photo for `file`; `there` are the stems in `place`: `photos_in`."""
+    if stem(file) in there:
         return f"it is not certain which photo in {place} is meant"
     return f"there is no such photo in {place}"
 

@@ -17,8 +17,9 @@ from ..io.chunks import INDEX, read_chunk, read_split
 from ..io.photo_files import (
     file_beside,
     find_photos,
-    is_photo,
+    list_photos,
     natural_key,
+    photos_in,
     readable,
     why_not_found,
 )
@@ -28,7 +29,6 @@ from .photos import (
     Scene,
     chunk_scene,
     is_upright,
-    make_photo,
     make_scene,
     report_left_out,
     with_depth,
@@ -158,12 +158,11 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
         photos = [replace(p, name=name) for p, name in zip(photos, names, strict=True)]
     if repeated := len(files) - len(set(files)):
         log.warning("%s names %d photos again, with another camera", cameras, repeated)
-    either = [is_upright(p, s.lens) for p, s in zip(files, shots, strict=True)].count(None)
-    if either:
+    if fitted.either:
         log.warning(
             "EXIF turns %d photos by half or mirrors them, and their cameras fit both ways: they "
             "are taken as they are stored, as the tools do that pose photos",
-            either,
+            fitted.either,
         )
     photos = _with_depths(photos, shots, homes[0], survey, options)
     survey = replace(survey, shots=tuple(shots), left_out=tuple(fitted.left_out))
@@ -172,11 +171,15 @@ def _open_cameras(cameras: Path, path: Path, options: PhotoOptions) -> Scene:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """Photos with their shots, and those that cannot be used."""
+    """Photos with their shots, and those that cannot be used.
+
+    `either` counts the photos whose lens fits them as EXIF turns them and as they are stored.
+    """
 
     shots: list[Shot]
     photos: list[Photo]
     left_out: list[LeftOut]
+    either: int
 
 
 def _fit_photos(
@@ -185,19 +188,24 @@ def _fit_photos(
     """The photo of each shot, where it is in `place`, whole, and of its lens."""
     red, green, blue = (round(255 * part) for part in options.background)
     background = (red, green, blue)
-    fitted = _Fitted([], [], list(survey.left_out))
+    there = photos_in(place) if None in paths else {}
+    shots, photos, left_out, either = [], [], list(survey.left_out), 0
     for shot, image in zip(survey.shots, paths, strict=True):
         try:
             if image is None:
-                raise UserError(why_not_found(shot.file, place))
-            photo = replace(make_photo(image, shot), background=background)
+                raise UserError(why_not_found(shot.file, place, there))
+            upright = is_upright(image, shot.lens)
+            photo = Photo(
+                shot.file, image, shot.lens, upright=upright is True, background=background
+            )
             photo.check()
         except UserError as error:
-            fitted.left_out.append(LeftOut(shot.file, error.got))
+            left_out.append(LeftOut(shot.file, error.got))
             continue
-        fitted.shots.append(shot)
-        fitted.photos.append(photo)
-    return fitted
+        either += upright is None
+        shots.append(shot)
+        photos.append(photo)
+    return _Fitted(shots, photos, left_out, either)
 
 
 def _homes(cameras: Path, path: Path) -> list[Path]:
@@ -366,14 +374,13 @@ def _list_photos(folder: Path, name: str | None) -> list[Path]:
     """
     places = [folder / name, Path(name)] if name else [folder, folder / _PHOTOS]
     for place in places:
-        found = place.iterdir() if place.is_dir() else ()
-        pictures = [path for path in found if is_photo(path)]
+        pictures = list_photos(place)
         photos = [path for path in pictures if not _NO_PHOTO.search(path.stem)]
         if len(photos) < len(pictures):
             others = len(pictures) - len(photos)
             log.warning("%d pictures in %s are called depth, mask, …: left out", others, place)
         if photos:
-            return sorted(photos, key=lambda path: natural_key(path.name))
+            return photos
     return []
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
+from ..photo_files import list_photos
 from .survey import Lens, Shot, Survey, check_lens, check_pose, read_shots
 from .tables import (
     axis_rotation,
     existing,
     inverse,
-    list_photos,
     make_motion,
     nearest,
     numbers,

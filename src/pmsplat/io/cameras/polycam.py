@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..photo_files import natural_key
+from ..photo_files import list_photos, natural_key
 from .survey import (
     LeftOut,
     Lens,
@@ -24,7 +24,7 @@ from .survey import (
     read_number,
     read_shots,
 )
-from .tables import existing, from_opengl, list_photos
+from .tables import existing, from_opengl
 
 _PREFIXES = ("corrected_", "")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..photo_files import natural_key
+from ..photo_files import list_photos, natural_key
 from .survey import LeftOut, Lens, Shot, Survey, check_lens, check_pose, read_shots
-from .tables import inverse, list_photos, numbers, photo_size, rows_of
+from .tables import inverse, numbers, photo_size, rows_of
 
 _FIELDS = 19
 RANGE = (0.5, 100.0)  # near and far: its scenes are scaled so that near things are about 1 away

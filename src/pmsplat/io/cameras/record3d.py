@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ..photo_files import list_photos
 from .survey import (
     LeftOut,
     Lens,
@@ -26,7 +27,7 @@ from .survey import (
     read_number,
     read_shots,
 )
-from .tables import from_opengl, list_photos, make_motion, photo_size, quaternion_rotation
+from .tables import from_opengl, make_motion, photo_size, quaternion_rotation
 
 _FILES = ("metadata", "metadata.json")
 _PHOTOS = ("rgbd", "rgb")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
+from ..photo_files import list_photos
 from .survey import (
     LeftOut,
     Lens,
@@ -24,7 +25,7 @@ from .survey import (
     read_number,
     read_shots,
 )
-from .tables import existing, list_photos, numbers, rows_of
+from .tables import existing, numbers, rows_of
 
 _CAMERA = {"w": 1200, "h": 680, "fx": 600.0, "fy": 600.0, "cx": 599.5, "cy": 339.5, "scale": 6553.5}
 _INDEX_CENTER = 0.5  # its pixel centers are whole numbers (599.5 is the middle of 1200)

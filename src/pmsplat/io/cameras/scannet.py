@@ -12,9 +12,9 @@ import numpy as np
 
 from ...errors import UserError
 from .. import images
-from ..photo_files import natural_key
+from ..photo_files import list_photos, natural_key
 from .survey import LeftOut, Lens, Shot, Survey, check_pose, read_shots
-from .tables import existing, list_photos, matrix_lens, photo_size, read_matrix
+from .tables import existing, matrix_lens, photo_size, read_matrix
 
 _PHOTOS, _POSES = ("color", "rgb"), ("pose", "poses")
 _SIZE = (968, 1296)  # of ScanNet's photos; smaller copies often keep the intrinsics of these

@@ -11,7 +11,6 @@ from jaxtyping import Float
 
 from ...errors import UserError
 from .. import images
-from ..photo_files import is_photo, natural_key
 from .survey import Lens, check_K, check_lens, check_size
 
 Matrix3 = Float[np.ndarray, "3 3"]
@@ -130,13 +129,6 @@ def inverse(motion: Motion) -> Motion:
 def from_opengl(c2w: Motion) -> Motion:
     """The pose of a camera whose axes are OpenGL's or ARKit's: x right, y up, z backward."""
     return c2w * np.array([1.0, -1.0, -1.0, 1.0])
-
-
-def list_photos(folder: Path, start: str = "") -> list[Path]:
-    """The photos in a folder whose names begin with `start`, in natural order; none without it."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    photos = [path for path in found if is_photo(path) and path.name.startswith(start)]
-    return sorted(photos, key=lambda path: natural_key(path.name))
 
 
 def photo_size(folder: Path, photos: Sequence[Path]) -> tuple[int, int]:
