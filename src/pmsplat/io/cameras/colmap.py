@@ -26,7 +26,7 @@ from .survey import (
     read_shots,
     unknown_lens,
 )
-from .tables import read_cloud
+from .tables import inverse, make_motion, quaternion_rotation, read_cloud
 
 _MODEL_FOLDERS = (
     "sparse/*",
@@ -302,21 +302,11 @@ def _by_id(ids: list[int], points: list[list[float]]) -> _Cloud:
 
 def _make_shot(path: Path, image: _Image, camera: _Camera, cloud: _Cloud) -> Shot:
     """The shot of an image. Raises UserError for a pose or a lens that cannot be used."""
-    q = np.array(image.pose[:4])
-    length = float(np.linalg.norm(q))
+    length = float(np.linalg.norm(image.pose[:4]))
     if not math.isfinite(length) or length < 1e-6 or not np.isfinite(image.pose).all():
         raise bad_pose(path, image.name, "is not finite or has no rotation")
-    w, x, y, z = q / length
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    c2w = np.eye(4)
-    c2w[:3, :3] = rotation.T
-    c2w[:3, 3] = -rotation.T @ np.array(image.pose[4:])
+    w, *xyz = image.pose[:4]
+    c2w = inverse(make_motion(quaternion_rotation([*xyz, w]), image.pose[4:]))
     rows = np.searchsorted(cloud.ids, image.observed).clip(max=max(len(cloud.ids) - 1, 0))
     known = np.zeros(len(rows), bool)
     if len(cloud.ids):

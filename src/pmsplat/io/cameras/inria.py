@@ -7,8 +7,6 @@ https://github.com/graphdeco-inria/gaussian-splatting, written beside a trained 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...errors import UserError
 from .survey import (
     Lens,
@@ -25,6 +23,7 @@ from .survey import (
     read_shots,
     text_at,
 )
+from .tables import inverse, make_motion
 
 _ENTRY = {"id", "img_name", "width", "height", "position", "rotation", "fx", "fy", "cx", "cy"}
 _HEAD = {"frames", "W", "H", "fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2"}
@@ -53,9 +52,8 @@ def read(path: str | Path) -> Survey:
 
     def read_shot(entry: Any) -> Shot:
         name = _name(path, entry, "img_name")
-        pose = np.eye(4)
-        pose[:3, :3] = check_matrix(path, name, entry.get("rotation"), (3, 3))
-        pose[:3, 3] = check_matrix(path, name, entry.get("position"), (3,))
+        rotation = check_matrix(path, name, entry.get("rotation"), (3, 3))
+        pose = make_motion(rotation, check_matrix(path, name, entry.get("position"), (3,)))
         height, width = (int(read_number(path, entry, side)) for side in ("height", "width"))
         lens = Lens(
             size=check_size(path, height, width),
@@ -93,14 +91,9 @@ def read_world_to_camera(path: str | Path) -> Survey:
 
     def read_shot(frame: Any) -> Shot:
         name = _name(path, frame, "file")
-        motion = np.eye(4)
-        motion[:3, :3] = check_matrix(path, name, frame.get("R"), (3, 3))
-        motion[:3, 3] = check_matrix(path, name, frame.get("t"), (3,))
-        w2c = check_pose(path, name, motion)
-        rotation = w2c[:3, :3].T
-        c2w = np.eye(4)
-        c2w[:3, :3], c2w[:3, 3] = rotation, -rotation @ w2c[:3, 3]
-        return Shot(name, lens, c2w)
+        rotation = check_matrix(path, name, frame.get("R"), (3, 3))
+        w2c = make_motion(rotation, check_matrix(path, name, frame.get("t"), (3,)))
+        return Shot(name, lens, inverse(check_pose(path, name, w2c)))
 
     found = read_shots(frames, read_shot, text_at("file"))
     name_unknown(path, frames, {"file", "R", "t"})

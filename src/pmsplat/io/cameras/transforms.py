@@ -24,7 +24,7 @@ from .survey import (
     read_shots,
     text_at,
 )
-from .tables import read_cloud
+from .tables import from_opengl, read_cloud
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _shot(path: Path, content: dict[str, Any], frame: Any) -> Shot:
     if isinstance(matrix, list) and len(matrix) == 3:
         matrix = [*matrix, [0.0, 0.0, 0.0, 1.0]]
     matrix = check_matrix(path, file, matrix, (4, 4))
-    c2w = check_pose(path, file, matrix) * np.array([1.0, -1.0, -1.0, 1.0])  # OpenGL -> OpenCV
+    c2w = from_opengl(check_pose(path, file, matrix))
     fields = _merge(content, frame)
     return Shot(
         file=file,

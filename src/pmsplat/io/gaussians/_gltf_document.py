@@ -26,6 +26,8 @@ from ._facts import MODE
 MAGIC, JSON_CHUNK, BIN_CHUNK = b"glTF", 0x4E4F534A, 0x004E4942
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 VISIBILITY = "KHR_node_visibility"
+HALF_TURN = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
+"""Between our axes and those of glTF, either way."""
 WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
 
 

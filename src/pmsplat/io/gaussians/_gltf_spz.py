@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...types import Gaussians
 from . import spz
-from ._gltf_document import Document
+from ._gltf_document import HALF_TURN, Document
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,6 @@ SPZ_EXTENSIONS = (
     "KHR_gaussian_splatting_compression_spz",
     "KHR_spz_gaussian_splats_compression",
 )
-FROM_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 ABOUT_Y = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64))
 
 
@@ -45,7 +44,7 @@ def find_stream(document: Document, extensions: dict[str, Any], base: str) -> np
 def read_stream(document: Document, stream: np.ndarray, attributes: dict[str, Any]) -> Gaussians:
     """Reads the Gaussians of a primitive in the axes of glTF, from its stream."""
     gaussians = spz.decode_bytes(document.path, stream.tobytes(), placed=False)
-    gaussians = gaussians.transformed(FROM_OPENCV)
+    gaussians = gaussians.transformed(HALF_TURN)
     if "POSITION" not in attributes:
         return gaussians
     accessor = document.get_entry("accessors", attributes["POSITION"])

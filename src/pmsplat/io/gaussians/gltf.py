@@ -25,7 +25,15 @@ from ...types import NO_OFFSET, Gaussians
 from ..files import atomic
 from ._blocks import check, read_blocks
 from ._facts import MODE, are_logarithms, are_logits, find_mode, into_axes, tell_loss
-from ._gltf_document import BIN_CHUNK, JSON_CHUNK, MAGIC, Column, Document, open_document
+from ._gltf_document import (
+    BIN_CHUNK,
+    HALF_TURN,
+    JSON_CHUNK,
+    MAGIC,
+    Column,
+    Document,
+    open_document,
+)
 from ._gltf_parts import (
     DEGREE,
     EXTENSION,
@@ -44,7 +52,6 @@ log = logging.getLogger(__name__)
 
 FLOAT, UBYTE, POINTS, ARRAY_BUFFER = 5126, 5121, 0, 34962
 MIN_BYTES = 12  # of a Gaussian in a file: accessors may share all but its colour
-HALF_TURN = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 
 
 def write(gaussians: Gaussians, path: str | Path) -> None:
