@@ -14,7 +14,7 @@ from ..geometry import camera
 from ..io.cameras import KINDS, find_cameras, read_cameras
 from ..io.cameras.survey import Lens, Shot, Survey
 from ..io.photo_files import find_photos
-from ..scene import PhotoOptions, Scene, open_scene, report_left_out
+from ..scene import Scene, open_scene, report_left_out
 from ..scene.bounds import depth_range, stated_range
 from ..scene.fit import fit_K
 from ..scene.photos import Photo, make_photo
@@ -79,42 +79,34 @@ def from_file(
     chosen = slice(None, None if limit is None else every * limit, every)
     survey, own = open_cameras(source)
     shots = survey.shots[chosen]
+    found: Sequence[Photo | None] = [None] * len(shots)
     if own is not None:
-        pictures = [
-            _make_picture(shot, photo, origin)
-            for shot, photo in zip(shots, own[chosen], strict=True)
-        ]
-    else:
-        found = [None] * len(shots) if photos is None else _find_photos(shots, photos)
-        pictures = [
-            _make_picture(shot, photo, origin) for shot, photo in zip(shots, found, strict=True)
-        ]
-        if photos is not None and not any(found):
+        found = own[chosen]
+    elif photos is not None:
+        found = _find_photos(shots, photos)
+        if not any(found):
             raise UserError(
                 f"none of the photos in {photos} is named like a camera of {source}",
-                f"photos named like {pictures[0].name}",
+                f"photos named like {shots[0].file}",
                 "give the folder of the photos that the scene was made from",
             )
+    pictures = [_make_picture(*pair, origin) for pair in zip(shots, found, strict=True)]
     return resized(pictures, pictures[0].size)
 
 
 def open_cameras(
-    source: str | Path,
-    tell: Callable[[str], None] = log.info,
-    options: PhotoOptions | None = None,
+    source: str | Path, tell: Callable[[str], None] = log.info
 ) -> tuple[Survey, tuple[Photo, ...] | None]:
     """The cameras of what `find_cameras` or `open_scene` takes.
 
     A scene, which is no camera file, also has its photos; its cameras are pinholes of their sizes.
-    `tell` and `options` are those of `open_scene`. Raises UserError where `source` is neither, and
-    for a near that is not before its far.
+    `tell` is that of `open_scene`. Raises UserError where `source` is neither, and for a near that
+    is not before its far.
     """
     found = find_cameras(source)
     if found is not None:
         survey = read_cameras(found)
-        report_left_out(
-            survey.left_out, len(survey.shots), found, options is not None and options.strict
-        )
+        report_left_out(survey.left_out, len(survey.shots), found)
         for shot in survey.shots:
             stated_range(shot)
         return survey, None
@@ -122,7 +114,7 @@ def open_cameras(
         raise UserError(
             f"{source} is no file of cameras", KINDS, "name one, or a folder, chunk or video"
         )
-    scene = open_scene(source, options, tell=tell)
+    scene = open_scene(source, tell=tell)
     shots = [_make_shot(scene, i) for i in range(len(scene))]
     return Survey(tuple(shots)), scene.photos
 

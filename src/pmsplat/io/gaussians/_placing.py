@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...geometry import gaussian, se3
 from ...geometry.origin import local_origin
-from ...types import NO_OFFSET, Gaussians
+from ...types import NO_OFFSET, Gaussians, as_triple
 from ._blocks import drop_unusable
 from ._facts import tell_origin
 
@@ -74,11 +74,10 @@ def _stretch(part: Gaussians, motion: Float[Tensor, "4 4"]) -> Gaussians:
     proper[..., 2] = torch.linalg.det(axes).sign()
     moved = se3.transform(motion, part.means.double() + motion.new_tensor(part.origin))
     origin = local_origin(moved[0])
-    x, y, z = origin.tolist()
     return replace(
         part,
         means=(moved - origin).to(part.means),
         scales=scales.to(part.scales),
         quats_wxyz=gaussian.rotation_to_quat(axes * proper[..., None, :]).to(part.quats_wxyz),
-        origin=(x, y, z),
+        origin=as_triple(origin),
     )
