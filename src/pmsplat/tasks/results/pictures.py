@@ -44,6 +44,7 @@ class Summary:
     `colors` near and far of the coloured ones, in the unit of the scene. `views` holds of each
     picture its mean alpha (`covered`) and, where there is a photo, `psnr`, and `psnr_inside`: over
     the pixels with an alpha of at least one half (absent where there are none). `means` are theirs.
+    `origin` is where zero lies in the world of the scene.
     """
 
     gaussians: int
@@ -52,6 +53,7 @@ class Summary:
     colors: tuple[float, float]
     views: dict[str, dict[str, float]]
     means: dict[str, float]
+    origin: Origin = NO_OFFSET
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def write_results(
         colors=scale.colors,
         views={drawing.picture.name: drawing.metrics for drawing in drawings},
         means=average([drawing.metrics for drawing in drawings]),
+        origin=origin,
     )
     write_summary(folder, summary)
     return summary
