@@ -70,8 +70,8 @@ def warped(
 
 def _normalize(coordinates: Tensor, height: int, width: int) -> Tensor:
     """Converts index space to the [-1, 1] of `grid_sample` with aligned corners."""
-    span = coordinates.new_tensor([max(width - 1, 1), max(height - 1, 1)])
-    return coordinates * (2 / span) - 1
+    x, y = coordinates.unbind(dim=-1)  # Python numbers: a tensor of them is an upload, and a wait
+    return torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
 
 
 def _flat_others(where: Sweep) -> Tensor:
@@ -167,11 +167,10 @@ class _AllPairs(torch.autograd.Function):
         for chunk in _chunks(where, height, width, budget):
             reference = tokens[chunk.views, :, chunk.pixels].transpose(1, 2)
             scores = reference @ tokens[chunk.source]
-            samples = grid_sample(
-                scores.flatten(0, 1).unflatten(-1, (1, height, width)),
-                chunk.grid,
-                padding_mode="zeros",
-                align_corners=True,
+            # Bilinear, zero padding, aligned corners. Not `grid_sample`: on CUDA that is cuDNN's,
+            # which refuses 65,536 images (pytorch/pytorch#88380), and each pixel is one here.
+            samples = torch.ops.aten.grid_sampler_2d(
+                scores.flatten(0, 1).unflatten(-1, (1, height, width)), chunk.grid, 0, 0, True
             )
             out[chunk.views, chunk.pixels] += samples.view(*scores.shape[:2], planes)
         out = out.mul_(1 / (where.others.shape[-1] * channels**0.5))
