@@ -260,7 +260,7 @@ def test_a_path_that_cannot_run_is_refused(
     with pytest.raises(UserError, match="'compiled' on meta; wanted tensors on the CPU"):
         correlation(features.to("meta"), where, "compiled")
     monkeypatch.setattr(cost_volume._triton, "is_installed", lambda: False)
-    with pytest.raises(UserError, match="'direct' without Triton; wanted triton"):
+    with pytest.raises(UserError, match="without Triton; wanted the package triton; install"):
         correlation(features, where, "direct")
     alone = replace(where, others=where.others[..., :0], homographies=where.homographies[:, :, :0])
     with pytest.raises(UserError, match="a view alone; wanted at least two views"):

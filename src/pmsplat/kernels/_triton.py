@@ -4,10 +4,18 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from ..errors import UserError
+
 
 def is_installed() -> bool:
     """Returns whether Triton can be imported; torch brings it along on Linux only."""
     return find_spec("triton") is not None
+
+
+def require() -> None:
+    """Raises `UserError` where Triton is missing."""
+    if not is_installed():
+        raise UserError("a CUDA device without Triton", "the package triton", "install triton")
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ def _check(path: str, device: str) -> None:
         raise UserError(f"path {path!r}", f"auto, {', '.join(PATHS)}", "leave `path` out")
     if path == "compiled" and device != "cpu":
         raise UserError(f"path 'compiled' on {device}", "tensors on the CPU", "leave `path` out")
-    if path == "direct" and not _triton.is_installed():
-        raise UserError("path 'direct' without Triton", "triton", "install triton")
+    if path == "direct":
+        _triton.require()
 
 
 class _Correlation(torch.autograd.Function):
