@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..evaluate import protocol
 from ..foundation.lpips import LPIPS
 from ..losses import Term
+from ..nn.half import CastTogether
 from ..types import Batch
 from ..zoo.infer import model_unit
 from . import optim
@@ -47,7 +48,7 @@ class TrainingModule(LightningModule):
         self.lpips = [lpips]  # in a list: measured with, not trained and not saved
         renderer = experiment.renderer
         self.scale_near = scale_near  # scenes come in units of their own
-        self.pipeline = protocol.pipeline(model, renderer.name, renderer.background)
+        self.pipeline = protocol.pipeline(CastTogether(model), renderer.name, renderer.background)
         self.validation = protocol.pipeline(
             model, renderer.name, renderer.background, scale_near=scale_near
         )
