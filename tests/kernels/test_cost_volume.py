@@ -13,7 +13,7 @@ from tests.golden import components
 from tests.scenes import random_cameras
 
 PATHS = ["compiled", "all_pairs", "sampled"]
-BY_TRITON = ["direct", "all_pairs"]
+BY_TRITON = ["direct", "tiled", "all_pairs"]
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles here, and CPUs are no target"
@@ -139,6 +139,9 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("PLANES", 4), ("CHANNELS", 8), ("CHANNELS_BACKWARD", 8),
                        ("PIXELS_PAIRS", 4), ("PLANES_PAIRS", 4)):  # fmt: skip
         monkeypatch.setattr(triton, name, size)
+    tiled = pytest.importorskip("pmsplat.kernels._sweep_tiled_triton")
+    for name, size in (("PLANES", 4), ("CHANNELS", 16), ("SOURCES", 16)):
+        monkeypatch.setattr(tiled, name, size)
     monkeypatch.setattr(_sweep_pairs, "_by_triton", lambda tokens: True)
 
 
@@ -175,8 +178,12 @@ def test_gpu_kernels_interpreted_do_not_depend_on_the_budget(
 
 @interpreted
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("path", BY_TRITON)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("path", "dtype"),
+    [(path, torch.float16) for path in BY_TRITON]
+    # but for "tiled", as the interpreter's `tl.dot` multiplies the bits of bfloat16
+    + [(path, torch.bfloat16) for path in BY_TRITON if path != "tiled"],
+)
 def test_gpu_kernels_interpreted_take_half_precision(
     path: str, dtype: torch.dtype, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +197,7 @@ def test_gpu_kernels_interpreted_take_half_precision(
     (volume * weight.float()).sum().backward()
     assert volume.dtype == torch.float32 and leaf.grad is not None and leaf.grad.dtype == dtype
     rounding = torch.finfo(dtype).eps
-    exact = 1e-5 if path == "direct" else 2 * rounding  # of pairs, the scores are rounded
+    exact = 2 * rounding if path == "all_pairs" else 1e-5  # of pairs, the scores are rounded
     torch.testing.assert_close(volume.double(), expected[0], atol=exact, rtol=exact)
     torch.testing.assert_close(leaf.grad.double(), expected[1], atol=4 * rounding, rtol=rounding)
 
@@ -208,6 +215,8 @@ def test_sums_in_fixed_point_are_the_same(generator: torch.Generator) -> None:
         for size in (1.0, 1e-20, 1e15):  # of the gradients
             _, found = by_path(features, where, size * weight, "direct")
             torch.testing.assert_close(found / size, expected, atol=1e-6, rtol=1e-5)
+        _, found = by_path(features, where, weight, "tiled")
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
         _, nothing = by_path(features, where, 0 * weight, "direct")
         assert (nothing == 0).all()
         _, broken = by_path(features, where, torch.nan * weight, "direct")
@@ -255,7 +264,7 @@ def test_a_path_that_cannot_run_is_refused(
 ) -> None:
     features, where = scene(generator, 2, False)
     features, where = features.float(), single(where)
-    with pytest.raises(UserError, match="path 'pairs'; wanted auto, compiled, direct, all_pairs"):
+    with pytest.raises(UserError, match="path 'pairs'; wanted auto, compiled, direct, tiled"):
         correlation(features, where, "pairs")
     with pytest.raises(UserError, match="'compiled' on meta; wanted tensors on the CPU"):
         correlation(features.to("meta"), where, "compiled")
@@ -328,7 +337,7 @@ def test_warping_is_that_of_the_official_code() -> None:
     torch.testing.assert_close(found.unflatten(2, (-1, 8)), golden["out"], atol=2e-5, rtol=1e-4)
 
 
-CUDA_PATHS = ["direct", "all_pairs", "sampled"]
+CUDA_PATHS = [*BY_TRITON, "sampled"]
 
 
 @pytest.fixture
@@ -396,7 +405,7 @@ def test_cuda_correlates_more_pixels_than_cudnn_takes_images(
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("path", ["auto", "direct", "all_pairs"])
+@pytest.mark.parametrize("path", ["auto", *BY_TRITON])
 def test_the_host_never_waits_for_the_device(path: str, generator: torch.Generator) -> None:
     features, where = scene(generator, 3, False, size=(16, 24), planes=32, channels=32)
     features, where = features.float().cuda(), single(where, "cuda")
@@ -425,7 +434,8 @@ def test_deterministic_gradients_are_the_same_every_time(generator: torch.Genera
 
 
 @pytest.mark.cuda
-def test_direct_needs_no_more_than_its_output(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("path", ["direct", "tiled"])
+def test_cuda_needs_no_more_than_its_output(path: str, generator: torch.Generator) -> None:
     """12 views of 512x960 at an eighth: the official code holds 23 GiB."""
     features, where = scene(generator, 12, False, 1, size=(64, 120), planes=128, channels=128)
     tokens = features.cuda().bfloat16().permute(0, 1, 3, 4, 2).contiguous()
@@ -433,5 +443,5 @@ def test_direct_needs_no_more_than_its_output(generator: torch.Generator) -> Non
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    correlation(features, where, "direct")
+    correlation(features, where, path)
     assert (torch.cuda.max_memory_allocated() - before) / 2**20 <= 50

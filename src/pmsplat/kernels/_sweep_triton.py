@@ -42,14 +42,14 @@ _MIN_Z = tl.constexpr(MIN_Z)
 
 def forward(tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
     """Writes scale · Σ_o <token, sampled token of view o> to `out` [view, pixel, plane]."""
-    _check_size(tokens)
+    check_size(tokens)
     views, pixels, channels = tokens.shape
     planes = out.shape[2]
     block = min(PLANES, triton.next_power_of_2(planes))
     kernel: Any = _forward
     with torch.cuda.device_of(tokens):
         kernel[(views * pixels, triton.cdiv(planes, block))](
-            tokens, *_geometry(where), out, scale,
+            tokens, *arguments(where), out, scale,
             pixels, where.width, channels, planes,
             PLANES=block, CHANNELS=min(CHANNELS, triton.next_power_of_2(channels)),
             num_warps=WARPS, **FUSED,
@@ -58,7 +58,7 @@ def forward(tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None
 
 def backward(gradient: Tensor, tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
     """Adds the gradient of `tokens` to `out` [view, pixel, channel], float32."""
-    _check_size(tokens)
+    check_size(tokens)
     views, pixels, channels = tokens.shape
     block = min(CHANNELS_BACKWARD, triton.next_power_of_2(channels))
     fixed = torch.are_deterministic_algorithms_enabled()
@@ -70,7 +70,7 @@ def backward(gradient: Tensor, tokens: Tensor, where: FlatSweep, scale: float, o
     kernel: Any = _backward
     with torch.cuda.device_of(tokens):
         kernel[(views * pixels, triton.cdiv(channels, block))](
-            gradient, tokens, *_geometry(where), sums, unit, scale,
+            gradient, tokens, *arguments(where), sums, unit, scale,
             pixels, where.width, channels, gradient.shape[2],
             FIXED=fixed, CHANNELS=block,
             num_warps=WARPS_BACKWARD, **FUSED,
@@ -108,14 +108,14 @@ def _launch_pairs(
     block = min(PLANES_PAIRS, triton.next_power_of_2(planes))
     with torch.cuda.device_of(scores):
         kernel[(count * blocks, triton.cdiv(planes, block))](
-            scores, *_geometry(where), volume,
+            scores, *arguments(where), volume,
             pixels, where.width, planes, views.start, part.start, rows,
             PIXELS=PIXELS_PAIRS, PLANES=block,
             num_warps=WARPS_PAIRS, **FUSED,
         )  # fmt: skip
 
 
-def _geometry(where: FlatSweep) -> tuple[Any, ...]:
+def arguments(where: FlatSweep) -> tuple[Any, ...]:
     """Returns the arguments that all kernels share, beginning with the other views."""
     inv_depth, shared = where.inv_depth, where.inv_depth.shape[2:] == (1, 1)
     strides = (0, 0) if shared else inv_depth.stride()[2:]
@@ -125,7 +125,7 @@ def _geometry(where: FlatSweep) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _check_size(tokens: Tensor) -> None:
+def check_size(tokens: Tensor) -> None:
     """Refuses maps whose places do not fit into the kernels' 32-bit integers."""
     views, pixels, channels = tokens.shape
     if max(views * pixels, pixels * channels) >= 2**31:

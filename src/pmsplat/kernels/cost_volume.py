@@ -20,7 +20,7 @@ from ._sweep import FlatSweep, Sweep, normalize
 
 __all__ = ["PATHS", "Sweep", "choose_path", "correlation", "warped"]
 
-PATHS = ("compiled", "direct", "all_pairs", "sampled")
+PATHS = ("compiled", "direct", "tiled", "all_pairs", "sampled")
 PIXELS_PER_PLANE = 32  # of maps whose correlations between all pixels cost no more than sampling
 
 
@@ -33,9 +33,9 @@ def correlation(
     `features` only. Features of half precision stay so on CUDA devices (their products have that
     precision), and become float32 elsewhere; there must be another view to each.
 
-    `path` is "compiled" (CPU), "direct" (CUDA, in Triton), "all_pairs" or "sampled" (any device;
-    the work of the first grows with pixels², the second stores some warped features), or "auto",
-    which is `choose_path`. Raises `UserError` for a path that is unknown or cannot run here.
+    `path` is "compiled" (CPU), "direct" or "tiled" (CUDA, in Triton), "all_pairs" or "sampled" (any
+    device; the work of the first grows with pixels², the second stores some warped features), or
+    "auto", which is `choose_path`. Raises `UserError` for a path that is unknown or cannot run.
     """
     height, width = features.shape[-2:]
     device = features.device.type
@@ -107,6 +107,8 @@ def _passes(path: str) -> _Passes:
         from . import _sweep_cpu as passes
     elif path == "direct":
         from . import _sweep_triton as passes
+    elif path == "tiled":
+        from . import _sweep_tiled_triton as passes
     elif path == "all_pairs":
         from . import _sweep_pairs as passes
     else:
@@ -119,7 +121,7 @@ def _check(path: str, device: str) -> None:
         raise UserError(f"path {path!r}", f"auto, {', '.join(PATHS)}", "leave `path` out")
     if path == "compiled" and device != "cpu":
         raise UserError(f"path 'compiled' on {device}", "tensors on the CPU", "leave `path` out")
-    if path == "direct":
+    if path in ("direct", "tiled"):
         _triton.require()
 
 
