@@ -1,4 +1,4 @@
-"""The device that computes: whether torch can use the GPU that is there, and how exactly it does.
+"""The device that computes: whether torch can use the GPU that is there, how, and how exactly.
 
 Which precision holds where is decided here and in `trainer.precision` alone: training follows the
 setting, and everything else (predictions, evaluation, refinement) computes in float32 proper.
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from .errors import UserError
 
@@ -28,6 +29,13 @@ def float32_products(tf32: bool) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; the host goes on while a GPU copies it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def cuda_obstacle() -> UserError | None:

@@ -1,13 +1,14 @@
 """What a run on CUDA checks and sets before its first step; no GPU is needed for most of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from pmsplat import render, train
+from pmsplat import config, render, train
 from pmsplat.errors import UserError
 from pmsplat.train import Experiment, callbacks, loop
 from pmsplat.train.callbacks import Checkpoints, ProgressBar, shown
@@ -173,16 +174,12 @@ def test_a_step_on_cuda_never_waits(
 
     monkeypatch.setattr(loop.TrainingModule, "on_train_batch_start", watch)
     monkeypatch.setattr(ProgressBar, "on_train_batch_end", rest)
+    experiment = setting(
+        "trainer.accelerator=gpu", "trainer.devices=1", "trainer.steps=4", "trainer.log_every=4",
+        f"trainer.precision={precision}", "renderer.name=triton", "renderer.background=[1,1,1]",
+    )  # fmt: skip
+    shipped = config.compose(["+experiment=demo_tiny"]).model
     try:
-        train.run(
-            setting(
-                "trainer.accelerator=gpu",
-                "trainer.steps=4",
-                "trainer.log_every=4",
-                "renderer.name=triton",
-                f"trainer.precision={precision}",
-                "renderer.background=[1,1,1]",
-            )
-        )
+        train.run(replace(experiment, model=shipped))
     finally:
         torch.cuda.set_sync_debug_mode("default")

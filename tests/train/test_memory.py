@@ -114,7 +114,12 @@ def test_a_run_that_fills_the_gpu_says_what_fits(setting: Callable[..., Experime
         torch.cuda.set_per_process_memory_fraction(256 * 2**20 / total)
         with pytest.raises(UserError, match=r"out of memory on cuda:0 after 0 steps.*use "):
             train.run(
-                setting("trainer.accelerator=gpu", "trainer.batch_size=256", "model.width=256")
+                setting(
+                    "trainer.accelerator=gpu",
+                    "trainer.devices=1",
+                    "trainer.batch_size=256",
+                    "model.width=256",
+                )
             )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

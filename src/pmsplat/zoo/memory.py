@@ -100,6 +100,28 @@ def free_bytes(device: torch.device) -> int | None:
     return None
 
 
+def explain(
+    model: Callable[[Views], Prediction], plan: Plan, device: torch.device, reason: str
+) -> UserError:
+    """The sentence, with a plan that should fit, where memory was full although `check` passed.
+
+    Other programs may have taken some since, or the plan needs more than was estimated: then half
+    of it is proposed.
+    """
+    torch.cuda.empty_cache()
+    free, share = free_bytes(device) or 0, 0.5
+    if isinstance(model, nn.Module):
+        try:
+            share = min(share, SPARE * free / needed_bytes(model, plan, device))
+        except torch.OutOfMemoryError:
+            share = 0.0
+    return UserError(
+        f"{plan.views} views of {plan.size[0]}x{plan.size[1]} did not fit ({reason})",
+        f"what fits into the {free / 2**30:.1f} GiB that are free on {device}",
+        _options(plan, share, True),
+    )
+
+
 def check(
     model: Callable[[Views], Prediction],
     plan: Plan,
