@@ -1,8 +1,11 @@
 """The gsplat backend: what it hands over, on any machine; what it draws, where there is CUDA."""
 
 import inspect
+import os
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -230,6 +233,48 @@ def test_a_missing_gsplat_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         backend._broken.cache_clear()
     assert problem is not None and "pip install gsplat" in str(problem)
+
+
+BUILD = """
+import pathlib, time
+folder = pathlib.Path(__file__).with_name("build")
+folder.mkdir()  # fails where another process builds
+time.sleep(1)
+folder.rmdir()
+_C = object()
+"""
+
+
+def test_two_processes_at_the_first_build_do_not_meet(tmp_path: Path) -> None:
+    """gsplat deletes what another process is building; here that is an error of the second."""
+    (tmp_path / "gsplat" / "cuda").mkdir(parents=True)
+    for folder in ("gsplat", "gsplat/cuda"):
+        (tmp_path / folder / "__init__.py").touch()
+    (tmp_path / "gsplat" / "cuda" / "_backend.py").write_text(BUILD)
+    program = "import pmsplat.render.gsplat as g; print(g._broken())"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    env = os.environ | {"PYTHONPATH": path, "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    assert [rank.communicate()[0].strip() for rank in ranks] == [b"None", b"None"]
+
+
+def test_a_build_that_fails_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = ModuleType("gsplat.cuda")
+    monkeypatch.setitem(sys.modules, "gsplat.cuda", broken)  # has no _backend
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    backend._broken.cache_clear()
+    try:
+        problem = backend.obstacle(torch.device("cuda"))
+    finally:
+        backend._broken.cache_clear()
+    assert problem is not None and "could not build" in problem.got
+    assert "MAX_JOBS=2" in problem.remedy
 
 
 @pytest.mark.cuda

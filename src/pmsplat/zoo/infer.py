@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import Encoder, encoder_traits
+from ..device import float32_products
 from ..errors import UserError
 from ..models import require_two_views
 from ..types import Cameras, Factor, Prediction, Views
@@ -55,7 +56,10 @@ def model_unit(model: Encoder, context: Cameras) -> Unit:
     model without `near` takes every scene in the scene's own unit.
     """
     near = encoder_traits(model).near
-    return Unit(None if near is None else context.near.new_tensor(near) / context.near.amin(dim=1))
+    if near is None:
+        return Unit()
+    nearest = context.near.amin(dim=1)
+    return Unit(torch.full_like(nearest, near) / nearest)
 
 
 def fill_near(model: Encoder, cameras: Cameras, ranged: bool) -> Cameras:
@@ -75,13 +79,14 @@ def predict_views(
 ) -> Prediction:
     """What the model predicts for the views, in their unit of length, on `device`; no gradient.
 
-    Each view keeps its own near and far. `unit` is that of the whole scene where these views are
-    only some of it; None: of these views. Raises UserError for fewer than two views.
+    In float32, on CUDA too (see `float32_products`). Each view keeps its own near and far. `unit`
+    is that of the whole scene where these views are only some of it; None: of these views. Raises
+    UserError for fewer than two views.
     """
     require_two_views(views)
     given = Views(views.images, views.cameras).to(device)
     unit = model_unit(model, given.cameras) if unit is None else unit
-    with torch.no_grad():
+    with torch.no_grad(), float32_products(tf32=False):
         return unit.to_scene(model(unit.to_model(given)))
 
 

@@ -82,9 +82,15 @@ def needed_bytes(model: Callable[[Views], Prediction], plan: Plan, device: torch
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of the GPU on CUDA, else of the machine; None where it cannot be read."""
+    """Free memory of the GPU on CUDA, else of the machine; None where it cannot be read.
+
+    What torch keeps for later counts as free, what `set_per_process_memory_fraction` forbids not.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        used, kept = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+        allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - used
+        return min(free + kept - used, allowed)
     info = Path("/proc/meminfo")
     if not info.is_file():
         return None
