@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -119,6 +120,8 @@ def main() -> int:
 
     use_threads(arguments.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
     if device == "cpu" and not arguments.tiny:
         note(arguments.rows, None, {"skipped": "no CUDA device; --tiny tries it on the CPU"})
         return 0

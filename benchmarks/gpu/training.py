@@ -18,6 +18,7 @@ from torch import nn
 from pmsplat import registry
 from pmsplat.evaluate import protocol
 from pmsplat.losses import Term
+from pmsplat.nn.half import CastTogether
 from pmsplat.train import optim
 from pmsplat.train.step import training_step
 from pmsplat.types import Batch
@@ -145,7 +146,7 @@ def _make_step(one: Job, batch: Batch, device: str) -> Callable[[], None]:
         model = registry.build("models", one.model, dict(one.settings))
     model = model.to(device).train()
     optimizer, schedule = optim.build(model, optim.Config(), 100_000)
-    pipeline = protocol.pipeline(model, one.renderer)
+    pipeline = protocol.pipeline(CastTogether(model), one.renderer)
     terms = {name: Term(loss(name), weight) for name, weight in WEIGHTS.items()}
 
     def step() -> None:
