@@ -140,6 +140,10 @@ def repeat_border(x: Float[Tensor, "n channel height width"]) -> Tensor:
     """
     if x.device.type == "cpu" or (torch.is_grad_enabled() and x.requires_grad):
         return pad(x, (1, 1, 1, 1), mode="replicate")
+    return _repeated_border(x)
+
+
+def _repeated_border(x: Tensor) -> Tensor:
     last = x.permute(0, 2, 3, 1)
     last = torch.cat([last[:, :1], last, last[:, -1:]], dim=1)
     last = torch.cat([last[:, :, :1], last, last[:, :, -1:]], dim=2)
