@@ -19,6 +19,7 @@ _PUBLIC = {
     "StepOutput": "types",
     "UserError": "errors",
     "Views": "types",
+    "compile": "zoo.compile",
     "infer": "zoo.infer",
     "load": "zoo.load",
     "load_gaussians": "io.gaussians",

@@ -41,6 +41,39 @@ def test_join_narrows_under_autocast() -> None:
     assert torch.equal(found, torch.cat([a.bfloat16(), b], dim=1))
 
 
+def test_join_takes_the_narrowest_without_autocast() -> None:
+    image, features = torch.randn(2, 3, 4, 5), torch.randn(2, 2, 4, 5).bfloat16()
+    assert maps.join([image, features]).dtype == torch.bfloat16
+    assert maps.join([image, image]).dtype == torch.float32
+
+
+def test_weights_in_bfloat16_compute_in_it() -> None:
+    torch.manual_seed(0)
+    conv, parts = nn.Conv2d(4, 4, 1), [torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3).bfloat16()]
+    expected = conv(torch.cat([x.float() for x in parts], dim=1))
+    found = maps.conv_of(conv.bfloat16(), parts)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (1, 4)])
+def test_a_border_is_repeated(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    expected = pad(x, (1, 1, 1, 1), mode="replicate")
+    assert torch.equal(maps.repeat_border(x), expected)
+    found = maps._repeated_border(channels_last(x))
+    assert torch.equal(found, expected) and found.permute(0, 2, 3, 1).is_contiguous()
+
+
+def test_a_convolution_over_the_border_is_torch_s() -> None:
+    torch.manual_seed(0)
+    layer = maps.BorderConv(3, 4)
+    torch.manual_seed(0)
+    expected = nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate")
+    x = torch.randn(2, 3, 5, 6)
+    assert torch.equal(layer(x), expected(x))
+
+
 @pytest.mark.parametrize(("kernel", "bias"), [(3, True), (1, True), (3, False)])
 def test_a_convolution_of_maps_is_that_of_the_maps_joined(kernel: int, bias: bool) -> None:
     torch.manual_seed(0)

@@ -48,6 +48,26 @@ def test_windows_are_undone() -> None:
         assert torch.equal(back, x)
 
 
+def test_pixels_move_straight_from_one_layer_to_the_next() -> None:
+    """As by way of the map, forward and backward."""
+    x = torch.randn(2, 60, 3, dtype=torch.float64, requires_grad=True)
+
+    def windows(x: torch.Tensor, shift: bool | None) -> torch.Tensor:
+        if shift is None:
+            return x
+        return multiview.to_windows(x.unflatten(1, (6, 10)), shift).flatten(1, 2)
+
+    for before, after in ((None, False), (False, True), (True, False), (True, None)):
+        route = multiview._route(6, 10, before, after, x.device)
+        found = multiview._Reorder.apply(windows(x, before), route)
+        expected = windows(x, after)
+        assert torch.equal(found, expected)
+        weight = torch.randn_like(expected)
+        (given,) = torch.autograd.grad(found, x, weight)
+        (wanted,) = torch.autograd.grad(expected, x, weight)
+        assert torch.equal(given, wanted)
+
+
 def network(mask_by_view: bool) -> multiview.MultiViewTransformer:
     torch.manual_seed(0)
     return multiview.MultiViewTransformer(16, 4, mask_by_view=mask_by_view)

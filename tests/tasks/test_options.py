@@ -1,13 +1,15 @@
-"""What is said of photos that are not of the size for the network."""
+"""What is said of photos that are not of the size for the network, and of graphs on a CPU."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from pmsplat.errors import UserError
 from pmsplat.scene.photos import Photo, Scene
-from pmsplat.tasks.options import describe_fit
+from pmsplat.tasks.options import as_graph, describe_fit
 from pmsplat.types import Cameras
 
 
@@ -39,3 +41,10 @@ def test_what_is_cut_off_of_another_shape_is_said(
     scene = scene_of(tmp_path, [(20, 30), (20, 30), portrait])
     told = describe_fit(scene, (20, 30))
     assert share in told[1] and "2.png" in told[1] and "1 photo" in told[1]
+
+
+def test_graphs_are_for_gpus() -> None:
+    model, cpu = nn.Linear(1, 1), torch.device("cpu")
+    assert as_graph(model, False, cpu) is model
+    with pytest.raises(UserError, match="`graph` on cpu; wanted a CUDA device"):
+        as_graph(model, True, cpu)

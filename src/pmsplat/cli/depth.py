@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ._shared import (
     add_device,
+    add_graph,
     add_overwrite,
     add_photos,
     build_options,
@@ -56,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_photos(parser)
     add_device(parser)
+    add_graph(parser)
     add_overwrite(parser)
 
 

@@ -24,7 +24,7 @@ Writes evaluation/results.json (with the settings of the evaluated model) and ev
 
 import argparse
 
-from ._shared import add_device, output, terminal
+from ._shared import add_device, add_graph, output, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", help="folder (default: OUTPUT/evaluation)")
     parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
     add_device(parser)
+    add_graph(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         geometry=arguments.geometry,
         limit=arguments.limit,
         device=arguments.device,
+        graph=arguments.graph,
     )
     found = evaluate(
         experiment,

@@ -6,13 +6,14 @@ authors' code (facebookresearch/dinov2).
 """
 
 from functools import cache, partial
+from typing import cast
 
 import timm
 import torch
 from jaxtyping import Float
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
@@ -55,6 +56,23 @@ class _Mlp(Mlp):
         return linear(x, self.fc2.weight, self.fc2.bias)
 
 
+class _Block(Block):
+    """timm's block; on CUDA each layer's scaled result is added in one pass over the tokens."""
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        assert attn_mask is None and not is_causal
+        x = self._add(x, self.attn(self.norm1(x)), self.ls1)
+        return self._add(x, self.mlp(self.norm2(x)), self.ls2)
+
+    @staticmethod
+    def _add(x: Tensor, change: Tensor, scale: nn.Module) -> Tensor:
+        if x.is_cuda:
+            return torch.addcmul(x, change, cast(LayerScale, scale).gamma)
+        return x + scale(change)
+
+
 @cache
 @torch.inference_mode(False)  # so that cached tensors can be used with gradients
 def _bicubic(size: int, device: torch.device) -> Float[Tensor, "{size} grid"]:
@@ -86,6 +104,7 @@ class DinoV2(nn.Module):
             NAMES[size],
             num_classes=0,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            block_fn=_Block,
             attn_layer=_Attention,
             mlp_layer=_Mlp,
         )
@@ -104,14 +123,15 @@ class DinoV2(nn.Module):
         grid = table[1:].unflatten(0, (GRID, GRID))
         rows, columns = _bicubic(height, table.device), _bicubic(width, table.device)
         with torch.autocast(table.device.type, enabled=False):
-            resized = torch.einsum("yj,xi,jic->yxc", rows, columns, grid)
-        return torch.cat([table[:1], resized.flatten(0, 1)])
+            resized = torch.einsum("yj,xi,jic->yxc", rows, columns, grid.float())
+        return torch.cat([table[:1], resized.flatten(0, 1).to(table)])
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, ...]:
         height, width = images.shape[-2] // PATCH, images.shape[-1] // PATCH
         fit = (height * PATCH, width * PATCH)
         images = interpolate(images, size=fit, mode="bilinear", align_corners=True)
-        patches = self.vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
+        project = self.vit.patch_embed.proj
+        patches = project(images.to(project.weight.dtype)).flatten(2).transpose(1, 2)
         assert self.vit.cls_token is not None
         start = self.vit.cls_token.to(patches).expand(len(images), -1, -1)
         x = torch.cat([start, patches], dim=1) + self.position(height, width)

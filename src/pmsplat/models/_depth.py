@@ -15,7 +15,7 @@ from ..kernels.attention import BACKENDS
 from ..nn import cost_volume
 from ..nn.cnn import CNN
 from ..nn.dpt import DPT
-from ..nn.maps import pieces, resize
+from ..nn.maps import BorderConv, pieces, resize
 from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import zeroed
 from ..types import Cameras
@@ -205,9 +205,9 @@ class DepthNetwork(nn.Module):
         _, features, _ = layout.dpt_widths
         self.refine = layout.dpt(features, with_depth=True)
         self.residual = nn.Sequential(
-            nn.Conv2d(features, features // 2, 3, padding=1, padding_mode="replicate"),
+            BorderConv(features, features // 2),
             nn.GELU(),
-            nn.Conv2d(features // 2, 16, 3, padding=1, padding_mode="replicate"),
+            BorderConv(features // 2, 16),
             nn.GELU(),
             zeroed(nn.Conv2d(16, 1, 1)),
         )
@@ -267,7 +267,7 @@ class DepthNetwork(nn.Module):
         return self.residual(maps).float()
 
     def _features(self, images: Tensor, others: Tensor) -> Features:
-        cnn = self.cnn(images)
+        cnn = self.cnn(images.to(self.cnn.stem.weight.dtype))
         coarse = cnn[-1].unflatten(0, (len(others), -1))
         matched = [self.transformer(coarse, others).flatten(0, 1)]
         if self.matched_pyramid is not None:

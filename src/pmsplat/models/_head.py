@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate, normalize, softplus
 from ..geometry import camera, gaussian, sh
 from ..geometry.constants import constant
 from ..geometry.products import einsum, matmul
+from ..nn.maps import BorderConv
 from ..types import Cameras, Gaussians
 from ._deviations import Deviations
 
@@ -32,14 +33,13 @@ def channels(sh_degree: int) -> int:
 def out_convolutions(inputs: int, hidden: int, sh_degree: int) -> nn.Sequential:
     """Maps at full size -> the channels of every pixel; every Gaussian starts round, with the color
     of its pixel."""
-    last = nn.Conv2d(hidden, channels(sh_degree), 3, padding=1, padding_mode="replicate")
+    last = BorderConv(hidden, channels(sh_degree))
     with torch.no_grad():
         for rows in (SCALE, SH):
             last.weight[rows] = 0
             if last.bias is not None:
                 last.bias[rows] = 0
-    first = nn.Conv2d(inputs, hidden, 3, padding=1, padding_mode="replicate")
-    return nn.Sequential(first, nn.GELU(), last)
+    return nn.Sequential(BorderConv(inputs, hidden), nn.GELU(), last)
 
 
 def upsample_confidence(

@@ -31,8 +31,8 @@ def predict_padded(
         stacklevel=5,  # whoever calls the encoder, through torch,
     )
     images = pad(views.images.flatten(0, 1), (0, right, 0, down), mode="replicate")
-    shrink = torch.tensor([width / (width + right), height / (height + down), 1.0])
-    K = views.cameras.K * shrink.to(views.cameras.K)[:, None]
+    x, y, one = views.cameras.K.unbind(dim=-2)
+    K = torch.stack([x * (width / (width + right)), y * (height / (height + down)), one], dim=-2)
     cameras = replace(views.cameras, K=K)
     larger = Views(images.unflatten(0, views.images.shape[:2]), cameras)
     return _cut(network(larger), count, larger.size, (height, width))

@@ -125,7 +125,7 @@ class Head(nn.Module):
             for scale in range(layout.scales)
         )
         self.stem = nn.Conv2d(3 + 1 + 1 + features, unet_width, 3, padding=1)
-        self.norm = GroupNorm(unet_width)
+        self.norm = GroupNorm(unet_width, activation="gelu")
         widths = tuple(unet_width * level for level in UNET_LEVELS)
         self.unet = UNet(widths, head=min(HEAD, unet_width), backend=layout.attention)
         self.smooth = nn.Conv2d(unet_width, unet_width, 3, padding=1)
@@ -143,7 +143,7 @@ class Head(nn.Module):
         parts = pieces(flat)
         features = torch.cat([self._features(estimate.features.of(part)) for part in parts])
         stems = [self.stem(join([flat[p], metric[p], confidence[p], features[p]])) for p in parts]
-        x = self.unet(gelu(self.norm(torch.cat(stems))), images.shape[1])
+        x = self.unet(self.norm(torch.cat(stems)), images.shape[1])
         numbers = [
             self.out(join([self.smooth(x[p]), flat[p], features[p], confidence[p]])) for p in parts
         ]

@@ -13,7 +13,7 @@ from torch.nn.functional import gelu
 from ..kernels.attention import BACKENDS
 from ..nn.cnn import CNN
 from ..nn.cost_volume import Regressor, all_others, cost_volume, full_range
-from ..nn.maps import ChannelsFirst, join, pieces, resize
+from ..nn.maps import ChannelsFirst, for_convolutions, join, pieces, resize
 from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import GroupNorm, UNet
 from ..types import Prediction, Views
@@ -87,7 +87,7 @@ class MVSplat(ChannelsFirst):
         self.up = nn.Conv2d(2 * width, width, 3, padding=1)
         self.narrow = nn.Conv2d(width, FINE, 3, padding=1)
         self.stem = nn.Sequential(
-            nn.Conv2d(FINE + 5, FINE, 3, padding=1), GroupNorm(FINE, FINE_GROUPS), nn.GELU()
+            nn.Conv2d(FINE + 5, FINE, 3, padding=1), GroupNorm(FINE, FINE_GROUPS, "gelu")
         )
         self.unet = UNet((FINE,) * FINE_LEVELS, post_norm=True, backend=cfg.attention)
         outputs = channels(cfg.sh_degree) - 1
@@ -115,7 +115,8 @@ class MVSplat(ChannelsFirst):
         batch, count = images.shape[:2]
         flat = images.flatten(0, 1)
         # Features of every view, informed by all others.
-        cnn = self.cnn((flat - self.mean) / self.std)[-1]
+        normalized = (flat - self.mean) / self.std
+        cnn = self.cnn(normalized.to(self.cnn.stem.weight.dtype))[-1]
         others = all_others(cameras.c2w)
         matched = self.transformer(cnn.unflatten(0, (batch, count)), others)
 
@@ -131,8 +132,8 @@ class MVSplat(ChannelsFirst):
             reference_K=deviations.reference_K,
             pixel_corners=deviations.pixel_corners,
         )
-        matched = matched.flatten(0, 1).contiguous()
-        match = self.regressor([volume.contiguous(), matched], whole, count)
+        matched = for_convolutions(matched.flatten(0, 1))
+        match = self.regressor([volume, matched], whole, count)
 
         # At full size, correct the depth and predict the Gaussians.
         coarse = resize(match.inv_depth[:, None], views.size)

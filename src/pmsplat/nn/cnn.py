@@ -6,9 +6,14 @@ CVPR 2022), so that its weights can be converted.
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import instance_norm
 
-from .maps import ChannelsFirst
+from ..kernels.norm import Activation, group_norm
+from .maps import ChannelsFirst, for_convolutions
+
+
+def instance_norm(x: Tensor, activation: Activation = "none") -> Tensor:
+    """Normalizes every channel of every map, without parameters."""
+    return group_norm(x, x.shape[1], activation=activation)
 
 
 class ResidualBlock(nn.Module):
@@ -22,8 +27,8 @@ class ResidualBlock(nn.Module):
         self.shortcut = None if identity else nn.Conv2d(inputs, width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = instance_norm(self.conv1(x)).relu()
-        y = instance_norm(self.conv2(y)).relu()
+        y = instance_norm(self.conv1(x), "relu")
+        y = instance_norm(self.conv2(y), "relu")
         if self.shortcut is not None:
             x = instance_norm(self.shortcut(x))
         return (x + y).relu()
@@ -47,7 +52,7 @@ class CNN(ChannelsFirst):
         self.out = nn.Conv2d(widths[-1], widths[-1], 1)
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, ...]:
-        x = instance_norm(self.stem(images.contiguous())).relu()
+        x = instance_norm(self.stem(for_convolutions(images)), "relu")
         maps = []
         for stage in self.stages:
             x = stage(x)

@@ -2,17 +2,17 @@
 network that reads one scale's cost volume."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 
 from ..geometry import camera, se3, sweep
 from ..kernels.cost_volume import Sweep, correlation
 from ..types import Cameras
-from .maps import ChannelsFirst, conv_of
+from .maps import BorderConv, ChannelsFirst, conv_of, for_conv_of
 from .unet import GroupNorm, UNet
 
 
@@ -183,20 +183,16 @@ class Regressor(ChannelsFirst):
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(inputs, width, 3, padding=1)
-        self.norm = GroupNorm(width)
+        self.norm = GroupNorm(width, activation="gelu")
         self.unet = UNet((width,) * levels, post_norm=post_norm, backend=backend)
         self.out = nn.Conv2d(width, width, 3, padding=1)
         self.residual = nn.Conv2d(inputs, width, 1)
-        border = "zeros" if post_norm else "replicate"  # MVSplat's, and DepthSplat's
-        self.logits = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, padding=1, padding_mode=border),
-            nn.GELU(),
-            nn.Conv2d(2 * width, planes, 3, padding=1, padding_mode=border),
-        )
+        conv = partial(nn.Conv2d, kernel_size=3, padding=1) if post_norm else BorderConv
+        self.logits = nn.Sequential(conv(width, 2 * width), nn.GELU(), conv(2 * width, planes))
 
     def forward(self, maps: list[Tensor], candidates: Candidates, views: int) -> Match:
-        maps = [x.contiguous() for x in maps]
-        x = gelu(self.norm(conv_of(self.stem, maps)))
+        maps = for_conv_of(maps)
+        x = self.norm(conv_of(self.stem, maps))
         x = self.out(self.unet(x, views)) + conv_of(self.residual, maps)
         probability = self.logits(x).permute(0, 2, 3, 1).float().softmax(dim=-1)
         return Match(candidates.expected(probability), probability.amax(dim=-1))

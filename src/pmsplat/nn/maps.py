@@ -1,7 +1,7 @@
 """Operations on feature maps [n, channel, height, width], and the memory layout of weights.
 
-Convolutions are fastest with channels last, except where they alternate with normalisations: the
-CPU kernels of those are made for channels first, and more accurate with it.
+Convolutions are fastest with channels last, except, on CPUs, where they alternate with
+normalisations: the CPU kernels of those are made for channels first, and more accurate with it.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, conv_transpose2d, interpolate, pad
+from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d, interpolate, pad
 
 PIECE_CPU, PIECE = 2**16, 2**21  # pixels per slice of `pieces`, on CPUs and elsewhere
 
@@ -24,11 +24,23 @@ def conv_of(
     shorter sums round less.
     """
     assert conv.padding_mode == "zeros" and conv.groups == 1 and conv.dilation == (1, 1)
+    dtype = compute_dtype(conv.weight, *maps)
     weights = conv.weight.split([x.shape[1] for x in maps], dim=1)
-    out = conv2d(maps[0], weights[0], conv.bias, conv.stride, conv.padding)
+    out = conv2d(maps[0].to(dtype), weights[0], conv.bias, conv.stride, conv.padding)
     for x, weight in zip(maps[1:], weights[1:], strict=True):
-        out += conv2d(x, weight, None, conv.stride, conv.padding)
+        out += conv2d(x.to(dtype), weight, None, conv.stride, conv.padding)
     return out
+
+
+def for_conv_of(maps: Sequence[Float[Tensor, "n _ height width"]]) -> list[Tensor]:
+    """Returns the maps as a `ChannelsFirst` block hands them to `conv_of`.
+
+    CPUs save memory with several maps; elsewhere they are joined, since every convolution more is a
+    kernel more to launch.
+    """
+    if maps[0].device.type == "cpu":
+        return [for_convolutions(x) for x in maps]
+    return [join([for_convolutions(x) for x in maps])]
 
 
 def pieces(images: Float[Tensor, "n _ height width"]) -> list[slice]:
@@ -45,11 +57,23 @@ def pieces(images: Float[Tensor, "n _ height width"]) -> list[slice]:
 
 
 class ChannelsFirst(nn.Module):
-    """A module that computes with channels first, whatever the layout of its input."""
+    """A module that computes with channels first on CPUs, whatever the layout of its input.
+
+    Elsewhere it computes with channels last, as all others do.
+    """
+
+
+def for_convolutions(x: Float[Tensor, "n channel height width"]) -> Tensor:
+    """Returns the map in the layout in which a `ChannelsFirst` block computes on its device."""
+    first = x.device.type == "cpu"
+    return x.contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
 
 
 def set_memory_format(model: nn.Module) -> None:
-    """Puts the weights of every convolution into the layout that its block computes in."""
+    """Puts the weights of every convolution into the layout that its block computes in.
+
+    That depends on the device, so it is called again for a model that was moved.
+    """
     first = {
         id(part)
         for block in model.modules()
@@ -58,7 +82,9 @@ def set_memory_format(model: nn.Module) -> None:
     }
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            form = torch.contiguous_format if id(module) in first else torch.channels_last
+            on_cpu = module.weight.device.type == "cpu"
+            contiguous = on_cpu and id(module) in first
+            form = torch.contiguous_format if contiguous else torch.channels_last
             module.weight.data = module.weight.data.contiguous(memory_format=form)
 
 
@@ -67,15 +93,22 @@ def join(
 ) -> Float[Tensor, "n channel height width"]:
     """Concatenates maps along the channels, with channels last if any of them is.
 
-    `torch.cat` returns channels first as soon as one map has a single channel, and under autocast
-    it returns the widest dtype, which the next convolution would convert back.
+    `torch.cat` returns channels first as soon as one map has a single channel, and the widest
+    dtype, which the next convolution would convert back: here it is that of `compute_dtype`.
     """
-    device = maps[0].device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else maps[0].dtype
+    dtype = compute_dtype(*maps)
     if not any(_channels_last(x) for x in maps):
         return torch.cat([x.to(dtype) for x in maps], dim=1)
     return torch.cat([x.to(dtype).permute(0, 2, 3, 1) for x in maps], dim=-1).permute(0, 3, 1, 2)
+
+
+def compute_dtype(*maps: Tensor) -> torch.dtype:
+    """The dtype of the layers that read `maps`: that of autocast where it is on, else the narrowest
+    one, since what is computed in half precision meets images and depth in single precision."""
+    device = maps[0].device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return min((x.dtype for x in maps), key=lambda dtype: dtype.itemsize)
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -86,9 +119,10 @@ def for_group_norm(x: Float[Tensor, "n channel *size"]) -> Float[Tensor, "n chan
     """Returns the map in the layout in which torch's group norm is accurate.
 
     Its CPU kernel sums channels-last maps naively, with errors up to 1e-4 in float32, so such maps
-    are copied to channels first. In bfloat16 the error does not matter.
+    are copied to channels first. In bfloat16 the error does not matter, and other devices sum well.
     """
-    return x if x.dtype == torch.bfloat16 else x.contiguous()
+    exact = x.dtype == torch.bfloat16 or x.device.type != "cpu"
+    return x if exact else x.contiguous()
 
 
 def resize(
@@ -96,6 +130,34 @@ def resize(
 ) -> Float[Tensor, "n channel _ _"]:
     """Resizes bilinearly to (height, width), with aligned corners."""
     return interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def repeat_border(x: Float[Tensor, "n channel height width"]) -> Tensor:
+    """Repeats the outermost pixels once, on all sides.
+
+    torch's CUDA kernel copies maps with channels last to channels first; without gradients they
+    are put together from their parts instead.
+    """
+    if x.device.type == "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+        return pad(x, (1, 1, 1, 1), mode="replicate")
+    return _repeated_border(x)
+
+
+def _repeated_border(x: Tensor) -> Tensor:
+    last = x.permute(0, 2, 3, 1)
+    last = torch.cat([last[:, :1], last, last[:, -1:]], dim=1)
+    last = torch.cat([last[:, :, :1], last, last[:, :, -1:]], dim=2)
+    return last.permute(0, 3, 1, 2)
+
+
+class BorderConv(nn.Conv2d):
+    """A 3x3 convolution that sees the outermost pixels repeated outside the map."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, padding_mode="replicate")
+
+    def forward(self, input: Float[Tensor, "n _ height width"]) -> Tensor:
+        return conv2d(repeat_border(input), self.weight, self.bias)
 
 
 class UpConv(nn.Conv2d):
@@ -111,10 +173,8 @@ class UpConv(nn.Conv2d):
         super().__init__(inputs, outputs, 3, padding=1, padding_mode=border)
 
     def forward(self, input: Float[Tensor, "n _ height width"]) -> Tensor:
-        mirrored = self.weight.flip(2, 3).transpose(0, 1)
-        corners = [(i, 1 - i, j, 1 - j) for i in (0, 1) for j in (0, 1)]
-        weight = torch.stack([pad(mirrored, corner) for corner in corners]).sum(dim=0)
+        sums = avg_pool2d(self.weight.mT, 2, 1, padding=1, divisor_override=1).mT  # 2x2 sums: 4x4
+        weight = sums.flip(2, 3).transpose(0, 1)
         if self.padding_mode == "zeros":
             return conv_transpose2d(input, weight, self.bias, stride=2, padding=1)
-        wider = pad(input, (1, 1, 1, 1), mode="replicate")
-        return conv_transpose2d(wider, weight, self.bias, stride=2, padding=3)
+        return conv_transpose2d(repeat_border(input), weight, self.bias, stride=2, padding=3)

@@ -5,13 +5,18 @@ Transformer", ICCV 2021: the map is cut into 2x2 windows; every odd layer cuts i
 further on.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
 from ..kernels.linear import Linear
+from .constants import constant
+from .maps import compute_dtype
 
 SPLITS = 2  # windows per axis
 APART = -100.0  # added to the score of two pixels that only the cyclic shift made neighbours
@@ -37,8 +42,8 @@ def sine_position(
 
 
 def to_windows(
-    x: Float[Tensor, "*batch height width channel"], shift: bool
-) -> Float[Tensor, "*batch window pixel channel"]:
+    x: Shaped[Tensor, "*batch height width channel"], shift: bool
+) -> Shaped[Tensor, "*batch window pixel channel"]:
     """Cuts a map into its windows, row-major; `shift` first turns it by half a window."""
     height, width = x.shape[-3:-1]
     if shift:
@@ -47,8 +52,8 @@ def to_windows(
 
 
 def from_windows(
-    x: Float[Tensor, "*batch window pixel channel"], height: int, width: int, shift: bool
-) -> Float[Tensor, "*batch {height} {width} channel"]:
+    x: Shaped[Tensor, "*batch window pixel channel"], height: int, width: int, shift: bool
+) -> Shaped[Tensor, "*batch {height} {width} channel"]:
     """Undoes `to_windows`."""
     x = rearrange(
         x, "... (p q) (h w) c -> ... (p h) (q w) c", p=SPLITS, q=SPLITS, h=height // SPLITS
@@ -87,6 +92,60 @@ def shift_mask(
     return apart.to(torch.float32) * APART
 
 
+@constant
+def _position(
+    height: int, width: int, channels: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "pixel channel"]:
+    """`sine_position` of the pixels, row-major."""
+    like = torch.empty((), dtype=dtype, device=device)
+    return sine_position(height, width, channels, like).flatten(1).t().contiguous()
+
+
+@constant
+def _mask(
+    height: int, width: int, others: int, by_view: bool, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "window pixel key"]:
+    like = torch.empty((), device=device)
+    return shift_mask(height, width, others, like, by_view=by_view).to(dtype)
+
+
+@dataclass(frozen=True)
+class _Route:
+    """A permutation of the pixels of a map, and the one that undoes it."""
+
+    order: Int[Tensor, " pixel"]
+    back: Int[Tensor, " pixel"]
+
+
+@constant
+def _route(
+    height: int, width: int, before: bool | None, after: bool | None, device: torch.device
+) -> _Route:
+    """From one order of the pixels to another: windows, shifted or not, or row-major (None)."""
+
+    def ordered(shift: bool | None) -> Tensor:
+        pixels = torch.arange(height * width, device=device)
+        if shift is None:
+            return pixels
+        return to_windows(pixels.view(height, width, 1), shift).flatten()
+
+    there, here = ordered(before).argsort()[ordered(after)], ordered(after).argsort()
+    return _Route(there, here[ordered(before)])
+
+
+class _Reorder(torch.autograd.Function):
+    """x[:, order]. Its gradient is a gather too; autograd would scatter, which is slower."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, route: _Route) -> Tensor:
+        ctx.back = route.back
+        return x.index_select(1, route.order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].index_select(1, ctx.back), None
+
+
 class Layer(nn.Module):
     """Self-attention, then cross-attention to the other views with a feed-forward network.
 
@@ -113,13 +172,14 @@ class Layer(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch view window pixel channel"],
-        others: Int[Tensor, "batch view other"],
+        x: Float[Tensor, "n window pixel channel"],
+        others: Int[Tensor, "n other"],
         self_mask: Float[Tensor, "window pixel pixel"] | None,
         cross_mask: Float[Tensor, "window pixel key"] | None,
-    ) -> Float[Tensor, "batch view window pixel channel"]:
-        scene = torch.arange(len(x), device=x.device)[:, None, None]
-        seen = rearrange(self.cross_kv(x)[scene, others], "b v o s n c -> b v s (o n) c")
+    ) -> Float[Tensor, "n window pixel channel"]:
+        """`others[i]` lists the maps of the `n` that map i looks at."""
+        seen = self.cross_kv(x).index_select(0, others.flatten())
+        seen = rearrange(seen, "(n o) s p c -> n s (o p) c", n=len(x))
         attended = self._attend(*self.self_qkv(x).chunk(3, dim=-1), mask=self_mask)
         x = x + self.self_norm(self.self_merge(attended))
         attended = self._attend(self.cross_q(x), *seen.chunk(2, dim=-1), mask=cross_mask)
@@ -127,11 +187,13 @@ class Layer(nn.Module):
         return x + self.mlp_norm(self.mlp(torch.cat([x, message.to(x)], dim=-1)))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """One head; windows stand where attention kernels expect heads, so masks are shared."""
-        views = q.shape[:2]
-        flat = (t.flatten(0, 1) for t in (q, k, v))
-        mask = mask if mask is None else mask[None]
-        return attention(*flat, mask=mask, backend=self.backend).unflatten(0, views)
+        """One head. Kernels see windows as images of their own, and their result needs no copy;
+        with a mask they see them as heads, so that all images share it.
+        """
+        if mask is not None:
+            return attention(q, k, v, mask=mask[None], backend=self.backend)
+        flat = (t.flatten(0, 1)[:, None] for t in (q, k, v))
+        return attention(*flat, backend=self.backend)[:, 0].unflatten(0, q.shape[:2])
 
 
 class MultiViewTransformer(nn.Module):
@@ -153,14 +215,23 @@ class MultiViewTransformer(nn.Module):
         features: Float[Tensor, "batch view channel height width"],
         others: Int[Tensor, "batch view other"],
     ) -> Float[Tensor, "batch view channel height width"]:
-        channels, height, width = features.shape[-3:]
-        x = features + sine_position(height, width, channels, like=features)
-        x = x.permute(0, 1, 3, 4, 2)
-        self_mask = shift_mask(height, width, 1, x)
-        cross_mask = shift_mask(height, width, others.shape[-1], x, by_view=self.mask_by_view)
+        batch, views, channels, height, width = features.shape
+        dtype, device = compute_dtype(features), features.device
+        x = features.flatten(0, 1).permute(0, 2, 3, 1).flatten(1, 2)
+        x = x + _position(height, width, channels, features.dtype, device)
+        masks = (
+            _mask(height, width, 1, False, dtype, device),
+            _mask(height, width, others.shape[-1], self.mask_by_view, dtype, device),
+        )
+        scene = torch.arange(batch, device=device)[:, None, None]
+        flat = (others + views * scene).flatten(0, 1)
+        # The pixels stay in the order of the windows, and move straight to that of the next layer.
+        shift = None
         for index, layer in enumerate(self.layers):
-            shift = index % 2 == 1
-            masks = (self_mask, cross_mask) if shift else (None, None)
-            x = layer(to_windows(x, shift), others, *masks)
-            x = from_windows(x, height, width, shift)
-        return x.permute(0, 1, 4, 2, 3)
+            before, shift = shift, index % 2 == 1
+            x = _Reorder.apply(x, _route(height, width, before, shift, device))
+            x = layer(x.unflatten(1, (SPLITS**2, -1)), flat, *(masks if shift else (None, None)))
+            x = x.flatten(1, 2)
+        if shift is not None:
+            x = _Reorder.apply(x, _route(height, width, shift, None, device))
+        return x.view(batch, views, height, width, channels).permute(0, 1, 4, 2, 3)

@@ -9,21 +9,26 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from ..kernels.attention import attention
 from ..kernels.linear import Linear
-from .maps import ChannelsFirst, UpConv, for_group_norm, join, pieces
+from ..kernels.norm import Activation, group_norm
+from .maps import ChannelsFirst, UpConv, for_convolutions, for_group_norm, join, pieces
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's group norm with 8 groups by default, or 4 if the channels are not a multiple of 8."""
+    """torch's group norm, then an activation; 8 groups by default, or 4 if the channels are not a
+    multiple of 8."""
 
-    def __init__(self, channels: int, groups: int | None = None) -> None:
+    def __init__(
+        self, channels: int, groups: int | None = None, activation: Activation = "none"
+    ) -> None:
         super().__init__(groups or (8 if channels % 8 == 0 else 4), channels)
+        self.activation: Activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(for_group_norm(input))
+        x = for_group_norm(input)
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.activation, self.eps)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -39,20 +44,20 @@ class ResBlock(nn.Module):
     def __init__(self, inputs: int, width: int, post_norm: bool) -> None:
         super().__init__()
         self.post_norm = post_norm
-        self.norm1 = GroupNorm(width if post_norm else inputs)
+        self.norm1 = GroupNorm(width if post_norm else inputs, activation="silu")
         self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
-        self.norm2 = GroupNorm(width)
+        self.norm2 = GroupNorm(width, activation="silu")
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         zeroed(self.norm2 if post_norm else self.conv2)
         self.skip = None if inputs == width else nn.Conv2d(inputs, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.post_norm:
-            y = silu(self.norm1(self.conv1(x)))
-            y = silu(self.norm2(self.conv2(y)))
+            y = self.norm1(self.conv1(x))
+            y = self.norm2(self.conv2(y))
         else:
-            y = self.conv1(silu(self.norm1(x)))
-            y = self.conv2(silu(self.norm2(y)))
+            y = self.conv1(self.norm1(x))
+            y = self.conv2(self.norm2(y))
         return (x if self.skip is None else self.skip(x)) + y
 
 
@@ -143,13 +148,13 @@ class UNet(ChannelsFirst):
             )
             for i, w in reversed(list(enumerate(widths)))
         )
-        self.norm = GroupNorm(widths[0])
+        self.norm = GroupNorm(widths[0], activation="silu")
         self.out = nn.Conv2d(widths[0], widths[0], 3, padding=1)
         if not post_norm:
             zeroed(self.out)
 
     def forward(self, x: Float[Tensor, "n channel height width"], views: int) -> Tensor:
-        x = self.stem(x.contiguous())
+        x = self.stem(for_convolutions(x))
         skips = [x]
         for level in self.encoder:
             assert isinstance(level, Level)
@@ -167,5 +172,5 @@ class UNet(ChannelsFirst):
             if level.move is not None:
                 x = level.move(x)
         if self.post_norm:
-            return silu(self.norm(self.out(x)))
-        return self.out(silu(self.norm(x)))
+            return self.norm(self.out(x))
+        return self.out(self.norm(x))

@@ -18,7 +18,7 @@ from ..progress import Track, silently
 from ..train.settings import Component, Experiment
 from ..types import Batch
 from ..zoo.load import WEIGHTS, Loaded, open_model
-from .options import pick_device
+from .options import as_graph, pick_device
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +30,15 @@ class Options:
     """What to measure.
 
     `baselines`: a copied photo and a plane sweep too; `geometry`: points, normals and edges too,
-    where the data has depth; `limit`: only the first so many scenes of the index.
+    where the data has depth; `limit`: only the first so many scenes of the index; `graph`: the
+    network runs as CUDA graphs.
     """
 
     baselines: bool = False
     geometry: bool = False
     limit: int | None = None
     device: str = "auto"
+    graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def evaluate(
     watch = Stopwatch(device, skip=WARM_UP)
     renderer = experiment.renderer
     pipeline = protocol.pipeline(
-        encoder,
+        as_graph(encoder, chosen.graph, device),
         renderer.name,
         renderer.background,
         watch,

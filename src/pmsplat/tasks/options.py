@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import nn
 
+from ..contracts import Encoder
 from ..device import cuda_obstacle
 from ..errors import UserError
 from ..registry import suggest
 from ..scene import Scene
 from ..scene.fit import covering_size
 from ..types import CLASSIC, MIP, DrawingRules, Gaussians
+from ..zoo.compile import compile
 
 LONGEST = 960  # pixels of the longer side of the largest images that models were published for
 MUCH_CUT = 0.25  # of a photo: losing more is said
@@ -48,6 +51,17 @@ def count_views(wanted: int | None, default: int, photos: int) -> int:
             "choose another number of views" if photos >= 2 else "add photos of the scene",
         )
     return count
+
+
+def as_graph(model: nn.Module, wanted: bool, device: torch.device) -> Encoder:
+    """The model, captured as CUDA graphs where that is `wanted`; UserError where there are none."""
+    if not wanted:
+        return model
+    if device.type != "cuda":
+        raise UserError(
+            f"`graph` on {device.type}", "a CUDA device, which repeats graphs", "leave `graph` out"
+        )
+    return compile(model)
 
 
 def fit_size(photo: tuple[int, int], wanted: tuple[int, int] | None) -> tuple[int, int]:
