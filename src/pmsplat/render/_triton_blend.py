@@ -26,9 +26,10 @@ from ._triton_projection import LOOK, PLACE
 ALPHA_MIN = tl.constexpr(_projection.ALPHA_MIN)
 TRANSMITTANCE_MIN = tl.constexpr(_projection.TRANSMITTANCE_MIN)
 
-# Columns of a row of gradients: those of place (without the box) and look, and of what is summed.
-GRADIENTS, OF_COLOR, OF_WEIGHT = tl.constexpr(10), tl.constexpr(6), tl.constexpr(10)
-SUMS = tl.constexpr(16)  # columns of the matrix product
+# Columns of a row of gradients: mean, conic and opacity, then color and z.
+GRADIENTS, OF_COLOR = tl.constexpr(10), tl.constexpr(6)
+SUMS = tl.constexpr(8)  # columns of a matrix of sums
+HIGH = tl.constexpr(-8192)  # the bits of a float32 that TF32 has, too
 DIGITS = tl.constexpr(2.0**40)  # steps of a fixed-point number, for sums that are the same always
 
 
@@ -49,28 +50,41 @@ def _open_tile(
 
 
 @triton.jit
-def _load_run(lists, place, look, first, end, offset, CHUNK: tl.constexpr):
-    """Returns mean, conic and opacity of some Gaussians of a list, and their rows in the tables.
+def _halves(table, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Returns the even and the odd columns of a table."""
+    return tl.split(tl.reshape(table, (ROWS, COLUMNS // 2, 2)))
 
-    Past the end of the list there is a Gaussian of opacity 0.
+
+@triton.jit
+def _load_run(lists, place, look, first, end, offset, CHUNK: tl.constexpr):
+    """Returns some Gaussians of a list: rows in the tables, whether they exist, place and look.
+
+    Past the end of the list there is a Gaussian of opacity 0. Whole rows are read at once.
     """
     member = first + tl.arange(0, CHUNK)
     mask = member < end
     row = offset + tl.load(lists + member, mask=mask, other=0)
-    x = tl.load(place + row * PLACE, mask=mask, other=0.0)
-    y = tl.load(place + row * PLACE + 1, mask=mask, other=0.0)
-    a = tl.load(look + row * LOOK, mask=mask, other=0.0)
-    b = tl.load(look + row * LOOK + 1, mask=mask, other=0.0)
-    c = tl.load(look + row * LOOK + 2, mask=mask, other=0.0)
-    opacity = tl.load(look + row * LOOK + 3, mask=mask, other=0.0)
-    return row, mask, x, y, a, b, c, opacity
+    rows = row[:, None]
+    at = place + rows * PLACE + tl.arange(0, 4)[None, :]
+    even, odd = _halves(tl.load(at, mask=mask[:, None], other=0.0), CHUNK, 4)
+    x, _width = tl.split(even)
+    y, _height = tl.split(odd)
+    at = look + rows * LOOK + tl.arange(0, 8)[None, :]
+    even, odd = _halves(tl.load(at, mask=mask[:, None], other=0.0), CHUNK, 8)
+    even, odd = _halves(even, CHUNK, 4), _halves(odd, CHUNK, 4)
+    xx, red = tl.split(even[0])
+    yy, blue = tl.split(even[1])
+    xy, green = tl.split(odd[0])
+    opacity, z = tl.split(odd[1])
+    return row, mask, (x, y, xx, xy, yy, opacity), (red, green, blue, z)
 
 
 @triton.jit
-def _alpha(px, py, x, y, a, b, c, opacity, cap):
+def _alpha(px, py, splat, cap):
     """Returns alphas [Gaussian, pixel], 0 where they are skipped."""
+    x, y, xx, xy, yy, opacity = splat
     dx, dy = px[None, :] - x[:, None], py[None, :] - y[:, None]
-    power = 0.5 * (a[:, None] * dx * dx + c[:, None] * dy * dy) + b[:, None] * dx * dy
+    power = 0.5 * (xx[:, None] * dx * dx + yy[:, None] * dy * dy) + xy[:, None] * dx * dy
     alpha = tl.minimum(opacity[:, None] * tl.exp(-tl.maximum(power, 0.0)), cap)
     return tl.where(alpha >= ALPHA_MIN, alpha, 0.0)
 
@@ -82,15 +96,6 @@ def _weights(alpha, light):
     weight = tl.where(after >= TRANSMITTANCE_MIN, after * (alpha / (1 - alpha)), 0.0)
     left = tl.min(after, 0)
     return weight, after, tl.where(left >= TRANSMITTANCE_MIN, left, 0.0)
-
-
-@triton.jit
-def _load_look(look, row, mask):
-    """Returns color and z of some Gaussians."""
-    red = tl.load(look + row * LOOK + 4, mask=mask, other=0.0)
-    green = tl.load(look + row * LOOK + 5, mask=mask, other=0.0)
-    blue = tl.load(look + row * LOOK + 6, mask=mask, other=0.0)
-    return red, green, blue, tl.load(look + row * LOOK + 7, mask=mask, other=0.0)
 
 
 @triton.jit(do_not_specialize=["count", "views", "width", "height", "channels", "budget"])
@@ -108,7 +113,7 @@ def draw(
     image, px, py, inside, first, end = _open_tile(
         totals, starts, width, height, budget, TILE_W, TILE_H
     )
-    x_, y_ = px + 0.5, py + 0.5
+    x, y = px + 0.5, py + 0.5
     offset = image * count
     light = tl.where(inside, 1.0, 0.0)
     red, green, blue = light * 0.0, light * 0.0, light * 0.0
@@ -117,25 +122,24 @@ def draw(
         channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
         features = tl.zeros((WIDE, TILE_W * TILE_H), tl.float32)
     while (first < end) & (tl.max(light, 0) > 0):
-        row, mask, x, y, a, b, c, opacity = _load_run(lists, place, look, first, end, offset, CHUNK)
-        alpha = _alpha(x_, y_, x, y, a, b, c, opacity, cap)
+        row, listed, splat, seen = _load_run(lists, place, look, first, end, offset, CHUNK)
+        alpha = _alpha(x, y, splat, cap)
         first += CHUNK
         if tl.max(tl.max(alpha, 0) * light, 0) > 0:
             weight, after, light = _weights(alpha, light)
-            r, g, b, z = _load_look(look, row, mask)
-            red += tl.sum(weight * r[:, None], 0)
-            green += tl.sum(weight * g[:, None], 0)
-            blue += tl.sum(weight * b[:, None], 0)
-            far += tl.sum(weight * z[:, None], 0)
+            red += tl.sum(weight * seen[0][:, None], 0)
+            green += tl.sum(weight * seen[1][:, None], 0)
+            blue += tl.sum(weight * seen[2][:, None], 0)
+            far += tl.sum(weight * seen[3][:, None], 0)
             total += tl.sum(weight, 0)
             if MEDIAN:  # the first of those behind which less than half is left; z only grows
                 behind = (after <= 0.5) & (weight > 0)
-                half = tl.minimum(half, tl.min(tl.where(behind, z[:, None], float("inf")), 0))
+                half = tl.minimum(half, tl.min(tl.where(behind, seen[3][:, None], float("inf")), 0))
             if WIDE > 0:
-                at = (image // views * count + row - offset)[None, :] * channels + channel[:, None]
-                table = tl.load(
-                    attributes + at, mask=mask[None, :] & (channel < channels)[:, None], other=0.0
-                )
+                member = (image // views * count + row - offset)[None, :]
+                known = listed[None, :] & (channel < channels)[:, None]
+                table = attributes + member * channels + channel[:, None]
+                table = tl.load(table, mask=known, other=0.0)
                 features = tl.dot(table, weight, features, input_precision=PRECISION)
     area = width.to(tl.int64) * height
     pixel = py * width + px
@@ -159,11 +163,13 @@ def _column(matrix, column, k):
 
 
 @triton.jit
-def _from_moments(sums, column, dx, dy, a, b, c, opacity):
+def _from_moments(sums, column, middle_x, middle_y, splat):
     """Returns rows of gradients of place and look from the sums over the pixels of a tile.
 
-    dx and dy lead from the mean to the middle of the tile, which the moments are about.
+    The moments among them are about the middle of the tile, and are moved to the mean.
     """
+    x, y, xx, xy, yy, opacity = splat
+    dx, dy = middle_x - x, middle_y - y
     m, m_x, m_y = _column(sums, column, 0), _column(sums, column, 1), _column(sums, column, 2)
     m_xx, m_xy, m_yy = _column(sums, column, 3), _column(sums, column, 4), _column(sums, column, 5)
     m_xx += dx * (2 * m_x + dx * m)
@@ -171,12 +177,22 @@ def _from_moments(sums, column, dx, dy, a, b, c, opacity):
     m_yy += dy * (2 * m_y + dy * m)
     m_x, m_y = m_x + dx * m, m_y + dy * m
     k = column[None, :]
-    out = tl.where(k == 0, (a * m_x + b * m_y)[:, None], sums)
-    out = tl.where(k == 1, (c * m_y + b * m_x)[:, None], out)
+    out = tl.where(k == 0, (xx * m_x + xy * m_y)[:, None], sums)
+    out = tl.where(k == 1, (yy * m_y + xy * m_x)[:, None], out)
     out = tl.where(k == 2, (-0.5 * m_xx)[:, None], out)
     out = tl.where(k == 3, -m_xy[:, None], out)
     out = tl.where(k == 4, (-0.5 * m_yy)[:, None], out)
     return tl.where(k == 5, (m / tl.maximum(opacity, ALPHA_MIN))[:, None], out)
+
+
+@triton.jit
+def _sum_moments(slope, moments, PRECISION: tl.constexpr):
+    """Returns slope · moments. TF32 holds the moments exactly, and the slope in two parts."""
+    if PRECISION == "ieee":
+        return tl.dot(slope, moments, input_precision="ieee")
+    high = (slope.to(tl.int32, bitcast=True) & HIGH).to(tl.float32, bitcast=True)
+    sums = tl.dot(high, moments, input_precision="tf32")
+    return tl.dot(slope - high, moments, sums, input_precision="tf32")
 
 
 @triton.jit
@@ -212,7 +228,7 @@ def draw_back(
     image, px, py, inside, first, end = _open_tile(
         totals, starts, width, height, budget, TILE_W, TILE_H
     )
-    x_, y_ = px + 0.5, py + 0.5
+    x, y = px + 0.5, py + 0.5
     offset = image * count
     area = width.to(tl.int64) * height
     pixel = py * width + px
@@ -226,60 +242,61 @@ def draw_back(
     behind += g_green * tl.load(color + at + area, mask=mask, other=0.0)
     behind += g_blue * tl.load(color + at + 2 * area, mask=mask, other=0.0)
     at = image * area + pixel
-    g_z, g_w = (
-        tl.load(g_depth + at, mask=mask, other=0.0),
-        tl.load(g_opaque + at, mask=mask, other=0.0),
-    )
+    g_z = tl.load(g_depth + at, mask=mask, other=0.0)
+    g_w = tl.load(g_opaque + at, mask=mask, other=0.0)
     behind += g_z * tl.load(depth + at, mask=mask, other=0.0)
     behind += g_w * tl.load(opaque + at, mask=mask, other=0.0)
     if WIDE > 0:
         channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
-        at = (image * channels + channel)[:, None] * area + pixel[None, :]
+        across = (image * channels + channel)[:, None] * area + pixel[None, :]
         known = inside[None, :] & (channel < channels)[:, None]
-        g_features = tl.load(g_blended + at, mask=known, other=0.0)
-        behind += tl.sum(g_features * tl.load(blended + at, mask=known, other=0.0), 0)
-        g_across = tl.trans(g_features)
+        g_features = tl.load(g_blended + across, mask=known, other=0.0)
+        behind += tl.sum(g_features * tl.load(blended + across, mask=known, other=0.0), 0)
     # What the sums of a Gaussian are made of: moments about the middle of the tile, and gradients
     column = tl.arange(0, SUMS)
     k = column[None, :]
     middle_x = tl.min(px, 0) + 0.5 * TILE_W
     middle_y = tl.min(py, 0) + 0.5 * TILE_H
-    u, v = (x_ - middle_x)[:, None], (y_ - middle_y)[:, None]
+    u, v = (x - middle_x)[:, None], (y - middle_y)[:, None]
     moments = tl.where(k == 0, 1.0, tl.where(k == 1, u, tl.where(k == 2, v, 0.0)))
     moments = tl.where(k == 3, u * u, tl.where(k == 4, u * v, tl.where(k == 5, v * v, moments)))
-    shares = tl.where(k == OF_COLOR, g_red[:, None], tl.where(k == OF_WEIGHT, 1.0, 0.0))
-    shares = tl.where(k == OF_COLOR + 1, g_green[:, None], shares)
-    shares = tl.where(k == OF_COLOR + 2, g_blue[:, None], shares)
-    shares = tl.where(k == OF_COLOR + 3, g_z[:, None], shares)
+    shares = tl.where(k == 0, g_red[:, None], tl.where(k == 1, g_green[:, None], 0.0))
+    shares = tl.where(k == 2, g_blue[:, None], tl.where(k == 3, g_z[:, None], shares))
+    shares = tl.where(k == 4, 1.0, shares)
     # Replay the tile
     light = tl.where(inside, 1.0, 0.0)
     while (first < end) & (tl.max(light, 0) > 0):
-        row, mask, x, y, a, b, c, opacity = _load_run(lists, place, look, first, end, offset, CHUNK)
-        alpha = _alpha(x_, y_, x, y, a, b, c, opacity, cap)
+        row, listed, splat, seen = _load_run(lists, place, look, first, end, offset, CHUNK)
+        alpha = _alpha(x, y, splat, cap)
         first += CHUNK
         if tl.max(tl.max(alpha, 0) * light, 0) > 0:
             weight, after, light = _weights(alpha, light)
-            red, green, blue, z = _load_look(look, row, mask)
-            shade = red[:, None] * g_red[None, :] + green[:, None] * g_green[None, :]
-            shade += blue[:, None] * g_blue[None, :] + z[:, None] * g_z[None, :] + g_w[None, :]
+            shade = seen[0][:, None] * g_red[None, :] + seen[1][:, None] * g_green[None, :]
+            shade += seen[2][:, None] * g_blue[None, :] + seen[3][:, None] * g_z[None, :]
+            shade += g_w[None, :]
             if WIDE > 0:
-                at = (image // views * count + row - offset)[:, None] * channels + channel[None, :]
-                known = mask[:, None] & (channel < channels)[None, :]
-                table = tl.load(attributes + at, mask=known, other=0.0)
+                member = (image // views * count + row - offset)[:, None]
+                feature = member * channels + channel[None, :]
+                exists = listed[:, None] & (channel < channels)[None, :]
+                table = tl.load(attributes + feature, mask=exists, other=0.0)
+                # Read again, because they would not fit into registers beside all else
+                g_features = tl.load(g_blended + across, mask=known, other=0.0)
                 shade = tl.dot(table, g_features, shade, input_precision=PRECISION)
-                part = tl.dot(weight, g_across, input_precision=PRECISION)
-                _add(d_attributes, attribute_bounds, at, part, known, MODE)
+                part = tl.dot(weight, tl.trans(g_features), input_precision=PRECISION)
+                _add(d_attributes, attribute_bounds, feature, part, exists, MODE)
             own = weight * shade
             left = behind[None, :] - tl.cumsum(own, 0)
             behind -= tl.sum(own, 0)
             used = tl.where(weight > 0, alpha, 0.0)
             slope = tl.where(alpha < cap, own - left * (used / (1 - used)), 0.0)
-            sums = tl.dot(slope, moments, input_precision=PRECISION)
-            sums = tl.dot(weight, shares, sums, input_precision=PRECISION)
-            part = _from_moments(sums, column, middle_x - x, middle_y - y, a, b, c, opacity)
-            seen = _column(sums, column, OF_WEIGHT) > 0
-            at = row[:, None] * GRADIENTS + k
-            _add(rows, bounds, at, part, seen[:, None] & (k < GRADIENTS), MODE)
+            # Sum over the pixels, and add to the Gaussians that were drawn
+            shared = tl.dot(weight, shares, input_precision=PRECISION)
+            drawn = listed & (_column(shared, column, 4) > 0)
+            to = row[:, None] * GRADIENTS + k
+            _add(rows, bounds, to + OF_COLOR, shared, drawn[:, None] & (k < 4), MODE)
+            sums = _sum_moments(slope, moments, PRECISION)
+            moved = _from_moments(sums, column, middle_x, middle_y, splat)
+            _add(rows, bounds, to, moved, drawn[:, None] & (k < OF_COLOR), MODE)
 
 
 @triton.jit

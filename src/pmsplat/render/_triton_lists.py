@@ -105,12 +105,12 @@ def fill_lists(
     for first in range(begin, end, GROUP):
         member = first + tl.arange(0, GROUP)
         mask = member < end
-        at = place + (row + tl.load(order + member, mask=mask, other=0)) * PLACE
-        _, _, across, down = box_of(
-            tl.load(at, mask=mask, other=0.0),
-            tl.load(at + 1, mask=mask, other=0.0),
-            tl.load(at + 2, mask=mask, other=0.0),
-            tl.load(at + 3, mask=mask, other=0.0),
+        box = place + (row + tl.load(order + member, mask=mask, other=0)) * PLACE
+        _column, _line, across, down = box_of(
+            tl.load(box, mask=mask, other=0.0),
+            tl.load(box + 1, mask=mask, other=0.0),
+            tl.load(box + 2, mask=mask, other=0.0),
+            tl.load(box + 3, mask=mask, other=0.0),
             width, height, tile_w, tile_h,
         )  # fmt: skip
         ends = tl.cumsum(across * down, 0)

@@ -164,10 +164,10 @@ def project(
     f = _load_row(sh + row * (3 * STORED), mask, 3 * STORED)
     for k in tl.static_range(3 * STORED):
         zero += f[k] * 0.0
-    for c in range(channels):
-        zero += tl.load(attributes + row * channels + c, mask=mask, other=0.0) * 0.0
+    for channel in range(channels):
+        zero += tl.load(attributes + row * channels + channel, mask=mask, other=0.0) * 0.0
     sound = mask & (zero == 0)
-    w, x, y, z, _ = _unit(qw, qx, qy, qz)
+    w, x, y, z, _length = _unit(qw, qx, qy, qz)
     q = _rotation(w, x, y, z)
     for view in range(views):
         image = scene * views + view
@@ -177,7 +177,7 @@ def project(
         reach = tl.maximum(tl.maximum(tl.abs(x), tl.abs(y)), tl.maximum(tl.maximum(s0, s1), s2))
         kept = sound & (z > cull) & (reach * tl.maximum(lens[0], lens[1]) < MAX_PIXELS * z)
         x, y, z = tl.where(kept, x, 0.0), tl.where(kept, y, 0.0), tl.where(kept, z, 1.0)
-        a, b, c, determinant, _, _, _ = _splat(
+        a, b, c, determinant, _axes, _tilt_x, _tilt_y = _splat(
             turn, lens, q, s0, s1, s2, x, y, z, width, height, blur
         )
         aa, bb = a[0] * a[0] + a[1] * a[1] + a[2] * a[2], b[0] * b[0] + b[1] * b[1] + b[2] * b[2]
@@ -194,7 +194,7 @@ def project(
         inside = inside & (at_y + extent_y > 0) & (at_y - extent_y < height) & kept
         extent_x, extent_y = tl.where(inside, extent_x, 0.0), tl.where(inside, extent_y, 0.0)
         for level in range(levels):
-            _, _, columns, rows = box_of(
+            _column, _row, columns, rows = box_of(
                 at_x, at_y, extent_x, extent_y, width, height, TILE_W << level, TILE_H << level
             )
             touched = tl.sum((columns * rows).to(tl.int64), 0)
@@ -321,7 +321,7 @@ def project_back(
     ever = n < 0
     for view in range(views):
         image = scene * views + view
-        turn, centre, lens, _ = _camera(c2w, K, near, image, width, height, 1.0)
+        turn, centre, lens, _cull = _camera(c2w, K, near, image, width, height, 1.0)
         at = image * count + n
         z = tl.load(look + at * LOOK + 7, mask=mask, other=0.0)
         kept = z > 0

@@ -50,7 +50,7 @@ class Tuning:
     segments: int = 128
     per_gaussian: int = 4
     per_tile: int = 512
-    wide: int = 32
+    wide: int = 16
 
 
 TUNING = Tuning()
