@@ -13,6 +13,8 @@ from pmsplat.io.images import write_image
 from pmsplat.scene import open_scene
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():  # before Triton is imported: kernels run on the CPU, slowly
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 INTRINSICS = ((0, 0), (1, 1), (0, 2), (1, 2))  # fx, fy, cx, cy in K
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -32,25 +32,29 @@ LARGEST = 2**31 - 1  # what an index on the device may be
 class Tuning:
     """Sizes that change the speed and, within rounding, nothing else.
 
-    Tiles are `tile_h` by `tile_w` pixels, drawn by `warps` warps, `chunk` Gaussians at once;
-    products of matrices are `precise` ("tf32x3" or "ieee"). `per_gaussian` and `per_tile` bound the
-    entries of an image's lists. `wide` attributes are blended by one program.
+    Tiles are `tile_h` by `tile_w` pixels, drawn by `warps` warps, `chunk` Gaussians at once, and
+    replayed by `warps_back`, `chunk_back` at once. Products of matrices are `precise` ("tf32x3" or
+    "ieee"). One program blends `wide` attributes and projects `block` Gaussians. An image's
+    Gaussians are listed by at most `segments` programs, of at least `segment` Gaussians each, which
+    take `group` of them and `pairs` entries at once. `per_gaussian` and `per_tile` give the entries
+    for which there is room.
     """
 
     tile_h: int = 8
     tile_w: int = 8
-    chunk: int = 16
+    chunk: int = 8
+    chunk_back: int = 16
     warps: int = 1
     warps_back: int = 1
     precise: str = "tf32x3"
+    wide: int = 16
     block: int = 128
-    group: int = 32
-    pairs: int = 64
     segment: int = 512
     segments: int = 128
+    group: int = 32
+    pairs: int = 64
     per_gaussian: int = 4
     per_tile: int = 512
-    wide: int = 16
 
 
 TUNING = Tuning()
@@ -226,6 +230,11 @@ class _Plan:
         return min(max(16, 1 << (self.channels - 1).bit_length()), self.tuning.wide)
 
     @property
+    def chunk(self) -> int:
+        """Gaussians that are drawn at once; the product with attributes needs 16."""
+        return max(self.tuning.chunk, 16) if self.wide else self.tuning.chunk
+
+    @property
     def programs(self) -> tuple[int, int]:
         """Programs that draw."""
         return self.images * self.tiles, -(-self.channels // self.wide) if self.wide else 1
@@ -378,7 +387,7 @@ class _Composite(torch.autograd.Function):
             color, depth, alpha, blended, median,
             plan.count, plan.views, plan.width, plan.height, plan.channels, plan.budget,
             plan.rules.alpha_cap,
-            WIDE=plan.wide, MEDIAN=plan.median, CHUNK=plan.tuning.chunk, **plan.tile,
+            WIDE=plan.wide, MEDIAN=plan.median, CHUNK=plan.chunk, **plan.tile,
             PRECISION=plan.precision(look.device), num_warps=plan.tuning.warps,
         )  # fmt: skip
         ctx.save_for_backward(
@@ -413,7 +422,7 @@ def _draw_back(
         *saved, *given, *sums,
         plan.count, plan.views, plan.width, plan.height, plan.channels, plan.budget,
         plan.rules.alpha_cap,
-        WIDE=plan.wide, MODE=mode, CHUNK=plan.tuning.chunk, **plan.tile,
+        WIDE=plan.wide, MODE=mode, CHUNK=plan.tuning.chunk_back, **plan.tile,
         PRECISION=plan.precision(saved[0].device), num_warps=plan.tuning.warps_back,
     )  # fmt: skip
 
