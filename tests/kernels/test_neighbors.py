@@ -250,22 +250,34 @@ def test_the_gpu_kernel_interpreted_equals_its_twin() -> None:
     assert done.stdout == "equal\n", done.stderr
 
 
+COMPILED = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from pmsplat.kernels import _neighbors_triton as gpu
+constants = {name: getattr(gpu, name) for name in ("BLOCK", "TILE", "GROUP", "STEP")}
+signature = dict.fromkeys(("queries", "keys", "boxes", "groups"), f"*{sys.argv[1]}")
+signature |= {"places": "*i32"} | dict.fromkeys(("n", "m", "tiles", "supers"), "i32")
+source = ASTSource(gpu._search, signature | dict.fromkeys(constants, "constexpr"), constants)
+compiled = triton.compile(
+    source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}
+)
+assert compiled.asm["cubin"] and "fma.rn" in compiled.asm["ptx"]
+print("compiled")
+"""
+
+
 @pytest.mark.parametrize("kind", ["fp32", "fp64"])
 def test_the_gpu_kernel_compiles_without_a_gpu(kind: str) -> None:
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from pmsplat.kernels import _neighbors_triton as gpu
-
-    constants = {name: getattr(gpu, name) for name in ("BLOCK", "TILE", "GROUP", "STEP")}
-    signature = dict.fromkeys(("queries", "keys", "boxes", "groups"), f"*{kind}")
-    signature |= {"places": "*i32"} | dict.fromkeys(("n", "m", "tiles", "supers"), "i32")
-    source = ASTSource(gpu._search, signature | dict.fromkeys(constants, "constexpr"), constants)
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, kind],
+        env={**os.environ, "TRITON_INTERPRET": "0"},  # which the tests set to 1
+        capture_output=True,
+        text=True,
     )
-    assert compiled.asm["cubin"] and "fma.rn" in compiled.asm["ptx"]
+    assert done.stdout == "compiled\n", done.stderr
 
 
 @pytest.mark.cuda

@@ -17,6 +17,8 @@ from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians, Render
 from tests.scenes import ODD_RULES, PARAMETERS, RULES, random_cameras, random_gaussians
 
 pytest.importorskip("triton")
+# What numpy says of infinities, and no device does
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DEVICE = CUDA if torch.cuda.is_available() else CPU
@@ -81,27 +83,9 @@ def draw(
     return Drawn(rendering, {part: grad.cpu() for part, grad in gradients.items()})
 
 
-def is_close(got: Tensor, wanted: Tensor, tolerance: float = 3e-5) -> bool:
-    return bool((got - wanted).norm() <= tolerance * wanted.norm())
-
-
-def compare(got: Drawn, wanted: Drawn, tolerance: float = 3e-5) -> None:
-    """Everything drawn and all gradients, by the norm of their errors."""
-    for part in ("color", "depth", "alpha", "attributes", "depth_median"):
-        ours, theirs = getattr(got.rendering, part), getattr(wanted.rendering, part)
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            assert ours.dtype == torch.float32 and ours.shape == theirs.shape
-            assert is_close(ours, theirs, tolerance), part
-    ours, theirs = got.rendering.screen, wanted.rendering.screen
-    assert ours is not None and theirs is not None
-    seen = theirs.radii > 0
-    assert is_close(ours.radii, theirs.radii, tolerance)
-    assert is_close(ours.means[seen], theirs.means[seen], tolerance)
-    for part, theirs in wanted.gradients.items():
-        assert got.gradients[part].isfinite().all(), part
-        error = (got.gradients[part] - theirs).norm() / theirs.norm().clamp_min(1e-30)
-        assert error <= tolerance, f"{part}: {error:.1e}"
+def is_close(got: Tensor, wanted: Tensor, slack: float = 0.0) -> bool:
+    """Whether the error is within rounding, by norms; `slack` is what else may be wrong."""
+    return bool((got - wanted).norm() <= 3e-5 * wanted.norm() + slack)
 
 
 def check(
@@ -110,13 +94,29 @@ def check(
     size: tuple[int, int],
     attributes: Tensor | None = None,
     sh_degree: int | None = None,
-    tolerance: float = 3e-5,
 ) -> Drawn:
-    """Draws with both backends, compares, and gives what the reference drew."""
-    wanted = draw(
-        "reference", gaussians, cameras, size, attributes, sh_degree, torch.float64, device=CPU
-    )
-    compare(draw("triton", gaussians, cameras, size, attributes, sh_degree), wanted, tolerance)
+    """Draws, compares all with the reference in float64, and gives what that drew.
+
+    Where rounding is larger for others in float32, as for opaque stacks, the same is allowed.
+    """
+    given = (gaussians, cameras, size, attributes, sh_degree)
+    got = draw("triton", *given)
+    wanted = draw("reference", *given, dtype=torch.float64, device=CPU)
+    others = [draw(name, *given, device=CPU) for name in ("reference", "cpu")]
+    for part in ("color", "depth", "alpha", "attributes", "depth_median"):
+        ours, theirs = getattr(got.rendering, part), getattr(wanted.rendering, part)
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert ours.dtype == torch.float32 and ours.shape == theirs.shape
+            assert is_close(ours, theirs), part
+    ours, theirs = got.rendering.screen, wanted.rendering.screen
+    assert ours is not None and theirs is not None
+    seen = theirs.radii > 0
+    assert is_close(ours.radii, theirs.radii) and is_close(ours.means[seen], theirs.means[seen])
+    for part, theirs in wanted.gradients.items():
+        error = (got.gradients[part] - theirs).norm() / theirs.norm()
+        slack = max((other.gradients[part] - theirs).norm().item() for other in others)
+        assert is_close(got.gradients[part], theirs, slack), f"{part}: {error:.1e}"
     return wanted
 
 
@@ -171,9 +171,7 @@ def test_values_and_gradients_are_those_of_the_reference(
     gaussians.scales[:, 17:19] = 0
     gaussians.scales[:, 19:26] *= 0.05
     attributes = torch.randn(2, 50, channels, generator=generator) if channels else None
-    wanted = check(
-        gaussians, odd_cameras(2, generator, batch=2), (19, 21), attributes, sh_degree
-    )
+    wanted = check(gaussians, odd_cameras(2, generator, batch=2), (19, 21), attributes, sh_degree)
     assert all(gradient.norm() > 0 for gradient in wanted.gradients.values())
 
 
@@ -212,7 +210,7 @@ def test_shapes_at_the_edge(generator: torch.Generator) -> None:
     gaussians.quats_wxyz[0, 6] = 0
     gaussians.opacities[0, 7] = 0
     gaussians.means[0, 8] = torch.tensor([0, 0, 0.0999])
-    wanted = check(gaussians, front_camera(), (9, 12), tolerance=1e-4)
+    wanted = check(gaussians, front_camera(), (9, 12))
     for undrawn in (3, 4, 7, 8):
         assert (wanted.gradients["means"][0, undrawn] == 0).all()
 
@@ -261,16 +259,16 @@ def test_equal_depths_are_blended_in_order_of_index(generator: torch.Generator) 
     check(gaussians, front_camera(), (16, 16))
 
 
-@pytest.mark.parametrize("count", [700] if DEVICE == CPU else [1100, 10_000])
+@pytest.mark.parametrize("count", [1100] if DEVICE == CPU else [1100, 10_000])
 def test_many_on_one_pixel(count: int, generator: torch.Generator) -> None:
     """Faint ones, of which many count, then opaque ones, of which few do."""
     means = 0.01 * torch.randn(count, 3, generator=generator) + torch.tensor([0, 0, 2.0])
     gaussians = cloud(means, 0.02, opacity=0.012)
     gaussians.opacities[:, ::97] = 0.3
-    wanted = check(gaussians, front_camera(), (8, 8), tolerance=1e-4)
+    wanted = check(gaussians, front_camera(), (8, 8))
     assert 0.5 < wanted.rendering.alpha.max() < 0.9999
     gaussians.opacities[:] = 1.0
-    wanted = check(gaussians, front_camera(), (8, 8), tolerance=1e-4)
+    wanted = check(gaussians, front_camera(), (8, 8))
     assert wanted.rendering.alpha.max() > 0.99
 
 
@@ -289,17 +287,14 @@ def test_lists_that_are_too_long(
 
     monkeypatch.setattr(backend, "_make_lists", spy)
     gaussians = random_gaussians(40, generator, batch=2, degree=0)
-    gaussians.scales[0] *= 0.3
+    gaussians.scales[0] *= 0.7
     gaussians.scales[1] *= 8
     check(gaussians, random_cameras(1, generator, batch=2), (15, 30))
     budget, totals = plans[0]
-    assert budget == 80 and (totals > budget).sum(dim=1).tolist() == [1, 2]
-    assert totals[:, :4].tolist()[1][2] <= 80
+    assert budget == 80 and (totals > budget).sum(dim=1).tolist() == [1, 2], totals
 
 
-def test_sums_that_do_not_depend_on_the_order(
-    exact: None, generator: torch.Generator
-) -> None:
+def test_sums_that_do_not_depend_on_the_order(exact: None, generator: torch.Generator) -> None:
     gaussians = random_gaussians(40, generator, degree=1)
     check(gaussians, random_cameras(2, generator), (10, 17), torch.randn(1, 40, 2))
 
@@ -313,7 +308,7 @@ def test_a_gradient_of_the_means_in_pixels_alone(generator: torch.Generator) -> 
     for name, dtype, device in (
         ("triton", torch.float32, DEVICE), ("reference", torch.float64, CPU)
     ):  # fmt: skip
-        means = gaussians.means.to(device, dtype).requires_grad_()
+        means = gaussians.means.to(device, dtype, copy=True).requires_grad_()
         given = replace(gaussians.to(device).to(dtype), means=means)
         screen = rasterize(given, front_camera().to(device), (9, 9), name, extras=["screen"]).screen
         assert screen is not None
@@ -341,7 +336,9 @@ def test_what_cannot_be_numbered_is_refused(generator: torch.Generator) -> None:
 
 def test_why_it_cannot_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_interprets", lambda: False)
-    assert "was given tensors on cpu; wanted tensors on a CUDA device" in str(obstacle("triton", CPU))
+    assert "was given tensors on cpu; wanted tensors on a CUDA device" in str(
+        obstacle("triton", CPU)
+    )
     backend._broken.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GTX 1080")

@@ -61,7 +61,7 @@ def rasterize(
     * A Gaussian with a NaN or an infinity among its parameters is not drawn and gets no gradient;
       nor one wider or farther off the image than 1e8 pixels.
 
-    "reference", "cpu" and "triton" draw by these rules. `gsplat` differs in details: alpha is capped at 0.999, the clamp is asymmetric where the
+    `gsplat` differs in details: alpha is capped at 0.999, the clamp is asymmetric where the
     principal point is off centre, and antialiased it takes det Σ as a difference in float32, which
     is inexact for Gaussians seen edge-on. `diff_gaussian` draws a Gaussian to three standard
     deviations only, which cuts something off where its opacity is above 0.35; its gradient is not
@@ -88,8 +88,8 @@ def rasterize(
             radii of the splats' boxes, 0 where not drawn).
         rules: how to draw; None follows `gaussians.rules`, those that they were trained with.
             "reference", "cpu" and "triton" follow any rules, "gsplat" all with the usual
-            `alpha_cap`, "diff_gaussian" those with the usual `blur` and `alpha_cap`, and antialiased ones where
-            the installed package has that.
+            `alpha_cap`, "diff_gaussian" those with the usual `blur` and `alpha_cap`, and
+            antialiased ones where the installed package has that.
 
     Returns:
         color [batch, target, 3, h, w]; depth [batch, target, h, w] (expected z: Σ z·weight /

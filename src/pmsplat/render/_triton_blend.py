@@ -1,4 +1,4 @@
-"""Blending in Triton, forward and backward: a program draws a small tile, a run of Gaussians at once.
+"""Blending in Triton, forward and backward: a program draws a tile, a run of Gaussians at once.
 
 A run is a block [Gaussian, pixel] whose products along the Gaussians give the transmittance. The
 backward pass replays a tile front to back with one scalar per pixel, as in `_cpu_blend.py`: for
@@ -14,6 +14,7 @@ than all other work.
 
 # Python's type checker does not understand Triton's language.
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportPossiblyUnboundVariable=false, reportAssignmentType=false, reportReturnType=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import triton
@@ -37,7 +38,7 @@ DIGITS = tl.constexpr(2.0**40)  # steps of a fixed-point number, for sums that a
 def _open_tile(
     totals, starts, width, height, budget, TILE_W: tl.constexpr, TILE_H: tl.constexpr
 ):  # fmt: skip
-    """Returns image, pixel columns and rows, whether those are in the image, and the list's ends."""
+    """Returns image, pixel columns and rows, whether they are in it, and the ends of the list."""
     columns, lines = tl.cdiv(width, TILE_W), tl.cdiv(height, TILE_H)
     image = (tl.program_id(0) // (columns * lines)).to(tl.int64)
     tile = tl.program_id(0) % (columns * lines)
@@ -205,7 +206,9 @@ def _add(rows, bounds, at, value, mask, MODE: tl.constexpr):
     if MODE == "float":
         tl.atomic_add(rows + at, value, mask=mask, sem="relaxed")
     elif MODE == "bound":
-        tl.atomic_max(bounds + at, tl.abs(value).to(tl.int32, bitcast=True), mask=mask, sem="relaxed")
+        tl.atomic_max(
+            bounds + at, tl.abs(value).to(tl.int32, bitcast=True), mask=mask, sem="relaxed"
+        )
     else:
         bound = tl.load(bounds + at, mask=mask, other=0).to(tl.float32, bitcast=True)
         share = value.to(tl.float64) / tl.where(bound > 0, bound, 1.0).to(tl.float64)
@@ -213,7 +216,7 @@ def _add(rows, bounds, at, value, mask, MODE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["count", "views", "width", "height", "channels", "budget"])
-def draw_back(
+def draw_back(  # noqa: PLR0915 (a kernel is one function)
     place, look, attributes, lists, starts, totals, color, depth, opaque, blended,
     g_color, g_depth, g_opaque, g_blended, rows, bounds, d_attributes, attribute_bounds,
     count, views, width, height, channels, budget, cap,
@@ -270,7 +273,7 @@ def draw_back(
         alpha = _alpha(x, y, splat, cap)
         first += CHUNK
         if tl.max(tl.max(alpha, 0) * light, 0) > 0:
-            weight, after, light = _weights(alpha, light)
+            weight, _after, light = _weights(alpha, light)
             shade = seen[0][:, None] * g_red[None, :] + seen[1][:, None] * g_green[None, :]
             shade += seen[2][:, None] * g_blue[None, :] + seen[3][:, None] * g_z[None, :]
             shade += g_w[None, :]

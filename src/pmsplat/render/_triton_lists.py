@@ -12,6 +12,7 @@ miss a tile, and is slower but right. A list of all Gaussians always fits.
 
 # Python's type checker does not understand Triton's language.
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportAssignmentType=false, reportReturnType=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import triton

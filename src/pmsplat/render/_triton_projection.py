@@ -7,8 +7,10 @@ of `_projection.project` but the sum of squares of s_i s_j (n · r_k), for scale
 normal n of the two rows of the Jacobian: that is exact for Gaussians seen edge-on, too.
 """
 
-# Python's type checker does not understand Triton's language.
+# Python's type checker does not understand Triton's language, nor Triton `*` within a tuple.
+# ruff: noqa: RUF005
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportAssignmentType=false, reportReturnType=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import triton
@@ -38,9 +40,9 @@ def reach_squared(opacity):
 
 @triton.jit
 def box_of(x, y, extent_x, extent_y, width, height, tile_w, tile_h):
-    """Returns first column and row of the tiles that a splat's box touches, and the numbers of both.
+    """Returns the first column and row of tiles that a splat's box touches, and how many of both.
 
-    Both numbers are 0 where it contains no pixel centre.
+    Both counts are 0 where it contains no pixel centre.
     """
     left = tl.minimum(tl.maximum(tl.ceil(x - extent_x - 0.5), 0.0), width * 1.0).to(tl.int32)
     top = tl.minimum(tl.maximum(tl.ceil(y - extent_y - 0.5), 0.0), height * 1.0).to(tl.int32)
@@ -139,7 +141,7 @@ def _load_row(first, mask, COUNT: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["count", "views", "width", "height", "channels", "levels"])
-def project(
+def project(  # noqa: PLR0915 (a kernel is one function)
     means, scales, quats, opacities, sh, attributes, c2w, K, near, place, look, keys, totals,
     count, views, width, height, channels, levels, blur, near_factor,
     DEGREE: tl.constexpr, STORED: tl.constexpr, ANTIALIASED: tl.constexpr,
@@ -247,30 +249,31 @@ def _unview(turn, skew, x, y, z):
 def _covariance_back(a, b, c, g0, g1, g2, g_fade, determinant, blur):
     """Returns the gradients of the rows a and b from those of the conic and of the compensation.
 
-    The compensation is |c| / √D with c = a × b and D = |c|² + blur (|a|² + |b|²) + blur². For the
-    unit vector ĉ, d|c| = (b × ĉ)·da + (ĉ × a)·db, and therefore the gradient of a is
+    With c = a × b, the conic is (|b|² + blur, -a·b, |a|² + blur) / D for D = |c|² + blur (|a|² +
+    |b|²) + blur², so that no term grows with the length of a needle. The compensation is |c| / √D.
+    For the unit vector ĉ, d|c| = (b × ĉ)·da + (ĉ × a)·db, so its gradient of a is
     (1 - |c|²/D) / √D · b × ĉ - |c| blur / D^1.5 · a, and that of b alike.
     """
     xx, yy = a[0] * a[0] + a[1] * a[1] + a[2] * a[2], b[0] * b[0] + b[1] * b[1] + b[2] * b[2]
     xy = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-    c0, c1, c2 = (yy + blur) / determinant, -xy / determinant, (xx + blur) / determinant
-    # Gradient of the inverse P of Σ: dΣ = -P dP P
-    g_xx = -2 * (c0 * c0 * g0 + c0 * c1 * g1 + c1 * c1 * g2)
-    g_yy = -2 * (c1 * c1 * g0 + c1 * c2 * g1 + c2 * c2 * g2)
-    g_xy = -(2 * c0 * c1 * g0 + (c0 * c2 + c1 * c1) * g1 + 2 * c1 * c2 * g2)
+    g_d = (g1 * xy - g0 * (yy + blur) - g2 * (xx + blur)) / determinant / determinant
+    g_xx, g_yy, g_xy = (
+        g2 / determinant + blur * g_d,
+        g0 / determinant + blur * g_d,
+        -g1 / determinant,
+    )
     length = tl.sqrt(c[0] * c[0] + c[1] * c[1] + c[2] * c[2])
     root = g_fade / tl.sqrt(determinant)
-    turn = root * blur * (xx + yy + blur) / determinant
     fade = root * blur * length / determinant
-    safe = tl.where(length > 0, length, 1.0)
-    u, v, w = c[0] / safe, c[1] / safe, c[2] / safe
-    g_xx, g_yy = g_xx - fade, g_yy - fade
-    a0 = g_xx * a[0] + g_xy * b[0] + turn * (b[1] * w - b[2] * v)
-    a1 = g_xx * a[1] + g_xy * b[1] + turn * (b[2] * u - b[0] * w)
-    a2 = g_xx * a[2] + g_xy * b[2] + turn * (b[0] * v - b[1] * u)
-    b0 = g_yy * b[0] + g_xy * a[0] + turn * (v * a[2] - w * a[1])
-    b1 = g_yy * b[1] + g_xy * a[1] + turn * (w * a[0] - u * a[2])
-    b2 = g_yy * b[2] + g_xy * a[2] + turn * (u * a[1] - v * a[0])
+    g_xx, g_yy = 2 * g_xx - fade, 2 * g_yy - fade
+    g_c = 2 * g_d + root * blur * (xx + yy + blur) / determinant / tl.where(length > 0, length, 1.0)
+    u, v, w = g_c * c[0], g_c * c[1], g_c * c[2]
+    a0 = g_xx * a[0] + g_xy * b[0] + (b[1] * w - b[2] * v)
+    a1 = g_xx * a[1] + g_xy * b[1] + (b[2] * u - b[0] * w)
+    a2 = g_xx * a[2] + g_xy * b[2] + (b[0] * v - b[1] * u)
+    b0 = g_yy * b[0] + g_xy * a[0] + (v * a[2] - w * a[1])
+    b1 = g_yy * b[1] + g_xy * a[1] + (w * a[0] - u * a[2])
+    b2 = g_yy * b[2] + g_xy * a[2] + (u * a[1] - v * a[0])
     return (a0, a1, a2), (b0, b1, b2), length / tl.sqrt(determinant)
 
 
@@ -283,15 +286,16 @@ def _quat_back(w, x, y, z, length, g):
     gz = x * (g[2] + g[6]) + y * (g[5] + g[7]) + w * (g[3] - g[1]) - 2 * z * (g[0] + g[4])
     gx, gy, gz = 2 * gx, 2 * gy, 2 * gz
     along = w * gw + x * gx + y * gy + z * gz
-    return (gw - w * along) / length, (gx - x * along) / length, (gy - y * along) / length, (
-        gz - z * along
-    ) / length
+    return (
+        (gw - w * along) / length,
+        (gx - x * along) / length,
+        (gy - y * along) / length,
+        (gz - z * along) / length,
+    )
 
 
-@triton.jit(
-    do_not_specialize=["count", "views", "width", "height", "step_xy", "step_look"]
-)
-def project_back(
+@triton.jit(do_not_specialize=["count", "views", "width", "height", "step_xy", "step_look"])
+def project_back(  # noqa: PLR0915
     means, scales, quats, opacities, sh, c2w, K, near, look, g_xy, g_look,
     d_means, d_scales, d_quats, d_opacities, d_sh,
     count, views, width, height, step_xy, step_look, blur,
@@ -347,7 +351,11 @@ def project_back(
                 scale, axes[3 * j], axes[3 * j + 1], axes[3 * j + 2],
                 a[j], b[j], g_a[j], g_b[j], lens, tilt_x, tilt_y, z,
             )  # fmt: skip
-            g_tilt_x, g_tilt_y, g_log_z = g_tilt_x + tilting_x, g_tilt_y + tilting_y, g_log_z + shrinking
+            g_tilt_x, g_tilt_y, g_log_z = (
+                g_tilt_x + tilting_x,
+                g_tilt_y + tilting_y,
+                g_log_z + shrinking,
+            )
             new_s = new_s + (d_s[j] + tl.where(kept, along, 0.0),)
             u, v, w = _unview(turn, lens[4], g_axis_x * scale, g_axis_y * scale, g_axis_z * scale)
             new_q = new_q + (
@@ -356,7 +364,17 @@ def project_back(
                 d_q[6 + j] + tl.where(kept, w, 0.0),
             )
         d_s = new_s
-        d_q = (new_q[0], new_q[3], new_q[6], new_q[1], new_q[4], new_q[7], new_q[2], new_q[5], new_q[8])
+        d_q = (
+            new_q[0],
+            new_q[3],
+            new_q[6],
+            new_q[1],
+            new_q[4],
+            new_q[7],
+            new_q[2],
+            new_q[5],
+            new_q[8],
+        )
         # Through the projected mean
         ratio_x, ratio_y = x / z, y / z
         g_x = lens[0] * gu + tl.where(tilt_x == ratio_x, g_tilt_x, 0.0)

@@ -3,7 +3,8 @@
 The values come as tuples, one block of Gaussians for each function of the basis.
 """
 
-# Python's type checker does not understand Triton's language.
+# Python's type checker does not understand Triton's language, nor Triton `*` within a tuple.
+# ruff: noqa: RUF005
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 

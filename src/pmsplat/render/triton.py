@@ -2,10 +2,10 @@
 
 The steps are those of 3D Gaussian Splatting (Kerbl et al., 2023): project, sort by depth, list the
 Gaussians of every tile, blend. Tiles are small, and a list holds a Gaussian only where its ellipse
-touches the tile (Hanson et al., "Speedy-Splat", 2025; Radl et al., "StopThePop", 2024), because most
-of the work of larger tiles is for Gaussians that miss a pixel. Gradients of all views are added up
-before they are written. The host never waits for the device, neither forward nor backward, so an
-encoder and its drawing fit into one CUDA graph. The kernels are in `_triton_*.py`.
+touches the tile (Radl et al., "StopThePop", 2024; Hanson et al., "Speedy-Splat", 2025), because
+most of the work of larger tiles is for Gaussians that miss a pixel. Gradients of all views are
+added up before they are written. The host never waits for the device, neither forward nor backward,
+so an encoder and its drawing fit into one CUDA graph. The kernels are in `_triton_*.py`.
 
 Where `torch.use_deterministic_algorithms` is on, gradients have the same bits in every run.
 """
@@ -85,9 +85,9 @@ def _on_cpu(device: torch.device) -> UserError:
 
 def _interprets() -> bool:
     """Whether Triton runs its kernels on the CPU, as tests do (TRITON_INTERPRET=1)."""
-    import triton
+    from triton import knobs
 
-    return bool(triton.knobs.runtime.interpret)
+    return bool(knobs.runtime.interpret)
 
 
 @functools.cache
@@ -179,9 +179,7 @@ class _Plan:
         (batch, count), views = gaussians.means.shape[:2], cameras.near.shape[1]
         channels = 0 if attributes is None else attributes.shape[-1]
         stored = gaussians.sh.shape[2]
-        plan = _Plan(
-            batch, views, count, *size, channels, stored, degree, median, rules, TUNING
-        )
+        plan = _Plan(batch, views, count, *size, channels, stored, degree, median, rules, TUNING)
         most = max(plan.images * max(count, 1), plan.images * plan.tiles * plan.segments + 1)
         if max(most, size[0] * size[1]) > LARGEST or plan.levels > 16:
             raise UserError(
@@ -452,15 +450,17 @@ def _sum_exactly(
 def _empty(plan: _Plan, gaussians: Gaussians, attributes: Tensor | None) -> Blend:
     """The pictures of no Gaussians, or no pictures."""
     shape, area = (plan.batch, plan.views), (plan.height, plan.width)
-    nothing = 0 * gaussians.means.sum()  # keeps the gradient's path
+    parts = [gaussians.means, gaussians.scales, gaussians.quats_wxyz, gaussians.opacities]
+    parts += [gaussians.sh] if attributes is None else [gaussians.sh, attributes]
+    nothing = 0 * torch.stack([part.sum() for part in parts]).sum()  # keeps the gradient's path
     color, blended = (nothing.expand(*shape, n, *area) for n in (3, plan.channels))
     flat = nothing.expand(*shape, *area)
-    means = gaussians.means.new_zeros(*shape, plan.count, 2)
+    means = nothing.expand(*shape, plan.count, 2)
     return Blend(
         color=color,
         depth=flat,
         alpha=flat,
         attributes=None if attributes is None else blended,
         depth_median=flat.detach() if plan.median else None,
-        screen=Screen(means=means, radii=means[..., 0]),
+        screen=Screen(means=means, radii=means[..., 0].detach()),
     )
