@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from pmsplat import render
 from pmsplat.errors import UserError
 from pmsplat.geometry import se3
 from pmsplat.render import _warn_slow, draws_median, fast_backend, rasterize
 from pmsplat.render import cpu as cpu_backend
 from pmsplat.render import gsplat as backend
+from pmsplat.render import triton as triton_backend
 from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians
 from tests.scenes import PARAMETERS, random_cameras, random_gaussians
 
@@ -176,6 +178,7 @@ def test_without_a_fast_renderer_the_cpu_draws_and_says_so(
     gaussians, cameras = random_gaussians(5, generator), random_cameras(1, generator)
     wanted = rasterize(gaussians, cameras, (4, 4), "cpu")
     monkeypatch.setattr(cpu_backend, "obstacle", lambda device: UserError("no", "the CPU", "move"))
+    monkeypatch.setitem(render.FAST, "cpu", ("gsplat", "cpu"))
     _warn_slow.cache_clear()
     with pytest.warns(
         UserWarning, match=r"gsplat is not installed.*on the CPU.*install it"
@@ -197,13 +200,14 @@ def test_without_a_fast_renderer_the_cpu_draws_and_says_so(
 
 
 @pytest.mark.cuda
-def test_without_gsplat_cuda_tensors_are_drawn_on_the_cpu(
+def test_without_a_fast_renderer_cuda_tensors_are_drawn_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:
     gaussians, cameras = random_gaussians(50, generator), random_cameras(2, generator)
     wanted = rasterize(gaussians, cameras, (9, 8), "cpu")
-    missing = UserError("gsplat is not installed", "gsplat", "install it")
-    monkeypatch.setattr(backend, "obstacle", lambda device: missing)
+    missing = UserError("it is not installed", "triton", "install it")
+    for module in (backend, triton_backend):
+        monkeypatch.setattr(module, "obstacle", lambda device: missing)
     means = gaussians.means.cuda().requires_grad_()
     _warn_slow.cache_clear()
     with pytest.warns(UserWarning, match="on the CPU"):
