@@ -62,11 +62,12 @@ def backward(gradient: Tensor, tokens: Tensor, where: FlatSweep, scale: float, o
     views, pixels, channels = tokens.shape
     block = min(CHANNELS_BACKWARD, triton.next_power_of_2(channels))
     fixed = torch.are_deterministic_algorithms_enabled()
-    # No sum exceeds this bound: the weights of a sample are at most 1 together.
-    bound = 2 * scale * gradient.abs().sum(dtype=torch.float64) * tokens.abs().max() if fixed else 1
-    unit = torch.full((1,), 2.0**FIXED_BITS, device=tokens.device, dtype=torch.float64) / bound
-    unit = unit.clamp(max=2.0**100).float()
-    sums = torch.zeros_like(out, dtype=torch.int64) if fixed else out
+    sums, unit = out, out
+    if fixed:
+        # No sum exceeds this bound: the weights of a sample are at most 1 together.
+        bound = 2 * scale * gradient.abs().sum(dtype=torch.float64) * tokens.abs().max()
+        unit = (2.0**FIXED_BITS / bound).clamp(max=2.0**100).float()
+        sums = torch.zeros_like(out, dtype=torch.int64)
     kernel: Any = _backward
     with torch.cuda.device_of(tokens):
         kernel[(views * pixels, triton.cdiv(channels, block))](
@@ -241,7 +242,8 @@ def _backward(
     y, x, height = pixel // width, pixel % width, pixels // width
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels
-    unit = tl.load(unit)
+    if FIXED:
+        unit = tl.load(unit)
     inv_depth += view * stride_view + y * stride_y + x * stride_x
     gradient += (view * pixels + pixel) * planes
     own = (view * pixels + pixel) * channels + channel
