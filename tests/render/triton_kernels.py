@@ -49,6 +49,7 @@ def launches() -> list[Launch]:
 
     def record(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
         warps = constants.pop("num_warps", 4)
+        constants.pop("maxnreg", None)
         signature = {}
         for name, value in zip(kernel.arg_names, args, strict=False):
             if isinstance(value, Tensor):
