@@ -364,3 +364,94 @@ def test_auto_prefers_it_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     found["gsplat"] = UserError("gsplat is not installed", "gsplat", "install it")
     with pytest.raises(UserError, match="no fast renderer can draw on cuda: triton is not"):
         fast_backend(CUDA)
+
+
+def full_scene(batch: int = 2, views: int = 2, count: int = 131_072) -> tuple[Gaussians, Cameras]:
+    """Gaussians of one to two pixels, as many as two pictures of 256x256 have pixels."""
+    generator = torch.Generator().manual_seed(5)
+    gaussians = random_gaussians(count, generator, batch=batch, degree=2)
+    gaussians = replace(gaussians, scales=0.15 * gaussians.scales)
+    return gaussians, random_cameras(views, generator, batch=batch, spread=0.1)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("rules", [CLASSIC, MIP])
+@pytest.mark.parametrize("channels", [0, 20])
+def test_full_size_is_what_the_cpu_draws(rules: DrawingRules, channels: int) -> None:
+    gaussians, cameras = full_scene()
+    gaussians = replace(gaussians, rules=rules)
+    attributes = torch.randn(2, 131_072, channels) if channels else None
+    got = draw("triton", gaussians, cameras, (256, 256), attributes)
+    wanted = draw("cpu", gaussians, cameras, (256, 256), attributes, device=CPU)
+    for part in ("color", "depth", "alpha", "attributes"):
+        ours, theirs = getattr(got.rendering, part), getattr(wanted.rendering, part)
+        if ours is not None:
+            assert (ours - theirs).norm() <= 1e-4 * theirs.norm(), part
+    assert wanted.rendering.alpha.mean() > 0.5
+    for part, theirs in wanted.gradients.items():
+        error = (got.gradients[part] - theirs).norm() / theirs.norm()
+        assert error <= 1e-3, f"{part}: {error:.1e}"
+
+
+@pytest.mark.cuda
+def test_the_same_bits_in_every_run(exact: None) -> None:
+    gaussians, cameras = full_scene()
+    attributes = torch.randn(2, 131_072, 3)
+    first, second = (draw("triton", gaussians, cameras, (256, 256), attributes) for _ in range(2))
+    assert torch.equal(first.rendering.color, second.rendering.color)
+    for part, gradient in first.gradients.items():
+        assert torch.equal(gradient, second.gradients[part]), part
+
+
+def forward_and_backward(
+    leaves: Gaussians, cameras: Cameras, attributes: Tensor
+) -> tuple[Tensor, ...]:
+    """A picture with everything, and gradients, all on the device."""
+    drawn = rasterize(
+        leaves, cameras, (128, 120), "triton", (0.1, 0.2, 0.3), attributes,
+        extras=["depth_median", "screen"],
+    )  # fmt: skip
+    assert drawn.attributes is not None
+    total = drawn.color.square().sum() + drawn.depth.sum() + drawn.attributes.sum()
+    inputs = [getattr(leaves, name) for name in PARAMETERS]
+    return drawn.color.detach(), *torch.autograd.grad(total, [*inputs, attributes])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_host_never_waits(deterministic: bool) -> None:
+    gaussians, cameras = full_scene(count=20_000)
+    leaves, cameras = gaussians.map(lambda x: x.cuda().requires_grad_()), cameras.to("cuda")
+    attributes = torch.randn(2, 20_000, 3, device="cuda", requires_grad=True)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        forward_and_backward(leaves, cameras, attributes)  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+        forward_and_backward(leaves, cameras, attributes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.cuda
+def test_drawing_is_captured_in_a_graph() -> None:
+    """Forward and backward; other numbers in the same memory give another picture."""
+    gaussians, cameras = full_scene(count=20_000)
+    leaves, cameras = gaussians.map(lambda x: x.cuda().requires_grad_()), cameras.to("cuda")
+    attributes = torch.randn(2, 20_000, 3, device="cuda", requires_grad=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        forward_and_backward(leaves, cameras, attributes)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = forward_and_backward(leaves, cameras, attributes)
+    with torch.no_grad():
+        leaves.means.add_(0.05)
+        leaves.scales.mul_(3.0)
+    graph.replay()
+    for got, wanted in zip(
+        captured, forward_and_backward(leaves, cameras, attributes), strict=True
+    ):
+        assert (got - wanted).norm() <= 1e-4 * wanted.norm()

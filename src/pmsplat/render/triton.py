@@ -33,11 +33,11 @@ class Tuning:
     """Sizes that change the speed and, within rounding, nothing else.
 
     Tiles are `tile_h` by `tile_w` pixels, drawn by `warps` warps, `chunk` Gaussians at once, and
-    replayed by `warps_back`, `chunk_back` at once. Products of matrices are `precise` ("tf32x3" or
-    "ieee"). One program blends `wide` attributes and projects `block` Gaussians. An image's
-    Gaussians are listed by at most `segments` programs, of at least `segment` Gaussians each, which
-    take `group` of them and `pairs` entries at once. `per_gaussian` and `per_tile` give the entries
-    for which there is room.
+    replayed by `warps_back`, `chunk_back` at once, each thread with at most `registers_back`.
+    Products of matrices are `precise` ("tf32x3" or "ieee"). One program blends `wide` attributes
+    and projects `block` Gaussians. An image's Gaussians are listed by at most `segments` programs,
+    of at least `segment` Gaussians each, which take `group` of them and `pairs` entries at once.
+    `per_gaussian` and `per_tile` give the entries for which there is room.
     """
 
     tile_h: int = 8
@@ -46,6 +46,7 @@ class Tuning:
     chunk_back: int = 16
     warps: int = 1
     warps_back: int = 1
+    registers_back: int | None = None
     precise: str = "tf32x3"
     wide: int = 16
     block: int = 128
@@ -422,6 +423,7 @@ def _draw_back(
         plan.rules.alpha_cap,
         WIDE=plan.wide, MODE=mode, CHUNK=plan.tuning.chunk_back, **plan.tile,
         PRECISION=plan.precision(saved[0].device), num_warps=plan.tuning.warps_back,
+        maxnreg=plan.tuning.registers_back,
     )  # fmt: skip
 
 
