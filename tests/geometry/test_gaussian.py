@@ -1,11 +1,16 @@
 import numpy as np
+import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from pmsplat.geometry import gaussian
+from pmsplat.geometry import gaussian, products
 
 
-def test_quaternions_agree_with_scipy_for_every_branch() -> None:
+@pytest.mark.parametrize("as_on_cuda", [False, True])
+def test_quaternions_agree_with_scipy_for_every_branch(
+    as_on_cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "rounds_products", lambda tensor: as_on_cuda)
     turns = Rotation.random(500, rng=np.random.default_rng(0)).as_matrix()
     half_turns = Rotation.from_rotvec(np.pi * np.eye(3)).as_matrix()
     matrices = torch.from_numpy(np.concatenate([turns, half_turns, np.eye(3)[None]]))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.special import sph_harm_y
 
-from pmsplat.geometry import gaussian, sh
+from pmsplat.geometry import gaussian, products, sh
 
 
 def directions(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -72,3 +72,26 @@ def test_constants_first_made_under_inference_serve_gradients() -> None:
     rotation.requires_grad_()
     sh.rotation_matrix(rotation, 2).sum().backward()
     assert rotation.grad is not None
+
+
+@pytest.mark.parametrize("degree", range(5))
+def test_few_launches_give_the_same_matrix(
+    degree: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: by monomials, in float64."""
+    rotation = gaussian.quat_to_rotation(torch.randn(2, 3, 4, generator=generator).double())
+    wanted = sh.rotation_matrix(rotation, degree)
+    monkeypatch.setattr(products, "rounds_products", lambda tensor: tensor.dtype == torch.float32)
+    found = sh.rotation_matrix(rotation.float(), degree)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=0)
+    leaf = rotation.float().requires_grad_()
+    (gradient,) = torch.autograd.grad(sh.rotation_matrix(leaf, degree).square().sum(), leaf)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("degree", range(5))
+def test_the_basis_is_a_sum_of_monomials(degree: int, generator: torch.Generator) -> None:
+    d = directions(50, generator)
+    found = sh._monomials(d, degree) @ sh._monomial_table(degree, torch.device("cpu"))
+    torch.testing.assert_close(found, sh.basis(d, degree), atol=1e-12, rtol=0)

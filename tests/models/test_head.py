@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from pmsplat.geometry import camera, gaussian, sh
+from pmsplat.geometry import camera, gaussian, products, sh
 from pmsplat.models import Deviations, _head
 from pmsplat.types import Cameras, Gaussians
 from tests.golden import components
 from tests.models.official import renderer_basis, world_harmonics
-from tests.scenes import random_cameras
+from tests.scenes import PARAMETERS, random_cameras
 
 SIZE = (4, 6)
 RELEASED = Deviations.released(along_ray=False)
@@ -218,3 +218,59 @@ def test_sizes_in_pixels_grow_with_depth(generator: torch.Generator) -> None:
     said = raw[:, :, _head.SCALE].flatten(3).transpose(2, 3)
     expected = (0.5 + 14.5 * said.sigmoid()) * (footprint[..., None] * depth.flatten(2))[..., None]
     torch.testing.assert_close(found, expected.flatten(1, 2), atol=1e-7, rtol=1e-4)
+
+
+VARIANTS = [
+    rules(),
+    rules(sh_degree=4, scale="pixel", scale_max=torch.inf, deviations=Deviations.released(True)),
+    rules(sh_degree=3, scale="exp", deviations=RELEASED, free_offset=True, image_color=False),
+]
+
+
+def values_and_gradients(how: _head.Rules, device: str) -> list[torch.Tensor]:
+    """Gaussians from random numbers, and gradients of the sum of squares of their parameters."""
+    generator = torch.Generator().manual_seed(0)
+    cameras = random_cameras(2, generator, spread=5.0).to(device)
+    images = torch.rand(1, 2, 3, *SIZE, generator=generator).to(device)
+    raw = numbers(generator, how.sh_degree).to(device).requires_grad_()
+    depth = (1 + torch.rand(1, 2, *SIZE, generator=generator)).to(device).requires_grad_()
+    found = place(raw, cameras, how, depth, images)
+    parts = [getattr(found, name) for name in PARAMETERS]
+    total = sum(part.square().sum() for part in parts)
+    assert isinstance(total, torch.Tensor)
+    return [part.detach() for part in parts] + list(torch.autograd.grad(total, (raw, depth)))
+
+
+@pytest.mark.parametrize("how", VARIANTS)
+def test_without_products_of_matrices_it_is_the_same(
+    how: _head.Rules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, where such products may be in TF32."""
+    wanted = values_and_gradients(how, "cpu")
+    monkeypatch.setattr(products, "rounds_products", lambda tensor: tensor.dtype == torch.float32)
+    found = values_and_gradients(how, "cpu")
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", VARIANTS)
+def test_cuda_is_exact_where_products_are_in_tf32_and_makes_nobody_wait(how: _head.Rules) -> None:
+    values_and_gradients(how, "cuda")  # compiles, and sends constants
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = values_and_gradients(how, "cuda")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    wanted = values_and_gradients(how, "cpu")
+    torch.testing.assert_close([x.cpu() for x in found], wanted, atol=1e-5, rtol=1e-4)
+
+    generator = torch.Generator().manual_seed(0)
+    cameras = random_cameras(2, generator).to("cuda")
+    raw, images = numbers(generator, how.sh_degree).cuda(), torch.rand(1, 2, 3, *SIZE).cuda()
+    depth = torch.ones(1, 2, *SIZE, device="cuda").requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        place(raw.requires_grad_(), cameras, how, depth, images).sh.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

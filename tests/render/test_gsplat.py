@@ -329,3 +329,21 @@ def test_the_reference_draws_the_same_on_cuda(generator: torch.Generator) -> Non
     here = rasterize(gaussians, cameras, (20, 30), "reference")
     there = rasterize(gaussians.to("cuda"), cameras.to("cuda"), (20, 30), "reference")
     torch.testing.assert_close(there.color.cpu(), here.color, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("field", PARAMETERS)
+def test_a_broken_gaussian_is_left_out_on_cuda_too(field: str, generator: torch.Generator) -> None:
+    """Harmonics are not copied there to clean them; no NaN comes of that."""
+    cameras, gaussians = random_cameras(2, generator), random_gaussians(50, generator)
+    for at, value in enumerate((torch.nan, torch.inf, -torch.inf)):
+        getattr(gaussians, field)[0, at].view(-1)[-1] = value
+    results = []
+    for device in ("cpu", "cuda"):
+        leaves = gaussians.map(lambda tensor, at=device: tensor.to(at).requires_grad_())
+        drawn = rasterize(leaves, cameras.to(device), (20, 30), "reference")
+        drawn.color.square().sum().backward()
+        gradients = [getattr(leaves, name).grad.cpu() for name in PARAMETERS]
+        results.append([drawn.color.detach().cpu(), *gradients])
+    assert all(tensor.isfinite().all() for tensor in results[1])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)

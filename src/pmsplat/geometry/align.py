@@ -106,10 +106,10 @@ def trusted(
     """Returns `weights` lowered at outliers, after some `rounds` of reweighting.
 
     `fit(source, target, weights)` returns a [4, 4] motion, as `umeyama` does; `refit` may do what
-    `_refit` does with it in a faster way. Each round multiplies `weights` by (m² / (m² + r²))², where
-    r is the distance of a pair and m the median distance over points of positive weight: the
-    estimator of Geman and McClure (1985), computed by iteratively reweighted least squares (Holland
-    and Welsch, 1977), with a width that follows the residuals.
+    `_refit` does with it, faster. Each round multiplies `weights` by (m² / (m² + r²))², where r is
+    the distance of a pair and m the median distance over points of positive weight: the estimator
+    of Geman and McClure (1985), computed by iteratively reweighted least squares (Holland and
+    Welsch, 1977), with a width that follows the residuals.
     The first round takes the distances from the fit to all points or to one of DRAWS triples,
     whichever has the least median of squares (Rousseeuw, 1984; triples: Fischler and Bolles, 1981).
     It tolerates up to about 45 % of wrong points, however far off and even if they agree with each

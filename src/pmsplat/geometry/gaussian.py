@@ -1,11 +1,13 @@
 """Quaternions (w, x, y, z) and covariances of 3D Gaussians."""
 
+from functools import cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .products import matmul
+from . import products
 
 
 def quat_to_rotation(quats_wxyz: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*_ 3 3"]:
@@ -25,9 +27,22 @@ def rotation_to_quat(rotation: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*
     All four of Shepperd's branches are evaluated and the best conditioned one is chosen, without
     data-dependent control flow.
     """
+    if products.rounds_products(rotation):  # on CUDA, where a sum of two numbers costs a launch
+        table, offset = _shepperd_table(rotation.dtype, rotation.device)
+        candidates = products.einsum("...m,mqc->...qc", rotation.flatten(-2), table) + offset
+    else:
+        candidates = _shepperd(rotation)
+    best = torch.diagonal(candidates, dim1=-2, dim2=-1).argmax(dim=-1)
+    chosen = torch.take_along_dim(candidates, best[..., None, None], dim=-2).squeeze(-2)
+    quats = normalize(chosen, dim=-1)
+    return torch.where(quats[..., :1] < 0, -quats, quats)
+
+
+def _shepperd(rotation: Tensor) -> Float[Tensor, "*batch 4 4"]:
+    """Returns the quaternion times four times w, x, y or z, in the rows."""
     m = rotation.unbind(dim=-2)
     (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(dim=-1) for row in m)
-    candidates = torch.stack(
+    return torch.stack(
         [
             torch.stack([1 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01], dim=-1),
             torch.stack([m21 - m12, 1 + m00 - m11 - m22, m10 + m01, m02 + m20], dim=-1),
@@ -36,10 +51,15 @@ def rotation_to_quat(rotation: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*
         ],
         dim=-2,
     )
-    best = torch.diagonal(candidates, dim1=-2, dim2=-1).argmax(dim=-1)
-    chosen = torch.take_along_dim(candidates, best[..., None, None], dim=-2).squeeze(-2)
-    quats = normalize(chosen, dim=-1)
-    return torch.where(quats[..., :1] < 0, -quats, quats)
+
+
+@cache
+@torch.inference_mode(False)  # so that cached tensors can be used with gradients
+def _shepperd_table(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns that function, which is linear but for an offset: [9, 4, 4] and [4, 4]."""
+    offset = _shepperd(torch.zeros(3, 3, dtype=dtype))
+    table = _shepperd(torch.eye(9, dtype=dtype).unflatten(-1, (3, 3))) - offset
+    return table.to(device), offset.to(device)
 
 
 def quat_multiply(
@@ -82,4 +102,4 @@ def covariance(
 ) -> Float[Tensor, "*_ 3 3"]:
     """Returns R S Sᵀ Rᵀ of linear scales and quaternions."""
     root = quat_to_rotation(quats_wxyz) * scales[..., None, :]
-    return matmul(root, root.transpose(-1, -2))
+    return products.matmul(root, root.transpose(-1, -2))

@@ -9,8 +9,9 @@ from functools import cache
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
-from .products import einsum, matmul
+from . import products
 
 C0 = 0.28209479177387814
 MAX_DEGREE = 4
@@ -77,7 +78,7 @@ def color(
     degree = stored if degree is None else min(degree, stored)
     weights = basis(directions, degree)
     used = sh[..., : (degree + 1) ** 2, :]
-    return (einsum("...k,...kc->...c", weights, used) + 0.5).clamp_min(0)
+    return (products.einsum("...k,...kc->...c", weights, used) + 0.5).clamp_min(0)
 
 
 def rotation_matrix(
@@ -88,9 +89,30 @@ def rotation_matrix(
     Block diagonal by degree. Solved from the basis at a fixed set of directions and at the same
     directions rotated back by R.
     """
-    samples, solve, blocks = _probe(degree, rotation.device, rotation.dtype)
-    turned = einsum("...ji,nj->...ni", rotation, samples)
-    return matmul(solve, basis(turned, degree)) * blocks
+    exact = torch.float64 if products.rounds_products(rotation) else rotation.dtype
+    samples, solve, blocks = _probe(degree, rotation.device, exact)
+    turned = torch.einsum("...ji,nj->...ni", rotation.to(exact), samples)
+    if exact == rotation.dtype:
+        return (solve @ basis(turned, degree)) * blocks
+    # A function of the basis takes several launches, a sum of monomials a part of one.
+    table = _monomial_table(degree, rotation.device)
+    return ((solve @ (_monomials(turned, degree) @ table)) * blocks).to(rotation)
+
+
+def _monomials(directions: Tensor, degree: int) -> Float[Tensor, "*_ monomial"]:
+    """Returns products of `degree` of 1, x, y, z, or of one more; some are equal."""
+    found = pad(directions, (1, 0), value=1.0)
+    while found.shape[-1] < 4**degree:
+        found = (found[..., :, None] * found[..., None, :]).flatten(-2)
+    return found
+
+
+@cache
+@torch.inference_mode(False)
+def _monomial_table(degree: int, device: torch.device) -> Float[Tensor, "monomial sh"]:
+    """Returns the basis as sums of monomials, in float64."""
+    samples = _probe(degree, torch.device("cpu"), torch.float64)[0]
+    return (torch.linalg.pinv(_monomials(samples, degree)) @ basis(samples, degree)).to(device)
 
 
 @cache

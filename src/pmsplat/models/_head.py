@@ -14,7 +14,8 @@ from torch.nn.functional import interpolate, normalize, softplus
 
 from ..geometry import camera, gaussian, sh
 from ..geometry.constants import constant
-from ..geometry.products import einsum, matmul
+from ..geometry.products import matmul
+from ..kernels import harmonics
 from ..nn.maps import BorderConv
 from ..types import Cameras, Gaussians
 from ._deviations import Deviations
@@ -97,7 +98,7 @@ def gaussians_at(
         # What all levels share: opacity, orientation, color, and size up to depth.
         opacities = pixels[..., OPACITY].sigmoid().flatten(1)
         quats = world_quats(pixels[..., QUATERNION], rotation).flatten(1, 2)
-        harmonics = world_sh(pixels[..., SH], images, rotation, rules).flatten(1, 2)
+        colors = world_sh(pixels[..., SH], images, rotation, rules).flatten(1, 2)
         unit = world_scales(pixels[..., SCALE], rules, K, (height, width))
         # One set of Gaussians for each level of depth.
         out = []
@@ -106,7 +107,7 @@ def gaussians_at(
             means = c2w[:, :, None, :3, 3] + z * rays
             scales = unit * z if rules.scale == "pixel" else unit
             out.append(
-                Gaussians(means.flatten(1, 2), scales.flatten(1, 2), quats, opacities, harmonics)
+                Gaussians(means.flatten(1, 2), scales.flatten(1, 2), quats, opacities, colors)
             )
     return tuple(out)
 
@@ -136,8 +137,9 @@ def world_quats(
     Turning is linear in the quaternion: one 4x4 matrix for each view, reordering included.
     """
     turn = gaussian.rotation_to_quat(rotation)
-    basis = torch.eye(4, device=xyzw.device, dtype=xyzw.dtype).roll(1, dims=1)  # x y z w -> wxyz
-    matrix = gaussian.quat_multiply(turn[..., None, :], basis)
+    (w, x, y, z), (_, a, b, c) = turn.unbind(dim=-1), (0 - turn).unbind(dim=-1)
+    rows = [a, w, z, b, b, c, w, x, c, y, a, w, w, x, y, z]  # turn times i, j, k and 1
+    matrix = torch.stack(rows, dim=-1).unflatten(-1, (4, 4))
     return normalize(matmul(xyzw, matrix), dim=-1)
 
 
@@ -155,11 +157,8 @@ def world_sh(
     matrix = sh_matrix(rotation, degree, rules.deviations)
     matrix = matrix * _damping(degree, matrix.device)
     used = raw.unflatten(-1, (3, predicted))[..., : matrix.shape[-1]]
-    turned = einsum("bvij,bvpcj->bvpic", matrix, used)
-    if not rules.image_color:
-        return turned
-    base = (images.flatten(3).transpose(-1, -2) - 0.5) / sh.C0
-    return torch.cat([turned[..., :1, :] + base[..., None, :], turned[..., 1:, :]], dim=-2)
+    base = (images.flatten(3).transpose(-1, -2) - 0.5) / sh.C0 if rules.image_color else None
+    return harmonics.turn(matrix, used, base)
 
 
 def sh_matrix(
