@@ -27,7 +27,7 @@ class Bounds:
     `waits["step"]` holds for training steps, predictions and drawings; `waits["job"]` for what lies
     around them in whole jobs. A wait is allowed where its place begins with one of their keys.
     `stages[scenario][stage]` are launches, waits and MiB; `kernels` are registers and bytes
-    spilled, by kernel and capability.
+    spilled, by kernel, types of its tensors, and capability.
     """
 
     waits: dict[str, dict[str, str]]

@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from . import fleet
 
 ALIGNED = 16  # bytes; Triton assumes more of such addresses
+FIND = "find"
 PACKAGES = ("pmsplat.kernels", "pmsplat.render")
 
 
@@ -46,6 +47,15 @@ class Launch:
             [_describe(value) for value in args],
             {name: _describe(value) for name, value in kwargs.items()},
         )
+
+    @property
+    def label(self) -> str:
+        """The kernel with the types of its tensors, by which its bounds differ."""
+        values = [*self.args, *self.kwargs.values()]
+        types = {
+            value["tensor"] for value in values if isinstance(value, dict) and "tensor" in value
+        }
+        return f"{self.kernel} {' '.join(sorted(types))}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -151,11 +161,13 @@ def find_kernels() -> list[str]:
 
 
 def _answer(line: str) -> fleet.Answer:
-    """What {"launch": ..., "capability": n} takes of that GPU."""
+    """What {"launch": ..., "capability": n} takes of that GPU; to FIND, which kernels there are."""
+    if line == FIND:
+        return {"kernels": find_kernels()}
     work = json.loads(line)
     launch, capability = Launch(**work["launch"]), work["capability"]
     used = compile_launch(launch, capability)
-    return {"kernel": launch.kernel, "capability": str(capability)} | asdict(used)
+    return {"kernel": launch.label, "capability": str(capability)} | asdict(used)
 
 
 if __name__ == "__main__":

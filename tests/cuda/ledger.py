@@ -42,6 +42,7 @@ class Ledger:
         self.stages: dict[str, Stage] = {}
         self.here: Stage | None = None
         self.alive = self.base = 0
+        self.capturing = False  # a graph, which a wait would break
         self.kernels: dict[str, dict[str, Any]] = {}  # Triton's, see `triton_launches`
         self._known: dict[int, weakref.finalize] = {}
 
@@ -76,7 +77,9 @@ class Ledger:
             self.here.lines[place()] += count
 
     def wait(self, reason: str) -> None:
-        """Notes that the host waits for the device here."""
+        """Notes that the host waits for the device here; RuntimeError in the capture of a graph."""
+        if self.capturing:
+            raise RuntimeError(f"{place()}: {reason}, while a graph is captured")
         if self.here is not None:
             self.here.waits[f"{place()}: {reason}"] += 1
 

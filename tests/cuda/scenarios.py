@@ -4,6 +4,7 @@ A scenario does its work twice and counts the second time: caches are warm then,
 Sizes are those of real runs (256x256 pixels, four targets), since shapes cost nothing here.
 """
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from torchvision.models import vgg16
 from pmsplat import registry
 from pmsplat.evaluate import protocol
 from pmsplat.foundation.lpips import TAPS
+from pmsplat.kernels import neighbors as search
 from pmsplat.losses import Term
 from pmsplat.render import rasterize
 from pmsplat.train import optim
@@ -68,7 +70,12 @@ def scenarios() -> dict[str, Scenario]:
         found[f"predict {name}"] = partial(predict, component=component, settings=settings)
     for backend in ("auto", "gsplat"):
         found[f"draw {backend}"] = partial(draw, backend=backend)
-    return found | {"losses": losses}
+    found |= {"losses": losses, "neighbors": neighbors}
+    if importlib.util.find_spec("pmsplat.zoo.compile"):
+        found |= {
+            f"graph {precision}": partial(graph, precision=precision) for precision in PRECISIONS
+        }
+    return found
 
 
 def configured() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -230,6 +237,33 @@ def losses(device: FakeDevice) -> None:
                     value: Any = make_term(loss, **settings).loss(step)
                     getattr(value, "value", value).backward()
                 del step, value
+
+
+def neighbors(device: FakeDevice) -> None:
+    """The nearest of 65,536 points, and the k nearest, in both precisions."""
+    for _ in range(2):
+        device.ledger.forget()
+        for dtype in (torch.float32, torch.float64):
+            points, reference = (device.empty((1, SIZE[0] * SIZE[1], 3), dtype) for _ in range(2))
+            with device.ledger.stage(f"nearest {dtype}"):
+                search.nearest_of_sane(points, reference)
+            k_nearest: Any = getattr(search, "k_nearest_of_sane", None)
+            for k in (1, 8, 16) if k_nearest else ():
+                with device.ledger.stage(f"{k} nearest {dtype}"):
+                    k_nearest(points, reference, k)
+
+
+def graph(device: FakeDevice, precision: str) -> None:
+    """`pmsplat.compile`: prediction and drawing captured once, and repeated."""
+    import pmsplat
+
+    model = build(*configured()["depthsplat_small"], device).eval()
+    batch, ledger = make_batch(device, 2), device.ledger
+    with ledger.stage("capture"):
+        compiled = pmsplat.compile(model, batch.context, batch.target.cameras, precision=precision)
+    ledger.rebase()
+    with ledger.stage("repeat"):
+        compiled.draw(batch.context, batch.target.cameras)
 
 
 def _step_output(device: FakeDevice, batch: Batch, splats: Gaussians) -> StepOutput:

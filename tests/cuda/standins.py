@@ -3,11 +3,13 @@
 `install` puts stand-ins in their place for the whole process, before pmsplat is imported.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -46,10 +48,9 @@ def _replace_cuda(ledger: Ledger) -> None:
         "is_bf16_supported": True, "get_device_capability": CAPABILITY, "empty_cache": None,
         "get_device_name": "fake", "get_device_properties": properties, "set_device": None,
         "mem_get_info": (MEMORY, MEMORY), "init": None, "_lazy_init": None, "memory_stats": {},
-        "max_memory_allocated": 0, "memory_allocated": 0, "reset_peak_memory_stats": None,
+        "reset_peak_memory_stats": None, "get_per_process_memory_fraction": 1.0,
         "manual_seed": None, "manual_seed_all": None, "set_rng_state_all": None,
         "_exchange_device": 0, "_maybe_exchange_device": 0, "set_rng_state": None,
-        "is_current_stream_capturing": False,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, _answering(answer))
@@ -57,9 +58,36 @@ def _replace_cuda(ledger: Ledger) -> None:
     torch.cuda.get_rng_state = lambda device="cuda": state.clone()
     torch.cuda.get_rng_state_all = lambda: [state.clone()]
     torch.cuda.synchronize = lambda device=None: ledger.wait("synchronize")
+    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved"):
+        setattr(torch.cuda, name, lambda device=None: ledger.alive)
+    _replace_streams(ledger)
     fake_tensor.init_gpu_context = lambda device: None
     torch.Generator = _Generator  # pyright: ignore[reportAttributeAccessIssue]
     torch.save = _saving(torch.save)
+
+
+def _replace_streams(ledger: Ledger) -> None:
+    """Streams, which do nothing, and graphs, in whose capture the host must not wait."""
+    cuda: Any = torch.cuda
+    none = {name: _answering(None) for name in ("wait_stream", "wait_event", "record_event")}
+    synchronize = _answering(None)
+    stream = types.SimpleNamespace(cuda_stream=0, synchronize=synchronize, query=_answering(True))
+    vars(stream).update(none)
+
+    @contextlib.contextmanager
+    def capture(*args: Any, **kwargs: Any) -> Iterator[None]:
+        ledger.capturing = True
+        try:
+            yield
+        finally:
+            ledger.capturing = False
+
+    cuda.Stream = cuda.current_stream = cuda.default_stream = _answering(stream)
+    cuda.stream = lambda stream: contextlib.nullcontext(stream)
+    cuda.graph_pool_handle = _answering((0, 0))
+    replay = functools.partial(ledger.launch, "graph")
+    cuda.CUDAGraph = lambda *args: types.SimpleNamespace(replay=replay, reset=_answering(None))
+    cuda.graph, cuda.is_current_stream_capturing = capture, lambda: ledger.capturing
 
 
 def _answering(answer: Any) -> Any:
@@ -114,9 +142,14 @@ def _replace_choices() -> None:
     choose = native._select_conv_backend
 
     def convolution(x: Tensor, weight: Tensor, **how: Any) -> Any:
-        """cuDNN for the half types too, which it is asked about on the device."""
-        half = x.dtype in (torch.bfloat16, torch.float16)
-        return native._ConvBackend.Cudnn if half and on_device(x) else choose(x, weight, **how)
+        """cuDNN, and torch's own kernel for single channels of float32."""
+        if not on_device(x):
+            return choose(x, weight, **how)
+        single = how["groups"] == x.shape[1] > 1 and x.dtype == torch.float32
+        backends = native._ConvBackend
+        if single and not how["transposed"]:
+            return backends.CudaDepthwise2d
+        return backends.CudnnTranspose if how["transposed"] else backends.Cudnn
 
     native._select_conv_backend = convolution
     original = torch.nn.functional.scaled_dot_product_attention

@@ -4,14 +4,19 @@ import importlib.util
 
 import pytest
 
-from . import table
+from . import fleet, table
 from .bounds import SLACK, Bounds
 from .fleet import Answer
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-LAUNCHING = ("draw auto", "losses", "train depthsplat_tiny")  # together they launch every kernel
+LAUNCHING = (
+    "draw auto",
+    "losses",
+    "neighbors",
+    "train depthsplat_tiny",
+)  # together they launch every kernel
 FEW = (75, 90, 120)
 OTHERS = tuple(capability for capability in table.CAPABILITIES if capability not in FEW)
 
@@ -24,10 +29,9 @@ def launching(reports: dict[str, Answer]) -> list[Answer]:
 
 
 def test_every_kernel_is_launched_by_a_scenario(launching: list[Answer]) -> None:
-    from .compilation import find_kernels
-
     launched = {kernel for report in launching for kernel in report["kernels"]}
-    assert launched == set(find_kernels())
+    (found,) = fleet.run("tests.cuda.compilation", ["find"])
+    assert not found["error"] and launched == set(found["kernels"])
 
 
 @pytest.mark.parametrize(
