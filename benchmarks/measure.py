@@ -6,6 +6,8 @@ After the benchmark contract of kornia: device, threads, versions and commit go 
 import ctypes
 import ctypes.util
 import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
 import re
@@ -21,9 +23,13 @@ from typing import Any
 import torch
 
 from pmsplat.errors import UserError
-from pmsplat.render import cpu
+from pmsplat.io.files import write_text
 
-PACKAGES = ("pmsplat", "torch", "numpy", "numba", "timm", "gsplat", "xformers")
+PACKAGES = (
+    "pmsplat", "torch", "triton", "numpy", "numba", "timm", "gsplat", "xformers", "torchvision",
+    "pytorch-lightning",
+)  # fmt: skip
+COMMIT = "PMSPLAT_COMMIT"  # says the commit where the checkout was copied without .git
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -48,7 +54,10 @@ def use_threads(threads: int | None) -> None:
     if not 1 <= threads <= cores:
         raise UserError(f"--threads is {threads}", f"1 to {cores}", "name as many as there are")
     torch.set_num_threads(threads)
-    cpu.set_threads(threads)
+    if _has_numba():
+        from pmsplat.render import cpu
+
+        cpu.set_threads(threads)
 
 
 def synchronize() -> None:
@@ -105,6 +114,12 @@ def _status_kib(key: str) -> int:
     return int(found.group(1))
 
 
+def write(path: Path, question: str, found: dict[str, Any]) -> None:
+    """Writes the figures of a question with their conditions; a reader never sees half a file."""
+    whole = {"question": question, "conditions": conditions(), "figures": found}
+    write_text(path, json.dumps(whole, indent=2) + "\n")
+
+
 def conditions() -> dict[str, Any]:
     """What the figures depend on: machine, threads, versions, commit."""
     versions = {}
@@ -116,9 +131,9 @@ def conditions() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        **_devices(),
         "cores": os.cpu_count(),
-        "threads": {"torch": torch.get_num_threads(), "numba": cpu.threads()},
+        "threads": {"torch": torch.get_num_threads(), "numba": _numba_threads()},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions,
@@ -130,6 +145,33 @@ def figures(timings: dict[str, Timing], **others: Any) -> dict[str, Any]:
     return {**{name: asdict(timing) for name, timing in timings.items()}, **others}
 
 
+def _devices() -> dict[str, Any]:
+    """The device that is measured: the GPU if there is one, beside the processor; or that alone."""
+    processor = _processor()
+    if not torch.cuda.is_available():
+        return {"device": processor}
+    found = torch.cuda.get_device_properties(0)
+    return {
+        "device": found.name,
+        "gpu_gib": round(found.total_memory / 2**30, 1),
+        "capability": f"{found.major}.{found.minor}",
+        "cuda": torch.version.cuda,
+        "processor": processor,
+    }
+
+
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def _numba_threads() -> int | None:
+    if not _has_numba():
+        return None
+    from pmsplat.render import cpu
+
+    return cpu.threads()
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
@@ -137,10 +179,13 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with + if it has changes; None outside of one."""
+    """The commit of this checkout, with + if it has changes.
+
+    Outside of one: what $PMSPLAT_COMMIT says, else None.
+    """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get(COMMIT)
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True)

@@ -70,22 +70,29 @@ def measure(backend: str, size: int, views: int, repeats: int) -> dict[str, Any]
     from . import rasterize
 
     device = device_for(backend)
-    got = _images_and_gradients(backend, device, torch.float32, size, views)
-    wanted = _images_and_gradients("reference", torch.device("cpu"), torch.float64, size, views)
-    errors = {
-        name: float((got[name] - at).norm() / at.norm())
-        for name, at in wanted.items()
-        if at.norm() > 0
-    }
+    found = errors(backend, device, size, views)
     figures = rasterize.measure(size, views, backend, repeats)
     if torch.cuda.is_available() and device.type == "cpu":
         figures["peak_mib"] = None
     return {
         "device": device.type,
-        "error": max(errors[name] for name in IMAGES),
-        "gradient_error": max(errors[name] for name in errors.keys() - set(IMAGES)),
-        "errors": errors,
+        "error": max(found[name] for name in IMAGES),
+        "gradient_error": max(found[name] for name in found.keys() - set(IMAGES)),
+        "errors": found,
         **figures,
+    }
+
+
+def errors(backend: str, device: Any, size: int, views: int) -> dict[str, float]:
+    """Relative errors of images and gradients beside the reference in float64."""
+    import torch
+
+    got = _images_and_gradients(backend, device, torch.float32, size, views)
+    wanted = _images_and_gradients("reference", torch.device("cpu"), torch.float64, size, views)
+    return {
+        name: float((got[name] - at).norm() / at.norm())
+        for name, at in wanted.items()
+        if at.norm() > 0
     }
 
 

@@ -6,7 +6,6 @@ python benchmarks/run.py rasterize --json benchmarks/mine.json
 
 import argparse
 import importlib
-import json
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ sys.path.insert(0, str(HERE.parent))  # run as a script, the folder's files are 
 
 from benchmarks import measure  # noqa: E402
 from pmsplat.cli import add_verb, execute  # noqa: E402
-from pmsplat.io.files import write_text  # noqa: E402
 
 NO_QUESTIONS = ("measure", "run")
 
@@ -56,12 +54,7 @@ def answer(arguments: argparse.Namespace) -> None:
     measure.use_threads(arguments.threads)
     figures = questions()[arguments.question].run(arguments)
     if arguments.json is not None:
-        whole = {
-            "question": arguments.question,
-            "conditions": measure.conditions(),
-            "figures": figures,
-        }
-        write_text(arguments.json, json.dumps(whole, indent=2) + "\n")
+        measure.write(arguments.json, arguments.question, figures)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

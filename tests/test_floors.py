@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "pmsplat"
 
 FLOORS = (  # from the ground up; neighbours on one floor do not know each other
     ("errors",),  # everybody may raise them
-    ("geometry", "registry", "progress"),
+    ("geometry", "registry", "progress", "device"),
     ("types",),
     ("contracts",),  # in terms of the types
     ("kernels", "io"),

@@ -141,7 +141,8 @@ def test_the_wheel_has_the_package_its_configuration_and_its_types(wheel: zipfil
     modules = {path.relative_to(ROOT / "src") for path in (ROOT / "src").rglob("*.py")}
     files = {path.relative_to(ROOT / "config") for path in (ROOT / "config").rglob("*.yaml")}
     carried = {Path("pmsplat", "configuration", file) for file in files}
-    expected = modules | carried | {Path("pmsplat", "py.typed")}
+    data = {Path("pmsplat", "py.typed"), Path("pmsplat", "kernels", "cpu_rules.json")}
+    expected = modules | carried | data
     assert inside == {path.as_posix() for path in expected}
 
 

@@ -99,3 +99,32 @@ def test_lines_of_the_list_look_alike() -> None:
         module = __import__(f"pmsplat.cli.{name}", fromlist=["configure"])
         line = module.__doc__.partition("\n")[0]
         assert line[0].isupper() and not line.endswith("."), line
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (
+            {"views": None, "size": None, "device": "cuda"},
+            "fewer --views, or a smaller --size, or --dev",
+        ),
+        ({"overrides": [], "device": "auto"}, "smaller images (dataset.size), or --device cpu"),
+        ({"scene": "a"}, "a machine with more memory"),
+    ],
+)
+def test_a_full_gpu_is_one_sentence_with_what_the_verb_can_change(
+    options: dict[str, object], remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(_: argparse.Namespace) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee more")
+
+    assert cli.execute(fill, argparse.Namespace(**options)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "Tried to allocate 2.00 GiB);" in said
+    assert f"; use {remedy}" in said
+
+    def fail(_: argparse.Namespace) -> None:
+        raise RuntimeError("another")
+
+    with pytest.raises(RuntimeError, match="another"):
+        cli.execute(fail, argparse.Namespace())

@@ -235,3 +235,50 @@ def test_reweighting_looks_at_a_sample_and_weighs_all(generator: torch.Generator
     assert (found[:, 1000:][:, ~wrong[1000:]] > 0.01).float().mean() > 0.99
     fitted = align.umeyama(source, target, found)
     torch.testing.assert_close(fitted, motion, atol=6 * noise / count**0.5, rtol=0)
+
+
+def test_random_numbers_are_drawn_once_and_do_not_depend_on_torchs_state() -> None:
+    wanted = torch.rand(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    align._chances.cache_clear()
+    torch.manual_seed(5)
+    found = align._chances(7, torch.device("cpu"))
+    assert torch.equal(found, wanted)
+    assert align._chances(7, torch.device("cpu")) is found
+
+
+@pytest.mark.cuda
+def test_cuda_draws_the_triples_of_the_cpu() -> None:
+    pair = (align._chances(99, torch.device(name)).cpu() for name in ("cpu", "cuda"))
+    assert torch.equal(*pair)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("values", [[2, 1, 0.5], [1, 1, 1], [2, 1, -0.5], [1, 0.5, 0]])
+def test_squarings_at_once_find_the_same_rotation(
+    generator: torch.Generator, values: list[float]
+) -> None:
+    matrix = stretched(values, generator)
+    pair = (align.nearest_rotation(m).cpu() for m in (matrix, matrix.cuda()))
+    torch.testing.assert_close(*pair, atol=1e-9, rtol=0)
+
+
+def test_eight_squarings_at_once_are_as_good_as_one(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the largest eigenvalues differ by no more than a few millionths."""
+    spectra = ([2, 1, 0.5], [1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 3e-6, 0], [1, 1, -0.9])
+    matrices = torch.stack([stretched(list(values), generator) for values in spectra])
+    matrices = torch.cat([matrices, 1e90 * matrices, 1e-90 * matrices])
+    wanted = align.nearest_rotation(matrices)
+    monkeypatch.setattr(align, "_squarings_at_once", lambda matrix: 8)
+    found = align.nearest_rotation(matrices)
+    unique = align._unique(align._stretch(wanted, matrices))
+    assert found.isfinite().all() and 9 <= unique.sum() < len(matrices)
+    torch.testing.assert_close(found[unique], wanted[unique], atol=1e-9, rtol=0)
+
+
+def test_a_scale_is_a_motion_of_that_scale(generator: torch.Generator) -> None:
+    source = torch.randn(2, 9, 3, generator=generator)
+    motion = align.rescaling(source, 3 * source)
+    torch.testing.assert_close(motion, torch.diag(torch.tensor([3.0, 3, 3, 1])).expand(2, 4, 4))
+    assert align.rescaling(source, -source).isnan().all()

@@ -87,6 +87,30 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
             video.read_frames(tmp_path / "text.mp4", count)
 
 
+def test_a_video_that_was_cut_short_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    video.write_video(path, [frame(i) for i in range(40)], fps=10)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 2 * len(whole) // 3])
+    for count in (None, 3):
+        with pytest.warns(UserWarning, match=r"a\.mp4 may be damaged: ffmpeg decoded \d+ frames"):
+            frames = video.read_frames(path, count)
+        assert 0 < len(frames) < 40
+
+
+def test_a_decoder_that_fails_is_an_error_not_fewer_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One frame of 2x1, then the end of the program."""
+    (tmp_path / "a.mp4").touch()
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\nprintf 'P6\\n2 1\\n255\\nabcdef'\necho broken >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(video, "get_ffmpeg_exe", lambda: str(program))
+    with pytest.raises(UserError, match=r"could decode 1 frames and not all \(broken\); wanted"):
+        video.read_frames(tmp_path / "a.mp4")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = video._encode

@@ -144,6 +144,25 @@ def test_log_depth_is_the_mean_relative_error_of_known_pixels() -> None:
     assert depth.grad.count_nonzero() == 2
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["depth", "log_depth"])
+def test_cuda_agrees_and_makes_nobody_wait(name: str, generator: torch.Generator) -> None:
+    loss, (depth, known) = registry.build("losses", name), random_depths(generator)
+    known[..., ::3] = 0
+    found = []
+    for device in ("cpu", "cuda", "cuda"):
+        leaf = depth.detach().to(device).requires_grad_()
+        step = depth_only(leaf, known.to(device))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            value = loss(step)
+            (gradient,) = torch.autograd.grad(value, leaf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append([value.detach().cpu(), gradient.cpu()])
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["depth", "log_depth"])
 def test_no_known_pixel_costs_nothing(name: str) -> None:
     depth = torch.ones(1, 2, 40, 40, requires_grad=True)

@@ -6,6 +6,7 @@ from skimage.metrics import structural_similarity
 
 from pmsplat import registry
 from pmsplat.errors import UserError
+from pmsplat.geometry import products
 from pmsplat.losses.ssim import ssim
 
 from .test_photometric import a_step
@@ -67,6 +68,58 @@ def test_the_loss_is_one_minus_the_mean_and_pulls_on_the_last_rendering() -> Non
     assert value.item() == pytest.approx(expected.item())
     last = step.renderings[-1].color.grad
     assert step.renderings[0].color.grad is None and last is not None and last.abs().max() > 0
+
+
+def smooth_pair(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image without detail and the same with noise: variances are small beside the means."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(1, 3, 6, 6, generator=generator, dtype=torch.float64)
+    target = torch.nn.functional.interpolate(target, size=(96, 80), mode="bicubic").clamp(0, 1)
+    return target + noise * torch.randn(target.shape, generator=generator).double(), target
+
+
+def values_and_gradients(image: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
+    leaves = image.detach().requires_grad_(), target.detach().requires_grad_()
+    value = ssim(*leaves)
+    return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 19), (2, 1, 2, 11, 13), (1, 11, 11)])
+def test_without_products_of_matrices_it_is_the_same(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, where such products may be in TF32."""
+    wanted = values_and_gradients(*pair(*shape))
+    monkeypatch.setattr(products, "rounds_products", lambda tensor: True)
+    monkeypatch.setattr("pmsplat.losses.ssim._windows", None)  # the matrices are not needed
+    torch.testing.assert_close(values_and_gradients(*pair(*shape)), wanted, atol=1e-13, rtol=1e-11)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("noise", [0.003, 0.03])
+def test_cuda_is_exact_where_products_are_in_tf32(noise: float) -> None:
+    image, target = smooth_pair(noise)
+    wanted = values_and_gradients(image, target)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = values_and_gradients(image.float().cuda(), target.float().cuda())
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found[0].item() == pytest.approx(wanted[0].item(), abs=2e-5)
+    for ours, exact in zip(found[1:], wanted[1:], strict=True):
+        assert (ours.double().cpu() - exact).norm() < 1e-2 * exact.norm()
+
+
+@pytest.mark.cuda
+def test_cuda_makes_nobody_wait() -> None:
+    image, target = (tensor.float().cuda() for tensor in smooth_pair(0.1))
+    values_and_gradients(image, target)  # sends constants
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        values_and_gradients(image, target)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_too_small_images_are_refused() -> None:

@@ -1,8 +1,11 @@
 """The gsplat backend: what it hands over, on any machine; what it draws, where there is CUDA."""
 
 import inspect
+import os
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from pmsplat import render
 from pmsplat.errors import UserError
 from pmsplat.geometry import se3
 from pmsplat.render import _warn_slow, draws_median, fast_backend, rasterize
 from pmsplat.render import cpu as cpu_backend
 from pmsplat.render import gsplat as backend
+from pmsplat.render import triton as triton_backend
 from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians
 from tests.scenes import PARAMETERS, random_cameras, random_gaussians
 
@@ -173,6 +178,7 @@ def test_without_a_fast_renderer_the_cpu_draws_and_says_so(
     gaussians, cameras = random_gaussians(5, generator), random_cameras(1, generator)
     wanted = rasterize(gaussians, cameras, (4, 4), "cpu")
     monkeypatch.setattr(cpu_backend, "obstacle", lambda device: UserError("no", "the CPU", "move"))
+    monkeypatch.setitem(render.FAST, "cpu", ("gsplat", "cpu"))
     _warn_slow.cache_clear()
     with pytest.warns(
         UserWarning, match=r"gsplat is not installed.*on the CPU.*install it"
@@ -194,13 +200,14 @@ def test_without_a_fast_renderer_the_cpu_draws_and_says_so(
 
 
 @pytest.mark.cuda
-def test_without_gsplat_cuda_tensors_are_drawn_on_the_cpu(
+def test_without_a_fast_renderer_cuda_tensors_are_drawn_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:
     gaussians, cameras = random_gaussians(50, generator), random_cameras(2, generator)
     wanted = rasterize(gaussians, cameras, (9, 8), "cpu")
-    missing = UserError("gsplat is not installed", "gsplat", "install it")
-    monkeypatch.setattr(backend, "obstacle", lambda device: missing)
+    missing = UserError("it is not installed", "triton", "install it")
+    for module in (backend, triton_backend):
+        monkeypatch.setattr(module, "obstacle", lambda device: missing)
     means = gaussians.means.cuda().requires_grad_()
     _warn_slow.cache_clear()
     with pytest.warns(UserWarning, match="on the CPU"):
@@ -230,6 +237,48 @@ def test_a_missing_gsplat_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         backend._broken.cache_clear()
     assert problem is not None and "pip install gsplat" in str(problem)
+
+
+BUILD = """
+import pathlib, time
+folder = pathlib.Path(__file__).with_name("build")
+folder.mkdir()  # fails where another process builds
+time.sleep(1)
+folder.rmdir()
+_C = object()
+"""
+
+
+def test_two_processes_at_the_first_build_do_not_meet(tmp_path: Path) -> None:
+    """gsplat deletes what another process is building; here that is an error of the second."""
+    (tmp_path / "gsplat" / "cuda").mkdir(parents=True)
+    for folder in ("gsplat", "gsplat/cuda"):
+        (tmp_path / folder / "__init__.py").touch()
+    (tmp_path / "gsplat" / "cuda" / "_backend.py").write_text(BUILD)
+    program = "import pmsplat.render.gsplat as g; print(g._broken())"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    env = os.environ | {"PYTHONPATH": path, "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    assert [rank.communicate()[0].strip() for rank in ranks] == [b"None", b"None"]
+
+
+def test_a_build_that_fails_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = ModuleType("gsplat.cuda")
+    monkeypatch.setitem(sys.modules, "gsplat.cuda", broken)  # has no _backend
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    backend._broken.cache_clear()
+    try:
+        problem = backend.obstacle(torch.device("cuda"))
+    finally:
+        backend._broken.cache_clear()
+    assert problem is not None and "could not build" in problem.got
+    assert "MAX_JOBS=2" in problem.remedy
 
 
 @pytest.mark.cuda

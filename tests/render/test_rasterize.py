@@ -329,7 +329,7 @@ def test_auto_draws_on_the_cpu_with_numba(generator: torch.Generator) -> None:
     cameras, gaussians = random_cameras(1, generator), random_gaussians(60, generator)
     auto = pmsplat.rasterize(gaussians, cameras, (10, 10)).color
     assert torch.equal(auto, rasterize(gaussians, cameras, (10, 10), "cpu").color)
-    assert backends() == ["cpu", "diff_gaussian", "gsplat", "reference"]
+    assert backends() == ["cpu", "diff_gaussian", "gsplat", "reference", "triton"]
 
 
 @pytest.mark.parametrize("white", [(1, 1, 1), [1.0, 1, 1], np.ones(3)])

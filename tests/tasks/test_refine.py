@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ from pmsplat.models import depthsplat
 from pmsplat.render import rasterize
 from pmsplat.scene import open_scene
 from pmsplat.tasks.cameras import from_file
-from pmsplat.tasks.refine import Options, _report, _start, _strategy, refine
+from pmsplat.tasks.refine import Options, _fit, _report, _start, _strategy, refine
 from pmsplat.tasks.refine._cloud import Cloud, Parameters
-from pmsplat.tasks.refine._fit import wait_for
+from pmsplat.tasks.refine._fit import Fit, wait_for
 from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
 from pmsplat.types import CLASSIC, MIP, Cameras, Gaussians, Screen, Views
 from tests.scenes import PARAMETERS, random_cameras, random_gaussians
@@ -345,6 +346,25 @@ def test_held_out_photos_come_closer(
         with Image.open(out / picture) as image:
             assert len(np.unique(np.asarray(image.convert("L")))) > 20
     assert f"start: {start}, strategy: {strategy}" in said[0] and "s/step" in said[-1]
+
+
+def test_only_the_end_of_many_steps_waits_for_the_device(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is queued then counts for the steps; a wait takes a second of this clock."""
+    clock = iter(range(100))
+    monkeypatch.setattr(_fit, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    waited: list[torch.device] = []
+    monkeypatch.setattr(_fit, "wait_for", waited.append)
+    photos = open_scene(model_folder).views([0, 1, 2], SIZE)
+    start = Parameters.of(random_gaussians(50, torch.Generator().manual_seed(0), degree=1))
+    schedule = Schedule.plan(10)
+    fit = Fit(Cloud(start, 1.0, 10), Densify(schedule, 100), schedule, 0, 0)
+    for _ in range(3):
+        fit.advance(photos)
+    assert not waited and fit.seconds == 3
+    assert fit.judge(photos).seconds == 4 and len(waited) == 1
+    assert fit.state()["seconds"] == 5 and len(waited) == 2
 
 
 def test_seconds_are_taken_when_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,18 +171,30 @@ def test_a_plane_in_any_unit(tmp_path: Path, unit: float) -> None:
         np.testing.assert_allclose(alpha, array(out, "alpha", name), atol=1e-5)
 
 
-def test_a_renderer_without_median_depth_gets_it_from_the_cpu(
+@pytest.mark.parametrize("median", [False, True])
+def test_every_picture_is_drawn_once_and_median_only_where_wanted(
+    median: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def count(*arguments: Any, extras: tuple[str, ...] = (), **named: Any) -> Any:
+        if "screen" not in extras:  # that is the estimate of memory
+            calls.append(extras)
+        return rasterize(*arguments, extras=extras, **named)
+
+    monkeypatch.setattr("pmsplat.tasks.render.rasterize", count)
+    render(wall(), ours(tmp_path, lookers()), tmp_path / "out", replace(QUIET, median=median))
+    assert calls == [("depth_median",) if median else ()] * len(NAMES)
+
+
+def test_a_renderer_without_median_depth_is_refused_not_helped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, said = ours(tmp_path, lookers()), list[str]()
-    options = replace(QUIET, median=True)
-    wanted = render(wall(), path, tmp_path / "one", options)
-    monkeypatch.setattr("pmsplat.tasks.render.draws_median", lambda backend, device: False)
-    got = render(wall(), path, tmp_path / "two", options, tell=said.append)
-    assert got == wanted and any("on the CPU" in line for line in said)
-    for name in NAMES:
-        one, two = (array(tmp_path / folder, "depth_median", name) for folder in ("one", "two"))
-        assert one.any() and torch.equal(one, two)
+    monkeypatch.setattr("pmsplat.render.gsplat.obstacle", lambda device: None)
+    options = replace(QUIET, median=True, backend="gsplat")
+    with pytest.raises(UserError, match=r"`median=True` with `backend=gsplat`.*drop `backend`"):
+        render(wall(), ours(tmp_path, lookers()), tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("write", [ours, transforms, model, world_to_camera])

@@ -26,39 +26,6 @@ from pmsplat.train.settings import Component
 from tests.zoo.test_init import unimatch
 
 
-@pytest.fixture(scope="session")
-def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A procedural dataset, made once."""
-    return tmp_path_factory.mktemp("rooms")
-
-
-@pytest.fixture
-def setting(rooms: Path, tmp_path: Path) -> Callable[..., Experiment]:
-    """A run of a small encoder on small images, with overrides."""
-
-    def make(*overrides: str) -> Experiment:
-        return config.compose(
-            [
-                "+experiment=demo_tiny",
-                "model=tests.lab.encoder",
-                f"dataset.root={rooms}",
-                "dataset.scenes=6",
-                "dataset.test_scenes=2",
-                "dataset.frames=10",
-                "dataset.size=[32,32]",
-                "trainer.batch_size=2",
-                "trainer.log_every=1",
-                "trainer.validate_every=0",
-                "trainer.loggers=[csv]",
-                "optimizer.lr=5e-3",
-                f"output={tmp_path / 'out'}",
-                *overrides,
-            ]
-        )
-
-    return make
-
-
 def losses(output: str | Path) -> list[float]:
     """Every logged training loss of a folder, in the order of the runs."""
     values = []

@@ -19,6 +19,7 @@ from pmsplat.geometry import camera, gaussian, se3
 from pmsplat.io.images import to_uint8
 from pmsplat.io.video import read_frames
 from pmsplat.render import rasterize
+from pmsplat.types import Cameras
 from pmsplat.view import figures
 from pmsplat.view._address import check_address
 from pmsplat.view.server import SPLATS, Page, Setting
@@ -218,6 +219,28 @@ def test_a_recording_can_be_stopped_and_a_bad_path_is_shown(page: Page, tmp_path
     recorder._path = tmp_path / "file" / "view.mp4"
     recorder.record(COLOR)
     assert "could not be written" in recorder.status.content
+
+
+def test_a_recording_that_is_stopped_before_its_first_frame_stops(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The button is there from the first moment, while the cameras are still joined."""
+    recorder = page.recorder
+    for i in range(2):
+        recorder.add(page.get_camera(visitor(i, page), SIZE))
+    recorder.seconds.value = 0.2
+    join = Cameras.joined
+
+    def stop_early(parts: Any) -> Cameras:
+        recorder.stop()
+        return join(parts)
+
+    monkeypatch.setattr(Cameras, "joined", staticmethod(stop_early))
+    recorder.record(COLOR)
+    assert recorder.status.content == "Stopped; nothing was saved." and not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    recorder.record(COLOR)  # the stop was for the recording before
+    assert recorder.status.content.startswith("Saved")
 
 
 def test_only_this_machine_can_reach_it(page: Page) -> None:

@@ -1,13 +1,17 @@
 """The forecast of memory: close to what is really allocated, and an answer where it is too much."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from pmsplat.errors import UserError
 from pmsplat.models import depthsplat
-from pmsplat.types import Views
+from pmsplat.types import Prediction, Views
 from pmsplat.zoo import memory
+from pmsplat.zoo.infer import predict_views
 from pmsplat.zoo.memory import Peak, Plan, needed_bytes
 from tests.scenes import random_cameras
 
@@ -60,6 +64,59 @@ def test_what_would_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         memory.check(model, plan, CPU)
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
     memory.check(model, plan, CPU)
+
+
+class Full(nn.Module):
+    """Fits in the small pass of the forecast, and not with the images that are given."""
+
+    near, multiple, draws = None, 16, True
+
+    def forward(self, views: Views) -> Prediction:
+        if views.size != (64, 64):
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"
+            )
+        return Prediction((views.images[:, :, 0] + 1,), ())
+
+
+@pytest.mark.parametrize(
+    ("share", "remedy"),
+    [(100.0, "use `views=4` or `size=176x352`"), (0.4, "use `views=2` or `size=144x304`")],
+)
+def test_a_gpu_that_is_full_after_all_gets_the_same_answer(
+    share: float, remedy: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most half of what did not fit, less where less is free."""
+    model, plan = Full(), Plan(8, (256, 512), 16)
+    free = int(share * needed_bytes(model, plan, CPU))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    views = Views(torch.rand(1, 8, 3, 256, 512, generator=generator), random_cameras(8, generator))
+    with pytest.raises(UserError) as caught:
+        predict_views(model, views)
+    assert caught.value.got == "8 views of 256x512 did not fit (CUDA out of memory)"
+    assert caught.value.remedy == remedy and "that are free on cpu" in caught.value.wanted
+    with pytest.raises(UserError, match="use `views=4`"):
+        predict_views(lambda given: model(given), views)
+
+
+@pytest.mark.cuda
+def test_a_prediction_that_fills_the_gpu_is_one_sentence(generator: torch.Generator) -> None:
+    """In a memory of 128 MiB; what is proposed fits."""
+    model = depthsplat.build(TINY).eval().cuda()
+    views = Views(torch.rand(1, 8, 3, 512, 512, generator=generator), random_cameras(8, generator))
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.empty_cache()
+    try:
+        torch.cuda.set_per_process_memory_fraction(128 * 2**20 / total)
+        with pytest.raises(UserError, match=r"8 views of 512x512 did not fit.*; use ") as caught:
+            predict_views(model, views, "cuda")
+        size = re.search(r"`size=(\d+)x(\d+)`", caught.value.remedy)
+        assert size is not None
+        smaller = replace(views, images=views.images[..., : int(size[1]), : int(size[2])])
+        predict_views(model, smaller, "cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
 
 
 def test_free_memory_of_this_machine() -> None:

@@ -88,10 +88,33 @@ def execute(action: Callable[[argparse.Namespace], None], arguments: argparse.Na
             file=sys.stderr,
         )
         return USER_ERROR
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, which need not be here
+            raise
+        text = name_flags(_explain_memory(error, arguments), arguments)
+        print(f"pmsplat: {text}", file=sys.stderr)  # noqa: T201
+        return USER_ERROR
     except KeyboardInterrupt:
         print("pmsplat: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     return 0
+
+
+def _explain_memory(error: RuntimeError, arguments: argparse.Namespace) -> str:
+    """Out of memory on a GPU as one sentence, with what this verb can do about it."""
+    remedies = {
+        "views": "fewer `views`",
+        "size": "a smaller `size`",
+        "most": "fewer Gaussians (`most`)",
+        "overrides": "smaller images (dataset.size)",
+        "device": "`device=cpu`",
+    }
+    options = [text for name, text in remedies.items() if name in arguments]
+    said = str(error).partition("\n")[0].rstrip(".")
+    return (
+        f"the GPU has not enough memory ({said}); wanted what fits, beside what other programs "
+        f"hold; use {', or '.join(options or ['a machine with more memory'])}"
+    )
 
 
 def name_flags(text: str, arguments: argparse.Namespace) -> str:

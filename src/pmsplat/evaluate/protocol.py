@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..contracts import Encoder
+from ..device import float32_products
 from ..errors import UserError
 from ..foundation import lpips as lpips_network
 from ..render import rasterize
@@ -74,15 +75,19 @@ def pipeline(
     def timed(name: str):
         return watch(name) if watch else nullcontext()
 
+    behind: dict[torch.device, Tensor] = {}  # the background, on each device that draws
+
     def run(batch: Batch) -> StepOutput:
-        behind = None if background is None else batch.target.images.new_tensor(background)
+        device = batch.target.images.device
+        if background is not None and device not in behind:
+            behind[device] = batch.target.images.new_tensor(background)
         unit = model_unit(model, batch.context.cameras) if scale_near else Unit()
         seen = unit.to_model(batch)
         with timed("encode"):
             prediction = model(seen.context)
         with timed("render"):
             renderings = tuple(
-                _draw(gaussians, seen.target.cameras, seen.target.size, backend, behind)
+                _draw(gaussians, seen.target.cameras, seen.target.size, backend, behind.get(device))
                 for gaussians in prediction.gaussians
             )
         renderings = tuple(unit.to_scene(rendering) for rendering in renderings)
@@ -114,6 +119,7 @@ def _draw(
 
 
 @torch.no_grad()
+@float32_products(tf32=False)
 def evaluate(
     run: Pipeline,
     batches: Iterable[Batch],

@@ -9,6 +9,7 @@ points float32 loses digits, and TF32 most of them.
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ SQUARINGS = 28  # squarings that separate eigenvalues UNDEFINED apart, to 16 dig
 DRAWS = 64  # random triples: with 45 % of wrong points, all contain one in 1 of 10^5 cases
 JUDGES = 1024  # points on which the triples are compared
 SAMPLE = 4096  # points used while reweighting: enough for a median exact to a few percent
+
+# source, target, weights -> the motion [*batch, 4, 4]
+Fit = Callable[[Tensor, Tensor, Tensor], Tensor]
+# source, target, weights, squared distances, their median -> the motion, its squared distances
+Refit = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def umeyama(
@@ -78,19 +84,32 @@ def scaling(
     return torch.where(defined, along / torch.where(defined, length, 1), torch.nan).to(dtype)
 
 
+def rescaling(
+    source: Float[Tensor, "*#batch point 3"],
+    target: Float[Tensor, "*#batch point 3"],
+    weights: Float[Tensor, "*#batch point"] | None = None,
+) -> Float[Tensor, "*_ 4 4"]:
+    """Returns `scaling` as a motion."""
+    factor = scaling(source, target, weights)[..., None, None]
+    eye = torch.eye(4, dtype=factor.dtype, device=factor.device)
+    return torch.cat([eye[:3] * factor, eye[3:] * (factor / factor)], dim=-2)  # 1, or NaN
+
+
 def trusted(
-    fit: Callable[[Tensor, Tensor, Tensor], Tensor],
+    fit: Fit,
     source: Float[Tensor, "*batch point 3"],
     target: Float[Tensor, "*batch point 3"],
     weights: Float[Tensor, "*batch point"],
     rounds: int,
+    refit: Refit | None = None,
 ) -> Float[Tensor, "*batch point"]:
     """Returns `weights` lowered at outliers, after some `rounds` of reweighting.
 
-    `fit(source, target, weights)` returns a [4, 4] motion, as `umeyama` does. Each round multiplies
-    `weights` by (m² / (m² + r²))², where r is the distance of a pair and m the median distance over
-    points of positive weight: the estimator of Geman and McClure (1985), computed by iteratively
-    reweighted least squares (Holland and Welsch, 1977), with a width that follows the residuals.
+    `fit(source, target, weights)` returns a [4, 4] motion, as `umeyama` does; `refit` may do what
+    `_refit` does with it in a faster way. Each round multiplies `weights` by (m² / (m² + r²))², where
+    r is the distance of a pair and m the median distance over points of positive weight: the
+    estimator of Geman and McClure (1985), computed by iteratively reweighted least squares (Holland
+    and Welsch, 1977), with a width that follows the residuals.
     The first round takes the distances from the fit to all points or to one of DRAWS triples,
     whichever has the least median of squares (Rousseeuw, 1984; triples: Fischler and Bolles, 1981).
     It tolerates up to about 45 % of wrong points, however far off and even if they agree with each
@@ -105,38 +124,44 @@ def trusted(
     with torch.no_grad():
         x, y, given = _sample(source, target, weights)
         motion = _least_median(fit, x, y, given, fit(x, y, given))
-        squared, width = _residuals(motion, x, y, given)
+        squared = _squared(motion, x, y, given)
+        width = _median(squared)
         for _ in range(rounds - 1):
-            motion = fit(x, y, given * _factor(squared, width).to(given.dtype))
-            squared, width = _residuals(motion, x, y, given)
-        return weights * _factor(_squared(motion, source, target), width).to(weights.dtype)
+            motion, squared = (refit or partial(_refit, fit))(x, y, given, squared, width)
+            width = _median(squared)
+        squared = _squared(motion, source, target, weights)
+        return weights * _factor(squared, width).to(weights.dtype)
 
 
-def _residuals(
-    motion: Tensor, source: Tensor, target: Tensor, given: Tensor
-) -> tuple[Float[Tensor, "*batch point"], Float[Tensor, "*batch 1"]]:
-    """Returns squared distances, and their median over points of positive weight."""
-    squared = _squared(motion, source, target)
-    known = torch.where(given > 0, squared, torch.nan)
-    return squared, known.nanmedian(dim=-1, keepdim=True).values.clamp_min(1e-300)
+def _refit(
+    fit: Fit, source: Tensor, target: Tensor, weights: Tensor, squared: Tensor, width: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the fit to weights lowered by the estimator, and squared distances under it."""
+    motion = fit(source, target, weights * _factor(squared, width).to(weights.dtype))
+    return motion, _squared(motion, source, target, weights)
 
 
-def _squared(motion: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    return (se3.transform(motion, source) - target).double().square().sum(dim=-1)
+def _squared(motion: Tensor, source: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Returns squared distances; NaN for points of weight 0."""
+    squared = (se3.transform(motion, source) - target).double().square().sum(dim=-1)
+    return torch.where(weights > 0, squared, torch.nan)
+
+
+def _median(squared: Tensor) -> Float[Tensor, "*batch 1"]:
+    """Returns the median of those that are known, above 0."""
+    return squared.nanmedian(dim=-1, keepdim=True).values.clamp_min(1e-300)
 
 
 def _factor(squared: Tensor, width: Tensor) -> Tensor:
     """Returns the estimator's factor of each weight; 1 where the fit is undefined."""
-    factor = (width / (width + squared)).square()
-    return torch.where(factor.isfinite(), factor, 1)
+    return (width / (width + squared)).square().nan_to_num(nan=1.0)
 
 
 def _sample(source: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns SAMPLE points, spread over those of positive weight; all if there are no more."""
     if weights.shape[-1] <= SAMPLE:
         return source, target, weights
-    generator = torch.Generator(weights.device).manual_seed(0)
-    index = _pick(weights, _stratify(torch.rand(SAMPLE, **_rand_options(weights, generator))))
+    index = _pick(weights, _stratify(_chances(SAMPLE, weights.device)))
     rows = index[..., None].expand(*index.shape, 3)
     return source.gather(-2, rows), target.gather(-2, rows), weights.gather(-1, index)
 
@@ -153,16 +178,16 @@ def _stratify(chance: Float[Tensor, " draw"]) -> Float[Tensor, " draw"]:
     return (torch.arange(len(chance), device=chance.device) + chance) / len(chance)
 
 
-def _rand_options(weights: Tensor, generator: torch.Generator) -> dict[str, Any]:
-    return {"dtype": torch.float64, "device": weights.device, "generator": generator}
+@cache
+@torch.inference_mode(False)  # so that cached tensors can be used with gradients
+def _chances(count: int, device: torch.device) -> Float[Tensor, " draw"]:
+    """Returns random numbers from 0 to 1: always the same ones, on all devices."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, dtype=torch.float64, generator=generator).to(device)
 
 
 def _least_median(
-    fit: Callable[[Tensor, Tensor, Tensor], Tensor],
-    source: Tensor,
-    target: Tensor,
-    weights: Tensor,
-    first: Tensor,
+    fit: Fit, source: Tensor, target: Tensor, weights: Tensor, first: Tensor
 ) -> Float[Tensor, "*batch 4 4"]:
     """Returns, of the motion `first` and the fits to random triples, the best on JUDGES points.
 
@@ -170,8 +195,7 @@ def _least_median(
     the same random numbers for every sample of the batch.
     """
     # Draw the corners of the triples, and the points to judge them on.
-    generator = torch.Generator(source.device).manual_seed(0)
-    chance = torch.rand(3 * DRAWS + JUDGES, **_rand_options(weights, generator))
+    chance = _chances(3 * DRAWS + JUDGES, weights.device)
     index = _pick(weights, torch.cat([chance[: 3 * DRAWS], _stratify(chance[3 * DRAWS :])]))
     index = index[..., None].expand(*index.shape, 3)
     x, y = source.gather(-2, index), target.gather(-2, index)
@@ -215,9 +239,11 @@ class _NearestRotation(torch.autograd.Function):
         power = torch.cat([top, rest], dim=-2)
         size = power.square().sum(dim=(-1, -2), keepdim=True).sqrt()
         power = power / size.clamp_min(torch.finfo(matrix.dtype).tiny) + eye
-        for _ in range(SQUARINGS):
+        every = _squarings_at_once(matrix)
+        for done in range(1, SQUARINGS + 1):
             power = power @ power
-            power = power / _trace(power)
+            if done % every == 0 or done == SQUARINGS:
+                power = power / _trace(power)
         ww, wv, vv = power[..., :1, :1], power[..., 1:, :1], power[..., 1:, 1:]  # blocks of qqᵀ
         cross = torch.linalg.cross(wv.expand_as(vv), eye[1:, 1:].expand_as(vv), dim=-2)
         rotation = (ww - _trace(vv)) * eye[1:, 1:] + 2 * vv + 2 * cross
@@ -236,6 +262,15 @@ class _NearestRotation(torch.autograd.Function):
         turned = (torch.linalg.inv_ex(solvable).inverse @ twist[..., None])[..., 0]
         turned = torch.where(unique[..., None], turned, 0)
         return torch.linalg.cross(rotation, turned[..., None, :].expand_as(rotation), dim=-1)
+
+
+def _squarings_at_once(matrix: Tensor) -> int:
+    """Returns how many squarings are done before the result is scaled to trace 1.
+
+    Eigenvalues are from 1/4 to 2 before: float64 has the range of eight squarings. On CUDA, where a
+    launch costs more than its arithmetic, they are done; the bits are others.
+    """
+    return 8 if matrix.device.type == "cuda" and matrix.dtype == torch.float64 else 1
 
 
 def _stretch(rotation: Tensor, matrix: Tensor) -> Tensor:

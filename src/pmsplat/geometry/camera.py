@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from . import se3
+from .constants import constant
+from .products import einsum
 
 
 def pixel_grid(height: int, width: int, like: Tensor) -> Float[Tensor, "height width 2"]:
@@ -21,7 +23,7 @@ def pixel_grid(height: int, width: int, like: Tensor) -> Float[Tensor, "height w
 
 def K_px(K: Float[Tensor, "*#batch 3 3"], height: int, width: int) -> Float[Tensor, "*_ 3 3"]:
     """Returns intrinsics in pixels."""
-    return K * K.new_tensor([width, height, 1.0])[:, None]
+    return K * constant((width, height, 1.0), K)[:, None]
 
 
 def project(
@@ -31,7 +33,7 @@ def project(
 
     Meaningful where z > 0: points at z = 0 give infinities, points behind the camera are mirrored.
     """
-    homogeneous = torch.einsum("...ij,...j->...i", K, points_cam)
+    homogeneous = einsum("...ij,...j->...i", K, points_cam)
     return homogeneous[..., :2] / homogeneous[..., 2:]
 
 
@@ -59,7 +61,7 @@ def rays(
     """Returns world directions through pixel centres: camera centre + depth · ray is the point."""
     grid = pixel_grid(height, width, like=K)
     cam = directions(grid, K[..., None, None, :, :])
-    return torch.einsum("...ij,...hwj->...hwi", c2w[..., :3, :3], cam)
+    return einsum("...ij,...hwj->...hwi", c2w[..., :3, :3], cam)
 
 
 def unproject_depth(
@@ -125,15 +127,15 @@ def crop_K(
     intrinsics.
     """
     (height, width), (top, left), (new_height, new_width) = size, top_left, cropped
-    scale = K.new_tensor([width / new_width, height / new_height, 1.0])
+    scale = constant((width / new_width, height / new_height, 1.0), K)
     out = K * scale[:, None]
-    shift = K.new_tensor([left / new_width, top / new_height, 0.0])
+    shift = constant((left / new_width, top / new_height, 0.0), K)
     return torch.cat([out[..., :2], (out[..., 2] - shift)[..., None]], dim=-1)
 
 
 def field_of_view(K: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*_ 2"]:
     """Returns horizontal and vertical angles between rays through opposite edge midpoints (rad)."""
-    edges = K.new_tensor([[0.0, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, 1.0]])
+    edges = constant(((0.0, 0.5), (1.0, 0.5), (0.5, 0.0), (0.5, 1.0)), K)
     rays = normalize(directions(edges, K[..., None, :, :]), dim=-1)
     left, right, top, bottom = rays.unbind(dim=-2)
     cosines = torch.stack([(left * right).sum(-1), (top * bottom).sum(-1)], dim=-1)

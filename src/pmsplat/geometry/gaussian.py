@@ -5,6 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .products import matmul
+
 
 def quat_to_rotation(quats_wxyz: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*_ 3 3"]:
     """Returns rotation matrices; quaternions are normalised first, with gradients."""
@@ -80,4 +82,4 @@ def covariance(
 ) -> Float[Tensor, "*_ 3 3"]:
     """Returns R S Sᵀ Rᵀ of linear scales and quaternions."""
     root = quat_to_rotation(quats_wxyz) * scales[..., None, :]
-    return root @ root.transpose(-1, -2)
+    return matmul(root, root.transpose(-1, -2))

@@ -6,6 +6,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from . import gaussian
+from .constants import constant
+from .products import einsum, matmul
+
+LAST_ROW = (0.0, 0.0, 0.0, 1.0)  # of every motion
 
 
 def compose(
@@ -13,21 +17,21 @@ def compose(
 ) -> Float[Tensor, "*_ 4 4"]:
     """Returns the motion x -> rotation · x + translation."""
     top = torch.cat([rotation, translation[..., None]], dim=-1)
-    bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:].expand(*top.shape[:-2], 1, 4)
+    bottom = constant(LAST_ROW, top).expand(*top.shape[:-2], 1, 4)
     return torch.cat([top, bottom], dim=-2)
 
 
 def invert(motion: Float[Tensor, "*#batch 4 4"]) -> Float[Tensor, "*_ 4 4"]:
     """Returns the inverse of a rigid motion; its rotation must be orthonormal."""
     rotation = motion[..., :3, :3].transpose(-1, -2)
-    return compose(rotation, -torch.einsum("...ij,...j->...i", rotation, motion[..., :3, 3]))
+    return compose(rotation, -einsum("...ij,...j->...i", rotation, motion[..., :3, 3]))
 
 
 def transform(
     motion: Float[Tensor, "*#batch 4 4"], points: Float[Tensor, "*#batch point 3"]
 ) -> Float[Tensor, "*_ point 3"]:
     """Moves points by an affine 4x4 matrix; its last row is ignored."""
-    rotated = torch.einsum("...ij,...nj->...ni", motion[..., :3, :3], points)
+    rotated = einsum("...ij,...nj->...ni", motion[..., :3, :3], points)
     return rotated + motion[..., None, :3, 3]
 
 
@@ -53,7 +57,7 @@ def upright(up: Float[Tensor, "3"]) -> Float[Tensor, "4 4"]:
         return torch.diag(torch.stack([1 + 0 * y, -1 + 0 * y, -1 + 0 * y, 1 + 0 * y]))
     zero = torch.zeros_like(y)
     cross = torch.stack([zero, x, zero, -x, zero, -z, zero, z, zero]).reshape(3, 3)
-    turn = torch.eye(3).to(up) + cross + cross @ cross / (1 - y)
+    turn = torch.eye(3).to(up) + cross + matmul(cross, cross) / (1 - y)
     return compose(turn, torch.zeros_like(up))
 
 
@@ -74,8 +78,8 @@ def is_rigid(motion: Float[Tensor, "*#batch 4 4"], tolerance: float = 1e-3) -> T
     """Returns whether each matrix is finite and a proper rotation, a translation and 0 0 0 1."""
     rotation = motion[..., :3, :3]
     eye = torch.eye(3, device=motion.device, dtype=motion.dtype)
-    error = (rotation @ rotation.transpose(-1, -2) - eye).abs().amax(dim=(-1, -2))
-    last = motion[..., 3, :] - motion.new_tensor([0.0, 0.0, 0.0, 1.0])
+    error = (matmul(rotation, rotation.transpose(-1, -2)) - eye).abs().amax(dim=(-1, -2))
+    last = motion[..., 3, :] - constant(LAST_ROW, motion)
     finite = motion.isfinite().all(dim=-1).all(dim=-1)
     proper = torch.linalg.det(torch.where(finite[..., None, None], rotation, eye)) > 0
     return finite & (error < tolerance) & proper & (last.abs().amax(dim=-1) < tolerance)

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .products import einsum, matmul
+
 C0 = 0.28209479177387814
 MAX_DEGREE = 4
 
@@ -75,7 +77,7 @@ def color(
     degree = stored if degree is None else min(degree, stored)
     weights = basis(directions, degree)
     used = sh[..., : (degree + 1) ** 2, :]
-    return (torch.einsum("...k,...kc->...c", weights, used) + 0.5).clamp_min(0)
+    return (einsum("...k,...kc->...c", weights, used) + 0.5).clamp_min(0)
 
 
 def rotation_matrix(
@@ -87,8 +89,8 @@ def rotation_matrix(
     directions rotated back by R.
     """
     samples, solve, blocks = _probe(degree, rotation.device, rotation.dtype)
-    turned = torch.einsum("...ji,nj->...ni", rotation, samples)
-    return (solve @ basis(turned, degree)) * blocks
+    turned = einsum("...ji,nj->...ni", rotation, samples)
+    return matmul(solve, basis(turned, degree)) * blocks
 
 
 @cache

@@ -26,7 +26,9 @@ def homography(
     K_src_px: Float[Tensor, "*#batch 3 3"],
 ) -> Float[Tensor, "*_ 3 4"]:
     """Returns [A | b]: reference pixel (x, y) at depth z maps to source A · (x, y, 1) · z + b."""
-    linear = K_src_px @ ref_to_src[..., :3, :3] @ torch.linalg.inv(K_ref_px)
+    # On CUDA the check for a singular K would make the host wait for the device
+    K_inverse = torch.linalg.inv_ex(K_ref_px, check_errors=not K_ref_px.is_cuda).inverse
+    linear = K_src_px @ ref_to_src[..., :3, :3] @ K_inverse
     return torch.cat([linear, K_src_px @ ref_to_src[..., :3, 3:]], dim=-1)
 
 

@@ -1,5 +1,6 @@
 """Writes files whole or not at all."""
 
+import contextlib
 import os
 import struct
 import tempfile
@@ -13,6 +14,11 @@ from tokenize import TokenError
 import numpy as np
 
 from ..errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 UNREADABLE_ARRAY = (
     OSError, ValueError, EOFError, TypeError, SyntaxError, MemoryError, OverflowError, KeyError,
@@ -40,6 +46,21 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Inside, no other process is inside with the same `path`, an empty file that stays.
+
+    Waits for its turn; the lock of a process that dies is released. Where files cannot be written
+    or locked (Windows, some network file systems) nothing is.
+    """
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(stack.enter_context(Path(path).open("a")), fcntl.LOCK_EX)
+        yield
 
 
 def check_folder(path: str | Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -89,7 +90,8 @@ def read_frames(path: str | Path, count: int | None = None) -> list[np.ndarray]:
     """Reads `count` frames, spread evenly from the first to the last; all if None or fewer exist.
 
     Frames are uint8 RGB [height, width, 3]; the rotation that phones store in the file is applied.
-    Only the returned frames are held in memory. Raises UserError for a file that is not a video.
+    Only the returned frames are held in memory. Raises UserError for a file that is not a video,
+    and where ffmpeg stops; warns where it goes on, as in a file that was cut short.
     """
     if not Path(path).is_file():
         raise UserError(f"no file {path}", "a video file", "check the path")
@@ -102,11 +104,26 @@ def read_frames(path: str | Path, count: int | None = None) -> list[np.ndarray]:
         get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-i", str(path), "-map", "0:v:0",
         *select, "-f", "image2pipe", "-c:v", "ppm", "-",
     ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        frames = list(_split_ppm(process.stdout))
+    with tempfile.TemporaryFile() as log:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process:
+            assert process.stdout is not None
+            frames = list(_split_ppm(process.stdout))
+        log.seek(0)
+        message = log.read().decode(errors="replace").strip()
     if not frames:
         raise _decode_error(path)
+    reason = message.partition("\n")[0]
+    if process.returncode:
+        raise UserError(
+            f"{path}, of which ffmpeg could decode {len(frames)} frames and not all ({reason})",
+            "a video that is complete",
+            "copy it again, or cut off the damaged part",
+        )
+    if message:  # ffmpeg says so of a file that was cut short, and goes on
+        warnings.warn(
+            f"{path} may be damaged: ffmpeg decoded {len(frames)} frames and says {reason!r}",
+            stacklevel=2,
+        )
     return frames
 
 

@@ -95,7 +95,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Tensor], header: Header) 
     """Writes one of our checkpoints, whole or not at all."""
     text = json.dumps({"format": FORMAT, "model": header.model, "settings": header.settings})
     with atomic(path) as temporary:
-        save_file({k: v.contiguous() for k, v in state.items()}, temporary, {HEADER: text})
+        save_file({k: v.cpu().contiguous() for k, v in state.items()}, temporary, {HEADER: text})
 
 
 def read_header(path: str | Path) -> Header | None:

@@ -9,14 +9,35 @@ from typing import Any
 
 import numpy as np
 from numba import njit, prange
+from torch import Tensor
 
 from ..geometry.sweep import MIN_Z
+from ._sweep import FlatSweep
 
 BLOCK = 32  # channels per job of the backward pass
 Array = np.ndarray[Any, np.dtype[Any]]
 
 inlined: Any = njit(inline="always", fastmath=True)
 parallel: Any = njit(parallel=True, fastmath=True, cache=True)
+
+
+def forward(tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
+    """Writes scale · Σ_o <token, sampled token of view o> to `out` [view, pixel, plane], 0."""
+    volume = out.unflatten(1, (where.height, where.width))
+    _forward(tokens.numpy(), *_arrays(where), volume.numpy())
+    out.mul_(scale)
+
+
+def backward(gradient: Tensor, tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
+    """Writes the gradient of `tokens` to `out` [view, pixel, channel], 0."""
+    incoming = gradient.unflatten(1, (where.height, where.width))
+    _backward(incoming.numpy(), tokens.numpy(), *_arrays(where), out.numpy())
+    out.mul_(scale)
+
+
+def _arrays(where: FlatSweep) -> tuple[Any, ...]:
+    fields = (where.others, where.homographies, where.inv_depth)
+    return *(x.numpy() for x in fields), where.pixel_center
 
 
 @inlined
@@ -43,7 +64,7 @@ def _corners(u: float, v: float, height: int, width: int) -> Any:
 
 
 @parallel
-def forward(
+def _forward(
     tokens: Array, source: Array, homographies: Array, inv_depth: Array, center: float, out: Array
 ) -> None:
     """Adds Σ_o <tokens[n, yx], tokens[source[n, o]] sampled at hypothesis d> to out[n, y, x, d]."""
@@ -72,7 +93,7 @@ def forward(
 
 
 @parallel
-def backward(
+def _backward(
     gradient: Array,
     tokens: Array,
     source: Array,

@@ -3,7 +3,7 @@
 xformers: Lefaudeux et al., "xFormers: A modular and hackable Transformer modelling library", 2022.
 """
 
-from itertools import product
+import itertools
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import UserError
-from .linear import linear
+from . import cpu_rules
+from .linear import product
 
 BACKENDS = ("sdpa", "xformers", "plain")
 WORTHWHILE = 2**16  # scores per head from which `blocked` is faster than `plain`
@@ -32,11 +33,8 @@ def attention(
     another backend.
     """
     if backend == "sdpa":
-        trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-        large = q.shape[-2] * k.shape[-2] >= WORTHWHILE
-        if q.device.type == "cpu" and q.shape[-1] >= WIDE and not trains:
-            return blocked(q, k, v, mask) if large else plain(q, k, v, _like(mask, q))
-        return scaled_dot_product_attention(q, k, v, attn_mask=_like(mask, q))
+        way = _way_on_cpu(q, k, v) if q.device.type == "cpu" else "fused"
+        return WAYS[way](q, k, v, _like(mask, q))
     if backend == "plain":
         return plain(q, k, v, mask)
     if backend == "xformers":
@@ -44,6 +42,20 @@ def attention(
     raise UserError(
         f"attention {backend!r}", f"one of {', '.join(BACKENDS)}", "leave it at the default, 'sdpa'"
     )
+
+
+def _way_on_cpu(q: Tensor, k: Tensor, v: Tensor) -> str:
+    """What the rules for this processor say; where they say nothing, what is best on most."""
+    trains = cpu_rules.trains(q, k, v)
+    large = q.shape[-2] * k.shape[-2] >= WORTHWHILE
+    wide = q.shape[-1] >= WIDE
+    if q.dtype == torch.float32:
+        way = cpu_rules.way("attention", cpu_rules.attention_class(wide, large, trains))
+        if way != "default":
+            return way
+    if wide and not trains:
+        return "blocked" if large else "plain"
+    return "fused"
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -63,7 +75,7 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
     out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
     rows = max(1, BLOCK // k.shape[-2])
     mask = _like(mask, q)
-    for batch, head in product(range(q.shape[0]), range(q.shape[1])):
+    for batch, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
         keys = k[batch, head] * q.shape[-1] ** -0.5
         values = v[batch, head].t().contiguous()
         bias = None
@@ -71,11 +83,19 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
             bias = mask[batch % mask.shape[0], head % mask.shape[1]]
         for start in range(0, q.shape[-2], rows):
             part = slice(start, start + rows)
-            scores = linear(q[batch, head, part], keys)
+            scores = product(q[batch, head, part], keys)
             if bias is not None:
                 scores = scores.add_(bias[part])
-            out[batch, head, part] = linear(scores.softmax(dim=-1), values)
+            out[batch, head, part] = product(scores.softmax(dim=-1), values)
     return out
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Computes `plain` by torch's own kernels, which store no scores."""
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+WAYS = {"fused": fused, "plain": plain, "blocked": blocked}
 
 
 def _like(mask: Tensor | None, q: Tensor) -> Tensor | None:

@@ -1,38 +1,27 @@
 """Plane-sweep correlation that never stores the warped features.
 
-Bilinear sampling is linear, so the correlation of a reference pixel with a *sampled* source feature
-equals the bilinear sample of its correlations with all source pixels: one matrix product, then a
-look-up. On the CPU a compiled pass samples and correlates at once. `warped` is the definition that
-both are tested against: warp, then correlate. Collins, "A space-sweep approach to true multi-image
-matching", CVPR 1996; Yao et al., "MVSNet", ECCV 2018.
+`warped` is the definition: warp, then correlate. Every other path is tested against it; see their
+files. Collins, "A space-sweep approach to true multi-image matching", CVPR 1996; Yao et al.,
+"MVSNet", ECCV 2018.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import grid_sample
 
+from ..errors import UserError
 from ..geometry import sweep
+from . import _triton
+from ._sweep import FlatSweep, Sweep, normalize
 
-BUDGET_CPU, BUDGET = 32 * 2**20, 512 * 2**20  # bytes of correlations held, on CPUs and elsewhere
+__all__ = ["PATHS", "Sweep", "choose_path", "correlation", "warped"]
 
-
-@dataclass(frozen=True)
-class Sweep:
-    """The geometry of a sweep: the other views of each view, and the inverse depths of its pixels.
-
-    `homographies[b, v, o]` map view v to view `others[b, v, o]`, in pixels of the feature map;
-    `inv_depth` is per plane, or per plane and pixel. No field receives a gradient.
-    """
-
-    others: Int[Tensor, "batch view other"]
-    homographies: Float[Tensor, "batch view other 3 4"]
-    inv_depth: Float[Tensor, "batch view plane height_or_1 width_or_1"]
-    pixel_center: float
+PATHS = ("compiled", "direct", "tiled", "all_pairs", "sampled")
+PIXELS_PER_PLANE = 32  # of maps whose correlations between all pixels cost no more than sampling
 
 
 def correlation(
@@ -40,13 +29,44 @@ def correlation(
 ) -> Float[Tensor, "batch view plane height width"]:
     """Returns, per hypothesis, the mean over other views of <feature, sampled feature>/√channel.
 
-    Samples outside the other view count as 0. float32, with gradients to `features` only. `path` is
-    "compiled" (CPU), "all_pairs" (any device), or "auto": compiled on the CPU, else all_pairs.
+    Samples outside the other view count as 0. float32, summed in float32, with gradients to
+    `features` only. Features of half precision stay so on CUDA devices (their products have that
+    precision), and become float32 elsewhere; there must be another view to each.
+
+    `path` is "compiled" (CPU), "direct" or "tiled" (CUDA, in Triton), "all_pairs" or "sampled" (any
+    device; the work of the first grows with pixels², the second stores some warped features), or
+    "auto", which is `choose_path`. Raises `UserError` for a path that is unknown or cannot run.
     """
+    height, width = features.shape[-2:]
+    device = features.device.type
     if path == "auto":
-        path = "compiled" if features.device.type == "cpu" else "all_pairs"
-    function = {"compiled": _Compiled, "all_pairs": _AllPairs}[path]
-    return function.apply(features.float(), where)  # pyright: ignore[reportReturnType]
+        path = choose_path(height * width, where.inv_depth.shape[2], device)
+    _check(path, device)
+    if where.others.shape[-1] == 0:
+        raise UserError("a view alone", "at least two views", "give another view of the scene")
+    if device != "cuda" or features.dtype not in (torch.bfloat16, torch.float16):
+        features = features.float()
+    out: Tensor = _Correlation.apply(features, where, path)  # pyright: ignore
+    return out
+
+
+def choose_path(pixels: int, planes: int, device: str) -> str:
+    """Returns the path of `correlation` for maps of that size on a device of that type.
+
+    On CPUs it is "compiled". Elsewhere it is "all_pairs" for maps of at most 32 · planes pixels:
+    correlating all pixels is then about as much work as sampling four features per hypothesis, and
+    matrix products do it faster. Larger maps take "direct" on CUDA devices, and "sampled" where
+    Triton is missing. Where torch is asked for deterministic algorithms, "direct" takes all maps,
+    because it is the one whose gradient is.
+    """
+    if device == "cpu":
+        return "compiled"
+    by_triton = device == "cuda" and _triton.is_installed()
+    if by_triton and torch.are_deterministic_algorithms_enabled():
+        return "direct"
+    if pixels <= PIXELS_PER_PLANE * planes:
+        return "all_pairs"
+    return "direct" if by_triton else "sampled"
 
 
 def warped(
@@ -61,141 +81,72 @@ def warped(
         coordinates = sweep.source_coordinates(
             where.homographies, where.inv_depth[:, :, None], height, width, where.pixel_center
         )
-        grid = _normalize(coordinates, height, width).flatten(0, 2).flatten(1, 2)
-    samples = grid_sample(sources, grid, padding_mode="zeros", align_corners=True)
+        grid = normalize(coordinates, height, width).flatten(0, 2).flatten(1, 2)
+    samples = grid_sample(sources, grid, padding_mode="zeros", align_corners=False)
     samples = samples.reshape(batch, views, others, channels, -1, height, width)
     product = torch.einsum("bvchw,bvocdhw->bvdhw", features, samples)
     return product / (others * channels**0.5)
 
 
-def _normalize(coordinates: Tensor, height: int, width: int) -> Tensor:
-    """Converts index space to the [-1, 1] of `grid_sample` with aligned corners."""
-    span = coordinates.new_tensor([max(width - 1, 1), max(height - 1, 1)])
-    return coordinates * (2 / span) - 1
+class _Passes(Protocol):
+    """A module that implements a path, on `tokens` [view, pixel, channel]."""
+
+    def forward(self, tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
+        """Adds scale · Σ_o <token, sampled token of view o> to `out` [view, pixel, plane], 0."""
+        ...
+
+    def backward(
+        self, gradient: Tensor, tokens: Tensor, where: FlatSweep, scale: float, out: Tensor
+    ) -> None:
+        """Adds the gradient of `tokens`, given that of the volume, to `out`, 0."""
+        ...
 
 
-def _flat_others(where: Sweep) -> Tensor:
-    """Returns [(batch view), other], indices into the flattened views."""
-    batch, views, _ = where.others.shape
-    scene = torch.arange(batch, device=where.others.device)[:, None, None]
-    return (where.others + scene * views).flatten(0, 1)
+def _passes(path: str) -> _Passes:
+    if path == "compiled":
+        from . import _sweep_cpu as passes
+    elif path == "direct":
+        from . import _sweep_triton as passes
+    elif path == "tiled":
+        from . import _sweep_tiled_triton as passes
+    elif path == "all_pairs":
+        from . import _sweep_pairs as passes
+    else:
+        from . import _sweep_sampled as passes
+    return passes
 
 
-class _Compiled(torch.autograd.Function):
-    """Correlation by the compiled pass; only the features are kept for the gradient."""
+def _check(path: str, device: str) -> None:
+    if path not in PATHS:
+        raise UserError(f"path {path!r}", f"auto, {', '.join(PATHS)}", "leave `path` out")
+    if path == "compiled" and device != "cpu":
+        raise UserError(f"path 'compiled' on {device}", "tensors on the CPU", "leave `path` out")
+    if path in ("direct", "tiled"):
+        _triton.require()
+
+
+class _Correlation(torch.autograd.Function):
+    """Correlation by one of the paths; only the features are kept for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, where: Sweep) -> Tensor:
-        from . import _sweep_cpu
-
+    def forward(ctx: Any, features: Tensor, where: Sweep, path: str) -> Tensor:
         batch, views, channels, height, width = features.shape
+        flat = where.flat(height, width)
         tokens = features.flatten(0, 1).flatten(2).transpose(1, 2).contiguous()
         ctx.save_for_backward(tokens)
-        ctx.where, ctx.size = where, (height, width)
-        out = features.new_zeros(batch * views, height, width, where.inv_depth.shape[2])
-        _sweep_cpu.forward(tokens.numpy(), *_arrays(where), out.numpy())
-        out = out.mul_(1 / (where.others.shape[-1] * channels**0.5))
-        return out.permute(0, 3, 1, 2).unflatten(0, (batch, views))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        from . import _sweep_cpu
-
-        (tokens,), where = ctx.saved_tensors, ctx.where
-        incoming = gradients[0].flatten(0, 1).permute(0, 2, 3, 1).contiguous()
-        out = torch.zeros_like(tokens)
-        _sweep_cpu.backward(incoming.numpy(), tokens.numpy(), *_arrays(where), out.numpy())
-        out = out.mul_(1 / (where.others.shape[-1] * tokens.shape[2] ** 0.5))
-        return out.transpose(1, 2).unflatten(2, ctx.size).unflatten(0, where.others.shape[:2]), None
-
-
-def _arrays(where: Sweep) -> tuple[Any, ...]:
-    """Returns `where` as arguments of the compiled pass, views flattened."""
-    views = (where.homographies.flatten(0, 1), where.inv_depth.flatten(0, 1))
-    return _flat_others(where).numpy(), *(x.contiguous().numpy() for x in views), where.pixel_center
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """All pixels of some reference views, or some pixels of one, with their source coordinates."""
-
-    views: slice
-    pixels: slice
-    source: Tensor  # flat index of the source view of each reference view
-    grid: Tensor  # [view · pixel, plane, 1, 2]
-
-
-def _chunks(where: Sweep, height: int, width: int, budget: int) -> Iterator[_Chunk]:
-    """Splits the work into pieces whose correlations fit into `budget` bytes."""
-    batch, views, others = where.others.shape
-    flat = _flat_others(where)
-    homographies = where.homographies.flatten(0, 1)
-    inv_depth = where.inv_depth.flatten(0, 1)
-    pixels = height * width
-    rows = max(1, budget // (4 * pixels))
-    step = max(1, rows // pixels)
-    for first in range(0, batch * views, step):
-        chosen = slice(first, first + step)
-        for other in range(others):
-            coordinates = sweep.source_coordinates(
-                homographies[chosen, other], inv_depth[chosen], height, width, where.pixel_center
-            )
-            grid = _normalize(coordinates, height, width).flatten(2, 3).transpose(1, 2)
-            for start in range(0, pixels, rows):
-                part = slice(start, start + rows)
-                yield _Chunk(
-                    chosen, part, flat[chosen, other], grid[:, part].flatten(0, 1)[:, :, None]
-                )
-
-
-def _budget(features: Tensor) -> int:
-    return BUDGET_CPU if features.device.type == "cpu" else BUDGET
-
-
-class _AllPairs(torch.autograd.Function):
-    """Correlation by matrix products and look-ups; only the features are kept for the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, where: Sweep) -> Tensor:
-        ctx.save_for_backward(features)
-        ctx.where = where
-        batch, views, channels, height, width = features.shape
-        tokens = features.flatten(0, 1).flatten(2)
+        ctx.flat, ctx.path, ctx.batch = flat, path, batch
+        ctx.scale = 1 / (where.others.shape[-1] * channels**0.5)
         planes = where.inv_depth.shape[2]
-        out = features.new_zeros(batch * views, height * width, planes)
-        budget = _budget(features)
-        for chunk in _chunks(where, height, width, budget):
-            reference = tokens[chunk.views, :, chunk.pixels].transpose(1, 2)
-            scores = reference @ tokens[chunk.source]
-            samples = grid_sample(
-                scores.flatten(0, 1).unflatten(-1, (1, height, width)),
-                chunk.grid,
-                padding_mode="zeros",
-                align_corners=True,
-            )
-            out[chunk.views, chunk.pixels] += samples.view(*scores.shape[:2], planes)
-        out = out.mul_(1 / (where.others.shape[-1] * channels**0.5))
+        out = tokens.new_zeros(batch * views, height * width, planes, dtype=torch.float32)
+        _passes(path).forward(tokens, flat, ctx.scale, out)
         return out.transpose(1, 2).reshape(batch, views, planes, height, width)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (features,), where = ctx.saved_tensors, ctx.where
-        channels, height, width = features.shape[-3:]
-        tokens = features.flatten(0, 1).flatten(2)
-        scale = 1 / (where.others.shape[-1] * channels**0.5)
-        incoming = gradients[0].flatten(0, 1).flatten(2).transpose(1, 2) * scale
-        out = torch.zeros_like(tokens)
-        for chunk in _chunks(where, height, width, _budget(features)):
-            reference = tokens[chunk.views, :, chunk.pixels]
-            gradient = incoming[chunk.views, chunk.pixels]
-            rows = gradient.shape[0] * gradient.shape[1]
-            # Bilinear, zero padding, aligned corners; the scores' gradient, which needs no values
-            scores, _ = torch.ops.aten.grid_sampler_2d_backward(
-                gradient.reshape(rows, 1, -1, 1),
-                tokens.new_empty(1).expand(rows, 1, height, width),
-                chunk.grid, 0, 0, True, [True, False],
-            )  # fmt: skip
-            scores = scores.view(*gradient.shape[:2], height * width)
-            out[chunk.views, :, chunk.pixels] += tokens[chunk.source] @ scores.transpose(1, 2)
-            out.index_add_(0, chunk.source, reference @ scores)
-        return out.view_as(features), None
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        (tokens,), flat = ctx.saved_tensors, ctx.flat
+        incoming = gradient.flatten(0, 1).flatten(2).transpose(1, 2).contiguous()
+        out = torch.zeros_like(tokens, dtype=torch.float32)
+        _passes(ctx.path).backward(incoming, tokens, flat, ctx.scale, out)
+        out = out.to(tokens.dtype).transpose(1, 2)
+        return out.unflatten(2, (flat.height, flat.width)).unflatten(0, (ctx.batch, -1)), None, None

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..geometry import neighbors
+from ..geometry import neighbors, se3
+from . import _triton
 
 BITS = 20  # bits of a cell's index along each axis
 SMALLEST = 1e-30  # least side of the bounding cube, for points that coincide
@@ -65,8 +66,67 @@ def nearest_of_sane(
     if points.device.type == "cpu":
         from ._neighbors_cpu import search
     else:
+        _triton.require()
         from ._neighbors_triton import search
     return _in_order(points, reference, grid, reference_mask, search)
+
+
+def k_nearest(
+    points: Float[Tensor, "*batch n 3"], reference: Float[Tensor, "*batch m 3"], k: int
+) -> Int[Tensor, "*batch n k"]:
+    """Returns for each point the indices of its `k` nearest reference points, nearest first.
+
+    int64, without gradient; of equally near ones the lower index comes first. A point of both sets
+    is its own neighbour. Computed in float32, or in float64 if one of the inputs is float64, and
+    exact for these numbers. Raises `UserError` for a `k` outside 1 to 32 or above m, and if a
+    coordinate is not finite or beyond 1e18.
+    """
+    neighbors.check_count(k, reference.shape[-2])
+    points, reference = neighbors.prepare(points.detach(), reference.detach())
+    return k_nearest_of_sane(points, reference, k)
+
+
+def k_nearest_of_sane(
+    points: Float[Tensor, "*batch n 3"], reference: Float[Tensor, "*batch m 3"], k: int
+) -> Int[Tensor, "*batch n k"]:
+    """Returns `k_nearest` without checks of values, for finite points of one dtype: it never
+    synchronizes with the device."""
+    if points.numel() == 0 or points.device.type not in ("cpu", "cuda"):
+        return neighbors.k_nearest(points, reference, k)
+    if points.device.type == "cpu":
+        from ._neighbors_k_cpu import search
+    else:
+        _triton.require()
+        from ._neighbors_k_triton import search
+    return _k_in_order(points, reference, k, search)
+
+
+def k_nearest_in_windows(
+    points: Float[Tensor, "batch view height width 3"],
+    others: Int[Tensor, "batch view other"],
+    c2w: Float[Tensor, "batch view 4 4"],
+    K: Float[Tensor, "batch view 3 3"],
+    k: int,
+    radius: int = 3,
+) -> Int[Tensor, "batch view height width k"]:
+    """Returns for each point the `k` nearest among those near its pixels, nearest first.
+
+    A faster, inexact `k_nearest` of a scene's points that does not count the point itself; see
+    `geometry.neighbors.k_nearest_in_windows`, which it equals. Never synchronizes with the device:
+    the points must be finite.
+    """
+    neighbors.check_count(k, neighbors.MOST)
+    dtype = torch.promote_types(points.dtype, torch.float32)
+    points, c2w, K = (x.detach().to(dtype) for x in (points, c2w, K))
+    if points.numel() == 0 or points.device.type not in ("cpu", "cuda"):
+        return neighbors.k_nearest_in_windows(points, others, c2w, K, k, radius)
+    if points.device.type == "cpu":
+        from ._neighbors_k_cpu import search_windows
+    else:
+        _triton.require()
+        from ._neighbors_k_triton import search_windows
+    found = search_windows(points, others, se3.invert(c2w), K, k, radius)
+    return found.unflatten(2, points.shape[2:4])
 
 
 def squared_distance_to(
@@ -106,8 +166,35 @@ def _in_order(
     """
     batch, n, m = points.shape[:-2], points.shape[-2], reference.shape[-2]
     queries, keys = points.reshape(-1, n, 3), reference.reshape(-1, m, 3)
-    known = None if mask is None else mask.reshape(-1, m)
-    # Order the reference points, then the points.
+    query_order, key_order = _orders(
+        queries, keys, grid, None if mask is None else mask.reshape(-1, m)
+    )
+    # Search, and undo both orders.
+    places = search(_take(queries, query_order), _take(keys, key_order))
+    found = torch.empty_like(query_order)
+    return found.scatter_(1, query_order, key_order.gather(1, places)).view(*batch, n)
+
+
+def _k_in_order(
+    points: Tensor,
+    reference: Tensor,
+    k: int,
+    search: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+) -> Tensor:
+    """Sorts both sets, searches, and returns indices into the unsorted reference."""
+    batch, n, m = points.shape[:-2], points.shape[-2], reference.shape[-2]
+    queries, keys = points.reshape(-1, n, 3), reference.reshape(-1, m, 3)
+    query_order, key_order = _orders(queries, keys, None, None)
+    chosen = search(_take(queries, query_order), _take(keys, key_order), key_order, k)
+    found = torch.empty_like(chosen)
+    return found.scatter_(1, query_order[..., None].expand_as(chosen), chosen).view(*batch, n, k)
+
+
+def _orders(
+    queries: Tensor, keys: Tensor, grid: tuple[int, int] | None, known: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Returns orders of the points and of the known reference points, neighbours side by side."""
+    m = keys.shape[1]
     low, scale = _cells(keys, known)
     if grid is None:
         codes = _codes(keys, low, scale)
@@ -117,11 +204,7 @@ def _in_order(
         key_order = _grid_order(m, *grid, keys.device).expand(len(keys), -1)
     if known is not None:
         key_order = _replace_masked(key_order, known)
-    query_order = _ascending(_codes(queries, low, scale))
-    # Search, and undo both orders.
-    places = search(_take(queries, query_order), _take(keys, key_order))
-    found = torch.empty_like(query_order)
-    return found.scatter_(1, query_order, key_order.gather(1, places)).view(*batch, n)
+    return _ascending(_codes(queries, low, scale)), key_order
 
 
 def _take(points: Tensor, order: Tensor) -> Tensor:

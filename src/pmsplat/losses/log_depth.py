@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,7 +26,11 @@ def build(cfg: Config) -> Loss:
     def log_depth(step: StepOutput) -> Float[Tensor, ""]:
         known = known_depth(step, "log_depth")
         counts = known > 0
-        ratio = step.prediction.depths[-1].float()[counts] / known[counts]
+        predicted = step.prediction.depths[-1].float()
+        if known.device.type == "cpu":  # picks them; elsewhere the host would wait for their number
+            ratio = predicted[counts] / known[counts]
+        else:
+            ratio = torch.where(counts, predicted, 1) / torch.where(counts, known, 1)
         return ratio.log().abs().sum() / counts.sum().clamp(min=1)
 
     return log_depth

@@ -15,7 +15,7 @@ from ..contracts import POINTMAP, Loss, Partial
 from ..errors import UserError
 from ..geometry import align, camera, se3
 from ..geometry.neighbors import FARTHEST
-from ..kernels import neighbors
+from ..kernels import alignment, neighbors
 from ..types import Cameras, Pointmap, StepOutput
 
 WANTS = {POINTMAP}
@@ -231,20 +231,15 @@ def _align(
         origins = centers.double().repeat_interleave(points.shape[1] // centers.shape[1], dim=1)
         source, target = source - origins, target - origins
 
-    fit = align.umeyama if centers is None else _scale
+    fit = align.umeyama if centers is None else align.rescaling
     if robust:
-        weights = align.trusted(fit, source, target, weights, robust)
+        weights = alignment.trusted(fit, source, target, weights, robust)
     found = fit(source, target, weights)
     defined = found.isfinite().all(dim=-1).all(dim=-1)
     eye = torch.eye(4, dtype=found.dtype, device=found.device)
     found = torch.where(defined[:, None, None], found, eye)
     moved = se3.transform(found, source)
     return (moved if origins is None else origins + moved), defined
-
-
-def _scale(source: Tensor, target: Tensor, weights: Tensor) -> Float[Tensor, "*batch 4 4"]:
-    factor = align.scaling(source, target, weights)[..., None, None]
-    return torch.eye(4, dtype=factor.dtype, device=factor.device) * factor
 
 
 def _mean(distances: Tensor, weights: Tensor, trim: float) -> Float[Tensor, " batch"]:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize, softplus
 
 from ..geometry import camera, gaussian, sh
+from ..geometry.constants import constant
+from ..geometry.products import einsum, matmul
 from ..nn.maps import BorderConv
 from ..types import Cameras, Gaussians
 from ._deviations import Deviations
@@ -87,11 +89,11 @@ def gaussians_at(
         offset = pixels[..., OFFSET]
         offset = 0.5 * offset if rules.free_offset else offset.sigmoid() - 0.5
         grid = camera.pixel_grid(height, width, like=pixels).flatten(0, 1)
-        xy = grid + offset / offset.new_tensor([width, height])
+        xy = grid + offset / constant((width, height), offset)
         rays = camera.directions(xy, K[:, :, None])
         if rules.deviations.along_ray:
             rays = normalize(rays, dim=-1)
-        rays = rays @ rotation.transpose(-1, -2)
+        rays = matmul(rays, rotation.transpose(-1, -2))
         # What all levels share: opacity, orientation, color, and size up to depth.
         opacities = pixels[..., OPACITY].sigmoid().flatten(1)
         quats = world_quats(pixels[..., QUATERNION], rotation).flatten(1, 2)
@@ -121,7 +123,7 @@ def world_scales(
     if rules.scale == "exp":
         return (raw - 4).exp().clamp(max=rules.scale_max)
     # a tenth of a pixel's width plus its height at depth 1, as MVSplat has it
-    across, down = torch.linalg.inv(K[..., :2, :2]).sum(dim=-2).unbind(dim=-1)
+    across, down = torch.linalg.inv_ex(K[..., :2, :2]).inverse.sum(dim=-2).unbind(dim=-1)
     footprint = across / size[1] + down / size[0]
     return (0.5 + 14.5 * raw.sigmoid()) * (0.1 * footprint[:, :, None, None])
 
@@ -136,7 +138,7 @@ def world_quats(
     turn = gaussian.rotation_to_quat(rotation)
     basis = torch.eye(4, device=xyzw.device, dtype=xyzw.dtype).roll(1, dims=1)  # x y z w -> wxyz
     matrix = gaussian.quat_multiply(turn[..., None, :], basis)
-    return normalize(xyzw @ matrix, dim=-1)
+    return normalize(matmul(xyzw, matrix), dim=-1)
 
 
 def world_sh(
@@ -153,7 +155,7 @@ def world_sh(
     matrix = sh_matrix(rotation, degree, rules.deviations)
     matrix = matrix * _damping(degree, matrix.device)
     used = raw.unflatten(-1, (3, predicted))[..., : matrix.shape[-1]]
-    turned = torch.einsum("bvij,bvpcj->bvpic", matrix, used)
+    turned = einsum("bvij,bvpcj->bvpic", matrix, used)
     if not rules.image_color:
         return turned
     base = (images.flatten(3).transpose(-1, -2) - 0.5) / sh.C0
@@ -170,26 +172,14 @@ def sh_matrix(
     where m is odd (`sh_signs`): not the exact rotation, but what the weights were trained with.
     """
     turn = sh.rotation_matrix(rotation, degree)
-    standard, signs = (x.to(turn) for x in _released_basis(degree, rotation.device))
+    if not (deviations.sh_basis or deviations.sh_signs):
+        return turn
+    standard, rendered, signs = _released_basis(degree, turn.dtype, turn.device)
     if deviations.sh_basis:
-        turn = standard.T @ turn @ standard
+        turn = matmul(matmul(standard.T, turn), standard)
     if deviations.sh_signs:
         turn = signs[:, None] * turn * signs
-    return _as_rendered(standard) @ turn if deviations.sh_basis else turn
-
-
-def _as_rendered(standard: Float[Tensor, "sh sh"]) -> Float[Tensor, "sh sh"]:
-    """The basis change, with a fault of the renderer that networks of degree 3 were trained with.
-
-    It draws z(z² - x²) for coefficient 14, where its basis has y(z² - x²). On the unit sphere that
-    is a sum of the standard basis functions 2, 12 and 14.
-    """
-    if len(standard) <= 14:
-        return standard
-    rendered = standard.clone()
-    rendered[:, 14] = 0
-    rendered[[2, 12, 14], 14] = standard.new_tensor([1.4**0.5, 0.3 * 15**0.5, -0.5])
-    return rendered
+    return matmul(rendered, turn) if deviations.sh_basis else turn
 
 
 @cache
@@ -202,9 +192,22 @@ def _damping(degree: int, device: torch.device) -> Float[Tensor, " sh"]:
 
 @cache
 @torch.inference_mode(False)
-def _released_basis(degree: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The matrix from released coefficients to the standard basis, and (-1)^m, in float64."""
+def _released_basis(
+    degree: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Float[Tensor, "sh sh"], Float[Tensor, "sh sh"], Float[Tensor, " sh"]]:
+    """The matrix from released coefficients to the standard basis, what is rendered, and (-1)^m.
+
+    Rendered is that matrix with a fault of the renderer that networks of degree 3 were trained
+    with. It draws z(z² - x²) for coefficient 14, where its basis has y(z² - x²). On the unit sphere
+    that is a sum of the standard basis functions 2, 12 and 14.
+    """
     cycle = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
-    signs = [(-1.0) ** m for d in range(degree + 1) for m in range(-d, d + 1)]
     standard = sh.rotation_matrix(cycle, degree)
-    return standard.to(device), torch.tensor(signs, dtype=torch.float64, device=device)
+    rendered = standard.clone()
+    if degree >= 3:
+        fault = standard.new_tensor([1.4**0.5, 0.3 * 15**0.5, -0.5])
+        rendered[:, 14] = 0
+        rendered[[2, 12, 14], 14] = fault
+    signs = [(-1.0) ** m for d in range(degree + 1) for m in range(-d, d + 1)]
+    found = standard, rendered, torch.tensor(signs, dtype=torch.float64)
+    return tuple(x.to(device, dtype) for x in found)  # pyright: ignore[reportReturnType]

@@ -143,7 +143,11 @@ def cost_volume(
     the K of the view itself, `pixel_corners` sends the rays through the corners of pixels.
     """
     height, width = features.shape[-2:]
-    with torch.autocast(features.device.type, enabled=False):
+    device = features.device.type
+    # On CUDA devices the products are in the type of autocast, as those of any layer
+    if device == "cuda" and torch.is_autocast_enabled(device):
+        features = features.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
         sweep = Sweep(
             others,
             homographies(cameras, others, height, width, reference_K=reference_K),

@@ -24,7 +24,8 @@ from ..registry import suggest
 from ..types import CLASSIC, Cameras, DrawingRules, Gaussians, Rendering
 from ._projection import Blend
 
-FAST = ("gsplat", "cpu")  # in the order in which "auto" looks for one that can draw
+# By kind of device, in the order in which "auto" looks for one that can draw
+FAST = {"cpu": ("cpu",), "cuda": ("triton", "gsplat")}
 ON_REQUEST = ("depth_median", "screen")
 
 
@@ -71,12 +72,13 @@ def rasterize(
         cameras: any number of targets per scene. They get no gradient.
         size: (height, width) in pixels.
         backend: "reference" (plain torch, any device and dtype), "cpu" (numba; deterministic to the
-            bit for any number of threads; do not call it in a forked DataLoader worker), "gsplat"
-            (CUDA), "diff_gaussian" (CUDA; the installed relative of diff-gaussian-rasterization,
-            not for commercial use), or "auto": gsplat on CUDA, cpu for CPU tensors. Where gsplat
-            cannot be used on CUDA (it is not installed, has no median depth, or cannot follow the
-            rules), "auto" copies to the CPU, draws there, copies back, and warns once. A backend
-            asked for by name is used or refused, never replaced.
+            bit for any number of threads; do not call it in a forked DataLoader worker), "triton"
+            (CUDA; the host never waits for the device, so it fits into a CUDA graph; gradients are
+            the same to the bit where `torch.use_deterministic_algorithms` is on), "gsplat" (CUDA),
+            "diff_gaussian" (CUDA; the installed relative of diff-gaussian-rasterization, not for
+            commercial use), or "auto": cpu for CPU tensors; on CUDA triton, or else gsplat. Where
+            neither can be used on CUDA, "auto" copies to the CPU, draws there, copies back, and
+            warns once. A backend asked for by name is used or refused, never replaced.
         background: RGB behind everything, per scene or for all, as a tensor or three numbers; None
             is black.
         attributes: more features to blend with the weights of the colour, without background.
@@ -85,20 +87,20 @@ def rasterize(
             no gradient) and "screen" (2-D means in pixels, on which `retain_grad()` works, and
             radii of the splats' boxes, 0 where not drawn).
         rules: how to draw; None follows `gaussians.rules`, those that they were trained with.
-            "reference" and "cpu" follow any rules, "gsplat" all with the usual `alpha_cap`,
-            "diff_gaussian" those with the usual `blur` and `alpha_cap`, and antialiased ones where
-            the installed package has that.
+            "reference", "cpu" and "triton" follow any rules, "gsplat" all with the usual
+            `alpha_cap`, "diff_gaussian" those with the usual `blur` and `alpha_cap`, and
+            antialiased ones where the installed package has that.
 
     Returns:
         color [batch, target, 3, h, w]; depth [batch, target, h, w] (expected z: Σ z·weight /
         Σ weight, 0 where nothing was hit); alpha [batch, target, h, w]; attributes
         [batch, target, channel, h, w] if given. All differentiable in means, scales, quats,
         opacities, sh, attributes and background; float32 (also under autocast), or float64 if the
-        means are (gsplat, diff_gaussian: always float32).
+        means are (triton, gsplat, diff_gaussian: always float32).
 
     Raises:
         UserError: shapes that do not fit together, an unknown backend or one that cannot be used
-            or cannot follow the rules; "screen" on CUDA without gsplat.
+            or cannot follow the rules; "screen" on CUDA without triton and gsplat.
     """
     size, background = _size(size), _background(background, gaussians.means)
     _check(gaussians, cameras, background, attributes, sh_degree, extras)
@@ -157,7 +159,7 @@ def fast_backend(device: torch.device, median: bool = False, rules: DrawingRules
     too slow to train with.
     """
     problems = []
-    for name in FAST:
+    for name in FAST.get(device.type, FAST["cuda"]):
         problem = obstacle(name, device, median, rules)
         if problem is None:
             return name
@@ -260,7 +262,8 @@ def _background(given: object, like: Tensor) -> Tensor | None:
             "three numbers or a tensor [3] or [batch, 3]",
             "such as (1, 1, 1) for white",
         ) from error
-    return like.new_tensor([red, green, blue])
+    # Filled on the device: a copy from the host would wait for it
+    return torch.stack([like.new_full((), part) for part in (red, green, blue)])
 
 
 def _check(

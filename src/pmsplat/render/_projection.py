@@ -6,7 +6,7 @@ view, and a blur is added to the variances of every splat. Where the rules are a
 makes up for the blur (Yu et al., "Mip-Splatting", 2024). All is batched over scenes and targets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..geometry import camera, gaussian, se3, sh
+from ..geometry.constants import constant
+from ..geometry.products import matmul
 from ..types import CLASSIC, Bundle, Cameras, DrawingRules, Gaussians, Screen
 
 # Numba compiles these into its kernels: after a change, delete render/__pycache__.
@@ -67,31 +69,55 @@ def world_to_camera(cameras: Cameras) -> Float[Tensor, "batch target 4 4"]:
     skew = cameras.K[..., 0, 1] / cameras.K[..., 0, 0]
     shear = torch.eye(4, device=skew.device, dtype=skew.dtype).repeat(*skew.shape, 1, 1)
     shear[..., 0, 1] = skew
-    return shear @ se3.invert(cameras.c2w)
+    return matmul(shear, se3.invert(cameras.c2w))
 
 
 def finite(
     gaussians: Gaussians, attributes: Tensor | None
 ) -> tuple[Gaussians, Float[Tensor, "batch gaussian channel"] | None]:
-    """Returns both inputs with all values 0 in Gaussians that contain a NaN or an infinity."""
+    """Returns both inputs with all values 0 in Gaussians that contain a NaN or an infinity.
+
+    Harmonics, which are most of a Gaussian, are copied for that on the CPU alone, and only if there
+    is something to clean: elsewhere they stay as they are, and `view_color` is 0 for those.
+    """
+    on_cpu = gaussians.means.device.type == "cpu"
     parts = [gaussians.means, gaussians.scales, gaussians.quats_wxyz, gaussians.sh.flatten(2)]
     parts += [gaussians.opacities[..., None]] + ([] if attributes is None else [attributes])
-    if parts[0].device.type == "cpu" and all(part.detach().sum().isfinite() for part in parts):
+    parts = [part.detach() for part in parts]
+    if on_cpu and all(part.sum().isfinite() for part in parts):
         return gaussians, attributes
-    good = torch.stack([part.isfinite().all(dim=-1) for part in parts]).all(dim=0)
+    largest = torch.stack([_largest(part) for part in parts], dim=-1)
+    good, zero = _largest(largest) < torch.inf, gaussians.means.new_zeros(())  # NaN is not less
 
     def clean(tensor: Tensor) -> Tensor:
         mask = good.reshape(good.shape + (1,) * (tensor.ndim - good.ndim))
-        return torch.where(mask, tensor, torch.zeros((), device=good.device, dtype=tensor.dtype))
+        return torch.where(mask, tensor, zero)
 
-    return gaussians.map(clean), None if attributes is None else clean(attributes)
+    cleaned = replace(
+        gaussians,
+        means=clean(gaussians.means),
+        scales=clean(gaussians.scales),
+        quats_wxyz=clean(gaussians.quats_wxyz),
+        opacities=clean(gaussians.opacities),
+        sh=clean(gaussians.sh) if on_cpu else gaussians.sh,
+    )
+    return cleaned, None if attributes is None else clean(attributes)
+
+
+def _largest(parts: Float[Tensor, "*batch part"]) -> Float[Tensor, "*batch"]:
+    """The largest absolute value; NaN where there is a NaN."""
+    return torch.linalg.vector_norm(parts, ord=torch.inf, dim=-1)
 
 
 def view_color(
     gaussians: Gaussians, cameras: Cameras, sh_degree: int | None = None
 ) -> Float[Tensor, "batch target gaussian 3"]:
-    """Returns the colour of every Gaussian seen from every camera of its scene."""
-    return sh.color(gaussians.sh[:, None], view_directions(gaussians, cameras), sh_degree)
+    """Returns the colour of every Gaussian seen from every camera of its scene.
+
+    0, without a gradient, where harmonics that `finite` left alone are not finite.
+    """
+    color = sh.color(gaussians.sh[:, None], view_directions(gaussians, cameras), sh_degree)
+    return color if color.device.type == "cpu" else torch.where(color < torch.inf, color, 0)
 
 
 def view_directions(
@@ -127,7 +153,7 @@ def project(
         )
         kept = z > rules.near * cameras.near[..., None]
         kept = kept & (reach * torch.maximum(fx, fy) < MAX_PIXELS * z)
-    ahead = means_cam.new_tensor([0.0, 0.0, 1.0])
+    ahead = constant((0.0, 0.0, 1.0), means_cam)
     x, y, z = torch.where(kept[..., None], means_cam, ahead).unbind(dim=-1)
     x_over_z, y_over_z = x / z, y / z
     xy = torch.stack([fx * x_over_z + cx, fy * y_over_z + cy], dim=-1)
@@ -135,7 +161,7 @@ def project(
     # Compute the rows of J R S: the projected axes of a Gaussian, in pixels.
     scales = torch.where(kept[..., None], gaussians.scales[:, None], 0)
     root = gaussian.quat_to_rotation(gaussians.quats_wxyz)[:, None] * scales[..., None, :]
-    axes = w2c[:, :, None, :3, :3] @ root
+    axes = matmul(w2c[:, :, None, :3, :3], root)
     limit_x, limit_y = tilt_limits(fx, fy, size)
     tilt_x = torch.minimum(torch.maximum(x_over_z, -limit_x), limit_x)[..., None]
     tilt_y = torch.minimum(torch.maximum(y_over_z, -limit_y), limit_y)[..., None]
@@ -156,7 +182,7 @@ def project(
     with torch.no_grad():
         variance = torch.stack([aa, bb], dim=-1) + blur
         extent = (reach_squared(opacity)[..., None] * variance).sqrt()
-        image = xy.new_tensor([width, height])
+        image = constant((width, height), xy)
         inside = ((xy + extent > 0) & (xy - extent < image)).all(dim=-1)
         extent = torch.where((kept & inside)[..., None], extent, 0)
     color = view_color(gaussians, cameras, sh_degree)

@@ -6,12 +6,15 @@ which builds its kernels on first use and therefore needs the CUDA toolkit (nvcc
 
 import functools
 import importlib.util
+import os
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..geometry import camera
+from ..io.files import locked
 from ..types import CLASSIC, Cameras, DrawingRules, Gaussians, Screen
 from ._projection import Blend, finite, view_color, world_to_camera
 
@@ -60,12 +63,14 @@ def _broken() -> UserError | None:
             "install it with `pip install gsplat==1.5.3`; it needs the CUDA toolkit (nvcc)",
         )
     try:
-        from gsplat.cuda import _backend
+        with locked(_build_folder() / "pmsplat-gsplat.lock"):  # it deletes what others build
+            from gsplat.cuda import _backend
     except (ImportError, RuntimeError) as error:
         return UserError(
             f"gsplat could not build its CUDA kernels ({error})",
-            "a CUDA toolkit that matches torch",
-            f"install the toolkit of CUDA {torch.version.cuda}",
+            "a CUDA toolkit that matches torch, and memory for its compilers",
+            f"install the toolkit of CUDA {torch.version.cuda}, or set MAX_JOBS=2 where memory is "
+            "short (gsplat starts 10 compilers at once)",
         )
     if _backend._C is None:
         return UserError(
@@ -74,6 +79,11 @@ def _broken() -> UserError | None:
             "set CUDA_HOME, or install the toolkit",
         )
     return None
+
+
+def _build_folder() -> Path:
+    """Where torch builds extensions, of gsplat too."""
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")).expanduser()
 
 
 def blend(

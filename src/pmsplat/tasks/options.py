@@ -1,5 +1,6 @@
 """What a user may choose, checked against photos and machine: photos, size, device, rules."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from ..contracts import Encoder
+from ..device import cuda_obstacle
 from ..errors import UserError
 from ..registry import suggest
 from ..scene import Scene
@@ -143,12 +145,24 @@ def _share_cut(photo: tuple[int, int], size: tuple[int, int]) -> float:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name: "auto" is CUDA where there is one. UserError where it is not there."""
+    """The device of a name: "auto" is CUDA where there is one. UserError where it is not there.
+
+    Warns where "auto" takes the CPU although there is a GPU, which torch cannot use.
+    """
     if name == "auto":
+        problem = cuda_obstacle()
+        if problem is not None:
+            warnings.warn(
+                f"{problem.got}; computing on the CPU, which is slower; {problem.remedy}",
+                stacklevel=2,
+            )
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda") and not name.removeprefix("cuda:").isdigit():
         raise UserError(f"`device={name}`", "auto, cpu, cuda or cuda:N", "choose one of them")
     device = torch.device(name)
+    problem = cuda_obstacle() if device.type == "cuda" else None
+    if problem is not None:
+        raise UserError(f"`device={name}`, but {problem.got}", problem.wanted, problem.remedy)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"`device={name}`, but torch sees {torch.cuda.device_count()} CUDA devices here",

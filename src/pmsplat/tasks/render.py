@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..io.files import write_array
 from ..io.gaussians import load_gaussians
 from ..progress import Track, silently
-from ..render import draws_median, obstacle, rasterize
+from ..render import obstacle, rasterize
 from ..types import DrawingRules, Gaussians, Rendering
 from ..view.orbit import ORBIT_SIZE
 from ..zoo import memory
@@ -101,7 +101,7 @@ def render(
         # Gaussians, pictures and attributes; all that can be refused is refused here
         given = scene if isinstance(scene, Gaussians) else load_gaussians(scene)
         gaussians = follow_rules(given.detach().to("cpu"), chosen.rules, tell)
-        _check_backend(chosen.backend, device, gaussians.rules)
+        _check_backend(chosen.backend, device, chosen.median, gaussians.rules)
         pictures = choose_pictures(gaussians, cameras, chosen)
         attributes = None
         if chosen.attributes is not None:
@@ -111,16 +111,11 @@ def render(
         tell(_describe(gaussians, pictures, device))
         _report_small(pictures, gaussians.rules, tell)
         # Draw picture by picture; numbers go to disk at once
-        in_one = draws_median(chosen.backend, device)
-        if chosen.median and not in_one:
-            tell("The renderer has no median depth: that is drawn a second time, on the CPU.")
-        on_cpu, gaussians = gaussians, gaussians.to(device)
+        gaussians = gaussians.to(device)
         stems = name_files([picture.name for picture in pictures])
         drawings, start = [], time.perf_counter()
         for picture, stem in track(zip(pictures, stems, strict=True), "drawing", len(pictures)):
-            rendering = draw(gaussians, picture, chosen, median=chosen.median and in_one)
-            if chosen.median and not in_one:
-                rendering = replace(rendering, depth_median=draw_median(on_cpu, picture))
+            rendering = draw(gaussians, picture, chosen, median=chosen.median)
             drawings.append(drawn.write_drawing(folder, picture, stem, rendering))
             if attributes is not None:
                 blended = draw_attributes(gaussians, attributes, picture, chosen)
@@ -181,11 +176,17 @@ def _choose_remedy(options: Options) -> str:
     return "look at sizes and opacities of the scene, or give the cameras that it was made with"
 
 
-def _check_backend(name: str, device: torch.device, rules: DrawingRules) -> None:
+def _check_backend(name: str, device: torch.device, median: bool, rules: DrawingRules) -> None:
     """UserError, in the words of `Options`, for a rasteriser that cannot draw there, or so."""
-    problem = None if name == "auto" else obstacle(name, device, rules=rules)
+    problem = None if name == "auto" else obstacle(name, device, median, rules)
     if problem is None:
         return
+    if median and obstacle(name, device, rules=rules) is None:
+        raise UserError(
+            f"`median=True` with `backend={name}`, which draws no median depth",
+            "a renderer that does",
+            "drop `backend`, or `median=True`",
+        )
     if device.type == "cpu":
         raise UserError(
             f"`backend={name}` on the CPU", "a CUDA device", "add `device=cuda`, or drop `backend`"
@@ -224,7 +225,7 @@ def read_attributes(path: Path, gaussians: int) -> Float[np.ndarray, "gaussian c
 def draw(
     gaussians: Gaussians, picture: Picture, options: Options, median: bool = False
 ) -> Rendering:
-    """One picture, on the CPU, with its median depth if the backend is to draw it."""
+    """One picture, drawn once, and brought to the CPU; with its median depth if wanted."""
     return rasterize(
         gaussians,
         picture.camera.to(gaussians.means.device),
@@ -233,18 +234,6 @@ def draw(
         options.background,
         extras=("depth_median",) if median else (),
     ).to("cpu")
-
-
-@torch.no_grad()
-def draw_median(
-    gaussians: Gaussians, picture: Picture
-) -> Float[Tensor, "batch target height width"]:
-    """The median depth of one picture, of Gaussians on the CPU."""
-    drawn = rasterize(
-        gaussians, picture.camera, picture.size, sh_degree=0, extras=("depth_median",)
-    )
-    assert drawn.depth_median is not None
-    return drawn.depth_median
 
 
 @torch.no_grad()

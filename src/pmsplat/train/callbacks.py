@@ -23,6 +23,7 @@ SHARE = 0.9  # share of the old value in a running mean
 TERM = "loss/"  # prefix of the names of single loss terms
 SHOWN = {"loss": "loss {:.4g}", "psnr": "PSNR {:.2f} dB", "abs_rel": "AbsRel {:.3f}"}
 PLAIN_LINES = 20  # lines of progress in total, where the output is not a terminal
+AGREE_EVERY = 10  # steps: several devices wait for each other to learn of a Ctrl-C
 PICTURES = 4  # scenes drawn per validation
 
 
@@ -58,11 +59,7 @@ class ProgressBar(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Update the means. A term that starts later starts at 0, so that terms add up to the loss.
-        values: dict[str, Tensor] = outputs
-        started = bool(self.means)
-        for name, value in values.items():
-            first = torch.zeros_like(value) if started and name.startswith(TERM) else value
-            self.means[name] = _running(self.means.get(name, first), value)
+        self._update_means(outputs)
         every = 10 if self.console.is_terminal else max(1, self.steps // PLAIN_LINES)
         if trainer.global_step % every and trainer.global_step != self.steps:
             return
@@ -79,6 +76,19 @@ class ProgressBar(Callback):
             line = f"step {trainer.global_step}/{self.steps}: {text}{ending}"
             self.console.print(line, soft_wrap=True)
 
+    def _update_means(self, values: Mapping[str, Tensor]) -> None:
+        """All at once, since there are steps on which a GPU waits for such small launches."""
+        if not values:
+            return
+        fresh = {
+            name: torch.zeros_like(value) if self.means and name.startswith(TERM) else value
+            for name, value in values.items()
+            if name not in self.means
+        }
+        before = torch.stack([(self.means | fresh)[name] for name in values])
+        after = _running(before, torch.stack(list(values.values())))
+        self.means |= dict(zip(values, after.unbind(), strict=True))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.stop()
 
@@ -93,11 +103,14 @@ def shown(means: Mapping[str, Tensor]) -> str:
 
     The levels of a term are summed.
     """
-    words = {name: text.format(means[name].item()) for name, text in SHOWN.items() if name in means}
+    values = dict(
+        zip(means, torch.stack(list(means.values())).tolist() if means else [], strict=True)
+    )
+    words = {name: text.format(values[name]) for name, text in SHOWN.items() if name in values}
     terms: dict[str, float] = {}
-    for name in means.keys() - SHOWN.keys():
+    for name in values.keys() - SHOWN.keys():
         term = name.removeprefix(TERM).partition("/")[0]
-        terms[term] = terms.get(term, 0.0) + means[name].item()
+        terms[term] = terms.get(term, 0.0) + values[name]
     if len(terms) > 1:
         shares = ", ".join(f"{term} {terms[term]:.3g}" for term in sorted(terms))
         words["loss"] += f" ({shares})"
@@ -113,9 +126,10 @@ def _running(mean: Tensor, value: Tensor) -> Tensor:
 class Checkpoints(Callback):
     """Saves FOLDER/last.ckpt and calls `export` every `every` steps, at the end and after Ctrl-C.
 
-    Files are replaced as a whole. After Ctrl-C the current step finishes on all devices, so that
-    training can be resumed exactly; a second Ctrl-C stops at once. SIGTERM, which schedulers send
-    before SIGKILL, has the same effect.
+    Files are replaced as a whole. After Ctrl-C the current step finishes on all devices (where
+    there are several, up to AGREE_EVERY steps), so that training can be resumed exactly; a second
+    Ctrl-C stops at once. SIGTERM, which schedulers send before SIGKILL, has the same effect. Where
+    memory is full, the last finished step is saved.
     """
 
     def __init__(self, folder: Path, every: int, export: Callable[[], None]) -> None:
@@ -141,14 +155,25 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
-        if self.interrupted:
-            trainer.should_stop = True
-        elif trainer.global_step % self.every == 0:
+        if trainer.world_size == 1 or trainer.global_step % AGREE_EVERY == 0:
+            self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+            trainer.should_stop |= self.interrupted
+        if not trainer.should_stop and trainer.global_step % self.every == 0:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Out of memory: what the finished steps learned is kept. Several devices cannot agree."""
+        memory_is_full = isinstance(exception, torch.OutOfMemoryError)
+        if memory_is_full and trainer.world_size == 1 and trainer.global_step > 0:
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            for count in (progress.total, progress.current):  # as if the step had not begun
+                count.ready = count.started = count.processed  # pyright: ignore
+            self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step == self._saved_at:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from ..contracts import Dataset
 from ..data import collate
 from ..types import Batch
+from .packing import Packed, collate_packed
 from .settings import Experiment
 
 
@@ -30,7 +31,7 @@ class DataModule(LightningDataModule):
         if self.experiment.trainer.validate_every:
             self.dataset.evaluation(self.experiment.trainer.validate_scenes)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch | Packed]:
         cfg, trainer = self.experiment.trainer, self.trainer
         assert trainer is not None
         self.step.fill_(trainer.global_step)
@@ -38,30 +39,33 @@ class DataModule(LightningDataModule):
         stream = self.dataset.train(
             self.experiment.seed, self.step, skip=consumed, batch_size=cfg.batch_size
         )
-        return _loader(stream, cfg.batch_size, cfg.workers)
+        return self._loader(stream, cfg.batch_size, cfg.workers)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Batch | Packed]:
         cfg = self.experiment.trainer
-        return _loader(self.dataset.evaluation(cfg.validate_scenes), 1, min(cfg.workers, 1))
+        return self._loader(self.dataset.evaluation(cfg.validate_scenes), 1, min(cfg.workers, 1))
 
     def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
+        self, batch: Batch | Packed, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        return batch.to(device)
+        return batch.unpack(device) if isinstance(batch, Packed) else batch.to(device)
 
-
-def _loader(stream: Any, batch_size: int, workers: int) -> DataLoader[Batch]:
-    """Workers are spawned, not forked: the process has threads and perhaps a CUDA context."""
-    return DataLoader(
-        stream,
-        batch_size=batch_size,
-        collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_ignore_ctrl_c,
-        multiprocessing_context="spawn" if workers else None,
-        generator=torch.Generator().manual_seed(0),  # of worker seeds, which streams do not use
-    )
+    def _loader(self, stream: Any, batch_size: int, workers: int) -> DataLoader[Batch | Packed]:
+        """Workers are spawned, not forked: the process has threads and perhaps a CUDA context."""
+        trainer = self.trainer
+        assert trainer is not None
+        on_cuda = trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            stream,
+            batch_size=batch_size,
+            collate_fn=collate_packed if on_cuda else collate,
+            pin_memory=on_cuda,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_ignore_ctrl_c,
+            multiprocessing_context="spawn" if workers else None,
+            generator=torch.Generator().manual_seed(0),  # of worker seeds, which streams do not use
+        )
 
 
 def _ignore_ctrl_c(worker: int) -> None:

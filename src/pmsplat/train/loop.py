@@ -19,18 +19,20 @@ from torch import nn
 
 from .. import registry
 from ..contracts import LPIPS, Dataset, dataset_traits, encoder_traits, has_initial_weights, require
+from ..device import cuda_obstacle, float32_products
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
 from ..io.files import write_text
 from ..io.weights import check_same
 from ..losses import Term
-from ..render import fast_backend
+from ..render import fast_backend, obstacle
 from ..types import Batch
 from ..zoo.init import initialize
 from ..zoo.load import CONFIG, WEIGHTS, load, save
 from . import optim, pointmaps
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
+from .memory import MemoryWatch
 from .module import TrainingModule
 from .settings import Component, Experiment, Trainer
 
@@ -56,10 +58,10 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     """
     cfg, output = experiment.trainer, Path(experiment.output)
     on_gpu = _check_devices(cfg)
-    if on_gpu and experiment.renderer.name == "auto":
-        fast_backend(torch.device("cuda"))  # refuses to draw on the CPU in training
+    if on_gpu:
+        _prepare_renderer(experiment.renderer.name)
     resumed = _find_checkpoint(output, cfg)
-    with _quiet_lightning(), _matmul("highest" if cfg.precision == "float32" else "high"):
+    with _quiet_lightning(), float32_products(tf32=on_gpu and cfg.precision != "float32"):
         # Open the data before anything slow, so that a wrong path is an error at once.
         data, add_pointmap = _open_data(experiment, tell)
         traits = dataset_traits(data.dataset)
@@ -113,8 +115,14 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
             cfg.checkpoint_every,
             lambda: save(model, output / WEIGHTS, component.name, component.settings),
         )
-        trainer = _build_trainer(experiment, checkpoints)
-        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        memory = MemoryWatch(lambda batch: module.compute(batch).loss)
+        trainer = _build_trainer(experiment, [checkpoints, memory])
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        except torch.OutOfMemoryError as error:
+            if memory.problem is None:
+                raise
+            raise _add_resume(memory.problem, output) from error
     if checkpoints.interrupted:
         raise KeyboardInterrupt
     return output / WEIGHTS
@@ -243,7 +251,11 @@ def _flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _check_devices(cfg: Trainer) -> bool:
-    """Whether the run uses CUDA; UserError where its devices are not there."""
+    """Whether the run uses CUDA; UserError where its devices are not there, or cannot be used."""
+    problem = None if cfg.accelerator == "cpu" else cuda_obstacle()
+    if problem is not None:
+        remedy = f"{problem.remedy}, or train on the CPU: trainer.accelerator=cpu"
+        raise UserError(problem.got, problem.wanted, remedy)
     there = torch.cuda.device_count()
     if cfg.accelerator == "gpu" and not there:
         raise UserError(
@@ -261,10 +273,29 @@ def _check_devices(cfg: Trainer) -> bool:
     return on_gpu
 
 
-def _build_trainer(experiment: Experiment, checkpoints: Checkpoints) -> pl.Trainer:
+def _prepare_renderer(name: str) -> None:
+    """Builds the renderer where it was never used; UserError where it cannot draw on CUDA.
+
+    Every process comes here before its first step, and "auto" refuses to draw on the CPU.
+    """
+    device = torch.device("cuda")
+    problem = obstacle(fast_backend(device) if name == "auto" else name, device)
+    if problem is not None:
+        raise problem
+
+
+def _add_resume(problem: UserError, output: Path) -> UserError:
+    """The problem with, in its remedy, how to go on from the checkpoint that is left, if any."""
+    if not (output / LAST).is_file():
+        return problem
+    kept = f"{problem.remedy}, and go on from {output / LAST} by trainer.resume=true"
+    return UserError(problem.got, problem.wanted, kept)
+
+
+def _build_trainer(experiment: Experiment, callbacks: list[pl.Callback]) -> pl.Trainer:
     cfg, output = experiment.trainer, Path(experiment.output)
     validate = cfg.validate_every > 0
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=cfg.accelerator,
         devices=cfg.devices if cfg.devices == "auto" else int(cfg.devices),
         num_nodes=cfg.nodes,
@@ -279,13 +310,16 @@ def _build_trainer(experiment: Experiment, checkpoints: Checkpoints) -> pl.Train
         callbacks=[
             ProgressBar(cfg.steps, cfg.batch_size),
             Pictures(output / "pictures"),
-            checkpoints,
+            *callbacks,
         ],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,  # streams share themselves out
     )
+    # Signals are handled by Checkpoints, so several devices need not ask each other at every step
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
 
 
 def _build_loggers(experiment: Experiment) -> list[Logger]:
@@ -305,17 +339,6 @@ def _build_loggers(experiment: Experiment) -> list[Logger]:
         else:
             loggers.append(WandbLogger(name=experiment.name, project="pmsplat", save_dir=output))
     return loggers
-
-
-@contextmanager
-def _matmul(precision: str) -> Iterator[None]:
-    """Float32 matrix products on CUDA in TF32 ("high") or not ("highest"), inside the block."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from ..errors import UserError
 from ..evaluate import protocol
 from ..foundation.lpips import LPIPS
 from ..losses import Term
+from ..nn.half import CastTogether
 from ..types import Batch
 from ..zoo.infer import model_unit
 from . import optim
 from .callbacks import TERM
 from .data_module import DataModule
 from .settings import Experiment
-from .step import training_step
+from .step import Outcome, training_step
 
 BAD_STEPS = 20  # in a row without a finite gradient, or a sample that a loss counts: it has failed
 
@@ -47,7 +48,7 @@ class TrainingModule(LightningModule):
         self.lpips = [lpips]  # in a list: measured with, not trained and not saved
         renderer = experiment.renderer
         self.scale_near = scale_near  # scenes come in units of their own
-        self.pipeline = protocol.pipeline(model, renderer.name, renderer.background)
+        self.pipeline = protocol.pipeline(CastTogether(model), renderer.name, renderer.background)
         self.validation = protocol.pipeline(
             model, renderer.name, renderer.background, scale_near=scale_near
         )
@@ -69,12 +70,16 @@ class TrainingModule(LightningModule):
         assert isinstance(data, DataModule)
         data.step.fill_(self.global_step)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def compute(self, batch: Batch) -> Outcome:
+        """The outcome of one batch, with gradients: what a step minimizes."""
         if self.add_pointmap is not None:
             batch = self.add_pointmap(batch, self.global_step)
         if self.scale_near:
             batch = model_unit(self.model, batch.context.cameras).to_model(batch)
-        outcome = training_step(self.pipeline, batch, self.terms, self.global_step)
+        return training_step(self.pipeline, batch, self.terms, self.global_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        outcome = self.compute(batch)
 
         # Collect what is logged, and count the samples that losses skipped.
         shown = {"loss": outcome.loss.detach(), **outcome.quality}
@@ -89,11 +94,10 @@ class TrainingModule(LightningModule):
             )
         if (self.global_step + 1) % self.experiment.trainer.log_every == 0:
             self._check_steps()  # waits for the device, as writing the log does
-        for group in self.trainer.optimizers[0].param_groups:
-            shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
-        self.log_dict(
-            {f"train/{name}": value for name, value in shown.items()}, batch_size=len(batch.scene)
-        )
+            for group in self.trainer.optimizers[0].param_groups:
+                shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
+            values = {f"train/{name}": value for name, value in shown.items()}
+            self.log_dict(values, batch_size=len(batch.scene))
 
         # Where the loss is not finite, make every gradient NaN, so that all devices skip the step.
         finite = outcome.loss.detach().isfinite()

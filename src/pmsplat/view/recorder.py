@@ -74,6 +74,7 @@ class Recorder:
             return
         if not self._saving.acquire(blocking=False):
             return
+        self._stop.clear()  # before "Stop" can be pressed: what is pressed then counts
         try:
             self._save(kind if kind in KINDS else COLOR)
         finally:
@@ -99,7 +100,6 @@ class Recorder:
             self.progress.value = 100 * frame / frames
             self.status.content = f"Frame {frame + 1} of {frames}."
 
-        self._stop.clear()
         self.save.visible, self.cancel.visible, self.progress.visible = False, True, True
         try:
             self._stage.record(path, stops, frames, FPS, self._size, kind, watch)

@@ -5,6 +5,7 @@ A network learns sizes in one unit of length, in which the nearest depth of ever
 are scaled back. Scenes without a range of depth are in that unit already (`fill_near`).
 """
 
+import traceback
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, TypeVar
 
@@ -13,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import Encoder, encoder_traits
+from ..device import float32_products
 from ..errors import UserError
 from ..models import require_two_views
 from ..types import Cameras, Factor, Prediction, Views
+from . import memory
 
 
 class _Scalable(Protocol):
@@ -55,7 +58,10 @@ def model_unit(model: Encoder, context: Cameras) -> Unit:
     model without `near` takes every scene in the scene's own unit.
     """
     near = encoder_traits(model).near
-    return Unit(None if near is None else context.near.new_tensor(near) / context.near.amin(dim=1))
+    if near is None:
+        return Unit()
+    nearest = context.near.amin(dim=1)
+    return Unit(torch.full_like(nearest, near) / nearest)
 
 
 def fill_near(model: Encoder, cameras: Cameras, ranged: bool) -> Cameras:
@@ -75,14 +81,22 @@ def predict_views(
 ) -> Prediction:
     """What the model predicts for the views, in their unit of length, on `device`; no gradient.
 
-    Each view keeps its own near and far. `unit` is that of the whole scene where these views are
-    only some of it; None: of these views. Raises UserError for fewer than two views.
+    In float32, on CUDA too (see `float32_products`). Each view keeps its own near and far. `unit`
+    is that of the whole scene where these views are only some of it; None: of these views. Raises
+    UserError for fewer than two views, and where they do not fit into the memory of a GPU.
     """
     require_two_views(views)
     given = Views(views.images, views.cameras).to(device)
     unit = model_unit(model, given.cameras) if unit is None else unit
-    with torch.no_grad():
-        return unit.to_scene(model(unit.to_model(given)))
+    try:
+        with torch.no_grad(), float32_products(tf32=False):
+            return unit.to_scene(model(unit.to_model(given)))
+    except torch.OutOfMemoryError as error:
+        plan = memory.Plan(views.images.shape[1], views.size, encoder_traits(model).multiple)
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        problem = error
+    traceback.clear_frames(problem.__traceback__)  # they hold what the model computed
+    raise memory.explain(model, plan, torch.device(device), reason) from problem
 
 
 def infer(model: Encoder, views: Views) -> Prediction:

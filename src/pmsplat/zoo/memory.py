@@ -82,9 +82,15 @@ def needed_bytes(model: Callable[[Views], Prediction], plan: Plan, device: torch
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of the GPU on CUDA, else of the machine; None where it cannot be read."""
+    """Free memory of the GPU on CUDA, else of the machine; None where it cannot be read.
+
+    What torch keeps for later counts as free, what `set_per_process_memory_fraction` forbids not.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        used, kept = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+        allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - used
+        return min(free + kept - used, allowed)
     info = Path("/proc/meminfo")
     if not info.is_file():
         return None
@@ -92,6 +98,28 @@ def free_bytes(device: torch.device) -> int | None:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def explain(
+    model: Callable[[Views], Prediction], plan: Plan, device: torch.device, reason: str
+) -> UserError:
+    """The sentence, with a plan that should fit, where memory was full although `check` passed.
+
+    Other programs may have taken some since, or the plan needs more than was estimated: then half
+    of it is proposed.
+    """
+    torch.cuda.empty_cache()
+    free, share = free_bytes(device) or 0, 0.5
+    if isinstance(model, nn.Module):
+        try:
+            share = min(share, SPARE * free / needed_bytes(model, plan, device))
+        except torch.OutOfMemoryError:
+            share = 0.0
+    return UserError(
+        f"{plan.views} views of {plan.size[0]}x{plan.size[1]} did not fit ({reason})",
+        f"what fits into the {free / 2**30:.1f} GiB that are free on {device}",
+        _options(plan, share, True),
+    )
 
 
 def check(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...device import float32_products
 from ...errors import UserError
 from ...io.gaussians import load_gaussians
 from ...progress import Track, silently
@@ -48,6 +49,7 @@ OF_RESULT = (
 JUDGEMENTS = 20  # comparisons with the held-out photos in a run
 
 
+@float32_products(tf32=False)
 def refine(
     source: str | Path,
     output: str | Path,

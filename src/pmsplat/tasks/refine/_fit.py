@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...device import upload
 from ...errors import UserError
 from ...evaluate.metrics import psnr, ssim
 from ...io.files import atomic
@@ -47,6 +48,8 @@ class Moment:
 class Fit:
     """Gaussians on the way to photos. Same seed, same photos: the same result, also when resumed.
 
+    Steps are queued: on CUDA `seconds` is behind until `finish`, which `judge` and `state` call.
+
     Photos come in a new random order each round. The degree of the SH that are drawn starts at
     `degree` and rises by one whenever the schedule says, up to what the cloud has.
     """
@@ -69,8 +72,8 @@ class Fit:
         """One step on one of the photos, batch 1, on any device."""
         began = time.perf_counter()
         # Draw the Gaussians as one of the photos sees them
-        view = photos.at([self._next_photo(photos.images.shape[1])])
-        view = view.to(self.cloud.parameters.means.device)
+        next_photo, device = self._next_photo(photos.images.shape[1]), self.generator.device
+        view = photos.at(slice(next_photo, next_photo + 1)).map(lambda t: upload(t, device))
         gaussians = self.cloud.gaussians()
         rendering = rasterize(
             gaussians, view.cameras, view.size, sh_degree=self.degree, extras=("screen",)
@@ -86,11 +89,17 @@ class Fit:
         self.strategy.after(self.cloud, rendering.screen, view.size, self.step, self.generator)
         if self.step % self.schedule.sh_every == 0:
             self.degree = min(self.degree + 1, self.gaussians.sh_degree)
-        wait_for(view.images.device)
+        self.seconds += time.perf_counter() - began
+
+    def finish(self) -> None:
+        """Waits until the device has done all steps, so that `seconds` has the time of all."""
+        began = time.perf_counter()
+        wait_for(self.generator.device)
         self.seconds += time.perf_counter() - began
 
     def judge(self, photos: Views) -> Moment:
         """Compares with held-out photos, and adds the outcome to `history`."""
+        self.finish()
         values = [
             (
                 psnr(drawn.color[0, 0].cpu(), photo).item(),
@@ -120,6 +129,7 @@ class Fit:
 
     def state(self) -> dict[str, Any]:
         """What `restore` wants, for a file."""
+        self.finish()
         return {
             "cloud": self.cloud.state(),
             "strategy": self.strategy.state(),

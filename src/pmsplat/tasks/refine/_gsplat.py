@@ -7,7 +7,7 @@ generator. The default one is plain torch and works on any device; MCMC has kern
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,7 +93,10 @@ class GsplatDefault:
             cloud.cap_opacities(RESET)
 
     def _call(self, cloud: Cloud, info: dict[str, Any], step: int, g: torch.Generator) -> None:
-        with _lend(cloud) as (params, optimizers), _seed_globals(g):
+        # Drawn where it is not used too, so that what `g` gives next does not depend on that
+        seed = torch.randint(2**62, (), generator=g, device=g.device)
+        seeded = _seed_globals(int(seed), g.device) if step != NO_CHANGE else nullcontext()
+        with _lend(cloud) as (params, optimizers), seeded:
             self.theirs.step_post_backward(params, optimizers, self.running, step, info)
 
     def _threshold(self, room: int) -> float:
@@ -134,12 +137,13 @@ class GsplatMCMC(MCMC):
 
         Its noise is for scenes of extent 1: the rate is given in such units.
         """
-        alive = bool((cloud.parameters.logits.sigmoid() > FAINT).any())
+        seeded = _seed_globals(g.initial_seed() + step, g.device)  # to draw a seed would be to wait
+        may_change = self.schedule.changes(step)
+        if may_change and not (cloud.parameters.logits.sigmoid() > FAINT).any():
+            step = NO_CHANGE
         rate = cloud.means_rate / cloud.extent**2
-        with _lend(cloud) as (params, optimizers), _seed_globals(g):
-            self.theirs.step_post_backward(
-                params, optimizers, self.binomials, step if alive else NO_CHANGE, {}, lr=rate
-            )
+        with _lend(cloud) as (params, optimizers), seeded:
+            self.theirs.step_post_backward(params, optimizers, self.binomials, step, {}, lr=rate)
 
 
 def _info(screen: Screen, size: tuple[int, int]) -> dict[str, Any]:
@@ -173,9 +177,8 @@ def _lend(cloud: Cloud) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 @contextmanager
-def _seed_globals(g: torch.Generator) -> Iterator[None]:
-    """Inside, torch's global generators go on from a number that `g` draws; then from their own."""
-    seed = int(torch.randint(2**62, (), generator=g, device=g.device))
-    with torch.random.fork_rng([g.device] if g.device.type == "cuda" else []):
+def _seed_globals(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's global generators go on from `seed`; then from where they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -123,8 +123,9 @@ class Densify:
     def _watch(self, screen: Screen, size: tuple[int, int]) -> None:
         assert screen.means.grad is not None, "retain_grad() before backward()"
         height, width = size
-        half = screen.means.new_tensor([width / 2, height / 2])
-        pull = (screen.means.grad * half).norm(dim=-1).sum(dim=(0, 1))
+        across, down = screen.means.grad.unbind(-1)  # times numbers: a tensor would be uploaded
+        pull = torch.stack([across * (width / 2), down * (height / 2)], dim=-1)
+        pull = pull.norm(dim=-1).sum(dim=(0, 1))
         seen = (screen.radii > 0).sum(dim=(0, 1)).to(pull.dtype)
         fresh = not len(self.pull)
         self.pull = pull if fresh else self.pull + pull

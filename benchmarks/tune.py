@@ -1,0 +1,267 @@
+"""Which way of a product, a convolution or an attention is fastest on this CPU: renews its rules.
+
+python benchmarks/run.py tune
+    measures every way of every class of shapes, and writes the row of this machine's instruction
+    set into src/pmsplat/kernels/cpu_rules.json: about five minutes on two cores
+
+Run it where nothing else runs. The ways of a shape are timed in turns, so that they suffer alike
+from what else the machine does. A way replaces the default where it takes at most 95 % of its time,
+in the geometric mean over the shapes of a class, which are those of the published encoders.
+Afterwards a forward pass and a training step of the small encoder are timed with and without the
+rules. Commit the table: other machines with these instructions follow it then.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WORTH_IT = 0.95  # share of the default's time below which a way is chosen
+# Shapes of the published encoders on two views of 256x256, those with the most products of each
+# class. Convolutions: n, inputs, outputs, height and width, kernel, stride. Products: tokens,
+# inputs, outputs. Attention: batch, heads, tokens, channels of a head.
+CONVOLUTIONS = (
+    (2, 96, 96, 128, 3, 1), (1, 256, 256, 128, 3, 1), (2, 128, 128, 64, 3, 1),
+    (2, 384, 384, 32, 3, 1), (2, 64, 64, 128, 3, 1), (1, 32, 32, 256, 3, 1), (2, 64, 64, 64, 3, 1),
+    (2, 384, 384, 32, 3, 2), (2, 96, 128, 128, 3, 2), (2, 384, 384, 32, 1, 1),
+    (2, 512, 128, 64, 1, 1), (2, 320, 96, 128, 1, 1), (2, 64, 64, 128, 1, 1),
+)  # fmt: skip
+LINEAR = (
+    (650, 384, 1152), (650, 384, 1536), (650, 1536, 384), (650, 768, 3072), (650, 1024, 4096),
+    (650, 4096, 1024), (8192, 256, 1024), (8192, 1024, 128), (8192, 128, 128), (8192, 128, 256),
+    (512, 128, 128),
+)  # fmt: skip
+PRODUCTS = ((256, 128, 1024), (256, 1024, 128), (325, 64, 325), (325, 325, 64), (128, 64, 128))
+ATTENTIONS = ((8, 1, 1024, 128), (2, 16, 325, 64), (2, 12, 325, 64), (8, 1, 64, 128),
+              (1, 4, 512, 32), (1, 4, 128, 32))  # fmt: skip
+WHERE = {"linear": LINEAR, "product": PRODUCTS, "conv": CONVOLUTIONS, "attention": ATTENTIONS}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One shape of a class, and a call that computes it by the rules that are followed."""
+
+    operation: str
+    shape: str
+    call: Callable[[], None]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of this question."""
+    parser.add_argument(
+        "--only", nargs="+", choices=[*WHERE], metavar="OPERATION", help=f"of {', '.join(WHERE)}"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each (default: 5)")
+    parser.add_argument("--table", type=Path, help="another table than the shipped one to renew")
+    parser.add_argument("--smaller", type=int, default=1, help="divides all sizes, for a trial")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prints a line for each class; gives the times, and writes the rules."""
+    from pmsplat.kernels import cpu_rules
+
+    name = cpu_rules.instruction_set()
+    table = arguments.table or cpu_rules.TABLE
+    rules, found = cpu_rules.Rules(name), {}
+    print(f"{name}: operation and class of shapes, the way, its time / that of the default")
+    for operation in arguments.only or WHERE:
+        shares = measure(operation, rules, arguments)
+        for shape, by_way in shares.items():
+            best = min(by_way, key=lambda way: by_way[way])
+            usual = cpu_rules.WAYS[operation][0]
+            chosen = best if by_way[best] <= WORTH_IT else usual
+            if chosen != usual:
+                rules = rules.having(operation, shape, chosen)
+            others = ", ".join(f"{way} {share:.2f}" for way, share in sorted(by_way.items()))
+            print(f"{operation:9} {shape:42} {chosen:8} {others}", flush=True)
+        found[operation] = shares
+    write(table, rules, [*(arguments.only or WHERE)])
+    return {"instruction_set": name, "shares": found, "encoder": compare(rules, arguments)}
+
+
+def measure(
+    operation: str, rules: Any, arguments: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """The time of each way as a share of the default's, by class of shapes."""
+    from pmsplat.kernels import cpu_rules
+
+    logarithms: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for trial in trials(operation, arguments.smaller):
+        ways = possible(operation, trial.shape)
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for turn in range(arguments.rounds + 1):
+            for way in ways:
+                with cpu_rules.use(rules.having(operation, trial.shape, way)):
+                    start = time.perf_counter()
+                    trial.call()
+                    if turn:  # the first one warms up
+                        times[way].append(time.perf_counter() - start)
+        usual = statistics.median(times[ways[0]])
+        for way in ways:
+            share = statistics.median(times[way]) / usual
+            logarithms[trial.shape][way].append(math.log(share))
+    return {
+        shape: {way: round(math.exp(statistics.mean(some)), 3) for way, some in by_way.items()}
+        for shape, by_way in logarithms.items()
+    }
+
+
+def possible(operation: str, shape: str) -> list[str]:
+    """The ways that differ from others on a class of shapes, the default first."""
+    from pmsplat.kernels import cpu_rules
+
+    ways = list(cpu_rules.WAYS[operation])
+    if shape.endswith("training"):
+        ways = [way for way in ways if way not in cpu_rules.FORWARD_ONLY]
+    if operation == "conv":
+        other = "product" if shape.startswith("3x3") else "taps"
+        same = "last" if "last" in shape else "first"  # as the default, which follows the map
+        strided = ("taps", "product") if "/" in shape else ()
+        ways = [way for way in ways if way not in (other, same, *strided)]
+    return ways
+
+
+def trials(operation: str, smaller: int) -> Iterator[Trial]:
+    """Every shape, without gradients and with them."""
+    make = {"conv": _convolutions, "attention": _attentions}.get(operation)
+    for shape in WHERE[operation]:
+        for training in (False, True):
+            if make is not None:
+                yield from make(shape, training, smaller)
+            elif operation == "linear" or not training:
+                yield _product(operation, shape, training, smaller)
+
+
+def _product(operation: str, shape: tuple[int, ...], training: bool, smaller: int) -> Trial:
+    import torch
+
+    from pmsplat.kernels import cpu_rules
+    from pmsplat.kernels import linear as door
+
+    tokens, inputs, outputs = shape
+    x = torch.randn(max(1, tokens // smaller), inputs, requires_grad=training)
+    weight = torch.randn(outputs, inputs, requires_grad=training)
+    compute: Any = getattr(door, operation)
+    name = cpu_rules.product_class(len(x), inputs, outputs, training)
+    return Trial(operation, name, _calling(lambda: compute(x, weight), (x, weight), training))
+
+
+def _convolutions(shape: tuple[int, ...], training: bool, smaller: int) -> Iterator[Trial]:
+    """Of maps with channels first, and with channels last."""
+    import torch
+
+    from pmsplat.kernels import cpu_rules
+    from pmsplat.kernels.convolution import FORMATS, conv2d
+
+    n, inputs, outputs, side, kernel, stride = shape
+    side = max(kernel, side // smaller)
+    for form in FORMATS.values():
+        x = torch.randn(n, inputs, side, side).contiguous(memory_format=form)
+        weight = torch.randn(outputs, inputs, kernel, kernel).contiguous(memory_format=form)
+        x, weight = x.requires_grad_(training), weight.requires_grad_(training)
+        name = cpu_rules.conv_class(x, weight, stride, training)
+
+        def compute(x: Any = x, weight: Any = weight) -> Any:
+            return conv2d(x, weight, None, stride, kernel // 2)
+
+        yield Trial("conv", name, _calling(compute, (x, weight), training))
+
+
+def _attentions(shape: tuple[int, ...], training: bool, smaller: int) -> Iterator[Trial]:
+    import torch
+
+    from pmsplat.kernels import cpu_rules
+    from pmsplat.kernels.attention import WIDE, WORTHWHILE, attention
+
+    batch, heads, tokens, channels = shape
+    q, k, v = (
+        torch.randn(batch, heads, max(2, tokens // smaller), channels, requires_grad=training)
+        for _ in range(3)
+    )
+    large = q.shape[2] ** 2 >= WORTHWHILE
+    name = cpu_rules.attention_class(channels >= WIDE, large, training)
+    yield Trial("attention", name, _calling(lambda: attention(q, k, v), (q, k, v), training))
+
+
+def _calling(compute: Callable[[], Any], leaves: tuple[Any, ...], training: bool) -> Any:
+    """Computes, and with gradients goes back too."""
+    import torch
+
+    def call() -> None:
+        with torch.set_grad_enabled(training):
+            out = compute()
+            if training:
+                torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+    return call
+
+
+def write(table: Path, rules: Any, operations: list[str]) -> None:
+    """Renews the row of these instructions: the rules of the operations that were measured."""
+    import torch
+
+    from pmsplat.io.files import write_text
+
+    from .measure import conditions
+
+    rows = json.loads(table.read_text()) if table.exists() else {}
+    kept = rows.get(rules.name, {}).get("rules", {})
+    kept = {operation: rows for operation, rows in kept.items() if operation not in operations}
+    for (operation, shape), way in sorted(rules.ways.items()):
+        kept.setdefault(operation, {})[shape] = way
+    said = conditions()
+    rows[rules.name] = {
+        "measured": {
+            "processor": said["processor"] if "processor" in said else said["device"],
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "date": said["date"],
+        },
+        "rules": kept,
+    }
+    write_text(table, json.dumps(dict(sorted(rows.items())), indent=2) + "\n")
+    print(f"wrote the row {rules.name} of {table}")
+
+
+def compare(rules: Any, arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds of the small encoder without rules and with them, in turns."""
+    import torch
+
+    from pmsplat import registry
+    from pmsplat.kernels import cpu_rules
+
+    from .encoder import photographs
+
+    torch.manual_seed(0)
+    tiny = {"vit": "none", "width": 32, "planes": 8} if arguments.smaller > 1 else {}
+    model = registry.build("models", "depthsplat", tiny).eval()
+    side = 256 // arguments.smaller
+    views = photographs(2, side, side)
+
+    def predict() -> None:
+        with torch.inference_mode():
+            model(views)
+
+    def learn() -> None:
+        found = model(views)
+        total = found.depths[-1].mean() + found.gaussians[-1].sh.square().mean()
+        total.backward()
+
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for turn in range(arguments.rounds // 2 + 2):
+        for label, followed in (("default", cpu_rules.DEFAULTS), ("rules", rules)):
+            for job in (predict, learn):
+                with cpu_rules.use(followed):
+                    start = time.perf_counter()
+                    job()
+                    if turn:
+                        seconds[f"{job.__name__}, {label}"].append(time.perf_counter() - start)
+    found = {name: round(statistics.median(some), 3) for name, some in seconds.items()}
+    print("small encoder, s: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+    return found

@@ -1,0 +1,58 @@
+"""The device that computes: whether torch can use the GPU that is there, how, and how exactly.
+
+Which precision holds where is decided here and in `trainer.precision` alone: training follows the
+setting, and everything else (predictions, evaluation, refinement) computes in float32 proper.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Inside, matrix products and convolutions of float32 on CUDA take their inputs as TF32 or not.
+
+    TF32 keeps 10 of the 23 bits of a fraction and is several times as fast. Without this, torch
+    computes products in float32 and convolutions in TF32. The CPU always computes in float32.
+    """
+    # torch's newer settings (`fp32_precision`) make every reader of these older ones fail
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; the host goes on while a GPU copies it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def cuda_obstacle() -> UserError | None:
+    """Why torch cannot use the NVIDIA GPU of this machine, as where its driver is too old, if so.
+
+    None where it can, where there is no such GPU, and where CUDA_VISIBLE_DEVICES hides it.
+    """
+    if torch.cuda.is_available() or not torch.cuda.device_count():  # the latter asks the driver
+        return None
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+    else:
+        reason = "CUDA finds no device"
+    return UserError(
+        f"an NVIDIA GPU that torch {torch.__version__} cannot use ({reason})",
+        f"a driver for CUDA {torch.version.cuda}, or a torch for the driver that is installed",
+        "update the driver, or install another build of torch",
+    )

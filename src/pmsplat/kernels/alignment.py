@@ -1,0 +1,28 @@
+"""Robust alignment in few launches; the reference is `geometry.align`."""
+
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..geometry import align
+
+
+def trusted(
+    fit: align.Fit,
+    source: Float[Tensor, "*batch point 3"],
+    target: Float[Tensor, "*batch point 3"],
+    weights: Float[Tensor, "*batch point"],
+    rounds: int,
+) -> Float[Tensor, "*batch point"]:
+    """Returns `align.trusted` of one of its own fits: `align.umeyama` or `align.rescaling`.
+
+    On CUDA a round takes a handful of launches. The same random numbers are used on all devices.
+    """
+    if source.device.type != "cuda":
+        return align.trusted(fit, source, target, weights, rounds)
+    from . import _alignment_triton as fast
+
+    alone = fit is align.rescaling
+    fit, refit = partial(fast.fit, scale_alone=alone), partial(fast.refit, scale_alone=alone)
+    return align.trusted(fit, source.double(), target.double(), weights, rounds, refit)

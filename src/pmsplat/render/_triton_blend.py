@@ -1,0 +1,312 @@
+"""Blending in Triton, forward and backward: a program draws a tile, a run of Gaussians at once.
+
+A run is a block [Gaussian, pixel] whose products along the Gaussians give the transmittance. The
+backward pass replays a tile front to back with one scalar per pixel, as in `_cpu_blend.py`: for
+s_i = <dL/dpixel, feature_i>, weights w_i and transmittance T_i,
+
+    dL/dalpha_i = T_i s_i - (Σ_{j>i} w_j s_j) / (1 - alpha_i).
+
+What a Gaussian gets from the pixels of a tile are sums over them: of the gradient of -power times
+1, x, y, x², xy and y², and of its weight times the gradients of the pixels. All are one product of
+matrices, [Gaussian, pixel] times [pixel, sum]: sums across the threads of a warp would take longer
+than all other work.
+"""
+
+# Python's type checker does not understand Triton's language.
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportPossiblyUnboundVariable=false, reportAssignmentType=false, reportReturnType=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
+import triton
+import triton.language as tl
+
+from . import _projection
+from ._triton_lists import level_of
+from ._triton_projection import LOOK, PLACE
+
+ALPHA_MIN = tl.constexpr(_projection.ALPHA_MIN)
+TRANSMITTANCE_MIN = tl.constexpr(_projection.TRANSMITTANCE_MIN)
+
+# Columns of a row of gradients: mean, conic and opacity, then color and z.
+GRADIENTS, OF_COLOR = tl.constexpr(10), tl.constexpr(6)
+SUMS = tl.constexpr(8)  # columns of a matrix of sums
+HIGH = tl.constexpr(-8192)  # the bits of a float32 that TF32 has, too
+DIGITS = tl.constexpr(2.0**40)  # steps of a fixed-point number, for sums that are the same always
+
+
+@triton.jit
+def _open_tile(
+    totals, starts, width, height, budget, TILE_W: tl.constexpr, TILE_H: tl.constexpr
+):  # fmt: skip
+    """Returns image, pixel columns and rows, whether they are in it, and the ends of the list."""
+    columns, lines = tl.cdiv(width, TILE_W), tl.cdiv(height, TILE_H)
+    image = (tl.program_id(0) // (columns * lines)).to(tl.int64)
+    tile = tl.program_id(0) % (columns * lines)
+    column, line = tile % columns, tile // columns
+    pixel = tl.arange(0, TILE_W * TILE_H)
+    x, y = column * TILE_W + pixel % TILE_W, line * TILE_H + pixel // TILE_W
+    level = level_of(totals, image, budget)
+    at = starts + image * (columns * lines) + (line >> level) * columns + (column >> level)
+    return image, x, y, (x < width) & (y < height), tl.load(at), tl.load(at + 1)
+
+
+@triton.jit
+def _halves(table, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Returns the even and the odd columns of a table."""
+    return tl.split(tl.reshape(table, (ROWS, COLUMNS // 2, 2)))
+
+
+@triton.jit
+def _load_run(lists, place, look, first, end, offset, CHUNK: tl.constexpr):
+    """Returns some Gaussians of a list: rows in the tables, whether they exist, place and look.
+
+    Past the end of the list there is a Gaussian of opacity 0. Whole rows are read at once.
+    """
+    member = first + tl.arange(0, CHUNK)
+    mask = member < end
+    row = offset + tl.load(lists + member, mask=mask, other=0)
+    rows = row[:, None]
+    at = place + rows * PLACE + tl.arange(0, 4)[None, :]
+    even, odd = _halves(tl.load(at, mask=mask[:, None], other=0.0), CHUNK, 4)
+    x, _width = tl.split(even)
+    y, _height = tl.split(odd)
+    at = look + rows * LOOK + tl.arange(0, 8)[None, :]
+    even, odd = _halves(tl.load(at, mask=mask[:, None], other=0.0), CHUNK, 8)
+    even, odd = _halves(even, CHUNK, 4), _halves(odd, CHUNK, 4)
+    xx, red = tl.split(even[0])
+    yy, blue = tl.split(even[1])
+    xy, green = tl.split(odd[0])
+    opacity, z = tl.split(odd[1])
+    return row, mask, (x, y, xx, xy, yy, opacity), (red, green, blue, z)
+
+
+@triton.jit
+def _alpha(px, py, splat, cap):
+    """Returns alphas [Gaussian, pixel], 0 where they are skipped."""
+    x, y, xx, xy, yy, opacity = splat
+    dx, dy = px[None, :] - x[:, None], py[None, :] - y[:, None]
+    power = 0.5 * (xx[:, None] * dx * dx + yy[:, None] * dy * dy) + xy[:, None] * dx * dy
+    alpha = tl.minimum(opacity[:, None] * tl.exp(-tl.maximum(power, 0.0)), cap)
+    return tl.where(alpha >= ALPHA_MIN, alpha, 0.0)
+
+
+@triton.jit
+def _weights(alpha, light):
+    """Returns weights, and the transmittance [pixel] after all, 0 where the pixel has ended."""
+    after = light[None, :] * tl.cumprod(1 - alpha, 0)
+    weight = tl.where(after >= TRANSMITTANCE_MIN, after * (alpha / (1 - alpha)), 0.0)
+    left = tl.min(after, 0)
+    return weight, after, tl.where(left >= TRANSMITTANCE_MIN, left, 0.0)
+
+
+@triton.jit(do_not_specialize=["count", "views", "width", "height", "channels", "budget"])
+def draw(
+    place, look, attributes, lists, starts, totals, color, depth, opaque, blended, median,
+    count, views, width, height, channels, budget, cap,
+    WIDE: tl.constexpr, MEDIAN: tl.constexpr, PRECISION: tl.constexpr,
+    TILE_W: tl.constexpr, TILE_H: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Fills color, depth, alpha (`opaque`), attributes (`blended`) and median depth of a tile.
+
+    The first program of a tile draws all but the attributes from the WIDE-th on; others, if there
+    are more attributes than that, WIDE attributes each.
+    """
+    image, px, py, inside, first, end = _open_tile(
+        totals, starts, width, height, budget, TILE_W, TILE_H
+    )
+    x, y = px + 0.5, py + 0.5
+    offset = image * count
+    light = tl.where(inside, 1.0, 0.0)
+    red, green, blue = light * 0.0, light * 0.0, light * 0.0
+    far, total, half = light * 0.0, light * 0.0, light * 0.0 + float("inf")
+    if WIDE > 0:
+        channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+        features = tl.zeros((WIDE, TILE_W * TILE_H), tl.float32)
+    while (first < end) & (tl.max(light, 0) > 0):
+        row, listed, splat, seen = _load_run(lists, place, look, first, end, offset, CHUNK)
+        alpha = _alpha(x, y, splat, cap)
+        first += CHUNK
+        if tl.max(tl.max(alpha, 0) * light, 0) > 0:
+            weight, after, light = _weights(alpha, light)
+            red += tl.sum(weight * seen[0][:, None], 0)
+            green += tl.sum(weight * seen[1][:, None], 0)
+            blue += tl.sum(weight * seen[2][:, None], 0)
+            far += tl.sum(weight * seen[3][:, None], 0)
+            total += tl.sum(weight, 0)
+            if MEDIAN:  # the first of those behind which less than half is left; z only grows
+                behind = (after <= 0.5) & (weight > 0)
+                half = tl.minimum(half, tl.min(tl.where(behind, seen[3][:, None], float("inf")), 0))
+            if WIDE > 0:
+                member = (image // views * count + row - offset)[None, :]
+                known = listed[None, :] & (channel < channels)[:, None]
+                table = attributes + member * channels + channel[:, None]
+                table = tl.load(table, mask=known, other=0.0)
+                features = tl.dot(table, weight, features, input_precision=PRECISION)
+    area = width.to(tl.int64) * height
+    pixel = py * width + px
+    mask = inside & (tl.program_id(1) + 0 * px == 0)
+    tl.store(color + image * 3 * area + pixel, red, mask=mask)
+    tl.store(color + (image * 3 + 1) * area + pixel, green, mask=mask)
+    tl.store(color + (image * 3 + 2) * area + pixel, blue, mask=mask)
+    tl.store(depth + image * area + pixel, far, mask=mask)
+    tl.store(opaque + image * area + pixel, total, mask=mask)
+    if MEDIAN:
+        tl.store(median + image * area + pixel, tl.where(half < float("inf"), half, 0.0), mask=mask)
+    if WIDE > 0:
+        at = blended + (image * channels + channel)[:, None] * area + pixel[None, :]
+        tl.store(at, features, mask=inside[None, :] & (channel < channels)[:, None])
+
+
+@triton.jit
+def _column(matrix, column, k):
+    """Returns column k of a matrix."""
+    return tl.sum(tl.where(column[None, :] == k, matrix, 0.0), 1)
+
+
+@triton.jit
+def _from_moments(sums, column, middle_x, middle_y, splat):
+    """Returns rows of gradients of place and look from the sums over the pixels of a tile.
+
+    The moments among them are about the middle of the tile, and are moved to the mean.
+    """
+    x, y, xx, xy, yy, opacity = splat
+    dx, dy = middle_x - x, middle_y - y
+    m, m_x, m_y = _column(sums, column, 0), _column(sums, column, 1), _column(sums, column, 2)
+    m_xx, m_xy, m_yy = _column(sums, column, 3), _column(sums, column, 4), _column(sums, column, 5)
+    m_xx += dx * (2 * m_x + dx * m)
+    m_xy += dx * m_y + dy * (m_x + dx * m)
+    m_yy += dy * (2 * m_y + dy * m)
+    m_x, m_y = m_x + dx * m, m_y + dy * m
+    k = column[None, :]
+    out = tl.where(k == 0, (xx * m_x + xy * m_y)[:, None], sums)
+    out = tl.where(k == 1, (yy * m_y + xy * m_x)[:, None], out)
+    out = tl.where(k == 2, (-0.5 * m_xx)[:, None], out)
+    out = tl.where(k == 3, -m_xy[:, None], out)
+    out = tl.where(k == 4, (-0.5 * m_yy)[:, None], out)
+    return tl.where(k == 5, (m / tl.maximum(opacity, ALPHA_MIN))[:, None], out)
+
+
+@triton.jit
+def _sum_moments(slope, moments, PRECISION: tl.constexpr):
+    """Returns slope · moments. TF32 holds the moments exactly, and the slope in two parts."""
+    if PRECISION == "ieee":
+        return tl.dot(slope, moments, input_precision="ieee")
+    high = (slope.to(tl.int32, bitcast=True) & HIGH).to(tl.float32, bitcast=True)
+    sums = tl.dot(high, moments, input_precision="tf32")
+    return tl.dot(slope - high, moments, sums, input_precision="tf32")
+
+
+@triton.jit
+def _add(rows, bounds, at, value, mask, MODE: tl.constexpr):
+    """Adds values to float32 rows, or, for sums that do not depend on the order, in two rounds.
+
+    The first, "bound", finds the bits of the largest magnitude of each sum, the second, "fixed",
+    adds integers: multiples of that magnitude divided by DIGITS.
+    """
+    if MODE == "float":
+        tl.atomic_add(rows + at, value, mask=mask, sem="relaxed")
+    elif MODE == "bound":
+        tl.atomic_max(
+            bounds + at, tl.abs(value).to(tl.int32, bitcast=True), mask=mask, sem="relaxed"
+        )
+    else:
+        bound = tl.load(bounds + at, mask=mask, other=0).to(tl.float32, bitcast=True)
+        share = value.to(tl.float64) / tl.where(bound > 0, bound, 1.0).to(tl.float64)
+        tl.atomic_add(rows + at, (share * DIGITS).to(tl.int64), mask=mask, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["count", "views", "width", "height", "channels", "budget"])
+def draw_back(  # noqa: PLR0915 (a kernel is one function)
+    place, look, attributes, lists, starts, totals, color, depth, opaque, blended,
+    g_color, g_depth, g_opaque, g_blended, rows, bounds, d_attributes, attribute_bounds,
+    count, views, width, height, channels, budget, cap,
+    WIDE: tl.constexpr, MODE: tl.constexpr, PRECISION: tl.constexpr,
+    TILE_W: tl.constexpr, TILE_H: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Adds the gradients that the pixels of a tile give to rows [image, Gaussian] and attributes.
+
+    Programs share attributes as in `draw`. What a pixel gives is linear in its gradient, so each
+    program takes its own channels through opacity and place, and all add up.
+    """
+    image, px, py, inside, first, end = _open_tile(
+        totals, starts, width, height, budget, TILE_W, TILE_H
+    )
+    x, y = px + 0.5, py + 0.5
+    offset = image * count
+    area = width.to(tl.int64) * height
+    pixel = py * width + px
+    # Load the gradients of the pixels, and their products with what was drawn
+    mask = inside & (tl.program_id(1) + 0 * px == 0)
+    at = image * 3 * area + pixel
+    g_red = tl.load(g_color + at, mask=mask, other=0.0)
+    g_green = tl.load(g_color + at + area, mask=mask, other=0.0)
+    g_blue = tl.load(g_color + at + 2 * area, mask=mask, other=0.0)
+    behind = g_red * tl.load(color + at, mask=mask, other=0.0)
+    behind += g_green * tl.load(color + at + area, mask=mask, other=0.0)
+    behind += g_blue * tl.load(color + at + 2 * area, mask=mask, other=0.0)
+    at = image * area + pixel
+    g_z = tl.load(g_depth + at, mask=mask, other=0.0)
+    g_w = tl.load(g_opaque + at, mask=mask, other=0.0)
+    behind += g_z * tl.load(depth + at, mask=mask, other=0.0)
+    behind += g_w * tl.load(opaque + at, mask=mask, other=0.0)
+    if WIDE > 0:
+        channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+        across = (image * channels + channel)[:, None] * area + pixel[None, :]
+        known = inside[None, :] & (channel < channels)[:, None]
+        g_features = tl.load(g_blended + across, mask=known, other=0.0)
+        behind += tl.sum(g_features * tl.load(blended + across, mask=known, other=0.0), 0)
+    # What the sums of a Gaussian are made of: moments about the middle of the tile, and gradients
+    column = tl.arange(0, SUMS)
+    k = column[None, :]
+    middle_x = tl.min(px, 0) + 0.5 * TILE_W
+    middle_y = tl.min(py, 0) + 0.5 * TILE_H
+    u, v = (x - middle_x)[:, None], (y - middle_y)[:, None]
+    moments = tl.where(k == 0, 1.0, tl.where(k == 1, u, tl.where(k == 2, v, 0.0)))
+    moments = tl.where(k == 3, u * u, tl.where(k == 4, u * v, tl.where(k == 5, v * v, moments)))
+    shares = tl.where(k == 0, g_red[:, None], tl.where(k == 1, g_green[:, None], 0.0))
+    shares = tl.where(k == 2, g_blue[:, None], tl.where(k == 3, g_z[:, None], shares))
+    shares = tl.where(k == 4, 1.0, shares)
+    # Replay the tile
+    light = tl.where(inside, 1.0, 0.0)
+    while (first < end) & (tl.max(light, 0) > 0):
+        row, listed, splat, seen = _load_run(lists, place, look, first, end, offset, CHUNK)
+        alpha = _alpha(x, y, splat, cap)
+        first += CHUNK
+        if tl.max(tl.max(alpha, 0) * light, 0) > 0:
+            weight, _after, light = _weights(alpha, light)
+            shade = seen[0][:, None] * g_red[None, :] + seen[1][:, None] * g_green[None, :]
+            shade += seen[2][:, None] * g_blue[None, :] + seen[3][:, None] * g_z[None, :]
+            shade += g_w[None, :]
+            if WIDE > 0:
+                member = (image // views * count + row - offset)[:, None]
+                feature = member * channels + channel[None, :]
+                exists = listed[:, None] & (channel < channels)[None, :]
+                table = tl.load(attributes + feature, mask=exists, other=0.0)
+                # Read again, because they would not fit into registers beside all else
+                g_features = tl.load(g_blended + across, mask=known, other=0.0)
+                shade = tl.dot(table, g_features, shade, input_precision=PRECISION)
+                part = tl.dot(weight, tl.trans(g_features), input_precision=PRECISION)
+                _add(d_attributes, attribute_bounds, feature, part, exists, MODE)
+            own = weight * shade
+            left = behind[None, :] - tl.cumsum(own, 0)
+            behind -= tl.sum(own, 0)
+            used = tl.where(weight > 0, alpha, 0.0)
+            slope = tl.where(alpha < cap, own - left * (used / (1 - used)), 0.0)
+            # Sum over the pixels, and add to the Gaussians that were drawn
+            shared = tl.dot(weight, shares, input_precision=PRECISION)
+            drawn = listed & (_column(shared, column, 4) > 0)
+            to = row[:, None] * GRADIENTS + k
+            _add(rows, bounds, to + OF_COLOR, shared, drawn[:, None] & (k < 4), MODE)
+            sums = _sum_moments(slope, moments, PRECISION)
+            moved = _from_moments(sums, column, middle_x, middle_y, splat)
+            _add(rows, bounds, to, moved, drawn[:, None] & (k < OF_COLOR), MODE)
+
+
+@triton.jit
+def round_off(rows, bounds, out, size, BLOCK: tl.constexpr):
+    """Turns sums of `_add` that do not depend on the order into float32."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    bound = tl.load(bounds + at, mask=mask, other=0).to(tl.float32, bitcast=True).to(tl.float64)
+    whole = tl.load(rows + at, mask=mask, other=0).to(tl.float64) * (bound / DIGITS)
+    tl.store(out + at, whole.to(tl.float32), mask=mask)

@@ -1,0 +1,160 @@
+"""`python benchmarks/run.py gpu`: no trouble of one case loses another, and its parts are right."""
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.gpu import ask, clock, peer, room, tests
+from benchmarks.gpu.process import Skipped
+from benchmarks.gpu.table import WIDTH, table
+from benchmarks.run import main
+
+from benchmarks import gpu
+from pmsplat.geometry import camera
+from pmsplat.render import rasterize
+
+LOG = """\
+collected 4 items
+tests/render/test_a.py::test_one PASSED                                  [ 25%]
+tests/render/test_a.py::test_two[1-float32] FAILED                       [ 50%]
+tests/render/test_a.py::test_three FAILED                                [ 75%]
+tests/render/test_b.py::test_four SKIPPED (no nvcc)                      [100%]
+=========================== short test summary info ============================
+FAILED tests/render/test_a.py::test_two[1-float32] - torch.AcceleratorError: CUDA error: misaligned
+FAILED tests/render/test_a.py::test_three - torch.AcceleratorError: CUDA error: misaligned
+=================== 2 failed, 1 passed, 1 skipped in 3.00s =====================
+"""
+
+
+def test_no_case_loses_another() -> None:
+    """A process that a case kills is replaced, one that does not end is killed in time."""
+    arguments = argparse.Namespace(tiny=True, peer=None, threads=1)
+    seen: list[int] = []
+    began = time.monotonic()
+    answer = ask(
+        "tests.benchmarks.troubles", began + 40, arguments, lambda so_far: seen.append(len(so_far))
+    )
+    assert time.monotonic() - began < 45 and seen
+    cases = answer["cases"]
+    assert cases["good"] == {"ms": 1.5} and cases["last"] == {"ms": 2.5}
+    assert cases["missing"] == {"skipped": "there is none"}
+    assert re.match(r"IndexError \(troubles.py:\d+\): list index", cases["wrong"]["failed"])
+    assert "illegal memory access" in cases["broken card"]["failed"]
+    assert "ended its process with -6" in cases["killed"]["failed"]
+    assert re.match(r"\d+ s were left", cases["long"]["skipped"])
+    assert "its time was over" in cases["endless"]["failed"] and "never" not in cases
+
+
+def test_a_question_that_does_not_start_says_why() -> None:
+    arguments = argparse.Namespace(tiny=True, peer=None, threads=None)
+    answer = ask("no.such.question", time.monotonic() + 60, arguments, lambda _: None)
+    assert "ModuleNotFoundError" in answer["failed"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_figures_and_reasons_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "gpu.json"
+    words = [
+        "gpu",
+        "--tiny",
+        "--only",
+        "sweep",
+        "rasterizers",
+        "--minutes",
+        "3",
+        "--json",
+        str(out),
+    ]
+    assert main(words) == 0
+    figures = json.loads(out.read_text())["figures"]
+    assert list(figures) == ["rasterizers", "sweep"]  # in the order of value
+    errors = figures["sweep"]["cases"]["all_pairs float32 errors"]
+    assert 0 < errors["values"] < 1e-5 and 0 < errors["gradient"] < 1e-4
+    assert figures["sweep"]["cases"]["tiny torch float32 f+b"]["ms"] > 0
+    reason = figures["rasterizers"]["cases"]["a1 bare gsplat forward"]["skipped"]
+    assert "gsplat" in reason and reason in capsys.readouterr().out
+
+
+def test_a_run_without_time_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu", "--tiny", "--minutes", "0.2"]) == 0
+    assert capsys.readouterr().out.count("s were left of 0.2 minutes") == len(gpu.SECONDS) - 1
+
+
+def test_failures_of_pytest_are_read() -> None:
+    found = tests.summary(LOG)
+    assert (found["passed"], found["failed tests"], found["skipped tests"]) == (1, 2, 1)
+    assert "misaligned" in found["failures"]["tests/render/test_a.py::test_two[1-float32]"]
+    assert "did not end" not in found
+    again = ["tests/render/test_a.py::test_three", "tests/render/test_b.py::test_four"]
+    assert tests.after_fault(LOG) == []  # CUDA's other errors leave the context whole
+    assert (
+        tests.after_fault(LOG.replace("CUDA error: mis", "an illegal memory access: mis")) == again
+    )
+    cut = LOG[: LOG.index(" SKIPPED")]
+    assert tests.summary(cut)["did not end"] == "tests/render/test_b.py::test_four"
+
+
+def test_the_table_fits_and_names_what_is_missing() -> None:
+    rows = {f"case {i}": {"ms": 1234.5678, "busy_ms": 0.12345, "launches": 7} for i in range(30)}
+    skipped = {f"other {i}": {"skipped": "no gsplat"} for i in range(9)}
+    found = {
+        "one": {"cases": rows | skipped, "seconds": 3.2},
+        "two": {"cases": {"a": {"failed": "RuntimeError: wrong"}}},
+        "three": {"cases": {}, "skipped": "no CUDA device"},
+    }
+    text = table(found)
+    assert re.search(r"^  case 29 +1235 +0.123 +7$", text, re.MULTILINE)
+    assert "skipped other 0, other 1, other 2, other 3 and 5 more: no gsplat" in text
+    assert "a FAILED RuntimeError: wrong" in text and "not measured: no CUDA device" in text
+    assert len(table({"one": {"cases": {f"{i}": {"ms": 1.0} for i in range(999)}}})) < WIDTH + 50
+
+
+def test_the_room_is_what_it_says() -> None:
+    """Depths of 1 to 20, one surface from every view, Gaussians that cover the pictures."""
+    size = height, width = 96, 128
+    at = room.cameras(3, *size, "cpu")
+    depth, color = room.depth_and_color(at, *size)
+    assert 1 < depth.min() < 6 and 12 < depth.max() < 21
+    assert (depth[:, 1:] - depth[:, :-1]).abs().max() > 1  # edges of boxes
+    assert color.min() >= 0 and color.max() <= 1 and color.std() > 0.1
+    points = camera.unproject_depth(depth, at.c2w[0], at.K[0])
+    seen = camera.project_world(points[0].flatten(0, 1), at.c2w[0, 1], at.K[0, 1])
+    grid = (2 * seen[:, :2] - 1)[None, None]
+    other = torch.nn.functional.grid_sample(depth[1][None, None], grid, align_corners=False)[
+        0, 0, 0
+    ]
+    inside = (seen[:, :2] > 0.05).all(-1) & (seen[:, :2] < 0.95).all(-1)
+    error = (other - seen[:, 2])[inside].abs() / seen[inside, 2]
+    assert error.median() < 1e-3 and (error < 0.01).float().mean() > 0.85  # but for occlusions
+    gaussians = room.gaussians(2, 3, *size, "cpu")
+    assert gaussians.means.shape == (2, 3 * height * width, 3) and gaussians.sh_degree == 2
+    pixels = gaussians.scales[0].view(3, *size, 3) * at.K[0, 0, 0, 0] * width / depth[..., None]
+    assert pixels.min() > 0.45 and pixels.max() < 1.55
+    assert gaussians.opacities.min() >= 0.3 and gaussians.opacities.max() <= 0.9
+    own = camera.project_world(gaussians.means[1].view(3, -1, 3), at.c2w[0], at.K[0])[..., :2]
+    aside = own.view(3, *size, 2) - camera.pixel_grid(*size, like=own)
+    assert (aside.abs() * torch.tensor([width, height])).max() < 0.51  # each in its pixel
+    assert not gaussians.means[0].equal(gaussians.means[1])
+    drawn = rasterize(gaussians, at.map(lambda x: x.repeat(2, *[1] * (x.dim() - 1))), size, "cpu")
+    assert drawn.alpha.mean() > 0.97
+    assert (drawn.depth[0] / depth - 1).abs().median() < 0.08  # slanted surfaces are blurred
+    assert (drawn.color[0] - color).abs().mean() < 0.13  # of random harmonics; unrelated: 0.2
+
+
+def test_precision_is_given_back() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with clock.precision("bf16", "cpu"):
+        assert torch.is_autocast_enabled("cpu") and torch.backends.cudnn.allow_tf32
+    with clock.precision("float32", "cpu"):
+        assert not torch.backends.cudnn.allow_tf32 and not torch.is_autocast_enabled("cpu")
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_a_peer_without_its_backbone_is_skipped(tmp_path: Path) -> None:
+    views = room.views(1, 2, 32, 32, "cpu", between=False)
+    with pytest.raises(Skipped, match=r"config/model/encoder/depthsplat\.yaml"):
+        peer.encoder(tmp_path, views, {})

@@ -1,0 +1,97 @@
+"""`python benchmarks/run.py tune`: what it measures, and the table that it writes."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.run import main
+
+from benchmarks import tune
+from pmsplat.kernels import attention, cpu_rules, linear
+
+
+def test_it_writes_rules_that_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One way is made slow, so that another must be chosen; rows of others stay."""
+    table = tmp_path / "table.json"
+    before = {"neon": {"rules": {"linear": {"few tokens, wide": "blas"}}}}
+    table.write_text(json.dumps(before))
+    usual = linear._convolve
+
+    def slow(*given: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return usual(*given)
+
+    monkeypatch.setitem(linear.WAYS, "conv", slow)
+    monkeypatch.setattr(cpu_rules, "instruction_set", lambda: "avx2")
+    monkeypatch.setattr(tune, "compare", lambda rules, arguments: {"predict": len(rules.ways)})
+    words = f"tune --only product --rounds 2 --smaller 8 --table {table} --json {tmp_path}/found"
+    assert main(words.split()) == 0
+    assert json.loads((tmp_path / "found").read_text())["figures"]["encoder"] == {"predict": 2}
+    rows = json.loads(table.read_text())
+    assert rows["neon"] == before["neon"]
+    chosen = rows["avx2"]["rules"]["product"]
+    assert set(chosen) == {"few tokens, narrow", "few tokens, wide"}
+    assert set(chosen.values()) <= {"blas", "onednn"}
+    assert rows["avx2"]["measured"]["torch"] == torch.__version__
+    monkeypatch.setenv(cpu_rules.OVERRIDE, str(table))
+    cpu_rules._shipped.cache_clear()
+    assert cpu_rules.way("product", "few tokens, wide") == chosen["few tokens, wide"]
+    cpu_rules._shipped.cache_clear()
+
+
+@pytest.mark.parametrize("operation", tune.WHERE)
+def test_trials_meet_the_rule_that_they_are_for(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The door asks for the class of shapes that the trial names."""
+    asked: list[tuple[str, str]] = []
+    found = cpu_rules.DEFAULTS.way
+
+    def ask(operation: str, shape: str) -> str:
+        asked.append((operation, shape))
+        return found(operation, shape)
+
+    monkeypatch.setattr(cpu_rules, "way", ask)
+    monkeypatch.setattr(attention.cpu_rules, "way", ask)
+    classes = set()
+    for trial in tune.trials(operation, smaller=8):
+        asked.clear()
+        trial.call()
+        assert (trial.operation, trial.shape) in asked
+        classes.add(trial.shape)
+        ways = tune.possible(operation, trial.shape)
+        assert ways[0] == cpu_rules.WAYS[operation][0] and len(ways) > 1
+    assert any(name.endswith("training") for name in classes) == (operation != "product")
+
+
+def test_renewing_one_operation_keeps_the_others(tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    rules = cpu_rules.Rules("avx2").having("linear", "few tokens, wide", "blas")
+    rules = rules.having("conv", "3x3, wide, small, first", "taps")
+    tune.write(table, rules, ["linear", "conv"])
+    again = cpu_rules.Rules("avx2").having("linear", "many tokens, wide", "onednn")
+    tune.write(table, again, ["linear"])
+    assert dict(cpu_rules.read(table)["avx2"].ways) == {
+        ("linear", "many tokens, wide"): "onednn",
+        ("conv", "3x3, wide, small, first"): "taps",
+    }
+
+
+def test_the_encoder_is_timed_with_and_without_rules() -> None:
+    found = tune.compare(cpu_rules.Rules("avx2"), argparse.Namespace(rounds=0, smaller=8))
+    jobs = [f"{job}, {rules}" for rules in ("default", "rules") for job in ("predict", "learn")]
+    assert list(found) == jobs and min(found.values()) > 0
+
+
+def test_the_faster_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*given: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.03)
+        return linear._convolve(*given)
+
+    monkeypatch.setitem(linear.WAYS, "blas", slow)
+    shares = tune.measure("product", cpu_rules.DEFAULTS, argparse.Namespace(rounds=2, smaller=8))
+    for by_way in shares.values():
+        assert by_way["conv"] == 1 and by_way["blas"] > 1.2
