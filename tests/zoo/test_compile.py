@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pmsplat
+from pmsplat.device import float32_products
 from pmsplat.errors import UserError
 from pmsplat.render import rasterize
 from pmsplat.types import Bundle, Prediction, Views
@@ -164,7 +165,7 @@ def test_a_graph_repeats_the_encoder(
     for count, size in ((2, (64, 64)), (3, (64, 96)), (2, (64, 64)), (2, (60, 50)), (3, (64, 96))):
         given = views(generator, count, size)  # on the CPU: copied in
         found = compiled(given)
-        with torch.no_grad(), zoo_compile.float32_products(precision == "tf32"):
+        with torch.no_grad(), float32_products(precision == "tf32"):
             expected = compiled._model(given.to("cuda"))
         for a, b in zip(tensors(found), tensors(expected), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
