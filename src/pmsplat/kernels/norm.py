@@ -5,14 +5,14 @@ only, and copy those with channels last there and back. Ours reads them as they 
 launches, activation included.
 """
 
-import functools
-import importlib.util
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+
+from ._triton import is_installed
 
 Activation = Literal["none", "relu", "silu", "gelu"]
 
@@ -58,9 +58,4 @@ def group_norm(
 def _can_fuse(x: Tensor) -> bool:
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     fits = x.shape[1] <= WIDEST and x[0].numel() < 2**31  # offsets in a map are int32
-    return x.is_cuda and last and fits and _has_triton()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return x.is_cuda and last and fits and is_installed()

@@ -135,8 +135,8 @@ def resize(
 def repeat_border(x: Float[Tensor, "n channel height width"]) -> Tensor:
     """Repeats the outermost pixels once, on all sides.
 
-    torch's CUDA kernel copies maps with channels last to channels first; without gradients they
-    are put together from their parts instead.
+    torch's CUDA kernel copies maps with channels last to channels first; it is used only where
+    gradients are needed.
     """
     if x.device.type == "cpu" or (torch.is_grad_enabled() and x.requires_grad):
         return pad(x, (1, 1, 1, 1), mode="replicate")
@@ -144,10 +144,15 @@ def repeat_border(x: Float[Tensor, "n channel height width"]) -> Tensor:
 
 
 def _repeated_border(x: Tensor) -> Tensor:
-    last = x.permute(0, 2, 3, 1)
-    last = torch.cat([last[:, :1], last, last[:, -1:]], dim=1)
-    last = torch.cat([last[:, :, :1], last, last[:, :, -1:]], dim=2)
-    return last.permute(0, 3, 1, 2)
+    """Writes the wider map once, with channels last."""
+    count, channels, height, width = x.shape
+    wide = x.new_empty(count, height + 2, width + 2, channels)
+    wide[:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
+    wide[:, 0, 1:-1] = wide[:, 1, 1:-1]
+    wide[:, -1, 1:-1] = wide[:, -2, 1:-1]
+    wide[:, :, 0] = wide[:, :, 1]
+    wide[:, :, -1] = wide[:, :, -2]
+    return wide.permute(0, 3, 1, 2)
 
 
 class BorderConv(nn.Conv2d):

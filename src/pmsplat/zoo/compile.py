@@ -7,8 +7,7 @@ Graphs", NVIDIA, 2019; Ng et al., "Accelerating PyTorch with CUDA Graphs", 2021)
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Generic, Literal, TypeVar
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import encoder_traits
+from ..device import float32_products
 from ..errors import UserError
 from ..nn.constants import hold_constants
 from ..nn.maps import set_memory_format
@@ -237,16 +237,3 @@ def _frozen(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
                 module._parameters[name] = nn.Parameter(own, requires_grad=False)
     set_memory_format(frozen)
     return frozen
-
-
-@contextmanager
-def float32_products(tf32: bool) -> Iterator[None]:
-    """Inside, products and convolutions of float32 on CUDA take their inputs as TF32, or not."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
