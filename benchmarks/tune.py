@@ -180,13 +180,18 @@ def _attentions(shape: tuple[int, ...], training: bool, smaller: int) -> Iterato
     from pmsplat.kernels.attention import WIDE, WORTHWHILE, attention
 
     batch, heads, tokens, channels = shape
-    q, k, v = (
-        torch.randn(batch, heads, max(2, tokens // smaller), channels, requires_grad=training)
-        for _ in range(3)
-    )
-    large = q.shape[2] ** 2 >= WORTHWHILE
-    name = cpu_rules.attention_class(channels >= WIDE, large, training)
-    yield Trial("attention", name, _calling(lambda: attention(q, k, v), (q, k, v), training))
+    for dtype in (torch.float32, torch.bfloat16):
+        size = (batch, heads, max(2, tokens // smaller), channels)
+        given = tuple(torch.randn(size, dtype=dtype, requires_grad=training) for _ in range(3))
+        large = size[2] ** 2 >= WORTHWHILE
+        half = dtype == torch.bfloat16
+        name = cpu_rules.attention_class(channels >= WIDE, large, half, training)
+
+        def compute(given: tuple[torch.Tensor, ...] = given) -> torch.Tensor:
+            q, k, v = given
+            return attention(q, k, v)
+
+        yield Trial("attention", name, _calling(compute, given, training))
 
 
 def _calling(compute: Callable[[], Any], leaves: tuple[Any, ...], training: bool) -> Any:

@@ -91,7 +91,7 @@ def test_wrong_overrides_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_attention_is_the_same_in_every_way(way: str, generator: torch.Generator) -> None:
     q, k, v = torch.randn(3, 2, 3, 40, 16, generator=generator).unbind(0)
     mask = torch.randn(1, 1, 40, 40, generator=generator)
-    shape = cpu_rules.attention_class(wide=False, large=False, trains=False)
+    shape = cpu_rules.attention_class(wide=False, large=False, half=False, trains=False)
     with cpu_rules.use(cpu_rules.DEFAULTS.having("attention", shape, way)):
         found = attention.attention(q, k, v, mask)
     expected = scaled_dot_product_attention(q.double(), k.double(), v.double(), mask.double())

@@ -49,8 +49,10 @@ def _way_on_cpu(q: Tensor, k: Tensor, v: Tensor) -> str:
     trains = cpu_rules.trains(q, k, v)
     large = q.shape[-2] * k.shape[-2] >= WORTHWHILE
     wide = q.shape[-1] >= WIDE
-    if q.dtype == torch.float32:
-        way = cpu_rules.way("attention", cpu_rules.attention_class(wide, large, trains))
+    if q.dtype != torch.float64:
+        half = q.dtype != torch.float32
+        shape = cpu_rules.attention_class(wide, large, half, trains)
+        way = cpu_rules.way("attention", shape)
         if way != "default":
             return way
     if wide and not trains:

@@ -29,14 +29,15 @@ from ..errors import UserError
 TABLE = Path(__file__).with_name("cpu_rules.json")
 OVERRIDE = "PMSPLAT_CPU_RULES"
 INSTRUCTION_SETS = ("intel-amx", "intel-avx512", "amd-avx512", "avx2", "neon", "other")
-# The ways of an operation; the first is the default. Those in FORWARD_ONLY have no gradients.
+# The ways of an operation; the first is the default. Those in FORWARD_ONLY have no gradients, or
+# keep all scores of an attention for them.
 WAYS = {
     "linear": ("conv", "blas", "onednn"),
     "product": ("conv", "blas", "onednn"),
     "conv": ("direct", "first", "last", "taps", "product"),
     "attention": ("default", "fused", "plain", "blocked"),
 }
-FORWARD_ONLY = {"onednn", "blocked"}
+FORWARD_ONLY = {"onednn", "blocked", "plain"}
 FEW, NARROW = 1024, 256  # tokens, and channels, up to which a matrix product counts as such
 THIN, SMALL = 64, 4096  # channels and pixels of a map up to which a convolution counts as such
 
@@ -108,10 +109,11 @@ def conv_class(x: Tensor, weight: Tensor, stride: int, trains: bool) -> str:
     return f"{kernel}, {thin}, {small}, {layout(x)}{_mode(trains)}"
 
 
-def attention_class(wide: bool, large: bool, trains: bool) -> str:
-    """The class of an attention: channels of a head, scores of a head."""
+def attention_class(wide: bool, large: bool, half: bool, trains: bool) -> str:
+    """The class of an attention: channels of a head, scores of a head, precision."""
     heads = "wide heads" if wide else "narrow heads"
-    return f"{heads}, {'large' if large else 'small'}{_mode(trains)}"
+    size = "large" if large else "small"
+    return f"{heads}, {size}{', half' if half else ''}{_mode(trains)}"
 
 
 def layout(x: Tensor) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..kernels.attention import BACKENDS
+from ..kernels.convolution import Conv2d
 from ..nn import cost_volume
 from ..nn.cnn import CNN
 from ..nn.dpt import DPT
@@ -158,7 +159,7 @@ class Pyramid(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(width, width // 2, 2, 2)
-        self.smooth = nn.Conv2d(width // 2, width // 2, 3, padding=1)
+        self.smooth = Conv2d(width // 2, width // 2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.smooth(nn.functional.gelu(self.up(x)))
@@ -209,7 +210,7 @@ class DepthNetwork(nn.Module):
             nn.GELU(),
             BorderConv(features // 2, 16),
             nn.GELU(),
-            zeroed(nn.Conv2d(16, 1, 1)),
+            zeroed(Conv2d(16, 1, 1)),
         )
 
     def forward(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..kernels.convolution import Conv2d
 from ..nn.cost_volume import all_others, nearest_others
 from ..nn.maps import join, pieces, resize, set_memory_format
 from ..registry import whole
@@ -138,9 +139,9 @@ class Head(nn.Module):
         outputs = channels(sh_degree)
         self.features = layout.dpt(features, with_depth=False)
         self.regressor = nn.Sequential(
-            nn.Conv2d(3 + 1 + 1 + features, width, 3, padding=1),
+            Conv2d(3 + 1 + 1 + features, width, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            Conv2d(width, width, 3, padding=1),
         )
         inputs = width + 3 + features + 1
         self.out = out_convolutions(inputs, outputs, sh_degree)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from ..kernels.convolution import Conv2d
 from ..nn.cost_volume import all_others, nearest_others
 from ..nn.maps import UpConv, join, pieces
 from ..nn.unet import GroupNorm, UNet
@@ -97,7 +98,7 @@ class Enlarge(nn.Module):
     def __init__(self, inputs: int, doublings: int, outputs: int) -> None:
         super().__init__()
         width = 2 * outputs * max(doublings - 1, 1)
-        self.project = nn.Conv2d(inputs, width, 1)
+        self.project = Conv2d(inputs, width, 1)
         self.steps = nn.ModuleList()
         for step in range(doublings):
             following = outputs if step == doublings - 1 else width // 2
@@ -124,11 +125,11 @@ class Head(nn.Module):
             )
             for scale in range(layout.scales)
         )
-        self.stem = nn.Conv2d(3 + 1 + 1 + features, unet_width, 3, padding=1)
+        self.stem = Conv2d(3 + 1 + 1 + features, unet_width, 3, padding=1)
         self.norm = GroupNorm(unet_width, activation="gelu")
         widths = tuple(unet_width * level for level in UNET_LEVELS)
         self.unet = UNet(widths, head=min(HEAD, unet_width), backend=layout.attention)
-        self.smooth = nn.Conv2d(unet_width, unet_width, 3, padding=1)
+        self.smooth = Conv2d(unet_width, unet_width, 3, padding=1)
         hidden = channels(sh_degree) * (2 if features >= WIDE else 1)
         self.out = out_convolutions(unet_width + 3 + features + 1, hidden, sh_degree)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from ..kernels.attention import BACKENDS
+from ..kernels.convolution import Conv2d
 from ..nn.cnn import CNN
 from ..nn.cost_volume import Regressor, all_others, cost_volume, full_range
 from ..nn.maps import ChannelsFirst, for_convolutions, join, pieces, resize
@@ -84,22 +85,22 @@ class MVSplat(ChannelsFirst):
         self.regressor = Regressor(
             cfg.planes + width, width, 3, cfg.planes, cfg.attention, post_norm=True
         )
-        self.up = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.narrow = nn.Conv2d(width, FINE, 3, padding=1)
+        self.up = Conv2d(2 * width, width, 3, padding=1)
+        self.narrow = Conv2d(width, FINE, 3, padding=1)
         self.stem = nn.Sequential(
-            nn.Conv2d(FINE + 5, FINE, 3, padding=1), GroupNorm(FINE, FINE_GROUPS, "gelu")
+            Conv2d(FINE + 5, FINE, 3, padding=1), GroupNorm(FINE, FINE_GROUPS, "gelu")
         )
         self.unet = UNet((FINE,) * FINE_LEVELS, post_norm=True, backend=cfg.attention)
         outputs = channels(cfg.sh_degree) - 1
         self.out = nn.Sequential(
-            nn.Conv2d(FINE + 3 + width, 2 * outputs, 3, padding=1),
+            Conv2d(FINE + 3 + width, 2 * outputs, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(2 * outputs, outputs, 3, padding=1),
+            Conv2d(2 * outputs, outputs, 3, padding=1),
         )
         self.residual = nn.Sequential(
-            nn.Conv2d(FINE, 2 * FINE, 3, padding=1),
+            Conv2d(FINE, 2 * FINE, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(2 * FINE, 2, 3, padding=1),
+            Conv2d(2 * FINE, 2, 3, padding=1),
         )
 
     @property

@@ -7,6 +7,7 @@ CVPR 2022), so that its weights can be converted.
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..kernels.convolution import Conv2d
 from ..kernels.norm import Activation, group_norm
 from .maps import ChannelsFirst, for_convolutions
 
@@ -21,10 +22,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, padding=1, bias=False)
         identity = stride == 1 and inputs == width
-        self.shortcut = None if identity else nn.Conv2d(inputs, width, 1, stride)
+        self.shortcut = None if identity else Conv2d(inputs, width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = instance_norm(self.conv1(x), "relu")
@@ -43,13 +44,13 @@ class CNN(ChannelsFirst):
 
     def __init__(self, widths: tuple[int, int, int], strides: tuple[int, int, int]) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, widths[0], 7, 2, padding=3, bias=False)
+        self.stem = Conv2d(3, widths[0], 7, 2, padding=3, bias=False)
         inputs = (widths[0], *widths[:-1])
         self.stages = nn.ModuleList(
             nn.Sequential(ResidualBlock(i, w, s), ResidualBlock(w, w, 1))
             for i, w, s in zip(inputs, widths, strides, strict=True)
         )
-        self.out = nn.Conv2d(widths[-1], widths[-1], 1)
+        self.out = Conv2d(widths[-1], widths[-1], 1)
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, ...]:
         x = instance_norm(self.stem(for_convolutions(images)), "relu")

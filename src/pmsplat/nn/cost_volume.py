@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..geometry import camera, se3, sweep
+from ..kernels.convolution import Conv2d
 from ..kernels.cost_volume import Sweep, correlation
 from ..types import Cameras
 from .maps import BorderConv, ChannelsFirst, conv_of, for_conv_of
@@ -182,11 +183,11 @@ class Regressor(ChannelsFirst):
         post_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(inputs, width, 3, padding=1)
+        self.stem = Conv2d(inputs, width, 3, padding=1)
         self.norm = GroupNorm(width, activation="gelu")
         self.unet = UNet((width,) * levels, post_norm=post_norm, backend=backend)
-        self.out = nn.Conv2d(width, width, 3, padding=1)
-        self.residual = nn.Conv2d(inputs, width, 1)
+        self.out = Conv2d(width, width, 3, padding=1)
+        self.residual = Conv2d(inputs, width, 1)
         conv = partial(nn.Conv2d, kernel_size=3, padding=1) if post_norm else BorderConv
         self.logits = nn.Sequential(conv(width, 2 * width), nn.GELU(), conv(2 * width, planes))
 

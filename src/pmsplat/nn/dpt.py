@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..kernels.convolution import Conv2d
 from .maps import join, resize
 
 
@@ -17,8 +18,8 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = Conv2d(width, width, 3, padding=1)
+        self.conv2 = Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(self.conv1(x.relu()).relu())
@@ -31,7 +32,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.lateral = None if deepest else ResidualUnit(width)
         self.refine = ResidualUnit(width)
-        self.out = nn.Conv2d(width, width, 1)
+        self.out = Conv2d(width, width, 1)
 
     def forward(self, coarse: Tensor | None, here: Tensor, size: tuple[int, int]) -> Tensor:
         if self.lateral is not None:
@@ -65,13 +66,13 @@ class DPT(nn.Module):
         self.project = nn.ModuleList()
         self.resize = nn.ModuleList()
         if vit_width:
-            self.project.extend(nn.Conv2d(vit_width, w, 1) for w in widths)
+            self.project.extend(Conv2d(vit_width, w, 1) for w in widths)
             self.resize.extend(
                 [
                     nn.ConvTranspose2d(a, a, 4, 4),
                     nn.ConvTranspose2d(b, b, 2, 2),
                     nn.Identity(),
-                    nn.Conv2d(d, d, 3, 2, padding=1),
+                    Conv2d(d, d, 3, 2, padding=1),
                 ]
             )
         # Merge the maps of each level, and fuse the levels.
@@ -79,9 +80,9 @@ class DPT(nn.Module):
         for i in self.levels:
             if i < 3:
                 inputs = before[i] + after[i] + bool(vit_width) * widths[i]
-                self.join[str(i)] = nn.Conv2d(inputs, widths[i], 1)
+                self.join[str(i)] = Conv2d(inputs, widths[i], 1)
         self.reduce = nn.ModuleDict(
-            {str(i): nn.Conv2d(widths[i], features, 3, padding=1, bias=False) for i in self.levels}
+            {str(i): Conv2d(widths[i], features, 3, padding=1, bias=False) for i in self.levels}
         )
         self.fuse = nn.ModuleDict(
             {str(i): Fusion(features, deepest=i == self.levels[-1]) for i in self.levels}

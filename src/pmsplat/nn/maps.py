@@ -10,7 +10,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d, interpolate, pad
+from torch.nn.functional import avg_pool2d, conv_transpose2d, interpolate, pad
+
+from ..kernels.convolution import conv2d
 
 PIECE_CPU, PIECE = 2**16, 2**21  # pixels per slice of `pieces`, on CPUs and elsewhere
 
@@ -25,10 +27,12 @@ def conv_of(
     """
     assert conv.padding_mode == "zeros" and conv.groups == 1 and conv.dilation == (1, 1)
     dtype = compute_dtype(conv.weight, *maps)
+    padding = conv.padding[0]
+    assert isinstance(padding, int)  # a word is given where it is not known yet
     weights = conv.weight.split([x.shape[1] for x in maps], dim=1)
-    out = conv2d(maps[0].to(dtype), weights[0], conv.bias, conv.stride, conv.padding)
+    out = conv2d(maps[0].to(dtype), weights[0], conv.bias, conv.stride[0], padding)
     for x, weight in zip(maps[1:], weights[1:], strict=True):
-        out += conv2d(x.to(dtype), weight, None, conv.stride, conv.padding)
+        out += conv2d(x.to(dtype), weight, None, conv.stride[0], padding)
     return out
 
 

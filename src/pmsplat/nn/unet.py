@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
+from ..kernels.convolution import Conv2d
 from ..kernels.linear import Linear
 from ..kernels.norm import Activation, group_norm
 from .maps import ChannelsFirst, UpConv, for_convolutions, for_group_norm, join, pieces
@@ -45,11 +46,11 @@ class ResBlock(nn.Module):
         super().__init__()
         self.post_norm = post_norm
         self.norm1 = GroupNorm(width if post_norm else inputs, activation="silu")
-        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
+        self.conv1 = Conv2d(inputs, width, 3, padding=1)
         self.norm2 = GroupNorm(width, activation="silu")
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = Conv2d(width, width, 3, padding=1)
         zeroed(self.norm2 if post_norm else self.conv2)
-        self.skip = None if inputs == width else nn.Conv2d(inputs, width, 1)
+        self.skip = None if inputs == width else Conv2d(inputs, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.post_norm:
@@ -131,10 +132,10 @@ class UNet(ChannelsFirst):
                 blocks, [ViewAttention(width, head, post_norm, backend) for _ in range(count)], move
             )
 
-        self.stem = nn.Conv2d(widths[0], widths[0], 3, padding=1)
+        self.stem = Conv2d(widths[0], widths[0], 3, padding=1)
         before = (widths[0], *widths[:-1])  # input width of each level on the way down
         self.encoder = nn.ModuleList(
-            level(i, [before[i]], nn.Conv2d(w, w, 3, 2, padding=1) if i < deepest else None)
+            level(i, [before[i]], Conv2d(w, w, 3, 2, padding=1) if i < deepest else None)
             for i, w in enumerate(widths)
         )
         last = widths[-1]
@@ -149,7 +150,7 @@ class UNet(ChannelsFirst):
             for i, w in reversed(list(enumerate(widths)))
         )
         self.norm = GroupNorm(widths[0], activation="silu")
-        self.out = nn.Conv2d(widths[0], widths[0], 3, padding=1)
+        self.out = Conv2d(widths[0], widths[0], 3, padding=1)
         if not post_norm:
             zeroed(self.out)
 
