@@ -179,7 +179,7 @@ def test_tiles_as_small_as_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:
     """Sizes that are no multiple of a tile; lists of several runs and of several segments."""
-    tuning = replace(type(backend.TUNING)(), segment=32, segments=3, group=16, pairs=32)
+    tuning = replace(type(backend.TUNING)(), segment=32)
     monkeypatch.setattr(backend, "TUNING", tuning)
     gaussians = random_gaussians(100, generator, degree=1)
     check(gaussians, odd_cameras(1, generator), (11, 17))

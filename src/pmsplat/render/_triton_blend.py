@@ -22,7 +22,7 @@ import triton.language as tl
 
 from . import _projection
 from ._triton_lists import level_of
-from ._triton_projection import LOOK, PLACE
+from ._triton_projection import LOOK, PLACE, halves, load_four
 
 ALPHA_MIN = tl.constexpr(_projection.ALPHA_MIN)
 TRANSMITTANCE_MIN = tl.constexpr(_projection.TRANSMITTANCE_MIN)
@@ -51,12 +51,6 @@ def _open_tile(
 
 
 @triton.jit
-def _halves(table, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Returns the even and the odd columns of a table."""
-    return tl.split(tl.reshape(table, (ROWS, COLUMNS // 2, 2)))
-
-
-@triton.jit
 def _load_run(lists, place, look, first, end, offset, CHUNK: tl.constexpr):
     """Returns some Gaussians of a list: rows in the tables, whether they exist, place and look.
 
@@ -65,14 +59,10 @@ def _load_run(lists, place, look, first, end, offset, CHUNK: tl.constexpr):
     member = first + tl.arange(0, CHUNK)
     mask = member < end
     row = offset + tl.load(lists + member, mask=mask, other=0)
-    rows = row[:, None]
-    at = place + rows * PLACE + tl.arange(0, 4)[None, :]
-    even, odd = _halves(tl.load(at, mask=mask[:, None], other=0.0), CHUNK, 4)
-    x, _width = tl.split(even)
-    y, _height = tl.split(odd)
-    at = look + rows * LOOK + tl.arange(0, 8)[None, :]
-    even, odd = _halves(tl.load(at, mask=mask[:, None], other=0.0), CHUNK, 8)
-    even, odd = _halves(even, CHUNK, 4), _halves(odd, CHUNK, 4)
+    x, y, _width, _height = load_four(place + row * PLACE, mask, CHUNK)
+    at = look + row[:, None] * LOOK + tl.arange(0, 8)[None, :]
+    even, odd = halves(tl.load(at, mask=mask[:, None], other=0.0), CHUNK, 8)
+    even, odd = halves(even, CHUNK, 4), halves(odd, CHUNK, 4)
     xx, red = tl.split(even[0])
     yy, blue = tl.split(even[1])
     xy, green = tl.split(odd[0])

@@ -35,9 +35,9 @@ class Tuning:
     Tiles are `tile_h` by `tile_w` pixels, drawn by `warps` warps, `chunk` Gaussians at once, and
     replayed by `warps_back`, `chunk_back` at once, each thread with at most `registers_back`.
     Products of matrices are `precise` ("tf32x3" or "ieee"). One program blends `wide` attributes
-    and projects `block` Gaussians. An image's Gaussians are listed by at most `segments` programs,
-    of at least `segment` Gaussians each, which take `group` of them and `pairs` entries at once.
-    `per_gaussian` and `per_tile` give the entries for which there is room.
+    and projects `block` Gaussians. About `listers` programs list the Gaussians of all images, fewer
+    where one would have less than `segment` Gaussians, or if more than `counts` numbers would be
+    needed. `per_gaussian` and `per_tile` give the entries for which there is room.
     """
 
     tile_h: int = 8
@@ -50,10 +50,9 @@ class Tuning:
     precise: str = "tf32x3"
     wide: int = 16
     block: int = 128
-    segment: int = 512
-    segments: int = 128
-    group: int = 32
-    pairs: int = 64
+    listers: int = 8192
+    segment: int = 128
+    counts: int = 2**24
     per_gaussian: int = 4
     per_tile: int = 512
 
@@ -212,7 +211,9 @@ class _Plan:
     @property
     def segments(self) -> int:
         """Parts of an image's Gaussians that write their entries of the lists by themselves."""
-        return max(1, min(self.tuning.segments, self.count // self.tuning.segment))
+        images, tuning = max(1, self.images), self.tuning
+        room = tuning.counts // (images * self.tiles)
+        return max(1, min(tuning.listers // images, room, self.count // tuning.segment))
 
     @property
     def budget(self) -> int:
@@ -356,9 +357,8 @@ def _make_lists(plan: _Plan, tables: _Tables) -> _Lists:
             fill_lists,
             (plan.images * plan.segments,),
             tables.place, tables.look, order, tables.totals, counts, entries,
-            plan.count, plan.width, plan.height, plan.segments, plan.budget,
-            WRITE=write, GROUP=plan.tuning.group, PAIRS=plan.tuning.pairs, **plan.tile,
-            num_warps=2,
+            plan.count, plan.width, plan.height, plan.levels, plan.segments, plan.budget,
+            WRITE=write, **plan.tile, num_warps=1,
         )  # fmt: skip
 
     fill(False, counts[1:])
