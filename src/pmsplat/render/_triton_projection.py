@@ -57,19 +57,28 @@ def box_of(x, y, extent_x, extent_y, width, height, tile_w, tile_h):
 
 
 @triton.jit
-def halves(table, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Returns the even and the odd columns of a table."""
-    return tl.split(tl.reshape(table, (ROWS, COLUMNS // 2, 2)))
+def _split_four(table, ROWS: tl.constexpr):
+    """Returns the four columns of a table."""
+    even, odd = tl.split(tl.reshape(table, (ROWS, 2, 2)))
+    c0, c2 = tl.split(even)
+    c1, c3 = tl.split(odd)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def split_eight(table, ROWS: tl.constexpr):
+    """Returns the eight columns of a table."""
+    even, odd = tl.split(tl.reshape(table, (ROWS, 4, 2)))
+    c0, c2, c4, c6 = _split_four(even, ROWS)
+    c1, c3, c5, c7 = _split_four(odd, ROWS)
+    return c0, c1, c2, c3, c4, c5, c6, c7
 
 
 @triton.jit
 def load_four(first, mask, ROWS: tl.constexpr):
     """Returns the four numbers from each address on, which are read at once."""
     at = first[:, None] + tl.arange(0, 4)[None, :]
-    even, odd = halves(tl.load(at, mask=mask[:, None], other=0.0), ROWS, 4)
-    zeroth, second = tl.split(even)
-    one, three = tl.split(odd)
-    return zeroth, one, second, three
+    return _split_four(tl.load(at, mask=mask[:, None], other=0.0), ROWS)
 
 
 @triton.jit
