@@ -1,8 +1,8 @@
-"""Blending in Triton, forward and backward: a program draws a tile or a part of it, a run of Gaussians at once.
+"""Blending in Triton, forward and backward: a program draws a tile, or a part of it, in runs.
 
-A run is a block [Gaussian, pixel] whose products along the Gaussians give the transmittance. The
-backward pass replays a tile front to back with one scalar per pixel, as in `_cpu_blend.py`: for
-s_i = <dL/dpixel, feature_i>, weights w_i and transmittance T_i,
+A run of Gaussians is a block [Gaussian, pixel] whose products along the Gaussians give the
+transmittance. The backward pass replays a tile front to back with one scalar per pixel, as in
+`_cpu_blend.py`: for s_i = <dL/dpixel, feature_i>, weights w_i and transmittance T_i,
 
     dL/dalpha_i = T_i s_i - (Σ_{j>i} w_j s_j) / (1 - alpha_i).
 
@@ -22,7 +22,7 @@ import triton.language as tl
 
 from . import _projection
 from ._triton_lists import level_of
-from ._triton_projection import LOOK, PLACE, load_four, split_eight
+from ._triton_projection import LOOK, PLACE, load_four, split_eight, split_four
 
 ALPHA_MIN = tl.constexpr(_projection.ALPHA_MIN)
 TRANSMITTANCE_MIN = tl.constexpr(_projection.TRANSMITTANCE_MIN)
@@ -58,19 +58,30 @@ def _open_tile(
 
 
 @triton.jit
-def _load_run(lists, place, look, first, end, offset, CHUNK: tl.constexpr):
-    """Returns some Gaussians of a list: rows in the tables, whether they exist, place and look.
-
-    Past the end of the list there is a Gaussian of opacity 0. Whole rows are read at once.
-    """
+def _load_rows(lists, first, end, offset, CHUNK: tl.constexpr):
+    """Returns where in the tables a run is: some Gaussians of a list from `first` on."""
     member = first + tl.arange(0, CHUNK)
-    mask = member < end
-    row = offset + tl.load(lists + member, mask=mask, other=0)
-    x, y, _width, _height = load_four(place + row * PLACE, mask, CHUNK)
-    at = look + row[:, None] * LOOK + tl.arange(0, 8)[None, :]
-    rows = tl.load(at, mask=mask[:, None], other=0.0)
-    xx, xy, yy, opacity, red, green, blue, z = split_eight(rows, CHUNK)
-    return row, mask, (x, y, xx, xy, yy, opacity), (red, green, blue, z)
+    return offset + tl.load(lists + member, mask=member < end, other=0)
+
+
+@triton.jit
+def _load_run(place, look, row, first, end, CHUNK: tl.constexpr):
+    """Returns tables of a run: place, shape (conic and opacity), color and z.
+
+    Past the end of the list there is a Gaussian of opacity 0. A run is read while the one before it
+    is drawn, and its rows yet one run earlier, so that nothing waits for memory.
+    """
+    mask = first + tl.arange(0, CHUNK) < end
+    shape = load_four(look + row * LOOK, mask)
+    return load_four(place + row * PLACE, mask), shape, load_four(look + row * LOOK + 4, mask)
+
+
+@triton.jit
+def _splat_of(run, CHUNK: tl.constexpr):
+    """Returns means, conics and opacities of a run."""
+    x, y, _width, _height = split_four(run[0], CHUNK)
+    xx, xy, yy, opacity = split_four(run[1], CHUNK)
+    return x, y, xx, xy, yy, opacity
 
 
 @triton.jit
@@ -99,7 +110,7 @@ def _weights(alpha, light):
 
 
 @triton.jit(do_not_specialize=["count", "views", "width", "height", "channels", "budget"])
-def draw(
+def draw(  # noqa: PLR0915 (a kernel is one function)
     place, look, attributes, lists, starts, totals, color, depth, opaque, blended, median,
     count, views, width, height, channels, budget, cap,
     WIDE: tl.constexpr, MEDIAN: tl.constexpr, PRECISION: tl.constexpr,
@@ -107,8 +118,8 @@ def draw(
 ):  # fmt: skip
     """Fills color, depth, alpha (`opaque`), attributes (`blended`) and median depth of pixels.
 
-    Each of PARTS programs draws some rows of a tile, but the attributes from the WIDE-th on; others,
-    if there are more attributes than that, WIDE attributes each.
+    A part's first program draws all but the attributes from the WIDE-th on; others, if there are
+    more attributes than that, WIDE attributes each.
     """
     image, px, py, inside, first, end = _open_tile(
         totals, starts, width, height, budget, TILE_W, TILE_H, PARTS
@@ -121,12 +132,18 @@ def draw(
     if WIDE > 0:
         channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
         features = tl.zeros((WIDE, TILE_W * TILE_H // PARTS), tl.float32)
+    next_row = _load_rows(lists, first, end, offset, CHUNK)
+    next_run = _load_run(place, look, next_row, first, end, CHUNK)
+    next_row = _load_rows(lists, first + CHUNK, end, offset, CHUNK)
     while (first < end) & (tl.max(light, 0) > 0):
-        row, listed, splat, seen = _load_run(lists, place, look, first, end, offset, CHUNK)
-        alpha = _alpha(x, y, splat, cap)
+        run = next_run
         first += CHUNK
+        next_run = _load_run(place, look, next_row, first, end, CHUNK)
+        next_row = _load_rows(lists, first + CHUNK, end, offset, CHUNK)
+        alpha = _alpha(x, y, _splat_of(run, CHUNK), cap)
         if tl.max(tl.max(alpha, 0) * light, 0) > 0:
             weight, _odds, after, light = _weights(alpha, light)
+            seen = split_four(run[2], CHUNK)
             red += tl.sum(weight * seen[0][:, None], 0)
             green += tl.sum(weight * seen[1][:, None], 0)
             blue += tl.sum(weight * seen[2][:, None], 0)
@@ -136,6 +153,8 @@ def draw(
                 behind = (after <= 0.5) & (weight > 0)
                 half = tl.minimum(half, tl.min(tl.where(behind, seen[3][:, None], float("inf")), 0))
             if WIDE > 0:
+                row = _load_rows(lists, first - CHUNK, end, offset, CHUNK)
+                listed = first - CHUNK + tl.arange(0, CHUNK) < end
                 member = (image // views * count + row - offset)[None, :]
                 known = listed[None, :] & (channel < channels)[:, None]
                 table = attributes + member * channels + channel[:, None]
@@ -258,12 +277,21 @@ def draw_back(  # noqa: PLR0915 (a kernel is one function)
     shares = tl.where(k == 4, 1.0, shares)
     # Replay the tile
     light = tl.where(inside, 1.0, 0.0)
+    next_row = _load_rows(lists, first, end, offset, CHUNK)
+    next_run = _load_run(place, look, next_row, first, end, CHUNK)
+    next_row = _load_rows(lists, first + CHUNK, end, offset, CHUNK)
     while (first < end) & (tl.max(light, 0) > 0):
-        row, listed, splat, seen = _load_run(lists, place, look, first, end, offset, CHUNK)
-        alpha = _alpha(x, y, splat, cap)
+        run = next_run
         first += CHUNK
+        next_run = _load_run(place, look, next_row, first, end, CHUNK)
+        next_row = _load_rows(lists, first + CHUNK, end, offset, CHUNK)
+        splat = _splat_of(run, CHUNK)
+        alpha = _alpha(x, y, splat, cap)
         if tl.max(tl.max(alpha, 0) * light, 0) > 0:
             weight, odds, after, light = _weights(alpha, light)
+            row = _load_rows(lists, first - CHUNK, end, offset, CHUNK)
+            listed = first - CHUNK + tl.arange(0, CHUNK) < end
+            seen = split_four(run[2], CHUNK)
             shade = seen[0][:, None] * g_red[None, :] + seen[1][:, None] * g_green[None, :]
             shade += seen[2][:, None] * g_blue[None, :] + seen[3][:, None] * g_z[None, :]
             shade += g_w[None, :]

@@ -22,7 +22,7 @@ miss a tile, and is slower but right. A list of all Gaussians always fits.
 import triton
 import triton.language as tl
 
-from ._triton_projection import LEVELS, LOOK, PLACE, box_of, load_four, reach_squared
+from ._triton_projection import LEVELS, LOOK, PLACE, box_of, load_four, reach_squared, split_four
 
 LANES = tl.constexpr(32)
 
@@ -40,8 +40,8 @@ def _load_boxes(place, look, n, mask, width, height, tile_w, tile_h, columns):
 
     All lengths are from the first pixel centre of the box's first tile.
     """
-    x, y, extent_x, extent_y = load_four(place + n * PLACE, mask, LANES)
-    a, b, c, opacity = load_four(look + n * LOOK, mask, LANES)
+    x, y, extent_x, extent_y = split_four(load_four(place + n * PLACE, mask), LANES)
+    a, b, c, opacity = split_four(load_four(look + n * LOOK, mask), LANES)
     column, line, across, down = box_of(x, y, extent_x, extent_y, width, height, tile_w, tile_h)
     drawn = across > 0
     a, c = tl.where(drawn, a, 1.0), tl.where(drawn, c, 1.0)

@@ -57,7 +57,7 @@ def box_of(x, y, extent_x, extent_y, width, height, tile_w, tile_h):
 
 
 @triton.jit
-def _split_four(table, ROWS: tl.constexpr):
+def split_four(table, ROWS: tl.constexpr):
     """Returns the four columns of a table."""
     even, odd = tl.split(tl.reshape(table, (ROWS, 2, 2)))
     c0, c2 = tl.split(even)
@@ -69,16 +69,16 @@ def _split_four(table, ROWS: tl.constexpr):
 def split_eight(table, ROWS: tl.constexpr):
     """Returns the eight columns of a table."""
     even, odd = tl.split(tl.reshape(table, (ROWS, 4, 2)))
-    c0, c2, c4, c6 = _split_four(even, ROWS)
-    c1, c3, c5, c7 = _split_four(odd, ROWS)
+    c0, c2, c4, c6 = split_four(even, ROWS)
+    c1, c3, c5, c7 = split_four(odd, ROWS)
     return c0, c1, c2, c3, c4, c5, c6, c7
 
 
 @triton.jit
-def load_four(first, mask, ROWS: tl.constexpr):
-    """Returns the four numbers from each address on, which are read at once."""
+def load_four(first, mask):
+    """Returns a table of the four numbers from each address on, which are read at once."""
     at = first[:, None] + tl.arange(0, 4)[None, :]
-    return _split_four(tl.load(at, mask=mask[:, None], other=0.0), ROWS)
+    return tl.load(at, mask=mask[:, None], other=0.0)
 
 
 @triton.jit

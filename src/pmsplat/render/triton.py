@@ -33,8 +33,8 @@ class Tuning:
     """Sizes that change the speed and, within rounding, nothing else.
 
     Lists are of tiles of `tile_h` by `tile_w` pixels. A tile is drawn in `parts` of equally many
-    rows, each by a program of `warps` warps, `chunk` Gaussians at once, and replayed in `parts_back`
-    by `warps_back`, `chunk_back` at once, each thread with at most `registers_back`.
+    rows, each by a program of `warps` warps, `chunk` Gaussians at once, and replayed in
+    `parts_back` by `warps_back`, `chunk_back` at once, a thread with at most `registers_back`.
     Products of matrices are `precise` ("tf32x3" or "ieee"). One program blends `wide` attributes
     and projects `block` Gaussians. About `listers` programs list the Gaussians of all images, fewer
     where one would have less than `segment` Gaussians, or if more than `counts` numbers would be
