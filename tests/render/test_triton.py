@@ -1,5 +1,6 @@
 """The Triton backend against the reference in float64: interpreted on the CPU, compiled on CUDA."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -179,7 +180,7 @@ def test_tiles_as_small_as_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:
     """Sizes that are no multiple of a tile; lists of several runs and of several segments."""
-    tuning = replace(type(backend.TUNING)(), segment=32, segments=3, group=16, pairs=32)
+    tuning = replace(type(backend.TUNING)(), segment=32, parts=2, parts_back=4)
     monkeypatch.setattr(backend, "TUNING", tuning)
     gaussians = random_gaussians(100, generator, degree=1)
     check(gaussians, odd_cameras(1, generator), (11, 17))
@@ -270,6 +271,47 @@ def test_many_on_one_pixel(count: int, generator: torch.Generator) -> None:
     gaussians.opacities[:] = 1.0
     wanted = check(gaussians, front_camera(), (8, 8))
     assert wanted.rendering.alpha.max() > 0.99
+
+
+def test_lists_are_complete_and_in_order(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """Of Gaussians that are in one tile or in all, in more than one segment."""
+    monkeypatch.setattr(backend, "TUNING", replace(type(backend.TUNING)(), segment=50))
+    made: list[tuple[Any, ...]] = []
+    make = backend._make_lists
+
+    def spy(plan: Any, tables: Any) -> Any:
+        made.append((plan, tables, make(plan, tables)))
+        return made[0][2]
+
+    monkeypatch.setattr(backend, "_make_lists", spy)
+    gaussians = random_gaussians(200, generator, degree=0)
+    gaussians.scales[:] *= 0.3
+    gaussians.scales[:, ::19] *= 30
+    gaussians.scales[:, 1::19, 0] *= 30
+    gaussians.means[:, ::7, 2] = gaussians.means[:, ::7, 2].round()
+    draw("triton", gaussians, front_camera(), (30, 45))
+    plan, tables, lists = made[0]
+    assert plan.segments == 4 and plan.grid == (4, 6)
+    x, y, width, _height = tables.place.flatten(0, 2).double().cpu().unbind(-1)
+    a, b, c, opacity = tables.look.flatten(0, 2).double().cpu()[:, :4].unbind(-1)
+    keys, entries, starts = tables.keys[0].cpu(), lists.entries.cpu(), lists.starts.tolist()
+    in_tile = 0
+    for tile, (start, end) in enumerate(itertools.pairwise(starts)):
+        row, column = divmod(tile, 6)
+        v, u = torch.meshgrid(torch.arange(8) + 0.5, torch.arange(8) + 0.5, indexing="ij")
+        dx, dy = 8 * column + u.flatten() - x[:, None], 8 * row + v.flatten() - y[:, None]
+        power = 0.5 * (a[:, None] * dx**2 + c[:, None] * dy**2) + b[:, None] * dx * dy
+        inside = (8 * column + u.flatten() < 45) & (8 * row + v.flatten() < 30)
+        alpha = opacity[:, None] * torch.exp(-power) * inside
+        seen = (alpha.amax(dim=1) > 1.001 / 255) & (width > 0)
+        listed = entries[start:end].long()
+        assert set(seen.nonzero().flatten().tolist()) <= set(listed.tolist())
+        order = [(keys[n].item(), n) for n in listed.tolist()]
+        assert order == sorted(set(order))
+        in_tile += int(seen.sum())
+    assert 400 < in_tile <= starts[-1] < 1.1 * in_tile
 
 
 def test_lists_that_are_too_long(

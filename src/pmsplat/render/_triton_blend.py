@@ -1,8 +1,8 @@
-"""Blending in Triton, forward and backward: a program draws a tile, a run of Gaussians at once.
+"""Blending in Triton, forward and backward: a program draws a tile, or a part of it, in runs.
 
-A run is a block [Gaussian, pixel] whose products along the Gaussians give the transmittance. The
-backward pass replays a tile front to back with one scalar per pixel, as in `_cpu_blend.py`: for
-s_i = <dL/dpixel, feature_i>, weights w_i and transmittance T_i,
+A run of Gaussians is a block [Gaussian, pixel] whose products along the Gaussians give the
+transmittance. The backward pass replays a tile front to back with one scalar per pixel, as in
+`_cpu_blend.py`: for s_i = <dL/dpixel, feature_i>, weights w_i and transmittance T_i,
 
     dL/dalpha_i = T_i s_i - (Σ_{j>i} w_j s_j) / (1 - alpha_i).
 
@@ -22,7 +22,7 @@ import triton.language as tl
 
 from . import _projection
 from ._triton_lists import level_of
-from ._triton_projection import LOOK, PLACE
+from ._triton_projection import LOOK, PLACE, load_four, split_eight, split_four
 
 ALPHA_MIN = tl.constexpr(_projection.ALPHA_MIN)
 TRANSMITTANCE_MIN = tl.constexpr(_projection.TRANSMITTANCE_MIN)
@@ -31,53 +31,57 @@ TRANSMITTANCE_MIN = tl.constexpr(_projection.TRANSMITTANCE_MIN)
 GRADIENTS, OF_COLOR = tl.constexpr(10), tl.constexpr(6)
 SUMS = tl.constexpr(8)  # columns of a matrix of sums
 HIGH = tl.constexpr(-8192)  # the bits of a float32 that TF32 has, too
+LOG2_E = tl.constexpr(1.4426950408889634)
 DIGITS = tl.constexpr(2.0**40)  # steps of a fixed-point number, for sums that are the same always
 
 
 @triton.jit
 def _open_tile(
-    totals, starts, width, height, budget, TILE_W: tl.constexpr, TILE_H: tl.constexpr
+    totals, starts, width, height, budget,
+    TILE_W: tl.constexpr, TILE_H: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Returns image, pixel columns and rows, whether they are in it, and the ends of the list."""
+    """Returns image, pixel columns and rows, whether they are in it, and the ends of the list.
+
+    The pixels are those of one of PARTS parts of a tile, some of its rows.
+    """
+    ROWS: tl.constexpr = TILE_H // PARTS
     columns, lines = tl.cdiv(width, TILE_W), tl.cdiv(height, TILE_H)
-    image = (tl.program_id(0) // (columns * lines)).to(tl.int64)
-    tile = tl.program_id(0) % (columns * lines)
+    tile, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
+    image = (tile // (columns * lines)).to(tl.int64)
+    tile = tile % (columns * lines)
     column, line = tile % columns, tile // columns
-    pixel = tl.arange(0, TILE_W * TILE_H)
-    x, y = column * TILE_W + pixel % TILE_W, line * TILE_H + pixel // TILE_W
+    pixel = tl.arange(0, TILE_W * ROWS)
+    x, y = column * TILE_W + pixel % TILE_W, line * TILE_H + part * ROWS + pixel // TILE_W
     level = level_of(totals, image, budget)
     at = starts + image * (columns * lines) + (line >> level) * columns + (column >> level)
     return image, x, y, (x < width) & (y < height), tl.load(at), tl.load(at + 1)
 
 
 @triton.jit
-def _halves(table, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Returns the even and the odd columns of a table."""
-    return tl.split(tl.reshape(table, (ROWS, COLUMNS // 2, 2)))
+def _load_rows(lists, first, end, offset, CHUNK: tl.constexpr):
+    """Returns where in the tables a run is: some Gaussians of a list from `first` on."""
+    member = first + tl.arange(0, CHUNK)
+    return offset + tl.load(lists + member, mask=member < end, other=0)
 
 
 @triton.jit
-def _load_run(lists, place, look, first, end, offset, CHUNK: tl.constexpr):
-    """Returns some Gaussians of a list: rows in the tables, whether they exist, place and look.
+def _load_run(place, look, row, first, end, CHUNK: tl.constexpr):
+    """Returns tables of a run: place, shape (conic and opacity), color and z.
 
-    Past the end of the list there is a Gaussian of opacity 0. Whole rows are read at once.
+    Past the end of the list there is a Gaussian of opacity 0. A run is read while the one before it
+    is drawn, and its rows yet one run earlier, so that nothing waits for memory.
     """
-    member = first + tl.arange(0, CHUNK)
-    mask = member < end
-    row = offset + tl.load(lists + member, mask=mask, other=0)
-    rows = row[:, None]
-    at = place + rows * PLACE + tl.arange(0, 4)[None, :]
-    even, odd = _halves(tl.load(at, mask=mask[:, None], other=0.0), CHUNK, 4)
-    x, _width = tl.split(even)
-    y, _height = tl.split(odd)
-    at = look + rows * LOOK + tl.arange(0, 8)[None, :]
-    even, odd = _halves(tl.load(at, mask=mask[:, None], other=0.0), CHUNK, 8)
-    even, odd = _halves(even, CHUNK, 4), _halves(odd, CHUNK, 4)
-    xx, red = tl.split(even[0])
-    yy, blue = tl.split(even[1])
-    xy, green = tl.split(odd[0])
-    opacity, z = tl.split(odd[1])
-    return row, mask, (x, y, xx, xy, yy, opacity), (red, green, blue, z)
+    mask = first + tl.arange(0, CHUNK) < end
+    shape = load_four(look + row * LOOK, mask)
+    return load_four(place + row * PLACE, mask), shape, load_four(look + row * LOOK + 4, mask)
+
+
+@triton.jit
+def _splat_of(run, CHUNK: tl.constexpr):
+    """Returns means, conics and opacities of a run."""
+    x, y, _width, _height = split_four(run[0], CHUNK)
+    xx, xy, yy, opacity = split_four(run[1], CHUNK)
+    return x, y, xx, xy, yy, opacity
 
 
 @triton.jit
@@ -85,34 +89,40 @@ def _alpha(px, py, splat, cap):
     """Returns alphas [Gaussian, pixel], 0 where they are skipped."""
     x, y, xx, xy, yy, opacity = splat
     dx, dy = px[None, :] - x[:, None], py[None, :] - y[:, None]
-    power = 0.5 * (xx[:, None] * dx * dx + yy[:, None] * dy * dy) + xy[:, None] * dx * dy
-    alpha = tl.minimum(opacity[:, None] * tl.exp(-tl.maximum(power, 0.0)), cap)
+    xx, xy, yy = xx * (-0.5 * LOG2_E), xy * -LOG2_E, yy * (-0.5 * LOG2_E)
+    power = xx[:, None] * dx * dx + xy[:, None] * dx * dy + yy[:, None] * dy * dy
+    alpha = tl.minimum(opacity[:, None] * tl.exp2(tl.minimum(power, 0.0)), cap)
     return tl.where(alpha >= ALPHA_MIN, alpha, 0.0)
 
 
 @triton.jit
 def _weights(alpha, light):
-    """Returns weights, and the transmittance [pixel] after all, 0 where the pixel has ended."""
+    """Returns weights, alpha / (1 - alpha), the transmittance behind each Gaussian and behind all.
+
+    The last is 0 where the pixel has ended.
+    """
+    root = tl.rsqrt(1 - alpha)  # one instruction, where a division takes ten
+    odds = alpha * root * root
     after = light[None, :] * tl.cumprod(1 - alpha, 0)
-    weight = tl.where(after >= TRANSMITTANCE_MIN, after * (alpha / (1 - alpha)), 0.0)
+    weight = tl.where(after >= TRANSMITTANCE_MIN, after * odds, 0.0)
     left = tl.min(after, 0)
-    return weight, after, tl.where(left >= TRANSMITTANCE_MIN, left, 0.0)
+    return weight, odds, after, tl.where(left >= TRANSMITTANCE_MIN, left, 0.0)
 
 
 @triton.jit(do_not_specialize=["count", "views", "width", "height", "channels", "budget"])
-def draw(
+def draw(  # noqa: PLR0915 (a kernel is one function)
     place, look, attributes, lists, starts, totals, color, depth, opaque, blended, median,
     count, views, width, height, channels, budget, cap,
     WIDE: tl.constexpr, MEDIAN: tl.constexpr, PRECISION: tl.constexpr,
-    TILE_W: tl.constexpr, TILE_H: tl.constexpr, CHUNK: tl.constexpr,
+    TILE_W: tl.constexpr, TILE_H: tl.constexpr, PARTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Fills color, depth, alpha (`opaque`), attributes (`blended`) and median depth of a tile.
+    """Fills color, depth, alpha (`opaque`), attributes (`blended`) and median depth of pixels.
 
-    The first program of a tile draws all but the attributes from the WIDE-th on; others, if there
-    are more attributes than that, WIDE attributes each.
+    A part's first program draws all but the attributes from the WIDE-th on; others, if there are
+    more attributes than that, WIDE attributes each.
     """
     image, px, py, inside, first, end = _open_tile(
-        totals, starts, width, height, budget, TILE_W, TILE_H
+        totals, starts, width, height, budget, TILE_W, TILE_H, PARTS
     )
     x, y = px + 0.5, py + 0.5
     offset = image * count
@@ -121,13 +131,19 @@ def draw(
     far, total, half = light * 0.0, light * 0.0, light * 0.0 + float("inf")
     if WIDE > 0:
         channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
-        features = tl.zeros((WIDE, TILE_W * TILE_H), tl.float32)
+        features = tl.zeros((WIDE, TILE_W * TILE_H // PARTS), tl.float32)
+    next_row = _load_rows(lists, first, end, offset, CHUNK)
+    next_run = _load_run(place, look, next_row, first, end, CHUNK)
+    next_row = _load_rows(lists, first + CHUNK, end, offset, CHUNK)
     while (first < end) & (tl.max(light, 0) > 0):
-        row, listed, splat, seen = _load_run(lists, place, look, first, end, offset, CHUNK)
-        alpha = _alpha(x, y, splat, cap)
+        run = next_run
         first += CHUNK
+        next_run = _load_run(place, look, next_row, first, end, CHUNK)
+        next_row = _load_rows(lists, first + CHUNK, end, offset, CHUNK)
+        alpha = _alpha(x, y, _splat_of(run, CHUNK), cap)
         if tl.max(tl.max(alpha, 0) * light, 0) > 0:
-            weight, after, light = _weights(alpha, light)
+            weight, _odds, after, light = _weights(alpha, light)
+            seen = split_four(run[2], CHUNK)
             red += tl.sum(weight * seen[0][:, None], 0)
             green += tl.sum(weight * seen[1][:, None], 0)
             blue += tl.sum(weight * seen[2][:, None], 0)
@@ -137,6 +153,8 @@ def draw(
                 behind = (after <= 0.5) & (weight > 0)
                 half = tl.minimum(half, tl.min(tl.where(behind, seen[3][:, None], float("inf")), 0))
             if WIDE > 0:
+                row = _load_rows(lists, first - CHUNK, end, offset, CHUNK)
+                listed = first - CHUNK + tl.arange(0, CHUNK) < end
                 member = (image // views * count + row - offset)[None, :]
                 known = listed[None, :] & (channel < channels)[:, None]
                 table = attributes + member * channels + channel[:, None]
@@ -158,32 +176,22 @@ def draw(
 
 
 @triton.jit
-def _column(matrix, column, k):
-    """Returns column k of a matrix."""
-    return tl.sum(tl.where(column[None, :] == k, matrix, 0.0), 1)
+def _from_moments(sums, middle_x, middle_y, splat, ROWS: tl.constexpr):
+    """Returns rows of gradients of place and look from the sums over the pixels of a program.
 
-
-@triton.jit
-def _from_moments(sums, column, middle_x, middle_y, splat):
-    """Returns rows of gradients of place and look from the sums over the pixels of a tile.
-
-    The moments among them are about the middle of the tile, and are moved to the mean.
+    The moments among them are about the middle of these, and are moved to the mean.
     """
     x, y, xx, xy, yy, opacity = splat
     dx, dy = middle_x - x, middle_y - y
-    m, m_x, m_y = _column(sums, column, 0), _column(sums, column, 1), _column(sums, column, 2)
-    m_xx, m_xy, m_yy = _column(sums, column, 3), _column(sums, column, 4), _column(sums, column, 5)
+    m, m_x, m_y, m_xx, m_xy, m_yy, nothing, _nothing = split_eight(sums, ROWS)
     m_xx += dx * (2 * m_x + dx * m)
     m_xy += dx * m_y + dy * (m_x + dx * m)
     m_yy += dy * (2 * m_y + dy * m)
     m_x, m_y = m_x + dx * m, m_y + dy * m
-    k = column[None, :]
-    out = tl.where(k == 0, (xx * m_x + xy * m_y)[:, None], sums)
-    out = tl.where(k == 1, (yy * m_y + xy * m_x)[:, None], out)
-    out = tl.where(k == 2, (-0.5 * m_xx)[:, None], out)
-    out = tl.where(k == 3, -m_xy[:, None], out)
-    out = tl.where(k == 4, (-0.5 * m_yy)[:, None], out)
-    return tl.where(k == 5, (m / tl.maximum(opacity, ALPHA_MIN))[:, None], out)
+    m = m / tl.maximum(opacity, ALPHA_MIN)
+    even = tl.join(tl.join(xx * m_x + xy * m_y, -0.5 * m_yy), tl.join(-0.5 * m_xx, nothing))
+    odd = tl.join(tl.join(yy * m_y + xy * m_x, m), tl.join(-m_xy, nothing))
+    return tl.reshape(tl.join(even, odd), (ROWS, 8))
 
 
 @triton.jit
@@ -221,7 +229,7 @@ def draw_back(  # noqa: PLR0915 (a kernel is one function)
     g_color, g_depth, g_opaque, g_blended, rows, bounds, d_attributes, attribute_bounds,
     count, views, width, height, channels, budget, cap,
     WIDE: tl.constexpr, MODE: tl.constexpr, PRECISION: tl.constexpr,
-    TILE_W: tl.constexpr, TILE_H: tl.constexpr, CHUNK: tl.constexpr,
+    TILE_W: tl.constexpr, TILE_H: tl.constexpr, PARTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Adds the gradients that the pixels of a tile give to rows [image, Gaussian] and attributes.
 
@@ -229,7 +237,7 @@ def draw_back(  # noqa: PLR0915 (a kernel is one function)
     program takes its own channels through opacity and place, and all add up.
     """
     image, px, py, inside, first, end = _open_tile(
-        totals, starts, width, height, budget, TILE_W, TILE_H
+        totals, starts, width, height, budget, TILE_W, TILE_H, PARTS
     )
     x, y = px + 0.5, py + 0.5
     offset = image * count
@@ -255,12 +263,13 @@ def draw_back(  # noqa: PLR0915 (a kernel is one function)
         known = inside[None, :] & (channel < channels)[:, None]
         g_features = tl.load(g_blended + across, mask=known, other=0.0)
         behind += tl.sum(g_features * tl.load(blended + across, mask=known, other=0.0), 0)
-    # What the sums of a Gaussian are made of: moments about the middle of the tile, and gradients
-    column = tl.arange(0, SUMS)
-    k = column[None, :]
+    # What the sums of a Gaussian are made of: moments about the middle pixel, and gradients
+    k = tl.arange(0, SUMS)[None, :]
+    ROWS: tl.constexpr = TILE_H // PARTS
     middle_x = tl.min(px, 0) + 0.5 * TILE_W
-    middle_y = tl.min(py, 0) + 0.5 * TILE_H
-    u, v = (x - middle_x)[:, None], (y - middle_y)[:, None]
+    middle_y = tl.min(py, 0) + 0.5 * ROWS
+    within = tl.arange(0, TILE_W * ROWS)[:, None]
+    u, v = within % TILE_W + (0.5 - 0.5 * TILE_W), within // TILE_W + (0.5 - 0.5 * ROWS)
     moments = tl.where(k == 0, 1.0, tl.where(k == 1, u, tl.where(k == 2, v, 0.0)))
     moments = tl.where(k == 3, u * u, tl.where(k == 4, u * v, tl.where(k == 5, v * v, moments)))
     shares = tl.where(k == 0, g_red[:, None], tl.where(k == 1, g_green[:, None], 0.0))
@@ -268,12 +277,21 @@ def draw_back(  # noqa: PLR0915 (a kernel is one function)
     shares = tl.where(k == 4, 1.0, shares)
     # Replay the tile
     light = tl.where(inside, 1.0, 0.0)
+    next_row = _load_rows(lists, first, end, offset, CHUNK)
+    next_run = _load_run(place, look, next_row, first, end, CHUNK)
+    next_row = _load_rows(lists, first + CHUNK, end, offset, CHUNK)
     while (first < end) & (tl.max(light, 0) > 0):
-        row, listed, splat, seen = _load_run(lists, place, look, first, end, offset, CHUNK)
-        alpha = _alpha(x, y, splat, cap)
+        run = next_run
         first += CHUNK
+        next_run = _load_run(place, look, next_row, first, end, CHUNK)
+        next_row = _load_rows(lists, first + CHUNK, end, offset, CHUNK)
+        splat = _splat_of(run, CHUNK)
+        alpha = _alpha(x, y, splat, cap)
         if tl.max(tl.max(alpha, 0) * light, 0) > 0:
-            weight, _after, light = _weights(alpha, light)
+            weight, odds, after, light = _weights(alpha, light)
+            row = _load_rows(lists, first - CHUNK, end, offset, CHUNK)
+            listed = first - CHUNK + tl.arange(0, CHUNK) < end
+            seen = split_four(run[2], CHUNK)
             shade = seen[0][:, None] * g_red[None, :] + seen[1][:, None] * g_green[None, :]
             shade += seen[2][:, None] * g_blue[None, :] + seen[3][:, None] * g_z[None, :]
             shade += g_w[None, :]
@@ -290,15 +308,15 @@ def draw_back(  # noqa: PLR0915 (a kernel is one function)
             own = weight * shade
             left = behind[None, :] - tl.cumsum(own, 0)
             behind -= tl.sum(own, 0)
-            used = tl.where(weight > 0, alpha, 0.0)
-            slope = tl.where(alpha < cap, own - left * (used / (1 - used)), 0.0)
+            counts = (alpha < cap) & (after >= TRANSMITTANCE_MIN)
+            slope = tl.where(counts, own - left * odds, 0.0)
             # Sum over the pixels, and add to the Gaussians that were drawn
             shared = tl.dot(weight, shares, input_precision=PRECISION)
-            drawn = listed & (_column(shared, column, 4) > 0)
+            drawn = listed & (tl.sum(tl.where(k == 4, shared, 0.0), 1) > 0)
             to = row[:, None] * GRADIENTS + k
             _add(rows, bounds, to + OF_COLOR, shared, drawn[:, None] & (k < 4), MODE)
             sums = _sum_moments(slope, moments, PRECISION)
-            moved = _from_moments(sums, column, middle_x, middle_y, splat)
+            moved = _from_moments(sums, middle_x, middle_y, splat, CHUNK)
             _add(rows, bounds, to, moved, drawn[:, None] & (k < OF_COLOR), MODE)
 
 

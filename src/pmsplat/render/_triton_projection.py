@@ -57,6 +57,31 @@ def box_of(x, y, extent_x, extent_y, width, height, tile_w, tile_h):
 
 
 @triton.jit
+def split_four(table, ROWS: tl.constexpr):
+    """Returns the four columns of a table."""
+    even, odd = tl.split(tl.reshape(table, (ROWS, 2, 2)))
+    c0, c2 = tl.split(even)
+    c1, c3 = tl.split(odd)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def split_eight(table, ROWS: tl.constexpr):
+    """Returns the eight columns of a table."""
+    even, odd = tl.split(tl.reshape(table, (ROWS, 4, 2)))
+    c0, c2, c4, c6 = split_four(even, ROWS)
+    c1, c3, c5, c7 = split_four(odd, ROWS)
+    return c0, c1, c2, c3, c4, c5, c6, c7
+
+
+@triton.jit
+def load_four(first, mask):
+    """Returns a table of the four numbers from each address on, which are read at once."""
+    at = first[:, None] + tl.arange(0, 4)[None, :]
+    return tl.load(at, mask=mask[:, None], other=0.0)
+
+
+@triton.jit
 def _unit(w, x, y, z):
     """Returns the normalised quaternion, and its length before."""
     length = tl.maximum(tl.sqrt(w * w + x * x + y * y + z * z), 1e-12)
@@ -147,7 +172,7 @@ def project(  # noqa: PLR0915 (a kernel is one function)
     DEGREE: tl.constexpr, STORED: tl.constexpr, ANTIALIASED: tl.constexpr,
     TILE_W: tl.constexpr, TILE_H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Fills the tables, `keys` (z, infinity where not drawn) and adds to `totals` of an image.
+    """Fills the tables, `keys` (z, infinity in no tile) and adds to `totals` of an image.
 
     The totals are the tiles that boxes touch, for tiles of TILE pixels, of twice as many, and so
     on. Gaussians with a number that is not finite are culled.
@@ -195,10 +220,12 @@ def project(  # noqa: PLR0915 (a kernel is one function)
         inside = (at_x + extent_x > 0) & (at_x - extent_x < width)
         inside = inside & (at_y + extent_y > 0) & (at_y - extent_y < height) & kept
         extent_x, extent_y = tl.where(inside, extent_x, 0.0), tl.where(inside, extent_y, 0.0)
+        listed = n < 0
         for level in range(levels):
             _column, _row, columns, rows = box_of(
                 at_x, at_y, extent_x, extent_y, width, height, TILE_W << level, TILE_H << level
             )
+            listed = columns > 0
             touched = tl.sum((columns * rows).to(tl.int64), 0)
             tl.atomic_add(totals + image * LEVELS + level, touched, sem="relaxed")
         # The color seen from here
@@ -210,7 +237,7 @@ def project(  # noqa: PLR0915 (a kernel is one function)
             green += basis[k] * f[3 * k + 1]
             blue += basis[k] * f[3 * k + 2]
         to = image * count + n
-        tl.store(keys + to, tl.where(extent_x > 0, z, float("inf")), mask=mask)
+        tl.store(keys + to, tl.where(listed, z, float("inf")), mask=mask)
         tl.store(place + to * PLACE, at_x, mask=mask)
         tl.store(place + to * PLACE + 1, at_y, mask=mask)
         tl.store(place + to * PLACE + 2, extent_x, mask=mask)

@@ -32,16 +32,19 @@ LARGEST = 2**31 - 1  # what an index on the device may be
 class Tuning:
     """Sizes that change the speed and, within rounding, nothing else.
 
-    Tiles are `tile_h` by `tile_w` pixels, drawn by `warps` warps, `chunk` Gaussians at once, and
-    replayed by `warps_back`, `chunk_back` at once, each thread with at most `registers_back`.
+    Lists are of tiles of `tile_h` by `tile_w` pixels. A tile is drawn in `parts` of equally many
+    rows, each by a program of `warps` warps, `chunk` Gaussians at once, and replayed in
+    `parts_back` by `warps_back`, `chunk_back` at once, a thread with at most `registers_back`.
     Products of matrices are `precise` ("tf32x3" or "ieee"). One program blends `wide` attributes
-    and projects `block` Gaussians. An image's Gaussians are listed by at most `segments` programs,
-    of at least `segment` Gaussians each, which take `group` of them and `pairs` entries at once.
-    `per_gaussian` and `per_tile` give the entries for which there is room.
+    and projects `block` Gaussians. About `listers` programs list the Gaussians of all images, fewer
+    where one would have less than `segment` Gaussians, or if more than `counts` numbers would be
+    needed. `per_gaussian` and `per_tile` give the entries for which there is room.
     """
 
     tile_h: int = 8
     tile_w: int = 8
+    parts: int = 1
+    parts_back: int = 2
     chunk: int = 8
     chunk_back: int = 16
     warps: int = 1
@@ -50,10 +53,9 @@ class Tuning:
     precise: str = "tf32x3"
     wide: int = 16
     block: int = 128
-    segment: int = 512
-    segments: int = 128
-    group: int = 32
-    pairs: int = 64
+    listers: int = 8192
+    segment: int = 128
+    counts: int = 2**24
     per_gaussian: int = 4
     per_tile: int = 512
 
@@ -181,7 +183,8 @@ class _Plan:
         channels = 0 if attributes is None else attributes.shape[-1]
         stored = gaussians.sh.shape[2]
         plan = _Plan(batch, views, count, *size, channels, stored, degree, median, rules, TUNING)
-        most = max(plan.images * max(count, 1), plan.images * plan.tiles * plan.segments + 1)
+        each = max(plan.segments, TUNING.parts, TUNING.parts_back)
+        most = max(plan.images * max(count, 1), plan.images * plan.tiles * each + 1)
         if max(most, size[0] * size[1]) > LARGEST or plan.levels > 16:
             raise UserError(
                 f"{plan.images} pictures of {size[0]}x{size[1]} with {count} Gaussians each, "
@@ -212,7 +215,9 @@ class _Plan:
     @property
     def segments(self) -> int:
         """Parts of an image's Gaussians that write their entries of the lists by themselves."""
-        return max(1, min(self.tuning.segments, self.count // self.tuning.segment))
+        images, tuning = max(1, self.images), self.tuning
+        room = tuning.counts // (images * self.tiles)
+        return max(1, min(tuning.listers // images, room, self.count // tuning.segment))
 
     @property
     def budget(self) -> int:
@@ -233,10 +238,9 @@ class _Plan:
         """Gaussians that are drawn at once; the product with attributes needs 16."""
         return max(self.tuning.chunk, 16) if self.wide else self.tuning.chunk
 
-    @property
-    def programs(self) -> tuple[int, int]:
-        """Programs that draw."""
-        return self.images * self.tiles, -(-self.channels // self.wide) if self.wide else 1
+    def programs(self, parts: int) -> tuple[int, int]:
+        """Programs that draw tiles in parts."""
+        return self.images * self.tiles * parts, -(-self.channels // self.wide) if self.wide else 1
 
     @property
     def tile(self) -> dict[str, int]:
@@ -356,9 +360,8 @@ def _make_lists(plan: _Plan, tables: _Tables) -> _Lists:
             fill_lists,
             (plan.images * plan.segments,),
             tables.place, tables.look, order, tables.totals, counts, entries,
-            plan.count, plan.width, plan.height, plan.segments, plan.budget,
-            WRITE=write, GROUP=plan.tuning.group, PAIRS=plan.tuning.pairs, **plan.tile,
-            num_warps=2,
+            plan.count, plan.width, plan.height, plan.levels, plan.segments, plan.budget,
+            WRITE=write, **plan.tile, num_warps=1,
         )  # fmt: skip
 
     fill(False, counts[1:])
@@ -381,13 +384,14 @@ class _Composite(torch.autograd.Function):
         depth, alpha = look.new_empty(*shape, *area), look.new_empty(*shape, *area)
         median = look.new_empty(*shape, *area) if plan.median else look.new_empty(0)
         _launch(
-            draw, plan.programs,
+            draw, plan.programs(plan.tuning.parts),
             xy, look, features, lists.entries, lists.starts, lists.totals,
             color, depth, alpha, blended, median,
             plan.count, plan.views, plan.width, plan.height, plan.channels, plan.budget,
             plan.rules.alpha_cap,
             WIDE=plan.wide, MEDIAN=plan.median, CHUNK=plan.chunk, **plan.tile,
-            PRECISION=plan.precision(look.device), num_warps=plan.tuning.warps,
+            PARTS=plan.tuning.parts, PRECISION=plan.precision(look.device),
+            num_warps=plan.tuning.warps,
         )  # fmt: skip
         ctx.save_for_backward(
             xy, look, features, lists.entries, lists.starts, lists.totals,
@@ -417,13 +421,13 @@ def _draw_back(
     from ._triton_blend import draw_back
 
     _launch(
-        draw_back, plan.programs,
+        draw_back, plan.programs(plan.tuning.parts_back),
         *saved, *given, *sums,
         plan.count, plan.views, plan.width, plan.height, plan.channels, plan.budget,
         plan.rules.alpha_cap,
         WIDE=plan.wide, MODE=mode, CHUNK=plan.tuning.chunk_back, **plan.tile,
-        PRECISION=plan.precision(saved[0].device), num_warps=plan.tuning.warps_back,
-        maxnreg=plan.tuning.registers_back,
+        PARTS=plan.tuning.parts_back, PRECISION=plan.precision(saved[0].device),
+        num_warps=plan.tuning.warps_back, maxnreg=plan.tuning.registers_back,
     )  # fmt: skip
 
 
