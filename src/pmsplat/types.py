@@ -16,8 +16,9 @@ from torch.nn.functional import pad
 
 from .errors import UserError
 from .geometry import gaussian as gaussian_geometry
-from .geometry import se3
+from .geometry import products, se3
 from .geometry import sh as harmonics
+from .geometry.constants import constant
 from .geometry.origin import local_origin
 
 B = TypeVar("B", bound="Bundle")
@@ -89,7 +90,7 @@ class Pointmap(Bundle):
 
     def flip(self) -> "Pointmap":
         """The pointmap of the mirrored images: of the world reflected in x."""
-        mirror = self.points.new_tensor([-1.0, 1.0, 1.0])
+        mirror = constant((-1.0, 1.0, 1.0), self.points)
         return Pointmap(self.points.flip(-2) * mirror, self.confidence.flip(-1))
 
 
@@ -313,7 +314,7 @@ class Gaussians(Bundle):
             means=means,
             scales=self.scales * scale.to(self.scales),
             quats_wxyz=gaussian_geometry.quat_multiply(quat.to(self.means), self.quats_wxyz),
-            sh=torch.einsum("kj,bgjc->bgkc", mixing.to(self.sh), self.sh),
+            sh=products.einsum("kj,bgjc->bgkc", mixing.to(self.sh), self.sh),
             origin=origin,
             up=None if self.up is None else as_triple(rotation @ exact.new_tensor(self.up)),
         )

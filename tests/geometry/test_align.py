@@ -239,7 +239,7 @@ def test_reweighting_looks_at_a_sample_and_weighs_all(generator: torch.Generator
 
 def test_random_numbers_are_drawn_once_and_do_not_depend_on_torchs_state() -> None:
     wanted = torch.rand(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    align._chances.cache_clear()
+    align._chances.cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
     torch.manual_seed(5)
     found = align._chances(7, torch.device("cpu"))
     assert torch.equal(found, wanted)

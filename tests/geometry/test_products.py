@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pmsplat.geometry import camera, gaussian, products, se3, sh
 from tests.scenes import random_cameras
+from tests.waits import no_waits
 
 EQUATIONS = {  # as the package has them, with shapes that broadcast
     "...ij,...jk->...ik": ((2, 1, 4, 3), (5, 3, 6)),
@@ -157,8 +158,5 @@ def test_cuda_is_exact_where_torch_may_round(name: str) -> None:
 def test_the_host_does_not_wait_for_geometry(name: str) -> None:
     call = calls("cuda")[name]
     call()  # sends constants
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         call()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

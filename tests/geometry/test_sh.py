@@ -65,7 +65,7 @@ def test_a_count_that_is_no_degree_is_told() -> None:
 
 
 def test_constants_first_made_under_inference_serve_gradients() -> None:
-    sh._probe.cache_clear()
+    sh._probe.cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
     rotation = torch.eye(3)
     with torch.inference_mode():
         sh.rotation_matrix(rotation, 2)

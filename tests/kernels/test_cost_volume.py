@@ -11,6 +11,7 @@ from pmsplat.kernels.cost_volume import Sweep, choose_path, correlation, warped
 from pmsplat.nn import cost_volume as pieces
 from tests.golden import components
 from tests.scenes import random_cameras
+from tests.waits import no_waits
 
 PATHS = ["compiled", "all_pairs", "sampled"]
 BY_TRITON = ["direct", "tiled", "all_pairs"]
@@ -411,11 +412,8 @@ def test_the_host_never_waits_for_the_device(path: str, generator: torch.Generat
     features, where = features.float().cuda(), single(where, "cuda")
     weight = weight_like(features, where, generator).cuda().float()
     by_path(features, where, weight, path)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         by_path(features, where, weight, path)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.cuda

@@ -16,6 +16,7 @@ from pmsplat.geometry import neighbors as twin
 from pmsplat.kernels import neighbors
 from pmsplat.nn.cost_volume import nearest_others
 from tests.scenes import random_cameras
+from tests.waits import no_waits
 
 Set = torch.Tensor
 
@@ -275,8 +276,5 @@ def test_the_host_never_waits_for_the_device(generator: torch.Generator) -> None
         neighbors.k_nearest_in_windows(points, seen, c2w, K, 8)
 
     both()  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         both()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -8,6 +8,7 @@ from pmsplat import registry
 from pmsplat.errors import UserError
 from pmsplat.geometry import products
 from pmsplat.losses.ssim import ssim
+from tests.waits import no_waits
 
 from .test_photometric import a_step
 
@@ -115,11 +116,8 @@ def test_cuda_is_exact_where_products_are_in_tf32(noise: float) -> None:
 def test_cuda_makes_nobody_wait() -> None:
     image, target = (tensor.float().cuda() for tensor in smooth_pair(0.1))
     values_and_gradients(image, target)  # sends constants
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         values_and_gradients(image, target)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_too_small_images_are_refused() -> None:

@@ -12,6 +12,7 @@ from pmsplat.types import Cameras, Gaussians
 from tests.golden import components
 from tests.models.official import renderer_basis, world_harmonics
 from tests.scenes import PARAMETERS, random_cameras
+from tests.waits import no_waits
 
 SIZE = (4, 6)
 RELEASED = Deviations.released(along_ray=False)
@@ -269,8 +270,5 @@ def test_cuda_is_exact_where_products_are_in_tf32_and_makes_nobody_wait(how: _he
     cameras = random_cameras(2, generator).to("cuda")
     raw, images = numbers(generator, how.sh_degree).cuda(), torch.rand(1, 2, 3, *SIZE).cuda()
     depth = torch.ones(1, 2, *SIZE, device="cuda").requires_grad_()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         place(raw.requires_grad_(), cameras, how, depth, images).sh.sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

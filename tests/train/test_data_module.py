@@ -15,6 +15,7 @@ from pmsplat.train.data_module import DataModule
 from pmsplat.train.packing import collate_packed
 from pmsplat.types import Batch
 from tests.models.tiny import views
+from tests.waits import no_waits
 
 
 def photographs(generator: torch.Generator) -> Batch:
@@ -96,11 +97,8 @@ def test_batches_are_pinned_and_bytes_are_divided_on_the_device_to_the_same_bits
         if device == "cuda":
             assert batch.tensors[0].dtype == torch.uint8
             assert all(tensor.is_pinned() for tensor in batch.tensors)
-            torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waits():
             found[device] = data.transfer_batch_to_device(batch, torch.device(device), 0)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     for part in ("context", "target"):
         one, other = (getattr(found[device], part) for device in ("cpu", "cuda"))
         assert other.images.is_cuda and torch.equal(one.images, other.images.cpu())

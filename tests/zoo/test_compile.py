@@ -1,7 +1,5 @@
 """Captured encoders: the same numbers as the encoder itself, for every shape, on every device."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from pmsplat.types import Bundle, Prediction, Views
 from pmsplat.zoo import compile as zoo_compile
 from tests.models.tiny import MODELS, shaken, tiny, views
 from tests.scenes import random_cameras
+from tests.waits import no_waits
 
 pytestmark = pytest.mark.filterwarnings("ignore:images of .* are padded")
 
@@ -123,16 +122,6 @@ def test_the_last_shapes_are_kept(
     assert len(compiled._graphs) == 2
     compiled.draw(a, random_cameras(1, generator))  # drawing is another graph of the same views
     assert len(captured) == 5 and len(compiled._graphs) == 2
-
-
-@contextmanager
-def no_waits() -> Iterator[None]:
-    """Inside, a host that waits for the device raises."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.cuda

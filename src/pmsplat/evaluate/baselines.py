@@ -14,7 +14,8 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
-from ..geometry import camera, se3, sh, sweep
+from ..geometry import camera, products, se3, sh, sweep
+from ..geometry.constants import constant
 from ..render import rasterize
 from ..types import Batch, Gaussians, Prediction, Rendering, StepOutput, Views
 
@@ -33,7 +34,7 @@ def nearest_view(batch: Batch) -> StepOutput:
     context, target = batch.context.cameras, batch.target.cameras
     middle = 0.5 * (1 / context.near + 1 / context.far)[:, None]  # of inverse depth
     apart = torch.cdist(target.c2w[..., :3, 3], context.c2w[..., :3, 3]) * middle
-    cosine = torch.einsum("btx,bvx->btv", target.c2w[..., :3, 2], context.c2w[..., :3, 2])
+    cosine = products.einsum("btx,bvx->btv", target.c2w[..., :3, 2], context.c2w[..., :3, 2])
     nearest = (apart + cosine.clamp(-1, 1).acos()).argmin(dim=-1)
     color = torch.take_along_dim(batch.context.images, nearest[..., None, None, None], dim=1)
     plain = color[:, :, 0]
@@ -63,13 +64,12 @@ def sweep_depth(
     cameras = views.cameras
     depths = []
     for reference in range(views.images.shape[1]):
-        others = [i for i in range(views.images.shape[1]) if i != reference]
         inv_depth = sweep.inverse_depth_planes(
             cameras.near[:, reference], cameras.far[:, reference], planes
         )
         costs = torch.cat(
             [
-                _costs(views, reference, others, part, window)
+                _costs(views, reference, part, window)
                 for part in inv_depth.split(PLANES_AT_ONCE, dim=1)
             ],
             dim=1,
@@ -83,7 +83,6 @@ def sweep_depth(
 def _costs(
     views: Views,
     reference: int,
-    others: list[int],
     inv_depth: Float[Tensor, "batch plane"],
     window: int,
 ) -> Float[Tensor, "batch plane height width"]:
@@ -92,24 +91,30 @@ def _costs(
     height, width = views.size
     cameras, images = views.cameras, views.images
     K = camera.K_px(cameras.K, height, width)
-    ref_to_src = se3.invert(cameras.c2w[:, others]) @ cameras.c2w[:, [reference]]
-    lines = sweep.homography(ref_to_src, K[:, [reference]], K[:, others])
+    c2w, one = cameras.c2w, slice(reference, reference + 1)
+    ref_to_src = products.matmul(se3.invert(_without(c2w, reference)), c2w[:, one])
+    lines = sweep.homography(ref_to_src, K[:, one], _without(K, reference))
     xy = sweep.source_coordinates(lines, inv_depth[:, None, :, None, None], height, width)
-    extent = xy.new_tensor([width, height])
+    extent = constant((width, height), xy)
     seen = ((xy >= 0) & (xy <= extent - 1)).all(dim=-1)  # b v d h w
     grid = rearrange((2 * xy + 1) / extent - 1, "b v d h w c -> (b v) (d h) w c")
-    source = rearrange(images[:, others], "b v c h w -> (b v) c h w")
+    source = rearrange(_without(images, reference), "b v c h w -> (b v) c h w")
     warped = grid_sample(source, grid.clamp(-2, 2), align_corners=False, padding_mode="border")
-    warped = rearrange(warped, "(b v) c (d h) w -> b v d c h w", v=len(others), h=height)
+    warped = rearrange(warped, "(b v) c (d h) w -> b v d c h w", v=seen.shape[1], h=height)
     # Average the error over the window, then over the better half of the views that see the point.
     error = (warped - images[:, reference, None, None]).square().mean(dim=3) * seen
     cost = _average(error, window) / _average(seen.to(error), window).clamp_min(1e-6)
     cost = torch.where(seen, cost, torch.inf)
-    kept = cost.sort(dim=1).values[:, : math.ceil(len(others) / 2)]
+    kept = cost.sort(dim=1).values[:, : math.ceil(seen.shape[1] / 2)]
     visible = kept.isfinite()
     total = torch.where(visible, kept, 0).sum(dim=1)
     count = visible.sum(dim=1)
     return torch.where(count > 0, total / count.clamp_min(1), torch.inf)
+
+
+def _without(tensor: Tensor, view: int) -> Tensor:
+    """The other views; by slices, since a list of indices would be sent to the device."""
+    return torch.cat([tensor[:, :view], tensor[:, view + 1 :]], dim=1)
 
 
 def _find_matches(cost: Float[Tensor, "batch height width"]) -> Bool[Tensor, "batch height width"]:
@@ -148,7 +153,7 @@ def pixel_splats(views: Views, depth: Float[Tensor, "batch view height width"]) 
     radius = FOOTPRINT * depth / focal.sqrt()[..., None, None]
     color = rearrange(views.images, "b v c h w -> b (v h w) 1 c")
     radius = rearrange(radius, "b v h w -> b (v h w)")
-    identity = radius.new_tensor([1.0, 0.0, 0.0, 0.0])
+    identity = constant((1.0, 0.0, 0.0, 0.0), radius)
     return Gaussians(
         means=rearrange(means, "b v h w c -> b (v h w) c"),
         scales=repeat(radius, "b g -> b g c", c=3),

@@ -19,6 +19,7 @@ from ..contracts import Encoder
 from ..device import float32_products
 from ..errors import UserError
 from ..foundation import lpips as lpips_network
+from ..geometry.constants import constant
 from ..render import rasterize
 from ..types import Batch, Cameras, Gaussians, Rendering, StepOutput
 from ..zoo.infer import Unit, model_unit
@@ -75,19 +76,15 @@ def pipeline(
     def timed(name: str):
         return watch(name) if watch else nullcontext()
 
-    behind: dict[torch.device, Tensor] = {}  # the background, on each device that draws
-
     def run(batch: Batch) -> StepOutput:
-        device = batch.target.images.device
-        if background is not None and device not in behind:
-            behind[device] = batch.target.images.new_tensor(background)
+        behind = None if background is None else constant(tuple(background), batch.target.images)
         unit = model_unit(model, batch.context.cameras) if scale_near else Unit()
         seen = unit.to_model(batch)
         with timed("encode"):
             prediction = model(seen.context)
         with timed("render"):
             renderings = tuple(
-                _draw(gaussians, seen.target.cameras, seen.target.size, backend, behind.get(device))
+                _draw(gaussians, seen.target.cameras, seen.target.size, backend, behind)
                 for gaussians in prediction.gaussians
             )
         renderings = tuple(unit.to_scene(rendering) for rendering in renderings)

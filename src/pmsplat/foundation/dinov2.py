@@ -5,7 +5,7 @@ timm's, with patches of 14 pixels and without registers. Position embeddings are
 authors' code (facebookresearch/dinov2).
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import cast
 
 import timm
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
 from ..errors import UserError
+from ..geometry.constants import keep_results
 from ..kernels.attention import attention
 from ..kernels.linear import linear
 
@@ -73,8 +74,7 @@ class _Block(Block):
         return x + scale(change)
 
 
-@cache
-@torch.inference_mode(False)  # so that cached tensors can be used with gradients
+@keep_results
 def _bicubic(size: int, device: torch.device) -> Float[Tensor, "{size} grid"]:
     """Returns the matrix that resizes one axis of the position grid to `size` patches.
 

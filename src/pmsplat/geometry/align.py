@@ -9,7 +9,7 @@ points float32 loses digits, and TF32 most of them.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import se3
+from .constants import keep_results
 
 UNDEFINED = 1e-6  # smallest relative spread of a set, and product of relative widths of two sets
 SQUARINGS = 28  # squarings that separate eigenvalues UNDEFINED apart, to 16 digits
@@ -178,8 +179,7 @@ def _stratify(chance: Float[Tensor, " draw"]) -> Float[Tensor, " draw"]:
     return (torch.arange(len(chance), device=chance.device) + chance) / len(chance)
 
 
-@cache
-@torch.inference_mode(False)  # so that cached tensors can be used with gradients
+@keep_results
 def _chances(count: int, device: torch.device) -> Float[Tensor, " draw"]:
     """Returns random numbers from 0 to 1: always the same ones, on all devices."""
     generator = torch.Generator().manual_seed(0)

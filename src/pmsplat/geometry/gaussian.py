@@ -1,13 +1,12 @@
 """Quaternions (w, x, y, z) and covariances of 3D Gaussians."""
 
-from functools import cache
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from . import products
+from .constants import keep_results
 
 
 def quat_to_rotation(quats_wxyz: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*_ 3 3"]:
@@ -53,8 +52,7 @@ def _shepperd(rotation: Tensor) -> Float[Tensor, "*batch 4 4"]:
     )
 
 
-@cache
-@torch.inference_mode(False)  # so that cached tensors can be used with gradients
+@keep_results
 def _shepperd_table(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns that function, which is linear but for an offset: [9, 4, 4] and [4, 4]."""
     offset = _shepperd(torch.zeros(3, 3, dtype=dtype))

@@ -4,14 +4,13 @@ The basis is that of .ply files and gsplat: degree-major, with the Condon-Shortl
 (degree 1 is C1·(-y, z, -x)). Constants: Sloan, "Efficient Spherical Harmonic Evaluation", 2013.
 """
 
-from functools import cache
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
 from . import products
+from .constants import keep_results
 
 C0 = 0.28209479177387814
 MAX_DEGREE = 4
@@ -107,16 +106,14 @@ def _monomials(directions: Tensor, degree: int) -> Float[Tensor, "*_ monomial"]:
     return found
 
 
-@cache
-@torch.inference_mode(False)
+@keep_results
 def _monomial_table(degree: int, device: torch.device) -> Float[Tensor, "monomial sh"]:
     """Returns the basis as sums of monomials, in float64."""
     samples = _probe(degree, torch.device("cpu"), torch.float64)[0]
     return (torch.linalg.pinv(_monomials(samples, degree)) @ basis(samples, degree)).to(device)
 
 
-@cache
-@torch.inference_mode(False)  # so that cached tensors can be used with gradients
+@keep_results
 def _probe(degree: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Returns unit directions that determine every band, the pseudo-inverse of the basis there, and
     the mask of the blocks. The directions form a Fibonacci lattice; all is computed in float64."""

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .products import matmul
+
 MIN_Z = 1e-3  # least divisor z; nearer points project far outside the image either way
 
 
@@ -28,8 +30,8 @@ def homography(
     """Returns [A | b]: reference pixel (x, y) at depth z maps to source A · (x, y, 1) · z + b."""
     # On CUDA the check for a singular K would make the host wait for the device
     K_inverse = torch.linalg.inv_ex(K_ref_px, check_errors=not K_ref_px.is_cuda).inverse
-    linear = K_src_px @ ref_to_src[..., :3, :3] @ K_inverse
-    return torch.cat([linear, K_src_px @ ref_to_src[..., :3, 3:]], dim=-1)
+    linear = matmul(matmul(K_src_px, ref_to_src[..., :3, :3]), K_inverse)
+    return torch.cat([linear, matmul(K_src_px, ref_to_src[..., :3, 3:])], dim=-1)
 
 
 def source_coordinates(

@@ -6,7 +6,6 @@ Rendering", 2023, whose code calls 1 - SSIM the D-SSIM.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -16,7 +15,7 @@ from torch.nn.functional import conv2d
 from ..contracts import Loss
 from ..errors import UserError
 from ..geometry import products
-from ..geometry.constants import constant
+from ..geometry.constants import constant, keep_results
 from ..types import StepOutput
 
 WINDOW, SIGMA = 11, 1.5  # of the Gaussian weights, in pixels
@@ -100,8 +99,7 @@ def _local_means(
     return channels[0].unflatten(0, maps.shape[:-2])
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # so that cached tensors can be used with gradients
+@keep_results
 def _windows(
     length: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "window length"]:

@@ -5,7 +5,6 @@ shape and color in the camera's frame, and they are rotated into the world here.
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize, softplus
 
 from ..geometry import camera, gaussian, sh
-from ..geometry.constants import constant
+from ..geometry.constants import constant, keep_results
 from ..geometry.products import matmul
 from ..kernels import harmonics
 from ..nn.maps import BorderConv
@@ -181,16 +180,14 @@ def sh_matrix(
     return matmul(rendered, turn) if deviations.sh_basis else turn
 
 
-@cache
-@torch.inference_mode(False)  # cached tensors must also work with gradients
+@keep_results
 def _damping(degree: int, device: torch.device) -> Float[Tensor, " sh"]:
     """Factors that keep higher degrees small at first: 1, then 0.1 · 0.25^degree."""
     factors = [0.1 * 0.25**d if d else 1.0 for d in range(degree + 1) for _ in range(2 * d + 1)]
     return torch.tensor(factors, device=device)
 
 
-@cache
-@torch.inference_mode(False)
+@keep_results
 def _released_basis(
     degree: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Float[Tensor, "sh sh"], Float[Tensor, "sh sh"], Float[Tensor, " sh"]]:

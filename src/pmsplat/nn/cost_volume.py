@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..geometry import camera, se3, sweep
+from ..geometry.products import matmul
 from ..kernels.convolution import Conv2d
 from ..kernels.cost_volume import Sweep, correlation
 from ..types import Cameras
@@ -52,7 +53,7 @@ def homographies(
     scene = torch.arange(len(others), device=others.device)[:, None, None]
     # float64: pixels are multiplied by these and then nearly cancel
     K, c2w = camera.K_px(cameras.K.double(), height, width), cameras.c2w.double()
-    moved = se3.invert(c2w)[scene, others] @ c2w[:, :, None]
+    moved = matmul(se3.invert(c2w)[scene, others], c2w[:, :, None])
     K_ref = K[:, :, None].expand(*others.shape, 3, 3)
     return sweep.homography(moved, K_ref, K_ref if reference_K else K[scene, others]).float()
 

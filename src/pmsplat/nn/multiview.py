@@ -13,9 +13,9 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from ..geometry.constants import keep_results
 from ..kernels.attention import attention
 from ..kernels.linear import Linear
-from .constants import constant
 from .maps import compute_dtype
 
 SPLITS = 2  # windows per axis
@@ -92,7 +92,7 @@ def shift_mask(
     return apart.to(torch.float32) * APART
 
 
-@constant
+@keep_results
 def _position(
     height: int, width: int, channels: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "pixel channel"]:
@@ -101,7 +101,7 @@ def _position(
     return sine_position(height, width, channels, like).flatten(1).t().contiguous()
 
 
-@constant
+@keep_results
 def _mask(
     height: int, width: int, others: int, by_view: bool, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "window pixel key"]:
@@ -117,7 +117,7 @@ class _Route:
     back: Int[Tensor, " pixel"]
 
 
-@constant
+@keep_results
 def _route(
     height: int, width: int, before: bool | None, after: bool | None, device: torch.device
 ) -> _Route:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..contracts import encoder_traits
 from ..device import float32_products
 from ..errors import UserError
-from ..nn.constants import hold_constants
+from ..geometry.constants import hold_constants
 from ..nn.maps import set_memory_format
 from ..render import rasterize
 from ..types import Bundle, Cameras, Prediction, Rendering, Views

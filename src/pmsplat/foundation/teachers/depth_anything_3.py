@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...geometry import camera, se3
+from ...geometry.constants import constant
+from ...geometry.products import matmul
 from ...io.weights import Source
 from ...types import Cameras, Pointmap, Views
 from . import _network
@@ -84,7 +86,7 @@ class DepthAnything3:
         device = views.images.device
         network, images = self.network.to(device), _network.reduce_images(views.images)
         rows, columns = images.shape[-2:]
-        mean, std = (images.new_tensor(value)[:, None, None] for value in (MEAN, STD))
+        mean, std = (constant(value, images)[:, None, None] for value in (MEAN, STD))
         known = ()
         if self.posed:
             K = camera.K_px(views.cameras.K, rows, columns)
@@ -96,8 +98,8 @@ class DepthAnything3:
         c2w = se3.invert(se3.compose(w2c[..., :3, :3], w2c[..., :3, 3]))
         cameras = views.cameras
         if not self.posed:
-            pixels = images.new_tensor([columns, rows, 1.0])[:, None]
-            K = answer["intrinsics"].float() / pixels
+            pixels = constant((columns, rows, 1.0), images)
+            K = answer["intrinsics"].float() / pixels[:, None]
             cameras = Cameras(c2w, K, near=cameras.near, far=cameras.far)
         points = _network.unproject_depth(answer["depth"].float(), c2w, cameras, *views.size)
         confidence = _network.restore_size(answer["depth_conf"].float()[..., None], *views.size)[
@@ -108,7 +110,7 @@ class DepthAnything3:
 
 def _normalize_poses(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, "batch view 4 4"]:
     """World-to-camera in the frame of the first camera, in the median distance from it."""
-    w2c = se3.invert(c2w) @ c2w[:, :1]
+    w2c = matmul(se3.invert(c2w), c2w[:, :1])
     far = se3.invert(w2c)[..., :3, 3].norm(dim=-1).median(dim=1).values.clamp(min=SHORTEST)
     return se3.compose(w2c[..., :3, :3], w2c[..., :3, 3] / far[:, None, None])
 

@@ -124,7 +124,7 @@ class Fit:
         if not self.order:
             device = self.generator.device
             order = torch.randperm(photos, generator=self.generator, device=device)
-            self.order = order.tolist()
+            self.order = order.cpu().tolist()  # one wait a round
         return self.order.pop()
 
     def state(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...contracts import encoder_traits
 from ...errors import UserError
-from ...geometry import camera, sh
+from ...geometry import camera, products, sh
 from ...scene.overlap import group_views, overlaps
 from ...types import Cameras, Gaussians, Views
 from ...zoo import memory
@@ -99,7 +99,7 @@ def sample_points(
         depth = 1 / ((1 - share) / near + share / far)
         local = camera.unproject(xy, depth, cameras.K[0, which])
         c2w = cameras.c2w[0, which]
-        points = torch.einsum("pij,pj->pi", c2w[:, :3, :3], local) + c2w[:, :3, 3]
+        points = products.einsum("pij,pj->pi", c2w[:, :3, :3], local) + c2w[:, :3, 3]
         points = points[_count_cameras(points, cameras) >= 2][:missing]
         found.append(points)
         missing -= len(points)

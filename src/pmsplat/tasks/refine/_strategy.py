@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...geometry import products
 from ...geometry.gaussian import quat_to_rotation
 from ...types import Gaussians, Screen
 from ._cloud import MARGIN, Cloud
@@ -174,7 +175,7 @@ def split(cloud: Cloud, twins: Int[Tensor, "2 pair"], g: torch.Generator) -> Non
     scales = parts.log_scales[twins].exp()
     noise = torch.randn(scales.shape, generator=g, device=scales.device) * scales
     rotation = quat_to_rotation(parts.quats_wxyz[twins])
-    parts.means[twins] += torch.einsum("...ij,...j->...i", rotation, noise)
+    parts.means[twins] += products.einsum("...ij,...j->...i", rotation, noise)
     parts.log_scales[twins] -= math.log(SHRINK)
 
 
@@ -267,5 +268,5 @@ def add_noise(cloud: Cloud, g: torch.Generator) -> None:
     covariances = parts.gaussians().covariances[0]
     gate = torch.sigmoid(-SHARP * (parts.logits.sigmoid() - KNEE))
     noise = torch.randn(parts.means.shape, generator=g, device=parts.means.device)
-    moved = torch.einsum("gij,gj->gi", covariances, noise * gate[:, None])
+    moved = products.einsum("gij,gj->gi", covariances, noise * gate[:, None])
     parts.means.add_(moved, alpha=NOISE * cloud.means_rate / cloud.extent**2)
