@@ -35,13 +35,13 @@ def level_of(totals, image, budget):
 
 
 @triton.jit
-def _load_boxes(place, look, n, mask, width, height, tile_w, tile_h, columns):
+def _boxes(rows, width, height, tile_w, tile_h, columns):
     """Returns how many tiles the boxes of Gaussians touch, the boxes' tiles, and their ellipses.
 
     All lengths are from the first pixel centre of the box's first tile.
     """
-    x, y, extent_x, extent_y = split_four(load_four(place + n * PLACE, mask), LANES)
-    a, b, c, opacity = split_four(load_four(look + n * LOOK, mask), LANES)
+    x, y, extent_x, extent_y = split_four(rows[0], LANES)
+    a, b, c, opacity = split_four(rows[1], LANES)
     column, line, across, down = box_of(x, y, extent_x, extent_y, width, height, tile_w, tile_h)
     drawn = across > 0
     a, c = tl.where(drawn, a, 1.0), tl.where(drawn, c, 1.0)
@@ -53,6 +53,12 @@ def _load_boxes(place, look, n, mask, width, height, tile_w, tile_h, columns):
         -b / a, squared, flat, -b / c * extent_x, rounding,
     )  # fmt: skip
     return across * down, (line * columns + column, tl.maximum(across, 1)), ellipse
+
+
+@triton.jit
+def _load_rows(place, look, n, mask):
+    """Returns tables of the places and the shapes of Gaussians."""
+    return load_four(place + n * PLACE, mask), load_four(look + n * LOOK, mask)
 
 
 @triton.jit
@@ -130,12 +136,14 @@ def fill_lists(
     end = tl.minimum(begin + length, drawn)
     lane = tl.arange(0, LANES)
     below = (1 << lane).to(tl.uint32, bitcast=True) - 1
+    # The rows of the next Gaussians are read while these are listed
+    next_n = tl.load(order + begin + lane, mask=begin + lane < end, other=0)
+    next_rows = _load_rows(place, look, next_n, begin + lane < end)
     for first in range(begin, end, LANES):
-        mask = first + lane < end
-        n = tl.load(order + first + lane, mask=mask, other=0)
-        touched, box, ellipse = _load_boxes(
-            place, look, n, mask, width, height, tile_w, tile_h, columns
-        )
+        n, rows, ahead = next_n, next_rows, first + lane + LANES
+        next_n = tl.load(order + ahead, mask=ahead < end, other=0)
+        next_rows = _load_rows(place, look, next_n, ahead < end)
+        touched, box, ellipse = _boxes(rows, width, height, tile_w, tile_h, columns)
         ends = tl.cumsum(touched, 0)
         total = tl.max(ends, 0)
         for start in range(0, total, LANES):
