@@ -16,7 +16,8 @@ from .fleet import Answer
 PATH = Path(__file__).with_name("bounds.json")
 MIB = 2**20
 SLACK = 1.03  # versions of torch differ by a few kernels and bytes
-LAST = ("job", "other steps", "end")  # stages in which a job may wait for more than a step may
+# Stages in which more may wait than in a step: around it, and where constants are made
+LAST = ("job", "other steps", "end", "capture")
 Row = list[int]  # launches, waits, MiB at the peak
 
 
@@ -75,9 +76,10 @@ class Bounds:
             self.stages[report["asked"]] = {name: row(found) for name, found in stages.items()}
             for name, found in stages.items():
                 seen["job" if name in LAST else "step"] |= found["waits"].keys()
-        seen["job"] = {p for p in seen["job"] if not _covers(self.waits["step"], p)} - seen["step"]
-        for kind, places in seen.items():
+        for kind in ("step", "job"):  # what a step may do, a job may do anyway
             known = self.waits[kind]
+            covered = self.waits["step"] if kind == "job" else {}
+            places = {place for place in seen[kind] if not _covers(covered, place)}
             kept = {key for key in known if not whole or any(p.startswith(key) for p in places)}
             new = {place for place in places if not _covers(known, place)}
             self.waits[kind] = {key: known.get(key, "") for key in sorted(kept | new)}

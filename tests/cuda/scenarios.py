@@ -4,7 +4,6 @@ A scenario does its work twice and counts the second time: caches are warm then,
 Sizes are those of real runs (256x256 pixels, four targets), since shapes cost nothing here.
 """
 
-import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +19,18 @@ from omegaconf import OmegaConf
 from torch import nn
 from torchvision.models import vgg16
 
+import pmsplat
 from pmsplat import registry
+from pmsplat.device import float32_products
 from pmsplat.evaluate import protocol
 from pmsplat.foundation.lpips import TAPS
+from pmsplat.kernels import cost_volume, harmonics
 from pmsplat.kernels import neighbors as search
+from pmsplat.kernels.norm import Activation, group_norm
 from pmsplat.losses import Term
+from pmsplat.nn.cost_volume import all_others, homographies
+from pmsplat.nn.half import CastTogether
+from pmsplat.nn.maps import set_memory_format
 from pmsplat.render import rasterize
 from pmsplat.train import optim
 from pmsplat.train.step import training_step
@@ -43,6 +49,16 @@ TINY = "depthsplat_tiny"
 VIEWS = (2, 3, 6, 12)
 PRECISIONS = ("float32", "tf32", "bf16")
 CROSSED = tuple(zip(VIEWS, ("tf32", "float32", "bf16", "tf32"), strict=True))
+LARGE = {  # predictions beyond those of training: of which model, how many views, of which size
+    "37 views": ("depthsplat-gs-base-re10k-256x448-view2", 37, (256, 448)),
+    "512x960": ("depthsplat-gs-base-re10k-256x256-view2", 12, (512, 960)),
+}
+SWEEP_PATHS = ("direct", "tiled", "all_pairs")
+NORMS: tuple[tuple[int, int, Activation], ...] = (  # channels, groups, activation; as in our models
+    (128, 8, "silu"),
+    (64, 64, "relu"),
+    (256, 8, "gelu"),
+)
 LOSSES: dict[str, dict[str, Any]] = {  # the settings of each loss that are tried
     "mse": {"": {}},
     "lpips": {"": {}},
@@ -68,14 +84,21 @@ def scenarios() -> dict[str, Scenario]:
         found[f"train {name}"] = partial(train, name=name, cases=every if name == TINY else CROSSED)
     for name, (component, settings) in published().items():
         found[f"predict {name}"] = partial(predict, component=component, settings=settings)
-    for backend in ("auto", "gsplat"):
-        found[f"draw {backend}"] = partial(draw, backend=backend)
-    found |= {"losses": losses, "neighbors": neighbors}
-    if importlib.util.find_spec("pmsplat.zoo.compile"):
-        found |= {
-            f"graph {precision}": partial(graph, precision=precision) for precision in PRECISIONS
-        }
-    return found
+    for name, (model, views, size) in LARGE.items():
+        component, settings = published()[model]
+        found[f"predict {name}"] = partial(
+            predict, component=component, settings=settings, views=views, size=size
+        )
+    for precision in PRECISIONS:
+        found[f"graph {precision}"] = partial(graph, precision=precision)
+    found |= {
+        "draw auto": partial(draw, backend="auto"),
+        "draw gsplat": partial(draw, backend="gsplat"),
+        "draw deterministic": partial(draw, backend="triton", deterministic=True),
+    }
+    return found | {
+        "layers": layers, "losses": losses, "neighbors": neighbors, "sweep": sweep,
+    }  # fmt: skip
 
 
 def configured() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -103,17 +126,18 @@ def build(component: str, settings: dict[str, Any], device: FakeDevice) -> Any:
     """An encoder on the device, whose parameters were never filled."""
     with torch.device("meta"):
         model = registry.build("models", component, settings)
+    set_memory_format(model)
     return move(model, device)
 
 
-def make_batch(device: FakeDevice, views: int) -> Batch:
+def make_batch(device: FakeDevice, views: int, size: tuple[int, int] = SIZE) -> Batch:
     """One scene, with depth and a pointmap of its context views."""
     g = torch.Generator().manual_seed(0)
 
     def photos(count: int) -> Views:
-        return Views(torch.zeros(1, count, 3, *SIZE), random_cameras(count, g))
+        return Views(torch.zeros(1, count, 3, *size), random_cameras(count, g))
 
-    depth = torch.ones(1, views, *SIZE)
+    depth = torch.ones(1, views, *size)
     pointmap = Pointmap(depth[..., None].expand(-1, -1, -1, -1, 3).contiguous(), depth)
     context = replace(photos(views), depth=depth, pointmap=pointmap)
     return move(Batch(context, photos(TARGETS), ["scene"]), device)
@@ -122,13 +146,11 @@ def make_batch(device: FakeDevice, views: int) -> Batch:
 @contextmanager
 def running_in(precision: str) -> Iterator[None]:
     """What the trainer sets for a precision."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
-    try:
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with (
+        float32_products(tf32=precision != "float32"),
+        torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        yield
 
 
 @cache
@@ -157,6 +179,7 @@ def train(device: FakeDevice, name: str, cases: Sequence[tuple[int, str]]) -> No
     """Steps as `TrainingModule` takes them, with the published losses and PM-Loss."""
     ledger = device.ledger
     model = build(*configured()[name], device).train()
+    encoder = CastTogether(model)
     terms = {loss: make_term(loss) for loss in ("mse", "lpips", "pointmap")}
     optimizer, schedule = optim.build(model, optim.Config(), 1000)
     warm_up = [(2, precision) for precision in ("tf32", "bf16")]
@@ -171,7 +194,7 @@ def train(device: FakeDevice, name: str, cases: Sequence[tuple[int, str]]) -> No
 
         watch: Any = stage
         with running_in(precision), stage("losses"):
-            outcome = training_step(protocol.pipeline(model, watch=watch), batch, terms, 0)
+            outcome = training_step(protocol.pipeline(encoder, watch=watch), batch, terms, 0)
         with stage("backward"):
             outcome.loss.backward()
         del outcome
@@ -186,10 +209,16 @@ def train(device: FakeDevice, name: str, cases: Sequence[tuple[int, str]]) -> No
 
 
 @torch.no_grad()
-def predict(device: FakeDevice, component: str, settings: dict[str, Any]) -> None:
-    """A prediction in float32 for two views, and one picture of it where it has Gaussians."""
+def predict(
+    device: FakeDevice,
+    component: str,
+    settings: dict[str, Any],
+    views: int = 2,
+    size: tuple[int, int] = SIZE,
+) -> None:
+    """A prediction in float32, and one picture of it where it has Gaussians."""
     model, ledger = build(component, settings, device).eval(), device.ledger
-    batch = make_batch(device, 2)
+    batch = make_batch(device, views, size)
     camera = batch.target.cameras.at(slice(0, 1))
     for _ in range(2):
         ledger.forget()
@@ -200,23 +229,33 @@ def predict(device: FakeDevice, component: str, settings: dict[str, Any]) -> Non
                 rasterize(gaussians, camera, batch.target.size)
 
 
-def draw(device: FakeDevice, backend: str) -> None:
-    """A drawing of 8 scenes of 131,072 Gaussians into 4 views each, with all that there is."""
+def draw(device: FakeDevice, backend: str, deterministic: bool = False) -> None:
+    """A drawing of 8 scenes of 131,072 Gaussians into 4 views each, with all that there is; its
+    gradients are the same in every run if `deterministic`."""
     ledger, g = device.ledger, torch.Generator().manual_seed(0)
     scene = random_gaussians(2 * SIZE[0] * SIZE[1], g, batch=1)
     gaussians = move(scene.map(lambda x: x.expand(8, *x.shape[1:])), device)
     cameras = move(random_cameras(TARGETS, g, 8), device)
     features = device.empty((8, gaussians.means.shape[1], 5))
+    extras = ("screen",) if backend == "gsplat" else ("screen", "depth_median")
     for _ in range(2):
         ledger.forget()
         leaves = gaussians.map(lambda x: x.detach().requires_grad_())
-        with ledger.stage("forward"):
-            drawn = rasterize(
-                leaves, cameras, SIZE, backend, attributes=features, extras=("screen",)
-            )
-        with ledger.stage("backward"):
+        with reproducible(deterministic), ledger.stage("forward"):
+            drawn = rasterize(leaves, cameras, SIZE, backend, attributes=features, extras=extras)
+        with reproducible(deterministic), ledger.stage("backward"):
             _sum(drawn).backward()
         del drawn, leaves
+
+
+@contextmanager
+def reproducible(wanted: bool) -> Iterator[None]:
+    """Inside, torch takes deterministic algorithms, if wanted."""
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def _sum(drawn: Rendering) -> torch.Tensor:
@@ -247,16 +286,61 @@ def neighbors(device: FakeDevice) -> None:
             points, reference = (device.empty((1, SIZE[0] * SIZE[1], 3), dtype) for _ in range(2))
             with device.ledger.stage(f"nearest {dtype}"):
                 search.nearest_of_sane(points, reference)
-            k_nearest: Any = getattr(search, "k_nearest_of_sane", None)
-            for k in (1, 8, 16) if k_nearest else ():
+            for k in (1, 8, 16):
                 with device.ledger.stage(f"{k} nearest {dtype}"):
-                    k_nearest(points, reference, k)
+                    search.k_nearest_of_sane(points, reference, k)
+            cameras = move(random_cameras(3, torch.Generator()).to(dtype), device)
+            maps = device.empty((1, 3, *SIZE, 3), dtype)
+            with device.ledger.stage(f"8 nearest in windows {dtype}"):
+                search.k_nearest_in_windows(
+                    maps, all_others(cameras.c2w), cameras.c2w, cameras.K, k=8
+                )
+
+
+def sweep(device: FakeDevice) -> None:
+    """The plane sweep of six maps of 64x64 pixels by every path, forward and backward."""
+    cameras, (height, width) = move(random_cameras(6, torch.Generator()), device), (64, 64)
+    others = all_others(cameras.c2w)
+    for _ in range(2):
+        device.ledger.forget()
+        for dtype in (torch.float32, torch.bfloat16):
+            features = device.empty((1, 6, 128, height, width), dtype).requires_grad_()
+            for path, shape, deterministic in (
+                *((path, (1, 1), False) for path in SWEEP_PATHS),
+                ("direct", (height, width), True),
+            ):
+                where = cost_volume.Sweep(
+                    others,
+                    homographies(cameras, others, height, width),
+                    device.empty((1, 6, 32, *shape)),
+                    pixel_center=0.5,
+                )
+                name = f"{path}{' deterministic' * deterministic} {dtype}"
+                with reproducible(deterministic), device.ledger.stage(name):
+                    cost_volume.correlation(features, where, path).sum().backward()
+
+
+def layers(device: FakeDevice) -> None:
+    """Norms of maps of 64x64 pixels, and turned harmonics, forward and backward."""
+    for _ in range(2):
+        device.ledger.forget()
+        for dtype in (torch.float32, torch.bfloat16):
+            for channels, groups, activation in NORMS:
+                x, weight = device.empty((2, 64, 64, channels), dtype), device.empty(channels)
+                x, weight = x.permute(0, 3, 1, 2).requires_grad_(), weight.requires_grad_()
+                affine = (None, None) if groups == channels else (weight, weight)
+                with device.ledger.stage(f"norm {channels} {groups} {activation} {dtype}"):
+                    group_norm(x, groups, *affine, activation).sum().backward()
+        for degree in (3, 4):
+            count, (height, width) = (degree + 1) ** 2, SIZE
+            raw = device.empty((1, 2, height * width, 3, count)).requires_grad_()
+            matrix, base = device.empty((1, 2, count, count)), device.empty(raw.shape[:-1])
+            with device.ledger.stage(f"harmonics {degree}"):
+                harmonics.turn(matrix, raw, base).sum().backward()
 
 
 def graph(device: FakeDevice, precision: str) -> None:
     """`pmsplat.compile`: prediction and drawing captured once, and repeated."""
-    import pmsplat
-
     model = build(*configured()["depthsplat_small"], device).eval()
     batch, ledger = make_batch(device, 2), device.ledger
     with ledger.stage("capture"):

@@ -7,16 +7,11 @@ import pytest
 from . import fleet, table
 from .bounds import SLACK, Bounds
 from .fleet import Answer
+from .table import LAUNCHING
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-LAUNCHING = (
-    "draw auto",
-    "losses",
-    "neighbors",
-    "train depthsplat_tiny",
-)  # together they launch every kernel
 FEW = (75, 90, 120)
 OTHERS = tuple(capability for capability in table.CAPABILITIES if capability not in FEW)
 

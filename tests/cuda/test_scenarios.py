@@ -9,6 +9,15 @@ from .bounds import Bounds
 from .fleet import Answer
 from .table import names
 
+SLOW = (  # they take the same roads as their smaller sisters, with more layers
+    "train depthsplat_large",
+    "train depthsplat2024_base",
+    "train depthsplat2024_large",
+    "predict depthsplat-depth-large",
+    "predict depthsplat-gs-large-re10k-256x256",
+    "predict depthsplat-gs-large-re10k-256x256-view2",
+)
+
 
 @pytest.fixture(scope="module")
 def bounds() -> Bounds:
@@ -16,7 +25,13 @@ def bounds() -> Bounds:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.scenarios(name)) for name in names()]
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.scenarios(name), *([pytest.mark.slow] if name in SLOW else [])]
+        )
+        for name in names()
+    ],
 )
 def test_nothing_mixes_waits_or_grows(
     name: str, reports: dict[str, Answer], bounds: Bounds
@@ -24,6 +39,14 @@ def test_nothing_mixes_waits_or_grows(
     """Devices are not mixed (that ends with an error), and all else is within its bounds."""
     faults = bounds.check(reports[name])
     assert not faults, "\n".join([*faults, "if it must be so: python -m tests.cuda.table --renew"])
+
+
+@pytest.mark.scenarios("train depthsplat_small")
+def test_a_training_step_of_the_small_model_takes_few_launches(reports: dict[str, Answer]) -> None:
+    """Two views, four targets, mse, LPIPS and PM-Loss: Python launches about 100 a millisecond."""
+    stages = reports["train depthsplat_small"]["stages"]
+    parts = ("encode", "render", "losses", "backward", "update")
+    assert sum(stages[f"2 tf32 {part}"]["launches"] for part in parts) < 3000
 
 
 def test_bounds_are_of_what_there_is(bounds: Bounds) -> None:

@@ -6,8 +6,6 @@ emulated here: rounded inputs, sums in float32. Functions that must be exact hol
 on CUDA, so not one bit of them may change.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +16,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pmsplat.geometry import align, camera, gaussian, se3, sh
+from pmsplat.foundation.teachers import depth_anything_3
+from pmsplat.geometry import align, camera, gaussian, products, se3, sh
+from pmsplat.geometry import sweep as plane_sweep
 from pmsplat.losses.pointmap import pointmap_loss
 from pmsplat.losses.ssim import ssim
 from pmsplat.models._deviations import Deviations
@@ -33,8 +33,6 @@ FACTORS = {  # arguments that are multiplied
     "convolution_backward": (0, 1, 2),
 }  # fmt: skip
 GROUPS = {"convolution": (0, 8), "convolution_backward": (1, 9)}  # arguments: input, groups
-DOOR = "pmsplat.geometry.products"  # chooses formulas without such products on CUDA
-products: Any = importlib.import_module(DOOR) if importlib.util.find_spec(DOOR) else None
 DROPPED = 13  # of the 23 bits of a float32 mantissa
 
 G = torch.Generator().manual_seed(0)
@@ -80,8 +78,7 @@ def rounded_to_tf32(x: Tensor) -> Tensor:
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package takes the formulas that it takes where products may be rounded."""
-    if products is not None:
-        monkeypatch.setattr(products, "rounds_products", lambda x: x.dtype == torch.float32)
+    monkeypatch.setattr(products, "rounds_products", lambda x: x.dtype == torch.float32)
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,11 @@ def released_head(raw: Tensor, depth: Tensor) -> list[Tensor]:
     return head(raw, depth, sh_basis=True, sh_signs=True, along_ray=True)
 
 
+def turned_harmonics(quats: Tensor) -> Tensor:
+    """The matrices of rotations, whose gradients are of interest only along rotations."""
+    return sh.rotation_matrix(gaussian.quat_to_rotation(normalize(quats, dim=-1)), 4)
+
+
 def _tensors(bundle: Bundle) -> list[Tensor]:
     return [x for x in vars(bundle).values() if isinstance(x, Tensor)]
 
@@ -123,7 +125,9 @@ EXACT = {
     "covariance": Case(gaussian.covariance, (SCALES, QUATS)),
     "rotation_to_quat": Case(gaussian.rotation_to_quat, (ROTATION,)),
     "sh color": Case(sh.color, (HARMONICS, normalize(MEANS, dim=-1))),
-    "sh rotation": Case(lambda rotation: sh.rotation_matrix(rotation, 4), (ROTATION,)),
+    "sh rotation": Case(turned_harmonics, (QUATS[:, :2],)),
+    "homography": Case(lambda c2w: plane_sweep.homography(c2w[:, 1:], K[:, :1], K[:, 1:]), (C2W,)),
+    "poses of a teacher": Case(depth_anything_3._normalize_poses, (C2W,)),
     "homographies": Case(
         lambda: cost_volume.homographies(CAMERAS, cost_volume.all_others(C2W), HEIGHT, WIDTH), ()
     ),
@@ -138,9 +142,9 @@ EXACT = {
 }
 ROUNDED = (  # by a product that is torch's own on every device
     "project_world", "rays", "unproject_depth", "invert", "transform", "covariance", "sh color",
-    "sh rotation", "head", "released head", "camera of a drawing", "drawing", "ssim",
+    "sh rotation", "homography", "poses of a teacher", "head", "released head",
+    "camera of a drawing", "drawing", "transformed", "ssim",
 )  # fmt: skip
-STILL_ROUNDED = ("transformed",)  # its harmonics, in types.py
 
 
 def evaluate(case: Case) -> list[Tensor]:
@@ -186,20 +190,15 @@ def test_the_emulation_reaches_products_and_their_gradients(equation: str) -> No
         torch.testing.assert_close(a, b, atol=0.02, rtol=0.01)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                name in STILL_ROUNDED or (products is None and name in ROUNDED),
-                strict=True,
-                reason="small products are torch's own, which CUDA rounds",
-            ),
-        )
-        for name in EXACT
-    ],
-)
+@pytest.mark.parametrize("name", ROUNDED)
+def test_torchs_own_products_would_be_rounded(name: str) -> None:
+    exact = evaluate(EXACT[name])
+    with TF32():
+        found = evaluate(EXACT[name])
+    assert not all(map(torch.equal, exact, found))
+
+
+@pytest.mark.parametrize("name", EXACT)
 def test_values_and_gradients_keep_every_bit(name: str, as_on_cuda: None) -> None:
     exact = evaluate(EXACT[name])
     with TF32():
@@ -227,8 +226,6 @@ def test_formulas_for_cuda_give_the_numbers_of_the_others(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the rounding of float32."""
-    if products is None:
-        pytest.skip("there are no others")
     plain = evaluate(EXACT[name])
     monkeypatch.setattr(products, "rounds_products", lambda x: x.dtype == torch.float32)
     for a, b in zip(plain, evaluate(EXACT[name]), strict=True):
