@@ -93,24 +93,6 @@ def test_the_kernel_interpreted_equals_its_twin() -> None:
     assert done.stdout == "equal\n", done.stderr
 
 
-@pytest.mark.parametrize("capability", [75, 80, 90, 120])
-def test_the_kernel_compiles_without_a_gpu(capability: int) -> None:
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from pmsplat.kernels import _alignment_triton as gpu
-
-    constants = {"COUNT": 4096, "REWEIGHTED": True, "SCALE_ALONE": False, "BLOCK": gpu.BLOCK}
-    constants |= {k: getattr(gpu, k) for k in ("UNDEFINED", "SQUARINGS", "RESCALE")}
-    names = [name for name in gpu._fit.arg_names if name not in constants]
-    signature = dict.fromkeys(names, "*fp64") | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(gpu._fit, signature, constants)
-    target, options = GPUTarget("cuda", capability, 32), {"enable_fp_fusion": True}
-    compiled = triton.compile(source, target=target, options=options)
-    assert compiled.asm["cubin"] and "fma.rn.f64" in compiled.asm["ptx"]
-
-
 @pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
 def test_on_the_cpu_it_is_plain_torch(fit: align.Fit, generator: torch.Generator) -> None:
     given = sets(generator, 50)

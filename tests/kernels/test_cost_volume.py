@@ -231,33 +231,26 @@ def test_sums_in_fixed_point_are_the_same(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "planes", "path"),
+    ("pixels", "planes", "without_triton"),
     [
         (32 * 32, 128, "all_pairs"),
         (64 * 64, 128, "all_pairs"),  # small, 2 views of 256x256
-        (64 * 64 + 1, 128, "direct"),
-        (64 * 120, 128, "direct"),  # 12 views of 512x960
-        (128 * 128, 32, "direct"),  # the second scale of base
-        (256 * 480, 32, "direct"),
+        (64 * 64 + 1, 128, "sampled"),
+        (64 * 120, 128, "sampled"),  # 12 views of 512x960
+        (128 * 128, 32, "sampled"),  # the second scale of base
         (1, 1, "all_pairs"),
-        (33, 1, "direct"),
+        (33, 1, "sampled"),
     ],
 )
 def test_the_choice_follows_the_shapes(
-    pixels: int, planes: int, path: str, monkeypatch: pytest.MonkeyPatch
+    pixels: int, planes: int, without_triton: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cost_volume._triton, "is_installed", lambda: True)
     assert choose_path(pixels, planes, "cpu") == "compiled"
-    assert choose_path(pixels, planes, "cuda") == path
-    without = {"direct": "sampled"}.get(path, path)
-    assert choose_path(pixels, planes, "mps") == without
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert choose_path(pixels, planes, "cuda") == "direct"
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert choose_path(pixels, planes, "cuda") == "tiled"
+    assert choose_path(pixels, planes, "mps") == without_triton
     monkeypatch.setattr(cost_volume._triton, "is_installed", lambda: False)
-    assert choose_path(pixels, planes, "cuda") == without
+    assert choose_path(pixels, planes, "cuda") == without_triton
 
 
 def test_a_path_that_cannot_run_is_refused(

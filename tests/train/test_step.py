@@ -63,7 +63,8 @@ def test_samples_that_a_loss_passes_over_reach_the_log_and_add_up(
     flat = replace(step.batch.context, pointmap=pointmap)
     step = replace(step, batch=replace(step.batch, context=flat))
     terms = {"pointmap": Term(registry.build("losses", "pointmap"))}
-    module = TrainingModule(config.compose(["+experiment=depth_tiny"]), torch.nn.Identity(), terms)
+    experiment = config.compose(["+experiment=depth_tiny", "trainer.log_every=1"])
+    module = TrainingModule(experiment, torch.nn.Identity(), terms)
     logged: list[dict[str, torch.Tensor]] = []
     optimizers = [SimpleNamespace(param_groups=[])]
     module._trainer = SimpleNamespace(global_step=0, optimizers=optimizers)  # pyright: ignore

@@ -17,8 +17,7 @@ from torch import Tensor
 from ..geometry.align import SQUARINGS, UNDEFINED
 
 BLOCK = 256
-RESCALE = 4  # squarings between two divisions by the trace: float64 has the range
-KERNELS = ("_fit",)
+RESCALE = 4
 
 
 def fit(source: Tensor, target: Tensor, weights: Tensor, scale_alone: bool) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 64
-KERNELS = ("_turn",)
 
 
 class Turn(torch.autograd.Function):

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..geometry.neighbors import MIN_Z, MOST
 from ._neighbors_triton import GROUP, SEPARATE, TILE, _distances, _make_boxes, _pad, _squared
-from ._triton import Build
 
 BLOCK = 32  # points of a program
 STEP = 16  # points of a tile compared at once
@@ -81,23 +80,6 @@ def _lowest(index: Tensor) -> Tensor:
     lowest = index.amin(dim=-1)
     missing = -lowest.shape[1] % GROUP
     return torch.nn.functional.pad(lowest, (0, missing), value=2**31 - 1).contiguous()
-
-
-def builds() -> list[Build]:
-    """Returns every kernel for 8, 16 and 32 neighbours, and in float64."""
-    options = {"num_warps": WARPS, **SEPARATE}
-    found = []
-    for kind, count in (("*fp32", 8), ("*fp32", 16), ("*fp32", 32), ("*fp64", 16)):
-        types = dict.fromkeys(("queries", "keys", "boxes", "groups"), kind)
-        types |= dict.fromkeys(("index", "lowest", "lowest_group", "places"), "*i32")
-        types |= dict.fromkeys(("n", "m", "tiles", "supers", "k"), "i32")
-        sizes = {"BLOCK": BLOCK, "TILE": TILE, "GROUP": GROUP, "STEP": STEP, "LIST": count}
-        found.append(Build(_search, types, sizes, options))
-        types = dict.fromkeys(("points", "w2c", "K"), kind) | {"others": "*i64", "places": "*i32"}
-        types |= dict.fromkeys(("views", "count", "height", "width", "radius", "k"), "i32")
-        sizes = {"BLOCK": BLOCK_WINDOWS, "STEP": 8, "LIST": count}
-        found.append(Build(_search_windows, types, sizes, options))
-    return found
 
 
 @triton.jit

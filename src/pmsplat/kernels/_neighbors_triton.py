@@ -18,8 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._triton import Build
-
 BLOCK, TILE, GROUP = 64, 64, 32
 STEP = 16  # points of a tile compared at once
 SEPARATE = {"enable_fp_fusion": False}  # only explicit `fma`: distances must be rounded alike
@@ -59,15 +57,6 @@ def _make_boxes(low: Tensor, high: Tensor) -> Tensor:
     low = torch.nn.functional.pad(low, (0, missing), value=torch.inf)
     high = torch.nn.functional.pad(high, (0, missing), value=-torch.inf)
     return torch.cat([low, high], dim=1).contiguous()
-
-
-def builds() -> list[Build]:
-    """Returns the kernel in float32 and float64."""
-    sizes = {"BLOCK": BLOCK, "TILE": TILE, "GROUP": GROUP, "STEP": STEP}
-    types = {"places": "*i32"} | dict.fromkeys(("n", "m", "tiles", "supers"), "i32")
-    sets = ("queries", "keys", "boxes", "groups")
-    kinds = ("*fp32", "*fp64")
-    return [Build(_search, types | dict.fromkeys(sets, kind), sizes, SEPARATE) for kind in kinds]
 
 
 @triton.jit

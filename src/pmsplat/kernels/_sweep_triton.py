@@ -26,7 +26,6 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry.sweep import MIN_Z
 from ._sweep import FlatSweep
-from ._triton import Build
 
 # Sizes of a program: of `forward`, `backward`, and of `look_up` and `scatter`
 PLANES, CHANNELS, WARPS = 64, 32, 4
@@ -95,7 +94,7 @@ def scatter(gradient: Tensor, where: FlatSweep, views: slice, part: slice, score
         raise UserError(
             "path 'all_pairs' under torch.use_deterministic_algorithms, on a CUDA device",
             "a path whose gradient does not depend on the order of additions",
-            "use path 'direct', which 'auto' then takes",
+            "leave `path` out, or use 'tiled' or 'direct'",
         )
     _launch_pairs(_scatter, scores, where, views, part, gradient)
 
@@ -135,31 +134,6 @@ def check_size(tokens: Tensor) -> None:
             "fewer than 2³¹ pixels in all, and values in one map",
             "use fewer views or smaller images",
         )
-
-
-def builds() -> list[Build]:
-    """Returns every kernel for features of each type, as they are compiled for large maps."""
-    shared = dict.fromkeys(("count", "pixels", "width", "planes"), "i32")
-    shared |= dict.fromkeys(("stride_view", "stride_plane", "stride_y", "stride_x"), "i32")
-    shared |= {"others": "*i64", "homographies": "*fp32", "inv_depth": "*fp32", "center": "fp32"}
-    direct = shared | {"channels": "i32", "scale": "fp32"}
-    pairs = shared | dict.fromkeys(("first_view", "first_pixel", "rows"), "i32")
-    found = []
-    for kind in ("*fp32", "*bf16", "*fp16"):
-        types = direct | {"tokens": kind, "out": "*fp32"}
-        constants = {"PLANES": PLANES, "CHANNELS": CHANNELS}
-        found.append(Build(_forward, types, constants, {"num_warps": WARPS, **FUSED}))
-        types = types | {"gradient": "*fp32", "unit": "*fp32"}
-        constants = {"FIXED": False, "CHANNELS": CHANNELS_BACKWARD}
-        found.append(Build(_backward, types, constants, {"num_warps": WARPS_BACKWARD, **FUSED}))
-        constants = {"PIXELS": PIXELS_PAIRS, "PLANES": PLANES_PAIRS}
-        types = pairs | {"scores": kind, "out": "*fp32"}
-        found.append(Build(_look_up, types, constants, {"num_warps": WARPS_PAIRS, **FUSED}))
-    types = direct | {"tokens": "*fp32", "out": "*i64", "gradient": "*fp32", "unit": "*fp32"}
-    fixed = {"FIXED": True, "CHANNELS": CHANNELS_BACKWARD}
-    found.append(Build(_backward, types, fixed, {"num_warps": WARPS_BACKWARD, **FUSED}))
-    types = pairs | {"scores": "*fp32", "gradient": "*fp32"}
-    return [*found, Build(_scatter, types, constants, {"num_warps": WARPS_PAIRS, **FUSED})]
 
 
 @triton.jit

@@ -1,8 +1,6 @@
-"""What the Triton kernels share: whether they can run, and what there is to compile."""
+"""What the Triton kernels share: whether they can run."""
 
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 from ..errors import UserError
 
@@ -16,13 +14,3 @@ def require() -> None:
     """Raises `UserError` where Triton is missing."""
     if not is_installed():
         raise UserError("a CUDA device without Triton", "the package triton", "install triton")
-
-
-@dataclass(frozen=True)
-class Build:
-    """A kernel with the types and constants it is compiled for, as `triton.compile` wants them."""
-
-    kernel: Any  # a triton.JITFunction
-    types: dict[str, str]  # of every argument that is no constant
-    constants: dict[str, Any]
-    options: dict[str, Any]

@@ -53,20 +53,17 @@ def correlation(
 def choose_path(pixels: int, planes: int, device: str) -> str:
     """Returns the path of `correlation` for maps of that size on a device of that type.
 
-    On CPUs it is "compiled". Elsewhere it is "all_pairs" for maps of at most 32 · planes pixels:
-    correlating all pixels is then about as much work as sampling four features per hypothesis, and
-    matrix products do it faster. Larger maps take "direct" on CUDA devices, and "sampled" where
-    Triton is missing. Where torch is asked for deterministic algorithms, "direct" takes all maps,
-    because it is the one whose gradient is.
+    On CPUs it is "compiled", and on CUDA devices with Triton "tiled", which was fastest at every
+    size of the published encoders (`benchmarks/run.py gpu --only sweep`). Elsewhere it is
+    "all_pairs" for maps of at most 32 · planes pixels: correlating all pixels is then about as much
+    work as sampling four features per hypothesis, and matrix products do it faster. Larger maps
+    take "sampled".
     """
     if device == "cpu":
         return "compiled"
-    by_triton = device == "cuda" and _triton.is_installed()
-    if by_triton and torch.are_deterministic_algorithms_enabled():
-        return "direct"
-    if pixels <= PIXELS_PER_PLANE * planes:
-        return "all_pairs"
-    return "direct" if by_triton else "sampled"
+    if device == "cuda" and _triton.is_installed():
+        return "tiled"
+    return "all_pairs" if pixels <= PIXELS_PER_PLANE * planes else "sampled"
 
 
 def warped(
