@@ -69,7 +69,8 @@ def compile(
     bf16.
 
     Raises UserError for another precision, and for an encoder that waits for the device in its
-    forward pass or, in bf16, does not compute in the dtype of its weights.
+    forward pass. One that does not compute in the dtype of its weights fails in bf16 by torch's
+    own error.
     """
     compiled = Compiled(model, precision, kept)
     if views is not None:
