@@ -233,6 +233,16 @@ def _normalize(
 
 
 @triton.jit
+def _read_stats(stats, count, CHANNELS: tl.constexpr, WIDE: tl.constexpr):
+    """Returns this program's image, its channels, which of them exist, and what normalizes them."""
+    image, channel = tl.program_id(1).to(tl.int64), tl.arange(0, WIDE)
+    inside = channel < CHANNELS
+    center = tl.load(stats + image * CHANNELS + channel, inside, 0.0)
+    spread = tl.load(stats + (count + image) * CHANNELS + channel, inside, 0.0)
+    return image, channel, inside, center, spread
+
+
+@triton.jit
 def _before_activation(
     x, incoming, at, there, center, spread, scale, shift, ACTIVATION: tl.constexpr
 ):
@@ -260,10 +270,7 @@ def _sums(
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes, for the channels of a chunk, the gradients of bias and weight."""
-    image, channel = tl.program_id(1).to(tl.int64), tl.arange(0, WIDE)
-    inside = channel < CHANNELS
-    center = tl.load(stats + image * CHANNELS + channel, inside, 0.0)
-    spread = tl.load(stats + (count + image) * CHANNELS + channel, inside, 0.0)
+    image, channel, inside, center, spread = _read_stats(stats, count, CHANNELS, WIDE)
     scale, shift = _affine(weight, bias, AFFINE, CHANNELS, WIDE)
     of_bias, of_weight = tl.zeros([WIDE], tl.float32), tl.zeros([WIDE], tl.float32)
     for step in range(steps):
@@ -287,10 +294,7 @@ def _input_gradient(
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """Joins the sums of all chunks, and writes the gradient of its own."""
-    image, channel = tl.program_id(1).to(tl.int64), tl.arange(0, WIDE)
-    inside = channel < CHANNELS
-    center = tl.load(stats + image * CHANNELS + channel, inside, 0.0)
-    spread = tl.load(stats + (count + image) * CHANNELS + channel, inside, 0.0)
+    image, channel, inside, center, spread = _read_stats(stats, count, CHANNELS, WIDE)
     scale, shift = _affine(weight, bias, AFFINE, CHANNELS, WIDE)
     of_bias, of_weight = tl.zeros([WIDE], tl.float32), tl.zeros([WIDE], tl.float32)
     for chunk in range(chunks):

@@ -163,6 +163,19 @@ def _cell(u, v, height, width):
 
 
 @triton.jit
+def _corners(matrix, x, y, inv, center, valid, height, width):
+    """Returns the place of the sample left of and above where pixel (x, y) is seen, the way from it
+    to there, and which of the four samples around exist: left and right above, left and right
+    below."""
+    u, v = _locate(matrix, x.to(tl.float32), y.to(tl.float32), inv, center)
+    left, top, du, dv = _cell(u, v, height, width)
+    at_left, at_right = valid & (left >= 0), valid & (left > -2) & (left + 1 < width)
+    at_top, at_bottom = top >= 0, (top > -2) & (top + 1 < height)
+    known = at_left & at_top, at_right & at_top, at_left & at_bottom, at_right & at_bottom
+    return top * width + left, du, dv, known
+
+
+@triton.jit
 def _forward(
     tokens, others, homographies, inv_depth, count, stride_view, stride_plane, stride_y, stride_x,
     center, out, scale, pixels, width, channels, planes,
@@ -178,25 +191,23 @@ def _forward(
     total = tl.zeros((PLANES,), tl.float32)
     for other in range(count):
         pair = view * count + other
-        u, v = _locate(homographies + pair * 12, x.to(tl.float32), y.to(tl.float32), inv, center)
-        left, top, du, dv = _cell(u, v, height, width)
-        at_left, at_right = valid & (left >= 0), valid & (left > -2) & (left + 1 < width)
-        at_top, at_bottom = top >= 0, (top > -2) & (top + 1 < height)
+        matrix = homographies + pair * 12
+        place, du, dv, corners = _corners(matrix, x, y, inv, center, valid, height, width)
         seen = tokens + tl.load(others + pair) * pixels * channels
-        place = (top * width + left) * channels
+        place *= channels
         for first in range(0, channels, CHANNELS):
             channel = first + tl.arange(0, CHANNELS)
             known = channel < channels
             feature = tl.load(own + channel, known, 0.0).to(tl.float32)
             at = seen + place[:, None] + channel[None, :]
             known = known[None, :]
-            sample = _sample(at, (at_left & at_top)[:, None] & known, (1 - du) * (1 - dv))
+            sample = _sample(at, corners[0][:, None] & known, (1 - du) * (1 - dv))
             at += channels
-            sample += _sample(at, (at_right & at_top)[:, None] & known, du * (1 - dv))
+            sample += _sample(at, corners[1][:, None] & known, du * (1 - dv))
             at += (width - 1) * channels
-            sample += _sample(at, (at_left & at_bottom)[:, None] & known, (1 - du) * dv)
+            sample += _sample(at, corners[2][:, None] & known, (1 - du) * dv)
             at += channels
-            sample += _sample(at, (at_right & at_bottom)[:, None] & known, du * dv)
+            sample += _sample(at, corners[3][:, None] & known, du * dv)
             total += tl.sum(sample * feature[None, :], 1)
     tl.store(out + (view * pixels + pixel) * planes + plane, total * scale, valid)
 
@@ -307,16 +318,13 @@ def _look_up(
     total = tl.zeros((PIXELS * PLANES,), tl.float32)
     for other in range(count):
         matrix = homographies + (view * count + other) * 12
-        u, v = _locate(matrix, x.to(tl.float32), y.to(tl.float32), inv, center)
-        left, top, du, dv = _cell(u, v, height, width)
-        at_left, at_right = valid & (left >= 0), valid & (left > -2) & (left + 1 < width)
-        at_top, at_bottom = top >= 0, (top > -2) & (top + 1 < height)
-        at = scores + (row * count + other) * pixels + top * width + left
-        total += tl.load(at, at_left & at_top, 0.0) * ((1 - du) * (1 - dv))
-        total += tl.load(at + 1, at_right & at_top, 0.0) * (du * (1 - dv))
+        place, du, dv, known = _corners(matrix, x, y, inv, center, valid, height, width)
+        at = scores + (row * count + other) * pixels + place
+        total += tl.load(at, known[0], 0.0) * ((1 - du) * (1 - dv))
+        total += tl.load(at + 1, known[1], 0.0) * (du * (1 - dv))
         at += width
-        total += tl.load(at, at_left & at_bottom, 0.0) * ((1 - du) * dv)
-        total += tl.load(at + 1, at_right & at_bottom, 0.0) * (du * dv)
+        total += tl.load(at, known[2], 0.0) * ((1 - du) * dv)
+        total += tl.load(at + 1, known[3], 0.0) * (du * dv)
     tl.store(out + (view * pixels + pixel) * planes + plane, total, valid)
 
 
@@ -335,16 +343,13 @@ def _scatter(
     step = tl.load(gradient + (view * pixels + pixel) * planes + plane, valid, 0.0)
     for other in range(count):
         matrix = homographies + (view * count + other) * 12
-        u, v = _locate(matrix, x.to(tl.float32), y.to(tl.float32), inv, center)
-        left, top, du, dv = _cell(u, v, height, width)
-        at_left, at_right = valid & (left >= 0), valid & (left > -2) & (left + 1 < width)
-        at_top, at_bottom = top >= 0, (top > -2) & (top + 1 < height)
-        at = scores + (row * count + other) * pixels + top * width + left
-        tl.atomic_add(at, step * (1 - du) * (1 - dv), at_left & at_top, sem="relaxed")
-        tl.atomic_add(at + 1, step * du * (1 - dv), at_right & at_top, sem="relaxed")
+        place, du, dv, known = _corners(matrix, x, y, inv, center, valid, height, width)
+        at = scores + (row * count + other) * pixels + place
+        tl.atomic_add(at, step * (1 - du) * (1 - dv), known[0], sem="relaxed")
+        tl.atomic_add(at + 1, step * du * (1 - dv), known[1], sem="relaxed")
         at += width
-        tl.atomic_add(at, step * (1 - du) * dv, at_left & at_bottom, sem="relaxed")
-        tl.atomic_add(at + 1, step * du * dv, at_right & at_bottom, sem="relaxed")
+        tl.atomic_add(at, step * (1 - du) * dv, known[2], sem="relaxed")
+        tl.atomic_add(at + 1, step * du * dv, known[3], sem="relaxed")
 
 
 @triton.jit
