@@ -29,6 +29,8 @@ WORTH_IT = 0.95  # share of the default's time below which a way is chosen
 CONVOLUTIONS = (
     (2, 96, 96, 128, 3, 1), (1, 256, 256, 128, 3, 1), (2, 128, 128, 64, 3, 1),
     (2, 384, 384, 32, 3, 1), (2, 64, 64, 128, 3, 1), (1, 32, 32, 256, 3, 1), (2, 64, 64, 64, 3, 1),
+    (1, 132, 37, 256, 3, 1), (1, 64, 64, 256, 3, 1), (2, 32, 32, 64, 3, 1), (2, 32, 32, 64, 1, 1),
+    (2, 32, 32, 256, 1, 1),
     (2, 384, 384, 32, 3, 2), (2, 96, 128, 128, 3, 2), (2, 384, 384, 32, 1, 1),
     (2, 512, 128, 64, 1, 1), (2, 320, 96, 128, 1, 1), (2, 64, 64, 128, 1, 1),
 )  # fmt: skip
@@ -40,7 +42,9 @@ LINEAR = (
 PRODUCTS = ((256, 128, 1024), (256, 1024, 128), (325, 64, 325), (325, 325, 64), (128, 64, 128))
 ATTENTIONS = ((8, 1, 1024, 128), (2, 16, 325, 64), (2, 12, 325, 64), (8, 1, 64, 128),
               (1, 4, 512, 32), (1, 4, 128, 32))  # fmt: skip
-WHERE = {"linear": LINEAR, "product": PRODUCTS, "conv": CONVOLUTIONS, "attention": ATTENTIONS}
+GELU = tuple(shape for shape in LINEAR if shape[2] == 4 * shape[1])
+WHERE = {"linear": LINEAR, "linear gelu": GELU, "product": PRODUCTS, "conv": CONVOLUTIONS,
+         "attention": ATTENTIONS}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,10 @@ def possible(operation: str, shape: str) -> list[str]:
     if shape.endswith("training"):
         ways = [way for way in ways if way not in cpu_rules.FORWARD_ONLY]
     if operation == "conv":
-        other = "product" if shape.startswith("3x3") else "taps"
-        same = "last" if "last" in shape else "first"  # as the default, which follows the map
-        strided = ("taps", "product") if "/" in shape else ()
-        ways = [way for way in ways if way not in (other, same, *strided)]
+        others = {"product"} if shape.startswith("3x3") else {"taps", "winograd"}
+        others |= {"last"} if "last" in shape else {"first"}  # the default's layout
+        others |= {"taps", "product", "winograd"} if "/" in shape else set()
+        ways = [way for way in ways if way not in others]
     return ways
 
 
@@ -134,7 +138,7 @@ def trials(operation: str, smaller: int) -> Iterator[Trial]:
         for training in (False, True):
             if make is not None:
                 yield from make(shape, training, smaller)
-            elif operation == "linear" or not training:
+            elif operation != "product" or not training:
                 yield _product(operation, shape, training, smaller)
 
 
@@ -147,7 +151,7 @@ def _product(operation: str, shape: tuple[int, ...], training: bool, smaller: in
     tokens, inputs, outputs = shape
     x = torch.randn(max(1, tokens // smaller), inputs, requires_grad=training)
     weight = torch.randn(outputs, inputs, requires_grad=training)
-    compute: Any = getattr(door, operation)
+    compute: Any = getattr(door, operation.replace(" ", "_"))
     name = cpu_rules.product_class(len(x), inputs, outputs, training)
     return Trial(operation, name, _calling(lambda: compute(x, weight), (x, weight), training))
 

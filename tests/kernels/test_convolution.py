@@ -11,6 +11,9 @@ from pmsplat.kernels.convolution import Conv2d, conv2d
 SHAPES = {  # n, inputs, outputs, height, width, kernel, stride, padding, bias
     "3x3": (2, 5, 7, 9, 12, 3, 1, 1, True),
     "3x3 without a border or a bias": (2, 5, 7, 9, 12, 3, 1, 0, False),
+    "many channels": (2, 17, 35, 9, 14, 3, 1, 1, True),
+    "many channels without a border or a bias": (3, 16, 16, 6, 70, 3, 1, 0, False),
+    "many channels of one pixel": (2, 20, 16, 1, 1, 3, 1, 1, True),
     "smallest": (1, 1, 1, 3, 3, 3, 1, 0, True),
     "one pixel, all border": (2, 4, 3, 1, 1, 3, 1, 1, True),
     "strided": (2, 5, 7, 9, 12, 3, 2, 1, True),
@@ -53,7 +56,8 @@ def test_every_way_is_the_convolution(
             again = conv2d(x, weight, bias, stride, padding)
     found.backward(incoming)
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(again.double(), expected, atol=2e-5, rtol=1e-5)
+    error = 2e-4 if way == "winograd" else 2e-5  # on sums of hundreds of products, not scaled
+    torch.testing.assert_close(again.double(), expected, atol=error, rtol=1e-5)
     for leaf, twin in zip(leaves, exact, strict=True):
         assert leaf.grad is not None and twin.grad is not None
         torch.testing.assert_close(leaf.grad.double(), twin.grad, atol=1e-4, rtol=1e-4)

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from pmsplat.kernels import cpu_rules
-from pmsplat.kernels.linear import linear, product
+from pmsplat.kernels.linear import linear, linear_gelu, product
 
 
 def test_linear_is_torchs_with_its_gradients(generator: torch.Generator) -> None:
@@ -32,7 +32,7 @@ def test_every_way_is_the_product(way: str, generator: torch.Generator) -> None:
         exact = [t.double().requires_grad_() for t in (x, weight, offset) if t is not None]
         expected = functional.linear(*exact)
         rules = cpu_rules.DEFAULTS
-        for operation in ("linear", "product"):
+        for operation in ("linear", "linear gelu", "product"):
             for tokens in (1, 2000):
                 for trains in (False, True):
                     name = cpu_rules.product_class(tokens, 24, 40, trains)
@@ -42,11 +42,21 @@ def test_every_way_is_the_product(way: str, generator: torch.Generator) -> None:
                 found = linear(x, weight, offset)
                 if offset is None:
                     torch.testing.assert_close(product(x, weight), found)
+                curved = linear_gelu(x, weight, offset).double()
             torch.testing.assert_close(found.double(), expected.detach(), atol=2e-5, rtol=1e-5)
+            bent = functional.gelu(expected.detach())
+            torch.testing.assert_close(curved, bent, atol=2e-5, rtol=1e-5)
             if way in cpu_rules.FORWARD_ONLY:
                 continue
             leaves = [t.clone().requires_grad_() for t in (x, weight, offset) if t is not None]
             linear(leaves[0], leaves[1], leaves[2] if bias else None).square().sum().backward()
+            again = [t.clone().requires_grad_() for t in (x, weight, offset) if t is not None]
+            linear_gelu(again[0], again[1], again[2] if bias else None).sum().backward()
+        others = [t.detach().clone().requires_grad_() for t in exact]
+        functional.gelu(functional.linear(*others)).sum().backward()
+        for leaf, twin in zip(again, others, strict=True):
+            assert leaf.grad is not None and twin.grad is not None
+            torch.testing.assert_close(leaf.grad.double(), twin.grad, atol=1e-3, rtol=1e-4)
         expected.square().sum().backward()
         for leaf, twin in zip(leaves, exact, strict=True):
             assert leaf.grad is not None and twin.grad is not None

@@ -15,12 +15,12 @@ from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate
+from torch.nn.functional import interpolate
 
 from ..errors import UserError
 from ..geometry.constants import keep_results
 from ..kernels.attention import attention
-from ..kernels.linear import linear
+from ..kernels.linear import linear, linear_gelu
 
 PATCH = 14
 GRID = 37  # patches per side of the trained position embedding
@@ -53,7 +53,7 @@ class _Mlp(Mlp):
     """timm's feed-forward network, computed by `kernels.linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = gelu(linear(x, self.fc1.weight, self.fc1.bias))
+        x = linear_gelu(x, self.fc1.weight, self.fc1.bias)
         return linear(x, self.fc2.weight, self.fc2.bias)
 
 

@@ -91,11 +91,26 @@ def _by_product(
     return out.unflatten(2, x.shape[2:])
 
 
+def _by_winograd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+) -> Tensor:
+    """A 3x3 kernel by Winograd's transforms; other kernels, and few channels, are oneDNN's."""
+    from . import _winograd  # late: numba takes a second to import
+
+    fits = weight.shape[-2:] == (3, 3) and stride == 1 and min(weight.shape[:2]) >= _winograd.LANES
+    small = min(x.shape[-2:]) + 2 * padding < 3
+    if not fits or small or cpu_rules.trains(x, weight, bias):
+        return functional.conv2d(x, weight, bias, stride, padding)
+    given = x.contiguous(memory_format=FORMATS[cpu_rules.layout(x)])
+    return _winograd.convolve(given, weight, bias, padding)
+
+
 WAYS: dict[str, Callable[..., Tensor]] = {
     "first": _in_layout("first"),
     "last": _in_layout("last"),
     "taps": _by_taps,
     "product": _by_product,
+    "winograd": _by_winograd,
 }
 
 

@@ -33,13 +33,14 @@ INSTRUCTION_SETS = ("intel-amx", "intel-avx512", "amd-avx512", "avx2", "neon", "
 # keep all scores of an attention for them.
 WAYS = {
     "linear": ("conv", "blas", "onednn"),
+    "linear gelu": ("conv", "blas", "onednn"),
     "product": ("conv", "blas", "onednn"),
-    "conv": ("direct", "first", "last", "taps", "product"),
+    "conv": ("direct", "first", "last", "taps", "product", "winograd"),
     "attention": ("default", "fused", "plain", "blocked"),
 }
-FORWARD_ONLY = {"onednn", "blocked", "plain"}
+FORWARD_ONLY = {"onednn", "blocked", "plain", "winograd"}
 FEW, NARROW = 1024, 256  # tokens, and channels, up to which a matrix product counts as such
-THIN, SMALL = 64, 4096  # channels and pixels of a map up to which a convolution counts as such
+THIN, SMALL = 32, 4096  # channels and pixels of a map up to which a convolution counts as such
 
 
 @dataclass(frozen=True)

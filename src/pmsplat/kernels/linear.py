@@ -26,6 +26,20 @@ def linear(
     return _compute("linear", x, weight, bias)
 
 
+def linear_gelu(
+    x: Float[Tensor, "*token input"],
+    weight: Float[Tensor, "output input"],
+    bias: Float[Tensor, " output"] | None = None,
+) -> Float[Tensor, "*token output"]:
+    """gelu(`linear`), with gradients to all: the first half of a feed-forward network."""
+    if not cpu_rules.on_cpu(x, weight):
+        return functional.gelu(functional.linear(x, weight, bias))
+    way = _way("linear gelu", x, weight, bias)
+    if way == "onednn":
+        return _multiply(x, weight, bias, "gelu")
+    return functional.gelu(WAYS[way](x, weight, bias))
+
+
 def product(
     x: Float[Tensor, "*token input"], matrix: Float[Tensor, "output input"]
 ) -> Float[Tensor, "*token output"]:
@@ -36,11 +50,14 @@ def product(
 
 
 def _compute(operation: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return WAYS[_way(operation, x, weight, bias)](x, weight, bias)
+
+
+def _way(operation: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     outputs, inputs = weight.shape
-    shape = cpu_rules.product_class(
-        x.numel() // inputs, inputs, outputs, cpu_rules.trains(x, weight, bias)
-    )
-    return WAYS[cpu_rules.way(operation, shape)](x, weight, bias)
+    trains = cpu_rules.trains(x, weight, bias)
+    shape = cpu_rules.product_class(x.numel() // inputs, inputs, outputs, trains)
+    return cpu_rules.way(operation, shape)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,9 +67,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """By oneDNN's matrix product, which has no gradients."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    """By oneDNN's matrix product, which has no gradients, and what it computes `then` in place."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..geometry.constants import keep_results
 from ..kernels.attention import attention
-from ..kernels.linear import Linear
+from ..kernels.linear import Linear, linear_gelu
 from .maps import compute_dtype
 
 SPLITS = 2  # windows per axis
@@ -146,6 +146,18 @@ class _Reorder(torch.autograd.Function):
         return gradients[0].index_select(1, ctx.back), None
 
 
+class FeedForward(nn.Sequential):
+    """Linear, GELU, linear; without biases."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        last = Linear(hidden, outputs, bias=False)
+        super().__init__(Linear(inputs, hidden, bias=False), nn.GELU(), last)
+
+    def forward(self, input: Tensor) -> Tensor:
+        first, _, last = self
+        return last(linear_gelu(input, first.weight))
+
+
 class Layer(nn.Module):
     """Self-attention, then cross-attention to the other views with a feed-forward network.
 
@@ -163,11 +175,7 @@ class Layer(nn.Module):
         self.cross_kv = Linear(width, 2 * width, bias=False)
         self.cross_merge = Linear(width, width, bias=False)
         self.cross_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            Linear(2 * width, 8 * width, bias=False),
-            nn.GELU(),
-            Linear(8 * width, width, bias=False),
-        )
+        self.mlp = FeedForward(2 * width, 8 * width, width)
         self.mlp_norm = nn.LayerNorm(width)
 
     def forward(
