@@ -77,7 +77,7 @@ def search(points: Any, k: int, arguments: argparse.Namespace) -> dict[str, Any]
     threads, array = torch.get_num_threads(), points.cpu().numpy()
     methods: dict[str, Callable[[], Any]] = {
         "scipy": lambda: torch.from_numpy(
-            KDTree(array).query(array, range(1, k + 1), workers=threads)[1]
+            KDTree(array).query(array, k, workers=threads)[1].reshape(-1, k)
         ),
         "ours": lambda: neighbors.k_nearest(points, points, k),
     }
