@@ -7,7 +7,7 @@ scene units, 0 where there is none. Images are float32 RGB in [0, 1], channel fi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from math import inf
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +25,7 @@ B = TypeVar("B", bound="Bundle")
 Factor = float | Float[Tensor, " batch"]  # of lengths: one for all scenes, or one for each
 Origin = tuple[float, float, float]
 Direction = tuple[float, float, float]
+Clamp = Literal["axis", "image"]  # where the clamp of the projection's Jacobian has its middle
 
 NO_OFFSET: Origin = (0.0, 0.0, 0.0)
 
@@ -196,26 +197,35 @@ class DrawingRules:
     `blur` is added to both variances of a splat, in px². `antialiased` multiplies its opacity by
     sqrt(det Σ / det(Σ + blur · I)), Σ its covariance in the image: the 2-D filter of Mip-Splatting
     (Yu et al., 2024), gsplat's `rasterize_mode="antialiased"`. `alpha_cap` is the largest alpha.
-    Gaussians at z <= `near` times the camera's near are not drawn.
+    Gaussians at z <= `near` times the camera's near, or z > `far` times its far, are not drawn.
+    The Jacobian of the projection is taken where x/z and y/z lie within 1.3 half fields of view of
+    the optical axis, or of the middle of the image, as `clamp` says; both are the same where the
+    principal point is in the middle.
     """
 
     blur: float = 0.3
     antialiased: bool = False
     alpha_cap: float = 0.99
     near: float = 0.2
+    far: float = inf
+    clamp: Clamp = "axis"
 
     def __post_init__(self) -> None:
         # Negated, so that a NaN is refused too
-        if not (0 < self.blur < inf and 0 < self.alpha_cap < 1 and 0 <= self.near < inf):
+        good = 0 < self.blur < inf and 0 < self.alpha_cap < 1 and 0 <= self.near < inf
+        if not (good and self.far > 0 and self.clamp in get_args(Clamp)):
             raise UserError(
                 f"{self}",
-                "`blur` above 0, `alpha_cap` between 0 and 1, `near` of 0 or more",
-                "start from `CLASSIC` or `MIP` of pmsplat.types",
+                "`blur` and `far` above 0, `alpha_cap` between 0 and 1, `near` of 0 or more, and "
+                "'axis' or 'image' as `clamp`",
+                "start from `CLASSIC`, `MIP` or `RESPLAT` of pmsplat.types",
             )
 
 
 CLASSIC = DrawingRules()  # Kerbl et al., 2023, and every encoder but ReSplat
 MIP = DrawingRules(antialiased=True)
+# Xu et al., "ReSplat", 2025: gsplat 1.5.3 with the cameras' near and far as its planes
+RESPLAT = DrawingRules(0.1, antialiased=True, alpha_cap=0.999, near=1.0, far=1.0, clamp="image")
 
 
 @dataclass(frozen=True)
