@@ -26,6 +26,7 @@ from pmsplat.evaluate import protocol
 from pmsplat.foundation.lpips import TAPS
 from pmsplat.kernels import cost_volume, harmonics
 from pmsplat.kernels import neighbors as search
+from pmsplat.kernels.neighbor_attention import attend_neighbors
 from pmsplat.kernels.norm import Activation, group_norm
 from pmsplat.losses import Term
 from pmsplat.nn.cost_volume import all_others, homographies
@@ -321,7 +322,8 @@ def sweep(device: FakeDevice) -> None:
 
 
 def layers(device: FakeDevice) -> None:
-    """Norms of maps of 64x64 pixels, and turned harmonics, forward and backward."""
+    """Norms of maps of 64x64 pixels, attention of 57,344 points to neighbors, and turned harmonics,
+    forward and backward."""
     for _ in range(2):
         device.ledger.forget()
         for dtype in (torch.float32, torch.bfloat16):
@@ -331,12 +333,22 @@ def layers(device: FakeDevice) -> None:
                 affine = (None, None) if groups == channels else (weight, weight)
                 with device.ledger.stage(f"norm {channels} {groups} {activation} {dtype}"):
                     group_norm(x, groups, *affine, activation).sum().backward()
+            for near in (8, 16):
+                with device.ledger.stage(f"attention to {near} neighbors {dtype}"):
+                    _attend(device, near, dtype)
         for degree in (3, 4):
             count, (height, width) = (degree + 1) ** 2, SIZE
             raw = device.empty((1, 2, height * width, 3, count)).requires_grad_()
             matrix, base = device.empty((1, 2, count, count)), device.empty(raw.shape[:-1])
             with device.ledger.stage(f"harmonics {degree}"):
                 harmonics.turn(matrix, raw, base).sum().backward()
+
+
+def _attend(device: FakeDevice, near: int, dtype: torch.dtype) -> None:
+    qkv = device.empty((1, 57_344, 192), dtype).requires_grad_()
+    table = device.empty((1, 57_344, near), torch.int64)
+    queries, keys, values = qkv.chunk(3, dim=2)
+    attend_neighbors(queries, keys, values, table).sum().backward()
 
 
 def graph(device: FakeDevice, precision: str) -> None:
