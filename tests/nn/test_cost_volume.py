@@ -135,5 +135,5 @@ def test_an_untrained_regressor_answers_the_middle(generator: torch.Generator) -
     ]
     found = regressor(maps, candidates, 2)
     middle = (2 + 0.01) / 2
-    assert (found.inv_depth - middle).abs().max() < 0.25 * middle
+    assert (found.value - middle).abs().max() < 0.25 * middle
     assert ((found.confidence > 1 / 8) & (found.confidence < 0.4)).all()

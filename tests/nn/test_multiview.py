@@ -58,7 +58,7 @@ def test_pixels_move_straight_from_one_layer_to_the_next() -> None:
         return multiview.to_windows(x.unflatten(1, (6, 10)), shift).flatten(1, 2)
 
     for before, after in ((None, False), (False, True), (True, False), (True, None)):
-        route = multiview._route(6, 10, before, after, x.device)
+        route = multiview._route(6, 10, 2, before, after, x.device)
         found = multiview._Reorder.apply(windows(x, before), route)
         expected = windows(x, after)
         assert torch.equal(found, expected)
