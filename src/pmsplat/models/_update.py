@@ -17,7 +17,7 @@ from ..foundation import resnet
 from ..geometry.constants import constant
 from ..kernels.linear import Linear, linear
 from ..nn.maps import join, pieces, resize
-from ..nn.points import GlobalBlock, NeighborBlock, to_maps, to_points
+from ..nn.points import GlobalBlock, NeighborBlock, Neighbors, to_points
 from ..nn.unet import zeroed
 from ..types import Bundle, DrawingRules, Gaussians
 from ._head import world_quats
@@ -72,7 +72,7 @@ class Photos(Bundle):
     """The photographs that pictures are compared with, and their features."""
 
     images: Float[Tensor, "batch view 3 height width"]
-    features: tuple[Float[Tensor, "n channel _ _"], ...]
+    features: tuple[Float[Tensor, "n _ _ _"], ...]
 
     @property
     def views(self) -> int:
@@ -134,16 +134,16 @@ class Update(nn.Module):
         state: State,
         pictures: Float[Tensor, "batch view 3 height width"],
         photos: Photos,
-        neighbors: Int[Tensor, "batch gaussian k"],
+        table: Int[Tensor, "batch gaussian k"],
     ) -> State:
         """The state after a step that saw `pictures` of it in the cameras of the photographs.
 
-        `neighbors` are those of the means. Gradients flow back to `hidden` and, where it has not
-        been cut off, through the pictures to the step before; not to `parameters`.
+        `table` lists the Gaussians that each one looks at. Gradients flow back to `hidden` and
+        through the pictures to the step before, not to `parameters`.
         """
-        given = state.parameters.detach()
-        maps = self.views(self._errors(pictures, photos), photos.views)
-        x = self._join(given, state.hidden, to_points(maps, photos.views))
+        given, neighbors = state.parameters.detach(), Neighbors.of(table)
+        errors = self.views(self._errors(pictures, photos), photos.views)
+        x = self._join(given, state.hidden, to_points(errors, photos.views))
         for block in self.blocks:
             x = block(x, neighbors)
         hidden = state.hidden + x
@@ -157,7 +157,7 @@ class Update(nn.Module):
     @torch.no_grad()
     def _features(
         self, images: Float[Tensor, "batch view 3 height width"]
-    ) -> tuple[Float[Tensor, "n channel _ _"], ...]:
+    ) -> tuple[Float[Tensor, "n _ _ _"], ...]:
         flat = images.flatten(0, 1)
         parts = [self.features(flat[part]) for part in pieces(flat)]
         return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))

@@ -5,6 +5,8 @@ They alternate between a few neighbours in space and a coarse look at all views:
 Transformer", ICCV 2021. Positions act only through the choice of neighbours.
 """
 
+from dataclasses import dataclass
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -14,12 +16,25 @@ from torch.nn.functional import gelu
 from ..kernels.attention import attention
 from ..kernels.convolution import Conv2d
 from ..kernels.linear import Linear
-from ..kernels.neighbor_attention import attend_neighbors
+from ..kernels.neighbor_attention import InverseTable, attend_neighbors, invert
 
 HEADS = 4  # of attention among all views
 BLOCK = 4  # pixels per side that it joins into one token
 WIDER = 4  # how many times the hidden layer of an MLP is as wide as its input
 HIDDEN = 2**23  # numbers of a hidden layer that are held at a time, without gradients
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Which points each point looks at, within its scene, and what all blocks' gradients share."""
+
+    table: Int[Tensor, "batch point k"]
+    inverse: InverseTable | None  # where gradients are wanted
+
+    @staticmethod
+    def of(table: Int[Tensor, "batch point k"]) -> "Neighbors":
+        wanted = torch.is_grad_enabled()
+        return Neighbors(table, invert(table, table.shape[1]) if wanted else None)
 
 
 class Mlp(nn.Module):
@@ -53,11 +68,11 @@ class NeighborBlock(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(
-        self, x: Float[Tensor, "batch point channel"], table: Int[Tensor, "batch point k"]
+        self, x: Float[Tensor, "batch point channel"], near: Neighbors
     ) -> Float[Tensor, "batch point channel"]:
-        """`table` lists the neighbours of each point, itself or not, within its scene."""
         queries, keys, values = self.qkv(self.norm(x)).chunk(3, dim=-1)
-        return self.mlp(x + self.out(attend_neighbors(queries, keys, values, table)))
+        seen = attend_neighbors(queries, keys, values, near.table, near.inverse)
+        return self.mlp(x + self.out(seen))
 
 
 class TokenBlock(nn.Module):
