@@ -31,6 +31,8 @@ from ._update import Splats, Update
 
 MATCHED = 2  # views that each view is matched with, where there are more than three
 VIT_LIMIT = 560  # pixels along the longer side of what the ViT sees
+# A guess: COLMAP moves cameras to an extent of 10, and DL3DV's walk around what they look at.
+TYPICAL_DEPTH = 5.0
 WINDOW_VIEWS = 32  # other views in whose windows neighbours are sought
 FARTHEST = 1e9  # coordinates among which neighbours are sought; a diverged model has others too
 
@@ -63,6 +65,7 @@ class Config:
 
     def __post_init__(self) -> None:
         layout_of(self)
+        check_near(self.near)
         sizes = {
             "planes": whole(2),
             "transformer_layers": whole(0),
@@ -76,7 +79,6 @@ class Config:
         check_choice("latent", self.latent, (2, 4))
         finer = [1, 4, 16][: self.latent.bit_length()]
         check_choice("gaussians_per_point", self.gaussians_per_point, finer)
-        check_near(self.near)
 
 
 def layout_of(cfg: Config) -> Layout:
@@ -127,6 +129,11 @@ class ReSplat(nn.Module):
     def far(self) -> float:
         """The farthest depth of these scenes."""
         return self.cfg.far
+
+    @property
+    def typical_depth(self) -> float:
+        """The usual depth of these scenes."""
+        return TYPICAL_DEPTH
 
     @property
     def steps(self) -> int | None:
