@@ -49,7 +49,8 @@ class Splats(Bundle):
     def in_world(self, c2w: Float[Tensor, "batch view 4 4"], rules: DrawingRules) -> Gaussians:
         """The same as everybody else has them; `c2w` are the cameras of their views."""
         own = self.quats_xyzw.unflatten(1, (c2w.shape[1], -1))
-        quats = world_quats(own, c2w[..., :3, :3].float()).flatten(1, 2)
+        with torch.autocast(c2w.device.type, enabled=False):
+            quats = world_quats(own, c2w[..., :3, :3].float()).flatten(1, 2)
         return Gaussians(self.means, self.scales, quats, self.opacities, self.sh, rules)
 
 
