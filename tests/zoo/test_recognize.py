@@ -22,7 +22,8 @@ TINY = {"vit": "none", "width": 32, "planes": 16, "transformer_layers": 0, "head
 ALIKE = [
     {"depthsplat-gs-base-re10k-256x448-view2", "depthsplat-gs-base-dl3dv-256x448-randview2-6",
      "depthsplat-gs-base-re10kdl3dv-448x768-randview2-6"},
-    {"depthsplat-depth-small-352x640-randview2-8", "depthsplat-depth-small"},
+    {"depthsplat-depth-small-352x640-randview2-8", "depthsplat-depth-small",
+     "resplat-depth-small-352x640"},
     {"depthsplat-depth-base-352x640-randview2-8", "depthsplat-depth-base"},
     {"depthsplat-gs-base-dl3dv-256x448", "pmloss", "ori_depthsplat_tuned"},
     {"resplat-base-dl3dv-256x448-view8", "resplat-base-dl3dv-256x448-view16",

@@ -4,7 +4,7 @@ Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025; Xu 
 Learning Recurrent Gaussian Splatting", ECCV 2026.
 """
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -80,9 +80,8 @@ class Layout:
 
         `fixed` are fields that the model does not leave to its settings.
         """
-        given = {f.name: getattr(cfg, f.name, f.default) for f in fields(cls)} | fixed
-        assert MISSING not in given.values()
-        layout = cls(**given)
+        settings = {f.name: getattr(cfg, f.name) for f in fields(cls) if hasattr(cfg, f.name)}
+        layout = cls(**settings | fixed)
         for name, valid in CHOICES.items():
             check_choice(name, getattr(layout, name), valid)
         check_settings(layout, {"vit_limit": whole(0)}, "model.")

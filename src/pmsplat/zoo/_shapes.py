@@ -55,7 +55,9 @@ def recognize_shapes(state: Mapping[str, Tensor]) -> ShapeMatch:
     kinds = ("depthsplat2024",) if is_2024 else ("depthsplat",)
     kinds = kinds if prefix else ("depthsplat", "depthsplat2024")
     names = tuple(name for name in ZOO if ZOO[name].model in kinds and _agrees(name, found))
-    release = "DepthSplat" + (" of 2024" if is_2024 else " of 2025" if prefix else "'s depth")
+    release = "DepthSplat" + (
+        " of 2024" if is_2024 else " of 2025" if prefix else "'s or ReSplat's depth"
+    )
     words = ", ".join(f"{key}={value}" for key, value in found.items() if key != "gaussians")
     return ShapeMatch(names, f"{release} ({words})")
 

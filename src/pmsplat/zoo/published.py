@@ -1,7 +1,8 @@
 """The released models: their files, training data, licenses, and settings of our encoders.
 
-Facts are from the authors (MODEL_ZOO.md of cvg/depthsplat at 1f5e548 and 5796161, README.md of
-aim-uofa/PM-Loss and donydchen/mvsplat, the pages of their files on the hub).
+Facts are from the authors (MODEL_ZOO.md of cvg/depthsplat at 1f5e548 and 5796161 and of cvg/resplat
+at cc4594a, README.md of aim-uofa/PM-Loss and donydchen/mvsplat, the pages of their files on the
+hub).
 """
 
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ LARGE = {"vit": "vitl", "scales": 2}
 EIGHTH = {"lowest": 8}
 HIGH = {"lowest": 8, "scale_max": 0.1}
 DEPTH_ONLY = {"lowest": 8, "gaussians": False}
+RESPLAT_DEPTH = {"depth_space": "log", "windows": "by_width", "vit_limit": 560, "near": None}
 WIDE = {"features": 128, "unet_width": 32}
 TUNED = BASE | WIDE | {"lowest": 8, "neighbors": 2, "near": 1.0}
 
@@ -60,6 +62,13 @@ def _of_2025(name: str, sha256: str, parameters: int, data: str, settings: dict)
 def _of_2024(name: str, sha256: str, parameters: int, data: str, settings: dict) -> Published:
     source = Source(*OCTOBER_2024, f"{name}-{sha256[:8]}.pth", sha256)
     return Published("depthsplat2024", settings, source, parameters, data)
+
+
+def _depth_of_resplat(name: str, sha256: str, parameters: int, vit: str) -> Published:
+    """One scale, unlike DepthSplat's; trained to search depth from 0.01 to 200."""
+    settings = DEPTH_ONLY | RESPLAT_DEPTH | {"vit": vit}
+    source = Source(*RESPLAT, f"{name}-{sha256}.pth", sha256)
+    return Published("depthsplat", settings, source, parameters, DEPTH_2025)
 
 
 def _pmloss(name: str, offsets: str) -> Published:
@@ -121,6 +130,12 @@ _RELEASES_2024 = {
     "depthsplat-depth-large": ("50d3d7cf", 337_518_529, DEPTH_2024, LARGE | DEPTH_ONLY),
 }  # fmt: skip
 
+_DEPTH_OF_RESPLAT = {
+    "resplat-depth-small-352x640": ("b0ebc084", 35_534_721, "vits"),
+    "resplat-depth-base-352x640": ("60be7abf", 106_378_393, "vitb"),
+    "resplat-depth-large-352x640": ("05f9beac", 330_631_265, "vitl"),
+}
+
 RESPLAT_BASE: dict[str, Any] = {"vit": "vitb", "point_width": 512}
 RESPLAT_HALF = RESPLAT_BASE | {"half_depth": True, "scale_max": 3.0, "steps": 2}
 RESPLAT_RE10K = RESPLAT_BASE | {"lowest": 4, "far": 100.0}
@@ -147,6 +162,7 @@ _RELEASES_RESPLAT = {
 ZOO = {
     **{name: _of_2025(name, *facts) for name, facts in _RELEASES_2025.items()},
     **{name: _of_2024(name, *facts) for name, facts in _RELEASES_2024.items()},
+    **{name: _depth_of_resplat(name, *facts) for name, facts in _DEPTH_OF_RESPLAT.items()},
     **{
         name: _resplat(name, sha256, parameters, "DL3DV", settings)
         for name, (sha256, parameters, settings) in _RELEASES_RESPLAT.items()
