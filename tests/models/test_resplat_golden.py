@@ -171,11 +171,12 @@ def test_the_update_of_given_gaussians_equals_the_official_one(shared: Path) -> 
     generator = np.random.Generator(np.random.PCG64(7501))
     condition = torch.from_numpy(generator.standard_normal((2, 256, 16, 16)).astype(np.float32))
     names = ("means", "scales", "rotations_unnorm", "opacities", "harmonics")
-    *parts, harmonics = (case[f"in/init/{name}"] for name in names)
-    assert (parts[3] == 1).any()
+    means, scales, quats, opacities, harmonics = (case[f"in/init/{name}"] for name in names)
+    assert (opacities == 1).any()
+    splats = Splats(means, scales, quats, opacities, harmonics.transpose(-1, -2))
     with torch.no_grad():
         photos = update.observe(case.views.images)
-        state = update.start(Splats(*parts, harmonics.transpose(-1, -2)), condition, photos)
+        state = update.start(splats, condition, photos)
         for step in range(1, case.steps + 1):
             means = state.splats.means
             official = case.table(f"step{step}", 1, local=False)
@@ -250,8 +251,8 @@ def test_gradients_of_the_update_equal_the_official_ones(
     assert model.update is not None
     step = model.update.step
 
-    def spy(*given: Any) -> State:
-        states.append(step(*given))
+    def spy(state: State, *given: Any) -> State:
+        states.append(step(state, *given))
         return states[-1]
 
     monkeypatch.setattr(model.update, "step", spy)

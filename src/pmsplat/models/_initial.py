@@ -40,13 +40,13 @@ NUMBERS = 10 + 3 * (SH_DEGREE + 1) ** 2
 class Points(nn.Module):
     """Images, depth and the depth network's maps -> features of points.
 
-    A point stands for a block of `latent` x `latent` pixels of a view. With `half`, the depth
+    A point stands for a block of `latent` x `latent` pixels of a view. With `halved`, the depth
     network saw images of half the size.
     """
 
-    def __init__(self, layout: Layout, latent: int, width: int, half: bool) -> None:
+    def __init__(self, layout: Layout, latent: int, width: int, halved: bool) -> None:
         super().__init__()
-        self.latent, self.half = latent, half
+        self.latent, self.halved = latent, halved
         known = 3 * latent**2 + 1 + self._channels(layout)
         self.regressor = nn.Sequential(
             Conv2d(known + 1, width, 3, padding=1), nn.GELU(), Conv2d(width, width, 3, padding=1)
@@ -109,7 +109,7 @@ class Points(nn.Module):
         are resized, or, on a grid that is as fine as the finest of them, laid out too.
         """
         vit, others = [*features.taps], [*features.cnn, features.matched[0]]
-        if self.half:
+        if self.halved:
             vit, others = [_doubled(x) for x in vit], [_doubled(x) for x in others]
         coarse = grid[0] * self.latent // PATCH, grid[1] * self.latent // PATCH
         vit = [pixel_shuffle(resize(x, coarse), PATCH // self.latent) for x in vit]
@@ -121,7 +121,7 @@ class Points(nn.Module):
         self, probability: Float[Tensor, "n height width plane"], grid: tuple[int, int]
     ) -> Float[Tensor, "n 1 rows columns"]:
         """The probability of the best depth at each point's nearest pixel."""
-        if self.half:
+        if self.halved:
             probability = _doubled(probability.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return interpolate(probability.amax(dim=-1)[:, None], size=grid, mode="nearest")
 
