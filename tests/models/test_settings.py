@@ -32,7 +32,7 @@ BAD_OF: dict[str, dict[str, list[Any]]] = {
         "gaussians_per_point": [2, 16],
         "point_width": [0, 6],
         "state_width": [0],
-        "steps": [-1, 0.5],
+        "steps": [-1],
         "scale_max": [0.0],
         "far": [0.01, -1.0],
     },
