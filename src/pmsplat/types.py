@@ -7,7 +7,7 @@ scene units, 0 where there is none. Images are float32 RGB in [0, 1], channel fi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from math import inf
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,9 +25,9 @@ B = TypeVar("B", bound="Bundle")
 Factor = float | Float[Tensor, " batch"]  # of lengths: one for all scenes, or one for each
 Origin = tuple[float, float, float]
 Direction = tuple[float, float, float]
-Clamp = Literal["axis", "image"]  # where the clamp of the projection's Jacobian has its middle
 
 NO_OFFSET: Origin = (0.0, 0.0, 0.0)
+CLAMPS = ("axis", "image")  # what the clamp of the projection's Jacobian may be about
 
 
 def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -208,12 +208,12 @@ class DrawingRules:
     alpha_cap: float = 0.99
     near: float = 0.2
     far: float = inf
-    clamp: Clamp = "axis"
+    clamp: str = "axis"
 
     def __post_init__(self) -> None:
         # Negated, so that a NaN is refused too
         good = 0 < self.blur < inf and 0 < self.alpha_cap < 1 and 0 <= self.near < inf
-        if not (good and self.far > 0 and self.clamp in get_args(Clamp)):
+        if not (good and self.far > 0 and self.clamp in CLAMPS):
             raise UserError(
                 f"{self}",
                 "`blur` and `far` above 0, `alpha_cap` between 0 and 1, `near` of 0 or more, and "

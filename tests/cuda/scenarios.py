@@ -35,7 +35,18 @@ from pmsplat.nn.maps import set_memory_format
 from pmsplat.render import rasterize
 from pmsplat.train import optim
 from pmsplat.train.step import training_step
-from pmsplat.types import Batch, Gaussians, Pointmap, Prediction, Rendering, StepOutput, Views
+from pmsplat.types import (
+    CLASSIC,
+    RESPLAT,
+    Batch,
+    DrawingRules,
+    Gaussians,
+    Pointmap,
+    Prediction,
+    Rendering,
+    StepOutput,
+    Views,
+)
 from pmsplat.zoo.infer import infer
 from pmsplat.zoo.published import MARCH_SETTINGS, ZOO
 from tests.scenes import random_cameras, random_gaussians
@@ -94,6 +105,7 @@ def scenarios() -> dict[str, Scenario]:
         found[f"graph {precision}"] = partial(graph, precision=precision)
     found |= {
         "draw auto": partial(draw, backend="auto"),
+        "draw resplat": partial(draw, backend="auto", rules=RESPLAT),
         "draw gsplat": partial(draw, backend="gsplat"),
         "draw deterministic": partial(draw, backend="triton", deterministic=True),
     }
@@ -230,7 +242,9 @@ def predict(
                 rasterize(gaussians, camera, batch.target.size)
 
 
-def draw(device: FakeDevice, backend: str, deterministic: bool = False) -> None:
+def draw(
+    device: FakeDevice, backend: str, deterministic: bool = False, rules: DrawingRules = CLASSIC
+) -> None:
     """A drawing of 8 scenes of 131,072 Gaussians into 4 views each, with all that there is; its
     gradients are the same in every run if `deterministic`."""
     ledger, g = device.ledger, torch.Generator().manual_seed(0)
@@ -243,7 +257,9 @@ def draw(device: FakeDevice, backend: str, deterministic: bool = False) -> None:
         ledger.forget()
         leaves = gaussians.map(lambda x: x.detach().requires_grad_())
         with reproducible(deterministic), ledger.stage("forward"):
-            drawn = rasterize(leaves, cameras, SIZE, backend, attributes=features, extras=extras)
+            drawn = rasterize(
+                leaves, cameras, SIZE, backend, attributes=features, extras=extras, rules=rules
+            )
         with reproducible(deterministic), ledger.stage("backward"):
             _sum(drawn).backward()
         del drawn, leaves

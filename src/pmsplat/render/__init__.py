@@ -50,8 +50,8 @@ def rasterize(
       view (± 1.3 · width / (2 fx), the same in y) of the optical axis, or with `clamp` "image"
       (RESPLAT) of the middle of the image. That gives the covariance Σ of a splat, in px².
     * `blur` (0.3) is added to both variances: Σ' = Σ + blur · I. Where the rules are `antialiased`
-      (CLASSIC: no, MIP and RESPLAT: yes), the opacity is multiplied by sqrt(det Σ / det Σ'), so that a splat
-      covers as much as it would without the blur.
+      (CLASSIC: no, MIP and RESPLAT: yes), the opacity is multiplied by sqrt(det Σ / det Σ'), so
+      that a splat covers as much as it would without the blur.
     * alpha = min(`alpha_cap`, opacity · exp(-½ dᵀ Σ'⁻¹ d)) at the pixel centre (index + 0.5), with
       a cap of 0.99, skipped below 1/255. A pixel ends before the Gaussian that would leave it a
       transmittance below 1e-4.
@@ -64,9 +64,10 @@ def rasterize(
 
     `gsplat` differs in details: alpha is capped at 0.999 and the clamp is about the middle of the
     image, also where the rules are CLASSIC or MIP, and antialiased it takes det Σ as a difference
-    in float32, which is inexact for Gaussians seen edge-on. `diff_gaussian` draws a Gaussian to three standard
-    deviations only, which cuts something off where its opacity is above 0.35; its gradient is not
-    exact where the clamp acts; antialiased it multiplies the opacity by 0.005 or more.
+    in float32, which is inexact for Gaussians seen edge-on. `diff_gaussian` draws a Gaussian to
+    three standard deviations only, which cuts something off where its opacity is above 0.35; its
+    gradient is not exact where the clamp acts; antialiased it multiplies the opacity by 0.005 or
+    more.
 
     Args:
         gaussians: world space, several scenes of equal count; any count, also 0.
