@@ -189,11 +189,14 @@ def lpips_weights() -> str:
 
 
 def train(device: FakeDevice, name: str, cases: Sequence[tuple[int, str]]) -> None:
-    """Steps as `TrainingModule` takes them, with the published losses and PM-Loss."""
+    """Steps as `TrainingModule` takes them, with the published losses and, where there is a
+    Gaussian for each pixel, PM-Loss."""
     ledger = device.ledger
-    model = build(*configured()[name], device).train()
+    component, settings = configured()[name]
+    model = build(component, settings, device).train()
     encoder = CastTogether(model)
-    terms = {loss: make_term(loss) for loss in ("mse", "lpips", "pointmap")}
+    losses = ("mse", "lpips") if component == "resplat" else ("mse", "lpips", "pointmap")
+    terms = {loss: make_term(loss) for loss in losses}
     optimizer, schedule = optim.build(model, optim.Config(), 1000)
     warm_up = [(2, precision) for precision in ("tf32", "bf16")]
     for at, (views, precision) in enumerate([*warm_up, *cases]):

@@ -9,10 +9,11 @@ from urllib.error import URLError
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm, max_pool2d
 
 from ..errors import UserError
 from ..geometry.constants import constant
-from ..kernels.convolution import Conv2d, conv2d
+from ..kernels.convolution import Conv2d
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 WIDTHS = (64, 64, 128)  # channels of the maps
@@ -32,19 +33,9 @@ class StoredNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """The factor and the summand of every channel."""
-        factor = self.weight * (self.running_var + EPS).rsqrt()
-        summand = self.bias - self.running_mean * factor
-        return factor.to(self.weight), summand.to(self.weight)
-
-    def after(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """The norm of a convolution of `x`, as one convolution."""
-        factor, summand = self.affine()
-        weight = conv.weight * factor[:, None, None, None]
-        padding = conv.padding[0]
-        assert isinstance(padding, int)
-        return conv2d(x, weight, summand, conv.stride[0], padding)
+    def forward(self, x: Float[Tensor, "n channel height width"]) -> Tensor:
+        mean, var = self.running_mean.to(self.weight), self.running_var.to(self.weight)
+        return batch_norm(x, mean, var, self.weight, self.bias, eps=EPS)
 
 
 class BasicBlock(nn.Module):
@@ -62,13 +53,8 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(shortcut, StoredNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1.after(self.conv1, x).relu()
-        y = self.bn2.after(self.conv2, y)
-        if self.downsample is not None:
-            shortcut, norm = self.downsample
-            assert isinstance(shortcut, nn.Conv2d) and isinstance(norm, StoredNorm)
-            x = norm.after(shortcut, x)
-        return (x + y).relu()
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + (x if self.downsample is None else self.downsample(x))).relu()
 
 
 class ResNet(nn.Module):
@@ -91,9 +77,7 @@ class ResNet(nn.Module):
         mean, std = (constant(x, images)[:, None, None] for x in (MEAN, STD))
         normalized = ((images - mean) / std).to(self.conv1.weight.dtype)
         stem = self.conv1(normalized.contiguous(memory_format=torch.channels_last))
-        factor, summand = self.bn1.affine()
-        x = torch.addcmul(summand[:, None, None], stem, factor[:, None, None]).relu()
-        first = self.layer1(nn.functional.max_pool2d(x, 3, 2, padding=1))
+        first = self.layer1(max_pool2d(self.bn1(stem).relu(), 3, 2, padding=1))
         return stem, first, self.layer2(first)
 
 
