@@ -351,11 +351,18 @@ def as_triple(vector: Float[Tensor, "3"]) -> tuple[float, float, float]:
 class Prediction(Bundle):
     """An encoder's prediction for its context views, coarse to fine; the last level is the result.
 
-    `depths[i]` is z in scene units. In eval mode there is only the result.
+    `depths[i]` is z in scene units. In eval mode there is only the result. The levels of a
+    recurrent update, which changes Gaussians and not depth, have no depth of their own: depths are
+    then those of the first levels.
     """
 
     depths: tuple[Float[Tensor, "batch view height width"], ...]
     gaussians: tuple[Gaussians, ...]
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are, of depth or of Gaussians."""
+        return max(len(self.depths), len(self.gaussians))
 
     def scaled(self, factor: Factor) -> "Prediction":
         """The same prediction in a world `factor` times as large."""
@@ -421,9 +428,15 @@ class StepOutput(Bundle):
             )
         return self.renderings[-1]
 
+    @property
+    def depth(self) -> Float[Tensor, "batch view height width"] | None:
+        """The depth of the last level; None where that level updates the Gaussians alone."""
+        depths = self.prediction.depths
+        return depths[-1] if len(depths) == self.prediction.levels else None
+
     def up_to(self, level: int) -> "StepOutput":
         """The same step as if refinement had stopped at `level`: its answer is that level's."""
         depths, gaussians = self.prediction.depths, self.prediction.gaussians
         cut = Prediction(depths[: level + 1], gaussians[: level + 1])
-        left = self.levels_left + len(depths) - 1 - level
+        left = self.levels_left + self.prediction.levels - 1 - level
         return StepOutput(self.batch, cut, self.renderings[: level + 1], left)
