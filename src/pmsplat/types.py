@@ -28,6 +28,7 @@ Origin = tuple[float, float, float]
 Direction = tuple[float, float, float]
 
 NO_OFFSET: Origin = (0.0, 0.0, 0.0)
+CLAMPS = ("axis", "image")  # what the clamp of the projection's Jacobian may be about
 
 
 def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -230,26 +231,35 @@ class DrawingRules:
     `blur` is added to both variances of a splat, in px². `antialiased` multiplies its opacity by
     sqrt(det Σ / det(Σ + blur · I)), Σ its covariance in the image: the 2-D filter of Mip-Splatting
     (Yu et al., 2024), gsplat's `rasterize_mode="antialiased"`. `alpha_cap` is the largest alpha.
-    Gaussians at z <= `near` times the camera's near are not drawn.
+    Gaussians at z <= `near` times the camera's near, or z > `far` times its far, are not drawn.
+    The Jacobian of the projection is taken where x/z and y/z lie within 1.3 half fields of view of
+    the optical axis, or of the middle of the image, as `clamp` says; both are the same where the
+    principal point is in the middle.
     """
 
     blur: float = 0.3
     antialiased: bool = False
     alpha_cap: float = 0.99
     near: float = 0.2
+    far: float = inf
+    clamp: str = "axis"
 
     def __post_init__(self) -> None:
         # Negated, so that a NaN is refused too
-        if not (0 < self.blur < inf and 0 < self.alpha_cap < 1 and 0 <= self.near < inf):
+        good = 0 < self.blur < inf and 0 < self.alpha_cap < 1 and 0 <= self.near < inf
+        if not (good and self.far > 0 and self.clamp in CLAMPS):
             raise UserError(
                 f"{self}",
-                "`blur` above 0, `alpha_cap` between 0 and 1, `near` of 0 or more",
-                "start from `CLASSIC` or `MIP` of pmsplat.types",
+                "`blur` and `far` above 0, `alpha_cap` between 0 and 1, `near` of 0 or more, and "
+                "'axis' or 'image' as `clamp`",
+                "start from `CLASSIC`, `MIP` or `RESPLAT` of pmsplat.types",
             )
 
 
 CLASSIC = DrawingRules()  # Kerbl et al., 2023, and every encoder but ReSplat
 MIP = DrawingRules(antialiased=True)
+# Xu et al., "ReSplat", 2025: gsplat 1.5.3 with the cameras' near and far as its planes
+RESPLAT = DrawingRules(0.1, antialiased=True, alpha_cap=0.999, near=1.0, far=1.0, clamp="image")
 
 
 @dataclass(frozen=True)
@@ -390,12 +400,18 @@ def as_triple(vector: Float[Tensor, "3"]) -> tuple[float, float, float]:
 class Prediction(Bundle):
     """An encoder's prediction for its context views, coarse to fine; the last level is the result.
 
-    `depths[i]` is z in scene units. In eval mode there is only the result. The steps of an encoder
-    that has some are levels of `gaussians` alone, after those that have a depth.
+    `depths[i]` is z in scene units. In eval mode there is only the result. The levels of a
+    recurrent update, which changes Gaussians and not depth, have no depth of their own: depths are
+    then those of the first levels.
     """
 
     depths: tuple[Float[Tensor, "batch view height width"], ...]
     gaussians: tuple[Gaussians, ...]
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are, of depth or of Gaussians."""
+        return max(len(self.depths), len(self.gaussians))
 
     def scaled(self, factor: Factor) -> "Prediction":
         """The same prediction in a world `factor` times as large."""
@@ -469,9 +485,15 @@ class StepOutput(Bundle):
             )
         return self.renderings[-1]
 
+    @property
+    def depth(self) -> Float[Tensor, "batch view height width"] | None:
+        """The depth of the last level; None where that level updates the Gaussians alone."""
+        depths = self.prediction.depths
+        return depths[-1] if len(depths) == self.prediction.levels else None
+
     def up_to(self, level: int) -> "StepOutput":
         """The same step as if refinement had stopped at `level`: its answer is that level's."""
         depths, gaussians = self.prediction.depths, self.prediction.gaussians
         cut = Prediction(depths[: level + 1], gaussians[: level + 1])
-        left = self.levels_left + len(depths) - 1 - level
+        left = self.levels_left + self.prediction.levels - 1 - level
         return StepOutput(self.batch, cut, self.renderings[: level + 1], left)

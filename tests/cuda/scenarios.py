@@ -26,6 +26,7 @@ from pmsplat.evaluate import protocol
 from pmsplat.foundation.lpips import TAPS
 from pmsplat.kernels import cost_volume, harmonics
 from pmsplat.kernels import neighbors as search
+from pmsplat.kernels.neighbor_attention import attend_neighbors
 from pmsplat.kernels.norm import Activation, group_norm
 from pmsplat.losses import Term
 from pmsplat.nn.cost_volume import all_others, homographies
@@ -34,7 +35,18 @@ from pmsplat.nn.maps import set_memory_format
 from pmsplat.render import rasterize
 from pmsplat.train import optim
 from pmsplat.train.step import training_step
-from pmsplat.types import Batch, Gaussians, Pointmap, Prediction, Rendering, StepOutput, Views
+from pmsplat.types import (
+    CLASSIC,
+    RESPLAT,
+    Batch,
+    DrawingRules,
+    Gaussians,
+    Pointmap,
+    Prediction,
+    Rendering,
+    StepOutput,
+    Views,
+)
 from pmsplat.zoo.infer import infer
 from pmsplat.zoo.published import MARCH_SETTINGS, ZOO
 from tests.scenes import random_cameras, random_gaussians
@@ -93,6 +105,7 @@ def scenarios() -> dict[str, Scenario]:
         found[f"graph {precision}"] = partial(graph, precision=precision)
     found |= {
         "draw auto": partial(draw, backend="auto"),
+        "draw resplat": partial(draw, backend="auto", rules=RESPLAT),
         "draw gsplat": partial(draw, backend="gsplat"),
         "draw deterministic": partial(draw, backend="triton", deterministic=True),
     }
@@ -176,11 +189,14 @@ def lpips_weights() -> str:
 
 
 def train(device: FakeDevice, name: str, cases: Sequence[tuple[int, str]]) -> None:
-    """Steps as `TrainingModule` takes them, with the published losses and PM-Loss."""
+    """Steps as `TrainingModule` takes them, with the published losses and, where there is a
+    Gaussian for each pixel, PM-Loss."""
     ledger = device.ledger
-    model = build(*configured()[name], device).train()
+    component, settings = configured()[name]
+    model = build(component, settings, device).train()
     encoder = CastTogether(model)
-    terms = {loss: make_term(loss) for loss in ("mse", "lpips", "pointmap")}
+    losses = ("mse", "lpips") if component == "resplat" else ("mse", "lpips", "pointmap")
+    terms = {loss: make_term(loss) for loss in losses}
     optimizer, schedule = optim.build(model, optim.Config(), 1000)
     warm_up = [(2, precision) for precision in ("tf32", "bf16")]
     for at, (views, precision) in enumerate([*warm_up, *cases]):
@@ -229,7 +245,9 @@ def predict(
                 rasterize(gaussians, camera, batch.target.size)
 
 
-def draw(device: FakeDevice, backend: str, deterministic: bool = False) -> None:
+def draw(
+    device: FakeDevice, backend: str, deterministic: bool = False, rules: DrawingRules = CLASSIC
+) -> None:
     """A drawing of 8 scenes of 131,072 Gaussians into 4 views each, with all that there is; its
     gradients are the same in every run if `deterministic`."""
     ledger, g = device.ledger, torch.Generator().manual_seed(0)
@@ -242,7 +260,9 @@ def draw(device: FakeDevice, backend: str, deterministic: bool = False) -> None:
         ledger.forget()
         leaves = gaussians.map(lambda x: x.detach().requires_grad_())
         with reproducible(deterministic), ledger.stage("forward"):
-            drawn = rasterize(leaves, cameras, SIZE, backend, attributes=features, extras=extras)
+            drawn = rasterize(
+                leaves, cameras, SIZE, backend, attributes=features, extras=extras, rules=rules
+            )
         with reproducible(deterministic), ledger.stage("backward"):
             _sum(drawn).backward()
         del drawn, leaves
@@ -321,7 +341,8 @@ def sweep(device: FakeDevice) -> None:
 
 
 def layers(device: FakeDevice) -> None:
-    """Norms of maps of 64x64 pixels, and turned harmonics, forward and backward."""
+    """Norms of maps of 64x64 pixels, attention of 57,344 points to neighbors, and turned harmonics,
+    forward and backward."""
     for _ in range(2):
         device.ledger.forget()
         for dtype in (torch.float32, torch.bfloat16):
@@ -331,12 +352,22 @@ def layers(device: FakeDevice) -> None:
                 affine = (None, None) if groups == channels else (weight, weight)
                 with device.ledger.stage(f"norm {channels} {groups} {activation} {dtype}"):
                     group_norm(x, groups, *affine, activation).sum().backward()
+            for near in (8, 16):
+                with device.ledger.stage(f"attention to {near} neighbors {dtype}"):
+                    _attend(device, near, dtype)
         for degree in (3, 4):
             count, (height, width) = (degree + 1) ** 2, SIZE
             raw = device.empty((1, 2, height * width, 3, count)).requires_grad_()
             matrix, base = device.empty((1, 2, count, count)), device.empty(raw.shape[:-1])
             with device.ledger.stage(f"harmonics {degree}"):
                 harmonics.turn(matrix, raw, base).sum().backward()
+
+
+def _attend(device: FakeDevice, near: int, dtype: torch.dtype) -> None:
+    qkv = device.empty((1, 57_344, 192), dtype).requires_grad_()
+    table = device.empty((1, 57_344, near), torch.int64)
+    queries, keys, values = qkv.chunk(3, dim=2)
+    attend_neighbors(queries, keys, values, table).sum().backward()
 
 
 def graph(device: FakeDevice, precision: str) -> None:

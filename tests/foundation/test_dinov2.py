@@ -4,7 +4,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from pmsplat.errors import UserError
-from pmsplat.foundation.dinov2 import DinoV2
+from pmsplat.foundation.dinov2 import DinoV2, patches_within
 from tests.golden import components
 
 
@@ -41,6 +41,30 @@ def test_taps_are_timms_own_after_the_final_norm(small: DinoV2) -> None:
         )
         found = small(images)
     torch.testing.assert_close(list(found), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_large_images_are_seen_within_the_limit() -> None:
+    """As the official code has it where it takes the image: by width, and no higher than wide."""
+
+    def official(height: int, width: int) -> tuple[int, int]:
+        if width > 560:
+            height, width = int(height / width * 560), 560
+        return height // 14, width // 14
+
+    sizes = ((256, 448), (352, 640), (512, 960), (576, 960), (64, 800), (560, 560), (720, 720))
+    for height, width in sizes:
+        assert patches_within(height, width, 560) == official(height, width)
+        assert patches_within(width, height, 560) == official(height, width)[::-1]
+    assert patches_within(512, 960) == (36, 68)
+    assert patches_within(16, 1600, 560) == (1, 40)  # a row at least
+
+
+def test_a_limit_gives_smaller_maps(small: DinoV2) -> None:
+    assert small.limit == 0
+    limited = DinoV2("vits", limit=28)
+    with torch.no_grad():
+        sizes = [tuple(x.shape[-2:]) for x in limited(torch.rand(1, 3, 70, 42))]
+    assert sizes == [(2, 1)] * 4
 
 
 def test_an_unknown_size_is_told() -> None:

@@ -98,6 +98,12 @@ def test_equals_a_kd_tree_on_larger_sets(generator: torch.Generator) -> None:
     torch.testing.assert_close(mine, torch.from_numpy(expected), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("size", [1e-21, 1e-23])
+def test_distances_that_underflow(size: float, generator: torch.Generator) -> None:
+    points = size * torch.randn(1, 300, 3, generator=generator)
+    assert (neighbors.k_nearest(points, points, 9) == twin.k_nearest(points, points, 9)).all()
+
+
 def test_leading_axes_and_threads_do_not_matter(generator: torch.Generator) -> None:
     points = torch.randint(9, (2, 3, 200, 3), generator=generator).float()
     answers, threads = [], numba.get_num_threads()

@@ -46,9 +46,9 @@ def test_training_looks_at_every_scale_and_then_at_the_answer(
         found = model.train()(given).depths
         estimate = model.depth(given.images, given.cameras, model.others(given.cameras.c2w))
     assert len(found) == scales + 1 and torch.equal(found[-1], answer)
-    for depth, scale in zip(found, estimate.scales, strict=False):  # enlarged: corners stay
+    for depth, match in zip(found, estimate.matches, strict=False):  # enlarged: corners stay
         for y, x in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-            torch.testing.assert_close(1 / depth[..., y, x], scale[..., y, x])
+            torch.testing.assert_close((1 / depth[..., y, x]).flatten(), match.value[..., y, x])
 
 
 def test_offsets_bounded_or_free(generator: torch.Generator) -> None:

@@ -92,6 +92,31 @@ def test_fine_candidates_lie_half_a_step_apart_around_the_coarse_answer() -> Non
     torch.testing.assert_close(fine[0, 1, 1], torch.tensor(2.0 - 16 * step))
 
 
+def test_logarithms_of_depth_go_evenly_from_near_to_far() -> None:
+    near, far = torch.tensor([0.01, 1.0]), torch.tensor([200.0, 16.0])
+    whole = cost_volume.full_range(near, far, 5, cost_volume.LOG)
+    depth = 1 / whole.inv_depth[..., 0, 0]
+    torch.testing.assert_close(depth[1], torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]))
+    torch.testing.assert_close(depth[0, [0, 2, 4]], torch.tensor([0.01, 2**0.5, 200.0]))
+    fine = cost_volume.around(torch.tensor([2.0, 4.0]).log()[:, None, None], whole, 4)
+    depth = 1 / fine.inv_depth[1, :, 0, 0]
+    torch.testing.assert_close(depth, torch.tensor([2.0, 2.0**1.5, 4.0, 2.0**2.5]))
+    # what is averaged and clamped is the logarithm: the mean of 1 and 16 is 4
+    probability = torch.tensor([0.5, 0, 0, 0, 0.5]).expand(2, 1, 1, 5)
+    mean = whole.space.to_depth(whole.expected(probability))
+    torch.testing.assert_close(mean[:, 0, 0], torch.tensor([2**0.5, 4.0]))
+    held = whole.hold(torch.tensor([-9.0, 9.0])[:, None, None])
+    torch.testing.assert_close(whole.space.to_depth(held)[:, 0, 0], torch.tensor([0.01, 16.0]))
+
+
+def test_spaces_lead_back_to_depth() -> None:
+    depth = torch.tensor([0.01, 0.5, 3.0, 200.0])
+    for space in (cost_volume.INVERSE, cost_volume.LOG):
+        value = space.from_depth(depth)
+        torch.testing.assert_close(space.to_depth(value), depth)
+        torch.testing.assert_close(space.to_inv_depth(value), 1 / depth)
+
+
 def test_a_depth_that_left_the_range_finds_back_unless_clamped() -> None:
     whole = cost_volume.full_range(torch.tensor([0.5]), torch.tensor([100.0]), 8)
     wanted = torch.tensor([[[1.0, 1.5, 0.3]]])
@@ -135,5 +160,5 @@ def test_an_untrained_regressor_answers_the_middle(generator: torch.Generator) -
     ]
     found = regressor(maps, candidates, 2)
     middle = (2 + 0.01) / 2
-    assert (found.inv_depth - middle).abs().max() < 0.25 * middle
+    assert (found.value - middle).abs().max() < 0.25 * middle
     assert ((found.confidence > 1 / 8) & (found.confidence < 0.4)).all()

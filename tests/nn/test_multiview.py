@@ -42,10 +42,47 @@ def test_window_attention_is_the_official_one() -> None:
 
 
 def test_windows_are_undone() -> None:
-    x = torch.randn(2, 6, 10, 3)
-    for shift in (False, True):
-        back = multiview.from_windows(multiview.to_windows(x, shift), 6, 10, shift)
-        assert torch.equal(back, x)
+    for height, width, splits in ((6, 10, 2), (8, 12, 4)):
+        x = torch.randn(2, height, width, 3)
+        for shift in (False, True):
+            windows = multiview.to_windows(x, shift, splits)
+            assert windows.shape == (2, splits**2, height * width // splits**2, 3)
+            assert torch.equal(multiview.from_windows(windows, height, width, shift, splits), x)
+
+
+def test_wide_maps_have_more_windows() -> None:
+    wide = (96, 192)
+    found = [multiview.windows_per_axis(width, wide) for width in (56, 96, 97, 192, 193, 400)]
+    assert found == [2, 2, 4, 4, 8, 8]
+    assert multiview.windows_per_axis(400, ()) == 2
+
+
+def test_shifted_windows_hide_what_does_not_touch_however_many_there_are() -> None:
+    """Two pixels of a shifted window touch where the shift moved both, or neither, past an edge."""
+    height, width, splits = 8, 16, 4
+    like = torch.empty(())
+    found = multiview.shift_mask(height, width, 1, like, splits=splits)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    place = multiview.to_windows(torch.stack([rows, columns], dim=-1), True, splits)
+    step = torch.tensor([height // splits, width // splits])
+    for window, hidden in zip(place, found, strict=True):
+        apart = (window[:, None] - window[None]).abs()
+        assert torch.equal(hidden < 0, (apart >= step).any(dim=-1))
+
+
+def test_wide_maps_differ_only_by_their_windows() -> None:
+    """A pixel hears of its own window alone, so a change elsewhere does not reach it."""
+    torch.manual_seed(0)
+    others = all_others(torch.eye(4).expand(1, 2, 4, 4))
+    features = torch.randn(1, 2, 16, 8, 12)
+    changed = features.clone()
+    changed[..., 0, 0] += 1
+    for wide, columns in (((), 6), ((8,), 3)):
+        torch.manual_seed(0)
+        layer = multiview.MultiViewTransformer(16, 1, wide=wide)
+        moved = (layer(changed, others) - layer(features, others)).abs().amax((0, 1, 2))
+        assert (moved[: 4 * columns // 6, :columns] > 0).all()
+        assert (moved[:, columns:] == 0).all() and (moved[4 * columns // 6 :] == 0).all()
 
 
 def test_pixels_move_straight_from_one_layer_to_the_next() -> None:
@@ -58,7 +95,7 @@ def test_pixels_move_straight_from_one_layer_to_the_next() -> None:
         return multiview.to_windows(x.unflatten(1, (6, 10)), shift).flatten(1, 2)
 
     for before, after in ((None, False), (False, True), (True, False), (True, None)):
-        route = multiview._route(6, 10, before, after, x.device)
+        route = multiview._route(6, 10, 2, before, after, x.device)
         found = multiview._Reorder.apply(windows(x, before), route)
         expected = windows(x, after)
         assert torch.equal(found, expected)

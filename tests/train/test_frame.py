@@ -74,5 +74,5 @@ def test_a_model_learns_the_range_of_data_in_one_unit(monkeypatch: pytest.Monkey
         return found.settings
 
     assert learn(near=0.5, far=20.0, scale_near=False) == Settings(0.5, 20.0)
-    assert learn() == Settings(None, None)  # each scene has its own
+    assert learn() == Settings(None, 200.0)  # each scene has its own, and far does not count
     assert learn(near=0.5, far=20.0, scale_near=True) == Settings()

@@ -86,15 +86,26 @@ def _bicubic(size: int, device: torch.device) -> Float[Tensor, "{size} grid"]:
     return interpolate(eye, scale_factor=scale, mode="bicubic")[0, 0].to(device)
 
 
+def patches_within(height: int, width: int, limit: int = 0) -> tuple[int, int]:
+    """Rows and columns of patches for images of that size, in a longer side of at most `limit`
+    pixels where it is not 0; the shorter side keeps the ratio, rounded down."""
+    longer = max(height, width)
+    if 0 < limit < longer:
+        height, width = int(height / longer * limit), int(width / longer * limit)
+    return max(height // PATCH, 1), max(width // PATCH, 1)
+
+
 class DinoV2(nn.Module):
     """Normalised images -> four maps [n, channel, height/14, width/14], each after the final norm.
 
     `size` is vits, vitb or vitl. Images are first resized to the largest multiples of 14 within
-    their size, bilinearly with aligned corners.
+    their size, bilinearly with aligned corners, and to at most `limit` pixels along the longer
+    side; 0: no limit.
     """
 
-    def __init__(self, size: str, backend: str = "sdpa") -> None:
+    def __init__(self, size: str, backend: str = "sdpa", limit: int = 0) -> None:
         super().__init__()
+        self.limit = limit
         if size not in NAMES:
             raise UserError(
                 f"vit {size!r}", f"one of {', '.join(NAMES)}", "set `vit` to one of these"
@@ -127,7 +138,7 @@ class DinoV2(nn.Module):
         return torch.cat([table[:1], resized.flatten(0, 1).to(table)])
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, ...]:
-        height, width = images.shape[-2] // PATCH, images.shape[-1] // PATCH
+        height, width = patches_within(images.shape[-2], images.shape[-1], self.limit)
         fit = (height * PATCH, width * PATCH)
         images = interpolate(images, size=fit, mode="bilinear", align_corners=True)
         project = self.vit.patch_embed.proj

@@ -1,8 +1,13 @@
-"""Several nearest neighbours for CPUs, compiled: `_neighbors_cpu` with a list for each point.
+"""Several nearest neighbours for CPUs, compiled: each point traverses a tree of boxes.
 
-The tree and the packets are the same. A point's list is sorted by distance, then by index; a box is
-visited while it may hold something before the end of a list, so that ties are broken by index and
-equal points do not make the search visit all of them.
+Both sets come in an order in which neighbours in space are near each other. Every sixteen
+consecutive reference points share a box, every sixteen boxes a larger box, and so on. Siblings lie
+side by side, one array for each coordinate, so that a point is compared with all of them at once.
+It visits boxes nearest first (Roussopoulos, Kelley and Vincent, "Nearest Neighbor Queries", SIGMOD
+1995), within a distance that follows from the list of the point before it. Lists are sorted by
+distance, then by index; a box is visited while it may hold something before the end of the list, so
+that ties are broken by index and equal points do not make the search visit all of them. The
+distance to a box is rounded like that to a point in it and is never greater, so lists are exact.
 """
 
 from typing import Any
@@ -13,26 +18,14 @@ from numba import prange
 from torch import Tensor
 
 from ..geometry.neighbors import MIN_Z
-from ._neighbors_cpu import (
-    FAN,
-    FAN_BITS,
-    LANES,
-    LEAF,
-    PACKETS,
-    PLANE,
-    X,
-    Y,
-    Z,
-    _enclose,
-    _leaf_below,
-    _pad,
-    parallel,
-    serial,
-)  # fmt: skip
+from ._neighbors_cpu import inlined, parallel, serial
 
-# Planes of a packet besides the coordinates: the last distance of each list, and a scratch
-LAST, SQUARED, PLANES = np.uint64(3) * PLANE, np.uint64(4) * PLANE, 5
+FAN = 16  # points or boxes in a box: LLVM vectorises loops over them
+BLOCK = 256  # points per job of a thread
 NONE = np.iinfo(np.int32).max  # index in places of a list that are not taken yet
+SLACK = 1e-4  # of a bound, relative: more than its rounding
+WAITING = 9 * FAN  # boxes at most that a search has yet to visit: those of every level
+X0, Y0, Z0, X1, Y1, Z1 = (np.uint64(i) for i in range(6))  # unsigned, or LLVM does not vectorise
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -42,137 +35,160 @@ def search(points: Tensor, reference: Tensor, index: Tensor, k: int) -> Tensor:
 
     Both sets ([batch, n or m, 3]) are in order; `index` [batch, m] numbers the reference points.
     """
-    n = points.shape[1]
-    queries, keys = _pad(points, LANES), _pad(reference, LEAF)
-    missing = -index.shape[1] % LEAF
-    numbers = torch.cat([index, index[:, -1:].expand(-1, missing)], dim=1).int().numpy()
-    sizes = [keys.shape[1] // LEAF]
-    lowest = [numbers.reshape(len(numbers), -1, LEAF).min(axis=2)]
-    while sizes[-1] > FAN:
-        sizes.append(-(-sizes[-1] // FAN))
-        gap = sizes[-1] * FAN - lowest[-1].shape[1]
-        whole = np.pad(lowest[-1], ((0, 0), (0, gap)), constant_values=NONE)
-        lowest.append(whole.reshape(len(numbers), -1, FAN).min(axis=2))
-    sizes = np.array(sizes)
-    starts = np.cumsum(sizes) - sizes
-    boxes = np.empty((len(keys), sizes.sum(), 6), keys.dtype)
-    found = np.empty((*queries.shape[:2], k), np.int64)
-    _enclose(keys, boxes, starts, sizes)
-    _search(queries, keys, numbers, boxes, np.concatenate(lowest, axis=1), starts, sizes, found)
-    return torch.from_numpy(found)[:, :n]
+    keys, numbers = _group(reference.numpy(), np.inf), _group(index.int().numpy(), NONE)
+    # Boxes of points, then boxes of boxes. Leaves are numbered first, then their boxes by sixteens.
+    low, high = keys.min(axis=2), _group(reference.numpy(), -np.inf).max(axis=2)
+    least = numbers.min(axis=2)
+    boxes, lowest, children, first = [], [], [], 0
+    while not boxes or boxes[-1].shape[1] > 1:
+        low, high, least = _group(low, np.inf), _group(high, -np.inf), _group(least, NONE)
+        children.append(first + FAN * np.arange(low.shape[1], dtype=np.int32))
+        first += boxes[-1].shape[1] if boxes else keys.shape[1]
+        boxes.append(np.concatenate([low, high], axis=3).swapaxes(2, 3))
+        lowest.append(least)
+        low, high, least = low.min(axis=2), high.max(axis=2), least.min(axis=2)
+    found = np.empty((*points.shape[:2], k), np.int64)
+    _search(
+        points.numpy(), np.concatenate(boxes, axis=1), np.concatenate(lowest, axis=1),
+        np.concatenate(children), keys.swapaxes(2, 3).copy(), numbers, found,
+    )  # fmt: skip
+    return torch.from_numpy(found)
 
 
-@serial
+def _group(array: Array, fill: float) -> Array:
+    """Returns [batch, m, ...] as [batch, m / 16, 16, ...], filled up with `fill`."""
+    batch, m, *rest = array.shape
+    missing = np.full((batch, -m % FAN, *rest), fill, array.dtype)
+    return np.concatenate([array, missing], axis=1).reshape(batch, -1, FAN, *rest)
+
+
+@inlined
 def _insert(distances: Array, indices: Array, squared: float, index: int) -> None:
-    """Puts a point that comes before the last of a sorted list into it, unless it is there."""
-    place = len(distances) - 1
-    while place > 0 and (
-        distances[place - 1] > squared
-        or (distances[place - 1] == squared and indices[place - 1] > index)
-    ):
-        place -= 1
-    if place > 0 and indices[place - 1] == index:
-        return
-    for i in range(len(distances) - 1, place, -1):
-        distances[i], indices[i] = distances[i - 1], indices[i - 1]
+    """Puts a point that comes before the last of a sorted list into it."""
+    place = np.uint64(len(distances) - 1)
+    one = np.uint64(1)
+    while place > 0:
+        before = distances[place - one]
+        if before < squared or (before == squared and indices[place - one] < index):
+            break
+        distances[place], indices[place] = before, indices[place - one]
+        place -= one
     distances[place], indices[place] = squared, index
 
 
-@serial
-def _scan(
-    keys: Array, numbers: Array, leaf: int, packet: Array, last: Array, lists: Array, found: Array
+@inlined
+def _measure_boxes(
+    boxes: Array, sample: int, group: int, x: float, y: float, z: float, squared: Array
 ) -> None:
-    """Compares every point of the packet with every point of the leaf."""
-    end = lists.shape[1] - 1
-    for j in range(leaf * LEAF, leaf * LEAF + LEAF):
-        x, y, z, index = keys[j, 0], keys[j, 1], keys[j, 2], numbers[j]
-        hits = np.int32(0)
-        for lane in range(LANES):
-            i = np.uint64(lane)
-            dx, dy, dz = packet[X + i] - x, packet[Y + i] - y, packet[Z + i] - z
-            squared = dx * dx + dy * dy + dz * dz
-            packet[SQUARED + i] = squared
-            hits |= np.int32(squared <= packet[LAST + i])
-        if hits == 0:
-            continue
-        for lane in range(LANES):
-            i = np.uint64(lane)
-            squared, worst = packet[SQUARED + i], packet[LAST + i]
-            if squared < worst or (squared == worst and index < last[lane]):
-                _insert(lists[lane], found[lane], squared, index)
-                packet[LAST + i], last[lane] = lists[lane, end], found[lane, end]
-
-
-@serial
-def _within_reach(box: Array, lowest: int, packet: Array, last: Array) -> bool:
-    """Returns whether the box may hold something before the end of a list."""
-    x0, y0, z0, x1, y1, z1 = box[0], box[1], box[2], box[3], box[4], box[5]
-    zero = packet.dtype.type(0)
-    hits = np.int32(0)
-    for lane in range(LANES):
-        i = np.uint64(lane)
-        x, y, z = packet[X + i], packet[Y + i], packet[Z + i]
-        dx, dy, dz = max(x0 - x, x - x1), max(y0 - y, y - y1), max(z0 - z, z - z1)
+    """Fills squared distances to the boxes of a group."""
+    zero, s, g = boxes.dtype.type(0), np.uint64(sample), np.uint64(group)
+    for sibling in range(FAN):
+        i = np.uint64(sibling)
+        dx = max(boxes[s, g, X0, i] - x, x - boxes[s, g, X1, i])
+        dy = max(boxes[s, g, Y0, i] - y, y - boxes[s, g, Y1, i])
+        dz = max(boxes[s, g, Z0, i] - z, z - boxes[s, g, Z1, i])
         dx, dy, dz = max(dx, zero), max(dy, zero), max(dz, zero)
-        least, worst = dx * dx + dy * dy + dz * dz, packet[LAST + i]
-        hits |= np.int32((least < worst) | ((least == worst) & (lowest < last[lane])))
-    return hits != 0
+        squared[i] = dx * dx + dy * dy + dz * dz
 
 
-@serial
-def _walk(
-    keys: Array, numbers: Array, boxes: Array, lowest: Array, starts: Array, sizes: Array,
-    packet: Array, last: Array, lists: Array, found: Array,
+@inlined
+def _measure_points(
+    keys: Array, sample: int, leaf: int, x: float, y: float, z: float, squared: Array
+) -> None:
+    """Fills squared distances to the points of a leaf."""
+    s, g = np.uint64(sample), np.uint64(leaf)
+    for sibling in range(FAN):
+        i = np.uint64(sibling)
+        dx, dy, dz = x - keys[s, g, X0, i], y - keys[s, g, Y0, i], z - keys[s, g, Z0, i]
+        squared[i] = dx * dx + dy * dy + dz * dz
+
+
+@inlined
+def _push(
+    waiting: Array, nodes: Array, bottom: int, top: int, least: float, node: int, first: int
+) -> None:
+    """Puts a box into the sorted part of the stack, nearest on top, then by lowest index."""
+    while top > bottom and (
+        waiting[top - 1] < least or (waiting[top - 1] == least and nodes[top - 1, 1] < first)
+    ):
+        waiting[top] = waiting[top - 1]
+        nodes[top, 0], nodes[top, 1] = nodes[top - 1, 0], nodes[top - 1, 1]
+        top -= 1
+    waiting[top], nodes[top, 0], nodes[top, 1] = least, node, first
+
+
+@inlined
+def _find(
+    boxes: Array, lowest: Array, children: Array, keys: Array, numbers: Array, sample: int,
+    x: float, y: float, z: float, bound: float, squared: Array, waiting: Array, nodes: Array,
+    distances: Array, found: Array,
 ) -> None:  # fmt: skip
-    """Scans, in order, every leaf within reach."""
-    top = len(sizes) - 1
-    leaf, level = 0, top
-    while leaf < sizes[0]:
-        node = starts[level] + (leaf >> (FAN_BITS * level))
-        if _within_reach(boxes[node], lowest[node], packet, last):
-            if level > 0:
-                level -= 1
-                continue
-            _scan(keys, numbers, leaf, packet, last, lists, found)
-        leaf = ((leaf >> (FAN_BITS * level)) + 1) << (FAN_BITS * level)
-        while level < top and (leaf >> (FAN_BITS * level)) % FAN == 0:
-            level += 1
+    """Fills the list of a point, all of which is known to be within `bound`.
+
+    `waiting` and `nodes` are a stack of boxes to visit: the distance of each, its number (leaves,
+    then groups of boxes), and the lowest index in it.
+    """
+    distances[:], found[:] = np.inf, NONE
+    end, leaves = len(distances) - 1, keys.shape[1]
+    waiting[0], nodes[0, 0], nodes[0, 1] = 0, leaves + boxes.shape[1] - 1, 0
+    count = 1
+    while count > 0:
+        count -= 1
+        least, node, first = waiting[count], nodes[count, 0], nodes[count, 1]
+        if least > distances[end] or (least == distances[end] and first >= found[end]):
+            continue
+        if node < leaves:
+            _measure_points(keys, sample, node, x, y, z, squared)
+            for i in range(FAN):
+                least, first = squared[i], numbers[sample, node, i]
+                if least <= bound and (
+                    least < distances[end] or (least == distances[end] and first < found[end])
+                ):
+                    _insert(distances, found, least, first)
+            continue
+        group, bottom = node - leaves, count
+        _measure_boxes(boxes, sample, group, x, y, z, squared)
+        for i in range(FAN):
+            least, first = squared[i], lowest[sample, group, i]
+            if least <= bound and (
+                least < distances[end] or (least == distances[end] and first < found[end])
+            ):
+                _push(waiting, nodes, bottom, count, least, children[group] + i, first)
+                count += 1
 
 
 @parallel
 def _search(
-    queries: Array, keys: Array, numbers: Array, boxes: Array, lowest: Array, starts: Array,
-    sizes: Array, places: Array,
+    queries: Array, boxes: Array, lowest: Array, children: Array, keys: Array, numbers: Array,
+    places: Array,
 ) -> None:  # fmt: skip
     """Fills `places` with the indices of each query's nearest keys."""
-    packets, k = queries.shape[1] // LANES, places.shape[2]
-    parts = (packets + PACKETS - 1) // PACKETS
-    span = k // LEAF + 1  # leaves to each side of the nearest that fill a list
-    for job in prange(queries.shape[0] * parts):
-        sample, part = job // parts, job % parts
-        packet = np.empty(PLANES * LANES, queries.dtype)
-        last = np.empty(LANES, np.int32)
-        lists, found = np.empty((LANES, k), queries.dtype), np.empty((LANES, k), np.int32)
-        for p in range(part * PACKETS, min(packets, (part + 1) * PACKETS)):
-            first = p * LANES
-            # Load the packet.
-            lists[:], found[:], last[:] = np.inf, NONE, NONE
-            for i in range(LANES):
-                for c in range(3):
-                    packet[c * LANES + i] = queries[sample, first + i, c]
-                packet[3 * LANES + i] = np.inf
-            # Fill the lists from likely leaves, then scan every leaf within reach.
-            middle = queries[sample, first + LANES // 2]
-            near = _leaf_below(boxes[sample], starts, sizes, middle[0], middle[1], middle[2])
-            for leaf in range(max(0, near - span), min(sizes[0], near + span + 1)):
-                _scan(keys[sample], numbers[sample], leaf, packet, last, lists, found)
-            _walk(
-                keys[sample], numbers[sample], boxes[sample], lowest[sample], starts, sizes,
-                packet, last, lists, found,
+    batch, n, k = places.shape
+    jobs, raised = (n + BLOCK - 1) // BLOCK, queries.dtype.type(1 + SLACK)
+    tiny = np.finfo(queries.dtype).tiny
+    for job in prange(batch * jobs):
+        sample, start = job // jobs, job % jobs * BLOCK
+        distances, found = np.empty(k, queries.dtype), np.empty(k, np.int32)
+        squared = np.empty(FAN, queries.dtype)
+        waiting, nodes = np.empty(WAITING, queries.dtype), np.empty((WAITING, 2), np.int32)
+        x, y, z = queries[sample, start, 0], queries[sample, start, 1], queries[sample, start, 2]
+        distances[k - 1] = np.inf
+        for i in range(start, min(start + BLOCK, n)):
+            # As many as are wanted lie as far as the last of the point before, and its distance.
+            dx, dy, dz = (
+                x - queries[sample, i, 0],
+                y - queries[sample, i, 1],
+                z - queries[sample, i, 2],
+            )
+            reach = np.sqrt(distances[k - 1]) + np.sqrt(dx * dx + dy * dy + dz * dz)
+            bound = reach * reach * raised + tiny
+            x, y, z = queries[sample, i, 0], queries[sample, i, 1], queries[sample, i, 2]
+            _find(
+                boxes, lowest, children, keys, numbers, sample, x, y, z, bound, squared, waiting,
+                nodes, distances, found,
             )  # fmt: skip
-            for i in range(LANES):
-                for j in range(k):
-                    places[sample, first + i, j] = found[i, j]
+            for j in range(k):
+                places[sample, i, j] = found[j]
 
 
 def search_windows(

@@ -1,24 +1,26 @@
-"""The depth network of DepthSplat (2024 and 2025 alike): images and cameras -> inverse depth.
+"""The depth network of DepthSplat (2024 and 2025 alike) and ReSplat: images and cameras -> depth.
 
-Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025.
+Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025; Xu et al., "ReSplat:
+Learning Recurrent Gaussian Splatting", ECCV 2026.
 """
 
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
 from ..nn import cost_volume
 from ..nn.cnn import CNN
 from ..nn.dpt import DPT
 from ..nn.maps import BorderConv, pieces, resize
-from ..nn.multiview import MultiViewTransformer
+from ..nn.multiview import MultiViewTransformer, windows_per_axis
 from ..nn.unet import zeroed
+from ..registry import check_settings, whole
 from ..types import Cameras
 from ._checks import check_choice, check_width
 from ._deviations import Deviations
@@ -32,19 +34,32 @@ DPT_WIDTHS = {
     "vitb": ((96, 192, 384, 768), 48, 96),
     "vitl": ((128, 256, 512, 1024), 64, 128),
 }
-
+FEW_VIEWS = 3  # up to this number, each view is matched with all others
+SPACES = {"inverse": cost_volume.INVERSE, "log": cost_volume.LOG}
+# columns of the coarsest map beyond each of which it has twice as many windows per axis
+WINDOWS = {"2x2": (), "by_width": (96, 192)}
 
 CHOICES = {
     "vit": tuple(VIT_WIDTHS),
     "scales": (1, 2),
     "lowest": (4, 8),
     "attention": BACKENDS,
+    "depth_space": tuple(SPACES),
+    "windows": tuple(WINDOWS),
 }
+
+
+def choose_others(
+    c2w: Float[Tensor, "batch view 4 4"], neighbors: int
+) -> Int[Tensor, "batch view other"]:
+    """The views that each view is matched with: all others of few views, else the nearest."""
+    few = c2w.shape[1] <= FEW_VIEWS
+    return cost_volume.all_others(c2w) if few else cost_volume.nearest_others(c2w, neighbors)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes of the depth network, from the settings of a model."""
+    """The sizes and rules of the depth network, from the settings of a model."""
 
     vit: str  # none, vits, vitb, vitl
     scales: int  # 1 or 2
@@ -54,13 +69,22 @@ class Layout:
     transformer_layers: int
     attention: str
     deviations: Deviations
+    depth_space: str = "inverse"  # in which depth is searched and corrected: inverse, log
+    windows: str = "2x2"  # of the transformer; by_width: 4x4 above 96 columns, 8x8 above 192
+    vit_limit: int = 0  # the ViT sees images with a longer side of at most this; 0: no limit
+    taps: bool = False  # keep the ViT's maps as they are: `Features.taps`
 
     @classmethod
-    def of(cls, cfg: Any) -> "Layout":
-        """The layout that a model's Config describes; UserError for an invalid value."""
-        layout = cls(**{f.name: getattr(cfg, f.name) for f in fields(cls)})
+    def of(cls, cfg: Any, **fixed: Any) -> "Layout":
+        """The layout that a model's Config describes; UserError for an invalid value.
+
+        `fixed` are fields that the model does not leave to its settings.
+        """
+        settings = {f.name: getattr(cfg, f.name) for f in fields(cls) if hasattr(cfg, f.name)}
+        layout = cls(**settings | fixed)
         for name, valid in CHOICES.items():
             check_choice(name, getattr(layout, name), valid)
+        check_settings(layout, {"vit_limit": whole(0)}, "model.")
         check_width(layout.width, layout.scales, 16)
         return layout
 
@@ -88,6 +112,12 @@ class Layout:
     def multiple(self) -> int:
         """Height and width of the images must be multiples of this."""
         return 4 * self.lowest
+
+    def multiple_at(self, width: int) -> int:
+        """The same for images about `width` pixels wide: wide ones are cut into more windows."""
+        columns = -(-width // self.multiple) * self.multiple // self.lowest
+        windows = windows_per_axis(columns, WINDOWS[self.windows])
+        return max(self.multiple, self.lowest * windows)
 
     def known_widths(self, scale: int) -> int:
         """Channels of `Features.at(scale)` together."""
@@ -118,6 +148,7 @@ class Features:
     matched: tuple[Tensor, ...]  # low to high resolution, informed by the other views
     vit: tuple[Tensor, ...]  # four levels at 1/8, empty without a backbone
     monocular: tuple[Tensor, ...]  # of the ViT, as large as `matched`; empty without a backbone
+    taps: tuple[Tensor, ...] = ()  # `vit` before it was resized; empty unless `Layout.taps`
 
     def at(self, scale: int) -> list[Tensor]:
         """All maps of one scale, which have one resolution."""
@@ -143,14 +174,23 @@ class Features:
 
 @dataclass(frozen=True)
 class DepthEstimate:
-    """Inverse depth within [1/far, 1/near], and the maps that it was made from."""
+    """Depth within [near, far] in scene units, and what it was made from."""
 
-    scales: tuple[
-        Float[Tensor, "batch view _ _"], ...
-    ]  # the estimate of each scale, coarse to fine
-    inv_depth: Float[Tensor, "batch view height width"]  # refined, at full size
-    confidence: Float[Tensor, "n _ _"]  # probability of the finest scale's best hypothesis
+    depth: Float[Tensor, "batch view height width"]  # z, refined, at full size
+    matches: tuple[cost_volume.Match, ...]  # the estimate of each scale, coarse to fine
+    space: cost_volume.DepthSpace  # of the values of `matches`
     features: Features
+
+    @property
+    def confidence(self) -> Float[Tensor, "n _ _"]:
+        """The probability of the finest scale's best hypothesis."""
+        return self.matches[-1].confidence
+
+    def coarse(self, count: int) -> tuple[Float[Tensor, "batch view height width"], ...]:
+        """The depth of the first `count` scales at full size, before it is refined."""
+        size = (self.depth.shape[-2], self.depth.shape[-1])
+        values = [m.value.unflatten(0, self.depth.shape[:2]) for m in self.matches[:count]]
+        return tuple(self.space.to_depth(resize(x, size)) for x in values)
 
 
 class Pyramid(nn.Module):
@@ -166,7 +206,7 @@ class Pyramid(nn.Module):
 
 
 class DepthNetwork(nn.Module):
-    """CNN features matched across views, and monocular ViT features, -> inverse depth."""
+    """CNN features matched across views, and monocular ViT features, -> depth."""
 
     mean: Tensor
     std: Tensor
@@ -185,6 +225,7 @@ class DepthNetwork(nn.Module):
         self.transformer = MultiViewTransformer(
             width,
             layout.transformer_layers,
+            wide=WINDOWS[layout.windows],
             mask_by_view=layout.deviations.mask_by_view,
             backend=attention,
         )
@@ -192,7 +233,7 @@ class DepthNetwork(nn.Module):
         if vit_width:
             from ..foundation.dinov2 import DinoV2  # late: timm takes a second to import
 
-            self.vit = DinoV2(layout.vit, attention)
+            self.vit = DinoV2(layout.vit, attention, layout.vit_limit)
         fine = layout.scales > 1
         self.matched_pyramid = Pyramid(width) if fine else None
         self.vit_pyramid = Pyramid(vit_width) if fine and vit_width else None
@@ -221,12 +262,19 @@ class DepthNetwork(nn.Module):
     ) -> DepthEstimate:
         """`others[b, v]` lists the views that view v is matched with."""
         batch, views, _, height, width = images.shape
-        deviations = self.layout.deviations
+        deviations, space = self.layout.deviations, SPACES[self.layout.depth_space]
+        step = self.layout.multiple_at(width)
+        if height % step or width % step:
+            raise UserError(
+                f"images of {height}x{width} pixels",
+                f"multiples of {step} at this width",
+                f"crop or resize them to {height // step * step}x{width // step * step}",
+            )
         # Features of every view, each informed by the views it is matched with.
         normalized = ((images - self.mean) / self.std).flatten(0, 1)
         features = self._features(normalized, others)
         near, far = cameras.near.flatten().float(), cameras.far.flatten().float()
-        whole = cost_volume.full_range(near, far, self.layout.planes)
+        whole = cost_volume.full_range(near, far, self.layout.planes, space)
 
         # Match coarse to fine: each scale searches around the estimate of the one before.
         matches: list[cost_volume.Match] = []
@@ -234,9 +282,7 @@ class DepthNetwork(nn.Module):
             matched = features.matched[scale]
             candidates = whole
             if scale > 0:
-                coarse = resize(
-                    matches[-1].inv_depth[:, None], (matched.shape[-2], matched.shape[-1])
-                )
+                coarse = resize(matches[-1].value[:, None], (matched.shape[-2], matched.shape[-1]))
                 candidates = cost_volume.around(coarse[:, 0], whole, FINE_PLANES)
             volume = cost_volume.cost_volume(
                 matched.unflatten(0, (batch, views)),
@@ -249,21 +295,16 @@ class DepthNetwork(nn.Module):
             matches.append(regressor([volume, *features.at(scale)], candidates, views))
 
         # Refine the finest estimate at full size.
-        low = matches[-1].inv_depth[:, None]
+        low = matches[-1].value[:, None]
         residual = torch.cat(
             [self._residual(features.of(part), low[part], height) for part in pieces(normalized)]
         )
         refined = (resize(low, (height, width)) + residual)[:, 0]
-        inv_depth = whole.hold(refined, hard_clamp=deviations.hard_clamp)
-        return DepthEstimate(
-            tuple(rearrange(m.inv_depth, "(b v) h w -> b v h w", v=views) for m in matches),
-            inv_depth.unflatten(0, (batch, views)),
-            matches[-1].confidence,
-            features,
-        )
+        depth = space.to_depth(whole.hold(refined, hard_clamp=deviations.hard_clamp))
+        return DepthEstimate(depth.unflatten(0, (batch, views)), tuple(matches), space, features)
 
     def _residual(self, features: Features, low: Tensor, height: int) -> Tensor:
-        """The correction of the finest scale's inverse depth at full resolution."""
+        """The correction of the finest scale's estimate at full resolution."""
         maps = self.refine(features.vit, features.before(height), features.after(height, low))
         return self.residual(maps).float()
 
@@ -276,8 +317,10 @@ class DepthNetwork(nn.Module):
         if self.vit is None:
             return Features(cnn, tuple(matched), (), ())
         height, width = images.shape[-2:]
-        vit = tuple(resize(x, (height // 8, width // 8)) for x in self.vit(images))
+        taps = self.vit(images)
+        vit = tuple(resize(x, (height // 8, width // 8)) for x in taps)
         monocular = [resize(vit[-1], (coarse.shape[-2], coarse.shape[-1]))]
         if self.vit_pyramid is not None:
             monocular.append(self.vit_pyramid(monocular[0]))
-        return Features(cnn, tuple(matched), vit, tuple(monocular))
+        kept = taps if self.layout.taps else ()
+        return Features(cnn, tuple(matched), vit, tuple(monocular), kept)

@@ -13,17 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..kernels.convolution import Conv2d
-from ..nn.cost_volume import all_others, nearest_others
-from ..nn.maps import join, pieces, resize, set_memory_format
+from ..nn.maps import join, pieces, set_memory_format
 from ..registry import whole
 from ..types import Prediction, Views
 from ._checks import ABOVE_ZERO, check_choice, check_sizes
-from ._depth import DepthEstimate, DepthNetwork, Features, Layout
+from ._depth import DepthEstimate, DepthNetwork, Features, Layout, choose_others
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, gaussians_at, out_convolutions, upsample_confidence
 from ._padding import predict_padded
 
-FEW_VIEWS = 3  # up to this number, each view is matched with all others
 SCALES = {"world": "softplus", "pixel": "pixel"}  # how `scale_unit` is computed, see `_head.Rules`
 
 RELEASED = Deviations.released(along_ray=False)
@@ -37,8 +35,11 @@ class Config:
     scales: int = 1  # 2 refines the depth at twice the resolution
     lowest: int = 4  # the coarsest features have 1/4 or 1/8 of the image's resolution
     planes: int = 128  # depth hypotheses of the coarsest scale
+    depth_space: str = "inverse"  # what they are evenly spaced in: inverse (depth) or log (depth)
     width: int = 128  # channels of the matched features
     transformer_layers: int = 6
+    windows: str = "2x2"  # of its attention; by_width: more of them in wide maps (see `_depth`)
+    vit_limit: int = 0  # the ViT sees images with a longer side of at most this; 0: no limit
     neighbors: int = 2  # views that each view is matched with, where there are more than three
     gaussians: bool = True  # False: depth only
     head_width: int = 64
@@ -107,23 +108,21 @@ class DepthSplat(nn.Module):
         return iter(()) if self.depth.vit is None else self.depth.vit.parameters()
 
     def forward(self, views: Views) -> Prediction:
-        return predict_padded(self._predict, views, self.multiple)
+        return predict_padded(self._predict, views, self.layout.multiple_at(views.size[1]))
 
     def others(self, c2w: Float[Tensor, "batch view 4 4"]) -> Int[Tensor, "batch view other"]:
         """Which views each view is matched with."""
-        few = c2w.shape[1] <= FEW_VIEWS
-        return all_others(c2w) if few else nearest_others(c2w, self.cfg.neighbors)
+        return choose_others(c2w, self.cfg.neighbors)
 
     def coarse(self, estimate: DepthEstimate) -> tuple[Tensor, ...]:
-        """The estimates before the last that training looks at too."""
-        return estimate.scales[:-1]
+        """The depths before the last that training looks at too."""
+        return estimate.coarse(self.layout.scales - 1)
 
     def _predict(self, views: Views) -> Prediction:
         cameras, images = views.cameras, views.images
         estimate = self.depth(images, cameras, self.others(cameras.c2w))
         coarse = self.coarse(estimate) if self.training else ()
-        inv_depths = (*(resize(x, views.size) for x in coarse), estimate.inv_depth)
-        depths = tuple(1 / x for x in inv_depths)
+        depths = (*coarse, estimate.depth)
         if self.head is None:
             return Prediction(depths, ())
         raw = self.head(images, depths[-1], estimate)

@@ -89,7 +89,7 @@ class DepthSplat2024(DepthSplat):
         return nearest_others(c2w, self.cfg.neighbors) if self.cfg.neighbors else all_others(c2w)
 
     def coarse(self, estimate: DepthEstimate) -> tuple[Tensor, ...]:
-        return estimate.scales
+        return estimate.coarse(self.layout.scales)
 
 
 class Enlarge(nn.Module):

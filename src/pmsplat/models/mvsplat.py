@@ -137,7 +137,7 @@ class MVSplat(ChannelsFirst):
         match = self.regressor([volume, matched], whole, count)
 
         # At full size, correct the depth and predict the Gaussians.
-        coarse = resize(match.inv_depth[:, None], views.size)
+        coarse = resize(match.value[:, None], views.size)
         confidence = upsample_confidence(match.confidence, views.size)
         features = gelu(resize(self.up(join([matched, cnn])), views.size))
         x = self.stem(join([flat, self.narrow(features), coarse, confidence]))

@@ -1,7 +1,8 @@
-"""From feature maps to inverse depth: which views are matched, which depths are tried, and the
-network that reads one scale's cost volume."""
+"""From feature maps to depth: which views are matched, which depths are tried, and the network that
+reads one scale's cost volume."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -59,12 +60,30 @@ def homographies(
 
 
 @dataclass(frozen=True)
+class DepthSpace:
+    """The quantity in which depth is searched, averaged, corrected and clamped: maps to and from
+    depth, elementwise."""
+
+    from_depth: Callable[[Tensor], Tensor]
+    to_depth: Callable[[Tensor], Tensor]
+    to_inv_depth: Callable[[Tensor], Tensor]
+
+
+INVERSE = DepthSpace(torch.reciprocal, torch.reciprocal, lambda value: value)
+LOG = DepthSpace(torch.log, torch.exp, lambda value: torch.exp(-value))
+
+
+@dataclass(frozen=True)
 class Candidates:
-    """Inverse depths that a scale tries: `planes` of them evenly from `low` to `high`."""
+    """What a scale tries: `planes` values of `space`, evenly from `low` to `high`.
+
+    Inverse depths begin at far, logarithms of depth at near.
+    """
 
     low: Float[Tensor, "n height_or_1 width_or_1"]
     high: Float[Tensor, "n height_or_1 width_or_1"]
     planes: int
+    space: DepthSpace = INVERSE
 
     @property
     def steps(self) -> Float[Tensor, "plane"]:  # noqa: F821
@@ -74,12 +93,12 @@ class Candidates:
     @property
     def inv_depth(self) -> Float[Tensor, "n plane height_or_1 width_or_1"]:
         low, span = self.low[:, None], (self.high - self.low)[:, None]
-        return low + self.steps[:, None, None] * span
+        return self.space.to_inv_depth(low + self.steps[:, None, None] * span)
 
     def hold(
-        self, inv_depth: Float[Tensor, "n height width"], *, hard_clamp: bool = False
+        self, value: Float[Tensor, "n height width"], *, hard_clamp: bool = False
     ) -> Float[Tensor, "n height width"]:
-        """`inv_depth`, clamped to the range from `low` to `high`.
+        """`value`, clamped to the range from `low` to `high`.
 
         Outside the range the gradient is kept only where gradient descent moves the value back in.
         `hard_clamp` drops it always, as released networks do: a value that left the range never
@@ -87,12 +106,12 @@ class Candidates:
         Compression with a Scale Hyperprior", ICLR 2018, lower bound of the scales).
         """
         if hard_clamp:
-            return torch.minimum(torch.maximum(inv_depth, self.low), self.high)
-        held: Tensor = _Held.apply(inv_depth, self.low, self.high)  # pyright: ignore
+            return torch.minimum(torch.maximum(value, self.low), self.high)
+        held: Tensor = _Held.apply(value, self.low, self.high)  # pyright: ignore
         return held
 
     def expected(self, probability: Float[Tensor, "n height width plane"]) -> Tensor:
-        """The mean inverse depth [n, height, width], with gradients to the probabilities."""
+        """The mean value [n, height, width], with gradients to the probabilities."""
         with torch.autocast(probability.device.type, enabled=False):
             return self.low + (probability @ self.steps) * (self.high - self.low)
 
@@ -112,13 +131,17 @@ class _Held(torch.autograd.Function):
         return grad.masked_fill(leads_away, 0), None, None
 
 
-def full_range(near: Float[Tensor, " n"], far: Float[Tensor, " n"], planes: int) -> Candidates:
-    """Everything between 1/far and 1/near."""
-    return Candidates((1 / far)[:, None, None], (1 / near)[:, None, None], planes)
+def full_range(
+    near: Float[Tensor, " n"], far: Float[Tensor, " n"], planes: int, space: DepthSpace = INVERSE
+) -> Candidates:
+    """Everything between near and far."""
+    ends = space.from_depth(near)[:, None, None], space.from_depth(far)[:, None, None]
+    return Candidates(torch.minimum(*ends), torch.maximum(*ends), planes, space)
 
 
 def around(coarse: Float[Tensor, "n height width"], whole: Candidates, planes: int) -> Candidates:
-    """`planes` candidates centered on a coarser estimate, half a coarse step apart.
+    """`planes` candidates centered on a coarser estimate (a value of the space of `whole`), half a
+    coarse step apart.
 
     Their ends are clipped to the whole range, and the steps then become smaller. No gradient flows
     into the coarse estimate.
@@ -127,7 +150,7 @@ def around(coarse: Float[Tensor, "n height width"], whole: Candidates, planes: i
     half = planes // 2
     low = torch.maximum(coarse.detach() - half * step, whole.low)
     high = torch.minimum(coarse.detach() + (planes - half - 1) * step, whole.high)
-    return Candidates(low, high, planes)
+    return replace(whole, low=low, high=high, planes=planes)
 
 
 def cost_volume(
@@ -161,14 +184,19 @@ def cost_volume(
 
 @dataclass(frozen=True)
 class Match:
-    """The estimate of a scale: inverse depth, and the probability of the best candidate."""
+    """The estimate of a scale, in the space of its candidates, and their probabilities."""
 
-    inv_depth: Float[Tensor, "n height width"]
-    confidence: Float[Tensor, "n height width"]
+    value: Float[Tensor, "n height width"]
+    probability: Float[Tensor, "n height width plane"]
+
+    @property
+    def confidence(self) -> Float[Tensor, "n height width"]:
+        """The probability of the best candidate."""
+        return self.probability.amax(dim=-1)
 
 
 class Regressor(ChannelsFirst):
-    """Cost volume and feature maps of one scale -> inverse depth.
+    """Cost volume and feature maps of one scale -> the estimate of depth.
 
     A U-Net of `levels` levels with attention over all views at the deepest, then a softmax over the
     hypotheses, whose mean is the answer.
@@ -197,4 +225,4 @@ class Regressor(ChannelsFirst):
         x = self.norm(conv_of(self.stem, maps))
         x = self.out(self.unet(x, views)) + conv_of(self.residual, maps)
         probability = self.logits(x).permute(0, 2, 3, 1).float().softmax(dim=-1)
-        return Match(candidates.expected(probability), probability.amax(dim=-1))
+        return Match(candidates.expected(probability), probability)

@@ -1,10 +1,11 @@
 """A transformer that exchanges features between views, in windows that shift from layer to layer.
 
 Layers as in GMFlow and UniMatch (Xu et al., CVPR 2022, PAMI 2023), windows as in Liu et al., "Swin
-Transformer", ICCV 2021: the map is cut into 2x2 windows; every odd layer cuts it half a window
-further on.
+Transformer", ICCV 2021: the map is cut into 2x2 windows, wide maps into more; every odd layer cuts
+it half a window further on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +19,21 @@ from ..kernels.attention import attention
 from ..kernels.linear import Linear
 from .maps import compute_dtype
 
-SPLITS = 2  # windows per axis
+SPLITS = 2  # windows per axis of a map that is not wide
 APART = -100.0  # added to the score of two pixels that only the cyclic shift made neighbours
+
+
+def windows_per_axis(width: int, wide: Sequence[int]) -> int:
+    """How many windows each axis of a map `width` pixels wide is cut into: 2, doubled for each of
+    the widths `wide` that it exceeds."""
+    return SPLITS << sum(width > limit for limit in wide)
 
 
 def sine_position(
     height: int, width: int, channels: int, like: Tensor
 ) -> Float[Tensor, "channel height width"]:
-    """Where a pixel stands inside its window, as sines and cosines: half the channels for y, then
-    half for x (Vaswani et al., 2017; counted from 1 and scaled to 2π, as published)."""
+    """Where a pixel stands inside its window of 2x2, as sines and cosines: half the channels for y,
+    then half for x (Vaswani et al., 2017; counted from 1 and scaled to 2π, as published)."""
 
     def axis(length: int) -> Tensor:
         window = length // SPLITS
@@ -42,33 +49,46 @@ def sine_position(
 
 
 def to_windows(
-    x: Shaped[Tensor, "*batch height width channel"], shift: bool
+    x: Shaped[Tensor, "*batch height width channel"], shift: bool, splits: int = SPLITS
 ) -> Shaped[Tensor, "*batch window pixel channel"]:
-    """Cuts a map into its windows, row-major; `shift` first turns it by half a window."""
+    """Cuts a map into splits x splits windows, row-major; `shift` first turns it by half a window.
+
+    Height and width must be multiples of `splits`.
+    """
     height, width = x.shape[-3:-1]
     if shift:
-        x = x.roll((-_half(height), -_half(width)), dims=(-3, -2))
-    return rearrange(x, "... (p h) (q w) c -> ... (p q) (h w) c", p=SPLITS, q=SPLITS)
+        x = x.roll((-_half(height, splits), -_half(width, splits)), dims=(-3, -2))
+    return rearrange(x, "... (p h) (q w) c -> ... (p q) (h w) c", p=splits, q=splits)
 
 
 def from_windows(
-    x: Shaped[Tensor, "*batch window pixel channel"], height: int, width: int, shift: bool
+    x: Shaped[Tensor, "*batch window pixel channel"],
+    height: int,
+    width: int,
+    shift: bool,
+    splits: int = SPLITS,
 ) -> Shaped[Tensor, "*batch {height} {width} channel"]:
     """Undoes `to_windows`."""
     x = rearrange(
-        x, "... (p q) (h w) c -> ... (p h) (q w) c", p=SPLITS, q=SPLITS, h=height // SPLITS
+        x, "... (p q) (h w) c -> ... (p h) (q w) c", p=splits, q=splits, h=height // splits
     )
     if shift:
-        x = x.roll((_half(height), _half(width)), dims=(-3, -2))
+        x = x.roll((_half(height, splits), _half(width, splits)), dims=(-3, -2))
     return x
 
 
-def _half(length: int) -> int:
-    return length // SPLITS // 2
+def _half(length: int, splits: int) -> int:
+    return length // splits // 2
 
 
 def shift_mask(
-    height: int, width: int, others: int, like: Tensor, *, by_view: bool = False
+    height: int,
+    width: int,
+    others: int,
+    like: Tensor,
+    *,
+    by_view: bool = False,
+    splits: int = SPLITS,
 ) -> Float[Tensor, "window pixel key"]:
     """APART between the pixels of a shifted window that do not touch in the image, else 0.
 
@@ -79,10 +99,11 @@ def shift_mask(
 
     def side(length: int) -> Tensor:
         place = torch.arange(length, device=like.device)
-        return (place >= length - length // SPLITS).int() + (place >= length - _half(length)).int()
+        last, turned = length - length // splits, length - _half(length, splits)
+        return (place >= last).int() + (place >= turned).int()
 
     region = (3 * side(height)[:, None] + side(width)).float()
-    region = to_windows(region[..., None], shift=False)[..., 0]
+    region = to_windows(region[..., None], False, splits)[..., 0]
     pixels = region.shape[-1]
     column = torch.arange(pixels, device=like.device).expand(others, pixels)
     if by_view:
@@ -103,10 +124,16 @@ def _position(
 
 @keep_results
 def _mask(
-    height: int, width: int, others: int, by_view: bool, dtype: torch.dtype, device: torch.device
+    height: int,
+    width: int,
+    splits: int,
+    others: int,
+    by_view: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Float[Tensor, "window pixel key"]:
     like = torch.empty((), device=device)
-    return shift_mask(height, width, others, like, by_view=by_view).to(dtype)
+    return shift_mask(height, width, others, like, by_view=by_view, splits=splits).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -119,7 +146,12 @@ class _Route:
 
 @keep_results
 def _route(
-    height: int, width: int, before: bool | None, after: bool | None, device: torch.device
+    height: int,
+    width: int,
+    splits: int,
+    before: bool | None,
+    after: bool | None,
+    device: torch.device,
 ) -> _Route:
     """From one order of the pixels to another: windows, shifted or not, or row-major (None)."""
 
@@ -127,7 +159,7 @@ def _route(
         pixels = torch.arange(height * width, device=device)
         if shift is None:
             return pixels
-        return to_windows(pixels.view(height, width, 1), shift).flatten()
+        return to_windows(pixels.view(height, width, 1), shift, splits).flatten()
 
     there, here = ordered(before).argsort()[ordered(after)], ordered(after).argsort()
     return _Route(there, here[ordered(before)])
@@ -199,14 +231,22 @@ class Layer(nn.Module):
 class MultiViewTransformer(nn.Module):
     """Feature maps of all views -> the same maps, each informed by the `others` it attends to.
 
-    `others[b, v]` lists the views that view v looks at. Height and width must be even.
+    `others[b, v]` lists the views that view v looks at. Height and width must be multiples of
+    `windows_per_axis(width, wide)`; positions are always those of 2x2 windows, as published.
     `mask_by_view`: see `shift_mask`; it acts where there is more than one other view.
     """
 
     def __init__(
-        self, width: int, layers: int, *, mask_by_view: bool = False, backend: str = "sdpa"
+        self,
+        width: int,
+        layers: int,
+        *,
+        wide: Sequence[int] = (),
+        mask_by_view: bool = False,
+        backend: str = "sdpa",
     ) -> None:
         super().__init__()
+        self.wide = tuple(wide)
         self.mask_by_view = mask_by_view
         self.layers = nn.ModuleList(Layer(width, backend) for _ in range(layers))
 
@@ -219,9 +259,10 @@ class MultiViewTransformer(nn.Module):
         dtype, device = compute_dtype(features), features.device
         x = features.flatten(0, 1).permute(0, 2, 3, 1).flatten(1, 2)
         x = x + _position(height, width, channels, features.dtype, device)
+        splits = windows_per_axis(width, self.wide)
         masks = (
-            _mask(height, width, 1, False, dtype, device),
-            _mask(height, width, others.shape[-1], self.mask_by_view, dtype, device),
+            _mask(height, width, splits, 1, False, dtype, device),
+            _mask(height, width, splits, others.shape[-1], self.mask_by_view, dtype, device),
         )
         scene = torch.arange(batch, device=device)[:, None, None]
         flat = (others + views * scene).flatten(0, 1)
@@ -229,9 +270,9 @@ class MultiViewTransformer(nn.Module):
         shift = None
         for index, layer in enumerate(self.layers):
             before, shift = shift, index % 2 == 1
-            x = _Reorder.apply(x, _route(height, width, before, shift, device))
-            x = layer(x.unflatten(1, (SPLITS**2, -1)), flat, *(masks if shift else (None, None)))
+            x = _Reorder.apply(x, _route(height, width, splits, before, shift, device))
+            x = layer(x.unflatten(1, (splits**2, -1)), flat, *(masks if shift else (None, None)))
             x = x.flatten(1, 2)
         if shift is not None:
-            x = _Reorder.apply(x, _route(height, width, shift, None, device))
+            x = _Reorder.apply(x, _route(height, width, splits, shift, None, device))
         return x.view(batch, views, height, width, channels).permute(0, 1, 4, 2, 3)

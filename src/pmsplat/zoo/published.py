@@ -1,7 +1,8 @@
 """The released models: their files, training data, licenses, and settings of our encoders.
 
-Facts are from the authors (MODEL_ZOO.md of cvg/depthsplat at 1f5e548 and 5796161, README.md of
-aim-uofa/PM-Loss and donydchen/mvsplat, the pages of their files on the hub).
+Facts are from the authors (MODEL_ZOO.md of cvg/depthsplat at 1f5e548 and 5796161 and of cvg/resplat
+at cc4594a, README.md of aim-uofa/PM-Loss and donydchen/mvsplat, the pages of their files on the
+hub).
 """
 
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Published:
 OCTOBER_2024 = "haofeixu/depthsplat", "d3ea957dcc0a7721a88176526f7f229ec36a9e1d"
 APRIL_2025 = "haofeixu/depthsplat", "ed5116c11f7932fff3714989e2b65716730f6f87"
 PMLOSS = "dc-walker/PM-Loss", "main"  # neither commit nor hash is published: the hub's own decides
+RESPLAT = "haofeixu/resplat", "main"  # no commit is known; the names of its files have hashes
 MVSPLAT = "dylanebert/mvsplat", "124fd69083b1207b3ebcc1ba91e5ab673ce60cd1"  # the authors' own file
 
 RE10K = "RE10K"
@@ -46,6 +48,7 @@ LARGE = {"vit": "vitl", "scales": 2}
 EIGHTH = {"lowest": 8}
 HIGH = {"lowest": 8, "scale_max": 0.1}
 DEPTH_ONLY = {"lowest": 8, "gaussians": False}
+RESPLAT_DEPTH = {"depth_space": "log", "windows": "by_width", "vit_limit": 560, "near": None}
 WIDE = {"features": 128, "unet_width": 32}
 TUNED = BASE | WIDE | {"lowest": 8, "neighbors": 2, "near": 1.0}
 
@@ -61,11 +64,23 @@ def _of_2024(name: str, sha256: str, parameters: int, data: str, settings: dict)
     return Published("depthsplat2024", settings, source, parameters, data)
 
 
+def _depth_of_resplat(name: str, sha256: str, parameters: int, vit: str) -> Published:
+    """One scale, unlike DepthSplat's; trained to search depth from 0.01 to 200."""
+    settings = DEPTH_ONLY | RESPLAT_DEPTH | {"vit": vit}
+    source = Source(*RESPLAT, f"{name}-{sha256}.pth", sha256)
+    return Published("depthsplat", settings, source, parameters, DEPTH_2025)
+
+
 def _pmloss(name: str, offsets: str) -> Published:
     source = Source(*PMLOSS, f"{name}.ckpt", "")
     return Published(
         "depthsplat2024", TUNED | {"offsets": offsets}, source, 118_140_194, DL3DV, copies=3
     )
+
+
+def _resplat(file: str, sha256: str, parameters: int, data: str, settings: dict) -> Published:
+    source = Source(*RESPLAT, f"{file}-{sha256}.pth", sha256)
+    return Published("resplat", settings, source, parameters, data)
 
 
 _RELEASES_2025 = {
@@ -115,9 +130,52 @@ _RELEASES_2024 = {
     "depthsplat-depth-large": ("50d3d7cf", 337_518_529, DEPTH_2024, LARGE | DEPTH_ONLY),
 }  # fmt: skip
 
+_DEPTH_OF_RESPLAT = {
+    "resplat-depth-small-352x640": ("b0ebc084", 35_534_721, "vits"),
+    "resplat-depth-base-352x640": ("60be7abf", 106_378_393, "vitb"),
+    "resplat-depth-large-352x640": ("05f9beac", 330_631_265, "vitl"),
+}
+
+RESPLAT_BASE: dict[str, Any] = {"vit": "vitb", "point_width": 512}
+RESPLAT_HALF = RESPLAT_BASE | {"half_depth": True, "scale_max": 3.0, "steps": 2}
+RESPLAT_RE10K = RESPLAT_BASE | {"lowest": 4, "far": 100.0}
+RESPLAT_FINE = {"latent": 2, "gaussians_per_point": 4, "steps": 2}
+RESPLAT_START = {"gaussians_per_point": 16, "steps": None}
+
+# The authors' scripts contradict each other about the RE10K model: its file has one of two forms.
+RESPLAT_FORMS = {
+    "resplat-base-re10k-256x256-view2": "resplat-base-re10k-256x256-view2-init16",
+}
+
+_RELEASES_RESPLAT = {
+    "resplat-small-dl3dv-256x448-view8": ("548993fe", 76_630_164, {}),
+    "resplat-base-dl3dv-256x448-view8": ("1934a04c", 223_978_924, RESPLAT_BASE),
+    "resplat-large-dl3dv-256x448-view8": (
+        "62f1703a", 559_511_033, {"vit": "vitl", "point_width": 768, "steps": None},
+    ),
+    "resplat-base-dl3dv-256x448-view16": ("f38bf984", 223_978_924, RESPLAT_BASE),
+    "resplat-base-dl3dv-256x448-view32": ("439b63a6", 223_978_924, RESPLAT_BASE),
+    "resplat-base-dl3dv-512x960-view8": ("8179ed87", 223_978_924, RESPLAT_BASE),
+    "resplat-base-dl3dv-540x960-view16": ("a72dc6d0", 223_978_924, RESPLAT_HALF),
+}  # fmt: skip
+
 ZOO = {
     **{name: _of_2025(name, *facts) for name, facts in _RELEASES_2025.items()},
     **{name: _of_2024(name, *facts) for name, facts in _RELEASES_2024.items()},
+    **{name: _depth_of_resplat(name, *facts) for name, facts in _DEPTH_OF_RESPLAT.items()},
+    **{
+        name: _resplat(name, sha256, parameters, "DL3DV", settings)
+        for name, (sha256, parameters, settings) in _RELEASES_RESPLAT.items()
+    },
+    **{
+        name: _resplat(
+            "resplat-base-re10k-256x256-view2", "b90d1b53", parameters, RE10K, RESPLAT_RE10K | form
+        )
+        for name, parameters, form in (
+            ("resplat-base-re10k-256x256-view2", 222_144_100, RESPLAT_FINE),
+            ("resplat-base-re10k-256x256-view2-init16", 210_601_753, RESPLAT_START),
+        )
+    },
     "pmloss": _pmloss("pmloss", "free"),
     "ori_depthsplat_tuned": _pmloss("ori_depthsplat_tuned", "bounded"),
     "mvsplat-re10k": Published(
