@@ -11,7 +11,7 @@ import pytest
 from pmsplat import config, registry
 from pmsplat.errors import UserError
 from pmsplat.train import Experiment, LossTerm
-from pmsplat.zoo.init import SOURCES
+from pmsplat.zoo.init import RESNET, SOURCES
 from pmsplat.zoo.published import ZOO
 
 PACKAGE = Path(config.__file__).parent
@@ -81,8 +81,8 @@ def test_the_published_experiments_have_the_published_settings() -> None:
 @pytest.mark.parametrize("name", config.choices("model"))
 def test_every_model_starts_from_weights_that_there_are(name: str) -> None:
     start = config.compose([f"model={name}"]).model.settings.init_from
-    assert set(start) <= set(SOURCES)
-    assert bool(start) == (name != "depthsplat_tiny")
+    assert set(start) <= {*SOURCES, *ZOO, RESNET}
+    assert bool(start) == (not name.endswith("_tiny"))
 
 
 def test_weights_to_start_from_are_chosen_by_name_or_path() -> None:
@@ -106,6 +106,10 @@ def test_weights_to_start_from_are_chosen_by_name_or_path() -> None:
         ("depthsplat-gs-large-re10k-256x256", ["model=depthsplat2024_large"]),
         ("depthsplat-gs-base-dl3dv-256x448", ["+experiment=dl3dv_base_256x448_2024"]),
         ("mvsplat-re10k", ["+experiment=re10k_mvsplat"]),
+        ("resplat-small-dl3dv-256x448-view8", ["model=resplat_small"]),
+        ("resplat-base-dl3dv-256x448-view8", ["model=resplat_base"]),
+        ("resplat-large-dl3dv-256x448-view8", ["model=resplat_large"]),
+        ("resplat-base-re10k-256x256-view2", ["model=resplat_re10k"]),
     ],
 )
 def test_what_is_trained_is_what_was_published(name: str, overrides: list[str]) -> None:
@@ -113,7 +117,8 @@ def test_what_is_trained_is_what_was_published(name: str, overrides: list[str]) 
     published = ZOO[name]
     schema = registry.module("models", published.model).Config
     assert model.name == published.model
-    assert replace(model.settings, init_from=[]) == schema(**published.settings)
+    own = model.settings.deviations  # those of the weights that a training starts from, or none
+    assert replace(model.settings, init_from=[]) == schema(**published.settings, deviations=own)
 
 
 def test_values_are_set_typed_and_nested() -> None:

@@ -23,10 +23,12 @@ from .geometry.origin import local_origin
 
 B = TypeVar("B", bound="Bundle")
 Factor = float | Float[Tensor, " batch"]  # of lengths: one for all scenes, or one for each
+Motion = Float[Tensor, "batch 4 4"]  # rigid, one for each scene: x -> rotation · x + translation
 Origin = tuple[float, float, float]
 Direction = tuple[float, float, float]
 
 NO_OFFSET: Origin = (0.0, 0.0, 0.0)
+CLAMPS = ("axis", "image")  # what the clamp of the projection's Jacobian may be about
 
 
 def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -83,6 +85,11 @@ class Pointmap(Bundle):
         """The same points in a world `factor` times as large."""
         return replace(self, points=_times(self.points, factor))
 
+    def moved(self, motion: Motion) -> "Pointmap":
+        """The same points in a world that was turned and moved."""
+        points = se3.transform(motion.to(self.points), self.points.flatten(1, 3))
+        return replace(self, points=points.view_as(self.points))
+
     def crop(self, top: int, left: int, height: int, width: int) -> "Pointmap":
         """The part of it that belongs to a window of the images."""
         rows, columns = slice(top, top + height), slice(left, left + width)
@@ -127,6 +134,16 @@ class Cameras(Bundle):
         grow[..., :3, 3] = _times(grow[..., :3, 3], factor)
         near, far = _times(self.near, factor), _times(self.far, factor)
         return Cameras(self.c2w * grow, self.K, near, far)
+
+    def moved(self, motion: Motion) -> "Cameras":
+        """The same cameras in a world that was turned and moved."""
+        c2w = products.matmul(motion.double()[:, None], self.c2w.double())
+        return replace(self, c2w=c2w.to(self.c2w))
+
+    def with_range(self, near: Factor, far: Factor) -> "Cameras":
+        """The same cameras with one near and far for all of a scene."""
+        blank = torch.ones_like(self.near)
+        return replace(self, near=_times(blank, near), far=_times(blank, far))
 
 
 @dataclass(frozen=True)
@@ -174,6 +191,15 @@ class Views(Bundle):
             pointmap=None if self.pointmap is None else self.pointmap.scaled(factor),
         )
 
+    def moved(self, motion: Motion) -> "Views":
+        """The same views of a world that was turned and moved, pointmaps with it."""
+        pointmap = None if self.pointmap is None else self.pointmap.moved(motion)
+        return replace(self, cameras=self.cameras.moved(motion), pointmap=pointmap)
+
+    def with_range(self, near: Factor, far: Factor) -> "Views":
+        """The same views with one near and far for all of a scene."""
+        return replace(self, cameras=self.cameras.with_range(near, far))
+
 
 @dataclass(frozen=True)
 class Batch(Bundle):
@@ -188,6 +214,15 @@ class Batch(Bundle):
         context, target = self.context.scaled(factor), self.target.scaled(factor)
         return replace(self, context=context, target=target)
 
+    def moved(self, motion: Motion) -> "Batch":
+        """The same batch of a world that was turned and moved."""
+        return replace(self, context=self.context.moved(motion), target=self.target.moved(motion))
+
+    def with_range(self, near: Factor, far: Factor) -> "Batch":
+        """The same batch with one near and far for all of a scene."""
+        context, target = self.context.with_range(near, far), self.target.with_range(near, far)
+        return replace(self, context=context, target=target)
+
 
 @dataclass(frozen=True)
 class DrawingRules:
@@ -196,26 +231,35 @@ class DrawingRules:
     `blur` is added to both variances of a splat, in px². `antialiased` multiplies its opacity by
     sqrt(det Σ / det(Σ + blur · I)), Σ its covariance in the image: the 2-D filter of Mip-Splatting
     (Yu et al., 2024), gsplat's `rasterize_mode="antialiased"`. `alpha_cap` is the largest alpha.
-    Gaussians at z <= `near` times the camera's near are not drawn.
+    Gaussians at z <= `near` times the camera's near, or z > `far` times its far, are not drawn.
+    The Jacobian of the projection is taken where x/z and y/z lie within 1.3 half fields of view of
+    the optical axis, or of the middle of the image, as `clamp` says; both are the same where the
+    principal point is in the middle.
     """
 
     blur: float = 0.3
     antialiased: bool = False
     alpha_cap: float = 0.99
     near: float = 0.2
+    far: float = inf
+    clamp: str = "axis"
 
     def __post_init__(self) -> None:
         # Negated, so that a NaN is refused too
-        if not (0 < self.blur < inf and 0 < self.alpha_cap < 1 and 0 <= self.near < inf):
+        good = 0 < self.blur < inf and 0 < self.alpha_cap < 1 and 0 <= self.near < inf
+        if not (good and self.far > 0 and self.clamp in CLAMPS):
             raise UserError(
                 f"{self}",
-                "`blur` above 0, `alpha_cap` between 0 and 1, `near` of 0 or more",
-                "start from `CLASSIC` or `MIP` of pmsplat.types",
+                "`blur` and `far` above 0, `alpha_cap` between 0 and 1, `near` of 0 or more, and "
+                "'axis' or 'image' as `clamp`",
+                "start from `CLASSIC`, `MIP` or `RESPLAT` of pmsplat.types",
             )
 
 
 CLASSIC = DrawingRules()  # Kerbl et al., 2023, and every encoder but ReSplat
 MIP = DrawingRules(antialiased=True)
+# Xu et al., "ReSplat", 2025: gsplat 1.5.3 with the cameras' near and far as its planes
+RESPLAT = DrawingRules(0.1, antialiased=True, alpha_cap=0.999, near=1.0, far=1.0, clamp="image")
 
 
 @dataclass(frozen=True)
@@ -305,18 +349,33 @@ class Gaussians(Bundle):
         exact = similarity.double()
         scale = se3.similarity_scale(exact)
         rotation = exact[:3, :3] / scale
-        quat = gaussian_geometry.rotation_to_quat(rotation)
-        mixing = harmonics.rotation_matrix(rotation, self.sh_degree)
-        mixing = torch.where(mixing.abs() < 1e-12, 0, mixing)  # what the solve left of zeros
         means, origin = self._move_means(exact)
         return replace(
-            self,
+            self._turned(rotation),
             means=means,
             scales=self.scales * scale.to(self.scales),
-            quats_wxyz=gaussian_geometry.quat_multiply(quat.to(self.means), self.quats_wxyz),
-            sh=products.einsum("kj,bgjc->bgkc", mixing.to(self.sh), self.sh),
             origin=origin,
             up=None if self.up is None else as_triple(rotation @ exact.new_tensor(self.up)),
+        )
+
+    def moved(self, motion: Motion) -> "Gaussians":
+        """The same Gaussians, without an origin or an up, in worlds that were turned and moved.
+
+        As `transformed`, but each scene by its own rigid motion, and the host never waits.
+        """
+        assert self.origin == NO_OFFSET and self.up is None, "they are those of an encoder"
+        means = se3.transform(motion.to(self.means), self.means)
+        return replace(self._turned(motion[:, :3, :3].double()), means=means)
+
+    def _turned(self, rotation: Float[Tensor, "*#batch 3 3"]) -> "Gaussians":
+        """Quaternions and harmonics turned, all alike or those of each scene; float64."""
+        quat = gaussian_geometry.rotation_to_quat(rotation).to(self.means)[..., None, :]
+        mixing = harmonics.rotation_matrix(rotation, self.sh_degree)
+        mixing = torch.where(mixing.abs() < 1e-12, 0, mixing)  # what the solve left of zeros
+        return replace(
+            self,
+            quats_wxyz=gaussian_geometry.quat_multiply(quat, self.quats_wxyz),
+            sh=products.einsum("...kj,...gjc->...gkc", mixing.to(self.sh), self.sh),
         )
 
     def _move_means(self, exact: Float[Tensor, "4 4"]) -> tuple[Tensor, Origin]:
@@ -341,16 +400,27 @@ def as_triple(vector: Float[Tensor, "3"]) -> tuple[float, float, float]:
 class Prediction(Bundle):
     """An encoder's prediction for its context views, coarse to fine; the last level is the result.
 
-    `depths[i]` is z in scene units. In eval mode there is only the result.
+    `depths[i]` is z in scene units. In eval mode there is only the result. The levels of a
+    recurrent update, which changes Gaussians and not depth, have no depth of their own: depths are
+    then those of the first levels.
     """
 
     depths: tuple[Float[Tensor, "batch view height width"], ...]
     gaussians: tuple[Gaussians, ...]
 
+    @property
+    def levels(self) -> int:
+        """How many levels there are, of depth or of Gaussians."""
+        return max(len(self.depths), len(self.gaussians))
+
     def scaled(self, factor: Factor) -> "Prediction":
         """The same prediction in a world `factor` times as large."""
         depths = tuple(_times(depth, factor) for depth in self.depths)
         return Prediction(depths, tuple(level.scaled(factor) for level in self.gaussians))
+
+    def moved(self, motion: Motion) -> "Prediction":
+        """The same prediction in a world that was turned and moved."""
+        return replace(self, gaussians=tuple(level.moved(motion) for level in self.gaussians))
 
 
 @dataclass(frozen=True)
@@ -386,6 +456,10 @@ class Rendering(Bundle):
         median = None if self.depth_median is None else _times(self.depth_median, factor)
         return replace(self, depth=_times(self.depth, factor), depth_median=median)
 
+    def moved(self, motion: Motion) -> "Rendering":
+        """The same picture: it does not change where the world is turned and moved."""
+        return self
+
 
 @dataclass(frozen=True)
 class StepOutput(Bundle):
@@ -411,9 +485,15 @@ class StepOutput(Bundle):
             )
         return self.renderings[-1]
 
+    @property
+    def depth(self) -> Float[Tensor, "batch view height width"] | None:
+        """The depth of the last level; None where that level updates the Gaussians alone."""
+        depths = self.prediction.depths
+        return depths[-1] if len(depths) == self.prediction.levels else None
+
     def up_to(self, level: int) -> "StepOutput":
         """The same step as if refinement had stopped at `level`: its answer is that level's."""
         depths, gaussians = self.prediction.depths, self.prediction.gaussians
         cut = Prediction(depths[: level + 1], gaussians[: level + 1])
-        left = self.levels_left + len(depths) - 1 - level
+        left = self.levels_left + self.prediction.levels - 1 - level
         return StepOutput(self.batch, cut, self.renderings[: level + 1], left)

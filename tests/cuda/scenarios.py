@@ -35,7 +35,18 @@ from pmsplat.nn.maps import set_memory_format
 from pmsplat.render import rasterize
 from pmsplat.train import optim
 from pmsplat.train.step import training_step
-from pmsplat.types import Batch, Gaussians, Pointmap, Prediction, Rendering, StepOutput, Views
+from pmsplat.types import (
+    CLASSIC,
+    RESPLAT,
+    Batch,
+    DrawingRules,
+    Gaussians,
+    Pointmap,
+    Prediction,
+    Rendering,
+    StepOutput,
+    Views,
+)
 from pmsplat.zoo.infer import infer
 from pmsplat.zoo.published import MARCH_SETTINGS, ZOO
 from tests.scenes import random_cameras, random_gaussians
@@ -94,6 +105,7 @@ def scenarios() -> dict[str, Scenario]:
         found[f"graph {precision}"] = partial(graph, precision=precision)
     found |= {
         "draw auto": partial(draw, backend="auto"),
+        "draw resplat": partial(draw, backend="auto", rules=RESPLAT),
         "draw gsplat": partial(draw, backend="gsplat"),
         "draw deterministic": partial(draw, backend="triton", deterministic=True),
     }
@@ -177,11 +189,14 @@ def lpips_weights() -> str:
 
 
 def train(device: FakeDevice, name: str, cases: Sequence[tuple[int, str]]) -> None:
-    """Steps as `TrainingModule` takes them, with the published losses and PM-Loss."""
+    """Steps as `TrainingModule` takes them, with the published losses and, where there is a
+    Gaussian for each pixel, PM-Loss."""
     ledger = device.ledger
-    model = build(*configured()[name], device).train()
+    component, settings = configured()[name]
+    model = build(component, settings, device).train()
     encoder = CastTogether(model)
-    terms = {loss: make_term(loss) for loss in ("mse", "lpips", "pointmap")}
+    losses = ("mse", "lpips") if component == "resplat" else ("mse", "lpips", "pointmap")
+    terms = {loss: make_term(loss) for loss in losses}
     optimizer, schedule = optim.build(model, optim.Config(), 1000)
     warm_up = [(2, precision) for precision in ("tf32", "bf16")]
     for at, (views, precision) in enumerate([*warm_up, *cases]):
@@ -230,7 +245,9 @@ def predict(
                 rasterize(gaussians, camera, batch.target.size)
 
 
-def draw(device: FakeDevice, backend: str, deterministic: bool = False) -> None:
+def draw(
+    device: FakeDevice, backend: str, deterministic: bool = False, rules: DrawingRules = CLASSIC
+) -> None:
     """A drawing of 8 scenes of 131,072 Gaussians into 4 views each, with all that there is; its
     gradients are the same in every run if `deterministic`."""
     ledger, g = device.ledger, torch.Generator().manual_seed(0)
@@ -243,7 +260,9 @@ def draw(device: FakeDevice, backend: str, deterministic: bool = False) -> None:
         ledger.forget()
         leaves = gaussians.map(lambda x: x.detach().requires_grad_())
         with reproducible(deterministic), ledger.stage("forward"):
-            drawn = rasterize(leaves, cameras, SIZE, backend, attributes=features, extras=extras)
+            drawn = rasterize(
+                leaves, cameras, SIZE, backend, attributes=features, extras=extras, rules=rules
+            )
         with reproducible(deterministic), ledger.stage("backward"):
             _sum(drawn).backward()
         del drawn, leaves

@@ -16,7 +16,7 @@ from .fleet import Answer
 
 CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 LAUNCHING = (  # scenarios that together launch every Triton kernel of the package
-    "draw auto", "draw deterministic", "layers", "losses", "neighbors", "sweep",
+    "draw auto", "draw resplat", "draw deterministic", "layers", "losses", "neighbors", "sweep",
 )  # fmt: skip
 
 

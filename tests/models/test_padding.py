@@ -9,7 +9,7 @@ import torch
 from pmsplat.geometry import camera
 from pmsplat.models import predict_padded
 from pmsplat.types import Prediction, Views
-from tests.models.tiny import MODELS, shaken, tiny, views
+from tests.models.tiny import MODELS, SCALES, shaken, tiny, views
 
 every_model = pytest.mark.parametrize("name", MODELS)
 ODD, PADDED = (50, 70), (64, 80)
@@ -30,7 +30,7 @@ def padded(given: Views) -> Views:
 def test_padding_is_what_one_would_do_by_hand(
     name: str, train: bool, generator: torch.Generator
 ) -> None:
-    scales = {} if name == "mvsplat" else {"scales": 2}
+    scales = SCALES.get(name, {})
     model, given = shaken(tiny(name, **scales)).train(train), views(generator, 3, ODD, batch=2)
     with torch.no_grad():
         with pytest.warns(UserWarning, match=WARNING):

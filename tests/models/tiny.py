@@ -15,6 +15,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "depthsplat": SMALL | {"vit": "none", "head_width": 16},
     "depthsplat2024": SMALL | {"vit": "none", "features": 16, "unet_width": 8},
     "mvsplat": SMALL,
+    # a Gaussian for each pixel, as the others have it, and those of the initial model alone
+    "resplat": SMALL
+    | {"vit": "none", "lowest": 4, "latent": 2, "gaussians_per_point": 4, "steps": 0}
+    | {"point_width": 16, "state_width": 16},
+}
+# what has more than one scale can have two
+SCALES: dict[str, dict[str, Any]] = {
+    name: {"scales": 2} for name in ("depthsplat", "depthsplat2024")
 }
 
 

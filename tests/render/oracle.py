@@ -33,8 +33,10 @@ def draw(gaussians: Gaussians, cameras: Cameras, scene: int, view: int, h: int, 
         x, y, z = w2c[:3, :3] @ mean + w2c[:3, 3]
         if z <= rules.near * float(cameras.near[scene, view]):
             continue
-        tx = min(max(x / z, -1.3 * w / (2 * fx)), 1.3 * w / (2 * fx))
-        ty = min(max(y / z, -1.3 * h / (2 * fy)), 1.3 * h / (2 * fy))
+        if z > rules.far * float(cameras.far[scene, view]):
+            continue
+        tx = _clamp(x / z, fx, cx, w, rules.clamp)
+        ty = _clamp(y / z, fy, cy, h, rules.clamp)
         jacobian = np.array([[fx / z, 0, -fx * tx / z], [0, fy / z, -fy * ty / z]])
         rotation = _rotation(quat)
         covariance = rotation @ np.diag(scale**2) @ rotation.T
@@ -59,6 +61,14 @@ def draw(gaussians: Gaussians, cameras: Cameras, scene: int, view: int, h: int, 
         for column in range(w):
             _pixel(splats, row, column, rules.alpha_cap, picture)
     return picture
+
+
+def _clamp(tilt: float, focal: float, principal: float, length: int, clamp: str) -> float:
+    """x/z or y/z in the Jacobian: by Kerbl et al. about the axis, by gsplat about the image."""
+    if clamp == "axis":
+        return min(max(tilt, -1.3 * length / (2 * focal)), 1.3 * length / (2 * focal))
+    beyond = 0.3 * length / (2 * focal)  # the borders of the image
+    return min(max(tilt, -principal / focal - beyond), (length - principal) / focal + beyond)
 
 
 def _pixel(splats: list, row: int, column: int, cap: float, out: Picture) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pmsplat.render import _projection, cpu, rasterize
-from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians, Rendering
-from tests.scenes import PARAMETERS, RULES, random_cameras, random_gaussians
+from pmsplat.types import CLASSIC, MIP, RESPLAT, Cameras, DrawingRules, Gaussians, Rendering
+from tests.scenes import PARAMETERS, RULES, limits_of_resplat, random_cameras, random_gaussians
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
@@ -109,6 +109,20 @@ def test_rules_are_those_of_the_reference(dtype: torch.dtype, rules: DrawingRule
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_limits_of_rules_are_those_of_the_reference(
+    dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    gaussians, cameras = limits_of_resplat(generator, dtype)
+    given = Scene(gaussians, cameras, None, torch.rand(1, 3, dtype=dtype))
+    wanted, got = draw(given, "reference", (37, 45)), draw(given, "cpu", (37, 45))
+    for ours, theirs in zip(images(got.rendering), images(wanted.rendering), strict=True):
+        assert (ours - theirs).norm() <= TOLERANCE[dtype] * theirs.norm()
+    for name, theirs in wanted.gradients.items():
+        error = (got.gradients[name] - theirs).norm() / theirs.norm()
+        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
     given = scene(dtype, channels=2, count=3000, batch=1, views=2)
     threads = numba.get_num_threads()
@@ -126,7 +140,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
             assert torch.equal(gradient, other.gradients[name]), name
 
 
-@pytest.mark.parametrize("rules", [CLASSIC, MIP])
+@pytest.mark.parametrize("rules", [CLASSIC, MIP, RESPLAT])
 def test_projection_is_that_of_the_reference(rules: DrawingRules) -> None:
     """Also where nothing is drawn: behind, off the image, and beside clamped directions."""
     given = scene(torch.float64, count=2000)

@@ -128,7 +128,9 @@ def test_antialiased_where_the_fork_has_it(install: Installed, generator: torch.
         rasterize(gaussians, cameras, SIZE, "diff_gaussian")
 
 
-@pytest.mark.parametrize("changes", [{"blur": 0.1}, {"alpha_cap": 0.9}, {"near": 0.0}])
+@pytest.mark.parametrize("changes", [
+    {"blur": 0.1}, {"alpha_cap": 0.9}, {"near": 0.0}, {"far": 1.0}, {"clamp": "image"},
+])  # fmt: skip
 def test_rules_that_forks_have_not_are_refused(
     changes: dict[str, Any], install: Installed, generator: torch.Generator
 ) -> None:

@@ -20,15 +20,20 @@ from pmsplat.render import _warn_slow, draws_median, fast_backend, rasterize
 from pmsplat.render import cpu as cpu_backend
 from pmsplat.render import gsplat as backend
 from pmsplat.render import triton as triton_backend
-from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians
-from tests.scenes import PARAMETERS, random_cameras, random_gaussians
+from pmsplat.types import CLASSIC, MIP, RESPLAT, Cameras, DrawingRules, Gaussians
+from tests.scenes import PARAMETERS, limits_of_resplat, random_cameras, random_gaussians
+
+
+def as_drawn(rules: DrawingRules) -> DrawingRules:
+    """The rules with the cap and the clamp that gsplat has for all."""
+    return replace(rules, alpha_cap=0.999, clamp="image")
 
 
 def rasterization(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor,
     viewmats: Tensor, Ks: Tensor, width: int, height: int,
-    near_plane: float = 0.01, eps2d: float = 0.3, packed: bool = True, render_mode: str = "RGB",
-    rasterize_mode: str = "classic",
+    near_plane: float = 0.01, far_plane: float = 1e10, eps2d: float = 0.3, packed: bool = True,
+    render_mode: str = "RGB", rasterize_mode: str = "classic",
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """gsplat's function by its own documentation, drawn by the reference one view at a time.
 
@@ -41,10 +46,11 @@ def rasterization(
     unit = viewmats[..., 2, :3].norm(dim=-1)
     rigid = viewmats.clone()
     rigid[..., :3, :] /= unit[..., None, None]
-    near = near_plane / 0.2 / unit
+    near, far = near_plane / 0.2 / unit, far_plane / unit
     K = Ks / torch.tensor([width, height, 1.0])[:, None]
-    cameras = Cameras(se3.invert(rigid), K, near, near * 100)
-    rules = DrawingRules(eps2d, rasterize_mode == "antialiased")  # near is in the cameras
+    cameras = Cameras(se3.invert(rigid), K, near, far)
+    # The planes are in the cameras
+    rules = as_drawn(DrawingRules(eps2d, rasterize_mode == "antialiased", far=1.0))
     plain = Gaussians(
         means, scales, quats, opacities, torch.zeros(batch, means.shape[1], 1, 3), rules
     )
@@ -94,12 +100,12 @@ def test_one_call_draws_all_scenes_and_views(
     attributes = torch.randn(2, 120, 2, generator=generator)
     background = torch.rand(2, 3, generator=generator)
 
-    def draw(name: str) -> Any:
+    def draw(name: str, rules: DrawingRules) -> Any:
         return rasterize(
-            gaussians, cameras, (14, 19), name, background, attributes, 1, extras=["screen"]
+            gaussians, cameras, (14, 19), name, background, attributes, 1, ["screen"], rules
         )
 
-    got, wanted = draw("gsplat"), draw("reference")
+    got, wanted = draw("gsplat", CLASSIC), draw("reference", as_drawn(CLASSIC))
     assert len(stand_in) == 1
     for name in ("color", "depth", "alpha", "attributes"):
         torch.testing.assert_close(getattr(got, name), getattr(wanted, name), rtol=1e-4, atol=1e-5)
@@ -110,19 +116,41 @@ def test_one_call_draws_all_scenes_and_views(
     torch.testing.assert_close(got.screen.means[seen], wanted.screen.means[seen])
 
 
-@pytest.mark.parametrize("rules", [MIP, DrawingRules(blur=0.1, antialiased=True, near=2.0)])
+@pytest.mark.parametrize("rules", [MIP, RESPLAT, replace(RESPLAT, near=2.0, far=0.04)])
 def test_rules_are_handed_over(
     rules: DrawingRules, stand_in: list[dict[str, Any]], generator: torch.Generator
 ) -> None:
     cameras = random_cameras(2, generator)
-    cameras.near[:, 1] *= 3
+    cameras.near[:, 1] *= 1.5
+    cameras.far[:, 1] *= 1.5
     gaussians = random_gaussians(120, generator)
     gaussians = replace(gaussians, scales=0.3 * gaussians.scales, rules=rules)
-    got, wanted = (rasterize(gaussians, cameras, (14, 19), n) for n in ("gsplat", "reference"))
+    got = rasterize(gaussians, cameras, (14, 19), "gsplat")
+    wanted = rasterize(gaussians, cameras, (14, 19), "reference", rules=as_drawn(rules))
     torch.testing.assert_close(got.color, wanted.color, rtol=1e-4, atol=1e-5)
     classic = rasterize(gaussians, cameras, (14, 19), "gsplat", rules=CLASSIC)
     assert [call["rasterize_mode"] for call in stand_in] == ["antialiased", "classic"]
     assert (classic.color - wanted.color).norm() > 0.1 * wanted.color.norm()
+
+
+def test_resplat_is_followed_to_its_limits(
+    stand_in: list[dict[str, Any]], generator: torch.Generator
+) -> None:
+    gaussians, cameras = limits_of_resplat(generator)
+    got, wanted = (rasterize(gaussians, cameras, (24, 32), n) for n in ("gsplat", "reference"))
+    assert len(stand_in) == 1
+    torch.testing.assert_close(got.color, wanted.color, rtol=1e-3, atol=1e-4)
+
+
+def test_planes_that_no_number_says_are_refused(
+    stand_in: list[dict[str, Any]], generator: torch.Generator
+) -> None:
+    gaussians, cameras = random_gaussians(5, generator), random_cameras(2, generator)
+    cameras.far[:, 1] *= 2
+    with pytest.raises(UserError, match=r"far is 200 to 400 times their near.*same far / near"):
+        rasterize(gaussians, cameras, (4, 4), "gsplat", rules=RESPLAT)
+    assert not stand_in
+    rasterize(gaussians, cameras, (4, 4), "gsplat")
 
 
 def test_a_cap_that_it_has_not_is_refused(
@@ -141,7 +169,7 @@ def test_gradients_come_back_through_the_adapter(
     gradients = {}
     for name in ("gsplat", "reference"):
         leaves = gaussians.map(lambda tensor: tensor.clone().requires_grad_())
-        drawn = rasterize(leaves, cameras, (12, 12), name)
+        drawn = rasterize(leaves, cameras, (12, 12), name, rules=as_drawn(CLASSIC))
         (drawn.color.square().sum() + drawn.depth.square().sum()).backward()
         gradients[name] = leaves.map(lambda x: x.grad if x.grad is not None else x * 0)
     for part in PARAMETERS:
@@ -283,9 +311,7 @@ def test_a_build_that_fails_says_what_to_set(
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("channels", [0, 3])
-@pytest.mark.parametrize(
-    "rules", [CLASSIC, MIP, DrawingRules(blur=0.1, antialiased=True, near=1.0)]
-)
+@pytest.mark.parametrize("rules", [CLASSIC, MIP, RESPLAT])
 def test_gsplat_draws_what_the_reference_draws(
     channels: int, rules: DrawingRules, generator: torch.Generator
 ) -> None:

@@ -13,7 +13,7 @@ import pmsplat
 from pmsplat.errors import UserError
 from pmsplat.geometry import gaussian, se3, sh
 from pmsplat.render import backends, gsplat, obstacle, rasterize
-from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians
+from pmsplat.types import CLASSIC, MIP, RESPLAT, Cameras, DrawingRules, Gaussians
 from tests.scenes import ODD_RULES, PARAMETERS, random_cameras, random_gaussians
 
 both = pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -185,20 +185,23 @@ def test_antialiased_pictures_are_right_at_an_eighth_of_the_size() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"blur": 0.0}, {"blur": math.inf}, {"alpha_cap": 1.0}, {"near": -0.1}, {"blur": math.nan}],
-)
-def test_rules_that_no_backend_can_follow_are_explained(changes: dict[str, float]) -> None:
+    [
+        {"blur": 0.0}, {"blur": math.inf}, {"alpha_cap": 1.0}, {"near": -0.1}, {"blur": math.nan},
+        {"far": 0.0}, {"far": math.nan}, {"clamp": "center"},
+    ],
+)  # fmt: skip
+def test_rules_that_no_backend_can_follow_are_explained(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="`alpha_cap` between 0 and 1"):
         replace(CLASSIC, **changes)
 
 
 def test_a_backend_that_cannot_follow_refuses() -> None:
     device = torch.device("cpu")
-    for rules in (CLASSIC, MIP, ODD_RULES):
+    for rules in (CLASSIC, MIP, RESPLAT, ODD_RULES):
         for name in ("cpu", "reference"):
             assert obstacle(name, device, rules=rules) is None
-    assert gsplat.rules_obstacle(MIP, device) is None
-    assert gsplat.rules_obstacle(DrawingRules(blur=0.1, alpha_cap=0.999, near=1.0), device) is None
+    for rules in (CLASSIC, MIP, RESPLAT):
+        assert gsplat.rules_obstacle(rules, device) is None
     assert "fixed cap of 0.999" in str(gsplat.rules_obstacle(ODD_RULES, device))
 
 

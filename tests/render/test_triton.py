@@ -14,8 +14,15 @@ from pmsplat import render
 from pmsplat.errors import UserError
 from pmsplat.render import fast_backend, gsplat, obstacle, rasterize
 from pmsplat.render import triton as backend
-from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians, Rendering
-from tests.scenes import ODD_RULES, PARAMETERS, RULES, random_cameras, random_gaussians
+from pmsplat.types import CLASSIC, MIP, RESPLAT, Cameras, DrawingRules, Gaussians, Rendering
+from tests.scenes import (
+    ODD_RULES,
+    PARAMETERS,
+    RULES,
+    limits_of_resplat,
+    random_cameras,
+    random_gaussians,
+)
 from tests.waits import no_waits
 
 pytest.importorskip("triton")
@@ -158,6 +165,7 @@ def cloud(means: Tensor, scale: float, opacity: float = 0.9) -> Gaussians:
         (2, 1, 5, RULES["blurred"]),
         (4, None, 0, CLASSIC),
         (4, 2, 0, MIP),
+        (3, None, 0, RESPLAT),
     ],
 )
 def test_values_and_gradients_are_those_of_the_reference(
@@ -175,6 +183,14 @@ def test_values_and_gradients_are_those_of_the_reference(
     attributes = torch.randn(2, 50, channels, generator=generator) if channels else None
     wanted = check(gaussians, odd_cameras(2, generator, batch=2), (19, 21), attributes, sh_degree)
     assert all(gradient.norm() > 0 for gradient in wanted.gradients.values())
+
+
+def test_limits_of_rules_are_those_of_the_reference(generator: torch.Generator) -> None:
+    """Planes, a clamp about the image, caps, needles; and no plane where there is no far."""
+    gaussians, cameras = limits_of_resplat(generator)
+    check(gaussians, cameras, (14, 18))
+    endless = replace(gaussians, rules=replace(RESPLAT, far=math.inf))
+    check(endless, replace(cameras, far=0 * cameras.far), (14, 18))
 
 
 def test_tiles_as_small_as_on_a_gpu(

@@ -12,7 +12,7 @@ from pmsplat.errors import UserError
 from pmsplat.render import rasterize
 from pmsplat.types import Bundle, Prediction, Views
 from pmsplat.zoo import compile as zoo_compile
-from tests.models.tiny import MODELS, shaken, tiny, views
+from tests.models.tiny import MODELS, SCALES, shaken, tiny, views
 from tests.scenes import random_cameras
 from tests.waits import no_waits
 
@@ -25,8 +25,8 @@ def tensors(bundle: Bundle) -> list[Tensor]:
 
 def with_backbone(name: str) -> Any:
     """An encoder with all parts that the published ones have."""
-    changes = {} if name == "mvsplat" else {"vit": "vits", "scales": 2, "width": 64}
-    return shaken(tiny(name, **changes, published=True))
+    changes = {} if name == "mvsplat" else {"vit": "vits", "width": 64}
+    return shaken(tiny(name, **changes, **SCALES.get(name, {}), published=True))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -71,17 +71,18 @@ def test_bf16_is_near_float32_and_leaves_the_model_alone(
     compiled = pmsplat.compile(model, precision="bf16")
     assert {p.dtype for p in compiled._model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    check_bf16(compiled(given), pmsplat.compile(model)(given))
+    check_bf16(compiled(given), pmsplat.compile(model)(given), name)
 
 
-def check_bf16(found: Prediction, expected: Prediction) -> None:
+def check_bf16(found: Prediction, expected: Prediction, name: str) -> None:
     """8 bits of fraction, through some hundred layers: depth to about a percent."""
     assert {tensor.dtype for tensor in tensors(found)} == {torch.float32}
     error = (found.depths[-1] / expected.depths[-1] - 1).abs()
     assert 0 < error.mean() < 0.02, error.mean()
     a, b = found.gaussians[-1], expected.gaussians[-1]
     assert (a.opacities - b.opacities).abs().mean() < 0.01
-    assert (a.sh - b.sh).abs().mean() < 0.01 * max(1, b.sh.abs().mean().item())
+    share = 0.04 if name == "resplat" else 0.01  # the others damp harmonics of higher degrees
+    assert (a.sh - b.sh).abs().mean() < share * max(1, b.sh.abs().mean().item())
 
 
 def test_weights_that_need_no_change_are_shared() -> None:
@@ -163,7 +164,7 @@ def test_a_graph_repeats_the_encoder(
         assert all(map(torch.equal, tensors(found), tensors(before)))
     exact = pmsplat.compile(model)(given)
     if precision == "bf16":
-        check_bf16(found, exact)
+        check_bf16(found, exact, name)
     else:
         error = (found.depths[-1] / exact.depths[-1] - 1).abs().mean()
         assert error < (1e-5 if precision == "float32" else 2e-3)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pmsplat.errors import UserError
+from pmsplat.foundation.resnet import ResNet
 from pmsplat.io.weights import Header, save_checkpoint
 from pmsplat.models.depthsplat import Config, DepthSplat
 from pmsplat.models.mvsplat import Config as MVSplatConfig
@@ -20,6 +21,7 @@ from pmsplat.zoo.convert import convert, names_of, official_keys
 from pmsplat.zoo.init import SOURCES, initialize
 from tests.lab.encoder import Config as ForeignConfig
 from tests.lab.encoder import Encoder
+from tests.models.tiny import tiny
 
 TINY = Config(vit="none", width=32, planes=16, transformer_layers=1, head_width=16)
 
@@ -208,6 +210,9 @@ def test_what_cannot_be_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for without in (model, MVSplat(MVSplatConfig(width=32, planes=16))):
         with pytest.raises(UserError, match=r"'dinov2' in model\.init_from; wanted a model with a"):
             initialize(without, ["dinov2"])
+    for without in (model, tiny("resplat", steps=None)):
+        with pytest.raises(UserError, match=r"'resnet18' in .*; wanted a model with an update"):
+            initialize(without, ["resnet18"])
     with pytest.raises(UserError, match=r"init_from for a Encoder.*trainer\.initial"):
         initialize(Encoder(ForeignConfig()), ["gmflow"])
 
@@ -232,6 +237,24 @@ def test_dinov2_comes_as_timm_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     found = changed(model, ["dinov2"], told)
     check_same(found, {f"depth.vit.vit.{k}": v for k, v in asked[0].state_dict().items()})
     assert told == ["dinov2: 174 parameters of depth.vit"]
+
+
+def test_resnet_comes_as_torchvision_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {f"{name}": torch.randn(value.shape) for name, value in ResNet().state_dict().items()}
+    monkeypatch.setattr("pmsplat.foundation.resnet.released", lambda: made)
+    told: list[str] = []
+    found = changed(tiny("resplat"), ["resnet18"], told)
+    check_same(found, {f"update.features.{name}": value for name, value in made.items()})
+    assert told == [f"resnet18: {len(made)} parameters of update.features"]
+
+
+def test_resplat_takes_a_depth_network(tmp_path: Path) -> None:
+    model, prefix = tiny("resplat"), "encoder.depth_predictor."
+    whole = official(model)
+    depth = {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
+    found = changed(model, [written(tmp_path / "depth.pth", {"model": depth})], [])
+    wanted = convert(whole, model)
+    check_same(found, {k: v for k, v in wanted.items() if k.startswith("depth.")})
 
 
 def test_names_are_fetched_and_licenses_told(

@@ -2,7 +2,7 @@ import json
 import math
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,7 @@ def official(model: nn.Module) -> dict[str, torch.Tensor]:
     return out
 
 
-@pytest.fixture(scope="module", params=["depthsplat", "depthsplat2024", "mvsplat"])
+@pytest.fixture(scope="module", params=["depthsplat", "depthsplat2024", "mvsplat", "resplat"])
 def small(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
     tiny = {"width": 32, "planes": 16, "transformer_layers": 2, "published": True}
@@ -130,8 +130,8 @@ def on_meta(name: str) -> nn.Module:
         return registry.build("models", published.model, published.settings | {"published": True})
 
 
-def test_twenty_two_models_are_published() -> None:
-    assert len(ZOO) == 22
+def test_thirty_one_models_are_published() -> None:
+    assert len(ZOO) == 31
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -143,7 +143,9 @@ def test_every_official_key_has_a_place_and_every_place_a_key(name: str, shared:
     assert {k: v.shape for k, v in found.items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }
-    count = sum(math.prod(shape) for shape, _ in keys.values())
+    counted = ("running_mean", "running_var", "num_batches_tracked")  # are no parameters
+    shapes = [shape for key, (shape, _) in keys.items() if not key.endswith(counted)]
+    count = sum(map(math.prod, shapes))
     assert count == sum(p.numel() for p in model.parameters()) == ZOO[name].parameters
     key = sorted(state)[len(state) // 2]
     with pytest.raises(UserError, match=re.escape(key)):
@@ -159,6 +161,9 @@ HIDDEN = {
     "pmloss": {"neighbors": 2, "offsets": "free"},
     "ori_depthsplat_tuned": {"neighbors": 2, "offsets": "bounded"},
     "depthsplat-gs-base-re10k-256x256-view2": {"scale_max": 3.0, "scale_unit": "world"},
+    "resplat-base-dl3dv-512x960-view8": {"scale_max": 1.0, "half_depth": False, "far": 200.0},
+    "resplat-base-dl3dv-540x960-view16": {"scale_max": 3.0, "half_depth": True, "steps": 2},
+    "resplat-base-re10k-256x256-view2": {"near": 0.01, "far": 100.0, "steps": 2},
 }
 
 
@@ -166,6 +171,25 @@ HIDDEN = {
 def test_settings_that_no_shape_tells_are_the_authors(name: str) -> None:
     settings = vars(on_meta(name).cfg)
     assert settings | HIDDEN[name] == settings
+
+
+@pytest.mark.parametrize("form", [0, 1])
+def test_the_shapes_of_the_re10k_file_of_resplat_tell_its_form(
+    form: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("resplat-base-re10k-256x256-view2", "resplat-base-re10k-256x256-view2-init16")
+    small = {"vit": "vits", "point_width": 8, "transformer_layers": 0, "planes": 4}
+    for name in names:
+        monkeypatch.setitem(ZOO, name, replace(ZOO[name], settings=ZOO[name].settings | small))
+    model = registry.build("models", "resplat", ZOO[names[form]].settings)
+    counts = {f"encoder.update_feature.bn{i}.num_batches_tracked": torch.tensor(7) for i in (1,)}
+    wrapped = {"state_dict": official(model) | ({} if form else counts)}
+    torch.save(wrapped, tmp_path / "re10k.pth")
+    found = pmsplat.load(names[0], weights=tmp_path / "re10k.pth")
+    assert all(torch.equal(v, found.state_dict()[k]) for k, v in model.state_dict().items())
+    assert ("is loaded as that" in caplog.text) == bool(form)
+    with pytest.raises(UserError, match=f"load it as {names[form]}"):
+        pmsplat.load("resplat-small-dl3dv-256x448-view8", weights=tmp_path / "re10k.pth")
 
 
 def test_a_model_that_is_not_there_says_where_it_comes_from(

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..contracts import Loss, Partial
 from ..types import StepOutput
 
-DECAY = 0.9  # a level that is n refinements from the answer counts 0.9^n (DepthSplat)
+DECAY = 0.9  # a level that is n refinements from the answer counts 0.9^n (DepthSplat, ReSplat)
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,19 @@ def total(step: StepOutput, terms: Mapping[str, Term], global_step: int) -> Tota
     """The weighted sum of all terms.
 
     Every term is computed at every level of the prediction as if refinement had stopped there;
-    level i of n counts 0.9^(n-1-i). Terms with a later first step, or weight 0, are not computed.
+    level i of n counts 0.9^(n-1-i). Levels that cannot learn are left out: those without gradient,
+    of a frozen initial model, where others have one. Terms with a later first step, or weight 0,
+    are not computed.
     """
-    levels = len(step.prediction.depths)
+    levels = step.prediction.levels
     loss = step.prediction.depths[-1].new_zeros(())
     values: dict[str, Tensor] = {}
     skipped: dict[str, Tensor] = {}
-    for level in range(levels):
-        view = step.up_to(level)
+    views = [step.up_to(level) for level in range(levels)]
+    learning = [_has_gradient(view) for view in views]
+    for level, view in enumerate(views):
+        if any(learning) and not learning[level]:
+            continue
         for name, term in terms.items():
             if global_step < term.start_step or term.weight == 0:
                 continue
@@ -58,3 +63,10 @@ def total(step: StepOutput, terms: Mapping[str, Term], global_step: int) -> Tota
             loss = loss + value
             values[label] = value.detach()
     return Total(loss, values, skipped)
+
+
+def _has_gradient(view: StepOutput) -> bool:
+    """Whether anything that the last level predicts, or its rendering, wants a gradient."""
+    outputs = [*view.prediction.gaussians[-1:], *view.renderings[-1:]]
+    tensors = [value for output in outputs for value in vars(output).values()]
+    return any(isinstance(x, Tensor) and x.requires_grad for x in [view.depth, *tensors])

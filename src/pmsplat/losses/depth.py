@@ -36,10 +36,12 @@ def build(cfg: Config) -> Loss:
     the Gaussians. Raises UserError for data without depth.
     """
 
-    def depth(step: StepOutput) -> Float[Tensor, ""]:
+    def depth(step: StepOutput) -> Float[Tensor, ""] | None:
         known = known_depth(step, "depth")
+        if step.depth is None:
+            return None
         counts = known > 0
-        predicted = step.prediction.depths[-1].to(known.dtype)
+        predicted = step.depth.to(known.dtype)
         error = 1 / torch.where(counts, predicted, 1) - 1 / torch.where(counts, known, 1)
         beside = error[..., 1:] - error[..., :-1]
         below = error[..., 1:, :] - error[..., :-1, :]

@@ -23,10 +23,12 @@ def build(cfg: Config) -> Loss:
     data without depth.
     """
 
-    def log_depth(step: StepOutput) -> Float[Tensor, ""]:
+    def log_depth(step: StepOutput) -> Float[Tensor, ""] | None:
         known = known_depth(step, "log_depth")
+        if step.depth is None:
+            return None
         counts = known > 0
-        predicted = step.prediction.depths[-1].float()
+        predicted = step.depth.float()
         if known.device.type == "cpu":  # picks them; elsewhere the host would wait for their number
             ratio = predicted[counts] / known[counts]
         else:

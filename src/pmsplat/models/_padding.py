@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from math import isqrt
 
 import torch
 from torch.nn.functional import pad
@@ -50,12 +51,17 @@ def require_two_views(views: Views) -> None:
 def _cut(
     prediction: Prediction, views: int, size: tuple[int, int], wanted: tuple[int, int]
 ) -> Prediction:
-    """The top left part of a prediction for images of `size`."""
+    """The top left part of a prediction for images of `size`.
+
+    A Gaussian may stand for a square block of pixels: those whose block has a pixel left stay.
+    """
     height, width = wanted
-    grid = (views, *size)
 
     def part(gaussians: Gaussians) -> Gaussians:
-        return gaussians.map(lambda x: x.unflatten(1, grid)[:, :, :height, :width].flatten(1, 3))
+        block = isqrt(views * size[0] * size[1] // gaussians.means.shape[1])
+        grid = (views, size[0] // block, size[1] // block)
+        rows, columns = -(-height // block), -(-width // block)
+        return gaussians.map(lambda x: x.unflatten(1, grid)[:, :, :rows, :columns].flatten(1, 3))
 
     depths = tuple(depth[..., :height, :width] for depth in prediction.depths)
     return Prediction(depths, tuple(part(level) for level in prediction.gaussians))

@@ -43,29 +43,31 @@ def rasterize(
     """Draws every scene of `gaussians` into all of its cameras, differentiably.
 
     Per pixel, Gaussians are blended near to far (by z of their means, equal z by index) with weight
-    alpha times the transmittance so far. The exact rules, where `blur`, `antialiased`, `alpha_cap`
-    and `near` are those of `rules`, with the values of CLASSIC:
+    alpha times the transmittance so far. The exact rules, where `blur`, `antialiased`, `alpha_cap`,
+    `near`, `far` and `clamp` are those of `rules`, with the values of CLASSIC:
 
     * EWA projection; the Jacobian is taken where x/z and y/z stay within ±1.3 · half the field of
-      view (± 1.3 · width / (2 fx), the same in y). That gives the covariance Σ of a splat, in px².
+      view (± 1.3 · width / (2 fx), the same in y) of the optical axis, or with `clamp` "image"
+      (RESPLAT) of the middle of the image. That gives the covariance Σ of a splat, in px².
     * `blur` (0.3) is added to both variances: Σ' = Σ + blur · I. Where the rules are `antialiased`
-      (CLASSIC: no, MIP: yes), the opacity is multiplied by sqrt(det Σ / det Σ'), so that a splat
-      covers as much as it would without the blur.
+      (CLASSIC: no, MIP and RESPLAT: yes), the opacity is multiplied by sqrt(det Σ / det Σ'), so
+      that a splat covers as much as it would without the blur.
     * alpha = min(`alpha_cap`, opacity · exp(-½ dᵀ Σ'⁻¹ d)) at the pixel centre (index + 0.5), with
       a cap of 0.99, skipped below 1/255. A pixel ends before the Gaussian that would leave it a
       transmittance below 1e-4.
-    * Gaussians at z <= `near` (0.2) · near of the camera that looks are culled; `far` is not looked
-      at.
+    * Gaussians at z <= `near` (0.2) · near or z > `far` (infinity) · far of the camera that looks
+      are culled.
     * Focal lengths, principal point and skew of K are honoured.
     * The colour is max(0, 0.5 + SH) seen from the camera centre, not clamped above.
     * A Gaussian with a NaN or an infinity among its parameters is not drawn and gets no gradient;
       nor one wider or farther off the image than 1e8 pixels.
 
-    `gsplat` differs in details: alpha is capped at 0.999, the clamp is asymmetric where the
-    principal point is off centre, and antialiased it takes det Σ as a difference in float32, which
-    is inexact for Gaussians seen edge-on. `diff_gaussian` draws a Gaussian to three standard
-    deviations only, which cuts something off where its opacity is above 0.35; its gradient is not
-    exact where the clamp acts; antialiased it multiplies the opacity by 0.005 or more.
+    `gsplat` differs in details: alpha is capped at 0.999 and the clamp is about the middle of the
+    image, also where the rules are CLASSIC or MIP, and antialiased it takes det Σ as a difference
+    in float32, which is inexact for Gaussians seen edge-on. `diff_gaussian` draws a Gaussian to
+    three standard deviations only, which cuts something off where its opacity is above 0.35; its
+    gradient is not exact where the clamp acts; antialiased it multiplies the opacity by 0.005 or
+    more.
 
     Args:
         gaussians: world space, several scenes of equal count; any count, also 0.
@@ -87,8 +89,9 @@ def rasterize(
             no gradient) and "screen" (2-D means in pixels, on which `retain_grad()` works, and
             radii of the splats' boxes, 0 where not drawn).
         rules: how to draw; None follows `gaussians.rules`, those that they were trained with.
-            "reference", "cpu" and "triton" follow any rules, "gsplat" all with the usual
-            `alpha_cap`, "diff_gaussian" those with the usual `blur` and `alpha_cap`, and
+            "reference", "cpu" and "triton" follow any rules, "gsplat" all with the `alpha_cap` of
+            CLASSIC or its own of 0.999, and `far` where far / near is the same for all cameras,
+            "diff_gaussian" those with `blur`, `alpha_cap`, `far` and `clamp` of CLASSIC, and
             antialiased ones where the installed package has that.
 
     Returns:

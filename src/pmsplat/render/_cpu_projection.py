@@ -17,8 +17,8 @@ MAX_PIXELS, REACH_MARGIN = _projection.MAX_PIXELS, _projection.REACH_MARGIN
 CHUNK = 512  # Gaussians per job of a thread; they share scratch memory
 
 # Columns of a camera: w2c as three rows of four, then focal lengths and principal point in pixels,
-# the limits of x/z and y/z in the Jacobian, and the z up to which Gaussians are culled.
-FX, FY, CX, CY, LIMIT_X, LIMIT_Y, CULL, CAMERA = 12, 13, 14, 15, 16, 17, 18, 19
+# the limits of x/z and y/z in the Jacobian, and the z between which Gaussians are drawn.
+FX, FY, CX, CY, LOW_X, HIGH_X, LOW_Y, HIGH_Y, NEAR, FAR = 12, 13, 14, 15, 16, 17, 18, 19, 20, 21
 
 
 @serial
@@ -62,9 +62,10 @@ def _to_camera(camera, mean):
 
 @serial
 def _kept(camera, x, y, z, scale):
-    """Returns whether a Gaussian lies beyond the culling plane and within MAX_PIXELS."""
+    """Returns whether a Gaussian lies between the planes and within MAX_PIXELS."""
     reach = max(abs(x), abs(y), scale[0], scale[1], scale[2])
-    return z > camera[CULL] and reach * max(camera[FX], camera[FY]) < MAX_PIXELS * z
+    between = z > camera[NEAR] and z <= camera[FAR]
+    return between and reach * max(camera[FX], camera[FY]) < MAX_PIXELS * z
 
 
 @serial
@@ -140,8 +141,8 @@ def project(
                         compensation[t, n] = 0
                     continue
                 ratio_x, ratio_y = px / pz, py / pz
-                tilt_x = min(max(ratio_x, -camera[LIMIT_X]), camera[LIMIT_X])
-                tilt_y = min(max(ratio_y, -camera[LIMIT_Y]), camera[LIMIT_Y])
+                tilt_x = min(max(ratio_x, camera[LOW_X]), camera[HIGH_X])
+                tilt_y = min(max(ratio_y, camera[LOW_Y]), camera[HIGH_Y])
                 _axes(camera, rotation, scales[n], tilt_x, tilt_y, pz, axes, a, b)
                 xx, yy, c0, c1, c2, determinant = _conic(a, b, blur)
                 reach = np.float64(reach_squared[n])
@@ -205,8 +206,8 @@ def _target_back(
     gradient of a is (1 - |a×b|²/D) / √D · b×ĉ - |a×b| blur / D^1.5 · a, and that of b alike.
     """
     ratio_x, ratio_y = x / z, y / z
-    tilt_x = min(max(ratio_x, -camera[LIMIT_X]), camera[LIMIT_X])
-    tilt_y = min(max(ratio_y, -camera[LIMIT_Y]), camera[LIMIT_Y])
+    tilt_x = min(max(ratio_x, camera[LOW_X]), camera[HIGH_X])
+    tilt_y = min(max(ratio_y, camera[LOW_Y]), camera[HIGH_Y])
     _axes(camera, rotation, scale, tilt_x, tilt_y, z, axes, a, b)
     xx, yy, c0, c1, c2, determinant = _conic(a, b, blur)
     # Gradient of the inverse P of Σ: dΣ = -P dP P

@@ -4,9 +4,13 @@ EWA splatting (Zwicker et al., "EWA Volume Splatting", 2001) with the rules of 3
 (Kerbl et al., 2023): the Jacobian is taken at a point clamped to slightly more than the field of
 view, and a blur is added to the variances of every splat. Where the rules are antialiased, opacity
 makes up for the blur (Yu et al., "Mip-Splatting", 2024). All is batched over scenes and targets.
+
+Gradients are exact. gsplat's of the antialiased opacity is not: it divides by 2 (c + 1e-6) instead
+of 2 c, for the factor c. As a splat is drawn where c > 1/255 at least, that is a share of 1/3900.
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 from jaxtyping import Float
@@ -19,7 +23,7 @@ from ..geometry.products import matmul
 from ..types import CLASSIC, Bundle, Cameras, DrawingRules, Gaussians, Screen
 
 # Numba compiles these into its kernels: after a change, delete render/__pycache__.
-FIELD_OF_VIEW = 1.3  # bound of x/z and y/z in the Jacobian, in half fields of view
+FIELD_OF_VIEW = 1.3  # how far x/z and y/z reach in the Jacobian, in half fields of view
 ALPHA_MIN = 1 / 255  # fainter contributions are skipped
 TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would leave less ends its pixel and is not added
 MAX_PIXELS = 1e8  # wider or more distant splats are not drawn: float32 would overflow
@@ -136,8 +140,8 @@ def project(
 ) -> Splats:
     """Projects every Gaussian into every target of its scene, differentiable in its parameters.
 
-    Gaussians must be finite. Those that are not drawn (too near, outside the image, fainter than
-    1/255, wider than MAX_PIXELS) have extent 0, finite values and zero gradients.
+    Gaussians must be finite. Those that are not drawn (too near or too far, outside the image,
+    fainter than 1/255, wider than MAX_PIXELS) have extent 0, finite values and zero gradients.
     """
     height, width = size
     w2c = world_to_camera(cameras)
@@ -152,6 +156,7 @@ def project(
             means_cam[..., :2].abs().amax(dim=-1), gaussians.scales.amax(-1)[:, None]
         )
         kept = z > rules.near * cameras.near[..., None]
+        kept = kept & (z <= far_plane(cameras, rules)[..., None])
         kept = kept & (reach * torch.maximum(fx, fy) < MAX_PIXELS * z)
     ahead = constant((0.0, 0.0, 1.0), means_cam)
     x, y, z = torch.where(kept[..., None], means_cam, ahead).unbind(dim=-1)
@@ -162,9 +167,10 @@ def project(
     scales = torch.where(kept[..., None], gaussians.scales[:, None], 0)
     root = gaussian.quat_to_rotation(gaussians.quats_wxyz)[:, None] * scales[..., None, :]
     axes = matmul(w2c[:, :, None, :3, :3], root)
-    limit_x, limit_y = tilt_limits(fx, fy, size)
-    tilt_x = torch.minimum(torch.maximum(x_over_z, -limit_x), limit_x)[..., None]
-    tilt_y = torch.minimum(torch.maximum(y_over_z, -limit_y), limit_y)[..., None]
+    low_x, high_x = tilt_limits(fx, cx, width, rules)
+    low_y, high_y = tilt_limits(fy, cy, height, rules)
+    tilt_x = torch.minimum(torch.maximum(x_over_z, low_x), high_x)[..., None]
+    tilt_y = torch.minimum(torch.maximum(y_over_z, low_y), high_y)[..., None]
     a = (fx / z)[..., None] * (axes[..., 0, :] - tilt_x * axes[..., 2, :])
     b = (fy / z)[..., None] * (axes[..., 1, :] - tilt_y * axes[..., 2, :])
 
@@ -189,10 +195,23 @@ def project(
     return Splats(xy=xy, conic=conic, z=z, color=color, opacity=opacity, extent=extent)
 
 
-def tilt_limits(fx: Tensor, fy: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Returns the largest |x/z| and |y/z| in the Jacobian, for focal lengths in pixels."""
-    height, width = size
-    return FIELD_OF_VIEW * width / (2 * fx), FIELD_OF_VIEW * height / (2 * fy)
+def far_plane(cameras: Cameras, rules: DrawingRules) -> Float[Tensor, "batch target"]:
+    """Returns the z beyond which nothing is drawn."""
+    return rules.far * cameras.far if rules.far < inf else torch.full_like(cameras.far, inf)
+
+
+def tilt_limits(
+    focal: Tensor, principal: Tensor, length: int, rules: DrawingRules
+) -> tuple[Tensor, Tensor]:
+    """Returns the least and the largest x/z in the Jacobian, or y/z, for intrinsics in pixels.
+
+    `length` is that of the image's side.
+    """
+    limit = FIELD_OF_VIEW * length / (2 * focal)
+    if rules.clamp == "axis":
+        return -limit, limit
+    middle = (length / 2 - principal) / focal
+    return middle - limit, middle + limit
 
 
 def reach_squared(opacities: Tensor) -> Tensor:

@@ -99,8 +99,8 @@ def _rotation(w, x, y, z):
 
 
 @triton.jit
-def _camera(c2w, K, near, image, width, height, near_factor):
-    """Returns the rotation of c2w (row by row) and its centre, intrinsics in pixels, culling z.
+def _camera(c2w, K, image, width, height):
+    """Returns the rotation of c2w (row by row) and its centre, and intrinsics in pixels.
 
     The intrinsics are fx, fy, cx, cy and the skew that shears x by y, as in `world_to_camera`.
     """
@@ -116,7 +116,7 @@ def _camera(c2w, K, near, image, width, height, near_factor):
         focal * width, tl.load(K + 4) * height, tl.load(K + 2) * width, tl.load(K + 5) * height,
         skew / focal,
     )  # fmt: skip
-    return turn, centre, lens, tl.load(near + image) * near_factor
+    return turn, centre, lens
 
 
 @triton.jit
@@ -137,11 +137,23 @@ def _project_axis(scale, x, y, z, lens, tilt_x, tilt_y, depth):
 
 
 @triton.jit
-def _splat(turn, lens, q, s0, s1, s2, x, y, z, width, height, blur):
+def _clamp_tilt(tilt, focal, principal, length, ABOUT_IMAGE: tl.constexpr):
+    """Returns x/z (or y/z) within `_projection.tilt_limits`."""
+    limit = FIELD_OF_VIEW * length / (2 * focal)
+    low, high = -limit, limit
+    if ABOUT_IMAGE:
+        middle = (0.5 * length - principal) / focal
+        low, high = middle - limit, middle + limit
+    return tl.minimum(tl.maximum(tilt, low), high)
+
+
+@triton.jit
+def _splat(
+    turn, lens, q, s0, s1, s2, x, y, z, width, height, blur, ABOUT_IMAGE: tl.constexpr
+):  # fmt: skip
     """Returns the axes of a splat (a and b, by the scales), a × b, determinant and the tilts."""
-    limit_x, limit_y = FIELD_OF_VIEW * width / (2 * lens[0]), FIELD_OF_VIEW * height / (2 * lens[1])
-    tilt_x = tl.minimum(tl.maximum(x / z, -limit_x), limit_x)
-    tilt_y = tl.minimum(tl.maximum(y / z, -limit_y), limit_y)
+    tilt_x = _clamp_tilt(x / z, lens[0], lens[2], width, ABOUT_IMAGE)
+    tilt_y = _clamp_tilt(y / z, lens[1], lens[3], height, ABOUT_IMAGE)
     x0, y0, z0 = _view(turn, lens[4], q[0], q[3], q[6])
     x1, y1, z1 = _view(turn, lens[4], q[1], q[4], q[7])
     x2, y2, z2 = _view(turn, lens[4], q[2], q[5], q[8])
@@ -167,15 +179,16 @@ def _load_row(first, mask, COUNT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["count", "views", "width", "height", "channels", "levels"])
 def project(  # noqa: PLR0915 (a kernel is one function)
-    means, scales, quats, opacities, sh, attributes, c2w, K, near, place, look, keys, totals,
-    count, views, width, height, channels, levels, blur, near_factor,
+    means, scales, quats, opacities, sh, attributes, c2w, K, near, far, place, look, keys, totals,
+    count, views, width, height, channels, levels, blur, near_factor, far_factor,
     DEGREE: tl.constexpr, STORED: tl.constexpr, ANTIALIASED: tl.constexpr,
-    TILE_W: tl.constexpr, TILE_H: tl.constexpr, BLOCK: tl.constexpr,
+    ABOUT_IMAGE: tl.constexpr, TILE_W: tl.constexpr, TILE_H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Fills the tables, `keys` (z, infinity in no tile) and adds to `totals` of an image.
 
-    The totals are the tiles that boxes touch, for tiles of TILE pixels, of twice as many, and so
-    on. Gaussians with a number that is not finite are culled.
+    The planes are at `near` times `near_factor` and at `far` times `far_factor`, which may be
+    infinity. The totals are the tiles that boxes touch, for tiles of TILE pixels, of twice as many,
+    and so on. Gaussians with a number that is not finite are culled.
     """
     blocks = tl.cdiv(count, BLOCK)
     scene = (tl.program_id(0) // blocks).to(tl.int64)
@@ -198,14 +211,16 @@ def project(  # noqa: PLR0915 (a kernel is one function)
     q = _rotation(w, x, y, z)
     for view in range(views):
         image = scene * views + view
-        turn, centre, lens, cull = _camera(c2w, K, near, image, width, height, near_factor)
+        turn, centre, lens = _camera(c2w, K, image, width, height)
         dx, dy, dz = mx - centre[0], my - centre[1], mz - centre[2]
         x, y, z = _view(turn, lens[4], dx, dy, dz)
         reach = tl.maximum(tl.maximum(tl.abs(x), tl.abs(y)), tl.maximum(tl.maximum(s0, s1), s2))
-        kept = sound & (z > cull) & (reach * tl.maximum(lens[0], lens[1]) < MAX_PIXELS * z)
+        kept = sound & (z > tl.load(near + image) * near_factor)
+        kept = kept & (z / far_factor <= tl.load(far + image))  # not their product: 0 · infinity
+        kept = kept & (reach * tl.maximum(lens[0], lens[1]) < MAX_PIXELS * z)
         x, y, z = tl.where(kept, x, 0.0), tl.where(kept, y, 0.0), tl.where(kept, z, 1.0)
         a, b, c, determinant, _axes, _tilt_x, _tilt_y = _splat(
-            turn, lens, q, s0, s1, s2, x, y, z, width, height, blur
+            turn, lens, q, s0, s1, s2, x, y, z, width, height, blur, ABOUT_IMAGE
         )
         aa, bb = a[0] * a[0] + a[1] * a[1] + a[2] * a[2], b[0] * b[0] + b[1] * b[1] + b[2] * b[2]
         ab = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
@@ -323,10 +338,11 @@ def _quat_back(w, x, y, z, length, g):
 
 @triton.jit(do_not_specialize=["count", "views", "width", "height", "step_xy", "step_look"])
 def project_back(  # noqa: PLR0915
-    means, scales, quats, opacities, sh, c2w, K, near, look, g_xy, g_look,
+    means, scales, quats, opacities, sh, c2w, K, look, g_xy, g_look,
     d_means, d_scales, d_quats, d_opacities, d_sh,
     count, views, width, height, step_xy, step_look, blur,
-    DEGREE: tl.constexpr, STORED: tl.constexpr, ANTIALIASED: tl.constexpr, BLOCK: tl.constexpr,
+    DEGREE: tl.constexpr, STORED: tl.constexpr, ANTIALIASED: tl.constexpr,
+    ABOUT_IMAGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Fills the gradients of the parameters, sums over all targets of the scene.
 
@@ -352,7 +368,7 @@ def project_back(  # noqa: PLR0915
     ever = n < 0
     for view in range(views):
         image = scene * views + view
-        turn, centre, lens, _cull = _camera(c2w, K, near, image, width, height, 1.0)
+        turn, centre, lens = _camera(c2w, K, image, width, height)
         at = image * count + n
         z = tl.load(look + at * LOOK + 7, mask=mask, other=0.0)
         kept = z > 0
@@ -363,7 +379,7 @@ def project_back(  # noqa: PLR0915
         x, y, z = _view(turn, lens[4], dx, dy, dz)
         x, y, z = tl.where(kept, x, 0.0), tl.where(kept, y, 0.0), tl.where(kept, z, 1.0)
         a, b, c, determinant, axes, tilt_x, tilt_y = _splat(
-            turn, lens, q, s0, s1, s2, x, y, z, width, height, blur
+            turn, lens, q, s0, s1, s2, x, y, z, width, height, blur, ABOUT_IMAGE
         )
         # Through the conic and the opacity to the rows of the covariance's root
         g_fade = g_o * opacity if ANTIALIASED else nothing

@@ -103,8 +103,9 @@ def project(
     height, width = size
     K = camera.K_px(cameras.K, height, width)
     fx, fy, cx, cy = K[..., 0, 0], K[..., 1, 1], K[..., 0, 2], K[..., 1, 2]
-    columns = [fx, fy, cx, cy, *_projection.tilt_limits(fx, fy, size)]
-    columns.append(rules.near * cameras.near)
+    columns = [fx, fy, cx, cy, *_projection.tilt_limits(fx, cx, width, rules)]
+    columns += _projection.tilt_limits(fy, cy, height, rules)
+    columns += [rules.near * cameras.near, _projection.far_plane(cameras, rules)]
     rows = _projection.world_to_camera(cameras)[..., :3, :].flatten(-2)
     packed = torch.cat([rows, torch.stack(columns, dim=-1)], dim=-1).double().contiguous()
     reach_squared = _projection.reach_squared(gaussians.opacities.detach())

@@ -17,7 +17,7 @@ import importlib
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -92,9 +92,11 @@ def median_obstacle(device: torch.device) -> UserError | None:
 def rules_obstacle(rules: DrawingRules, device: torch.device) -> UserError | None:
     """Why the installed fork cannot draw by these rules, if so."""
     fork, remedy = installed_fork(device), "choose backend='gsplat', or 'cpu' on the CPU"
-    fixed = (rules.blur, rules.alpha_cap) == (CLASSIC.blur, CLASSIC.alpha_cap)
-    if not fixed or rules.near == 0:
-        wanted = f"blur={CLASSIC.blur}, alpha_cap={CLASSIC.alpha_cap} and near above 0, as in it"
+    if rules.near == 0 or replace(rules, antialiased=False, near=CLASSIC.near) != CLASSIC:
+        wanted = (
+            f"blur={CLASSIC.blur}, alpha_cap={CLASSIC.alpha_cap}, far={CLASSIC.far}, "
+            f"clamp={CLASSIC.clamp!r} and near above 0, as in it"
+        )
         return UserError(f"rules that {fork} does not know: {rules}", wanted, remedy)
     if rules.antialiased and "antialiasing" not in _names_of_settings(fork.module):
         wanted = "a fork with the setting `antialiasing`, as graphdeco's since October 2024"

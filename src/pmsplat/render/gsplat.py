@@ -7,6 +7,7 @@ which builds its kernels on first use and therefore needs the CUDA toolkit (nvcc
 import functools
 import importlib.util
 import os
+from math import inf
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from ._projection import Blend, finite, view_color, world_to_camera
 
 LICENSE = "Apache-2.0"
 ALPHA_CAP = 0.999  # compiled into its kernels
+FAR_PLANE = 1e10  # of gsplat where none is wanted
+SAME_RATIO = 1e-4  # relative error up to which far / near counts as the same
 
 
 def obstacle(device: torch.device) -> UserError | None:
@@ -43,12 +46,15 @@ def median_obstacle(device: torch.device) -> UserError:
 
 
 def rules_obstacle(rules: DrawingRules, device: torch.device) -> UserError | None:
-    """Why gsplat cannot draw by these rules, if so; the usual cap counts as its own."""
+    """Why gsplat cannot draw by these rules, if so.
+
+    The cap and the clamp of CLASSIC count as its own, which are those of RESPLAT.
+    """
     if rules.alpha_cap in (CLASSIC.alpha_cap, ALPHA_CAP):
         return None
     return UserError(
         f"rules with alpha_cap={rules.alpha_cap:g}, but gsplat has a fixed cap of {ALPHA_CAP:g}",
-        f"alpha_cap={CLASSIC.alpha_cap:g} for backend='gsplat'",
+        f"alpha_cap={CLASSIC.alpha_cap:g} or {ALPHA_CAP:g} for backend='gsplat'",
         "move Gaussians and cameras to the CPU, where backend='cpu' draws by any rules",
     )
 
@@ -106,8 +112,8 @@ def blend(
         shared = attributes[:, None].expand(-1, features.shape[1], -1, -1)
         features = torch.cat([features, shared], dim=-1)
 
-    # gsplat has one near plane for all cameras. A world scaled by 1 / near looks the same from each
-    # camera, and there the plane is one number.
+    # gsplat has one near and one far plane for all cameras. A world scaled by 1 / near looks the
+    # same from each camera, and there the planes are two numbers.
     height, width = size
     near = cameras.near[..., None, None]
     shrink = torch.cat([(1 / near).expand(-1, -1, 3, 1), torch.ones_like(near)], dim=-2)
@@ -122,6 +128,7 @@ def blend(
         width=width,
         height=height,
         near_plane=rules.near,
+        far_plane=_far_plane(cameras, rules),
         eps2d=rules.blur,
         rasterize_mode="antialiased" if rules.antialiased else "classic",
         packed=False,
@@ -136,3 +143,21 @@ def blend(
         depth_median=None,
         screen=Screen(means=details["means2d"], radii=details["radii"].amax(dim=-1).float()),
     )
+
+
+def _far_plane(cameras: Cameras, rules: DrawingRules) -> float:
+    """The plane in units of near; UserError where that is not the same for all cameras.
+
+    Waits for the device, as gsplat does, where the rules have such a plane.
+    """
+    if rules.far == inf or not cameras.near.numel():
+        return FAR_PLANE
+    low, high = torch.stack((cameras.far / cameras.near).aminmax()).tolist()
+    if high - low > SAME_RATIO * high:
+        raise UserError(
+            f"cameras whose far is {low:g} to {high:g} times their near, and rules with a far "
+            "plane, of which gsplat has one for all cameras",
+            "the same far / near in all of them for backend='gsplat'",
+            "choose backend='triton', or draw the cameras in groups",
+        )
+    return rules.far * high

@@ -246,6 +246,16 @@ class _Plan:
     def tile(self) -> dict[str, int]:
         return {"TILE_W": self.tuning.tile_w, "TILE_H": self.tuning.tile_h}
 
+    @property
+    def variant(self) -> dict[str, Any]:
+        """What the kernels of projection are compiled for."""
+        return {
+            "DEGREE": self.degree,
+            "STORED": self.stored,
+            "ANTIALIASED": self.rules.antialiased,
+            "ABOUT_IMAGE": self.rules.clamp == "image",
+        }
+
     def precision(self, device: torch.device) -> str:
         """How products of matrices are computed; there is no TF32 before Ampere."""
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -304,15 +314,16 @@ class _Project(torch.autograd.Function):
 
         inputs = [x.detach().contiguous() for x in (means, scales, quats, opacities, sh)]
         features = inputs[0] if attributes is None else attributes.detach().contiguous()
-        views = [x.detach().contiguous() for x in (cameras.c2w, cameras.K, cameras.near)]
+        views = [x.detach().contiguous() for x in (cameras.c2w, cameras.K)]
+        planes = [x.detach().contiguous() for x in (cameras.near, cameras.far)]
         _launch(
             project,
             (plan.batch * -(-plan.count // plan.tuning.block),),
-            *inputs, features, *views, tables.place, tables.look, tables.keys, tables.totals,
+            *inputs, features, *views, *planes,
+            tables.place, tables.look, tables.keys, tables.totals,
             plan.count, plan.views, plan.width, plan.height, plan.channels, plan.levels,
-            plan.rules.blur, plan.rules.near,
-            DEGREE=plan.degree, STORED=plan.stored, ANTIALIASED=plan.rules.antialiased,
-            BLOCK=plan.tuning.block, **plan.tile,
+            plan.rules.blur, plan.rules.near, plan.rules.far,
+            **plan.variant, BLOCK=plan.tuning.block, **plan.tile,
         )  # fmt: skip
         ctx.save_for_backward(*inputs, *views, tables.look)
         ctx.plan = plan
@@ -331,8 +342,7 @@ class _Project(torch.autograd.Function):
             *saved, *given, *out,
             plan.count, plan.views, plan.width, plan.height, *(x.stride(2) for x in given),
             plan.rules.blur,
-            DEGREE=plan.degree, STORED=plan.stored, ANTIALIASED=plan.rules.antialiased,
-            BLOCK=plan.tuning.block,
+            **plan.variant, BLOCK=plan.tuning.block,
         )  # fmt: skip
         return *out, None, None, None, None
 

@@ -11,6 +11,8 @@ from .convert import DEPTH, ENCODER
 from .published import ZOO
 
 POSITIONS = "pretrained.pos_embed"  # of the ViT
+# Of ReSplat: rows of its head for each Gaussian, and what its regressor reads at 1/4 but the ViT's
+GAUSSIAN_ROWS, COARSE_CHANNELS = 58, 466
 VITS = {384: "vits", 768: "vitb", 1024: "vitl"}
 
 
@@ -38,6 +40,8 @@ def recognize_shapes(state: Mapping[str, Tensor]) -> ShapeMatch:
         what = f"the first of {len(shapes)} tensors is {first!r} {list(shape)}"
         return ShapeMatch((), f"no model that pmsplat knows ({what})")
     outputs, inputs, *_ = shapes[ends[1]]
+    if "gaussian_regressor.0.weight" in shapes and "proj.weight" in shapes:
+        return _recognize_resplat(shapes)
     found: dict[str, Any] = {
         "vit": VITS.get(shapes[ends[0]][-1], f"width {shapes[ends[0]][-1]}"),
         "scales": 2 if f"{prefix}regressor.1.0.weight" in shapes else 1,
@@ -58,6 +62,30 @@ def recognize_shapes(state: Mapping[str, Tensor]) -> ShapeMatch:
     return ShapeMatch(names, f"{release} ({words})")
 
 
+def _recognize_resplat(shapes: Mapping[str, tuple[int, ...]]) -> ShapeMatch:
+    """Which ReSplat models have such shapes."""
+    outputs, inputs, *_ = shapes[f"{DEPTH}upsampler.concat_projects.2.weight"]
+    width, channels, *_ = shapes["gaussian_regressor.0.weight"]
+    vit = shapes[f"{DEPTH}{POSITIONS}"][-1]
+    updates = "update_proj.weight" in shapes
+    found: dict[str, Any] = {
+        "vit": VITS.get(vit, f"width {vit}"),
+        "lowest": 4 if inputs == outputs else 8,
+        "latent": 4 if channels == vit // 4 + COARSE_CHANNELS else 2,
+        "gaussians_per_point": shapes["gaussian_head.2.weight"][0] // GAUSSIAN_ROWS,
+        "point_width": width,
+    }
+    names = tuple(
+        name
+        for name in ZOO
+        if ZOO[name].model == "resplat"
+        and _agrees(name, found)
+        and (_setting(name, "steps") is not None) == updates
+    )
+    words = ", ".join(f"{key}={value}" for key, value in found.items())
+    return ShapeMatch(names, f"ReSplat ({words}, {'with' if updates else 'without'} an update)")
+
+
 def _find_prefix(state: Mapping[str, Tensor]) -> str:
     """What a file puts before the official names, such as `model.`, by a name that each has."""
     for end in (f"{DEPTH}corr_refine_net.0.weight", f"{DEPTH}{POSITIONS}", POSITIONS):
@@ -68,8 +96,10 @@ def _find_prefix(state: Mapping[str, Tensor]) -> str:
 
 
 def _agrees(name: str, found: Mapping[str, Any]) -> bool:
-    published = ZOO[name]
-    default = registry.module("models", published.model).Config()
-    return all(
-        published.settings.get(key, getattr(default, key)) == value for key, value in found.items()
-    )
+    return all(_setting(name, key) == value for key, value in found.items())
+
+
+def _setting(name: str, key: str) -> Any:
+    """A setting of a published model."""
+    default = registry.module("models", ZOO[name].model).Config()
+    return ZOO[name].settings.get(key, getattr(default, key))

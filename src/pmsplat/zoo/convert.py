@@ -15,9 +15,12 @@ from ..errors import UserError
 from ..models.depthsplat import DepthSplat
 from ..models.depthsplat2024 import DepthSplat2024, Enlarge, Head
 from ..models.mvsplat import FINE_LEVELS, MVSplat
+from ..models.resplat import ReSplat
 
 Names = dict[str, tuple[str, ...]]  # our module -> official modules, without the prefixes below
 ENCODER, DEPTH, BACKBONE = "encoder.", "depth_predictor.", "backbone."
+# The statistics of a batch norm that are loaded, and the count of batches that is not.
+MEAN, COUNT = ".running_mean", ".num_batches_tracked"
 # Where in the official encoder the keys of a file may begin: released encoders; encoders alone;
 # depth networks, and what DepthSplat's starts from; what MVSplat's starts from.
 ROOTS = ("", ENCODER, ENCODER + DEPTH, ENCODER + BACKBONE)
@@ -113,7 +116,7 @@ def dpt(ours: str, theirs: str) -> Names:
     return prefix_names(ours, theirs, names)
 
 
-def depth_network(model: DepthSplat) -> Names:
+def depth_network(model: DepthSplat | ReSplat) -> Names:
     """`depth.*` of our models from the official depth predictor."""
     layout = model.layout
     pyramid = {"up": "stages.1.0", "smooth": "stages.1.2"}
@@ -193,8 +196,63 @@ def mvsplat(model: MVSplat) -> Names:
     }
 
 
+def neighbor_block(ours: str, theirs: str) -> Names:
+    names = {"norm": "norm1", "qkv": "attn.qkv", "out": "attn.proj"}
+    return prefix_names(ours, theirs, {**names, **_mlp("mlp")})
+
+
+def global_block(ours: str, theirs: str) -> Names:
+    names = {
+        "join": "proj1",
+        "join_norm": "norm1",
+        "tokens.norm": "attn.norm1",
+        "tokens.qkv": "attn.attn.qkv",
+        "tokens.out": "attn.attn.proj",
+        "split": "proj2",
+        "split_norm": "norm2",
+        "smooth": "conv",
+    }
+    return prefix_names(ours, theirs, {**names, **_mlp("tokens.mlp", "attn.")})
+
+
+def _mlp(ours: str, theirs: str = "") -> dict[str, str]:
+    """The MLP of a block, whose norm is the block's second one there."""
+    return {ours: f"{theirs}mlp", f"{ours}.norm": f"{theirs}norm2"}
+
+
+def resplat(model: ReSplat) -> Names:
+    """The initial model, and the update where there is one."""
+    out = {
+        **depth_network(model),
+        "points.regressor": ("gaussian_regressor",),
+        "points.project": ("proj",),
+        "head.hidden": ("gaussian_head.0",),
+        "head.out": ("gaussian_head.2",),
+    }
+    for i in range(len(model.points.near)):
+        out |= neighbor_block(f"points.near.{i}", f"pt.blocks.{i}")
+        out |= global_block(f"points.all.{i}", f"pt.mv_blocks.{i}")
+    if model.update is None:
+        return out
+    names = {
+        "condition": "proj",
+        "features": "feature",
+        "color": "rgb_error_proj.0",
+        "color_norm": "rgb_error_proj.1",
+        "join": "module.0.linear",
+        "head": "head",
+    }
+    out |= {f"update.{o}": (f"update_{t}",) for o, t in names.items()}
+    out |= global_block("update.views", "update_error_attn.0")
+    for i in range(len(model.update.blocks)):
+        out |= neighbor_block(f"update.blocks.{i}", f"update_module.1.blocks.{i}")
+    return out
+
+
 def names_of(model: nn.Module) -> Names:
     """The official modules that each module of `model` is made from."""
+    if isinstance(model, ReSplat):
+        return resplat(model)
     if isinstance(model, DepthSplat2024):
         return depthsplat2024(model)
     if isinstance(model, DepthSplat):
@@ -256,14 +314,20 @@ def place_names(tensors: dict[str, Tensor], known: set[str]) -> dict[str, Tensor
 def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The state dict of `model` from an official one of the same architecture.
 
-    Tensors beside the encoder (a training checkpoint holds networks of losses) are ignored. Raises
-    UserError naming the first key that is missing, left over, or of another shape.
+    Tensors beside the encoder (a training checkpoint holds networks of losses) are ignored, and so
+    is how many batches the statistics of a norm were taken from. Raises UserError naming the first
+    key that is missing, left over, or of another shape.
     """
     # Find the official keys of each of our parameters, and the tensors that they name.
     names = names_of(model)
     parts = {name: official_keys(name, names) for name in model.state_dict()}
-    placed = place_names(official, {key for keys in parts.values() for key in keys})
-    left = {key: value for key, value in placed.items() if key.startswith(ENCODER)}
+    known = {key for keys in parts.values() for key in keys}
+    counts = {key.removesuffix(MEAN) + COUNT for key in known if key.endswith(MEAN)}
+    left = {
+        key: value
+        for key, value in place_names(official, known).items()
+        if key.startswith(ENCODER) and key not in counts
+    }
 
     # Fill our parameters; every official key is used once.
     state = {}
@@ -284,8 +348,8 @@ def convert(official: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 def join_parts(parts: list[Tensor], wanted: Tensor) -> Tensor:
     """One parameter of ours from its official parts."""
     value = torch.cat(parts) if len(parts) > 1 else parts[0]
-    if value.ndim == wanted.ndim + 1 and value.shape[-1] == 1:
-        value = value[..., 0]  # their 1-D convolutions of width one are our linear layers
+    while value.ndim > wanted.ndim and value.shape[-1] == 1:
+        value = value[..., 0]  # their convolutions of width one are our linear layers
     return value
 
 

@@ -2,7 +2,9 @@
 
 DepthSplat starts from the ViT of Depth Anything V2 (Yang et al., NeurIPS 2024; itself DINOv2's) and
 the CNN and transformer of GMFlow (Xu et al., CVPR 2022), MVSplat from the latter two as UniMatch
-(Xu et al., PAMI 2023) trained them for depth. Other tensors of these files are ignored.
+(Xu et al., PAMI 2023) trained them for depth; ReSplat from a depth network of DepthSplat's kind,
+and its update compares pictures in the features of ResNet-18 (He et al., CVPR 2016). Other tensors
+of these files are ignored.
 """
 
 import logging
@@ -14,15 +16,17 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..errors import UserError
+from ..foundation import resnet
 from ..io.weights import Source, fetch, read_checkpoint, read_header
 from ..models.depthsplat import DepthSplat
 from ..models.mvsplat import MVSplat
+from ..models.resplat import ReSplat
 from .convert import join_parts, names_of, official_keys, place_names, reorder_inputs
 from .published import ZOO
 
 log = logging.getLogger(__name__)
 
-DINOV2 = "dinov2"
+DINOV2, RESNET = "dinov2", "resnet18"
 SOURCES = {
     "depth-anything-v2-small": Source(  # Apache 2.0
         "depth-anything/Depth-Anything-V2-Small",
@@ -58,8 +62,9 @@ def initialize(
 ) -> None:
     """Fills the parts of an encoder that other networks were trained for, from each name in turn.
 
-    A name is "dinov2" (the ViT as its authors released it), one of SOURCES, a published model, or
-    the path of such a file or of a checkpoint of ours. Of every part (ViT, CNN, transformer, head,
+    A name is "dinov2" (the ViT as its authors released it), "resnet18" (torchvision's, for
+    ReSplat's update), one of SOURCES, a published model, or the path of such a file or of a
+    checkpoint of ours. Of every part (ViT, CNN, transformer, head,
     …) that a file has, all parameters are copied; other parts stay as they are, and other tensors
     of the file are ignored. `tell` gets one sentence per file. Raises UserError for an unknown
     name, for a file that cannot be had, that has no part of the model, or that has a part only in
@@ -79,7 +84,7 @@ def initialize(
 
 def _check(model: nn.Module, name: str) -> None:
     """UserError for a name or model that has no such weights, before any file is fetched."""
-    if not isinstance(model, (DepthSplat, MVSplat)):
+    if not isinstance(model, (DepthSplat, MVSplat, ReSplat)):
         raise UserError(
             f"model.init_from for a {type(model).__name__}",
             "an encoder of pmsplat's own, whose parts others have trained",
@@ -90,8 +95,13 @@ def _check(model: nn.Module, name: str) -> None:
             raise UserError(
                 f"{name!r} in model.init_from", "a model with a ViT", "take it out of the list"
             )
+    elif name == RESNET:
+        if not isinstance(model, ReSplat) or model.update is None:
+            raise UserError(
+                f"{name!r} in model.init_from", "a model with an update", "take it out of the list"
+            )
     elif name not in SOURCES and name not in ZOO and not Path(name).is_file():
-        known = [DINOV2, *SOURCES]
+        known = [DINOV2, RESNET, *SOURCES]
         raise UserError(
             f"{name!r} in model.init_from, which is neither a name nor a file",
             f"{', '.join(known)}, a published model, or the path of a checkpoint",
@@ -105,9 +115,12 @@ def _read(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str, 
     if name == DINOV2:
         from ..foundation import dinov2  # late: timm takes a second to import
 
-        assert isinstance(model, DepthSplat)
+        assert isinstance(model, DepthSplat | ReSplat)
         released = dinov2.released(model.layout.vit)
         tensors = {f"pretrained.{key}": value for key, value in released.items()}
+    elif name == RESNET:
+        tensors = {f"update.features.{key}": value for key, value in resnet.released().items()}
+        return {parameter: [parameter] for parameter in ours}, tensors
     else:
         sources = SOURCES | {model_name: published.source for model_name, published in ZOO.items()}
         path = fetch(sources[name]) if name in sources else Path(name)
@@ -151,4 +164,4 @@ def _fitting(
 def _part(name: str) -> str:
     """The part of an encoder that a parameter belongs to, such as depth.vit, head, transformer."""
     first, second, *_ = name.split(".")
-    return f"{first}.{second}" if first == "depth" else first
+    return f"{first}.{second}" if first in ("depth", "update") else first

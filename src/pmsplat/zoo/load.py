@@ -14,7 +14,14 @@ from ..io import weights as files
 from ..nn.maps import set_memory_format
 from ._shapes import recognize_shapes
 from .convert import convert
-from .published import MARCH_2025, MARCH_SETTINGS, ZOO, Published, recognize_hash
+from .published import (
+    MARCH_2025,
+    MARCH_SETTINGS,
+    RESPLAT_FORMS,
+    ZOO,
+    Published,
+    recognize_hash,
+)
 
 log = logging.getLogger(__name__)
 
@@ -105,11 +112,15 @@ def _open_published(name: str, weights: str | Path | None) -> Loaded:
 
 def _load_official(name: str, settings: dict[str, Any], path: Path) -> Loaded:
     """The published model `name`, filled from an official file."""
+    official = files.read_checkpoint(path)
+    other = RESPLAT_FORMS.get(name)
+    if other is not None and recognize_shapes(official).names == (other,):
+        log.warning("%s has the form of %s, and is loaded as that", path, other)
+        name, settings = other, ZOO[other].settings
     component = ZOO[name].model
     config = registry.make_config("models", component, settings | {"published": True})
     with torch.device("meta"):  # nothing is filled, since every parameter is about to be assigned
         model = registry.build("models", component, config)
-    official = files.read_checkpoint(path)
     try:
         state = convert(official, model)
     except UserError as error:

@@ -78,6 +78,11 @@ def _pmloss(name: str, offsets: str) -> Published:
     )
 
 
+def _resplat(file: str, sha256: str, parameters: int, data: str, settings: dict) -> Published:
+    source = Source(*RESPLAT, f"{file}-{sha256}.pth", sha256)
+    return Published("resplat", settings, source, parameters, data)
+
+
 _RELEASES_2025 = {
     "depthsplat-gs-small-re10k-256x256-view2": (
         "cfeab6b10077ad9bd4097b82b029737221bfbbbd3b4dfca5fc0feaf860276506",
@@ -131,10 +136,46 @@ _DEPTH_OF_RESPLAT = {
     "resplat-depth-large-352x640": ("05f9beac", 330_631_265, "vitl"),
 }
 
+RESPLAT_BASE: dict[str, Any] = {"vit": "vitb", "point_width": 512}
+RESPLAT_HALF = RESPLAT_BASE | {"half_depth": True, "scale_max": 3.0, "steps": 2}
+RESPLAT_RE10K = RESPLAT_BASE | {"lowest": 4, "far": 100.0}
+RESPLAT_FINE = {"latent": 2, "gaussians_per_point": 4, "steps": 2}
+RESPLAT_START = {"gaussians_per_point": 16, "steps": None}
+
+# The authors' scripts contradict each other about the RE10K model: its file has one of two forms.
+RESPLAT_FORMS = {
+    "resplat-base-re10k-256x256-view2": "resplat-base-re10k-256x256-view2-init16",
+}
+
+_RELEASES_RESPLAT = {
+    "resplat-small-dl3dv-256x448-view8": ("548993fe", 76_630_164, {}),
+    "resplat-base-dl3dv-256x448-view8": ("1934a04c", 223_978_924, RESPLAT_BASE),
+    "resplat-large-dl3dv-256x448-view8": (
+        "62f1703a", 559_511_033, {"vit": "vitl", "point_width": 768, "steps": None},
+    ),
+    "resplat-base-dl3dv-256x448-view16": ("f38bf984", 223_978_924, RESPLAT_BASE),
+    "resplat-base-dl3dv-256x448-view32": ("439b63a6", 223_978_924, RESPLAT_BASE),
+    "resplat-base-dl3dv-512x960-view8": ("8179ed87", 223_978_924, RESPLAT_BASE),
+    "resplat-base-dl3dv-540x960-view16": ("a72dc6d0", 223_978_924, RESPLAT_HALF),
+}  # fmt: skip
+
 ZOO = {
     **{name: _of_2025(name, *facts) for name, facts in _RELEASES_2025.items()},
     **{name: _of_2024(name, *facts) for name, facts in _RELEASES_2024.items()},
     **{name: _depth_of_resplat(name, *facts) for name, facts in _DEPTH_OF_RESPLAT.items()},
+    **{
+        name: _resplat(name, sha256, parameters, "DL3DV", settings)
+        for name, (sha256, parameters, settings) in _RELEASES_RESPLAT.items()
+    },
+    **{
+        name: _resplat(
+            "resplat-base-re10k-256x256-view2", "b90d1b53", parameters, RE10K, RESPLAT_RE10K | form
+        )
+        for name, parameters, form in (
+            ("resplat-base-re10k-256x256-view2", 222_144_100, RESPLAT_FINE),
+            ("resplat-base-re10k-256x256-view2-init16", 210_601_753, RESPLAT_START),
+        )
+    },
     "pmloss": _pmloss("pmloss", "free"),
     "ori_depthsplat_tuned": _pmloss("ori_depthsplat_tuned", "bounded"),
     "mvsplat-re10k": Published(

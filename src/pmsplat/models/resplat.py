@@ -1,0 +1,278 @@
+"""ReSplat: posed photographs -> few 3D Gaussians, then corrections from how their pictures err.
+
+Xu, Barath, Geiger, Pollefeys, "ReSplat: Learning Recurrent Gaussian Splatting", arXiv 2510.08575.
+The depth network is that of `depthsplat`, with depths evenly spaced in their logarithm.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import isqrt
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..kernels.neighbors import k_nearest_in_windows, k_nearest_of_sane
+from ..nn.cost_volume import nearest_others
+from ..nn.maps import resize, set_memory_format
+from ..nn.points import to_maps
+from ..registry import check_settings, number, whole
+from ..render import rasterize
+from ..types import RESPLAT, Cameras, Gaussians, Prediction, Rendering, Views
+from . import _initial, _update
+from ._checks import ABOVE_ZERO, check_choice, check_near
+from ._depth import DepthEstimate, DepthNetwork, Layout, choose_others
+from ._deviations import Deviations, expand_published
+from ._padding import predict_padded
+from ._update import Splats, Update
+
+MATCHED = 2  # views that each view is matched with, where there are more than three
+VIT_LIMIT = 560  # pixels along the longer side of what the ViT sees
+# A guess: COLMAP moves cameras to an extent of 10, and DL3DV's walk around what they look at.
+TYPICAL_DEPTH = 5.0
+WINDOW_VIEWS = 32  # other views in whose windows neighbours are sought
+FARTHEST = 1e9  # coordinates among which neighbours are sought; a diverged model has others too
+
+RELEASED = replace(Deviations.released(along_ray=False), sh_basis=False, sh_signs=False)
+
+
+@dataclass
+class Config:
+    vit: str = "vits"  # monocular backbone: vits, vitb, vitl (DINOv2), or none
+    init_from: list[str] = field(default_factory=list)
+    """Weights that training starts from: dinov2, resnet18, names of `zoo.init.SOURCES`, files."""
+    lowest: int = 8  # the coarsest features have 1/4 or 1/8 of the image's resolution
+    planes: int = 128  # depth hypotheses
+    width: int = 128  # channels of the matched features
+    transformer_layers: int = 6
+    half_depth: bool = False  # depth and features are those of images of half the size
+    latent: int = 4  # a point stands for a block of 2x2 or 4x4 pixels
+    gaussians_per_point: int = 1  # 1, 4 or 16: the pixels of a grid that is finer so many times
+    point_width: int = 256  # channels of a point
+    scale_max: float = 1.0  # of Gaussians before the update, in scene units
+    steps: int | None = 4  # updates, where the caller does not say; None: a model without any
+    state_width: int = 512  # channels that the update remembers of a Gaussian
+    near: float | None = 0.01
+    """Nearest depth of the scenes it learns from, in its own unit of length; None: it takes every
+    scene in the scene's own unit."""
+    far: float = 200.0  # farthest depth of these scenes
+    attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
+    deviations: Deviations = field(default_factory=Deviations)
+    """Faults of the released networks to reproduce; `published=true` sets all that they had."""
+
+    def __post_init__(self) -> None:
+        layout_of(self)
+        check_near(self.near)
+        sizes = {
+            "planes": whole(2),
+            "transformer_layers": whole(0),
+            "point_width": whole(4, multiple=4),
+            "state_width": whole(1),
+            "scale_max": ABOVE_ZERO,
+            "steps": whole(0).or_none,
+            "far": number(self.near or 0, open_low=True),
+        }
+        check_settings(self, sizes, "model.")
+        check_choice("latent", self.latent, (2, 4))
+        finer = [1, 4, 16][: self.latent.bit_length()]
+        check_choice("gaussians_per_point", self.gaussians_per_point, finer)
+
+
+def layout_of(cfg: Config) -> Layout:
+    """The depth network that such a Config describes; UserError for an invalid value."""
+    return Layout.of(
+        cfg, scales=1, depth_space="log", windows="by_width", vit_limit=VIT_LIMIT, taps=True
+    )
+
+
+class ReSplat(nn.Module):
+    """The encoder: an initial model, and an update that is applied as often as one likes.
+
+    It takes two or more views of any size (`predict_padded`). In train mode, and where all levels
+    are asked for, the prediction holds the Gaussians of the initial model and those after each
+    step; else only the last. Each block of `unit` x `unit` pixels has one Gaussian. No gradient
+    flows from the update into the initial model, nor through the Gaussians from step to step except
+    through what the update remembers and through the pictures that it draws of the context views.
+    Under autocast geometry, Gaussians and pictures stay in float32.
+
+    `draw` is how it looks at its Gaussians. With `windowed_neighbors`, neighbours are sought near
+    the pixels of a point alone, as the authors' option `use_local_knn` does it: faster, inexact.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.layout = layout_of(cfg)
+        self.windowed_neighbors = False
+        self.depth = DepthNetwork(self.layout)
+        self.points = _initial.Points(self.layout, cfg.latent, cfg.point_width, cfg.half_depth)
+        self.head = _initial.Head(cfg.point_width, cfg.gaussians_per_point)
+        self.update = None
+        if cfg.steps is not None:
+            self.update = Update(cfg.point_width, self.unit, cfg.state_width, cfg.attention)
+        set_memory_format(self)
+
+    @property
+    def multiple(self) -> int:
+        """Images whose height and width are multiples of this are taken as they are."""
+        return self.layout.multiple * (2 if self.cfg.half_depth else 1)
+
+    @property
+    def near(self) -> float | None:
+        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
+        return self.cfg.near
+
+    @property
+    def far(self) -> float:
+        """The farthest depth of these scenes."""
+        return self.cfg.far
+
+    @property
+    def typical_depth(self) -> float:
+        """The usual depth of these scenes."""
+        return TYPICAL_DEPTH
+
+    @property
+    def steps(self) -> int | None:
+        """The number of updates where the caller does not say; None: it has no update."""
+        return self.cfg.steps
+
+    @property
+    def frame(self) -> str:
+        """The update wants the world to be that of the middle context view."""
+        return "given" if self.update is None else "middle"
+
+    @property
+    def unit(self) -> int:
+        """Pixels along the side of the block that has one Gaussian."""
+        return self.cfg.latent // isqrt(self.cfg.gaussians_per_point)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the monocular ViT."""
+        return iter(()) if self.depth.vit is None else self.depth.vit.parameters()
+
+    def forward(
+        self, views: Views, steps: int | None = None, all_levels: bool = False
+    ) -> Prediction:
+        """What it predicts after so many updates; None: as many as its settings say.
+
+        Raises UserError for fewer than two views, and for updates of a model without them.
+        """
+        count = self._count(steps)
+        predict = partial(self._predict, steps=count, all_levels=all_levels or self.training)
+        return predict_padded(predict, views, self.multiple)
+
+    def draw(self, gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> Rendering:
+        """The pictures of its Gaussians that an update looks at."""
+        return rasterize(gaussians, cameras, size)
+
+    def _count(self, steps: int | None) -> int:
+        if steps is None:
+            return self.cfg.steps or 0
+        if type(steps) is not int or steps < 0:
+            raise UserError(f"steps={steps!r}", "a whole number of at least 0", "leave it out")
+        if steps and self.update is None:
+            raise UserError(
+                f"steps={steps} of a model without an update",
+                "0 steps, which give its initial Gaussians",
+                "leave steps out, or choose a model that has an update",
+            )
+        return steps
+
+    def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
+        """For views of a size that needs no padding."""
+        # Where no parameter of the initial model learns, it keeps nothing for gradients.
+        parts = (self.depth, self.points, self.head)
+        learns = any(weight.requires_grad for part in parts for weight in part.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            initial = self._initial(views)
+        if not steps:
+            return Prediction((initial.depth,), (self._in_world(initial.splats, views),))
+        later = self._updated(initial, views, steps, all_levels)
+        if not all_levels:
+            return Prediction((initial.depth,), later)
+        return Prediction((initial.depth,), (self._in_world(initial.splats, views), *later))
+
+    def _initial(self, views: Views) -> "Initial":
+        """The initial model: depth, features of points, and their Gaussians."""
+        images, cameras, count = views.images, views.cameras, views.images.shape[1]
+        estimate = self._estimate(images, cameras)
+        depth = estimate.depth.flatten(0, 1)[:, None]
+        rows, columns = self.points.grid(images)
+        z = resize(depth, (rows, columns))
+        described = self.points.describe(images, z, estimate)
+        del estimate
+        table = self._neighbors(_initial.places(z, cameras), cameras, _initial.NEIGHBORS)
+        x = self.points(described, table, count, rows)
+        splats = _initial.splats_at(self.head(x, count, rows), depth, views, self.cfg.scale_max)
+        whole = resize(depth, views.size)[:, 0].unflatten(0, images.shape[:2])
+        return Initial(whole, to_maps(x, count, rows), splats)
+
+    def _estimate(
+        self, images: Float[Tensor, "batch view 3 height width"], cameras: Cameras
+    ) -> DepthEstimate:
+        """What the depth network says, of images of half the size where the settings want that."""
+        if self.cfg.half_depth:
+            half = images.shape[-2] // 2, images.shape[-1] // 2
+            images = resize(images.flatten(0, 1), half).unflatten(0, images.shape[:2])
+        return self.depth(images, cameras, choose_others(cameras.c2w, MATCHED))
+
+    def _updated(
+        self, initial: "Initial", views: Views, steps: int, all_levels: bool
+    ) -> tuple[Gaussians, ...]:
+        """The Gaussians after each step, or after the last alone."""
+        assert self.update is not None
+        height, width = (side // self.unit for side in views.size)
+        photos = self.update.observe(views.images)
+        state = self.update.start(initial.splats, initial.condition, photos)
+        current = self._in_world(state.splats, views)
+        levels: tuple[Gaussians, ...] = ()
+        for _ in range(steps):
+            # Draw the context views, compare with the photographs, correct the Gaussians.
+            pictures = self.draw(current, views.cameras, views.size).color
+            means = state.splats.means.detach().unflatten(1, (-1, height, width))
+            table = self._neighbors(means, views.cameras, _update.NEIGHBORS)
+            state = self.update.step(state, pictures, photos, table)
+            current = self._in_world(state.splats, views)
+            levels = (*levels, current) if all_levels else (current,)
+        return levels
+
+    def _in_world(self, splats: Splats, views: Views) -> Gaussians:
+        return splats.in_world(views.cameras.c2w, RESPLAT)
+
+    def _neighbors(
+        self, places: Float[Tensor, "batch view rows columns 3"], cameras: Cameras, count: int
+    ) -> Int[Tensor, "batch point {count}"]:
+        """The nearest of all points of a scene to each, or of those near its pixels."""
+        places = places.detach().float().nan_to_num().clamp(-FARTHEST, FARTHEST)
+        points = places.flatten(1, 3)
+        if points.shape[1] < count:
+            raise UserError(
+                f"{points.shape[1]} Gaussians in all views",
+                f"at least {count}, since each one looks at so many",
+                "give larger images, or more views",
+            )
+        if not self.windowed_neighbors:
+            return k_nearest_of_sane(points, points, count)
+        others = nearest_others(cameras.c2w, WINDOW_VIEWS)
+        return k_nearest_in_windows(places, others, cameras.c2w, cameras.K, count).flatten(1, 3)
+
+
+@dataclass(frozen=True)
+class Initial:
+    """What the initial model says of some views."""
+
+    depth: Float[Tensor, "batch view height width"]
+    condition: Float[Tensor, "n channel rows columns"]  # features of points, view after view
+    splats: Splats
+
+
+def upgrade(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with `published` as this version has them."""
+    return expand_published(settings, RELEASED)
+
+
+build = ReSplat
