@@ -9,6 +9,7 @@ from pmsplat.evaluate import baselines
 from pmsplat.evaluate.depth import depth_metrics
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.geometry import camera, se3
+from pmsplat.scene.fit import stretch
 from pmsplat.types import Batch, Cameras, Views
 from tests.scenes import random_cameras
 
@@ -122,6 +123,15 @@ def test_nearest_view_is_itself_and_counts_turning(generator: torch.Generator) -
     scene = Views(torch.rand(1, 3, 3, 8, 8, generator=generator), replace(same_place, c2w=c2w))
     got = baselines.nearest_view(Batch(scene.at([0, 2]), scene.at([1]), ["x"]))
     assert torch.equal(got.renderings[0].color, scene.images[:, :1])
+
+
+def test_nearest_view_undoes_a_stretched_photo() -> None:
+    scene = wall(side_by_side(2), 3.0, (54, 96))
+    batch = Batch(stretch(scene, (64, 128)), scene, ["x"])
+    got = baselines.nearest_view(batch).renderings[0].color
+    assert psnr(got.flatten(0, 1), scene.images.flatten(0, 1)).min() > 38
+    corners = (..., [0, 0, -1, -1], [0, -1, 0, -1])
+    torch.testing.assert_close(got[corners], scene.images[corners])
 
 
 def test_batches_are_independent(generator: torch.Generator) -> None:

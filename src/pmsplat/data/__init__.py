@@ -1,6 +1,6 @@
 """Datasets, one file each; and what they share: streams, sampling, indices, cached pointmaps."""
 
-from ._batches import Recipe, Unusable, collate, make_batch
+from ._batches import Poses, Recipe, Unusable, collate, make_batch
 from ._convert import to_chunk_scene
 from ._dataset import ChunkDataset, no_usable_scene, pair, rank_of_ranks
 from ._index import (
@@ -37,6 +37,7 @@ __all__ = [
     "Index",
     "MissingPointmaps",
     "PointmapCache",
+    "Poses",
     "Recipe",
     "Sampler",
     "SkippedEntry",
