@@ -8,6 +8,8 @@ from ._index import (
     check_scenes,
     make_index,
     make_outside_index,
+    make_regular_index,
+    make_spread_index,
     read_index,
     write_index,
 )
@@ -53,6 +55,8 @@ __all__ = [
     "make_batch",
     "make_index",
     "make_outside_index",
+    "make_regular_index",
+    "make_spread_index",
     "no_usable_scene",
     "pair",
     "rank_of_ranks",
