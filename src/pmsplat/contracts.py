@@ -8,8 +8,9 @@ at whether a part is there.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
@@ -32,6 +33,16 @@ class Encoder(Protocol):
     def __call__(self, views: Views, /) -> Prediction: ...
 
 
+class SteppedEncoder(Protocol):
+    """An encoder that changes its Gaussians in steps, any number from 0; `EncoderTraits.steps` is
+    its own. `all_levels`: the Gaussians before the first step and after each, in eval mode too.
+    """
+
+    def __call__(
+        self, views: Views, /, steps: int | None = None, all_levels: bool = False
+    ) -> Prediction: ...
+
+
 @dataclass(frozen=True)
 class EncoderTraits:
     """The optional parts of an encoder.
@@ -40,18 +51,58 @@ class EncoderTraits:
     (`pmsplat.models.predict_padded` does that).
     `near`: the nearest depth of the scenes that it learned from, in its own unit of length; scenes
     are scaled until theirs is the same. None: it takes every scene in its own unit.
+    `far`: it searches depth from `near` to `far` in its own unit, whatever the range of the scene.
+    None: it searches the range of each scene.
+    `typical_depth`: where `far` is set, scenes are scaled until the middle of their range of depth
+    is this, the usual depth of the scenes that it learned from, instead of going by `near`.
     `draws`: it predicts Gaussians, not depth alone.
+    `frame`: the world that it wants. "given": any; "middle": the axes and the place of the middle
+    one of its context views, number view // 2.
+    `steps`: how many steps it takes unless told otherwise (see `SteppedEncoder`). None: it has no
+    steps and is called with views alone.
     """
 
     multiple: int = 1
     near: float | None = None
+    far: float | None = None
+    typical_depth: float | None = None
     draws: bool = True
+    frame: Literal["given", "middle"] = "given"
+    steps: int | None = None
+
+    @property
+    def searched(self) -> tuple[float, float] | None:
+        """The (near, far) that it searches in every scene; None: the range of the scene."""
+        return None if self.near is None or self.far is None else (self.near, self.far)
 
 
 def encoder_traits(encoder: Encoder) -> EncoderTraits:
     """The optional parts of `encoder`, defaults where it has none."""
     default = EncoderTraits()
     return EncoderTraits(**{k: getattr(encoder, k, v) for k, v in vars(default).items()})
+
+
+def take_steps(
+    encoder: Encoder, steps: int | None, all_levels: bool = False
+) -> Callable[[Views], Prediction]:
+    """`encoder` with this number of steps; None: its own, and nothing for one without steps.
+
+    UserError for steps of an encoder that has none, and for a number below 0.
+    """
+    own = encoder_traits(encoder).steps
+    if steps is not None and own is None:
+        raise UserError(
+            f"`steps={steps}` for a model that predicts in a single pass",
+            "a model that changes its Gaussians in steps",
+            "leave `steps` out, or choose another model",
+        )
+    if steps is not None and steps < 0:
+        raise UserError(
+            f"`steps={steps}`", "a whole number from 0", f"leave `steps` out to take {own}"
+        )
+    if own is None or (steps is None and not all_levels):
+        return encoder
+    return partial(cast(SteppedEncoder, encoder), steps=steps, all_levels=all_levels)
 
 
 def backbone_parameters(encoder: nn.Module) -> Iterator[nn.Parameter]:
@@ -118,12 +169,13 @@ class DatasetTraits:
     """The optional parts of a dataset.
 
     `scale_near`: its scenes come in units of their own, so each is scaled until the smallest `near`
-    of its context views equals the model's `near`. `near`: the near of every scene, where it is one
-    number for all.
+    of its context views equals the model's `near`, or as its `typical_depth` says. `near` and
+    `far`: those of every scene, where they are one number for all.
     """
 
     scale_near: bool = False
     near: float | None = None
+    far: float | None = None
 
 
 class CachingDataset(Dataset, Protocol):

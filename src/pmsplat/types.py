@@ -23,6 +23,7 @@ from .geometry.origin import local_origin
 
 B = TypeVar("B", bound="Bundle")
 Factor = float | Float[Tensor, " batch"]  # of lengths: one for all scenes, or one for each
+Motion = Float[Tensor, "batch 4 4"]  # rigid, one for each scene: x -> rotation · x + translation
 Origin = tuple[float, float, float]
 Direction = tuple[float, float, float]
 
@@ -84,6 +85,11 @@ class Pointmap(Bundle):
         """The same points in a world `factor` times as large."""
         return replace(self, points=_times(self.points, factor))
 
+    def moved(self, motion: Motion) -> "Pointmap":
+        """The same points in a world that was turned and moved."""
+        points = se3.transform(motion.to(self.points), self.points.flatten(1, 3))
+        return replace(self, points=points.view_as(self.points))
+
     def crop(self, top: int, left: int, height: int, width: int) -> "Pointmap":
         """The part of it that belongs to a window of the images."""
         rows, columns = slice(top, top + height), slice(left, left + width)
@@ -128,6 +134,16 @@ class Cameras(Bundle):
         grow[..., :3, 3] = _times(grow[..., :3, 3], factor)
         near, far = _times(self.near, factor), _times(self.far, factor)
         return Cameras(self.c2w * grow, self.K, near, far)
+
+    def moved(self, motion: Motion) -> "Cameras":
+        """The same cameras in a world that was turned and moved."""
+        c2w = products.matmul(motion.double()[:, None], self.c2w.double())
+        return replace(self, c2w=c2w.to(self.c2w))
+
+    def with_range(self, near: Factor, far: Factor) -> "Cameras":
+        """The same cameras with one near and far for all of a scene."""
+        blank = torch.ones_like(self.near)
+        return replace(self, near=_times(blank, near), far=_times(blank, far))
 
 
 @dataclass(frozen=True)
@@ -175,6 +191,15 @@ class Views(Bundle):
             pointmap=None if self.pointmap is None else self.pointmap.scaled(factor),
         )
 
+    def moved(self, motion: Motion) -> "Views":
+        """The same views of a world that was turned and moved, pointmaps with it."""
+        pointmap = None if self.pointmap is None else self.pointmap.moved(motion)
+        return replace(self, cameras=self.cameras.moved(motion), pointmap=pointmap)
+
+    def with_range(self, near: Factor, far: Factor) -> "Views":
+        """The same views with one near and far for all of a scene."""
+        return replace(self, cameras=self.cameras.with_range(near, far))
+
 
 @dataclass(frozen=True)
 class Batch(Bundle):
@@ -187,6 +212,15 @@ class Batch(Bundle):
     def scaled(self, factor: Factor) -> "Batch":
         """The same batch of a world `factor` times as large."""
         context, target = self.context.scaled(factor), self.target.scaled(factor)
+        return replace(self, context=context, target=target)
+
+    def moved(self, motion: Motion) -> "Batch":
+        """The same batch of a world that was turned and moved."""
+        return replace(self, context=self.context.moved(motion), target=self.target.moved(motion))
+
+    def with_range(self, near: Factor, far: Factor) -> "Batch":
+        """The same batch with one near and far for all of a scene."""
+        context, target = self.context.with_range(near, far), self.target.with_range(near, far)
         return replace(self, context=context, target=target)
 
 
@@ -315,18 +349,33 @@ class Gaussians(Bundle):
         exact = similarity.double()
         scale = se3.similarity_scale(exact)
         rotation = exact[:3, :3] / scale
-        quat = gaussian_geometry.rotation_to_quat(rotation)
-        mixing = harmonics.rotation_matrix(rotation, self.sh_degree)
-        mixing = torch.where(mixing.abs() < 1e-12, 0, mixing)  # what the solve left of zeros
         means, origin = self._move_means(exact)
         return replace(
-            self,
+            self._turned(rotation),
             means=means,
             scales=self.scales * scale.to(self.scales),
-            quats_wxyz=gaussian_geometry.quat_multiply(quat.to(self.means), self.quats_wxyz),
-            sh=products.einsum("kj,bgjc->bgkc", mixing.to(self.sh), self.sh),
             origin=origin,
             up=None if self.up is None else as_triple(rotation @ exact.new_tensor(self.up)),
+        )
+
+    def moved(self, motion: Motion) -> "Gaussians":
+        """The same Gaussians, without an origin or an up, in worlds that were turned and moved.
+
+        As `transformed`, but each scene by its own rigid motion, and the host never waits.
+        """
+        assert self.origin == NO_OFFSET and self.up is None, "they are those of an encoder"
+        means = se3.transform(motion.to(self.means), self.means)
+        return replace(self._turned(motion[:, :3, :3].double()), means=means)
+
+    def _turned(self, rotation: Float[Tensor, "*#batch 3 3"]) -> "Gaussians":
+        """Quaternions and harmonics turned, all alike or those of each scene; float64."""
+        quat = gaussian_geometry.rotation_to_quat(rotation).to(self.means)[..., None, :]
+        mixing = harmonics.rotation_matrix(rotation, self.sh_degree)
+        mixing = torch.where(mixing.abs() < 1e-12, 0, mixing)  # what the solve left of zeros
+        return replace(
+            self,
+            quats_wxyz=gaussian_geometry.quat_multiply(quat, self.quats_wxyz),
+            sh=products.einsum("...kj,...gjc->...gkc", mixing.to(self.sh), self.sh),
         )
 
     def _move_means(self, exact: Float[Tensor, "4 4"]) -> tuple[Tensor, Origin]:
@@ -369,6 +418,10 @@ class Prediction(Bundle):
         depths = tuple(_times(depth, factor) for depth in self.depths)
         return Prediction(depths, tuple(level.scaled(factor) for level in self.gaussians))
 
+    def moved(self, motion: Motion) -> "Prediction":
+        """The same prediction in a world that was turned and moved."""
+        return replace(self, gaussians=tuple(level.moved(motion) for level in self.gaussians))
+
 
 @dataclass(frozen=True)
 class Screen(Bundle):
@@ -402,6 +455,10 @@ class Rendering(Bundle):
         """The same picture of a world `factor` times as large."""
         median = None if self.depth_median is None else _times(self.depth_median, factor)
         return replace(self, depth=_times(self.depth, factor), depth_median=median)
+
+    def moved(self, motion: Motion) -> "Rendering":
+        """The same picture: it does not change where the world is turned and moved."""
+        return self
 
 
 @dataclass(frozen=True)

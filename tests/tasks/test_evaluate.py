@@ -145,7 +145,7 @@ def test_a_constant_near_of_the_data_is_what_a_model_learns_with() -> None:
         dataset = pmsplat.registry.build(
             "data", experiment.dataset.name, experiment.dataset.settings
         )
-        return loop._learn_near(experiment.model, dataset, told.append).settings.near
+        return loop._learn_range(experiment.model, dataset, told.append).settings.near
 
     assert near() == 0.5
     assert near("dataset.near=1.5") == 1.5

@@ -63,6 +63,11 @@ class ChunkDataset:
         """The near of every scene, where it is one number for all."""
         return self.recipe.near
 
+    @property
+    def far(self) -> float | None:
+        """The far of every scene, where it is one number for all."""
+        return self.recipe.far
+
     def train(
         self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1
     ) -> "TrainingStream":

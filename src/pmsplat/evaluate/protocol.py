@@ -15,17 +15,18 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..contracts import Encoder
+from ..contracts import Encoder, take_steps
 from ..device import float32_products
 from ..errors import UserError
 from ..foundation import lpips as lpips_network
 from ..geometry.constants import constant
 from ..render import rasterize
 from ..types import Batch, Cameras, Gaussians, Rendering, StepOutput
-from ..zoo.infer import Unit, model_unit
+from ..zoo.infer import model_frame
 from . import metrics
 from .depth import depth_metrics
 from .geometry import geometry_metrics
+from .per_step import name_steps
 from .timing import Stopwatch
 
 TARGETS_AT_ONCE = 16  # drawn together: bounds memory on indices with hundreds of targets
@@ -65,30 +66,35 @@ def pipeline(
     background: Sequence[float] | None = None,
     watch: Stopwatch | None = None,
     scale_near: bool = False,
+    steps: int | None = None,
+    all_levels: bool = False,
 ) -> Pipeline:
     """A model followed by a rasteriser: every level of the prediction drawn into the targets.
 
-    Gradients flow. `watch` books "encode" and "render" of each batch. `scale_near`: scenes come in
-    units of their own, so each is scaled to the unit of the model, and what is predicted is scaled
-    back: lengths are measured in the unit of the scene.
+    Gradients flow. `watch` books "encode" and "render" of each batch, the answer's alone. Targets
+    are drawn in the world that the model sees, which may be that of its middle context view.
+    `scale_near`: scenes come in units of their own, so each is scaled to the unit of the model.
+    What is predicted is brought back: lengths are measured in the unit of the scene. `steps` and
+    `all_levels`: see `contracts.take_steps`.
     """
+    encode = take_steps(model, steps, all_levels)
 
     def timed(name: str):
         return watch(name) if watch else nullcontext()
 
     def run(batch: Batch) -> StepOutput:
         behind = None if background is None else constant(tuple(background), batch.target.images)
-        unit = model_unit(model, batch.context.cameras) if scale_near else Unit()
-        seen = unit.to_model(batch)
+        frame = model_frame(model, batch.context.cameras, scale=scale_near)
+        seen = frame.to_model(batch)
+        cameras, size = seen.target.cameras, seen.target.size
         with timed("encode"):
-            prediction = model(seen.context)
+            prediction = encode(seen.context)
+        earlier, answer = prediction.gaussians[:-1], prediction.gaussians[-1:]
+        drawn = [_draw(gaussians, cameras, size, backend, behind) for gaussians in earlier]
         with timed("render"):
-            renderings = tuple(
-                _draw(gaussians, seen.target.cameras, seen.target.size, backend, behind)
-                for gaussians in prediction.gaussians
-            )
-        renderings = tuple(unit.to_scene(rendering) for rendering in renderings)
-        return StepOutput(batch, unit.to_scene(prediction), renderings)
+            drawn += [_draw(gaussians, cameras, size, backend, behind) for gaussians in answer]
+        renderings = tuple(frame.to_scene(rendering) for rendering in drawn)
+        return StepOutput(batch, frame.to_scene(prediction), renderings)
 
     return run
 
@@ -124,20 +130,22 @@ def evaluate(
     lpips: lpips_network.LPIPS | None = None,
     on_row: Callable[[Row], None] | None = None,
     geometry: bool = False,
+    each_step: bool = False,
 ) -> Result:
     """Measures `run` on one batch (of one scene) after the other.
 
     psnr, ssim and, where a network is given, lpips of the last rendering, if there is one; psnr
     once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
     rmse and delta1 of the context depth where prediction and data both have one, and with
-    `geometry` all of `geometry_metrics`. A network is put into eval mode by its owner.
+    `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
+    encoder and after each (see `per_step`). A network is put into eval mode by its owner.
     `on_row` sees each scene as it is done. UserError where there is no scene, or
     nothing to measure in any, and for `geometry` where the data has no depth.
     """
     rows = []
     network = None if lpips is None else lpips.to(device)
     for batch in batches:
-        rows.append(measure(run(batch.to(device)), network, geometry))
+        rows.append(measure(run(batch.to(device)), network, geometry, each_step))
         if on_row:
             on_row(rows[-1])
     if not rows:
@@ -157,30 +165,41 @@ def evaluate(
 
 @torch.no_grad()
 def measure(
-    step: StepOutput, lpips: lpips_network.LPIPS | None = None, geometry: bool = False
+    step: StepOutput,
+    lpips: lpips_network.LPIPS | None = None,
+    geometry: bool = False,
+    each_step: bool = False,
 ) -> Row:
     """The metrics of one scene: of colour where it was rendered, of depth where it is known."""
     batch = step.batch
     assert len(batch.scene) == 1, "the protocol is one scene at a time"
     values = _color_values(step, lpips) | _depth_values(step)
+    if each_step:
+        levels = [_image_values(one, batch, lpips) for one in step.renderings[:-1]]
+        levels += [values] if step.renderings else []
+        values |= name_steps(levels)
     if geometry:
         values |= _geometry_values(step)
     return Row(batch.scene[0], batch.target.images.shape[1], values)
 
 
 def _color_values(step: StepOutput, lpips: lpips_network.LPIPS | None) -> dict[str, float]:
-    """Of the answer as rendered: each metric says what it clips."""
-    images = step.batch.target.images
-    values: dict[str, Tensor] = {}
-    for rendering in step.renderings[-1:]:
-        color = rendering.color.detach()
-        values = {"psnr": metrics.psnr(color, images), "ssim": metrics.ssim(color, images)}
-        outside = is_outside(step.batch)
-        if outside.any() and not outside.all():
-            values["psnr_inside"] = values["psnr"][:, ~outside]
-            values["psnr_outside"] = values["psnr"][:, outside]
-        if lpips is not None:
-            values["lpips"] = metrics.lpips(color, images, lpips)
+    """Of the answer as rendered."""
+    return _image_values(step.renderings[-1], step.batch, lpips) if step.renderings else {}
+
+
+def _image_values(
+    rendering: Rendering, batch: Batch, lpips: lpips_network.LPIPS | None
+) -> dict[str, float]:
+    """Of one rendering of the targets: each metric says what it clips."""
+    images, color = batch.target.images, rendering.color.detach()
+    values = {"psnr": metrics.psnr(color, images), "ssim": metrics.ssim(color, images)}
+    outside = is_outside(batch)
+    if outside.any() and not outside.all():
+        values["psnr_inside"] = values["psnr"][:, ~outside]
+        values["psnr_outside"] = values["psnr"][:, outside]
+    if lpips is not None:
+        values["lpips"] = metrics.lpips(color, images, lpips)
     return {name: value.mean().item() for name, value in values.items()}
 
 

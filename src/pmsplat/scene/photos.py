@@ -107,7 +107,7 @@ class Scene:
 
     `cameras` [1, photo]: pinholes in the axes and unit of the camera file. `points`: its sparse
     points, if any. `range_source`: where near and far come from. A chunk need not have them; then
-    its unit is that of the model which sees it (see `zoo.infer.fill_near`), and it is not `ranged`.
+    its unit is that of the model which sees it (`zoo.infer.fill_range`), and it is not `ranged`.
     `origin`: where the zero of cameras and points lies in the world of the camera file. `left_out`:
     photos that it names and that cannot be used. `order`: what the order of the photos, that of the
     capture, went by.

@@ -13,7 +13,7 @@ from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
-from ..zoo.infer import fill_near, model_unit, predict_views
+from ..zoo.infer import fill_range, middle_depth, model_frame, predict_views
 from ..zoo.load import load
 from ..zoo.trained import trained_on
 from .options import as_graph, choose_photos, count_views, describe_fit, fit_size, pick_device
@@ -90,20 +90,25 @@ def depth(
         tell(_describe_groups(overlap, groups))
         # Does the largest group fit into memory?
         at_once = max(len(group.views) for group in groups)
-        multiple = encoder_traits(encoder).multiple
-        memory.check(encoder, memory.Plan(at_once, size, multiple), device)
+        traits = encoder_traits(encoder)
+        steps = None if traits.steps is None else 0  # they change Gaussians alone
+        memory.check(encoder, memory.Plan(at_once, size, traits.multiple, steps), device)
         predictor = as_graph(encoder, chosen.graph, device)
         tell(f"Predicting on {device}.")
         # Predict group by group; numbers go to disk at once
         photos = sorted(i for group in groups for i in group.fresh)
         stems = name_files([scene.names[i] for i in photos])
-        scene = replace(scene, cameras=fill_near(encoder, scene.cameras, scene.ranged))
-        unit = model_unit(encoder, scene.cameras.at(photos))  # one for all groups
+        middle = middle_depth(encoder, scene.cameras.at(photos)) if scene.ranged else None
+        cameras = fill_range(encoder, scene.cameras, photos, scene.ranged)
+        scene = replace(scene, cameras=cameras)
+        shown = scene.cameras.at(photos)  # one unit for all groups
+        scale = model_frame(encoder, shown).scale
         maps: dict[int, depth_results.DepthMap] = {}
         passes: list[Pass] = []
         for group in track(groups, "predicting depth", len(groups)):
             views = scene.views(group.views, size)
-            found = predict_views(predictor, views, device, unit).depths[-1].float().cpu()
+            predicted = predict_views(predictor, views, device, shown, steps)
+            found = predicted.depths[-1].float().cpu()
             for at, i in enumerate(group.views):
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
@@ -113,11 +118,11 @@ def depth(
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         named = chosen.context is not None
         given = Given(
-            len(scene), size, unit.scale, scene.range_source, learned, scene.left_out, named
+            len(scene), size, scale, scene.range_source, learned, scene.left_out, named, middle
         )
         report = make_report(passes, given)
         summary = depth_results.write_results(
-            folder, scene, size, [maps[i] for i in photos], unit.scale, report, track
+            folder, scene, size, [maps[i] for i in photos], scale, report, track
         )
     for line in describe_report(report):
         tell(line)

@@ -16,7 +16,7 @@ from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.coverage import choose_context, coverage, look_around
 from ..scene.overlap import held_out, overlaps
 from ..zoo import memory
-from ..zoo.infer import depth_only_error, fill_near, reconstruct
+from ..zoo.infer import depth_only_error, fill_range, middle_depth, reconstruct
 from ..zoo.load import load
 from ..zoo.trained import trained_on
 from .options import choose_photos, count_views, describe_fit, fit_size, pick_device
@@ -33,7 +33,8 @@ class Options:
     """What may be chosen; None leaves it to `predict`, which says what it chose.
 
     `views` is how many context views to choose, so that two of them see as much as possible of what
-    all photos see; `context` names them by index instead. `size` is (height, width). `held_out` is
+    all photos see; `context` names them by index instead. `size` is (height, width). `steps` is how
+    many steps a model takes that works in steps. `held_out` is
     with how many further photos to compare at most; `seconds` of video go from one context view to
     the next; `stabilize` takes the tremble out of its path. `photos` says how the photos are found.
     """
@@ -41,6 +42,7 @@ class Options:
     views: int | None = None
     context: tuple[int, ...] | None = None
     size: tuple[int, int] | None = None
+    steps: int | None = None
     held_out: int = 12
     stabilize: bool = False
     fps: int = 30
@@ -95,20 +97,29 @@ def predict(
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen)
         tell(_describe_context(scene, context, overlap))
-        plan = memory.Plan(len(context), size, traits.multiple)
+        plan = memory.Plan(len(context), size, traits.multiple, chosen.steps)
         memory.check(encoder, plan, device)
         # Predict and write the results
-        scene = replace(scene, cameras=fill_near(encoder, scene.cameras, scene.ranged))
+        middle = middle_depth(encoder, scene.cameras.at(context)) if scene.ranged else None
+        cameras = fill_range(encoder, scene.cameras, context, scene.ranged)
+        scene = replace(scene, cameras=cameras)
         views = scene.views(context, size)
         tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
-        found = reconstruct(encoder, views, device)
+        found = reconstruct(encoder, views, device, chosen.steps)
         others = held_out(overlap, context, chosen.held_out)
         if left := len(scene) - len(context):
             tell(_describe_held_out(len(others), len(held_out(overlap, context, left)), left))
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         named = chosen.context is not None
         given = Given(
-            len(scene), size, found.scale, scene.range_source, learned, scene.left_out, named
+            len(scene),
+            size,
+            found.scale,
+            scene.range_source,
+            learned,
+            scene.left_out,
+            named,
+            middle,
         )
         depth = found.prediction.depths[-1]
         for at, photo in enumerate(context):

@@ -66,7 +66,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         data, add_pointmap = _open_data(experiment, tell)
         traits = dataset_traits(data.dataset)
         scale_near = traits.scale_near
-        component = _learn_near(experiment.model, data.dataset, tell)
+        component = _learn_range(experiment.model, data.dataset, tell)
         experiment = replace(experiment, model=component)
 
         # Build the model and the losses; the seed makes initial weights the same in every run.
@@ -167,11 +167,12 @@ def _open_data(
     return data, add_pointmap
 
 
-def _learn_near(component: Component, dataset: Dataset, tell: Callable[[str], None]) -> Component:
+def _learn_range(component: Component, dataset: Dataset, tell: Callable[[str], None]) -> Component:
     """The model with the near of the scenes that it learns from in its settings.
 
     Scenes that are scaled get the near that the settings have. Others keep theirs: the near of the
-    data set, or None where each scene has its own. A model without such a setting is left as it is.
+    data set, or None where each scene has its own. The same holds for a far that a model searches
+    to in every scene. A model without such a setting is left as it is.
     """
     settings = registry.make_config("models", component.name, component.settings)
     traits = dataset_traits(dataset)
@@ -183,6 +184,8 @@ def _learn_near(component: Component, dataset: Dataset, tell: Callable[[str], No
                 f"the model learns with near {traits.near or 'of each scene'}."
             )
         settings = replace(settings, near=traits.near)
+        if getattr(settings, "far", None) is not None:
+            settings = replace(settings, far=traits.far)
     return replace(component, settings=settings)
 
 

@@ -14,7 +14,7 @@ from ..foundation.lpips import LPIPS
 from ..losses import Term
 from ..nn.half import CastTogether
 from ..types import Batch
-from ..zoo.infer import model_unit
+from ..zoo.infer import model_frame
 from . import optim
 from .callbacks import TERM
 from .data_module import DataModule
@@ -74,8 +74,8 @@ class TrainingModule(LightningModule):
         """The outcome of one batch, with gradients: what a step minimizes."""
         if self.add_pointmap is not None:
             batch = self.add_pointmap(batch, self.global_step)
-        if self.scale_near:
-            batch = model_unit(self.model, batch.context.cameras).to_model(batch)
+        frame = model_frame(self.model, batch.context.cameras, scale=self.scale_near)
+        batch = frame.to_model(batch)  # losses look at the world of the model
         return training_step(self.pipeline, batch, self.terms, self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..contracts import encoder_traits
+from ..contracts import encoder_traits, take_steps
 from ..device import float32_products
 from ..errors import UserError
 from ..geometry.constants import hold_constants
@@ -53,6 +53,7 @@ def compile(
 
         encode = pmsplat.compile(model, views)
         prediction = encode(views)                   # as model(views); pmsplat.infer takes it too
+        prediction = encode(views, steps=2)          # of an encoder with steps
         drawing = encode.draw(views, cameras)        # prediction and rendering in one graph
 
     A graph has one shape. That of `views` is captured at once, with drawing where `cameras` (and
@@ -88,15 +89,21 @@ class Compiled:
             )
         self.device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
         self.precision, self.kept = precision, kept
-        traits = encoder_traits(model)  # the same in the eyes of `infer` and the tasks
-        self.multiple, self.near, self.draws = traits.multiple, traits.near, traits.draws
+        for name, value in vars(encoder_traits(model)).items():
+            setattr(self, name, value)  # the same in the eyes of `infer` and the tasks
         self._model = _frozen(model, torch.bfloat16 if precision == "bf16" else None)
         self._graphs: OrderedDict[Hashable, _Graph[Any]] = OrderedDict()
         self._pool: Any = None
 
-    def __call__(self, views: Views) -> Prediction:
-        """What the model predicts for the views, on its device."""
-        return self._run(self._encode, _Request(Views(views.images, views.cameras)))
+    def __call__(
+        self, views: Views, steps: int | None = None, all_levels: bool = False
+    ) -> Prediction:
+        """What the model predicts for the views, on its device; `steps` where it has some.
+
+        Raises UserError for `steps` of a model without.
+        """
+        request = _Request(Views(views.images, views.cameras), steps=steps, all_levels=all_levels)
+        return self._run(self._encode, request)
 
     def draw(self, views: Views, cameras: Cameras, size: tuple[int, int] | None = None) -> Drawing:
         """The prediction, and pictures of it in `cameras`, of `size` (height, width) or that of the
@@ -116,13 +123,13 @@ class Compiled:
             self._graph(self._draw, self._request(views, cameras, size))
 
     def _request(self, views: Views, cameras: Cameras, size: tuple[int, int] | None) -> "_Request":
-        if not self.draws:
+        if not encoder_traits(self._model).draws:
             raise depth_only_error()
         return _Request(Views(views.images, views.cameras), cameras, size or views.size)
 
     def _encode(self, request: "_Request") -> Prediction:
         with torch.autocast(self.device.type, enabled=False):  # the precision is chosen already
-            return self._model(request.views)
+            return take_steps(self._model, request.steps, request.all_levels)(request.views)
 
     def _draw(self, request: "_Request") -> Drawing:
         assert request.cameras is not None and request.size is not None
@@ -181,16 +188,20 @@ class Compiled:
 
 @dataclass(frozen=True)
 class _Request(Bundle):
-    """What one graph reads: views, and where it draws too, cameras and the size of the pictures."""
+    """What one graph reads: views, and where it draws too, cameras and the size of the pictures;
+    and how many steps it takes."""
 
     views: Views
     cameras: Cameras | None = None
     size: tuple[int, int] | None = None
+    steps: int | None = None
+    all_levels: bool = False
 
     @property
     def key(self) -> Hashable:
         """What a graph cannot change."""
-        return self.size, *((tensor.shape, tensor.dtype) for tensor in _tensors(self))
+        steps = self.steps, self.all_levels
+        return self.size, steps, *((tensor.shape, tensor.dtype) for tensor in _tensors(self))
 
 
 @dataclass(frozen=True)

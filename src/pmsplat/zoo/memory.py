@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from ..contracts import take_steps
 from ..errors import UserError
 from ..types import Cameras, Prediction, Views
 
@@ -25,11 +26,15 @@ SPARE = 0.9  # of the free memory may be planned for
 
 @dataclass(frozen=True)
 class Plan:
-    """`views` images of (height, width), for a model whose sides are multiples of a number."""
+    """`views` images of (height, width), for a model whose sides are multiples of a number.
+
+    `steps`: of a model that has some; None: its own number.
+    """
 
     views: int
     size: tuple[int, int]
     multiple: int
+    steps: int | None = None
 
     @property
     def pixels(self) -> int:
@@ -65,7 +70,10 @@ class Peak(TorchDispatchMode):
 
 
 def needed_bytes(model: Callable[[Views], Prediction], plan: Plan, device: torch.device) -> int:
-    """An estimate of the peak of a forward pass above what is loaded already, in bytes."""
+    """An estimate of the peak of a forward pass above what is loaded already, in bytes.
+
+    Of a model that draws in its steps, what the rasteriser holds in its own memory is not counted.
+    """
     assert isinstance(model, nn.Module)
     side = -(-PROBE // plan.multiple) * plan.multiple
     cameras = Cameras(
@@ -77,7 +85,7 @@ def needed_bytes(model: Callable[[Views], Prediction], plan: Plan, device: torch
     cameras.c2w[0, 1, 0, 3] = 0.1
     views = Views(torch.full((1, 2, 3, side, side), 0.5), cameras).to(device)
     with torch.no_grad(), Peak(model) as watched:
-        model(views)
+        take_steps(model, plan.steps)(views)
     return int(OVERHEAD * watched.peak * plan.pixels / (2 * side * side))
 
 

@@ -19,7 +19,7 @@ from ...io.gaussians import load_gaussians
 from ...progress import Track, silently
 from ...scene import Scene, open_scene
 from ...types import CLASSIC, MIP, DrawingRules, Gaussians, Views
-from ...zoo.infer import fill_near
+from ...zoo.infer import fill_range
 from ...zoo.load import load
 from ..options import format_rules, format_size, pick_device
 from . import _report, _start
@@ -221,7 +221,9 @@ def _make_start(
         model, room = options.model, options.most // 2
         encoder = model if isinstance(model, nn.Module) else load(model, options.weights)
         encoder = encoder.to(device).eval()
-        train = replace(train, cameras=fill_near(encoder, train.cameras, scene.ranged))
+        everything = range(train.images.shape[1])
+        cameras = fill_range(encoder, train.cameras, everything, scene.ranged)
+        train = replace(train, cameras=cameras)
         return _start.from_prediction(encoder, train, room, generator)
     if start == "points":
         assert scene.points is not None

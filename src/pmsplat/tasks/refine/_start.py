@@ -29,7 +29,7 @@ GRAY = 0.5  # of points that no photo shows
 def from_prediction(
     encoder: nn.Module, views: Views, room: int, generator: torch.Generator
 ) -> Gaussians:
-    """An encoder's prediction for every photo, on its device: one Gaussian for each pixel.
+    """An encoder's prediction for every photo, on its device: as many Gaussians for each.
 
     Photos are shown to it in groups of neighbours that see the same things. Of more Gaussians than
     there is `room` for, some are kept at random, larger by as much as they stand farther apart.
@@ -39,13 +39,12 @@ def from_prediction(
     groups = group_views(overlaps(views.cameras), CONTEXT)
     plan = memory.Plan(CONTEXT, views.size, encoder_traits(encoder).multiple)
     memory.check(encoder, plan, device, fewer_views=False)
-    pixels = views.size[0] * views.size[1]
-    share = min(1.0, room / (views.images.shape[1] * pixels))
-    parts = []
+    parts, share = [], 1.0
     for group in groups:
         whole = reconstruct(encoder, views.at(group.views), device).prediction.gaussians[-1]
         fresh = torch.tensor([view in group.fresh for view in group.views])
         of_each = whole.means.shape[1] // len(group.views)
+        share = min(1.0, room / (views.images.shape[1] * of_each))
         kept = fresh.repeat_interleave(of_each)
         kept &= torch.rand(len(kept), generator=generator) < share
         parts.append(whole.map(lambda values, kept=kept.to(device): values[:, kept]))

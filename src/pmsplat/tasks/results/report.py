@@ -57,7 +57,8 @@ class Given:
 
     `photos`: how many there were to choose from; `named`: the user chose the views; `size`:
     (height, width) for the network; `scale`: how much larger it saw the world; `range_source`:
-    where near and far come from; `left_out`: photos that could not be used.
+    where near and far come from; `left_out`: photos that could not be used; `middle_depth`: the
+    middle between near and far, in scene units, where the model goes by it and searches its own.
     """
 
     photos: int
@@ -67,6 +68,7 @@ class Given:
     trained_on: TrainedOn | None = None
     left_out: tuple[LeftOut, ...] = ()
     named: bool = False
+    middle_depth: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Report:
     view to nearest view, the least and the largest, in the unit of the model. `predicted`: the
     central 98 % of depth; `at_near`: the share of it at near. `geometric`, `photometric`,
     `unmoved`: see `Agreement`; `turned`: `photometric` if the cameras stood at one place.
+    `middle_depth`: see `Given`; and the same in the unit of the model.
     """
 
     views: int
@@ -128,6 +131,7 @@ class Report:
     left_out: tuple[LeftOut, ...]
     findings: tuple[Finding, ...] = ()
     turned: float | None = None
+    middle_depth: tuple[float, float] | None = None
 
 
 def examine(views: Views, depth: Float[Tensor, "1 view height width"]) -> Pass:
@@ -163,7 +167,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
         shares[name] = max(share, shares.get(name, 0.0))
     compared = joined.points >= COMPARED
     gaps = [gap * given.scale for part in passes for gap in part.gaps]
-    counted = sum(len(part.names) for part in passes)
+    counted, middle = sum(len(part.names) for part in passes), given.middle_depth
     facts = Report(
         views=max(len(part.names) for part in passes),
         size=given.size,
@@ -188,6 +192,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
         trained_on=given.trained_on,
         left_out=given.left_out,
         turned=standing.photometric if standing.points >= COMPARED else None,
+        middle_depth=None if middle is None else (middle, middle * given.scale),
     )
     findings = [
         *_check_places(facts, given),
@@ -230,6 +235,14 @@ def _describe_range(report: Report) -> str:
     if report.range_source is RangeSource.CAMERAS:
         source = "were guessed from the cameras"
     nearest, farthest = report.predicted
+    if report.middle_depth is not None:
+        middle, seen = report.middle_depth
+        return (
+            f"The middle of the depth is {middle:.3g}, by near and far that {source}; the model "
+            f"saw the scene {seen / middle:.3g} times as large, so that it is {seen:.3g}. It "
+            f"searched from {report.near:.3g} to {report.far:.3g}; predicted depth goes from "
+            f"{nearest:.3g} to {farthest:.3g}."
+        )
     return (
         f"Near {report.near:.3g} and far {report.far:.3g} {source}; "
         f"predicted depth goes from {nearest:.3g} to {farthest:.3g}."
@@ -295,7 +308,8 @@ def _more_views(report: Report, photos: int) -> int | None:
 
 
 def _check_range(report: Report) -> list[Finding]:
-    if report.at_near < STUCK or report.range_source is RangeSource.MODEL:
+    own = report.range_source is RangeSource.MODEL or report.middle_depth is not None
+    if report.at_near < STUCK or own:
         return []
     problem = f"{report.at_near:.0%} of the predicted depth lies at near, {report.near:.3g}"
     return [Finding(problem, f"{_SET_RANGE}, with a smaller near")]
