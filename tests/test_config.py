@@ -78,6 +78,33 @@ def test_the_published_experiments_have_the_published_settings() -> None:
     assert (mvsplat.dataset.settings.near, mvsplat.dataset.settings.far) == (1.0, 100.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "views", "targets", "start", "end", "index"),
+    [
+        ("8v_256x448", 8, 6, (20, 30), (24, 45), "start_0_distance_40_ctx_8v_tgt_8v"),
+        ("16v_256x448", 16, 6, (40, 60), (50, 80), "start_0_distance_80_ctx_16v_tgt_16v"),
+        ("32v_256x448", 32, 8, (80, 120), (120, 170), "start_0_distance_160_ctx_32v_tgt_24v"),
+        ("8v_512x960", 8, 6, (24, 40), (30, 60), "start_0_distance_60_ctx_8v_tgt_8v"),
+        ("16v_540x960", 16, 8, (100, 200), (150, 350), "longlrm_ctx16_tgt_every8th"),
+    ],
+)
+def test_the_data_of_resplat_is_as_published(
+    name: str, views: int, targets: int, start: tuple, end: tuple, index: str
+) -> None:
+    """Its training scripts: gaps at the start and after 10,000 steps; its evaluation commands."""
+    settings = config.compose([f"dataset=resplat_dl3dv_{name}"]).dataset.settings
+    dataset = registry.build("data", "dl3dv", settings)
+    sampler = dataset.recipe.sampler
+    assert (sampler.views, sampler.targets) == ((views, views), targets)
+    assert (sampler.gap.at(0), sampler.gap.at(10_000)) == (start, end)
+    assert sampler.gap.at(9_999)[1] < end[1]
+    assert settings.index == f"{settings.root}/dl3dv_{index}.json"
+    assert dataset.recipe.size == tuple(int(side) for side in name.split("_")[1].split("x"))
+    assert dataset.recipe.resize and not dataset.recipe.exact
+    assert (settings.near, settings.far, settings.poses.frame) == (0.01, 200.0, "colmap")
+    assert settings.context_size == ([576, 960] if name == "16v_540x960" else None)
+
+
 @pytest.mark.parametrize("name", config.choices("model"))
 def test_every_model_starts_from_weights_that_there_are(name: str) -> None:
     start = config.compose([f"model={name}"]).model.settings.init_from

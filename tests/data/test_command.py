@@ -175,8 +175,29 @@ def test_every_dataset_builds_from_its_defaults(
     assert not any(tmp_path.iterdir())
 
 
+def test_index_of_views_far_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = ours("a", 12)
+    scene.c2w[:, :3, 3] = torch.arange(12.0)[:, None] ** 2
+    chunks.append(tmp_path / "test", [scene, ours("b", 3)])
+    out = tmp_path / "out.json"
+    asked = ("index", tmp_path, out, "--spread", "9", "--context", "3")
+    assert run(*asked, "--targets", "2") == 0
+    assert read_index(out) == {"a": Frames((0, 6, 8), (1, 4))}
+    assert run(*asked, "--every", "4") == 0
+    assert read_index(out) == {"a": Frames((0, 6, 8), (3, 7))}
+    for more, told in (
+        (("--gap", "4"), "--gap with --spread"),
+        (("--every", "4", "--targets", "2"), "--targets with --every"),
+    ):
+        assert run(*asked, *more) == 2
+        assert told in capsys.readouterr().err
+    assert run("index", tmp_path, out, "--every", "4") == 2
+    assert "--every without --spread" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    "option", ["gap", "context", "targets", "outside", "start", "between", "seed"]
+    "option",
+    ["gap", "context", "targets", "outside", "start", "between", "spread", "every", "seed"],
 )
 def test_index_within_another_takes_no_numbers(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,7 @@ from pmsplat.data import (
     ChunkDataset,
     Frames,
     Gap,
+    Poses,
     Recipe,
     Spread,
     _dataset,
@@ -327,6 +328,59 @@ def test_dl3dv_cuts_where_re10k_scales(tmp_path: Path) -> None:
     K = scaled.context.cameras.K
     assert scaled.context.images.shape == (1, 2, 3, 16, 24)
     assert torch.isin(K[..., 0, 2], torch.cat([scene.K[:, 0, 2], 1 - scene.K[:, 0, 2]])).all()
+
+
+def test_evaluation_stretches_the_context_views_alone(tmp_path: Path) -> None:
+    scene = replace(ours("a", 5), near=None, far=None, depths=None)
+    for split in ("train", "test"):
+        chunks.append(tmp_path / split, [scene])
+    index = tmp_path / "index.json"
+    write_index(index, {"a": Frames((0, 4), (2,))})
+    common = {"root": str(tmp_path), "index": str(index), "size": [12, 16], "exact_crop": True}
+    cfg = dl3dv.Config(**common, context_size=[16, 32], views=[2, 2], min_gap=[1, 1], flip=0.0)
+    (batch,) = dl3dv.build(cfg).evaluation()
+    (plain,) = dl3dv.build(replace(cfg, context_size=None)).evaluation()
+    assert batch.context.images.shape == (1, 2, 3, 16, 32)
+    assert torch.equal(batch.target.images, plain.target.images)
+    assert torch.equal(batch.context.cameras.K, plain.context.cameras.K)
+    corners = (slice(None), slice(None), slice(None), [0, 0, -1, -1], [0, -1, 0, -1])
+    torch.testing.assert_close(batch.context.images[corners], plain.context.images[corners])
+    trained = take(dl3dv.build(cfg).train(0, STEP), 1)[0]
+    assert trained.context.images.shape[-2:] == (12, 16)
+
+
+def test_cameras_stand_in_the_world_of_resplat(tmp_path: Path) -> None:
+    """Its loader goes by way of OpenGL axes, step by step; the product of the steps is ours."""
+    scene = replace(ours("a", 5), near=None, far=None, depths=None)
+    chunks.append(tmp_path / "test", [scene])
+    index = tmp_path / "index.json"
+    write_index(index, {"a": Frames((0, 4), (2,))})
+    cfg = dl3dv.Config(root=str(tmp_path), index=str(index), size=[12, 16])
+    cfg.poses.frame = "colmap"
+    (batch,) = dl3dv.build(cfg).evaluation()
+    want = chunks.read_chunk(tmp_path / "test" / "000000.torch").scenes["a"].c2w.clone()
+    want[:, :, 1:3] *= -1  # to OpenGL
+    want[:, 2] *= -1  # what nerfstudio did to COLMAP's world, undone
+    want = want[:, [1, 0, 2, 3]]
+    want[:, :3, 1:3] *= -1  # back to OpenCV
+    assert torch.equal(batch.context.cameras.c2w[0], want[[0, 4]])
+    assert torch.equal(batch.target.cameras.c2w[0], want[[2]])
+    assert torch.linalg.det(want[:, :3, :3]).min() > 0.99
+    with pytest.raises(
+        UserError, match=r"poses\.frame=colmp; wanted one of stored, colmap.*'colmap'"
+    ):
+        Poses(frame="colmp")
+
+
+def test_the_published_check_of_positions_looks_above_zero_only() -> None:
+    scene = ours("a", 5)
+    scene.c2w[1, 0, 3], scene.c2w[2, 2, 3] = -2000, 7
+    assert Poses().reach(scene) == 2000
+    assert Poses(only_positive=True).reach(scene) == 7
+    turned = Poses(frame="colmap", only_positive=True)  # z of the stored world counts downwards
+    assert turned.reach(scene) < 7
+    scene.c2w[2, 2, 3] = -1500
+    assert turned.reach(scene) == 1500
 
 
 def test_own_photos_train_from_chunks(root: Path) -> None:

@@ -1,14 +1,25 @@
 """Evaluation indices: published files, files of ours, and files that are neither."""
 
 import json
+import logging
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from pmsplat.data import Frames, make_index, make_outside_index, read_index, write_index
+from pmsplat.data import (
+    Frames,
+    make_index,
+    make_outside_index,
+    make_regular_index,
+    make_spread_index,
+    read_index,
+    write_index,
+)
 from pmsplat.errors import UserError
 
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "indices.json").read_text())
 PUBLISHED = {
     "evaluation_index_re10k.json": (6474, 2, 3),
     "evaluation_index_acid.json": (1595, 2, 3),
@@ -24,6 +35,15 @@ def test_reads_the_published_ones(shared: Path, name: str) -> None:
     assert len(index) == scenes
     assert {len(frames.context) for frames in index.values()} == {context}
     assert {len(frames.target) for frames in index.values()} == {target}
+
+
+@pytest.mark.parametrize(("name", "null"), [("re10k", "720 of 7194"), ("acid", "253 of 1848")])
+def test_published_null_scenes_are_counted(
+    shared: Path, caplog: pytest.LogCaptureFixture, name: str, null: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        read_index(shared / "indices" / f"evaluation_index_{name}.json")
+    assert f"evaluation_index_{name}.json: {null} scenes are null" in caplog.text
 
 
 def test_null_scenes_are_left_out(tmp_path: Path) -> None:
@@ -156,3 +176,79 @@ def test_impossible_wishes_outside_are_told(
     gap, views, targets, beyond, *start = asked
     with pytest.raises(UserError, match=told):
         make_outside_index({"a": 50}, gap, views, targets, beyond, generator, *start)
+
+
+def walk_past(context: list[int], frames: int) -> torch.Tensor:
+    """Camera centers of a walk of which these frames are the farthest points.
+
+    They lie on a sphere, the others a little inside beside the nearest in time, so closer to all.
+    """
+    turn = torch.arange(len(context)) * 2.399963  # Vogel's spiral
+    z = 1 - (2 * torch.arange(len(context)) + 1) / len(context)
+    flat = (1 - z.square()).sqrt()
+    sphere = torch.stack([flat * turn.cos(), flat * turn.sin(), z], dim=1)
+    beside = [min(range(len(context)), key=lambda j: abs(context[j] - i)) for i in range(frames)]
+    inside = torch.tensor([1.0 if i in context else 0.99 for i in range(frames)])
+    return 7 * sphere[beside] * inside[:, None] + torch.tensor([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_indices_of_depthsplat_and_resplat_are_made_again(name: str) -> None:
+    """Of cameras whose farthest points are the published context views; more frames follow."""
+    first, views = (int(n) for n in re.findall(r"distance_(\d+)_ctx_(\d+)v", name)[0])
+    targets = re.findall(r"tgt_(\d+)v$", name)
+    published = {
+        key: Frames(tuple(entry["context"]), tuple(entry["target"]))
+        for key, entry in GOLDEN[name].items()
+    }
+    centers = {
+        key: torch.cat([walk_past(list(frames.context), first), torch.full((9, 3), 1e3)])
+        for key, frames in published.items()
+    }
+    if targets:
+        assert make_spread_index(centers, first, views, int(targets[0])) == published
+    else:
+        assert make_regular_index(centers, first, views, 8) == published
+
+
+def test_published_contexts_are_nested_as_farthest_points_are(shared: Path) -> None:
+    """More views of the same frames are the fewer ones and some more."""
+    fewer, some, more = (
+        read_index(shared / "indices" / f"dl3dv_start_0_distance_50_ctx_{views}v_video_0_50.json")
+        for views in (2, 4, 6)
+    )
+    for key in more:
+        assert set(fewer[key].context) < set(some[key].context) < set(more[key].context)
+
+
+def test_short_scenes_give_what_they_have_or_are_left_out() -> None:
+    centers = {f"s{count}": torch.arange(3.0 * count).reshape(count, 3) for count in (3, 4, 9, 30)}
+    index = make_spread_index(centers, 10, 2, 2)
+    assert index == {
+        "s4": Frames((0, 3), (1, 2)),
+        "s9": Frames((0, 8), (1, 4)),
+        "s30": Frames((0, 9), (1, 5)),
+    }
+    regular = make_regular_index(centers, 10, 2, 4)
+    assert regular == {
+        "s4": Frames((0, 2), (3,)),
+        "s9": Frames((0, 8), (3, 7)),
+        "s30": Frames((0, 9), (3, 7)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("views", "targets", "first"), [(1, 2, 9), (2, 0, 9), (5, 5, 9), (2, 2, -1)]
+)
+def test_impossible_spreads_are_told(views: int, targets: int, first: int) -> None:
+    with pytest.raises(
+        UserError, match=rf"{views} context and {targets} target views of the first"
+    ):
+        make_spread_index({"a": torch.zeros(50, 3)}, first, views, targets)
+
+
+def test_scenes_too_short_for_a_spread_are_told() -> None:
+    with pytest.raises(UserError, match="no scene has more than 9 frames, the longest 5"):
+        make_spread_index({"a": torch.zeros(5, 3)}, 40, 4, 6)
+    with pytest.raises(UserError, match="2 context and 0 target views of the first 6 frames"):
+        make_regular_index({"a": torch.zeros(50, 3)}, 6, 2, 8)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +75,48 @@ def test_spread_views_are_farthest_points_between_the_ends(views: int) -> None:
         assert left <= min(frames.target) and max(frames.target) <= right
         if views == 3:
             assert abs(frames.context[1] - (left + right) / 2) <= 1
+
+
+def slow_farthest_points(points: np.ndarray, count: int) -> list[int]:
+    """By the words alone: all pairs, in float64."""
+    apart = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    chosen = [int(np.linalg.norm(points - points.mean(axis=0), axis=-1).argmax())]
+    while len(chosen) < count:
+        chosen.append(int(apart[:, chosen].min(axis=1).argmax()))
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize("step", [0, 5_000, 10_000])
+def test_resplat_samples_as_published(step: int) -> None:
+    """Its 8 views of DL3DV: gaps of 20 to 30 frames that grow to 24 to 45.
+
+    The walk winds, so that it matters which points are farthest. Two ends explain every example.
+    """
+    t = torch.arange(90.0)
+    walk = torch.stack([(t / 5).cos() * t, (t / 5).sin() * 20, (t / 3).cos() * 9], dim=1)
+    low, high = {0: (20, 30), 5_000: (22, 37), 10_000: (24, 45)}[step]
+    explained: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # context views: possible ends
+    for gap in range(low, high + 1):
+        for left in range(90 - gap):
+            part = walk[left : left + gap + 1].double().numpy()
+            context = tuple(left + i for i in slow_farthest_points(part, 8))
+            explained.setdefault(context, []).append((left, left + gap))
+    sampler = Spread(Gap((20, 24), (30, 45), 10_000), (8, 8), targets=6)
+    generator = torch.Generator().manual_seed(step)
+    gaps = set()  # of examples that tell theirs
+    for _ in range(1000):
+        frames = sampler(walk, step, generator)
+        assert frames is not None
+        ends = [
+            (left, right)
+            for left, right in explained[frames.context]
+            if left <= min(frames.target) and max(frames.target) <= right
+        ]
+        assert ends
+        assert list(frames.target) == sorted(set(frames.target)) and len(frames.target) == 6
+        if len(ends) == 1:
+            gaps.add(ends[0][1] - ends[0][0])
+    assert {low, high} <= gaps <= set(range(low, high + 1))
 
 
 def test_a_random_number_of_views_shrinks_the_gap() -> None:

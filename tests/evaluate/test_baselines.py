@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pmsplat.evaluate import baselines
+from pmsplat.evaluate import baselines, protocol
 from pmsplat.evaluate.depth import depth_metrics
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.geometry import camera, se3
+from pmsplat.scene.fit import stretch
 from pmsplat.types import Batch, Cameras, Views
 from tests.scenes import random_cameras
 
@@ -122,6 +123,28 @@ def test_nearest_view_is_itself_and_counts_turning(generator: torch.Generator) -
     scene = Views(torch.rand(1, 3, 3, 8, 8, generator=generator), replace(same_place, c2w=c2w))
     got = baselines.nearest_view(Batch(scene.at([0, 2]), scene.at([1]), ["x"]))
     assert torch.equal(got.renderings[0].color, scene.images[:, :1])
+
+
+def test_nearest_view_undoes_a_stretched_photo() -> None:
+    scene = wall(side_by_side(2), 3.0, (54, 96))
+    batch = Batch(stretch(scene, (64, 128)), scene, ["x"])
+    got = baselines.nearest_view(batch).renderings[0].color
+    assert psnr(got.flatten(0, 1), scene.images.flatten(0, 1)).min() > 38
+    corners = (..., [0, 0, -1, -1], [0, -1, 0, -1])
+    torch.testing.assert_close(got[corners], scene.images[corners])
+
+
+def test_stretched_context_views_are_measured_at_the_size_of_the_targets() -> None:
+    """As ReSplat's evaluation does at 540x960: the same scene, seen in taller pictures."""
+    scene = wall(side_by_side(3), 3.0, (54, 96))
+    plain = Batch(scene.at([0, 2]), scene.at([1]), ["wall"])
+    stretched = replace(plain, context=stretch(plain.context, (58, 96)))
+    want, got = (
+        protocol.measure(baselines.plane_sweep(batch, planes=55)).values
+        for batch in (plain, stretched)
+    )
+    assert want["psnr"] > 20 and abs(got["psnr"] - want["psnr"]) < 2
+    assert got["abs_rel"] < 0.03
 
 
 def test_batches_are_independent(generator: torch.Generator) -> None:

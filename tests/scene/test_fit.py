@@ -17,6 +17,7 @@ from pmsplat.scene.fit import (
     fit_image,
     fit_K,
     flip,
+    stretch,
     to_tensor,
 )
 from pmsplat.types import Batch, Views
@@ -55,6 +56,31 @@ def test_published_sizes() -> None:
     assert covering_size((360, 640), (256, 256)) == (256, 455)
     assert covering_size((270, 480), (270, 480)) == (270, 480)
     assert center_window((256, 455), (256, 256)) == (0, 99)
+
+
+@pytest.mark.parametrize(
+    ("stored", "size", "covering"),
+    [
+        ((270, 480), (256, 448), (256, 455)),
+        ((540, 960), (512, 960), (540, 960)),  # cut, not scaled
+        ((540, 960), (448, 832), (468, 832)),
+        ((540, 960), (384, 768), (432, 768)),
+        ((540, 960), (320, 640), (360, 640)),
+    ],
+)
+def test_published_sizes_of_resplat(stored: tuple, size: tuple, covering: tuple) -> None:
+    assert covering_size(stored, size) == covering
+
+
+def test_a_published_crop_in_two_steps_is_one_to_the_smaller_size() -> None:
+    """ReSplat scales 540x960 to 416x768, then cuts to multiples of 64; here 384x768 at once."""
+    image = np.random.default_rng(0).integers(0, 256, (54, 96, 3), dtype=np.uint8)
+    two = fit_image(image, (42, 76))[1:-1]
+    assert np.array_equal(fit_image(image, (40, 76)), two)
+    K = torch.tensor([[0.9, 0, 0.5], [0, 1.6, 0.5], [0, 0, 1]])
+    twice = fit_K(K, (54, 96), (42, 76), exact=False)
+    twice[1, 1] *= 42 / 40
+    torch.testing.assert_close(fit_K(K, (54, 96), (40, 76), exact=False), twice)
 
 
 @pytest.mark.parametrize("size", [(20, 20), (15, 31), (30, 44)])
@@ -96,6 +122,24 @@ def test_crop_keeps_pixels_and_rays(generator: torch.Generator) -> None:
     )
     published = crop(views, (16, 48), exact=False)
     assert torch.equal(published.cameras.K[..., 2], views.cameras.K[..., 2])
+
+
+def test_stretching_keeps_corners_and_what_is_linear_between(generator: torch.Generator) -> None:
+    """A ramp stays a ramp from corner to corner; K, near and far are the same tensors."""
+    before, after = (9, 16), (12, 20)
+    views = views_of(before, generator)
+
+    def ramp(size: tuple[int, int]) -> torch.Tensor:
+        rows, columns = (torch.linspace(0, 1, side) for side in size)
+        return (0.7 * rows[:, None] + 0.2 * columns).expand(1, 2, 3, *size)
+
+    got = stretch(replace(views, images=ramp(before)), after)
+    torch.testing.assert_close(got.images, ramp(after))
+    assert got.cameras is views.cameras and stretch(views, before) is views
+    assert views.depth is not None and got.depth is not None
+    assert got.depth.shape[-2:] == after and torch.isin(got.depth, views.depth).all()
+    for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        assert torch.equal(got.depth[(..., *corner)], views.depth[(..., *corner)])
 
 
 def test_flip_mirrors_the_world(generator: torch.Generator) -> None:

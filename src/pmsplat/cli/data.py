@@ -9,6 +9,8 @@ pmsplat data index datasets/mine mine.json --gap 8 --targets 3
     an evaluation index: which frames are looked at, and which are measured
 pmsplat data index datasets/re10k out.json --gap 75 --outside 30 --targets 20 --start 30
     one whose targets all lie outside the context views, by up to 30 frames
+pmsplat data index datasets/dl3dv out.json --spread 40 --context 8 --targets 8
+    one of the first 40 frames: context views far apart in space, as ReSplat's evaluation has them
 pmsplat data info datasets/mine/test
     what is in a split, a chunk, or a folder of photos
 """
@@ -21,9 +23,24 @@ from typing import TYPE_CHECKING
 from ._shared import add_photos, output, photo_options, size, terminal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..data import Index
     from ..io.chunks import Split
     from ..scene.photos import Scene
+
+
+_NEW_FRAMES = [
+    "gap",
+    "context",
+    "targets",
+    "outside",
+    "start",
+    "between",
+    "spread",
+    "every",
+    "seed",
+]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +85,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     index.add_argument(
         "--between", type=int, metavar="N", help="with --outside: N more targets, between"
+    )
+    index.add_argument(
+        "--spread",
+        type=int,
+        metavar="N",
+        help="of the first N frames: context views far apart in space, targets among the others",
+    )
+    index.add_argument(
+        "--every", type=int, metavar="N", help="with --spread: every N-th frame is a target"
     )
     index.add_argument(
         "--seed", type=int, metavar="N", help="random seed for choosing frames (default: 0)"
@@ -132,16 +158,10 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 def _index(arguments: argparse.Namespace) -> None:
     from ..data import check_scenes, read_index, write_index
-    from ..errors import UserError
 
     if arguments.within:
-        for option in ("gap", "context", "targets", "outside", "start", "between", "seed"):
-            if getattr(arguments, option) is not None:
-                raise UserError(
-                    f"--{option} with --within",
-                    "the frames of that index as they are, or new ones",
-                    f"leave one of --{option} and --within out",
-                )
+        wanted = "the frames of that index as they are, or new ones"
+        _refuse(arguments, _NEW_FRAMES, "with --within", wanted)
     split = _split(arguments.root)
     if arguments.within:
         index = read_index(arguments.within)
@@ -158,20 +178,44 @@ def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
     import torch
 
     from ..data import make_index, make_outside_index
-    from ..errors import UserError
 
-    for option in ("start", "between"):
-        if getattr(arguments, option) is not None and arguments.outside is None:
-            raise UserError(f"--{option} without --outside", "both", f"leave --{option} out")
+    if arguments.spread is not None:
+        return _spread_index(arguments, split)
+    _refuse(arguments, ["every"], "without --spread", "both")
+    if arguments.outside is None:
+        _refuse(arguments, ["start", "between"], "without --outside", "both")
     for name, default in (("gap", 8), ("context", 2), ("targets", 3), ("seed", 0)):
         if getattr(arguments, name) is None:  # not by argparse: --within wants to know what is said
             setattr(arguments, name, default)
     generator = torch.Generator().manual_seed(arguments.seed)
-    asked = _lengths(split), arguments.gap, arguments.context, arguments.targets
+    lengths = {key: len(places) for key, places in _centers(split).items()}
+    asked = lengths, arguments.gap, arguments.context, arguments.targets
     if arguments.outside is None:
         return make_index(*asked, generator)
     outside, start, between = arguments.outside, arguments.start, arguments.between or 0
     return make_outside_index(*asked, outside, generator, start, between)
+
+
+def _spread_index(arguments: argparse.Namespace, split: "Split") -> "Index":
+    from ..data import make_regular_index, make_spread_index
+
+    others = ["gap", "outside", "start", "between", "seed"]
+    _refuse(arguments, others, "with --spread", "one rule for the frames")
+    views = 2 if arguments.context is None else arguments.context
+    if arguments.every is not None:
+        _refuse(arguments, ["targets"], "with --every", "as many targets as that gives")
+        return make_regular_index(_centers(split), arguments.spread, views, arguments.every)
+    targets = 3 if arguments.targets is None else arguments.targets
+    return make_spread_index(_centers(split), arguments.spread, views, targets)
+
+
+def _refuse(arguments: argparse.Namespace, options: Iterable[str], where: str, wanted: str) -> None:
+    """Raises UserError for the first of the options that is given."""
+    from ..errors import UserError
+
+    for option in options:
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--{option} {where}", wanted, f"leave --{option} out")
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -235,13 +279,14 @@ def _describe_scene(scene: "Scene") -> None:
         output().print(f"Left out: {photo.name}: {photo.reason}.")
 
 
-def _lengths(split: "Split") -> dict[str, int]:
-    """The number of frames of every usable scene, in the order of the index."""
-    lengths = {}
+def _centers(split: "Split") -> "dict[str, Tensor]":
+    """The camera centers of every usable scene, in the order of the index."""
+    centers = {}
     for name in terminal().track(list(split.keys), "reading chunks", len(split.keys)):
         scenes = split.chunk(name).scenes
-        lengths |= {key: len(scenes[key]) for key in split.keys[name] if key in scenes}
-    return lengths
+        known = (key for key in split.keys[name] if key in scenes)
+        centers |= {key: scenes[key].c2w[:, :3, 3].clone() for key in known}
+    return centers
 
 
 def _split(root: Path) -> "Split":

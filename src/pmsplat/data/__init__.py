@@ -1,6 +1,6 @@
 """Datasets, one file each; and what they share: streams, sampling, indices, cached pointmaps."""
 
-from ._batches import Recipe, Unusable, collate, make_batch
+from ._batches import Poses, Recipe, Unusable, collate, make_batch
 from ._convert import to_chunk_scene
 from ._dataset import ChunkDataset, no_usable_scene, pair, rank_of_ranks
 from ._index import (
@@ -8,6 +8,8 @@ from ._index import (
     check_scenes,
     make_index,
     make_outside_index,
+    make_regular_index,
+    make_spread_index,
     read_index,
     write_index,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "Index",
     "MissingPointmaps",
     "PointmapCache",
+    "Poses",
     "Recipe",
     "Sampler",
     "SkippedEntry",
@@ -52,6 +55,8 @@ __all__ = [
     "make_batch",
     "make_index",
     "make_outside_index",
+    "make_regular_index",
+    "make_spread_index",
     "no_usable_scene",
     "pair",
     "rank_of_ranks",

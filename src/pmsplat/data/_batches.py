@@ -1,17 +1,19 @@
 """How scenes become batches: photos brought to one size, cameras with them, several as one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import degrees
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
 from ..geometry import camera
 from ..io.chunks import ChunkScene
 from ..io.images import image_size
-from ..registry import check_settings, number, several, whole
+from ..registry import check_settings, number, several, suggest, whole
+from ..scene.fit import stretch
 from ..scene.photos import UnfitPhotos, chunk_photos, make_views
 from ..types import Batch, Bundle, Cameras, Pointmap, Views
 from ._pointmaps import PointmapCache
@@ -23,10 +25,55 @@ B = TypeVar("B", bound=Bundle)
 ABOVE_ZERO = number(open_low=True)
 RULES = {
     "size": several(whole(1), 2),
+    "context_size": several(whole(1), 2).or_none,
     "near": ABOVE_ZERO.or_none,
     "far": ABOVE_ZERO.or_none,
     "flip": number(0, 1),
 }
+
+
+FRAMES = {
+    "stored": None,
+    "colmap": (
+        (0.0, 1.0, 0.0, 0.0),
+        (1.0, 0.0, 0.0, 0.0),
+        (0.0, 0.0, -1.0, 0.0),
+        (0.0, 0.0, 0.0, 1.0),
+    ),
+}
+"""Worlds in which the cameras of a chunk can stand, and what takes the stored world to them.
+
+DL3DV's chunks come from nerfstudio's files, whose world is COLMAP's turned; "colmap" turns it back,
+as ReSplat's `opencv_pose_format` does.
+"""
+
+
+@dataclass
+class Poses:
+    """How the cameras of a chunk are read; the defaults take them as they are."""
+
+    frame: str = "stored"
+    """The world: stored, or colmap, in which ReSplat was trained on DL3DV."""
+    only_positive: bool = False
+    """Skip a scene only for coordinates far above zero, not far below, as the published code."""
+
+    def __post_init__(self) -> None:
+        if self.frame not in FRAMES:
+            raise UserError(
+                f"dataset.poses.frame={self.frame}",
+                f"one of {', '.join(FRAMES)}",
+                suggest(str(self.frame), list(FRAMES)),
+            )
+
+    def read(self, scene: ChunkScene) -> Float[Tensor, "frame 4 4"]:
+        """Camera-to-world of every frame of a scene, in the chosen world."""
+        turn = FRAMES[self.frame]
+        return scene.c2w if turn is None else scene.c2w.new_tensor(turn) @ scene.c2w
+
+    def reach(self, scene: ChunkScene) -> float:
+        """The largest camera coordinate of a scene, by which a failed reconstruction is known."""
+        places = self.read(scene)[:, :3, 3]
+        return float((places if self.only_positive else places.abs()).max())
 
 
 @dataclass(frozen=True)
@@ -35,8 +82,9 @@ class Recipe:
 
     `size` is the (height, width) of the batch; `resize` scales photos to cover it before the center
     is cut out, else it is cut from the photos as stored. `exact` principal points or the published
-    ones: see `scene.fit`. `near` and `far` in scene units, None: those that the scene carries.
-    Scenes with a field of view beyond `max_fov` degrees or a camera coordinate beyond
+    ones: see `scene.fit`. In evaluation context views are stretched to `context_size`, if given.
+    `near` and `far` in scene units, None: those that the scene carries. `poses`: how cameras are
+    read. Scenes with a field of view beyond `max_fov` degrees or a camera coordinate beyond
     `max_translation` are skipped. `flip` is the probability of a mirrored training example.
     `pointmaps`: training examples have a teacher's pointmaps, read from this cache.
     """
@@ -51,6 +99,8 @@ class Recipe:
     max_fov: float = 100.0
     max_translation: float = float("inf")
     pointmaps: PointmapCache | None = None
+    poses: Poses = field(default_factory=Poses)
+    context_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, RULES, "dataset.")
@@ -75,6 +125,14 @@ def make_batch(
     return Batch(context=context, target=target, scene=[scene.key])
 
 
+def make_evaluation_batch(scene: ChunkScene, frames: Frames, recipe: Recipe) -> Batch:
+    """The same for a scene to be measured, the context views at the size in which they are seen."""
+    batch = make_batch(scene, frames, recipe)
+    if recipe.context_size is None:
+        return batch
+    return replace(batch, context=stretch(batch.context, recipe.context_size))
+
+
 def collate(batches: list[Batch]) -> Batch:
     """Several batches as one, along the batch axis.
 
@@ -92,7 +150,7 @@ def check(scene: ChunkScene, recipe: Recipe) -> None:
     """Raises Unusable for a scene that the recipe rules out, UserError for one without a range."""
     if degrees(float(camera.field_of_view(scene.K).max())) > recipe.max_fov:
         raise Unusable(f"a field of view beyond {recipe.max_fov:g} degrees")
-    if float(scene.c2w[:, :3, 3].abs().max()) > recipe.max_translation:
+    if recipe.poses.reach(scene) > recipe.max_translation:
         raise Unusable(f"camera positions beyond {recipe.max_translation:g}")
     if scene.near is None and (recipe.near is None or recipe.far is None):
         raise UserError(
@@ -111,7 +169,7 @@ def fitted_views(scene: ChunkScene, frames: tuple[int, ...], recipe: Recipe) -> 
     index = list(frames)
     photos = chunk_photos(scene, frames)
     cameras = Cameras(
-        c2w=scene.c2w[index][None],
+        c2w=recipe.poses.read(scene)[index][None],
         K=scene.K[index][None],
         near=_bound(scene.near, recipe.near, index),
         far=_bound(scene.far, recipe.far, index),

@@ -23,7 +23,14 @@ from ..errors import UserError
 from ..io.chunks import Chunk, ChunkScene, Split, read_split
 from ..scene.fit import flip
 from ..types import Batch, Pointmap, Views
-from ._batches import Recipe, Unusable, check, fitted_views, make_batch
+from ._batches import (
+    Recipe,
+    Unusable,
+    check,
+    fitted_views,
+    make_batch,
+    make_evaluation_batch,
+)
 from ._index import Index, check_frames, check_scenes, read_index
 from ._pointmaps import (
     CacheKey,
@@ -247,7 +254,7 @@ class EvaluationStream(IterableDataset[Batch]):
                 continue
             check_frames(self.index[key], len(scene), key)
             try:
-                yield make_batch(scene, self.index[key], self.recipe)
+                yield make_evaluation_batch(scene, self.index[key], self.recipe)
             except Unusable as reason:
                 raise UserError(
                     f"scene {key!r} of {self.split.folder / chunk} has {reason}",

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..errors import UserError
 from ..io.chunks import Split
 from ..io.files import write_text
-from ._sampling import Frames
+from ._sampling import Frames, farthest_points
 
 Index = dict[str, Frames]
 """Scene key -> its frames, in the order of the file."""
@@ -147,6 +149,59 @@ def make_outside_index(
         chosen = sorted([*(outside[i] for i in drawn), *_between(context, between)])
         index[key] = Frames(context, tuple(chosen))
     return _some(index, gap + (start or beyond) + beyond, lengths)
+
+
+def make_spread_index(
+    centers: dict[str, Float[Tensor, "frame 3"]], first: int, views: int, targets: int
+) -> Index:
+    """Frames among the `first` ones of every scene, by its camera centers.
+
+    The context is `views` frames far apart in space (`farthest_points`), in order. Of the other
+    frames, n of them, the targets are every (n // `targets`)-th from the earliest one on. Shorter
+    scenes give what they have; those of fewer than `views` + `targets` frames are left out.
+
+    This is the rule of DepthSplat's and ReSplat's indices for DL3DV (Xu et al., arXiv 2410.13862
+    and 2510.08575) that are called start_0_distance_FIRST_ctx_VIEWSv_tgt_TARGETSv.
+    """
+    _check_spread(views, targets, first)
+    index = {}
+    for key, places in centers.items():
+        places = places[:first]
+        if len(places) < views + targets:
+            continue
+        context = tuple(sorted(farthest_points(places, views)))
+        rest = [frame for frame in range(len(places)) if frame not in context]
+        index[key] = Frames(context, tuple(rest[:: len(rest) // targets][:targets]))
+    return _some(index, views + targets - 1, {key: len(c) for key, c in centers.items()})
+
+
+def make_regular_index(
+    centers: dict[str, Float[Tensor, "frame 3"]], first: int, views: int, every: int
+) -> Index:
+    """The same, but the last of every `every` frames are the targets, the context is of the others.
+
+    The rule of ReSplat's indices for DL3DV called start_0_distance_FIRST_ctx_VIEWSv_tgt_every8th.
+    """
+    _check_spread(views, first // every if every > 1 else 0, first)
+    index = {}
+    for key, places in centers.items():
+        frames = range(min(first, len(places)))
+        targets = frames[every - 1 :: every]
+        others = [frame for frame in frames if frame not in targets]
+        if len(others) < views or not targets:
+            continue
+        chosen = farthest_points(places[others], views)
+        index[key] = Frames(tuple(sorted(others[i] for i in chosen)), tuple(targets))
+    return _some(index, views + every - 1, {key: len(c) for key, c in centers.items()})
+
+
+def _check_spread(views: int, targets: int, first: int) -> None:
+    if views < 2 or targets < 1 or views + targets > first:
+        raise UserError(
+            f"{views} context and {targets} target views of the first {first} frames",
+            "2 or more context views, 1 or more targets, and room for all of them",
+            "use more frames or fewer views",
+        )
 
 
 def _context(left: int, gap: int, views: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ._batches import Recipe
+from ._batches import Poses, Recipe
 from ._dataset import ChunkDataset, pair
 from ._sampling import Gap, Spread
 
@@ -20,6 +20,10 @@ class Config:
     """Height and width."""
     resize: bool = False
     """Scale photos to cover `size` first, instead of cutting it from the photos as stored."""
+    context_size: list[int] | None = None
+    """In evaluation, height and width to which context views are stretched; null: `size`."""
+    poses: Poses = field(default_factory=Poses)
+    """How cameras are read: `frame` and `only_positive`."""
     near: float = 0.5
     far: float = 200.0
     views: list[int] = field(default_factory=lambda: [2, 6])
@@ -54,5 +58,7 @@ def build(cfg: Config) -> ChunkDataset:
         exact=cfg.exact_crop,
         flip=cfg.flip,
         max_translation=_MAX_TRANSLATION,
+        poses=cfg.poses,
+        context_size=pair(cfg.context_size, "context_size") if cfg.context_size else None,
     )
     return ChunkDataset(cfg.root, recipe, cfg.index)

@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 from ..geometry import camera, products, se3, sh, sweep
 from ..geometry.constants import constant
@@ -28,8 +28,8 @@ def nearest_view(batch: Batch) -> StepOutput:
     """Renders every target as the context photo with the nearest pose.
 
     The distance of two poses is the angle between their viewing directions, plus the angle by which
-    the distance of their centres moves a point at middle depth. There is no prediction; alpha is 1
-    and depth 0 (none).
+    the distance of their centres moves a point at middle depth. The photo is resized to the target
+    where sizes differ. There is no prediction; alpha is 1 and depth 0 (none).
     """
     context, target = batch.context.cameras, batch.target.cameras
     middle = 0.5 * (1 / context.near + 1 / context.far)[:, None]  # of inverse depth
@@ -37,6 +37,10 @@ def nearest_view(batch: Batch) -> StepOutput:
     cosine = products.einsum("btx,bvx->btv", target.c2w[..., :3, 2], context.c2w[..., :3, 2])
     nearest = (apart + cosine.clamp(-1, 1).acos()).argmin(dim=-1)
     color = torch.take_along_dim(batch.context.images, nearest[..., None, None, None], dim=1)
+    if batch.context.size != batch.target.size:
+        flat, size = color.flatten(0, 1), batch.target.size
+        resized = interpolate(flat, size, mode="bilinear", align_corners=True)
+        color = resized.unflatten(0, color.shape[:2])
     plain = color[:, :, 0]
     rendering = Rendering(color, torch.zeros_like(plain), torch.ones_like(plain))
     return StepOutput(batch, Prediction((), ()), (rendering,))

@@ -5,6 +5,9 @@ LANCZOS on 8-bit pixels), then cut out the center. Those projects leave the prin
 was, although the window may start half a pixel off center, and a principal point off center moves
 under scaling. `exact=False` repeats that, for parity with published figures; `exact=True` is the
 geometry.
+
+`stretch` is another rule, that of ReSplat's evaluation at 540x960: the whole photo at a size whose
+sides a network can divide, its aspect ratio not kept (Xu et al., arXiv 2510.08575).
 """
 
 from dataclasses import replace
@@ -14,6 +17,7 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..errors import UserError
 from ..geometry import camera
@@ -93,6 +97,29 @@ def crop(views: Views, size: Size, exact: bool = True) -> Views:
         cameras=cameras,
         depth=None if views.depth is None else views.depth[window],
         pointmap=None if views.pointmap is None else views.pointmap.crop(top, left, *size),
+    )
+
+
+def stretch(views: Views, size: Size) -> Views:
+    """The whole of every view at another size, each side by a factor of its own.
+
+    Images are resized bilinearly, corner pixels onto corner pixels; depth and pointmaps take the
+    nearest pixel. Normalized intrinsics stay as they are, as in ReSplat's evaluation, although
+    corner onto corner moves what is seen: by (factor - 1) / 2 pixels at the borders.
+    """
+    if views.size == size:
+        return views
+    rows, columns = (
+        torch.linspace(0, before - 1, after).round().long()
+        for before, after in zip(views.size, size, strict=True)
+    )
+    images = interpolate(views.images.flatten(0, 1), size, mode="bilinear", align_corners=True)
+    return replace(
+        views,
+        images=images.unflatten(0, views.images.shape[:2]),
+        depth=None if views.depth is None else views.depth[:, :, rows][..., columns],
+        pointmap=views.pointmap
+        and views.pointmap.map(lambda kept: kept[:, :, rows][:, :, :, columns]),
     )
 
 
