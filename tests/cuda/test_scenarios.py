@@ -13,9 +13,12 @@ SLOW = (  # they take the same roads as their smaller sisters, with more layers
     "train depthsplat_large",
     "train depthsplat2024_base",
     "train depthsplat2024_large",
+    "train resplat_base",
+    "train resplat_large",
     "predict depthsplat-depth-large",
     "predict depthsplat-gs-large-re10k-256x256",
     "predict depthsplat-gs-large-re10k-256x256-view2",
+    "predict resplat-large-dl3dv-256x448-view8",
 )
 
 

@@ -51,7 +51,7 @@ class Stepped(nn.Module):
 
 def stepped(generator: torch.Generator, **traits: object) -> Stepped:
     """In eval mode, with these traits instead of its own."""
-    model = Stepped(random_gaussians(30, generator, degree=3)).eval()
+    model = Stepped(random_gaussians(24, generator, degree=3)).eval()
     for name, value in traits.items():
         setattr(model, name, value)
     return model

@@ -239,7 +239,9 @@ def test_gradients_of_the_initial_model_equal_the_official_ones(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tolerance"), [("refine_given", ROUNDING), ("refine", 3 * ROUNDING)])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("refine_given", ROUNDING), ("refine", 3 * ROUNDING)]
+)
 def test_gradients_of_the_update_equal_the_official_ones(
     kind: str, tolerance: float, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from pmsplat.types import Batch, Bundle, Cameras, Gaussians, Pointmap, Predictio
 from pmsplat.zoo.compile import _tensors
 from pmsplat.zoo.infer import Frame, fill_range, middle_depth, model_frame, reconstruct
 from tests.models.stepped import STEP, stepped
-from tests.models.tiny import tiny, views
+from tests.models.tiny import shaken, tiny, views
 from tests.scenes import random_cameras, random_gaussians
 
 
@@ -53,6 +53,20 @@ def test_a_prediction_turns_with_its_scene(generator: torch.Generator) -> None:
     model.frame = "given"
     still = pmsplat.infer(model, given.moved(motion)).gaussians[-1]
     torch.testing.assert_close(still.means, pmsplat.infer(model, given).gaussians[-1].means)
+
+
+def test_resplat_turns_with_its_scene(generator: torch.Generator) -> None:
+    """The real one, whose update depends on the world that it is shown."""
+    model = shaken(tiny("resplat", steps=2, scale_max=0.3))
+    given, motion = views(generator, 3), random_motion(generator)
+    found = pmsplat.infer(model, given).gaussians[-1].transformed(motion[0])
+    turned = pmsplat.infer(model, given.moved(motion)).gaussians[-1]
+    with torch.no_grad():
+        plain = model(given.moved(motion)).gaussians[-1]
+    for name in ("means", "scales", "opacities", "sh"):
+        ours, wanted = getattr(turned, name), getattr(found, name)
+        assert (ours - wanted).abs().mean() < 1e-4 * wanted.std()
+    assert (plain.sh - found.sh).abs().mean() > 0.05 * found.sh.std()
 
 
 @pytest.mark.parametrize(("count", "middle"), [(2, 1), (3, 1), (4, 2), (5, 2)])

@@ -10,6 +10,9 @@ depth is measured where the data has it, and alone where the model predicts noth
 its weights LPIPS is skipped, with a message. Where an index has targets between the context views
 and outside them, PSNR is also given for each group.
 
+A model that works in steps is measured before the first and after each of them; --steps sets how
+many it takes.
+
 With --geometry also the surface against the true depth: distances of the clouds (accuracy,
 completeness, Chamfer), the cosine of the normals, and, near discontinuities of the true depth, the
 relative error and the share of points that fly between the two surfaces.
@@ -43,6 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure points, normals and edges too, where the data has depth",
     )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="of a model that works in steps (default: its own)"
+    )
     parser.add_argument("--output", help="folder (default: OUTPUT/evaluation)")
     parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
     add_device(parser)
@@ -53,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluates, and prints the tables."""
     from .. import config
     from ..evaluate import report
+    from ..evaluate.per_step import step_table
     from ..tasks.evaluate import Options, evaluate
 
     show, console = terminal(), output()
@@ -63,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         limit=arguments.limit,
         device=arguments.device,
         graph=arguments.graph,
+        steps=arguments.steps,
     )
     found = evaluate(
         experiment,
@@ -74,6 +82,8 @@ def run(arguments: argparse.Namespace) -> None:
         track=show.track,
     )
     console.print(report.table(found.results, experiment.name))
+    if table := step_table(found.model.means, "after each step"):
+        console.print(table)
     if arguments.geometry:
         title = "geometry, in scene units"
         console.print(report.table(found.results, title, report.GEOMETRY))

@@ -53,6 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the pictures (default: that of the photos, at most 960 on the longer side)",
     )
     parser.add_argument(
+        "--steps", type=int, metavar="N", help="of a model that works in steps (default: its own)"
+    )
+    parser.add_argument(
         "--held-out", type=int, metavar="N", help="photos to compare, at most (default: 12)"
     )
     parser.add_argument(

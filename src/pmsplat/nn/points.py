@@ -21,7 +21,7 @@ from ..kernels.neighbor_attention import InverseTable, attend_neighbors, invert
 HEADS = 4  # of attention among all views
 BLOCK = 4  # pixels per side that it joins into one token
 WIDER = 4  # how many times the hidden layer of an MLP is as wide as its input
-HIDDEN = 2**23  # numbers of a hidden layer that are held at a time, without gradients
+HIDDEN_CPU, HIDDEN = 2**23, 2**27  # numbers of a hidden layer at a time, without gradients
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Mlp(nn.Module):
         rows = x.flatten(0, -2)
         if torch.is_grad_enabled():
             return self._add(rows).view_as(x)
-        count = max(1, HIDDEN // (WIDER * x.shape[-1]))
+        hidden = HIDDEN_CPU if x.device.type == "cpu" else HIDDEN
+        count = max(1, hidden // (WIDER * x.shape[-1]))
         return torch.cat([self._add(part) for part in rows.split(count)]).view_as(x)
 
     def _add(self, rows: Tensor) -> Tensor:

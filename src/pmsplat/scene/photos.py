@@ -23,6 +23,7 @@ from .fit import crop, fit_depth, fit_image, fit_K, to_tensor
 from .undistort import pinhole, undistort_depth, undistort_image
 
 _ASPECT_TOLERANCE = 0.01  # between a photo and its lens: rounding of downscaled copies
+_TURN, _DEGREE = 180.0, 1000.0  # largest longitude; a degree has 111 320 m, flights are low
 _DEPTH_MAPS = 40  # at most so many are read to find near and far
 
 log = logging.getLogger(__name__)
@@ -238,6 +239,12 @@ def make_scene(name: str, survey: Survey, photos: Sequence[Photo]) -> Scene:
             z,
         )
     c2w[:, :3, 3] -= place.numpy()
+    if place.any() and _are_degrees(place.numpy(), c2w[:, :3, 3]):
+        log.warning(
+            "x and y of the cameras look like degrees of longitude and latitude, beside a height "
+            "in another unit: convert places to one unit of length, such as meters east, north "
+            "and up"
+        )
     found = ranges(survey, _sensor_depths(photos))
     bounds = torch.tensor(found.bounds, dtype=torch.float64)
     straight = {lens: pinhole(lens).K for lens in {shot.lens for shot in survey.shots}}
@@ -260,6 +267,12 @@ def make_scene(name: str, survey: Survey, photos: Sequence[Photo]) -> Scene:
         left_out=survey.left_out,
         order=survey.order,
     )
+
+
+def _are_degrees(place: Float[np.ndarray, "3"], centers: Float[np.ndarray, "camera 3"]) -> bool:
+    """Whether places around one on the globe vary by far more in height than in degrees."""
+    x, y, height = np.ptp(centers, axis=0)
+    return bool(np.abs(place[:2]).max() <= _TURN and max(x, y) * _DEGREE < height)
 
 
 def chunk_scene(scene: ChunkScene, strict: bool = False) -> Scene:

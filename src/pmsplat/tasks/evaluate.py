@@ -8,10 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from .. import registry
-from ..contracts import dataset_traits, encoder_traits, require
+from ..contracts import dataset_traits, encoder_traits, require, take_steps
 from ..errors import UserError
 from ..evaluate import protocol, report
 from ..evaluate.baselines import BASELINES
+from ..evaluate.per_step import step_columns
 from ..evaluate.protocol import Result
 from ..evaluate.timing import Stopwatch
 from ..progress import Track, silently
@@ -31,7 +32,7 @@ class Options:
 
     `baselines`: a copied photo and a plane sweep too; `geometry`: points, normals and edges too,
     where the data has depth; `limit`: only the first so many scenes of the index; `graph`: the
-    network runs as CUDA graphs.
+    network runs as CUDA graphs; `steps`: how many steps the model takes, if it has some.
     """
 
     baselines: bool = False
@@ -39,6 +40,7 @@ class Options:
     limit: int | None = None
     device: str = "auto"
     graph: bool = False
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,17 @@ def evaluate(
 
     `model` is a name or path for `pmsplat.load`, or an encoder; None: what training left in the
     experiment's output. Scenes that come in units of their own are scaled to the unit of the model,
-    and lengths are measured in the unit of each scene. Into `output` (None: OUTPUT/evaluation) go
+    and lengths are measured in the unit of each scene. A model that works in steps is measured
+    before the first and after each. Into `output` (None: OUTPUT/evaluation) go
 
         results.json      means, all scenes, and what was measured: the experiment with the
-                          component and the settings of the model that was loaded
+                          component and the settings of the model that was loaded; "psnr_step1" is
+                          the PSNR after one step
         scenes.csv        a row per scene, as they come
         nearest_view.json, plane_sweep.json     with `baselines`
 
     `tell` gets what is left out. Raises UserError where the model, the data or the index is missing
-    or does not fit.
+    or does not fit, and for `steps` of a model that has none.
     """
     chosen = options or Options()
     if chosen.limit is not None and chosen.limit < 1:
@@ -100,7 +104,10 @@ def evaluate(
     loaded = _open(path, weights)
     encoder = loaded.model.to(device).eval()
     name = loaded.component if isinstance(path, nn.Module) else str(path)
-    lpips, notes = protocol.find_lpips() if encoder_traits(encoder).draws else (None, ())
+    traits = encoder_traits(encoder)
+    take_steps(encoder, chosen.steps)  # refuses them where there are none
+    steps = traits.steps if chosen.steps is None else chosen.steps
+    lpips, notes = protocol.find_lpips() if traits.draws else (None, ())
     for note in notes:
         tell(note)
 
@@ -113,15 +120,21 @@ def evaluate(
         renderer.background,
         watch,
         scale_near=dataset_traits(dataset).scale_near,
+        steps=steps,
+        all_levels=steps is not None,
     )
     columns = report.COLUMNS | (report.GEOMETRY if chosen.geometry else {})
+    columns |= {} if steps is None else step_columns(steps)
     with report.rows_as_they_come(folder / "scenes.csv", columns) as append:
         batches = _track(track, scenes, "evaluating")
-        found = protocol.evaluate(pipeline, batches, device, lpips, append, chosen.geometry)
+        found = protocol.evaluate(
+            pipeline, batches, device, lpips, append, chosen.geometry, steps is not None
+        )
     result = replace(found, notes=notes)
     measured = replace(experiment, model=Component(loaded.component, loaded.settings))
     about = {
         "model": name,
+        "steps": steps,
         "experiment": asdict(measured),
         "seconds": watch.means(),
         "seconds_with_warm_up": watch.warm_up_included,

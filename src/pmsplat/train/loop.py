@@ -179,8 +179,8 @@ def _learn_range(component: Component, dataset: Dataset, tell: Callable[[str], N
     """The model with the near of the scenes that it learns from in its settings.
 
     Scenes that are scaled get the near that the settings have. Others keep theirs: the near of the
-    data set, or None where each scene has its own. The same holds for a far that a model searches
-    to in every scene. A model without such a setting is left as it is.
+    data set, or None where each scene has its own. So does a far that a model searches to in
+    every scene, where the data set has one. A model without such a setting is left as it is.
     """
     settings = registry.make_config("models", component.name, component.settings)
     traits = dataset_traits(dataset)
@@ -192,7 +192,7 @@ def _learn_range(component: Component, dataset: Dataset, tell: Callable[[str], N
                 f"the model learns with near {traits.near or 'of each scene'}."
             )
         settings = replace(settings, near=traits.near)
-        if getattr(settings, "far", None) is not None:
+        if traits.far is not None and "far" in [f.name for f in fields(settings)]:
             settings = replace(settings, far=traits.far)
     return replace(component, settings=settings)
 
