@@ -173,7 +173,8 @@ def test_bfloat16_leaves_geometry_and_pictures_alone(generator: torch.Generator)
 
 def test_what_others_ask_of_it() -> None:
     traits = encoder_traits(resplat())
-    assert (traits.multiple, traits.near, traits.draws) == (16, 0.01, True)
+    assert (traits.multiple, traits.searched, traits.draws) == (16, (0.01, 200.0), True)
+    assert (traits.frame, traits.steps) == ("middle", 2)
     with_update, without = resplat(), tiny("resplat", steps=None)
     assert (with_update.frame, with_update.steps) == ("middle", 2)
     assert (without.frame, without.steps) == ("given", None)
