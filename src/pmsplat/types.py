@@ -305,7 +305,7 @@ class Gaussians(Bundle):
             return parts[0]
         if len({part.rules for part in parts}) > 1:
             raise UserError(
-                "Gaussians that are drawn by different rules, some of them antialiased",
+                "Gaussians that are drawn by different rules",
                 "the same rules for all parts of a scene",
                 "keep them apart, or set `rules` of all parts with dataclasses.replace",
             )

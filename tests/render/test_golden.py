@@ -49,7 +49,8 @@ def errors(
     """Absolute differences of all colors, in standard deviations of the picture."""
     gaussians, cameras = read(case)
     wanted = case["render/0"]
-    drawn = rasterize(gaussians, cameras, wanted.shape[-2:], backend, rules=rules).color
+    height, width = wanted.shape[-2:]
+    drawn = rasterize(gaussians, cameras, (height, width), backend, rules=rules).color
     return (drawn - wanted).abs() / wanted.std()
 
 

@@ -24,7 +24,7 @@ from pmsplat.render import rasterize
 from pmsplat.scene import open_scene
 from pmsplat.tasks.cameras import from_file, resized
 from pmsplat.tasks.render import CHANNELS, Options, check_memory, choose_pictures, render
-from pmsplat.types import CLASSIC, MIP, Cameras, DrawingRules, Gaussians
+from pmsplat.types import CLASSIC, MIP, RESPLAT, Cameras, DrawingRules, Gaussians
 from pmsplat.zoo import memory
 
 SIZE = (48, 64)
@@ -280,11 +280,11 @@ def test_photos_are_compared_and_the_rest_of_them_is_not(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("own", [CLASSIC, MIP, DrawingRules(blur=0.1)])
-@pytest.mark.parametrize("wanted", [None, "classic", "mip"])
+@pytest.mark.parametrize("wanted", [None, "classic", "mip", "resplat"])
 def test_rules_are_those_of_the_gaussians_or_those_that_are_named(
     own: DrawingRules, wanted: str | None, tmp_path: Path
 ) -> None:
-    rules = {None: own, "classic": CLASSIC, "mip": MIP}[wanted]
+    rules = {None: own, "classic": CLASSIC, "mip": MIP, "resplat": RESPLAT}[wanted]
     gaussians, said = replace(wall(), rules=own), []
     options = replace(QUIET, rules=wanted, size=(12, 16))
     render(gaussians, inria(tmp_path, lookers()), tmp_path / "out", options, tell=said.append)
@@ -293,6 +293,18 @@ def test_rules_are_those_of_the_gaussians_or_those_that_are_named(
     drawn = rasterize(wall(), lookers().at([0]), (12, 16), "cpu", rules=rules).alpha[0, 0]
     alpha = np.load(tmp_path / "out/alpha" / f"{NAMES[0]}.npy")
     np.testing.assert_allclose(alpha, drawn.numpy(), atol=1e-3)
+
+
+def test_planes_of_cameras_that_say_none_hide_no_more_than_usual() -> None:
+    """Not at the near and far of what the picture shows, beyond which some of it lies."""
+    gaussians = replace(wall(), rules=RESPLAT)
+    (usual,), (wide,) = (
+        choose_pictures(replace(gaussians, rules=rules), None, replace(QUIET, orbit=1))
+        for rules in (CLASSIC, RESPLAT)
+    )
+    assert usual.near is not None and wide.near is not None and wide.far is not None
+    assert wide.near * RESPLAT.near == pytest.approx(usual.near * CLASSIC.near)
+    assert wide.far * RESPLAT.far > 10 * gaussians.means[..., 2].max()
 
 
 def test_a_lens_that_distorts_becomes_the_pinhole_of_its_undistorted_photo(tmp_path: Path) -> None:

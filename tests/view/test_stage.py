@@ -12,7 +12,7 @@ from pmsplat.geometry import gaussian, se3, sh
 from pmsplat.io.images import to_uint8
 from pmsplat.io.video import read_frames
 from pmsplat.render import rasterize
-from pmsplat.types import Cameras, Gaussians
+from pmsplat.types import CLASSIC, RESPLAT, Cameras, Gaussians
 from pmsplat.view import figures, trajectory
 from pmsplat.view.stage import (
     ALPHA,
@@ -26,6 +26,7 @@ from pmsplat.view.stage import (
     make_camera,
     select_for_browser,
 )
+from tests.scenes import random_cameras, random_gaussians
 
 from .blocks import COUNT, SIZE, blocks, lookers
 
@@ -68,6 +69,21 @@ def test_pictures_are_those_of_rasterize_in_any_unit(unit: float) -> None:
         assert 2 * unit < near < 4.1 * unit and 5.5 * unit < far < 7.5 * unit
         wanted = to_uint8(figures.colorize_depth(surface, near, far))
         assert np.abs(colored.astype(int) - wanted).max() <= 6  # a step of the colour table
+
+
+def test_planes_of_rules_hide_nothing_from_a_camera_that_is_moved() -> None:
+    """Its near and far are those of the page, not of the training."""
+    generator = torch.Generator().manual_seed(0)
+    scene = replace(random_gaussians(50, generator), rules=RESPLAT)
+    camera = random_cameras(1, generator)
+    camera = replace(camera, near=0 * camera.near + 3.5, far=0 * camera.far + 4.0)
+    shown = stage(scene)
+    got = shown.render(camera.scaled(1 / shown.unit), (24, 32)).color
+    rules = replace(RESPLAT, near=CLASSIC.near, far=math.inf)
+    wanted = rasterize(scene, camera, (24, 32), rules=rules).color
+    cut = rasterize(scene, camera, (24, 32)).color
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+    assert (cut - wanted).norm() > 0.1 * wanted.norm()
 
 
 def test_scenes_are_drawn_where_they_stand() -> None:

@@ -112,7 +112,7 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rules",
         metavar="NAME",
-        help="classic, or mip (antialiased), instead of what the file of Gaussians says",
+        help="classic, mip (antialiased) or resplat, instead of what the file of Gaussians says",
     )
 
 

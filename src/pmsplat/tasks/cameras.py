@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import torch
@@ -20,12 +21,13 @@ from ..scene.fit import fit_K
 from ..scene.photos import Photo, make_photo
 from ..scene.posing import VIDEO_SUFFIXES
 from ..scene.undistort import pinhole
-from ..types import NO_OFFSET, Cameras, Gaussians, Origin
+from ..types import CLASSIC, NO_OFFSET, Cameras, DrawingRules, Gaussians, Origin
 from ..view.orbit import ORBIT_SIZE, circle_from, circle_scene, sample_gaussians
 
 log = logging.getLogger(__name__)
 
 SCENES = {".torch", *VIDEO_SUFFIXES}  # files in which `open_scene` finds cameras
+WIDE = 100.0  # times far: where a plane is put that should hide nothing
 OWN_CAMERAS = "give the cameras that the scene was made with"
 
 
@@ -173,12 +175,22 @@ def bounded(
             remedy,
         )
 
-    # What the cameras say stays.
+    # What the cameras say stays; planes that are only found here hide no more than usual.
+    ranges = [found and _widen(found, gaussians.rules) for found in ranges]
+    known = [found for found in ranges if found is not None]
     others = (min(near for near, _ in known), max(far for _, far in known))
     return [
         replace(picture, near=near, far=far) if picture.near is None else picture
         for picture, (near, far) in zip(pictures, (r or others for r in ranges), strict=True)
     ]
+
+
+def _widen(found: tuple[float, float], rules: DrawingRules) -> tuple[float, float]:
+    """(near, far) between whose planes the rules hide no more than CLASSIC does."""
+    near, far = found
+    if rules.near > CLASSIC.near:
+        near *= CLASSIC.near / rules.near
+    return near, far if rules.far == inf else WIDE * far / min(1.0, rules.far)
 
 
 def _visible_range(

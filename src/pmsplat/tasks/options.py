@@ -14,13 +14,13 @@ from ..errors import UserError
 from ..registry import suggest
 from ..scene import Scene
 from ..scene.fit import covering_size
-from ..types import CLASSIC, MIP, DrawingRules, Gaussians
+from ..types import CLASSIC, MIP, RESPLAT, DrawingRules, Gaussians
 from ..zoo.compile import compile
 
 LONGEST = 960  # pixels of the longer side of the largest images that models were published for
 MUCH_CUT = 0.25  # of a photo: losing more is said
 SHORTEST = 16  # pixels of a side: less is no picture
-RULES = {"classic": CLASSIC, "mip": MIP}
+RULES = {"classic": CLASSIC, "mip": MIP, "resplat": RESPLAT}
 
 
 def choose_photos(context: tuple[int, ...], photos: int) -> list[int]:

@@ -44,7 +44,7 @@ class Options:
     up then ("z", "-x"; see `on_orbit`). `photos` is a folder of photos to compare with,
     `attributes` a .npy file [gaussian, channel]; `median` adds the median depth. Of the cameras of
     a file every `every`-th is drawn, at most `limit`. `size` is (height, width), `background` RGB
-    in [0, 1]. `rules` is "classic" or "mip" (antialiased), in place of those of the Gaussians.
+    in [0, 1]. `rules` is "classic", "mip" (antialiased) or "resplat", not the Gaussians' own.
     """
 
     orbit: int | None = None

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..io.cameras import find_cameras
 from ..io.gaussians import META, load_gaussians
 from ..io.images import read_image
-from ..types import NO_OFFSET, Cameras, Direction, Gaussians, Origin
+from ..types import CLASSIC, NO_OFFSET, Cameras, Direction, Gaussians, Origin
 from ..view.orbit import axis, upward
 from ..view.server import Page, Setting
 from ..view.stage import Exhibit, Stage
@@ -42,7 +42,7 @@ class Options:
     `cameras` (a file or folder, see `render`) are those of scenes that bring none, and `photos` is
     a folder of the photos of any; `up` is the axis that is up ("z", "-x"). `output` is the video
     that the page records, `size` its (height, width). At most `most` Gaussians of a scene go to the
-    browser. `rules` is "classic" or "mip" (antialiased), in place of those of the Gaussians.
+    browser. `rules` is "classic", "mip" (antialiased) or "resplat", in place of the Gaussians' own.
     """
 
     cameras: str | None = None
@@ -149,10 +149,14 @@ def _check_rules(
         raise UserError(
             f"scenes that are drawn by different rules ({each})",
             "one kind of rules for all that is shown together",
-            "add `rules=classic` or `rules=mip`, or show one at a time",
+            "add `rules=classic`, `mip` or `resplat`, or show one at a time",
         )
-    if rules[0].antialiased:
-        tell("Pictures drawn here are antialiased; the browser's own splats are not.")
+    if rules[0] != CLASSIC:
+        antialiased = ", antialiased," if rules[0].antialiased else ""
+        tell(
+            f"Pictures drawn here{antialiased} follow the rules {format_rules(rules[0])}; the "
+            "browser's own splats follow 'classic'."
+        )
 
 
 def open_shown(

@@ -16,7 +16,7 @@ from ..geometry import sh
 from ..io.images import to_uint8
 from ..io.video import write_video
 from ..render import rasterize
-from ..types import Cameras, Gaussians, Rendering
+from ..types import CLASSIC, Cameras, DrawingRules, Gaussians, Rendering
 from . import figures, trajectory
 
 KINDS: tuple[str, ...] = ("Colour", "Depth", "Alpha")
@@ -95,7 +95,8 @@ class Stage:
         with self._lock:
             gaussians = self._join_visible()
             camera = camera.to(gaussians.means.device)
-            return rasterize(gaussians, camera, size, self._backend).to("cpu")
+            rules = _without_planes(gaussians.rules)
+            return rasterize(gaussians, camera, size, self._backend, rules=rules).to("cpu")
 
     @torch.no_grad()
     def draw_thumbnail(
@@ -246,6 +247,11 @@ def make_intrinsics(field_of_view: float, size: tuple[int, int]) -> Float[Tensor
     focal = 0.5 / math.tan(field_of_view / 2)
     K = torch.tensor([[focal * size[0] / size[1], 0, 0.5], [0, focal, 0.5], [0, 0, 1]])
     return K.float()
+
+
+def _without_planes(rules: DrawingRules) -> DrawingRules:
+    """Returns the rules for cameras that anyone may move, whose near and far no training had."""
+    return replace(rules, near=min(rules.near, CLASSIC.near), far=math.inf)
 
 
 def make_camera(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pmsplat.io.gaussians import _facts, load_gaussians, ply, save_gaussians
-from pmsplat.types import CLASSIC, MIP, DrawingRules, Gaussians
+from pmsplat.types import CLASSIC, MIP, RESPLAT, DrawingRules, Gaussians
 from tests.scenes import random_gaussians
 
 ALL = [".ply", ".compressed.ply", ".splat", ".spz", ".glb", ".usda", ".usdc", ".usdz"]
@@ -74,6 +74,40 @@ def test_ply_keeps_the_blur(
     assert "SplatBlur: -1" in caplog.text
 
 
+@pytest.mark.parametrize("suffix", ALL)
+def test_rules_of_resplat_survive_or_are_said(
+    tmp_path: Path, generator: torch.Generator, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    skip_without(suffix)
+    path = tmp_path / f"a{suffix}"
+    save_gaussians(replace(random_gaussians(20, generator, degree=0), rules=RESPLAT), path)
+    said = (
+        "a blur of 0.1 px², alpha up to 0.999, a plane at 1 near, a plane at 1 far, "
+        "the Jacobian clamped about the image"
+    )
+    assert caplog.text.count(said) == 1
+    if suffix.endswith(".ply"):
+        assert load_gaussians(path).rules == RESPLAT
+        assert comments(path) == [
+            "SplatRenderMode: mip", "SplatBlur: 0.1", "SplatAlphaCap: 0.999", "SplatNear: 1.0",
+            "SplatFar: 1.0", "SplatClamp: image",
+        ]  # fmt: skip
+        assert "only pmsplat reads it, others take a blur of 0.3" in caplog.text
+    else:
+        assert load_gaussians(path).rules == (CLASSIC if suffix == ".splat" else MIP)
+        assert "a .ply keeps it for pmsplat" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "said", ["SplatBlur: nan", "SplatAlphaCap: 2", "SplatNear -1", "SplatFar=0", "SplatClamp: x"]
+)
+def test_rules_that_nobody_can_follow_are_named(
+    said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _facts.read_comments("a.ply", [said]) == _facts.Facts()
+    assert said in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".spz", ".glb"])
 def test_rules_of_no_format_are_said(
     tmp_path: Path, generator: torch.Generator, suffix: str, caplog: pytest.LogCaptureFixture
@@ -82,11 +116,12 @@ def test_rules_of_no_format_are_said(
     save_gaussians(
         replace(scene, rules=DrawingRules(blur=0.1, antialiased=True)), tmp_path / f"a{suffix}"
     )
-    assert caplog.text.count("no format can say how these Gaussians are drawn (blur 0.1") == 1
+    assert caplog.text.count("cannot say that these Gaussians are drawn with a blur of 0.1") == 1
+    assert "readers take a blur of 0.3 px²; a .ply keeps it" in caplog.text
     assert load_gaussians(tmp_path / f"a{suffix}").rules == MIP
     caplog.clear()
     save_gaussians(replace(scene, rules=DrawingRules(alpha_cap=0.9)), tmp_path / f"b{suffix}")
-    assert "alpha at most 0.9" in caplog.text
+    assert "alpha up to 0.9" in caplog.text
     assert load_gaussians(tmp_path / f"b{suffix}").rules == CLASSIC
 
 

@@ -3,15 +3,16 @@
 Comments of a .ply carry the three. `comment SplatRenderMode: mip` is the convention of Brush,
 gsplat (pull request 1036), nerfstudio (3773) and splat-transform; Postshot writes `antialiased 1`.
 `comment Vertical Axis: z` is nerfstudio's; Brush also writes three numbers, and "y" for OpenCV's
-axes, in which y points down. Two are ours: `comment origin X Y Z`, where (0, 0, 0) of the file lies
-in its world, and `comment SplatBlur: B`, the blur in px² where it is not 0.3.
+axes, in which y points down. Ours are `comment origin X Y Z`, where (0, 0, 0) of the file lies in
+its world, and one comment for each rule that is not that of 3DGS: `comment SplatBlur: B` (in px²),
+`SplatAlphaCap`, `SplatNear`, `SplatFar` and `SplatClamp`.
 """
 
 import logging
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from ...errors import UserError
 from ...geometry import se3
 from ...types import CLASSIC, MIP, NO_OFFSET, Direction, DrawingRules, Gaussians, Origin
 
@@ -31,12 +33,20 @@ AXES: dict[str, Direction] = {
     "y": (0.0, -1.0, 0.0),
     "z": (0.0, 0.0, 1.0),
 }  # of nerfstudio
+OWN = {
+    "blur": "SplatBlur",
+    "alpha_cap": "SplatAlphaCap",
+    "near": "SplatNear",
+    "far": "SplatFar",
+    "clamp": "SplatClamp",
+}  # comments for the fields of rules that no other program writes
 SAID = re.compile(
-    r"(SplatRenderMode|SplatBlur|antialiased|vertical axis|origin)\s*[:=\s]\s*(.*)", re.IGNORECASE
+    rf"({MODE}|{'|'.join(OWN.values())}|antialiased|vertical axis|origin)\s*[:=\s]\s*(.*)",
+    re.IGNORECASE,
 )  # what is read; writers put a colon, an equals sign or a space between
 TELLING = re.compile(
     r"\b(epsg|crs|srs|wkt|offset|shift|translation|units?|scale|up|up_?axis|axis|axes|"
-    r"antialias\w*|SplatRenderMode|SplatBlur)\b",
+    rf"antialias\w*|{MODE}|{'|'.join(OWN.values())})\b",
     re.IGNORECASE,
 )  # words of comments that mean something for all Gaussians, read or not
 SWITCH = {"1": MIP, "true": MIP, "yes": MIP, "0": CLASSIC, "false": CLASSIC, "no": CLASSIC}
@@ -48,16 +58,20 @@ COARSE = 1e-4  # of the extent: steps of coordinates above it are seen
 
 @dataclass(frozen=True)
 class Facts:
-    """What is said of all Gaussians; `rules` is None where nothing says how they are drawn."""
+    """What is said of all Gaussians.
+
+    `rules` is None where nothing says whether they are antialiased; `own` are fields of the rules
+    that comments of ours say.
+    """
 
     rules: DrawingRules | None = None
-    blur: float = CLASSIC.blur
+    own: dict[str, Any] = field(default_factory=dict)
     origin: Origin = NO_OFFSET
     up: Direction | None = None
 
     def of(self, gaussians: Gaussians) -> Gaussians:
         """The same Gaussians, with these facts."""
-        rules = self.rules or replace(CLASSIC, blur=self.blur)
+        rules = self.rules or replace(CLASSIC, **self.own)
         return replace(gaussians, rules=rules, origin=self.origin, up=self.up)
 
 
@@ -69,12 +83,14 @@ def read_comments(path: str | Path, comments: Iterable[str]) -> Facts:
     facts, unknown = Facts(), []
     for comment in map(str.strip, comments):
         found = _read_comment(comment)
-        if found is not None:
+        if found is not None and found.keys() <= OWN.keys():
+            facts = replace(facts, own=facts.own | found)
+        elif found is not None:
             facts = replace(facts, **found)
         elif TELLING.search(comment):
             unknown.append(comment)
-    if facts.rules is not None and facts.blur != CLASSIC.blur:
-        facts = replace(facts, rules=replace(facts.rules, blur=facts.blur))
+    if facts.rules is not None:
+        facts = replace(facts, rules=replace(facts.rules, **facts.own))
     if unknown:
         told = "; ".join(text[:80] for text in unknown[:5])
         log.warning("%s: comments that are not understood are left out: %s", path, told)
@@ -82,7 +98,7 @@ def read_comments(path: str | Path, comments: Iterable[str]) -> Facts:
 
 
 def _read_comment(comment: str) -> dict[str, Any] | None:
-    """The fields of `Facts` that a comment says; None where it says none, or none that is known."""
+    """The fields of `Facts`, or of OWN, that a comment says; None for what is not known."""
     match = SAID.fullmatch(comment)
     key, value = (part.lower() for part in match.groups()) if match else ("", "")
     if key == "splatrendermode":
@@ -90,9 +106,9 @@ def _read_comment(comment: str) -> dict[str, Any] | None:
         return {} if value == "2dgs" else None if rules is None else {"rules": rules}
     if key == "antialiased":
         return {"rules": SWITCH[value]} if value in SWITCH else None
-    if key == "splatblur":
-        blur = _read_number(value)
-        return {"blur": blur} if 0 < blur < BLURRY else None
+    for name, own in OWN.items():
+        if key == own.lower():
+            return _read_rule(name, value)
     if key == "vertical axis":
         up = AXES.get(value) or _read_direction(value)
         return None if up is None else {"up": None if up == AXES["y"] else up}
@@ -103,8 +119,8 @@ def _read_comment(comment: str) -> dict[str, Any] | None:
 def write_comments(gaussians: Gaussians) -> list[str]:
     """The comments of a .ply that say the facts; none for Gaussians of which there is none."""
     comments = [f"{MODE}: {mode}"] if (mode := find_mode(gaussians.rules)) else []
-    if gaussians.rules.blur != CLASSIC.blur:
-        comments.append(f"SplatBlur: {gaussians.rules.blur!r}")
+    for name in _list_changes(gaussians.rules, CLASSIC):
+        comments.append(f"{OWN[name]}: {getattr(gaussians.rules, name)}")
     if gaussians.up is not None:
         axis = [name for name, up in AXES.items() if up == gaussians.up]
         comments.append(f"Vertical Axis: {axis[0] if axis else _write_triple(gaussians.up)}")
@@ -129,24 +145,24 @@ def tell_loss(
     rules: bool = True,
     origin: bool = True,
     up: bool = True,
-    blur: bool = False,
+    comments: bool = False,
 ) -> None:
-    """Says once in the log what of the facts a file loses; the flags say what its format keeps."""
+    """Says once in the log what of the facts a file loses; the flags say what its format keeps.
+
+    With `comments` it keeps all rules, but other programs do not read them.
+    """
     if gaussians.rules.antialiased and not rules:
         log.warning("%s: the format cannot say that these Gaussians are antialiased; set it where "
                     "they are drawn", path)  # fmt: skip
     kept = MIP if gaussians.rules.antialiased and rules else CLASSIC
-    changed = replace(gaussians.rules, antialiased=kept.antialiased)
-    if blur and changed.blur != kept.blur:
-        log.warning("%s: a comment says that these Gaussians are drawn with a blur of %g px²; only "
-                    "pmsplat reads it, others take %g", path, changed.blur, kept.blur)  # fmt: skip
-        kept = replace(kept, blur=changed.blur)
-    if changed != kept:
+    changes = _list_changes(gaussians.rules, kept)
+    if changes:
+        told = "comments say" if comments else "the format cannot say"
         log.warning(
-            "%s: no format can say how these Gaussians are drawn (blur %g px², alpha at most %g, "
-            "from %g of near); readers take blur %g, alpha %g, %g",
-            *(path, changed.blur, changed.alpha_cap, changed.near),
-            *(kept.blur, kept.alpha_cap, kept.near),
+            "%s: %s that these Gaussians are drawn with %s; %s %s",
+            *(path, told, _describe(gaussians.rules, changes)),
+            "only pmsplat reads it, others take" if comments else "readers take",
+            f"{_describe(kept, changes)}{'' if comments else '; a .ply keeps it for pmsplat'}",
         )
     if gaussians.origin != NO_OFFSET and not origin:
         log.warning(
@@ -226,6 +242,35 @@ def name_columns(names: Iterable[str]) -> str:
         whole[0] if len(whole) == 1 else f"{group} ({len(whole)})"
         for group, whole in groups.items()
     )
+
+
+def _list_changes(rules: DrawingRules, kept: DrawingRules) -> list[str]:
+    """The fields of OWN in which rules differ."""
+    return [name for name in OWN if getattr(rules, name) != getattr(kept, name)]
+
+
+def _describe(rules: DrawingRules, names: list[str]) -> str:
+    """Some fields of rules, for a sentence."""
+    told = {
+        "blur": f"a blur of {rules.blur:g} px²",
+        "alpha_cap": f"alpha up to {rules.alpha_cap:g}",
+        "near": f"a plane at {rules.near:g} near",
+        "far": "no far plane" if rules.far == math.inf else f"a plane at {rules.far:g} far",
+        "clamp": f"the Jacobian clamped about the {rules.clamp}",
+    }
+    return ", ".join(told[name] for name in names)
+
+
+def _read_rule(name: str, text: str) -> dict[str, Any] | None:
+    """A field of OWN with its value; None for a value that rules cannot have."""
+    value = text if name == "clamp" else _read_number(text)
+    if name == "blur" and not _read_number(text) < BLURRY:
+        return None
+    try:
+        replace(CLASSIC, **{name: value})
+    except UserError:
+        return None
+    return {name: value}
 
 
 def _read_number(text: str) -> float:

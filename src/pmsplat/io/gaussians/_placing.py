@@ -47,9 +47,9 @@ def join(path: str | Path, parts: Sequence[Gaussians]) -> Gaussians:
     """
     if len({part.rules for part in parts}) > 1:
         raise UserError(
-            f"{path} holds Gaussians that are drawn by different rules, some of them antialiased",
+            f"{path} holds Gaussians that are drawn by different rules",
             "the same rules for all Gaussians of a scene",
-            "export those that are antialiased and the others as files of their own",
+            "export those that are drawn alike as a file of their own",
         )
     origin = max(parts, key=lambda part: part.means.shape[1]).origin
     joined = Gaussians.joined([part.at_origin(origin) for part in parts])

@@ -139,7 +139,7 @@ def write(gaussians: Gaussians, path: str | Path) -> None:
     are not finite. The file is complete or absent.
     """
     check(gaussians, path)
-    tell_loss(gaussians, path, blur=True)
+    tell_loss(gaussians, path, comments=True)
     coefficients = min(gaussians.sh.shape[-2], (DEGREE + 1) ** 2)
     if coefficients < gaussians.sh.shape[-2]:
         log.warning("%s: harmonics beyond degree %d are left out", path, DEGREE)

@@ -51,7 +51,7 @@ SAMPLE = 1 << 14  # rows that tell whether a column means something
 def save_ply(gaussians: Gaussians, path: str | Path) -> None:
     """Writes the Gaussians of one scene, in their own world frame and units.
 
-    Comments say that they are antialiased, where their origin lies and what is up, if so. Degree 4
+    Comments say how they are drawn, where their origin lies and what is up, if so. Degree 4
     is written as degree 3, the highest that viewers read, with a warning once per process. Needs up
     to 248 bytes of memory for each Gaussian. Raises UserError for a batch of several scenes or for
     values that are not finite. The file is complete or absent.
@@ -60,7 +60,7 @@ def save_ply(gaussians: Gaussians, path: str | Path) -> None:
     if coefficients < gaussians.sh.shape[-2]:
         _warn_once_about_degree()
     blocks = write_blocks(gaussians, path)
-    tell_loss(gaussians, path, blur=True)
+    tell_loss(gaussians, path, comments=True)
     names = _list_properties(coefficients - 1)
     vertices = np.empty((gaussians.means.shape[1], len(names)), "<f4")
     filled = 0
