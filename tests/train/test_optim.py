@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from pmsplat.errors import UserError
 from pmsplat.train import optim
 
 
@@ -68,3 +69,29 @@ def test_a_rise_of_no_steps_starts_at_the_peak(steps: int, warm_up: float) -> No
     optimizer.step()
     schedule.step()
     assert optimizer.param_groups[0]["lr"] < 1e-3
+
+
+def frozen(model: nn.Module) -> set[str]:
+    return {name for name, value in model.named_parameters() if not value.requires_grad}
+
+
+def test_parts_that_do_not_train_are_frozen_and_belong_to_no_group() -> None:
+    model = Model()
+    optim.freeze_others(model, [])
+    assert frozen(model) == {"frozen.weight", "frozen.bias"}
+    optim.freeze_others(model, ["head"])
+    assert frozen(model) == {"frozen.weight", "frozen.bias", "vit.weight", "vit.bias"}
+    optimizer, _ = optim.build(model, optim.Config(parts=["head"]), steps=10)
+    (group,) = optimizer.param_groups
+    assert (group["name"], [p.shape for p in group["params"]]) == ("new", [(3, 2), (3,)])
+
+
+def test_a_part_may_be_deep_and_ends_at_a_dot() -> None:
+    model = nn.ModuleDict({"a": Model(), "ab": Model()})
+    optim.freeze_others(model, ["a.head", "ab.vit.bias"])
+    trains = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trains == {"a.head.weight", "a.head.bias", "ab.vit.bias"}
+    with pytest.raises(UserError, match=r"parts with 'vat'.*wanted some of head, vit.*'vit'"):
+        optim.freeze_others(Model(), ["vat"])
+    with pytest.raises(UserError, match="parts with 'frozen', of which this model trains nothing"):
+        optim.freeze_others(Model(), ["frozen"])

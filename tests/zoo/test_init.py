@@ -317,3 +317,65 @@ def test_a_checkpoint_of_ours_gives_the_parts_that_it_has(tmp_path: Path) -> Non
     save_checkpoint(path, depth_only.state_dict(), Header("depthsplat", asdict(depth_only.cfg)))
     model = DepthSplat(TINY)
     check_same(changed(model, [str(path)], []), depth_only.state_dict())
+
+
+def released_resplat(tmp_path: Path, **settings: Any) -> tuple[str, dict[str, Tensor]]:
+    """A file of a ReSplat by its authors' keys, and what of it a model of that kind takes."""
+    whole = official(tiny("resplat", **settings))
+    return written(tmp_path / "resplat.pth", whole), convert(whole, tiny("resplat", **settings))
+
+
+def test_a_chosen_part_of_a_file_is_all_that_is_taken(tmp_path: Path) -> None:
+    name, theirs = released_resplat(tmp_path)
+    told: list[str] = []
+    found = changed(tiny("resplat"), [f"{name}:update"], told)
+    update = {k: v for k, v in theirs.items() if k.startswith("update.")}
+    assert found.keys() <= update.keys() and len(found) > 50
+    check_same(found, {k: update[k] for k in found})
+    (sentence,) = told
+    assert sentence.startswith(f"{name}: ") and "depth" not in sentence and "stay" not in sentence
+    assert "parameters of update.blocks" in sentence
+    inner = changed(tiny("resplat"), [f"{name}:update.head"], [])
+    assert inner and all(k.startswith("update.head.") for k in inner)
+
+
+def test_of_a_chosen_part_comes_what_fits_and_the_rest_is_counted(tmp_path: Path) -> None:
+    """The condition of an update is as wide as the points that it was trained on."""
+    name, theirs = released_resplat(tmp_path, point_width=24)
+    told: list[str] = []
+    found = changed(tiny("resplat"), [f"{name}:update"], told)
+    assert {"update.join.weight", "update.views.proj1.weight"} & found.keys()
+    assert "update.condition.weight" not in found
+    check_same(found, {k: theirs[k] for k in found})
+    assert told[0].endswith("; 1 of update stay, which it has not or in other shapes")
+    with pytest.raises(UserError, match="has no part of this model"):
+        initialize(tiny("resplat"), [f"{name}:update.condition.weight"])
+
+
+def test_an_initial_model_of_ours_and_an_update_of_others_make_one(tmp_path: Path) -> None:
+    start = tiny("resplat", steps=None)
+    for parameter in start.parameters():
+        nn.init.normal_(parameter)
+    path = tmp_path / "start.safetensors"
+    save_checkpoint(path, start.state_dict(), Header("resplat", asdict(start.cfg)))
+    name, theirs = released_resplat(tmp_path)
+    model = tiny("resplat")
+    initialize(model, [str(path), f"{name}:update"])
+    update = {k: v for k, v in theirs.items() if k.startswith("update.")}
+    check_same(model.state_dict(), start.state_dict() | update)
+
+
+def test_a_part_that_is_not_there_is_told(tmp_path: Path) -> None:
+    name, _ = released_resplat(tmp_path)
+    with pytest.raises(UserError, match=r"'updat' of .*resplat\.pth .*did you mean 'update'\?"):
+        initialize(tiny("resplat"), [f"{name}:updat"])
+    with pytest.raises(UserError, match=r"'update' of gmflow in .*a part that this model has not"):
+        initialize(DepthSplat(TINY), ["gmflow:update"])
+    with pytest.raises(UserError, match=r"'gmflw' in model\.init_from, which is neither"):
+        initialize(DepthSplat(TINY), ["gmflw:depth"])
+
+
+def test_a_file_may_have_a_colon_in_its_name(tmp_path: Path) -> None:
+    flow = unimatch(width=32, layers=1)
+    found = changed(DepthSplat(TINY), [written(tmp_path / "x:head", flow)], [])
+    assert found.keys() == {f"depth.{name}" for name in copied(flow)}

@@ -58,7 +58,8 @@ class Config:
     near: float | None = 0.01
     """Nearest depth of the scenes it learns from, in its own unit of length; None: it takes every
     scene in the scene's own unit."""
-    far: float = 200.0  # farthest depth of these scenes
+    far: float | None = 200.0
+    """Farthest depth of these scenes; None: it searches the range of each scene."""
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     deviations: Deviations = field(default_factory=Deviations)
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
@@ -73,7 +74,7 @@ class Config:
             "state_width": whole(1),
             "scale_max": ABOVE_ZERO,
             "steps": whole(0).or_none,
-            "far": number(self.near or 0, open_low=True),
+            "far": number(self.near or 0, open_low=True).or_none,
         }
         check_settings(self, sizes, "model.")
         check_choice("latent", self.latent, (2, 4))
@@ -126,8 +127,8 @@ class ReSplat(nn.Module):
         return self.cfg.near
 
     @property
-    def far(self) -> float:
-        """The farthest depth of these scenes."""
+    def far(self) -> float | None:
+        """The farthest depth of these scenes; None: of each scene."""
         return self.cfg.far
 
     @property

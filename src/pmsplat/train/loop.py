@@ -86,6 +86,14 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
                 "the nearest depth that every scene is scaled to",
                 "set model.near=0.5, or dataset.scale_near=false to keep the units of the scenes",
             )
+        if cfg.update_steps is not None and encoder_traits(model).steps is None:
+            raise UserError(
+                f"trainer.update_steps={cfg.update_steps} for a model {component.name} that "
+                "predicts in a single pass",
+                "a model with an update",
+                "set trainer.update_steps=null, or choose another model",
+            )
+        optim.freeze_others(model, experiment.optimizer.parts)
         terms = {
             name: Term(
                 registry.build("losses", term.name, term.settings), term.weight, term.start_step

@@ -13,13 +13,13 @@ from ..evaluate import protocol
 from ..foundation.lpips import LPIPS
 from ..losses import Term
 from ..nn.half import CastTogether
-from ..types import Batch
+from ..types import Batch, Prediction, Views
 from ..zoo.infer import model_frame
 from . import optim
 from .callbacks import TERM
 from .data_module import DataModule
 from .settings import Experiment
-from .step import Outcome, training_step
+from .step import Outcome, draw_steps, training_step
 
 BAD_STEPS = 20  # in a row without a finite gradient, or a sample that a loss counts: it has failed
 
@@ -48,7 +48,8 @@ class TrainingModule(LightningModule):
         self.lpips = [lpips]  # in a list: measured with, not trained and not saved
         renderer = experiment.renderer
         self.scale_near = scale_near  # scenes come in units of their own
-        self.pipeline = protocol.pipeline(CastTogether(model), renderer.name, renderer.background)
+        self.encode = CastTogether(model)
+        self.pipeline = protocol.pipeline(self.predict, renderer.name, renderer.background)
         self.validation = protocol.pipeline(
             model, renderer.name, renderer.background, scale_near=scale_near
         )
@@ -69,6 +70,17 @@ class TrainingModule(LightningModule):
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, DataModule)
         data.step.fill_(self.global_step)
+
+    def predict(self, views: Views) -> Prediction:
+        """The prediction for views in the world of the model, of all levels.
+
+        After as many update steps as the settings draw for this training step and device.
+        """
+        limits = self.experiment.trainer.update_steps
+        if limits is None:
+            return self.encode(views)
+        steps = draw_steps(limits, self.experiment.seed, self.global_rank, self.global_step)
+        return self.encode(views, steps=steps)
 
     def compute(self, batch: Batch) -> Outcome:
         """The outcome of one batch, with gradients: what a step minimizes."""

@@ -1,12 +1,14 @@
 """The optimizer of the published models: AdamW with one cycle, and a slow pretrained backbone."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import nn, optim
 
 from ..contracts import backbone_parameters
-from ..registry import check_settings, number
+from ..errors import UserError
+from ..registry import check_settings, number, suggest
 
 
 @dataclass
@@ -15,10 +17,38 @@ class Config:
     backbone_lr: float = 2e-6  # peak learning rate of the model's `backbone_parameters()`
     weight_decay: float = 0.01
     warm_up: float = 0.01  # share of the steps in which the rate rises from lr/25 to the peak
+    parts: list[str] = field(default_factory=list)
+    """Parts of the model that train, as "update"; the others are frozen. Empty: all."""
 
     def __post_init__(self) -> None:
         rates = {name: number(0) for name in ("lr", "backbone_lr", "weight_decay")}
         check_settings(self, rates | {"warm_up": number(0, 1)}, "optimizer.")
+
+
+def freeze_others(model: nn.Module, parts: Sequence[str]) -> None:
+    """Freezes all parameters outside `parts`; none, where there are no parts.
+
+    A part is the beginning of the names of its parameters, up to a dot: "update" or "depth.vit".
+    Raises UserError for a part without parameters that train.
+    """
+    if not parts:
+        return
+    trainable = [name for name, value in model.named_parameters() if value.requires_grad]
+    for part in parts:
+        if not any(_is_within(name, part) for name in trainable):
+            known = sorted({name.partition(".")[0] for name in trainable})
+            raise UserError(
+                f"optimizer.parts with {part!r}, of which this model trains nothing",
+                f"some of {', '.join(known)}, or parts of these",
+                suggest(part, known),
+            )
+    for name, value in model.named_parameters():
+        if not any(_is_within(name, part) for part in parts):
+            value.requires_grad_(False)
+
+
+def _is_within(name: str, part: str) -> bool:
+    return f"{name}.".startswith(f"{part}.")
 
 
 def parameter_groups(model: nn.Module, cfg: Config) -> list[dict]:

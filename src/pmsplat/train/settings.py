@@ -91,6 +91,9 @@ class Trainer:
     nodes: int = 1
     precision: str = "tf32"  # float32, tf32 (matrix products on CUDA) or bf16 (autocast)
     gradient_clip: float = 0.5  # largest norm of all gradients together
+    update_steps: list[int] | None = None
+    """Fewest and most steps of the model's own update in a training step, drawn anew for each;
+    null: as many as the model takes by itself."""
     initial: str | None = None  # published name or checkpoint to start from
     resume: bool = False  # go on from last.ckpt in the output folder
     checkpoint_every: int = 1000  # steps between replacements of last.ckpt and model.safetensors
@@ -117,7 +120,15 @@ class Trainer:
             raise UserError(
                 f"trainer.devices={self.devices}", "a number or auto", _name_default("devices")
             )
-        registry.check_settings(self, {"gradient_clip": registry.number(0)}, "trainer.")
+        rules = {"gradient_clip": registry.number(0)}
+        rules |= {"update_steps": registry.several(registry.whole(1), 2).or_none}
+        registry.check_settings(self, rules, "trainer.")
+        if self.update_steps is not None and self.update_steps[0] > self.update_steps[1]:
+            raise UserError(
+                f"trainer.update_steps={self.update_steps}",
+                "the fewest steps first, then the most",
+                "set trainer.update_steps=[1,4]",
+            )
         least = {"steps": 1, "batch_size": 1, "workers": 0, "nodes": 1, "checkpoint_every": 1}
         least |= {"validate_every": 0, "validate_scenes": 1, "log_every": 1}
         for name, low in least.items():

@@ -1,7 +1,8 @@
 """One training step as a function: no framework, no state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
@@ -26,6 +27,14 @@ class Outcome:
     skipped: dict[str, Tensor]
     quality: dict[str, Tensor]
     step: StepOutput
+
+
+def draw_steps(limits: Sequence[int], seed: int, rank: int, global_step: int) -> int:
+    """A number of update steps between the two limits, both included.
+
+    It depends on nothing else, so a resumed run draws the same; devices draw different ones.
+    """
+    return Random(f"{seed}/{rank}/{global_step}").randint(*limits)
 
 
 def training_step(

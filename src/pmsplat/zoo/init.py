@@ -8,8 +8,10 @@ of these files are ignored.
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -64,26 +66,52 @@ def initialize(
 
     A name is "dinov2" (the ViT as its authors released it), "resnet18" (torchvision's, for
     ReSplat's update), one of SOURCES, a published model, or the path of such a file or of a
-    checkpoint of ours. Of every part (ViT, CNN, transformer, head,
-    …) that a file has, all parameters are copied; other parts stay as they are, and other tensors
-    of the file are ignored. `tell` gets one sentence per file. Raises UserError for an unknown
-    name, for a file that cannot be had, that has no part of the model, or that has a part only in
-    part.
+    checkpoint of ours. Of every part (ViT, CNN, transformer, head, …) that a file has, all
+    parameters are copied; other parts stay as they are, and other tensors of the file are ignored.
+    "NAME:PART", such as "resplat-base-dl3dv-256x448-view8:update", takes of that part what fits,
+    tensor by tensor, and leaves the rest as it is. `tell` gets one sentence per file. Raises
+    UserError for an unknown name, for a file that cannot be had, that has no part of the model, or
+    that has a part only in part where none was named.
     """
-    for name in names:
-        _check(model, name)
-    for name in names:
+    chosen = [_Choice.of(name) for name in names]
+    for choice in chosen:
+        _check(model, choice)
+    for choice in chosen:
+        name = choice.name
         if name in NON_COMMERCIAL:
             tell(f"{name} may not be used commercially: its license is {NON_COMMERCIAL[name]}")
         keys, tensors = _read(model, name)
-        fitting = _fitting(model, keys, tensors, name)
+        keys = {parameter: keys[parameter] for parameter in keys if choice.has(parameter)}
+        fitting = _fitting(model, keys, tensors, choice)
         model.load_state_dict(fitting, strict=False)
         counts = Counter(_part(parameter) for parameter in fitting)
-        tell(f"{name}: " + ", ".join(f"{n} parameters of {part}" for part, n in counts.items()))
+        taken = ", ".join(f"{n} parameters of {part}" for part, n in counts.items())
+        left = len(keys) - len(fitting) if choice.part else 0
+        rest = (
+            f"; {left} of {choice.part} stay, which it has not or in other shapes" if left else ""
+        )
+        tell(f"{name}: {taken}{rest}")
 
 
-def _check(model: nn.Module, name: str) -> None:
+@dataclass(frozen=True)
+class _Choice:
+    """Where weights come from, and the part of the model that they are for; "": all that fit."""
+
+    name: str
+    part: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> "_Choice":
+        found = re.fullmatch(r"(.+):([a-z][a-z0-9_.]*)", text)
+        return cls(text) if found is None or Path(text).is_file() else cls(found[1], found[2])
+
+    def has(self, parameter: str) -> bool:
+        return not self.part or f"{parameter}.".startswith(f"{self.part}.")
+
+
+def _check(model: nn.Module, choice: _Choice) -> None:
     """UserError for a name or model that has no such weights, before any file is fetched."""
+    name = choice.name
     if not isinstance(model, (DepthSplat, MVSplat, ReSplat)):
         raise UserError(
             f"model.init_from for a {type(model).__name__}",
@@ -106,6 +134,13 @@ def _check(model: nn.Module, name: str) -> None:
             f"{name!r} in model.init_from, which is neither a name nor a file",
             f"{', '.join(known)}, a published model, or the path of a checkpoint",
             registry.suggest(name, [*known, *ZOO]),
+        )
+    if not any(map(choice.has, model.state_dict())):
+        parts = list(dict.fromkeys(parameter.partition(".")[0] for parameter in model.state_dict()))
+        raise UserError(
+            f"{choice.part!r} of {name} in model.init_from, a part that this model has not",
+            f"{', '.join(parts)}, or parts of these",
+            registry.suggest(choice.part, parts),
         )
 
 
@@ -133,24 +168,21 @@ def _read(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str, 
 
 
 def _fitting(
-    model: nn.Module, keys: dict[str, list[str]], tensors: dict[str, Tensor], where: str
+    model: nn.Module, keys: dict[str, list[str]], tensors: dict[str, Tensor], choice: _Choice
 ) -> dict[str, Tensor]:
-    """The parameters that the file has: of every part all or none."""
+    """The parameters that the file has: of every part all or none, of a chosen part what fits."""
+    where = choice.name
     known = {_part(name) for name in keys if any(key in tensors for key in keys[name])}
-    if not known:
-        raise UserError(
-            f"{where} has no part of this model (its keys are like {next(iter(tensors), '')!r})",
-            "parameters of Depth Anything V2, GMFlow, UniMatch, DepthSplat or MVSplat",
-            "take it out of model.init_from, or give the authors' own file",
-        )
     fitting = {}
     for name, wanted in model.state_dict().items():
-        if _part(name) not in known:
+        if name not in keys or _part(name) not in known:
             continue
         parts = [tensors[key] for key in keys[name] if key in tensors]
         whole = len(parts) == len(keys[name]) and len({part.shape for part in parts}) == 1
         value = join_parts(parts, wanted) if whole and parts[0].ndim else None
         if value is None or value.shape != wanted.shape:
+            if choice.part:
+                continue
             there = " and ".join(str(list(part.shape)) for part in parts) or "nothing"
             raise UserError(
                 f"{where} fits {_part(name)} only in part: it has {there} at {keys[name][0]!r}",
@@ -158,6 +190,12 @@ def _fitting(
                 "give a file of a network as large as the model, or take it out of model.init_from",
             )
         fitting[name] = value if keys[name] == [name] else reorder_inputs(name, value, model)
+    if not fitting:
+        raise UserError(
+            f"{where} has no part of this model (its keys are like {next(iter(tensors), '')!r})",
+            "parameters of Depth Anything V2, GMFlow, UniMatch, DepthSplat, MVSplat or ReSplat",
+            "take it out of model.init_from, or give the authors' own file",
+        )
     return fitting
 
 
