@@ -12,6 +12,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
@@ -27,7 +28,9 @@ class Encoder(Protocol):
 
     Optional: the fields of `EncoderTraits`, and `backbone_parameters()`, an iterator over the
     pretrained parameters, which training gives a smaller learning rate. Its Config may have
-    `init_from`, the pretrained weights from which training starts.
+    `init_from`, the pretrained weights from which training starts. Where it is made of another
+    encoder, the module `base`, its Config has `base`, the settings of that (`registry.nested`), and
+    `base_weights`, what training loads it from.
     """
 
     def __call__(self, views: Views, /) -> Prediction: ...
@@ -41,6 +44,52 @@ class SteppedEncoder(Protocol):
     def __call__(
         self, views: Views, /, steps: int | None = None, all_levels: bool = False
     ) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """A prediction of a single level, and the map that its Gaussians were made from.
+
+    Maps are of the views of one scene after those of another, as large as the images or smaller.
+    """
+
+    prediction: Prediction
+    condition: Float[Tensor, "n channel rows columns"]
+
+
+class ConditionedEncoder(Encoder, Protocol):
+    """An encoder that a recurrent update can be trained on (the model `updated`).
+
+    `condition_width` is the number of channels of its map. `predict_with_condition` takes views of
+    sizes that its `multiple` divides. Optional: `unit`, where a Gaussian stands for a block of
+    `unit` x `unit` pixels of a view; 1 by default.
+    """
+
+    condition_width: int
+
+    def predict_with_condition(self, views: Views) -> Conditioned: ...
+
+
+def conditioned_encoder(encoder: Encoder, owner: str) -> ConditionedEncoder:
+    """`encoder` as one that an update can be trained on; UserError where it is none."""
+    if not encoder_traits(encoder).draws:
+        raise UserError(
+            f"{owner}, which predicts depth alone", "an encoder of Gaussians", "choose another one"
+        )
+    if encoder_traits(encoder).steps is not None:
+        raise UserError(
+            f"{owner}, which has an update of its own",
+            "an encoder that predicts in a single pass",
+            "choose another one, or train its own update",
+        )
+    for part in ("condition_width", "predict_with_condition"):
+        require(encoder, part, owner, "an update", f"add `{part}` to it, or choose another encoder")
+    return cast(ConditionedEncoder, encoder)
+
+
+def pixels_per_side(encoder: ConditionedEncoder) -> int:
+    """The side of the block of pixels that has one Gaussian."""
+    return getattr(encoder, "unit", 1)
 
 
 @dataclass(frozen=True)
@@ -115,6 +164,11 @@ def backbone_parameters(encoder: nn.Module) -> Iterator[nn.Parameter]:
 def has_initial_weights(config: Any) -> bool:
     """Whether the Config of an encoder has `init_from`, whatever its value."""
     return hasattr(config, "init_from")
+
+
+def has_base(config: Any) -> bool:
+    """Whether the Config of an encoder has `base` and `base_weights`, whatever their values."""
+    return hasattr(config, "base_weights")
 
 
 class Teacher(Protocol):

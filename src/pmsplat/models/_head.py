@@ -4,6 +4,7 @@ Conventions follow pixelSplat (Charatan et al., CVPR 2024) and DepthSplat: the n
 shape and color in the camera's frame, and they are rotated into the world here.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from ..geometry.products import matmul
 from ..kernels import harmonics
 from ..nn.maps import BorderConv
 from ..types import Cameras, Gaussians
+from ._depth import DepthEstimate
 from ._deviations import Deviations
 
 # channels of a pixel: opacity, offset, scale, quaternion xyzw, then SH colour by colour
@@ -47,6 +49,39 @@ def upsample_confidence(
 ) -> Float[Tensor, "n 1 {size[0]} {size[1]}"]:
     """The confidence of the finest match for every pixel of the image."""
     return interpolate(confidence[:, None], size=size, mode="nearest")
+
+
+class PixelHead(nn.Module):
+    """Image, depth and the depth network's maps -> the channels of every pixel.
+
+    Its last layers, `out`, read maps of `inputs` channels at full size.
+    """
+
+    inputs: int
+    out: nn.Module
+
+    def maps(
+        self,
+        images: Float[Tensor, "batch view 3 height width"],
+        depth: Float[Tensor, "batch view height width"],
+        estimate: DepthEstimate,
+    ) -> Iterator[Float[Tensor, "n _ height width"]]:
+        """What the last layers read, of some images after others."""
+        raise NotImplementedError
+
+    def numbers(
+        self, maps: Iterable[Float[Tensor, "n _ height width"]]
+    ) -> Float[Tensor, "n channel height width"]:
+        """What the last layers make of these maps."""
+        return torch.cat(list(map(self.out, maps)))
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch view 3 height width"],
+        depth: Float[Tensor, "batch view height width"],
+        estimate: DepthEstimate,
+    ) -> Float[Tensor, "batch view channel height width"]:
+        return self.numbers(self.maps(images, depth, estimate)).unflatten(0, images.shape[:2])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ..errors import UserError
 from ..foundation import resnet
 from ..geometry.constants import constant
 from ..kernels.linear import Linear, linear
@@ -45,6 +46,25 @@ class Splats(Bundle):
     quats_xyzw: Float[Tensor, "batch gaussian 4"]
     opacities: Float[Tensor, "batch gaussian"]
     sh: Float[Tensor, "batch gaussian sh 3"]
+
+    @staticmethod
+    def of(gaussians: Gaussians, c2w: Float[Tensor, "batch view 4 4"]) -> "Splats":
+        """Gaussians of the world, as many of each view, as `in_world` gives them back.
+
+        Raises UserError for harmonics of a higher degree than an update has.
+        """
+        harmonics = gaussians.sh.shape[-2]
+        if harmonics > (SH_DEGREE + 1) ** 2:
+            raise UserError(
+                f"Gaussians with {harmonics} harmonics",
+                f"at most {(SH_DEGREE + 1) ** 2}, which are of degree {SH_DEGREE}",
+                f"give an encoder with sh_degree={SH_DEGREE} or less",
+            )
+        quats_xyzw = gaussians.quats_wxyz.roll(-1, dims=-1).unflatten(1, (c2w.shape[1], -1))
+        with torch.autocast(c2w.device.type, enabled=False):
+            own = world_quats(quats_xyzw, c2w[..., :3, :3].float().mT).flatten(1, 2)
+        own = own.roll(-1, dims=-1)
+        return Splats(gaussians.means, gaussians.scales, own, gaussians.opacities, gaussians.sh)
 
     def in_world(self, c2w: Float[Tensor, "batch view 4 4"], rules: DrawingRules) -> Gaussians:
         """The same as everybody else has them; `c2w` are the cameras of their views."""

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..contracts import Conditioned
 from ..kernels.convolution import Conv2d
 from ..nn.maps import join, pieces, set_memory_format
 from ..registry import whole
@@ -19,7 +20,14 @@ from ..types import Prediction, Views
 from ._checks import ABOVE_ZERO, check_choice, check_sizes
 from ._depth import DepthEstimate, DepthNetwork, Features, Layout, choose_others
 from ._deviations import Deviations, expand_published
-from ._head import Rules, channels, gaussians_at, out_convolutions, upsample_confidence
+from ._head import (
+    PixelHead,
+    Rules,
+    channels,
+    gaussians_at,
+    out_convolutions,
+    upsample_confidence,
+)
 from ._padding import predict_padded
 
 SCALES = {"world": "softplus", "pixel": "pixel"}  # how `scale_unit` is computed, see `_head.Rules`
@@ -84,7 +92,7 @@ class DepthSplat(nn.Module):
         cfg: Config = self.cfg
         return Rules(cfg.sh_degree, SCALES[cfg.scale_unit], cfg.scale_max, cfg.deviations)
 
-    def _head(self) -> nn.Module:
+    def _head(self) -> PixelHead:
         cfg: Config = self.cfg
         return Head(self.layout, cfg.head_width, cfg.sh_degree)
 
@@ -118,18 +126,42 @@ class DepthSplat(nn.Module):
         """The depths before the last that training looks at too."""
         return estimate.coarse(self.layout.scales - 1)
 
+    @property
+    def condition_width(self) -> int:
+        """Channels of the map that an update can start from (`contracts.ConditionedEncoder`)."""
+        return 0 if self.head is None else self.head.inputs
+
+    def predict_with_condition(self, views: Views) -> Conditioned:
+        """The prediction, and what its last layers read; for sizes that need no padding."""
+        assert self.head is not None  # as `draws` says
+        estimate, depths = self._estimate(views)
+        maps = list(self.head.maps(views.images, depths[-1], estimate))
+        raw = self.head.numbers(maps).unflatten(0, views.images.shape[:2])
+        return Conditioned(self._place(raw, depths, views), torch.cat(maps))
+
     def _predict(self, views: Views) -> Prediction:
-        cameras, images = views.cameras, views.images
-        estimate = self.depth(images, cameras, self.others(cameras.c2w))
-        coarse = self.coarse(estimate) if self.training else ()
-        depths = (*coarse, estimate.depth)
+        estimate, depths = self._estimate(views)
         if self.head is None:
             return Prediction(depths, ())
-        raw = self.head(images, depths[-1], estimate)
-        return Prediction(depths, gaussians_at(raw, depths, images, cameras, self.rules))
+        return self._place(self.head(views.images, depths[-1], estimate), depths, views)
+
+    def _estimate(self, views: Views) -> tuple[DepthEstimate, tuple[Tensor, ...]]:
+        """What the depth network says, and the depth of every level."""
+        estimate = self.depth(views.images, views.cameras, self.others(views.cameras.c2w))
+        coarse = self.coarse(estimate) if self.training else ()
+        return estimate, (*coarse, estimate.depth)
+
+    def _place(
+        self,
+        raw: Float[Tensor, "batch view channel height width"],
+        depths: tuple[Tensor, ...],
+        views: Views,
+    ) -> Prediction:
+        levels = gaussians_at(raw, depths, views.images, views.cameras, self.rules)
+        return Prediction(depths, levels)
 
 
-class Head(nn.Module):
+class Head(PixelHead):
     """Image, depth, confidence and the depth network's features -> the channels of every pixel."""
 
     def __init__(self, layout: Layout, width: int, sh_degree: int) -> None:
@@ -142,31 +174,29 @@ class Head(nn.Module):
             nn.GELU(),
             Conv2d(width, width, 3, padding=1),
         )
-        inputs = width + 3 + features + 1
-        self.out = out_convolutions(inputs, outputs, sh_degree)
+        self.inputs = width + 3 + features + 1
+        self.out = out_convolutions(self.inputs, outputs, sh_degree)
 
-    def forward(
+    def maps(
         self,
         images: Float[Tensor, "batch view 3 height width"],
         depth: Float[Tensor, "batch view height width"],
         estimate: DepthEstimate,
-    ) -> Float[Tensor, "batch view channel height width"]:
+    ) -> Iterator[Tensor]:
         size = (images.shape[-2], images.shape[-1])
         flat, metric = images.flatten(0, 1), depth.flatten(0, 1)[:, None]
         confidence = upsample_confidence(estimate.confidence, size)
-        parts = [
-            self._numbers(flat[part], metric[part], confidence[part], estimate.features.of(part))
-            for part in pieces(flat)
-        ]
-        return torch.cat(parts).unflatten(0, images.shape[:2])
+        for part in pieces(flat):
+            maps = estimate.features.of(part)
+            yield self._maps(flat[part], metric[part], confidence[part], maps)
 
-    def _numbers(
+    def _maps(
         self, images: Tensor, depth: Tensor, confidence: Tensor, maps: Features
     ) -> Float[Tensor, "n channel height width"]:
         height = images.shape[-2]
         features = self.features(maps.vit, maps.before(height), maps.after(height))
         x = self.regressor(join([images, depth, confidence, features]))
-        return self.out(join([x, images, features, confidence]))
+        return join([x, images, features, confidence])
 
 
 def upgrade(settings: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ al., "DepthSplat: Connecting Gaussian Splatting and Depth", arXiv 2410.13862; Sh
 "Revisiting Depth Representations for Feed-Forward 3D Gaussian Splatting", arXiv 2506.05327.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..registry import whole
 from ._checks import ABOVE_ZERO, HEAD, check_choice, check_sizes, check_unet_width
 from ._depth import DepthEstimate, Features, Layout
 from ._deviations import Deviations, expand_published
-from ._head import Rules, channels, out_convolutions, upsample_confidence
+from ._head import PixelHead, Rules, channels, out_convolutions, upsample_confidence
 from .depthsplat import DepthSplat
 
 UNET_LEVELS = (1, 2, 4, 4, 4)  # times `unet_width`, from full resolution to 1/16
@@ -81,7 +82,7 @@ class DepthSplat2024(DepthSplat):
             free_offset=cfg.offsets == "free",
         )
 
-    def _head(self) -> nn.Module:
+    def _head(self) -> PixelHead:
         cfg: Config = self.cfg
         return Head(self.layout, cfg.features, cfg.unet_width, cfg.sh_degree)
 
@@ -112,7 +113,7 @@ class Enlarge(nn.Module):
         return x
 
 
-class Head(nn.Module):
+class Head(PixelHead):
     """Image, depth, confidence and the depth network's maps -> the channels of every pixel."""
 
     def __init__(self, layout: Layout, features: int, unet_width: int, sh_degree: int) -> None:
@@ -131,24 +132,23 @@ class Head(nn.Module):
         self.unet = UNet(widths, head=min(HEAD, unet_width), backend=layout.attention)
         self.smooth = Conv2d(unet_width, unet_width, 3, padding=1)
         hidden = channels(sh_degree) * (2 if features >= WIDE else 1)
-        self.out = out_convolutions(unet_width + 3 + features + 1, hidden, sh_degree)
+        self.inputs = unet_width + 3 + features + 1
+        self.out = out_convolutions(self.inputs, hidden, sh_degree)
 
-    def forward(
+    def maps(
         self,
         images: Float[Tensor, "batch view 3 height width"],
         depth: Float[Tensor, "batch view height width"],
         estimate: DepthEstimate,
-    ) -> Float[Tensor, "batch view channel height width"]:
+    ) -> Iterator[Tensor]:
         flat, metric = images.flatten(0, 1), depth.flatten(0, 1)[:, None]
         confidence = upsample_confidence(estimate.confidence, (images.shape[-2], images.shape[-1]))
         parts = pieces(flat)
         features = torch.cat([self._features(estimate.features.of(part)) for part in parts])
         stems = [self.stem(join([flat[p], metric[p], confidence[p], features[p]])) for p in parts]
         x = self.unet(self.norm(torch.cat(stems)), images.shape[1])
-        numbers = [
-            self.out(join([self.smooth(x[p]), flat[p], features[p], confidence[p]])) for p in parts
-        ]
-        return torch.cat(numbers).unflatten(0, images.shape[:2])
+        for p in parts:
+            yield join([self.smooth(x[p]), flat[p], features[p], confidence[p]])
 
     def _features(self, maps: Features) -> Float[Tensor, "n channel height width"]:
         return join([enlarge(join(maps.at(i))) for i, enlarge in enumerate(self.enlarge)])

@@ -3,13 +3,16 @@
 Chen et al., "MVSplat: Efficient 3D Gaussian Splatting from Sparse Multi-View Images", ECCV 2024.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from ..contracts import Conditioned
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
 from ..nn.cnn import CNN
@@ -92,8 +95,9 @@ class MVSplat(ChannelsFirst):
         )
         self.unet = UNet((FINE,) * FINE_LEVELS, post_norm=True, backend=cfg.attention)
         outputs = channels(cfg.sh_degree) - 1
+        self.condition_width = FINE + 3 + width
         self.out = nn.Sequential(
-            Conv2d(FINE + 3 + width, 2 * outputs, 3, padding=1),
+            Conv2d(self.condition_width, 2 * outputs, 3, padding=1),
             nn.GELU(),
             Conv2d(2 * outputs, outputs, 3, padding=1),
         )
@@ -111,7 +115,18 @@ class MVSplat(ChannelsFirst):
     def forward(self, views: Views) -> Prediction:
         return predict_padded(self._predict, views, self.multiple)
 
+    def predict_with_condition(self, views: Views) -> Conditioned:
+        """The prediction, and what its last layers read; for sizes that need no padding."""
+        matched = self._match(views)
+        maps = list(matched.maps())
+        return Conditioned(self._place(matched, maps, views), torch.cat(maps))
+
     def _predict(self, views: Views) -> Prediction:
+        matched = self._match(views)
+        return self._place(matched, matched.maps(), views)
+
+    def _match(self, views: Views) -> "Matched":
+        """Depth, and the features that Gaussians are made from."""
         images, cameras, deviations = views.images, views.cameras, self.cfg.deviations
         batch, count = images.shape[:2]
         flat = images.flatten(0, 1)
@@ -136,18 +151,41 @@ class MVSplat(ChannelsFirst):
         matched = for_convolutions(matched.flatten(0, 1))
         match = self.regressor([volume, matched], whole, count)
 
-        # At full size, correct the depth and predict the Gaussians.
+        # At full size, correct the depth.
         coarse = resize(match.value[:, None], views.size)
         confidence = upsample_confidence(match.confidence, views.size)
         features = gelu(resize(self.up(join([matched, cnn])), views.size))
         x = self.stem(join([flat, self.narrow(features), coarse, confidence]))
         x = self.unet(x, count)
-        raw = torch.cat([self.out(join([x[p], flat[p], features[p]])) for p in pieces(flat)])
         correction = self.residual(x).float()
         inv_depth = whole.hold(coarse[:, 0] + correction[:, 0], hard_clamp=deviations.hard_clamp)
-        depths = ((1 / inv_depth).unflatten(0, (batch, count)),)
-        numbers = torch.cat([correction[:, 1:], raw.float()], dim=1).unflatten(0, (batch, count))
-        return Prediction(depths, gaussians_at(numbers, depths, images, cameras, self.rules))
+        depth = (1 / inv_depth).unflatten(0, (batch, count))
+        return Matched(depth, correction[:, 1:], x, flat, features)
+
+    def _place(self, matched: "Matched", maps: Iterable[Tensor], views: Views) -> Prediction:
+        """The Gaussians that its last layers make of `maps`."""
+        raw = torch.cat(list(map(self.out, maps)))
+        numbers = torch.cat([matched.opacity, raw.float()], dim=1)
+        numbers, depths = numbers.unflatten(0, views.images.shape[:2]), (matched.depth,)
+        return Prediction(
+            depths, gaussians_at(numbers, depths, views.images, views.cameras, self.rules)
+        )
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What is known of every pixel once the views are matched."""
+
+    depth: Float[Tensor, "batch view height width"]
+    opacity: Float[Tensor, "n 1 height width"]  # before its sigmoid
+    x: Float[Tensor, "n _ height width"]
+    images: Float[Tensor, "n 3 height width"]
+    features: Float[Tensor, "n _ height width"]
+
+    def maps(self) -> Iterator[Float[Tensor, "n channel height width"]]:
+        """What the last layers read, of some images after others."""
+        for p in pieces(self.images):
+            yield join([self.x[p], self.images[p], self.features[p]])
 
 
 def upgrade(settings: dict[str, Any]) -> dict[str, Any]:

@@ -6,35 +6,29 @@ The depth network is that of `depthsplat`, with depths evenly spaced in their lo
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import isqrt
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..kernels.neighbors import k_nearest_in_windows, k_nearest_of_sane
-from ..nn.cost_volume import nearest_others
+from ..contracts import Conditioned
 from ..nn.maps import resize, set_memory_format
 from ..nn.points import to_maps
 from ..registry import check_settings, number, whole
-from ..render import rasterize
-from ..types import RESPLAT, Cameras, Gaussians, Prediction, Rendering, Views
-from . import _initial, _update
+from ..types import RESPLAT, Cameras, Gaussians, Prediction, Views
+from . import _initial
 from ._checks import ABOVE_ZERO, check_choice, check_near
 from ._depth import DepthEstimate, DepthNetwork, Layout, choose_others
 from ._deviations import Deviations, expand_published
-from ._padding import predict_padded
+from ._stepped import Stepped
 from ._update import Splats, Update
 
 MATCHED = 2  # views that each view is matched with, where there are more than three
 VIT_LIMIT = 560  # pixels along the longer side of what the ViT sees
 # A guess: COLMAP moves cameras to an extent of 10, and DL3DV's walk around what they look at.
 TYPICAL_DEPTH = 5.0
-WINDOW_VIEWS = 32  # other views in whose windows neighbours are sought
-FARTHEST = 1e9  # coordinates among which neighbours are sought; a diverged model has others too
 
 RELEASED = replace(Deviations.released(along_ray=False), sh_basis=False, sh_signs=False)
 
@@ -89,25 +83,16 @@ def layout_of(cfg: Config) -> Layout:
     )
 
 
-class ReSplat(nn.Module):
+class ReSplat(Stepped):
     """The encoder: an initial model, and an update that is applied as often as one likes.
 
-    It takes two or more views of any size (`predict_padded`). In train mode, and where all levels
-    are asked for, the prediction holds the Gaussians of the initial model and those after each
-    step; else only the last. Each block of `unit` x `unit` pixels has one Gaussian. No gradient
-    flows from the update into the initial model, nor through the Gaussians from step to step except
-    through what the update remembers and through the pictures that it draws of the context views.
-    Under autocast geometry, Gaussians and pictures stay in float32.
-
-    `draw` is how it looks at its Gaussians. With `windowed_neighbors`, neighbours are sought near
-    the pixels of a point alone, as the authors' option `use_local_knn` does it: faster, inexact.
+    Each block of `unit` x `unit` pixels has one Gaussian.
     """
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
         self.cfg = cfg
         self.layout = layout_of(cfg)
-        self.windowed_neighbors = False
         self.depth = DepthNetwork(self.layout)
         self.points = _initial.Points(self.layout, cfg.latent, cfg.point_width, cfg.half_depth)
         self.head = _initial.Head(cfg.point_width, cfg.gaussians_per_point)
@@ -142,11 +127,6 @@ class ReSplat(nn.Module):
         return self.cfg.steps
 
     @property
-    def frame(self) -> str:
-        """The update wants the world to be that of the middle context view."""
-        return "given" if self.update is None else "middle"
-
-    @property
     def unit(self) -> int:
         """Pixels along the side of the block that has one Gaussian."""
         return self.cfg.latent // isqrt(self.cfg.gaussians_per_point)
@@ -155,36 +135,18 @@ class ReSplat(nn.Module):
         """The parameters of the monocular ViT."""
         return iter(()) if self.depth.vit is None else self.depth.vit.parameters()
 
-    def forward(
-        self, views: Views, steps: int | None = None, all_levels: bool = False
-    ) -> Prediction:
-        """What it predicts after so many updates; None: as many as its settings say.
+    @property
+    def condition_width(self) -> int:
+        """Channels of the map that an update starts from (`contracts.ConditionedEncoder`)."""
+        return self.cfg.point_width
 
-        Raises UserError for fewer than two views, and for updates of a model without them.
-        """
-        count = self._count(steps)
-        predict = partial(self._predict, steps=count, all_levels=all_levels or self.training)
-        return predict_padded(predict, views, self.multiple)
-
-    def draw(self, gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> Rendering:
-        """The pictures of its Gaussians that an update looks at."""
-        return rasterize(gaussians, cameras, size)
-
-    def _count(self, steps: int | None) -> int:
-        if steps is None:
-            return self.cfg.steps or 0
-        if type(steps) is not int or steps < 0:
-            raise UserError(f"steps={steps!r}", "a whole number of at least 0", "leave it out")
-        if steps and self.update is None:
-            raise UserError(
-                f"steps={steps} of a model without an update",
-                "0 steps, which give its initial Gaussians",
-                "leave steps out, or choose a model that has an update",
-            )
-        return steps
+    def predict_with_condition(self, views: Views) -> Conditioned:
+        """The initial model's prediction and features of points, for sizes without padding."""
+        initial = self._initial(views)
+        prediction = Prediction((initial.depth,), (self._in_world(initial.splats, views),))
+        return Conditioned(prediction, initial.condition)
 
     def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
-        """For views of a size that needs no padding."""
         # Where no parameter of the initial model learns, it keeps nothing for gradients.
         parts = (self.depth, self.points, self.head)
         learns = any(weight.requires_grad for part in parts for weight in part.parameters())
@@ -192,7 +154,8 @@ class ReSplat(nn.Module):
             initial = self._initial(views)
         if not steps:
             return Prediction((initial.depth,), (self._in_world(initial.splats, views),))
-        later = self._updated(initial, views, steps, all_levels)
+        start = initial.splats, initial.condition
+        later = self._updated(*start, views, RESPLAT, steps, all_levels)
         if not all_levels:
             return Prediction((initial.depth,), later)
         return Prediction((initial.depth,), (self._in_world(initial.splats, views), *later))
@@ -221,45 +184,8 @@ class ReSplat(nn.Module):
             images = resize(images.flatten(0, 1), half).unflatten(0, images.shape[:2])
         return self.depth(images, cameras, choose_others(cameras.c2w, MATCHED))
 
-    def _updated(
-        self, initial: "Initial", views: Views, steps: int, all_levels: bool
-    ) -> tuple[Gaussians, ...]:
-        """The Gaussians after each step, or after the last alone."""
-        assert self.update is not None
-        height, width = (side // self.unit for side in views.size)
-        photos = self.update.observe(views.images)
-        state = self.update.start(initial.splats, initial.condition, photos)
-        current = self._in_world(state.splats, views)
-        levels: tuple[Gaussians, ...] = ()
-        for _ in range(steps):
-            # Draw the context views, compare with the photographs, correct the Gaussians.
-            pictures = self.draw(current, views.cameras, views.size).color
-            means = state.splats.means.detach().unflatten(1, (-1, height, width))
-            table = self._neighbors(means, views.cameras, _update.NEIGHBORS)
-            state = self.update.step(state, pictures, photos, table)
-            current = self._in_world(state.splats, views)
-            levels = (*levels, current) if all_levels else (current,)
-        return levels
-
     def _in_world(self, splats: Splats, views: Views) -> Gaussians:
         return splats.in_world(views.cameras.c2w, RESPLAT)
-
-    def _neighbors(
-        self, places: Float[Tensor, "batch view rows columns 3"], cameras: Cameras, count: int
-    ) -> Int[Tensor, "batch point {count}"]:
-        """The nearest of all points of a scene to each, or of those near its pixels."""
-        places = places.detach().float().nan_to_num().clamp(-FARTHEST, FARTHEST)
-        points = places.flatten(1, 3)
-        if points.shape[1] < count:
-            raise UserError(
-                f"{points.shape[1]} Gaussians in all views",
-                f"at least {count}, since each one looks at so many",
-                "give larger images, or more views",
-            )
-        if not self.windowed_neighbors:
-            return k_nearest_of_sane(points, points, count)
-        others = nearest_others(cameras.c2w, WINDOW_VIEWS)
-        return k_nearest_in_windows(places, others, cameras.c2w, cameras.K, count).flatten(1, 3)
 
 
 @dataclass(frozen=True)

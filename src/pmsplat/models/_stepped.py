@@ -1,0 +1,132 @@
+"""Encoders whose Gaussians a recurrent update changes: what ReSplat and `updated` share."""
+
+from functools import partial
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..kernels.neighbors import k_nearest_in_windows, k_nearest_of_sane
+from ..nn.cost_volume import nearest_others
+from ..render import rasterize
+from ..types import Cameras, DrawingRules, Gaussians, Prediction, Rendering, Views
+from ._padding import predict_padded
+from ._update import NEIGHBORS, Splats, Update
+
+WINDOW_VIEWS = 32  # other views in whose windows neighbours are sought
+FARTHEST = 1e9  # coordinates among which neighbours are sought; a diverged model has others too
+
+
+class Stepped(nn.Module):
+    """An initial model and an update of its Gaussians, applied as often as one likes.
+
+    It takes two or more views of any size (`predict_padded`). In train mode, and where all levels
+    are asked for, the prediction holds the Gaussians of the initial model and those after each
+    step; else only the last. No gradient flows from the update into the initial model, nor through
+    the Gaussians from step to step except through what the update remembers and through the
+    pictures that it draws of the context views. Under autocast geometry, Gaussians and pictures
+    stay in float32.
+
+    `draw` is how it looks at its Gaussians. With `windowed_neighbors`, neighbours are sought near
+    the pixels of a point alone, as the authors' option `use_local_knn` does it: faster, inexact.
+    """
+
+    update: Update | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windowed_neighbors = False
+
+    @property
+    def multiple(self) -> int:
+        """Images whose height and width are multiples of this are taken as they are."""
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> int | None:
+        """The number of updates where the caller does not say; None: it has no update."""
+        raise NotImplementedError
+
+    @property
+    def frame(self) -> str:
+        """The update wants the world to be that of the middle context view."""
+        return "given" if self.update is None else "middle"
+
+    def forward(
+        self, views: Views, steps: int | None = None, all_levels: bool = False
+    ) -> Prediction:
+        """What it predicts after so many updates; None: as many as its settings say.
+
+        Raises UserError for fewer than two views, and for updates of a model without them.
+        """
+        count = self._count(steps)
+        predict = partial(self._predict, steps=count, all_levels=all_levels or self.training)
+        return predict_padded(predict, views, self.multiple)
+
+    def draw(self, gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> Rendering:
+        """The pictures of its Gaussians that an update looks at."""
+        return rasterize(gaussians, cameras, size)
+
+    def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
+        """For views of a size that needs no padding."""
+        raise NotImplementedError
+
+    def _count(self, steps: int | None) -> int:
+        if steps is None:
+            return self.steps or 0
+        if type(steps) is not int or steps < 0:
+            raise UserError(f"steps={steps!r}", "a whole number of at least 0", "leave it out")
+        if steps and self.update is None:
+            raise UserError(
+                f"steps={steps} of a model without an update",
+                "0 steps, which give its initial Gaussians",
+                "leave steps out, or choose a model that has an update",
+            )
+        return steps
+
+    def _updated(
+        self,
+        splats: Splats,
+        condition: Float[Tensor, "n channel rows columns"],
+        views: Views,
+        rules: DrawingRules,
+        steps: int,
+        all_levels: bool,
+    ) -> tuple[Gaussians, ...]:
+        """The Gaussians after each step, or after the last alone.
+
+        They start as `splats`, which were made from the maps `condition` of the views.
+        """
+        assert self.update is not None
+        c2w, cameras, size = views.cameras.c2w, views.cameras, views.size
+        height, width = (side // self.update.unit for side in size)
+        photos = self.update.observe(views.images)
+        state = self.update.start(splats, condition, photos)
+        current = state.splats.in_world(c2w, rules)
+        levels: tuple[Gaussians, ...] = ()
+        for _ in range(steps):
+            # Draw the context views, compare with the photographs, correct the Gaussians.
+            pictures = self.draw(current, cameras, size).color
+            means = state.splats.means.detach().unflatten(1, (-1, height, width))
+            table = self._neighbors(means, cameras, NEIGHBORS)
+            state = self.update.step(state, pictures, photos, table)
+            current = state.splats.in_world(c2w, rules)
+            levels = (*levels, current) if all_levels else (current,)
+        return levels
+
+    def _neighbors(
+        self, places: Float[Tensor, "batch view rows columns 3"], cameras: Cameras, count: int
+    ) -> Int[Tensor, "batch point {count}"]:
+        """The nearest of all points of a scene to each, or of those near its pixels."""
+        places = places.detach().float().nan_to_num().clamp(-FARTHEST, FARTHEST)
+        points = places.flatten(1, 3)
+        if points.shape[1] < count:
+            raise UserError(
+                f"{points.shape[1]} Gaussians in all views",
+                f"at least {count}, since each one looks at so many",
+                "give larger images, or more views",
+            )
+        if not self.windowed_neighbors:
+            return k_nearest_of_sane(points, points, count)
+        others = nearest_others(cameras.c2w, WINDOW_VIEWS)
+        return k_nearest_in_windows(places, others, cameras.c2w, cameras.K, count).flatten(1, 3)
