@@ -6,6 +6,8 @@ unknown key is an error that names the nearest valid one.
     +experiment=re10k_small         a file of config/experiment
     model=depthsplat_base           a file of config/model, or the name of a component
     model.scales=2                  a field of that component's Config
+    model.base=depthsplat_base      of `updated`: another file of config/model, or component
+    model.base.scales=2             a field of the Config of that
     loss.lpips.weight=0.1           of a loss: weight, start_step, or a field of its Config
     +loss.pointmap={}               another loss, with the settings of config/loss/pointmap.yaml
     +loss.lab.sparsity.weight=0.1   a loss of your own, here the module lab.sparsity
@@ -110,8 +112,12 @@ def compose(overrides: Sequence[str]) -> Experiment:
             bare[group] = {"name": str(value)}
     # Compose the files, then apply the values.
     tree = _compose_files(files) | bare
+    for group in GROUPS:
+        _expand_nested(tree, group)
     for override in values:
         _apply(tree, override)
+        if isinstance(override.value(), str):
+            _expand_nested(tree, override.key_or_group.partition(".")[0])
     tree = _resolve(tree)
     name = next((f.partition("=")[2] for f in files if f.startswith("+experiment=")), "run")
     return _make_experiment(tree, name)
@@ -156,6 +162,29 @@ def _compose_files(files: list[str]) -> dict[str, Any]:
         ) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
+
+
+def _expand_nested(tree: dict[str, Any], group: str) -> None:
+    """Puts the settings of nested components, as `model.base`, in place of their names."""
+    node, package = tree.get(group), GROUPS.get(group)
+    name = node.get("name") if isinstance(node, dict) else None
+    if package in (None, "losses") or not isinstance(node, dict) or not isinstance(name, str):
+        return
+    for key, inner in registry.nested_fields(registry.module(package, name).Config).items():
+        given, file = node.get(key), _group_of(inner)
+        if isinstance(given, str):
+            node[key] = _read_file(file, given) if _has_file(file, given) else {"name": given}
+
+
+def _group_of(package: str) -> str:
+    """The group of the components of a package."""
+    return next(group for group, components in GROUPS.items() if components == package)
+
+
+def _read_file(group: str, name: str) -> dict[str, Any]:
+    file = OmegaConf.to_container(OmegaConf.load(folder() / group / f"{name}.yaml"))
+    assert isinstance(file, dict)
+    return {str(key): value for key, value in file.items()}
 
 
 def _resolve(tree: dict[str, Any]) -> dict[str, Any]:
@@ -208,8 +237,7 @@ def _add_loss(tree: dict[str, Any], path: list[str]) -> dict[str, Any]:
     losses, name = tree.get("loss"), path[1] if len(path) > 1 else ""
     if not isinstance(losses, dict) or name in losses or name not in choices("loss"):
         return {}
-    file = OmegaConf.to_container(OmegaConf.load(folder() / "loss" / f"{name}.yaml"))
-    defaults = dict(file.get(name) or {}) if isinstance(file, dict) else {}
+    defaults = dict(_read_file("loss", name).get(name) or {})
     losses[name] = dict(defaults)
     return defaults
 
@@ -251,6 +279,10 @@ def _component(group: str, given: Any) -> Component:
         )
     found = registry.module(package, name)
     settings = registry.upgrade(found, settings)
+    for key, inner in registry.nested_fields(found.Config).items():
+        if isinstance(settings.get(key), dict):
+            part = _component(_group_of(inner), settings[key])
+            settings[key] = {"name": part.name, **asdict(part.settings)}
     return Component(name, typed(found.Config, settings, f"{group} {name!r}"))
 
 

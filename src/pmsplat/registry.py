@@ -105,6 +105,33 @@ def make_config(package: str, name: str, settings: Any = None) -> Any:
     return _fill(found.Config, upgrade(found, settings or {}), f"{package} {name!r}")
 
 
+def nested(package: str) -> dict[str, str]:
+    """The metadata of a Config's field that holds another component, one of `package`.
+
+    Its value is a mapping: the "name" of the component beside its settings.
+    """
+    return {"package": package}
+
+
+def nested_fields(schema: Any) -> dict[str, str]:
+    """The fields of a Config that hold other components, and the packages of these."""
+    return {f.name: f.metadata["package"] for f in fields(schema) if "package" in f.metadata}
+
+
+def build_nested(package: str, given: Mapping[str, Any]) -> Any:
+    """The component that such a field holds; UserError for a name or settings that are wrong."""
+    return build(package, *split_name(given))
+
+
+def split_name(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a nested component, and its settings; UserError where it has no name."""
+    settings = dict(given)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"a component without a name ({given})", "its name", "set `name`")
+    return name, settings
+
+
 def upgrade(component: ModuleType, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as older versions of the component may have written them, as its Config has them."""
     translate = getattr(component, "upgrade", dict)

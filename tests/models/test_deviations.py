@@ -12,9 +12,9 @@ from pmsplat.errors import UserError
 from pmsplat.io import weights
 from pmsplat.models import Deviations
 from pmsplat.types import Prediction
-from tests.models.tiny import MODELS, SETTINGS, shaken, tiny, views
+from tests.models.tiny import RELEASED, SETTINGS, shaken, tiny, views
 
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", RELEASED)
 
 
 def predict(name: str, **deviations: bool) -> Prediction:

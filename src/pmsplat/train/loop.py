@@ -18,7 +18,15 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from torch import nn
 
 from .. import registry
-from ..contracts import LPIPS, Dataset, dataset_traits, encoder_traits, has_initial_weights, require
+from ..contracts import (
+    LPIPS,
+    Dataset,
+    dataset_traits,
+    encoder_traits,
+    has_base,
+    has_initial_weights,
+    require,
+)
 from ..device import cuda_obstacle, float32_products
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
@@ -27,7 +35,7 @@ from ..io.weights import check_same
 from ..losses import Term
 from ..render import fast_backend, obstacle
 from ..types import Batch
-from ..zoo.init import initialize
+from ..zoo.init import initialize, open_base
 from ..zoo.load import CONFIG, WEIGHTS, load, save
 from . import optim, pointmaps
 from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
@@ -67,6 +75,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         traits = dataset_traits(data.dataset)
         scale_near = traits.scale_near
         component = _learn_range(experiment.model, data.dataset, tell)
+        component, base = _open_base(component, tell)
         experiment = replace(experiment, model=component)
 
         # Build the model and the losses; the seed makes initial weights the same in every run.
@@ -104,10 +113,9 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         # Start from the checkpoint of an interrupted run, from given weights, or from nothing.
         if resumed:
             _check_resumed(resumed, model, cfg.steps)
-        elif cfg.initial:
-            start_from(model, cfg.initial)
-        elif has_initial_weights(component.settings):
-            initialize(model, component.settings.init_from, tell)
+        else:
+            _start(model, component, base, cfg.initial, tell)
+        del base
 
         # Keep the settings beside the results; name those that a resumed run changes.
         settings = output / CONFIG
@@ -195,6 +203,42 @@ def _learn_range(component: Component, dataset: Dataset, tell: Callable[[str], N
         if traits.far is not None and "far" in [f.name for f in fields(settings)]:
             settings = replace(settings, far=traits.far)
     return replace(component, settings=settings)
+
+
+def _open_base(
+    component: Component, tell: Callable[[str], None]
+) -> tuple[Component, nn.Module | None]:
+    """The model with the settings of its base's weights, and the base, where it has one."""
+    if not has_base(component.settings):
+        return component, None
+    settings, base = open_base(component.settings, tell)
+    return replace(component, settings=settings), base
+
+
+def _start(
+    model: nn.Module,
+    component: Component,
+    base: nn.Module | None,
+    initial: str | None,
+    tell: Callable[[str], None],
+) -> None:
+    """Fills a new model from given weights, or from those of its base and of its parts.
+
+    UserError for a base without weights, since it does not learn.
+    """
+    if initial:
+        start_from(model, initial)
+        return
+    if has_base(component.settings):
+        if base is None:
+            raise UserError(
+                "a base without weights, which does not learn",
+                "an encoder that was trained",
+                "set model.base_weights to a published model or a checkpoint",
+            )
+        model.get_submodule("base").load_state_dict(base.state_dict())
+    if has_initial_weights(component.settings):
+        initialize(model, component.settings.init_from, tell)
 
 
 def _check_resumed(path: Path, model: nn.Module, steps: int) -> None:

@@ -16,6 +16,7 @@ from ..models.depthsplat import DepthSplat
 from ..models.depthsplat2024 import DepthSplat2024, Enlarge, Head
 from ..models.mvsplat import FINE_LEVELS, MVSplat
 from ..models.resplat import ReSplat
+from ..models.updated import Updated
 
 Names = dict[str, tuple[str, ...]]  # our module -> official modules, without the prefixes below
 ENCODER, DEPTH, BACKBONE = "encoder.", "depth_predictor.", "backbone."
@@ -232,8 +233,11 @@ def resplat(model: ReSplat) -> Names:
     for i in range(len(model.points.near)):
         out |= neighbor_block(f"points.near.{i}", f"pt.blocks.{i}")
         out |= global_block(f"points.all.{i}", f"pt.mv_blocks.{i}")
-    if model.update is None:
-        return out
+    return out if model.update is None else out | update(model.update)
+
+
+def update(module: nn.Module) -> Names:
+    """The update, as the part `update` of a model."""
     names = {
         "condition": "proj",
         "features": "feature",
@@ -242,17 +246,19 @@ def resplat(model: ReSplat) -> Names:
         "join": "module.0.linear",
         "head": "head",
     }
-    out |= {f"update.{o}": (f"update_{t}",) for o, t in names.items()}
+    out: Names = {f"update.{o}": (f"update_{t}",) for o, t in names.items()}
     out |= global_block("update.views", "update_error_attn.0")
-    for i in range(len(model.update.blocks)):
+    for i in range(len(list(module.get_submodule("blocks").children()))):
         out |= neighbor_block(f"update.blocks.{i}", f"update_module.1.blocks.{i}")
     return out
 
 
 def names_of(model: nn.Module) -> Names:
-    """The official modules that each module of `model` is made from."""
+    """The official modules that each module of `model` is made from, but for another's base."""
     if isinstance(model, ReSplat):
         return resplat(model)
+    if isinstance(model, Updated):
+        return update(model.update)
     if isinstance(model, DepthSplat2024):
         return depthsplat2024(model)
     if isinstance(model, DepthSplat):

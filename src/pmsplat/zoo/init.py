@@ -11,8 +11,9 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,9 @@ from ..io.weights import Source, fetch, read_checkpoint, read_header
 from ..models.depthsplat import DepthSplat
 from ..models.mvsplat import MVSplat
 from ..models.resplat import ReSplat
+from ..models.updated import Updated
 from .convert import join_parts, names_of, official_keys, place_names, reorder_inputs
+from .load import open_model
 from .published import ZOO
 
 log = logging.getLogger(__name__)
@@ -69,7 +72,8 @@ def initialize(
     checkpoint of ours. Of every part (ViT, CNN, transformer, head, …) that a file has, all
     parameters are copied; other parts stay as they are, and other tensors of the file are ignored.
     "NAME:PART", such as "resplat-base-dl3dv-256x448-view8:update", takes of that part what fits,
-    tensor by tensor, and leaves the rest as it is. `tell` gets one sentence per file. Raises
+    tensor by tensor, and leaves the rest as it is. Of a model on a base only the update is filled,
+    see `open_base`. `tell` gets one sentence per file. Raises
     UserError for an unknown name, for a file that cannot be had, that has no part of the model, or
     that has a part only in part where none was named.
     """
@@ -93,6 +97,34 @@ def initialize(
         tell(f"{name}: {taken}{rest}")
 
 
+def open_base(
+    settings: Any, tell: Callable[[str], None] = log.info
+) -> tuple[Any, nn.Module | None]:
+    """The settings of a model on a base with those that the base's weights have, and the base.
+
+    Both come from `settings.base_weights`, as for `load`; None: settings as they are, no base.
+    `tell` gets one sentence where settings of the base change. Raises UserError for weights of
+    another component.
+    """
+    weights = settings.base_weights
+    if weights is None:
+        return settings, None
+    loaded = open_model(weights)
+    name, given = registry.split_name(settings.base)
+    if loaded.component != name:
+        raise UserError(
+            f"model.base_weights={weights}, of a model {loaded.component}",
+            f"weights of {name}, as model.base says",
+            f"set model.base={loaded.component}",
+        )
+    theirs = asdict(loaded.settings)
+    ours = asdict(registry.make_config("models", name, given))
+    changed = [key for key in theirs if theirs[key] != ours[key] and key != "init_from"]
+    if changed:
+        tell(f"The base has the settings of {weights}, which differ in {', '.join(changed)}.")
+    return replace(settings, base={"name": name, **theirs}), loaded.model
+
+
 @dataclass(frozen=True)
 class _Choice:
     """Where weights come from, and the part of the model that they are for; "": all that fit."""
@@ -112,19 +144,19 @@ class _Choice:
 def _check(model: nn.Module, choice: _Choice) -> None:
     """UserError for a name or model that has no such weights, before any file is fetched."""
     name = choice.name
-    if not isinstance(model, (DepthSplat, MVSplat, ReSplat)):
+    if not isinstance(model, (DepthSplat, MVSplat, ReSplat, Updated)):
         raise UserError(
             f"model.init_from for a {type(model).__name__}",
             "an encoder of pmsplat's own, whose parts others have trained",
             "start from a checkpoint of the same model instead (trainer.initial=...)",
         )
     if name == DINOV2:
-        if isinstance(model, MVSplat) or model.depth.vit is None:
+        if isinstance(model, MVSplat | Updated) or model.depth.vit is None:
             raise UserError(
                 f"{name!r} in model.init_from", "a model with a ViT", "take it out of the list"
             )
     elif name == RESNET:
-        if not isinstance(model, ReSplat) or model.update is None:
+        if not isinstance(model, ReSplat | Updated) or model.update is None:
             raise UserError(
                 f"{name!r} in model.init_from", "a model with an update", "take it out of the list"
             )
@@ -135,8 +167,8 @@ def _check(model: nn.Module, choice: _Choice) -> None:
             f"{', '.join(known)}, a published model, or the path of a checkpoint",
             registry.suggest(name, [*known, *ZOO]),
         )
-    if not any(map(choice.has, model.state_dict())):
-        parts = list(dict.fromkeys(parameter.partition(".")[0] for parameter in model.state_dict()))
+    if not any(map(choice.has, _fillable(model))):
+        parts = list(dict.fromkeys(parameter.partition(".")[0] for parameter in _fillable(model)))
         raise UserError(
             f"{choice.part!r} of {name} in model.init_from, a part that this model has not",
             f"{', '.join(parts)}, or parts of these",
@@ -144,9 +176,17 @@ def _check(model: nn.Module, choice: _Choice) -> None:
         )
 
 
+def _fillable(model: nn.Module) -> list[str]:
+    """The parameters that weights may fill: all but those of a base."""
+    names = list(model.state_dict())
+    if isinstance(model, Updated):
+        return [name for name in names if not name.startswith("base.")]
+    return names
+
+
 def _read(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
     """The official keys of each of our parameters, and the tensors of a file by their keys."""
-    ours = list(model.state_dict())
+    ours = _fillable(model)
     if name == DINOV2:
         from ..foundation import dinov2  # late: timm takes a second to import
 

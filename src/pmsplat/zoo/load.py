@@ -1,6 +1,8 @@
 """Published models by name, and any checkpoint: one call to a ready encoder."""
 
 import logging
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,7 @@ def open_model(name_or_path: str | Path, weights: str | Path | None = None) -> L
     config = registry.make_config("models", header.model, header.settings)
     model = registry.build("models", header.model, config)
     state = files.read_checkpoint(path)
+    _refuse_update(path, state)
     remedy = "load it with the version of pmsplat that wrote it"
     files.check_same(state, model.state_dict(), str(path), remedy)
     model.load_state_dict(state)
@@ -113,6 +116,7 @@ def _open_published(name: str, weights: str | Path | None) -> Loaded:
 def _load_official(name: str, settings: dict[str, Any], path: Path) -> Loaded:
     """The published model `name`, filled from an official file."""
     official = files.read_checkpoint(path)
+    _refuse_update(path, official)
     other = RESPLAT_FORMS.get(name)
     if other is not None and recognize_shapes(official).names == (other,):
         log.warning("%s has the form of %s, and is loaded as that", path, other)
@@ -152,9 +156,20 @@ def _release_settings(name: str, path: Path) -> dict[str, Any]:
     return {}
 
 
+def _refuse_update(path: Path, names: Iterable[str]) -> None:
+    """UserError where a file has an update alone, by our names or by the official ones."""
+    if all(re.match(r"(.+\.)?update[._]", name) for name in names):
+        raise UserError(
+            f"{path}, which holds an update without the encoder that it was trained on",
+            "a checkpoint of both",
+            "start a model from it: model.init_from=[PATH:update] in training",
+        )
+
+
 def _unrecognized(path: Path) -> UserError:
     """What to raise for an official file whose hash is not known."""
     content = files.read_checkpoint(path)
+    _refuse_update(path, content)
     beside = path.with_name(WEIGHTS)
     is_training = all(name.startswith("model.") for name in content)
     if is_training and beside.is_file() and files.read_header(beside) is not None:
