@@ -68,7 +68,7 @@ def test_a_run_changes_the_update_alone_and_its_checkpoint_stands_alone(
 def test_a_base_without_weights_or_with_those_of_another_is_told(
     stage: Callable[..., Experiment],
 ) -> None:
-    with pytest.raises(UserError, match="a base without weights.*set model.base_weights"):
+    with pytest.raises(UserError, match=r"a base without weights.*set model\.base_weights"):
         train.run(stage("model.base_weights=null", "model.base.near=null"))
     with pytest.raises(UserError, match="of a model depthsplat; wanted weights of mvsplat"):
         train.run(stage("model.base=mvsplat"))

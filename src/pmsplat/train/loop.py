@@ -51,6 +51,7 @@ ADVICE = (  # of Lightning, on things that are decided here
     ".*does not have many workers.*",
     ".*`IterableDataset` has `__len__` defined.*",
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ".*in eval mode at the start of training.*",  # the base of an update
     ".*recommended to use `self.log.*sync_dist=True.*",  # means are the same on all devices already
 )
 
