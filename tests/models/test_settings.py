@@ -36,6 +36,7 @@ BAD_OF: dict[str, dict[str, list[Any]]] = {
         "scale_max": [0.0],
         "far": [0.01, -1.0],
     },
+    "updated": {"state_width": [0], "steps": [-1]},
 }
 
 

@@ -69,9 +69,7 @@ class PixelHead(nn.Module):
         """What the last layers read, of some images after others."""
         raise NotImplementedError
 
-    def numbers(
-        self, maps: Iterable[Float[Tensor, "n _ height width"]]
-    ) -> Float[Tensor, "n channel height width"]:
+    def numbers(self, maps: Iterable[Tensor]) -> Float[Tensor, "n channel height width"]:
         """What the last layers make of these maps."""
         return torch.cat(list(map(self.out, maps)))
 

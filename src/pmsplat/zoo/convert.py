@@ -258,6 +258,7 @@ def names_of(model: nn.Module) -> Names:
     if isinstance(model, ReSplat):
         return resplat(model)
     if isinstance(model, Updated):
+        assert model.update is not None
         return update(model.update)
     if isinstance(model, DepthSplat2024):
         return depthsplat2024(model)
