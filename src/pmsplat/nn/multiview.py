@@ -187,6 +187,7 @@ class FeedForward(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         first, _, last = self
+        assert isinstance(first, Linear)
         return last(linear_gelu(input, first.weight))
 
 
