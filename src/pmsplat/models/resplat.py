@@ -19,11 +19,11 @@ from ..kernels.neighbors import k_nearest_in_windows, k_nearest_of_sane
 from ..nn.cost_volume import nearest_others
 from ..nn.maps import resize, set_memory_format
 from ..nn.points import to_maps
-from ..registry import check_settings, number, whole
+from ..registry import check_settings, whole
 from ..render import rasterize
 from ..types import RESPLAT, Cameras, Gaussians, Prediction, Rendering, Views
 from . import _initial, _update
-from ._checks import ABOVE_ZERO, check_choice, check_near
+from ._checks import ABOVE_ZERO, check_choice, check_near, range_rules
 from ._depth import DepthEstimate, DepthNetwork, Layout, choose_others
 from ._deviations import Deviations, expand_published
 from ._padding import predict_padded
@@ -31,8 +31,6 @@ from ._update import Splats, Update
 
 MATCHED = 2  # views that each view is matched with, where there are more than three
 VIT_LIMIT = 560  # pixels along the longer side of what the ViT sees
-# A guess: COLMAP moves cameras to an extent of 10, and DL3DV's walk around what they look at.
-TYPICAL_DEPTH = 5.0
 WINDOW_VIEWS = 32  # other views in whose windows neighbours are sought
 FARTHEST = 1e9  # coordinates among which neighbours are sought; a diverged model has others too
 
@@ -60,6 +58,7 @@ class Config:
     scene in the scene's own unit."""
     far: float | None = 200.0
     """Farthest depth of these scenes; None: it searches the range of each scene."""
+    typical_depth: float | None = 5.0  # usual depth of these scenes; None: they are known by near
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     deviations: Deviations = field(default_factory=Deviations)
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
@@ -74,9 +73,8 @@ class Config:
             "state_width": whole(1),
             "scale_max": ABOVE_ZERO,
             "steps": whole(0).or_none,
-            "far": number(self.near or 0, open_low=True).or_none,
         }
-        check_settings(self, sizes, "model.")
+        check_settings(self, sizes | range_rules(self.near), "model.")
         check_choice("latent", self.latent, (2, 4))
         finer = [1, 4, 16][: self.latent.bit_length()]
         check_choice("gaussians_per_point", self.gaussians_per_point, finer)
@@ -132,9 +130,9 @@ class ReSplat(nn.Module):
         return self.cfg.far
 
     @property
-    def typical_depth(self) -> float:
-        """The usual depth of these scenes."""
-        return TYPICAL_DEPTH
+    def typical_depth(self) -> float | None:
+        """The usual depth of these scenes; None: they are known by near."""
+        return self.cfg.typical_depth
 
     @property
     def steps(self) -> int | None:
