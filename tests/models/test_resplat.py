@@ -186,10 +186,10 @@ def test_what_others_ask_of_it() -> None:
 
 def test_wrong_numbers_of_steps_are_told(generator: torch.Generator) -> None:
     given = views(generator)
-    with pytest.raises(UserError, match=r"steps=1 of a model without an update; wanted 0 steps"):
+    with pytest.raises(UserError, match=r"`steps=1` for a model that predicts in a single pass"):
         tiny("resplat", steps=None)(given, steps=1)
     for steps in (-1, True):
-        with pytest.raises(UserError, match=rf"steps={steps}; wanted a whole number of at least 0"):
+        with pytest.raises(UserError, match=rf"`steps={steps}`; wanted a whole number from 0"):
             tiny("resplat")(given, steps=steps)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

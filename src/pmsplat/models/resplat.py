@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..contracts import count_steps
 from ..errors import UserError
 from ..kernels.neighbors import k_nearest_in_windows, k_nearest_of_sane
 from ..nn.cost_volume import nearest_others
@@ -160,26 +161,13 @@ class ReSplat(nn.Module):
 
         Raises UserError for fewer than two views, and for updates of a model without them.
         """
-        count = self._count(steps)
+        count = count_steps(steps, self.steps)
         predict = partial(self._predict, steps=count, all_levels=all_levels or self.training)
         return predict_padded(predict, views, self.multiple)
 
     def draw(self, gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> Rendering:
         """The pictures of its Gaussians that an update looks at."""
         return rasterize(gaussians, cameras, size)
-
-    def _count(self, steps: int | None) -> int:
-        if steps is None:
-            return self.cfg.steps or 0
-        if type(steps) is not int or steps < 0:
-            raise UserError(f"steps={steps!r}", "a whole number of at least 0", "leave it out")
-        if steps and self.update is None:
-            raise UserError(
-                f"steps={steps} of a model without an update",
-                "0 steps, which give its initial Gaussians",
-                "leave steps out, or choose a model that has an update",
-            )
-        return steps
 
     def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
         """For views of a size that needs no padding."""
