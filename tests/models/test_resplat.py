@@ -94,6 +94,24 @@ def test_it_looks_at_its_context_views_before_each_step(generator: torch.Generat
     torch.testing.assert_close(drawn[1].means, found.gaussians[1].means)
 
 
+@pytest.mark.parametrize(
+    ("halved", "size", "padded"),
+    [(False, (16, 784), (32, 800)), (True, (64, 1568), (64, 1600)), (False, (16, 752), (16, 752))],
+)
+def test_wide_images_are_padded_to_their_windows(
+    halved: bool, size: tuple[int, int], padded: tuple[int, int], generator: torch.Generator
+) -> None:
+    """Maps of more than 192 columns have 8 windows along each side."""
+    model = resplat(**BLOCKS, half_depth=halved, planes=4, transformer_layers=1)
+    given, seen = views(generator, size=size), []
+    model.depth.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2:]))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore" if padded != size else "error")
+        found = model(given, steps=0)
+    assert seen == [tuple(side // (2 if halved else 1) for side in padded)]
+    assert found.depths[0].shape[-2:] == size
+
+
 def test_blocks_beside_the_image_are_cut(generator: torch.Generator) -> None:
     model, given = resplat(**BLOCKS), views(generator, 2, (21, 34))
     with torch.no_grad(), pytest.warns(UserWarning, match="padded to 32x48"):

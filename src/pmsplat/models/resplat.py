@@ -118,7 +118,7 @@ class ReSplat(nn.Module):
     @property
     def multiple(self) -> int:
         """Images whose height and width are multiples of this are taken as they are."""
-        return self.layout.multiple * (2 if self.cfg.half_depth else 1)
+        return self.layout.multiple * self._halving
 
     @property
     def near(self) -> float | None:
@@ -163,11 +163,21 @@ class ReSplat(nn.Module):
         """
         count = count_steps(steps, self.steps)
         predict = partial(self._predict, steps=count, all_levels=all_levels or self.training)
-        return predict_padded(predict, views, self.multiple)
+        return predict_padded(predict, views, self._multiple_at(views.size[1]))
 
     def draw(self, gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> Rendering:
         """The pictures of its Gaussians that an update looks at."""
         return rasterize(gaussians, cameras, size)
+
+    @property
+    def _halving(self) -> int:
+        """How many times smaller the images are that the depth network sees."""
+        return 2 if self.cfg.half_depth else 1
+
+    def _multiple_at(self, width: int) -> int:
+        """`multiple` for images about `width` pixels wide."""
+        seen = -(-width // self._halving)
+        return self.layout.multiple_at(seen) * self._halving
 
     def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
         """For views of a size that needs no padding."""
@@ -203,7 +213,7 @@ class ReSplat(nn.Module):
     ) -> DepthEstimate:
         """What the depth network says, of images of half the size where the settings want that."""
         if self.cfg.half_depth:
-            half = images.shape[-2] // 2, images.shape[-1] // 2
+            half = images.shape[-2] // self._halving, images.shape[-1] // self._halving
             images = resize(images.flatten(0, 1), half).unflatten(0, images.shape[:2])
         return self.depth(images, cameras, choose_others(cameras.c2w, MATCHED))
 
