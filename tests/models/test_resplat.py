@@ -159,6 +159,42 @@ def test_a_step_reaches_the_one_before_through_pictures_too(generator: torch.Gen
     assert (whole - cut).norm() > 1e-6 * whole.norm()
 
 
+def test_gradients_keep_the_inside_of_one_step_at_a_time(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is computed twice, from the same neighbours, and gradients are the same."""
+    model, given = resplat(**BLOCKS).train(), views(generator, 3, batch=2)
+    find, searched = model._neighbors, []
+    monkeypatch.setattr(model, "_neighbors", lambda *args: searched.append(args) or find(*args))
+
+    def learn() -> tuple[int, list[torch.Tensor]]:
+        kept = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        model.zero_grad()
+        searched.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            levels = model(given, steps=3).gaussians
+        loss = sum(getattr(level, part).square().sum() for level in levels for part in PARTS)
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        assert len(searched) == 1 + 3
+        return kept, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    kept, gradients = learn()
+    monkeypatch.setattr("pmsplat.models.resplat.checkpoint", lambda step, *args, **_: step(*args))
+    kept_of_all, expected = learn()
+    inside = kept_of_all - kept  # of three steps
+    assert inside > kept_of_all / 4
+    assert len(gradients) == len(expected) > 100
+    for found, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
 @pytest.mark.filterwarnings("error")
 def test_neighbours_near_the_pixels_are_another_choice(generator: torch.Generator) -> None:
     model, given = resplat(**BLOCKS), views(generator, 4, (48, 48))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..contracts import count_steps
 from ..errors import UserError
@@ -227,12 +228,16 @@ class ReSplat(nn.Module):
         state = self.update.start(initial.splats, initial.condition, photos)
         current = self._in_world(state.splats, views)
         levels: tuple[Gaussians, ...] = ()
+        step = self.update.step
+        if self.training and steps > 1:
+            # Of what is inside a step, gradients keep one step's at a time and compute it again.
+            step = partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False)
         for _ in range(steps):
             # Draw the context views, compare with the photographs, correct the Gaussians.
             pictures = self.draw(current, views.cameras, views.size).color
             means = state.splats.means.detach().unflatten(1, (-1, height, width))
             table = self._neighbors(means, views.cameras, _update.NEIGHBORS)
-            state = self.update.step(state, pictures, photos, table)
+            state = step(state, pictures, photos, table)
             current = self._in_world(state.splats, views)
             levels = (*levels, current) if all_levels else (current,)
         return levels
