@@ -82,24 +82,32 @@ def encoder_traits(encoder: Encoder) -> EncoderTraits:
     return EncoderTraits(**{k: getattr(encoder, k, v) for k, v in vars(default).items()})
 
 
-def take_steps(
-    encoder: Encoder, steps: int | None, all_levels: bool = False
-) -> Callable[[Views], Prediction]:
-    """`encoder` with this number of steps; None: its own, and nothing for one without steps.
+def count_steps(steps: int | None, own: int | None) -> int:
+    """How many steps an encoder takes where it is asked for `steps`; None: its own number.
 
-    UserError for steps of an encoder that has none, and for a number below 0.
+    `own` is the trait of the encoder. UserError for steps of an encoder that has none, and for a
+    number below 0.
     """
-    own = encoder_traits(encoder).steps
-    if steps is not None and own is None:
+    if steps is None:
+        return own or 0
+    if type(steps) is not int or steps < 0:
+        remedy = "leave `steps` out" + (f" to take {own}" if own else "")
+        raise UserError(f"`steps={steps}`", "a whole number from 0", remedy)
+    if steps and own is None:
         raise UserError(
             f"`steps={steps}` for a model that predicts in a single pass",
             "a model that changes its Gaussians in steps",
             "leave `steps` out, or choose another model",
         )
-    if steps is not None and steps < 0:
-        raise UserError(
-            f"`steps={steps}`", "a whole number from 0", f"leave `steps` out to take {own}"
-        )
+    return steps
+
+
+def take_steps(
+    encoder: Encoder, steps: int | None, all_levels: bool = False
+) -> Callable[[Views], Prediction]:
+    """`encoder` with this number of steps; None: its own. UserError as of `count_steps`."""
+    own = encoder_traits(encoder).steps
+    count_steps(steps, own)
     if own is None or (steps is None and not all_levels):
         return encoder
     return partial(cast(SteppedEncoder, encoder), steps=steps, all_levels=all_levels)

@@ -16,7 +16,7 @@ from ..kernels.convolution import Conv2d
 from ..nn.maps import join, pieces, set_memory_format
 from ..registry import whole
 from ..types import Prediction, Views
-from ._checks import ABOVE_ZERO, check_choice, check_sizes
+from ._checks import ABOVE_ZERO, check_choice, check_sizes, range_rules
 from ._depth import DepthEstimate, DepthNetwork, Features, Layout, choose_others
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, gaussians_at, out_convolutions, upsample_confidence
@@ -49,13 +49,18 @@ class Config:
     near: float | None = 0.5
     """Nearest depth of the scenes it learns from, in its own unit of length, to which other scenes
     are scaled; None: it takes every scene in the scene's own unit."""
+    far: float | None = None
+    """Farthest depth of these scenes, searched to in all; None: it searches the range of each."""
+    typical_depth: float | None = None
+    """Where `far` is set: usual depth of these scenes, to which others are scaled, not by near."""
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     deviations: Deviations = field(default_factory=Deviations)
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
 
     def __post_init__(self) -> None:
         Layout.of(self)
-        check_sizes(self, {"neighbors": whole(1), "head_width": whole(1), "scale_max": ABOVE_ZERO})
+        sizes = {"neighbors": whole(1), "head_width": whole(1), "scale_max": ABOVE_ZERO}
+        check_sizes(self, sizes | range_rules(self.near))
         check_choice("scale_unit", self.scale_unit, tuple(SCALES))
 
 
@@ -102,6 +107,16 @@ class DepthSplat(nn.Module):
     def near(self) -> float | None:
         """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
         return self.cfg.near
+
+    @property
+    def far(self) -> float | None:
+        """The farthest depth of these scenes; None: of each scene."""
+        return self.cfg.far
+
+    @property
+    def typical_depth(self) -> float | None:
+        """The usual depth of these scenes; None: they are known by near."""
+        return self.cfg.typical_depth
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the monocular ViT."""

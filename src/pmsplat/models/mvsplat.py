@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from ..kernels import cpu_rules
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
 from ..nn.cnn import CNN
@@ -109,7 +110,10 @@ class MVSplat(ChannelsFirst):
         return self.cfg.near
 
     def forward(self, views: Views) -> Prediction:
-        return predict_padded(self._predict, views, self.multiple)
+        # Its depth is so sensitive to rounding that the transforms' error exceeds the tolerance of
+        # the official outputs: 2.5 times, on three views of 64x96.
+        with cpu_rules.use(cpu_rules.current().without("winograd")):
+            return predict_padded(self._predict, views, self.multiple)
 
     def _predict(self, views: Views) -> Prediction:
         images, cameras, deviations = views.images, views.cameras, self.cfg.deviations

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ..contracts import count_steps
 from ..errors import UserError
 from ..kernels.neighbors import k_nearest_in_windows, k_nearest_of_sane
 from ..nn.cost_volume import nearest_others
 from ..nn.maps import resize, set_memory_format
 from ..nn.points import to_maps
-from ..registry import check_settings, number, whole
+from ..registry import check_settings, whole
 from ..render import rasterize
 from ..types import RESPLAT, Cameras, Gaussians, Prediction, Rendering, Views
 from . import _initial, _update
-from ._checks import ABOVE_ZERO, check_choice, check_near
+from ._checks import ABOVE_ZERO, check_choice, check_near, range_rules
 from ._depth import DepthEstimate, DepthNetwork, Layout, choose_others
 from ._deviations import Deviations, expand_published
 from ._padding import predict_padded
@@ -31,8 +33,6 @@ from ._update import Splats, Update
 
 MATCHED = 2  # views that each view is matched with, where there are more than three
 VIT_LIMIT = 560  # pixels along the longer side of what the ViT sees
-# A guess: COLMAP moves cameras to an extent of 10, and DL3DV's walk around what they look at.
-TYPICAL_DEPTH = 5.0
 WINDOW_VIEWS = 32  # other views in whose windows neighbours are sought
 FARTHEST = 1e9  # coordinates among which neighbours are sought; a diverged model has others too
 
@@ -60,6 +60,7 @@ class Config:
     scene in the scene's own unit."""
     far: float | None = 200.0
     """Farthest depth of these scenes; None: it searches the range of each scene."""
+    typical_depth: float | None = 5.0  # usual depth of these scenes; None: they are known by near
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     deviations: Deviations = field(default_factory=Deviations)
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
@@ -74,9 +75,8 @@ class Config:
             "state_width": whole(1),
             "scale_max": ABOVE_ZERO,
             "steps": whole(0).or_none,
-            "far": number(self.near or 0, open_low=True).or_none,
         }
-        check_settings(self, sizes, "model.")
+        check_settings(self, sizes | range_rules(self.near), "model.")
         check_choice("latent", self.latent, (2, 4))
         finer = [1, 4, 16][: self.latent.bit_length()]
         check_choice("gaussians_per_point", self.gaussians_per_point, finer)
@@ -119,7 +119,7 @@ class ReSplat(nn.Module):
     @property
     def multiple(self) -> int:
         """Images whose height and width are multiples of this are taken as they are."""
-        return self.layout.multiple * (2 if self.cfg.half_depth else 1)
+        return self.layout.multiple * self._halving
 
     @property
     def near(self) -> float | None:
@@ -132,9 +132,9 @@ class ReSplat(nn.Module):
         return self.cfg.far
 
     @property
-    def typical_depth(self) -> float:
-        """The usual depth of these scenes."""
-        return TYPICAL_DEPTH
+    def typical_depth(self) -> float | None:
+        """The usual depth of these scenes; None: they are known by near."""
+        return self.cfg.typical_depth
 
     @property
     def steps(self) -> int | None:
@@ -162,26 +162,23 @@ class ReSplat(nn.Module):
 
         Raises UserError for fewer than two views, and for updates of a model without them.
         """
-        count = self._count(steps)
+        count = count_steps(steps, self.steps)
         predict = partial(self._predict, steps=count, all_levels=all_levels or self.training)
-        return predict_padded(predict, views, self.multiple)
+        return predict_padded(predict, views, self._multiple_at(views.size[1]))
 
     def draw(self, gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> Rendering:
         """The pictures of its Gaussians that an update looks at."""
         return rasterize(gaussians, cameras, size)
 
-    def _count(self, steps: int | None) -> int:
-        if steps is None:
-            return self.cfg.steps or 0
-        if type(steps) is not int or steps < 0:
-            raise UserError(f"steps={steps!r}", "a whole number of at least 0", "leave it out")
-        if steps and self.update is None:
-            raise UserError(
-                f"steps={steps} of a model without an update",
-                "0 steps, which give its initial Gaussians",
-                "leave steps out, or choose a model that has an update",
-            )
-        return steps
+    @property
+    def _halving(self) -> int:
+        """How many times smaller the images are that the depth network sees."""
+        return 2 if self.cfg.half_depth else 1
+
+    def _multiple_at(self, width: int) -> int:
+        """`multiple` for images about `width` pixels wide."""
+        seen = -(-width // self._halving)
+        return self.layout.multiple_at(seen) * self._halving
 
     def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
         """For views of a size that needs no padding."""
@@ -217,7 +214,7 @@ class ReSplat(nn.Module):
     ) -> DepthEstimate:
         """What the depth network says, of images of half the size where the settings want that."""
         if self.cfg.half_depth:
-            half = images.shape[-2] // 2, images.shape[-1] // 2
+            half = images.shape[-2] // self._halving, images.shape[-1] // self._halving
             images = resize(images.flatten(0, 1), half).unflatten(0, images.shape[:2])
         return self.depth(images, cameras, choose_others(cameras.c2w, MATCHED))
 
@@ -231,12 +228,16 @@ class ReSplat(nn.Module):
         state = self.update.start(initial.splats, initial.condition, photos)
         current = self._in_world(state.splats, views)
         levels: tuple[Gaussians, ...] = ()
+        step = self.update.step
+        if self.training and steps > 1:
+            # Of what is inside a step, gradients keep one step's at a time and compute it again.
+            step = partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False)
         for _ in range(steps):
             # Draw the context views, compare with the photographs, correct the Gaussians.
             pictures = self.draw(current, views.cameras, views.size).color
             means = state.splats.means.detach().unflatten(1, (-1, height, width))
             table = self._neighbors(means, views.cameras, _update.NEIGHBORS)
-            state = self.update.step(state, pictures, photos, table)
+            state = step(state, pictures, photos, table)
             current = self._in_world(state.splats, views)
             levels = (*levels, current) if all_levels else (current,)
         return levels
