@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..foundation.imagenet import MEAN, STD
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
 from ..nn import cost_volume
@@ -25,7 +26,6 @@ from ..types import Cameras
 from ._checks import check_choice, check_width
 from ._deviations import Deviations
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which all parts expect
 FINE_PLANES = 32  # hypotheses of the second scale, half a coarse step apart
 VIT_WIDTHS = {"none": 0, "vits": 384, "vitb": 768, "vitl": 1024}
 # channels of the dense heads by backbone: the four levels, then depth features, Gaussian features

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from ..foundation.imagenet import MEAN, STD
 from ..kernels import cpu_rules
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
@@ -20,7 +21,6 @@ from ..nn.multiview import MultiViewTransformer
 from ..nn.unet import GroupNorm, UNet
 from ..types import Prediction, Views
 from ._checks import check_choice, check_sizes, check_width
-from ._depth import MEAN, STD
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, gaussians_at, upsample_confidence
 from ._padding import predict_padded
