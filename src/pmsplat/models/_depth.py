@@ -4,6 +4,7 @@ Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025; Xu 
 Learning Recurrent Gaussian Splatting", ECCV 2026.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -324,3 +325,29 @@ class DepthNetwork(nn.Module):
             monocular.append(self.vit_pyramid(monocular[0]))
         kept = taps if self.layout.taps else ()
         return Features(cnn, tuple(matched), vit, tuple(monocular), kept)
+
+
+class DepthEncoder(nn.Module):
+    """What encoders around a `DepthNetwork` tell of themselves by their settings."""
+
+    cfg: Any
+    depth: DepthNetwork
+
+    @property
+    def near(self) -> float | None:
+        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
+        return self.cfg.near
+
+    @property
+    def far(self) -> float | None:
+        """The farthest depth of these scenes; None: of each scene."""
+        return getattr(self.cfg, "far", None)
+
+    @property
+    def typical_depth(self) -> float | None:
+        """The usual depth of these scenes; None: they are known by near."""
+        return getattr(self.cfg, "typical_depth", None)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the monocular ViT."""
+        return iter(()) if self.depth.vit is None else self.depth.vit.parameters()

@@ -4,7 +4,6 @@ Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025 (the
 2025 releases).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..nn.maps import join, pieces, set_memory_format
 from ..registry import whole
 from ..types import Prediction, Views
 from ._checks import ABOVE_ZERO, check_choice, check_sizes, range_rules
-from ._depth import DepthEstimate, DepthNetwork, Features, Layout, choose_others
+from ._depth import DepthEncoder, DepthEstimate, DepthNetwork, Features, Layout, choose_others
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, gaussians_at, out_convolutions, upsample_confidence
 from ._padding import predict_padded
@@ -64,7 +63,7 @@ class Config:
         check_choice("scale_unit", self.scale_unit, tuple(SCALES))
 
 
-class DepthSplat(nn.Module):
+class DepthSplat(DepthEncoder):
     """The encoder.
 
     It takes two or more views of any size (sides that are not multiples of 4 · `lowest` are padded,
@@ -102,25 +101,6 @@ class DepthSplat(nn.Module):
     def draws(self) -> bool:
         """Whether it predicts Gaussians, not depth alone."""
         return self.cfg.gaussians
-
-    @property
-    def near(self) -> float | None:
-        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
-        return self.cfg.near
-
-    @property
-    def far(self) -> float | None:
-        """The farthest depth of these scenes; None: of each scene."""
-        return self.cfg.far
-
-    @property
-    def typical_depth(self) -> float | None:
-        """The usual depth of these scenes; None: they are known by near."""
-        return self.cfg.typical_depth
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the monocular ViT."""
-        return iter(()) if self.depth.vit is None else self.depth.vit.parameters()
 
     def forward(self, views: Views) -> Prediction:
         return predict_padded(self._predict, views, self.layout.multiple_at(views.size[1]))

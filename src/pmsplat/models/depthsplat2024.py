@@ -71,14 +71,6 @@ class DepthSplat2024(DepthSplat):
     In train mode the prediction also holds every scale's depth before the last refinement.
     """
 
-    @property
-    def far(self) -> None:
-        """It searches the range of each scene."""
-
-    @property
-    def typical_depth(self) -> None:
-        """It knows scenes by their near."""
-
     def _rules(self) -> Rules:
         cfg: Config = self.cfg
         return Rules(

@@ -4,7 +4,6 @@ Xu, Barath, Geiger, Pollefeys, "ReSplat: Learning Recurrent Gaussian Splatting",
 The depth network is that of `depthsplat`, with depths evenly spaced in their logarithm.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isqrt
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..contracts import count_steps
@@ -26,7 +25,7 @@ from ..render import rasterize
 from ..types import RESPLAT, Cameras, Gaussians, Prediction, Rendering, Views
 from . import _initial, _update
 from ._checks import ABOVE_ZERO, check_choice, check_near, range_rules
-from ._depth import DepthEstimate, DepthNetwork, Layout, choose_others
+from ._depth import DepthEncoder, DepthEstimate, DepthNetwork, Layout, choose_others
 from ._deviations import Deviations, expand_published
 from ._padding import predict_padded
 from ._update import Splats, Update
@@ -89,7 +88,7 @@ def layout_of(cfg: Config) -> Layout:
     )
 
 
-class ReSplat(nn.Module):
+class ReSplat(DepthEncoder):
     """The encoder: an initial model, and an update that is applied as often as one likes.
 
     It takes two or more views of any size (`predict_padded`). In train mode, and where all levels
@@ -122,21 +121,6 @@ class ReSplat(nn.Module):
         return self.layout.multiple * self._halving
 
     @property
-    def near(self) -> float | None:
-        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
-        return self.cfg.near
-
-    @property
-    def far(self) -> float | None:
-        """The farthest depth of these scenes; None: of each scene."""
-        return self.cfg.far
-
-    @property
-    def typical_depth(self) -> float | None:
-        """The usual depth of these scenes; None: they are known by near."""
-        return self.cfg.typical_depth
-
-    @property
     def steps(self) -> int | None:
         """The number of updates where the caller does not say; None: it has no update."""
         return self.cfg.steps
@@ -150,10 +134,6 @@ class ReSplat(nn.Module):
     def unit(self) -> int:
         """Pixels along the side of the block that has one Gaussian."""
         return self.cfg.latent // isqrt(self.cfg.gaussians_per_point)
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the monocular ViT."""
-        return iter(()) if self.depth.vit is None else self.depth.vit.parameters()
 
     def forward(
         self, views: Views, steps: int | None = None, all_levels: bool = False
