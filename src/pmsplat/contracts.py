@@ -120,6 +120,11 @@ def backbone_parameters(encoder: nn.Module) -> Iterator[nn.Parameter]:
     return iter(()) if named is None else named()
 
 
+def is_within(parameter: str, part: str) -> bool:
+    """Whether a parameter is of a part: the beginning of its name up to a dot, or all of it."""
+    return f"{parameter}.".startswith(f"{part}.")
+
+
 def has_initial_weights(config: Any) -> bool:
     """Whether the Config of an encoder has `init_from`, whatever its value."""
     return hasattr(config, "init_from")
