@@ -26,7 +26,8 @@ def test_every_experiment_composes(name: str) -> None:
     assert isinstance(
         experiment.model.settings, registry.module("models", experiment.model.name).Config
     )
-    own = {"log_depth"} if name == "demo_tiny" else set()  # what the experiment itself adds stays
+    rooms = name == "demo_tiny" or name.startswith("resplat_tiny")
+    own = {"log_depth"} if rooms else set()  # what the experiment itself adds stays
     assert set(config.compose([f"+experiment={name}", "loss=mse"]).loss) == {"mse"} | own
 
 
@@ -108,14 +109,74 @@ def test_the_data_of_resplat_is_as_published(
 @pytest.mark.parametrize("name", config.choices("model"))
 def test_every_model_starts_from_weights_that_there_are(name: str) -> None:
     start = config.compose([f"model={name}"]).model.settings.init_from
-    assert set(start) <= {*SOURCES, *ZOO, RESNET}
+    assert {entry.partition(":")[0] for entry in start} <= {*SOURCES, *ZOO, RESNET}
     assert bool(start) == (not name.endswith("_tiny"))
 
 
 def test_weights_to_start_from_are_chosen_by_name_or_path() -> None:
-    chosen = "model.init_from=[dinov2,gmflow,depth-anything-v2-small,a/b-c.pth]"
+    chosen = "model.init_from=[dinov2,gmflow,depth-anything-v2-small:depth.vit,a/b-c.pth]"
     names = config.compose(["+experiment=re10k_small", chosen]).model.settings.init_from
-    assert names == ["dinov2", "gmflow", "depth-anything-v2-small", "a/b-c.pth"]
+    assert names == ["dinov2", "gmflow", "depth-anything-v2-small:depth.vit", "a/b-c.pth"]
+
+
+# From the authors' scripts: steps, scenes of each GPU, learning rates of the initial model;
+# steps, scenes of each GPU, numbers of updates in a training step.
+RESPLAT = {
+    "dl3dv_8v_256x448_small": ((100_000, 2, 2e-4, 2e-6), (100_000, 1, [1, 4])),
+    "dl3dv_8v_256x448_base": ((50_000, 2, 2e-4, 2e-6), (30_000, 1, [1, 4])),
+    "dl3dv_8v_256x448_large": ((50_000, 2, 2e-4, 2e-6), None),
+    "dl3dv_16v_256x448_base": ((50_000, 2, 1e-4, 1e-6), (30_000, 1, [1, 4])),
+    "dl3dv_32v_256x448_base": ((50_000, 1, 1e-4, 1e-6), (30_000, 1, [1, 4])),
+    "dl3dv_8v_512x960_base": ((50_000, 1, 1e-4, 1e-6), (30_000, 1, [1, 4])),
+    "dl3dv_16v_540x960_base": ((50_000, 1, 1e-4, 1e-6), (30_000, 1, None)),
+    "re10k_2v_256x256_base": ((200_000, 8, 2e-4, 2e-6), (100_000, 2, None)),
+}
+
+
+@pytest.mark.parametrize("name", RESPLAT)
+def test_the_recipes_of_resplat_are_as_published(name: str) -> None:
+    def check(experiment: Experiment, steps: int, batch_size: int) -> None:
+        trainer, optimizer, loss = experiment.trainer, experiment.optimizer, experiment.loss
+        assert (trainer.steps, trainer.batch_size, trainer.gradient_clip) == (
+            steps,
+            batch_size,
+            0.5,
+        )
+        assert (optimizer.weight_decay, optimizer.warm_up) == (0.01, 0.01)
+        weights = {name: term.weight for name, term in loss.items()}
+        assert weights == {"l1": 1.0, "perceptual": 0.5, "smoothness": 0.01}
+        half = name == "dl3dv_16v_540x960_base"
+        assert loss["perceptual"].settings.downsample == (2 if half else 1)
+        data = experiment.dataset.settings
+        size = [512, 960] if half else [int(side) for side in name.split("_")[2].split("x")]
+        assert (data.size, data.near, data.far) == (size, 0.01, experiment.model.settings.far)
+
+    initial, update = RESPLAT[name]
+    steps, batch_size, lr, backbone_lr = initial
+    first = config.compose([f"+experiment=resplat_{name}_init"])
+    check(first, steps, batch_size)
+    assert (first.optimizer.lr, first.optimizer.backbone_lr) == (lr, backbone_lr)
+    assert (first.optimizer.parts, first.model.settings.steps) == ([], None)
+    if update is None:
+        assert f"resplat_{name}_refine" not in EXPERIMENTS
+        return
+    steps, batch_size, limits = update
+    second = config.compose([f"+experiment=resplat_{name}_refine"])
+    check(second, steps, batch_size)
+    assert (second.optimizer.lr, second.optimizer.parts) == (1e-4, ["update"])
+    assert second.trainer.update_steps == limits
+    assert second.model.settings.steps == (2 if limits is None else 4)
+    assert second.model.settings.init_from[0] == f"{first.output}/model.safetensors"
+    kept = {"steps": None, "init_from": first.model.settings.init_from}
+    assert replace(second.model.settings, **kept) == first.model.settings
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n.startswith("resplat_")])
+def test_what_a_training_of_resplat_starts_from_is_released_or_trained_before(name: str) -> None:
+    start = config.compose([f"+experiment={name}"]).model.settings.init_from
+    trained = {f"outputs/{other}/model.safetensors" for other in EXPERIMENTS}
+    assert {entry.partition(":")[0] for entry in start} <= {*ZOO, RESNET, *trained}
+    assert start or name == "resplat_tiny_init"
 
 
 @pytest.mark.parametrize(
@@ -137,6 +198,26 @@ def test_weights_to_start_from_are_chosen_by_name_or_path() -> None:
         ("resplat-base-dl3dv-256x448-view8", ["model=resplat_base"]),
         ("resplat-large-dl3dv-256x448-view8", ["model=resplat_large"]),
         ("resplat-base-re10k-256x256-view2", ["model=resplat_re10k"]),
+        (
+            "resplat-small-dl3dv-256x448-view8",
+            ["+experiment=resplat_dl3dv_8v_256x448_small_refine"],
+        ),
+        ("resplat-base-dl3dv-256x448-view8", ["+experiment=resplat_dl3dv_8v_256x448_base_refine"]),
+        ("resplat-large-dl3dv-256x448-view8", ["+experiment=resplat_dl3dv_8v_256x448_large_init"]),
+        (
+            "resplat-base-dl3dv-256x448-view16",
+            ["+experiment=resplat_dl3dv_16v_256x448_base_refine"],
+        ),
+        (
+            "resplat-base-dl3dv-256x448-view32",
+            ["+experiment=resplat_dl3dv_32v_256x448_base_refine"],
+        ),
+        ("resplat-base-dl3dv-512x960-view8", ["+experiment=resplat_dl3dv_8v_512x960_base_refine"]),
+        (
+            "resplat-base-dl3dv-540x960-view16",
+            ["+experiment=resplat_dl3dv_16v_540x960_base_refine"],
+        ),
+        ("resplat-base-re10k-256x256-view2", ["+experiment=resplat_re10k_2v_256x256_base_refine"]),
     ],
 )
 def test_what_is_trained_is_what_was_published(name: str, overrides: list[str]) -> None:

@@ -97,7 +97,8 @@ class EncoderTraits:
     """The optional parts of an encoder.
 
     `multiple`: image sides that are multiples of it are taken as they are; others the encoder pads
-    (`pmsplat.models.predict_padded` does that).
+    (`pmsplat.models.predict_padded` does that). Where it depends on the width, `multiple_at` is a
+    method of the encoder too.
     `near`: the nearest depth of the scenes that it learned from, in its own unit of length; scenes
     are scaled until theirs is the same. None: it takes every scene in its own unit.
     `far`: it searches depth from `near` to `far` in its own unit, whatever the range of the scene.
@@ -131,24 +132,38 @@ def encoder_traits(encoder: Encoder) -> EncoderTraits:
     return EncoderTraits(**{k: getattr(encoder, k, v) for k, v in vars(default).items()})
 
 
-def take_steps(
-    encoder: Encoder, steps: int | None, all_levels: bool = False
-) -> Callable[[Views], Prediction]:
-    """`encoder` with this number of steps; None: its own, and nothing for one without steps.
+def multiple_at(encoder: Encoder, width: int) -> int:
+    """The `multiple` of `encoder` for images about `width` pixels wide."""
+    own: Callable[[int], int] | None = getattr(encoder, "multiple_at", None)
+    return encoder_traits(encoder).multiple if own is None else own(width)
 
-    UserError for steps of an encoder that has none, and for a number below 0.
+
+def count_steps(steps: int | None, own: int | None) -> int:
+    """How many steps an encoder takes where it is asked for `steps`; None: its own number.
+
+    `own` is the trait of the encoder. UserError for steps of an encoder that has none, and for a
+    number below 0.
     """
-    own = encoder_traits(encoder).steps
-    if steps is not None and own is None:
+    if steps is None:
+        return own or 0
+    if type(steps) is not int or steps < 0:
+        remedy = "leave `steps` out" + (f" to take {own}" if own else "")
+        raise UserError(f"`steps={steps}`", "a whole number from 0", remedy)
+    if steps and own is None:
         raise UserError(
             f"`steps={steps}` for a model that predicts in a single pass",
             "a model that changes its Gaussians in steps",
             "leave `steps` out, or choose another model",
         )
-    if steps is not None and steps < 0:
-        raise UserError(
-            f"`steps={steps}`", "a whole number from 0", f"leave `steps` out to take {own}"
-        )
+    return steps
+
+
+def take_steps(
+    encoder: Encoder, steps: int | None, all_levels: bool = False
+) -> Callable[[Views], Prediction]:
+    """`encoder` with this number of steps; None: its own. UserError as of `count_steps`."""
+    own = encoder_traits(encoder).steps
+    count_steps(steps, own)
     if own is None or (steps is None and not all_levels):
         return encoder
     return partial(cast(SteppedEncoder, encoder), steps=steps, all_levels=all_levels)
@@ -159,6 +174,11 @@ def backbone_parameters(encoder: nn.Module) -> Iterator[nn.Parameter]:
     named: Callable[[], Iterator[nn.Parameter]] | None
     named = getattr(encoder, "backbone_parameters", None)
     return iter(()) if named is None else named()
+
+
+def is_within(parameter: str, part: str) -> bool:
+    """Whether a parameter is of a part: the beginning of its name up to a dot, or all of it."""
+    return f"{parameter}.".startswith(f"{part}.")
 
 
 def has_initial_weights(config: Any) -> bool:

@@ -96,3 +96,9 @@ def test_attention_is_the_same_in_every_way(way: str, generator: torch.Generator
         found = attention.attention(q, k, v, mask)
     expected = scaled_dot_product_attention(q.double(), k.double(), v.double(), mask.double())
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_way_can_be_left_out() -> None:
+    rules = cpu_rules.DEFAULTS.having("conv", "3x3", "winograd").having("linear", "few", "blas")
+    without = rules.without("winograd")
+    assert without.way("conv", "3x3") == "direct" and without.way("linear", "few") == "blas"

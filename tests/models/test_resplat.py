@@ -94,6 +94,24 @@ def test_it_looks_at_its_context_views_before_each_step(generator: torch.Generat
     torch.testing.assert_close(drawn[1].means, found.gaussians[1].means)
 
 
+@pytest.mark.parametrize(
+    ("halved", "size", "padded"),
+    [(False, (16, 784), (32, 800)), (True, (64, 1568), (64, 1600)), (False, (16, 752), (16, 752))],
+)
+def test_wide_images_are_padded_to_their_windows(
+    halved: bool, size: tuple[int, int], padded: tuple[int, int], generator: torch.Generator
+) -> None:
+    """Maps of more than 192 columns have 8 windows along each side."""
+    model = resplat(**BLOCKS, half_depth=halved, planes=4, transformer_layers=1)
+    given, seen = views(generator, size=size), []
+    model.depth.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2:]))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore" if padded != size else "error")
+        found = model(given, steps=0)
+    assert seen == [tuple(side // (2 if halved else 1) for side in padded)]
+    assert found.depths[0].shape[-2:] == size
+
+
 def test_blocks_beside_the_image_are_cut(generator: torch.Generator) -> None:
     model, given = resplat(**BLOCKS), views(generator, 2, (21, 34))
     with torch.no_grad(), pytest.warns(UserWarning, match="padded to 32x48"):
@@ -141,6 +159,42 @@ def test_a_step_reaches_the_one_before_through_pictures_too(generator: torch.Gen
     assert (whole - cut).norm() > 1e-6 * whole.norm()
 
 
+def test_gradients_keep_the_inside_of_one_step_at_a_time(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is computed twice, from the same neighbours, and gradients are the same."""
+    model, given = resplat(**BLOCKS).train(), views(generator, 3, batch=2)
+    find, searched = model._neighbors, []
+    monkeypatch.setattr(model, "_neighbors", lambda *args: searched.append(args) or find(*args))
+
+    def learn() -> tuple[int, list[torch.Tensor]]:
+        kept = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        model.zero_grad()
+        searched.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            levels = model(given, steps=3).gaussians
+        loss = sum(getattr(level, part).square().sum() for level in levels for part in PARTS)
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        assert len(searched) == 1 + 3
+        return kept, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    kept, gradients = learn()
+    monkeypatch.setattr("pmsplat.models._stepped.checkpoint", lambda step, *args, **_: step(*args))
+    kept_of_all, expected = learn()
+    inside = kept_of_all - kept  # of three steps
+    assert inside > kept_of_all / 4
+    assert len(gradients) == len(expected) > 100
+    for found, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
 @pytest.mark.filterwarnings("error")
 def test_neighbours_near_the_pixels_are_another_choice(generator: torch.Generator) -> None:
     model, given = resplat(**BLOCKS), views(generator, 4, (48, 48))
@@ -186,10 +240,10 @@ def test_what_others_ask_of_it() -> None:
 
 def test_wrong_numbers_of_steps_are_told(generator: torch.Generator) -> None:
     given = views(generator)
-    with pytest.raises(UserError, match=r"steps=1 of a model without an update; wanted 0 steps"):
+    with pytest.raises(UserError, match=r"`steps=1` for a model that predicts in a single pass"):
         tiny("resplat", steps=None)(given, steps=1)
     for steps in (-1, True):
-        with pytest.raises(UserError, match=rf"steps={steps}; wanted a whole number of at least 0"):
+        with pytest.raises(UserError, match=rf"`steps={steps}`; wanted a whole number from 0"):
             tiny("resplat")(given, steps=steps)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

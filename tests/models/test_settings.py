@@ -19,7 +19,13 @@ BAD: dict[str, list[Any]] = {
     "near": [0.0, -1.0, float("nan"), float("inf")],
 }
 BAD_OF: dict[str, dict[str, list[Any]]] = {
-    "depthsplat": {"neighbors": [0, -1], "head_width": [0, -1], "scale_max": [0.0, float("nan")]},
+    "depthsplat": {
+        "neighbors": [0, -1],
+        "head_width": [0, -1],
+        "scale_max": [0.0, float("nan")],
+        "far": [0.5, -1.0],
+        "typical_depth": [0.0, float("nan")],
+    },
     "depthsplat2024": {
         "neighbors": [-1],
         "features": [0, -1],
@@ -35,6 +41,7 @@ BAD_OF: dict[str, dict[str, list[Any]]] = {
         "steps": [-1],
         "scale_max": [0.0],
         "far": [0.01, -1.0],
+        "typical_depth": [0.0, -1.0],
     },
     "updated": {"state_width": [0], "steps": [-1]},
 }

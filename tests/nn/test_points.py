@@ -75,7 +75,7 @@ def test_an_mlp_in_pieces_is_the_same(
 ) -> None:
     block, x = points.Mlp(8), torch.randn(2, 11, 8, generator=generator)
     whole, widest = block(x), []
-    block.fc1.register_forward_hook(lambda _module, _inputs, out: widest.append(out.numel()))
+    block.fc2.register_forward_pre_hook(lambda _module, given: widest.append(given[0].numel()))
     monkeypatch.setattr(points, "HIDDEN_CPU", 3 * 4 * 8)
     with torch.no_grad():
         torch.testing.assert_close(block(x), whole)

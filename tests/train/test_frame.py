@@ -76,3 +76,6 @@ def test_a_model_learns_the_range_of_data_in_one_unit(monkeypatch: pytest.Monkey
     assert learn(near=0.5, far=20.0, scale_near=False) == Settings(0.5, 20.0)
     assert learn() == Settings(None, 200.0)  # each scene has its own, and far does not count
     assert learn(near=0.5, far=20.0, scale_near=True) == Settings()
+    # A model that searches the range of each scene goes on doing so
+    monkeypatch.setattr("pmsplat.registry.make_config", lambda *_: Settings(0.5, None))
+    assert learn(near=1.0, far=20.0, scale_near=False) == Settings(1.0, None)

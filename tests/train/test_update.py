@@ -152,18 +152,20 @@ def test_wrong_limits_are_told(limits: list[int]) -> None:
         Trainer(update_steps=limits)
 
 
-def test_shown_terms_add_up_to_the_loss_though_levels_come_and_go() -> None:
-    bar = ProgressBar(10, 1)
-    steps: list[dict[str, float]] = [
-        {"loss": 3.0, "loss/l1/1": 1.0, "loss/l1": 2.0},
-        {"loss": 4.0, "loss/l1": 4.0},
-        {"loss": 9.0, "loss/l1/1": 2.0, "loss/l1/2": 3.0, "loss/l1": 4.0},
-        {"loss": 1.0, "loss/l1": 1.0},
-    ]
-    for values in steps:
-        bar._update_means({name: torch.tensor(value) for name, value in values.items()})
-        terms = sum(value for name, value in bar.means.items() if name != "loss")
-        assert float(terms) == pytest.approx(float(bar.means["loss"]))
+def test_shown_terms_add_up_to_the_loss_though_levels_come_and_go(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, bar = a_module(tiny("resplat", **STEPPED).train()), ProgressBar(10, 1)
+    module._trainer = SimpleNamespace(global_step=0, global_rank=0, optimizers=[])
+    batch, levels = a_batch(generator), []
+    for module._trainer.global_step in range(5):
+        values = module.training_step(batch, 0)
+        levels.append(draw_steps((1, 4), module.experiment.seed, 0, module._trainer.global_step))
+        bar._update_means({name: value.detach() for name, value in values.items()})
+        terms = [value for name, value in bar.means.items() if name.startswith("loss/")]
+        assert float(sum(terms)) == pytest.approx(float(bar.means["loss"]), rel=1e-5)
+        assert len(terms) == max(levels) + 1
+    assert levels != sorted(levels) and len(set(levels)) > 1
 
 
 def test_a_model_of_one_pass_is_called_with_views_alone(generator: torch.Generator) -> None:

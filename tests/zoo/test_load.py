@@ -11,6 +11,7 @@ from torch import nn
 
 import pmsplat
 from pmsplat import registry
+from pmsplat.contracts import encoder_traits
 from pmsplat.errors import UserError
 from pmsplat.io import weights
 from pmsplat.models.depthsplat import Config, DepthSplat
@@ -164,6 +165,8 @@ HIDDEN = {
     "resplat-base-dl3dv-512x960-view8": {"scale_max": 1.0, "half_depth": False, "far": 200.0},
     "resplat-base-dl3dv-540x960-view16": {"scale_max": 3.0, "half_depth": True, "steps": 2},
     "resplat-base-re10k-256x256-view2": {"near": 0.01, "far": 100.0, "steps": 2},
+    "resplat-base-re10k-256x256-view2-init16": {"near": 0.01, "far": 100.0, "steps": None},
+    "resplat-depth-base-352x640": {"near": 0.01, "far": 200.0, "depth_space": "log"},
 }
 
 
@@ -171,6 +174,14 @@ HIDDEN = {
 def test_settings_that_no_shape_tells_are_the_authors(name: str) -> None:
     settings = vars(on_meta(name).cfg)
     assert settings | HIDDEN[name] == settings
+
+
+# Estimates: the authors publish no usual depth of their scenes.
+@pytest.mark.parametrize("name", [name for name in ZOO if name.startswith("resplat-")])
+def test_models_of_resplat_see_scenes_at_the_depth_of_their_data(name: str) -> None:
+    traits = encoder_traits(on_meta(name))
+    far, typical_depth = (100.0, 2.1) if "re10k" in name else (200.0, 5.0)
+    assert traits.searched == (0.01, far) and traits.typical_depth == typical_depth
 
 
 @pytest.mark.parametrize("form", [0, 1])

@@ -14,8 +14,9 @@ drop them by `~loss.NAME`. A mistyped name is refused with the nearest valid one
 every setting.
 
 `model.init_from` lists the weights that a new run starts from, downloaded where they have a name:
-dinov2, depth-anything-v2-small, -base, -large, gmflow, a published model, or paths of such files.
-`trainer.initial` starts from all of a trained model instead.
+dinov2, depth-anything-v2-small, -base, -large, gmflow, resnet18, a published model, or paths of
+such files; NAME:PART takes of one part what fits. `trainer.initial` starts from all of a trained
+model instead. `optimizer.parts=[update]` freezes all parts but that one.
 
 In the folder `output` (outputs/EXPERIMENT): model.safetensors (for `--model` of other verbs),
 last.ckpt (for trainer.resume=true), pictures/, tensorboard/, csv/. Ctrl-C ends the step at hand,

@@ -12,10 +12,11 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate
+from torch.nn.functional import avg_pool2d, grid_sample
 
 from ..geometry import camera, products, se3, sh, sweep
 from ..geometry.constants import constant
+from ..nn.maps import resize
 from ..render import rasterize
 from ..types import Batch, Gaussians, Prediction, Rendering, StepOutput, Views
 
@@ -38,8 +39,7 @@ def nearest_view(batch: Batch) -> StepOutput:
     nearest = (apart + cosine.clamp(-1, 1).acos()).argmin(dim=-1)
     color = torch.take_along_dim(batch.context.images, nearest[..., None, None, None], dim=1)
     if batch.context.size != batch.target.size:
-        flat, size = color.flatten(0, 1), batch.target.size
-        resized = interpolate(flat, size, mode="bilinear", align_corners=True)
+        resized = resize(color.flatten(0, 1), batch.target.size)
         color = resized.unflatten(0, color.shape[:2])
     plain = color[:, :, 0]
     rendering = Rendering(color, torch.zeros_like(plain), torch.ones_like(plain))

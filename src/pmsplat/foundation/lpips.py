@@ -8,7 +8,6 @@ import importlib.util
 import os
 import zipfile
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torchvision import models
 
 from ..errors import UserError
 from ..io.weights import pretrained_folder
+from .imagenet import download
 
 # The layers of torchvision's `features` whose outputs are compared.
 TAPS = {"vgg16": (3, 8, 15, 22, 29), "alexnet": (1, 4, 7, 9, 11)}
@@ -147,12 +147,7 @@ def _torchvision(net: str, local: Path) -> dict[str, Tensor]:
     )
     if not heads.is_file():
         raise missing
-    try:
-        weights = models.get_model_weights(net)["IMAGENET1K_V1"].get_state_dict(
-            progress=False, check_hash=True
-        )
-    except (URLError, TimeoutError, ConnectionError) as error:
-        raise missing from error
+    weights = download(models.get_model_weights(net)["IMAGENET1K_V1"], missing)
     linear = torch.load(heads, map_location="cpu", weights_only=True)
     last = TAPS[net][-1]
     return linear | {

@@ -4,8 +4,6 @@ He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Modules an
 the names that torchvision gives them.
 """
 
-from urllib.error import URLError
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,8 +12,8 @@ from torch.nn.functional import batch_norm, max_pool2d
 from ..errors import UserError
 from ..geometry.constants import constant
 from ..kernels.convolution import Conv2d
+from .imagenet import MEAN, STD, download
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 WIDTHS = (64, 64, 128)  # channels of the maps
 EPS = 1e-5
 
@@ -88,15 +86,12 @@ def released() -> dict[str, Tensor]:
     """
     from torchvision.models import ResNet18_Weights  # late: only training from scratch wants it
 
-    try:
-        found = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    except (URLError, TimeoutError, ConnectionError) as error:
-        raise UserError(
-            "ResNet-18's weights are not in torchvision's cache and cannot be downloaded",
-            "a connection to download.pytorch.org for the first use",
-            "connect and try again, or start from a ReSplat model or from none "
-            "(model.init_from=[...])",
-        ) from error
+    missing = UserError(
+        "ResNet-18's weights are not in torchvision's cache and cannot be downloaded",
+        "a connection to download.pytorch.org for the first use",
+        "connect and try again, or start from a ReSplat model or from none (model.init_from=[...])",
+    )
+    found = download(ResNet18_Weights.IMAGENET1K_V1, missing)
     with torch.device("meta"):
         names = ResNet().state_dict().keys()
     return {name: found[name] for name in names}

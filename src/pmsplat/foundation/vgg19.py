@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from torch.nn import functional
 from ..errors import UserError
 from ..io.weights import pretrained_folder, read_checkpoint
 from ..kernels.convolution import Conv2d
+from . import imagenet
 from .lpips import Unavailable
 
 FILE = "imagenet-vgg-verydeep-19.mat"
@@ -42,7 +42,6 @@ NAMES = [f"conv{s}_{c}" for s, stage in enumerate(STAGES, 1) for c in range(1, l
 # Where torchvision's `features` has them; activations and poolings lie between.
 PLACES = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30)
 MEAN = (123.68, 116.779, 103.939)  # of RGB from 0 to 255
-TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,8 @@ class VGG19(nn.Module):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
-        widths = [3, *(width for stage in STAGES for width in stage)]
         with torch.device("meta"):  # the architecture without memory or random numbers
-            layers = (Conv2d(inputs, out, 3, padding=1) for inputs, out in pairwise(widths))
+            layers = (Conv2d(inputs, out, 3, padding=1) for out, inputs, *_ in _shapes())
             self.convolutions = nn.ModuleList(layers)
         state = {f"{i}.weight": kernel for i, kernel in enumerate(weights.kernels)}
         state |= {f"{i}.bias": bias for i, bias in enumerate(weights.biases)}
@@ -183,25 +181,22 @@ def _from_torchvision(state: Mapping[str, Tensor], where: str = "torchvision") -
                 f"{FILE}, or torchvision's state dict of vgg19",
                 f"get the former from {URL}",
             )
-    unit = 255 * sum(TORCHVISION_STD) / 3
+    unit = 255 * sum(imagenet.STD) / 3
     return Weights(
         kernels=tuple(state[f"features.{place}.weight"] for place in PLACES),
         biases=tuple(unit * state[f"features.{place}.bias"] for place in PLACES),
-        mean=tuple(255 * mean for mean in TORCHVISION_MEAN),
-        scale=tuple(unit / (255 * std) for std in TORCHVISION_STD),
+        mean=tuple(255 * mean for mean in imagenet.MEAN),
+        scale=tuple(unit / (255 * std) for std in imagenet.STD),
     )
 
 
 def _download() -> Mapping[str, Tensor]:
     from torchvision import models
 
-    try:
-        weights = models.VGG19_Weights.IMAGENET1K_V1
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, TimeoutError, ConnectionError) as error:
-        raise Unavailable(
-            f"VGG-19 has no weights: {pretrained_folder() / FILE} does not exist and torchvision's "
-            "cannot be downloaded",
-            "a network connection for the first use, or that file",
-            f"get it from {URL}, or use LPIPS in its place (loss.perceptual.net=lpips)",
-        ) from error
+    missing = Unavailable(
+        f"VGG-19 has no weights: {pretrained_folder() / FILE} does not exist and torchvision's "
+        "cannot be downloaded",
+        "a network connection for the first use, or that file",
+        f"get it from {URL}, or use LPIPS in its place (loss.perceptual.net=lpips)",
+    )
+    return imagenet.download(models.VGG19_Weights.IMAGENET1K_V1, missing)

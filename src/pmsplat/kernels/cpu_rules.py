@@ -58,6 +58,10 @@ class Rules:
         """The same rules with one more."""
         return replace(self, ways={**self.ways, (operation, shape): way})
 
+    def without(self, way: str) -> "Rules":
+        """The same rules, with the default of each operation in place of one of the ways."""
+        return replace(self, ways={k: v for k, v in self.ways.items() if v != way})
+
 
 DEFAULTS = Rules("default")
 

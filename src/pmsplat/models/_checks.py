@@ -41,6 +41,12 @@ def check_near(near: float | None) -> None:
         )
 
 
+def range_rules(near: float | None) -> dict[str, Rule]:
+    """What `far` and `typical_depth` may be of a model that searches one range in all scenes."""
+    far = number(near or 0, open_low=True)
+    return {"far": far.or_none, "typical_depth": ABOVE_ZERO.or_none}
+
+
 def check_width(width: Any, scales: int, step: int) -> None:
     """UserError for a width that is not a multiple of `step`, or that attention cannot divide.
 

@@ -4,6 +4,7 @@ Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025; Xu 
 Learning Recurrent Gaussian Splatting", ECCV 2026.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..foundation.imagenet import MEAN, STD
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
 from ..nn import cost_volume
@@ -25,7 +27,6 @@ from ..types import Cameras
 from ._checks import check_choice, check_width
 from ._deviations import Deviations
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which all parts expect
 FINE_PLANES = 32  # hypotheses of the second scale, half a coarse step apart
 VIT_WIDTHS = {"none": 0, "vits": 384, "vitb": 768, "vitl": 1024}
 # channels of the dense heads by backbone: the four levels, then depth features, Gaussian features
@@ -324,3 +325,29 @@ class DepthNetwork(nn.Module):
             monocular.append(self.vit_pyramid(monocular[0]))
         kept = taps if self.layout.taps else ()
         return Features(cnn, tuple(matched), vit, tuple(monocular), kept)
+
+
+class DepthEncoder(nn.Module):
+    """What encoders around a `DepthNetwork` tell of themselves by their settings."""
+
+    cfg: Any
+    depth: DepthNetwork
+
+    @property
+    def near(self) -> float | None:
+        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
+        return self.cfg.near
+
+    @property
+    def far(self) -> float | None:
+        """The farthest depth of these scenes; None: of each scene."""
+        return getattr(self.cfg, "far", None)
+
+    @property
+    def typical_depth(self) -> float | None:
+        """The usual depth of these scenes; None: they are known by near."""
+        return getattr(self.cfg, "typical_depth", None)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the monocular ViT."""
+        return iter(()) if self.depth.vit is None else self.depth.vit.parameters()

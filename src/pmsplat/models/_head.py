@@ -121,12 +121,7 @@ def gaussians_at(
         rotation = c2w[..., :3, :3]
         offset = pixels[..., OFFSET]
         offset = 0.5 * offset if rules.free_offset else offset.sigmoid() - 0.5
-        grid = camera.pixel_grid(height, width, like=pixels).flatten(0, 1)
-        xy = grid + offset / constant((width, height), offset)
-        rays = camera.directions(xy, K[:, :, None])
-        if rules.deviations.along_ray:
-            rays = normalize(rays, dim=-1)
-        rays = matmul(rays, rotation.transpose(-1, -2))
+        rays = world_rays(offset, K, rotation, (height, width), unit=rules.deviations.along_ray)
         # What all levels share: opacity, orientation, color, and size up to depth.
         opacities = pixels[..., OPACITY].sigmoid().flatten(1)
         quats = world_quats(pixels[..., QUATERNION], rotation).flatten(1, 2)
@@ -142,6 +137,29 @@ def gaussians_at(
                 Gaussians(means.flatten(1, 2), scales.flatten(1, 2), quats, opacities, colors)
             )
     return tuple(out)
+
+
+def world_rays(
+    offset: Float[Tensor, "batch view pixel 2"],
+    K: Float[Tensor, "batch view 3 3"],
+    rotation: Float[Tensor, "batch view 3 3"],
+    size: tuple[int, int],
+    *,
+    unit: bool = False,
+) -> Float[Tensor, "batch view pixel 3"]:
+    """Rays through the pixels of a grid of (height, width), each `offset` by a share of a pixel, in
+    the world's axes: as long as z is 1, or of `unit` length."""
+    height, width = size
+    grid = camera.pixel_grid(height, width, like=offset).flatten(0, 1)
+    rays = camera.directions(grid + offset / constant((width, height), offset), K[:, :, None])
+    return matmul(normalize(rays, dim=-1) if unit else rays, rotation.transpose(-1, -2))
+
+
+def image_base(
+    images: Float[Tensor, "batch view 3 height width"],
+) -> Float[Tensor, "batch view pixel 3"]:
+    """The harmonic of degree 0 that shows the color of each pixel."""
+    return (images.flatten(3).transpose(-1, -2) - 0.5) / sh.C0
 
 
 def world_scales(
@@ -189,7 +207,7 @@ def world_sh(
     matrix = sh_matrix(rotation, degree, rules.deviations)
     matrix = matrix * _damping(degree, matrix.device)
     used = raw.unflatten(-1, (3, predicted))[..., : matrix.shape[-1]]
-    base = (images.flatten(3).transpose(-1, -2) - 0.5) / sh.C0 if rules.image_color else None
+    base = image_base(images) if rules.image_color else None
     return harmonics.turn(matrix, used, base)
 
 

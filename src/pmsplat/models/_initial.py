@@ -18,15 +18,14 @@ from torch.nn.functional import (
     softplus,
 )
 
-from ..geometry import camera, sh
-from ..geometry.constants import constant
-from ..geometry.products import matmul
+from ..geometry import camera
 from ..kernels.convolution import Conv2d
 from ..kernels.linear import Linear
 from ..nn.maps import join, pieces, resize
 from ..nn.points import GlobalBlock, NeighborBlock, Neighbors, to_maps, to_points
 from ..types import Cameras, Views
 from ._depth import DepthEstimate, Features, Layout
+from ._head import image_base, world_rays
 from ._update import MIN_SCALE, SH_DEGREE, Splats
 
 NEIGHBORS = 16  # nearest points, itself included, that each point looks at
@@ -174,16 +173,14 @@ def splats_at(
         raw, cameras = numbers.float().flatten(2, 3), views.cameras
         c2w, K = cameras.c2w.float(), cameras.K.float()
         # Means on rays that leave the middle of the Gaussian's block by up to half of it.
-        offset = (raw[..., OFFSET].sigmoid() - 0.5) / constant((width, height), raw)
-        grid = camera.pixel_grid(height, width, like=raw).flatten(0, 1)
-        rays = camera.directions(grid + offset, K[:, :, None])
-        rays = matmul(rays, c2w[..., :3, :3].transpose(-1, -2))
+        offset = raw[..., OFFSET].sigmoid() - 0.5
+        rays = world_rays(offset, K, c2w[..., :3, :3], (height, width))
         z = resize(depth.float(), (height, width)).reshape(*raw.shape[:3], 1)
         means = c2w[:, :, None, :3, 3] + z * rays
         # The color of the photograph is added to that of degree 0.
         block = views.size[0] // height
         colors = avg_pool2d(views.images.flatten(0, 1), block).unflatten(0, c2w.shape[:2])
-        base = (colors.flatten(3).transpose(-1, -2) - 0.5) / sh.C0
+        base = image_base(colors)
         coefficients = raw[..., SH].unflatten(-1, (3, -1)).transpose(-1, -2)
         coefficients = torch.cat(
             [coefficients[..., :1, :] + base[..., None, :], coefficients[..., 1:, :]], dim=-2

@@ -4,7 +4,9 @@ from functools import partial
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ..contracts import count_steps
 from ..errors import UserError
 from ..kernels.neighbors import k_nearest_in_windows, k_nearest_of_sane
 from ..nn.cost_volume import nearest_others
@@ -42,6 +44,10 @@ class Stepped(nn.Module):
         """Images whose height and width are multiples of this are taken as they are."""
         raise NotImplementedError
 
+    def multiple_at(self, width: int) -> int:
+        """`multiple` for images about `width` pixels wide."""
+        raise NotImplementedError
+
     @property
     def steps(self) -> int | None:
         """The number of updates where the caller does not say; None: it has no update."""
@@ -59,9 +65,9 @@ class Stepped(nn.Module):
 
         Raises UserError for fewer than two views, and for updates of a model without them.
         """
-        count = self._count(steps)
+        count = count_steps(steps, self.steps)
         predict = partial(self._predict, steps=count, all_levels=all_levels or self.training)
-        return predict_padded(predict, views, self.multiple)
+        return predict_padded(predict, views, self.multiple_at(views.size[1]))
 
     def draw(self, gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> Rendering:
         """The pictures of its Gaussians that an update looks at."""
@@ -70,19 +76,6 @@ class Stepped(nn.Module):
     def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
         """For views of a size that needs no padding."""
         raise NotImplementedError
-
-    def _count(self, steps: int | None) -> int:
-        if steps is None:
-            return self.steps or 0
-        if type(steps) is not int or steps < 0:
-            raise UserError(f"steps={steps!r}", "a whole number of at least 0", "leave it out")
-        if steps and self.update is None:
-            raise UserError(
-                f"steps={steps} of a model without an update",
-                "0 steps, which give its initial Gaussians",
-                "leave steps out, or choose a model that has an update",
-            )
-        return steps
 
     def _updated(
         self,
@@ -104,12 +97,16 @@ class Stepped(nn.Module):
         state = self.update.start(splats, condition, photos)
         current = state.splats.in_world(c2w, rules)
         levels: tuple[Gaussians, ...] = ()
+        step = self.update.step
+        if self.training and steps > 1:
+            # Of what is inside a step, gradients keep one step's at a time and compute it again.
+            step = partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False)
         for _ in range(steps):
             # Draw the context views, compare with the photographs, correct the Gaussians.
             pictures = self.draw(current, cameras, size).color
             means = state.splats.means.detach().unflatten(1, (-1, height, width))
             table = self._neighbors(means, cameras, NEIGHBORS)
-            state = self.update.step(state, pictures, photos, table)
+            state = step(state, pictures, photos, table)
             current = state.splats.in_world(c2w, rules)
             levels = (*levels, current) if all_levels else (current,)
         return levels

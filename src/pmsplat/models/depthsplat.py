@@ -17,8 +17,8 @@ from ..kernels.convolution import Conv2d
 from ..nn.maps import join, pieces, set_memory_format
 from ..registry import whole
 from ..types import Prediction, Views
-from ._checks import ABOVE_ZERO, check_choice, check_sizes
-from ._depth import DepthEstimate, DepthNetwork, Features, Layout, choose_others
+from ._checks import ABOVE_ZERO, check_choice, check_sizes, range_rules
+from ._depth import DepthEncoder, DepthEstimate, DepthNetwork, Features, Layout, choose_others
 from ._deviations import Deviations, expand_published
 from ._head import (
     PixelHead,
@@ -57,17 +57,22 @@ class Config:
     near: float | None = 0.5
     """Nearest depth of the scenes it learns from, in its own unit of length, to which other scenes
     are scaled; None: it takes every scene in the scene's own unit."""
+    far: float | None = None
+    """Farthest depth of these scenes, searched to in all; None: it searches the range of each."""
+    typical_depth: float | None = None
+    """Where `far` is set: usual depth of these scenes, to which others are scaled, not by near."""
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     deviations: Deviations = field(default_factory=Deviations)
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
 
     def __post_init__(self) -> None:
         Layout.of(self)
-        check_sizes(self, {"neighbors": whole(1), "head_width": whole(1), "scale_max": ABOVE_ZERO})
+        sizes = {"neighbors": whole(1), "head_width": whole(1), "scale_max": ABOVE_ZERO}
+        check_sizes(self, sizes | range_rules(self.near))
         check_choice("scale_unit", self.scale_unit, tuple(SCALES))
 
 
-class DepthSplat(nn.Module):
+class DepthSplat(DepthEncoder):
     """The encoder.
 
     It takes two or more views of any size (sides that are not multiples of 4 · `lowest` are padded,
@@ -101,22 +106,17 @@ class DepthSplat(nn.Module):
         """Images whose height and width are multiples of this are taken as they are."""
         return self.layout.multiple
 
+    def multiple_at(self, width: int) -> int:
+        """`multiple` for images about `width` pixels wide."""
+        return self.layout.multiple_at(width)
+
     @property
     def draws(self) -> bool:
         """Whether it predicts Gaussians, not depth alone."""
         return self.cfg.gaussians
 
-    @property
-    def near(self) -> float | None:
-        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
-        return self.cfg.near
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the monocular ViT."""
-        return iter(()) if self.depth.vit is None else self.depth.vit.parameters()
-
     def forward(self, views: Views) -> Prediction:
-        return predict_padded(self._predict, views, self.layout.multiple_at(views.size[1]))
+        return predict_padded(self._predict, views, self.multiple_at(views.size[1]))
 
     def others(self, c2w: Float[Tensor, "batch view 4 4"]) -> Int[Tensor, "batch view other"]:
         """Which views each view is matched with."""

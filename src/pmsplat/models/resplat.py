@@ -4,31 +4,28 @@ Xu, Barath, Geiger, Pollefeys, "ReSplat: Learning Recurrent Gaussian Splatting",
 The depth network is that of `depthsplat`, with depths evenly spaced in their logarithm.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..contracts import Conditioned
 from ..nn.maps import resize, set_memory_format
 from ..nn.points import to_maps
-from ..registry import check_settings, number, whole
+from ..registry import check_settings, whole
 from ..types import RESPLAT, Cameras, Gaussians, Prediction, Views
 from . import _initial
-from ._checks import ABOVE_ZERO, check_choice, check_near
-from ._depth import DepthEstimate, DepthNetwork, Layout, choose_others
+from ._checks import ABOVE_ZERO, check_choice, check_near, range_rules
+from ._depth import DepthEncoder, DepthEstimate, DepthNetwork, Layout, choose_others
 from ._deviations import Deviations, expand_published
 from ._stepped import Stepped
 from ._update import Splats, Update
 
 MATCHED = 2  # views that each view is matched with, where there are more than three
 VIT_LIMIT = 560  # pixels along the longer side of what the ViT sees
-# A guess: COLMAP moves cameras to an extent of 10, and DL3DV's walk around what they look at.
-TYPICAL_DEPTH = 5.0
 
 RELEASED = replace(Deviations.released(along_ray=False), sh_basis=False, sh_signs=False)
 
@@ -54,6 +51,7 @@ class Config:
     scene in the scene's own unit."""
     far: float | None = 200.0
     """Farthest depth of these scenes; None: it searches the range of each scene."""
+    typical_depth: float | None = 5.0  # usual depth of these scenes; None: they are known by near
     attention: str = "sdpa"  # sdpa, xformers (CUDA), plain
     deviations: Deviations = field(default_factory=Deviations)
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
@@ -68,9 +66,8 @@ class Config:
             "state_width": whole(1),
             "scale_max": ABOVE_ZERO,
             "steps": whole(0).or_none,
-            "far": number(self.near or 0, open_low=True).or_none,
         }
-        check_settings(self, sizes, "model.")
+        check_settings(self, sizes | range_rules(self.near), "model.")
         check_choice("latent", self.latent, (2, 4))
         finer = [1, 4, 16][: self.latent.bit_length()]
         check_choice("gaussians_per_point", self.gaussians_per_point, finer)
@@ -83,7 +80,7 @@ def layout_of(cfg: Config) -> Layout:
     )
 
 
-class ReSplat(Stepped):
+class ReSplat(DepthEncoder, Stepped):
     """The encoder: an initial model, and an update that is applied as often as one likes.
 
     Each block of `unit` x `unit` pixels has one Gaussian.
@@ -104,22 +101,7 @@ class ReSplat(Stepped):
     @property
     def multiple(self) -> int:
         """Images whose height and width are multiples of this are taken as they are."""
-        return self.layout.multiple * (2 if self.cfg.half_depth else 1)
-
-    @property
-    def near(self) -> float | None:
-        """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
-        return self.cfg.near
-
-    @property
-    def far(self) -> float | None:
-        """The farthest depth of these scenes; None: of each scene."""
-        return self.cfg.far
-
-    @property
-    def typical_depth(self) -> float:
-        """The usual depth of these scenes."""
-        return TYPICAL_DEPTH
+        return self.layout.multiple * self._halving
 
     @property
     def steps(self) -> int | None:
@@ -131,10 +113,6 @@ class ReSplat(Stepped):
         """Pixels along the side of the block that has one Gaussian."""
         return self.cfg.latent // isqrt(self.cfg.gaussians_per_point)
 
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the monocular ViT."""
-        return iter(()) if self.depth.vit is None else self.depth.vit.parameters()
-
     @property
     def condition_width(self) -> int:
         """Channels of the map that an update starts from (`contracts.ConditionedEncoder`)."""
@@ -145,6 +123,15 @@ class ReSplat(Stepped):
         initial = self._initial(views)
         prediction = Prediction((initial.depth,), (self._in_world(initial.splats, views),))
         return Conditioned(prediction, initial.condition)
+
+    @property
+    def _halving(self) -> int:
+        """How many times smaller the images are that the depth network sees."""
+        return 2 if self.cfg.half_depth else 1
+
+    def multiple_at(self, width: int) -> int:
+        seen = -(-width // self._halving)
+        return self.layout.multiple_at(seen) * self._halving
 
     def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
         # Where no parameter of the initial model learns, it keeps nothing for gradients.
@@ -180,7 +167,7 @@ class ReSplat(Stepped):
     ) -> DepthEstimate:
         """What the depth network says, of images of half the size where the settings want that."""
         if self.cfg.half_depth:
-            half = images.shape[-2] // 2, images.shape[-1] // 2
+            half = images.shape[-2] // self._halving, images.shape[-1] // self._halving
             images = resize(images.flatten(0, 1), half).unflatten(0, images.shape[:2])
         return self.depth(images, cameras, choose_others(cameras.c2w, MATCHED))
 

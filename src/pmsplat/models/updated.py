@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .. import registry
-from ..contracts import conditioned_encoder, encoder_traits, pixels_per_side
+from ..contracts import conditioned_encoder, encoder_traits, multiple_at, pixels_per_side
 from ..kernels.attention import BACKENDS
 from ..nn.maps import set_memory_format
 from ..nn.points import BLOCK
@@ -67,6 +67,9 @@ class Updated(Stepped):
     @property
     def multiple(self) -> int:
         return lcm(self.traits.multiple, BLOCK * self.unit)
+
+    def multiple_at(self, width: int) -> int:
+        return lcm(multiple_at(self.base, width), BLOCK * self.unit)
 
     @property
     def near(self) -> float | None:

@@ -182,8 +182,8 @@ class FeedForward(nn.Sequential):
     """Linear, GELU, linear; without biases."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
-        last = Linear(hidden, outputs, bias=False)
-        super().__init__(Linear(inputs, hidden, bias=False), nn.GELU(), last)
+        first = Linear(inputs, hidden, bias=False)
+        super().__init__(first, nn.GELU(), Linear(hidden, outputs, bias=False))
 
     def forward(self, input: Tensor) -> Tensor:
         first, _, last = self

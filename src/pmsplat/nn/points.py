@@ -11,11 +11,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 
 from ..kernels.attention import attention
 from ..kernels.convolution import Conv2d
-from ..kernels.linear import Linear
+from ..kernels.linear import Linear, linear_gelu
 from ..kernels.neighbor_attention import InverseTable, attend_neighbors, invert
 
 HEADS = 4  # of attention among all views
@@ -55,7 +54,8 @@ class Mlp(nn.Module):
         return torch.cat([self._add(part) for part in rows.split(count)]).view_as(x)
 
     def _add(self, rows: Tensor) -> Tensor:
-        return rows + self.fc2(gelu(self.fc1(self.norm(rows))))
+        hidden = linear_gelu(self.norm(rows), self.fc1.weight, self.fc1.bias)
+        return rows + self.fc2(hidden)
 
 
 class NeighborBlock(nn.Module):

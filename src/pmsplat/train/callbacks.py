@@ -80,9 +80,6 @@ class ProgressBar(Callback):
         """All at once, since there are steps on which a GPU waits for such small launches."""
         if not values:
             return
-        # A term counts 0 in a step without it: the number of levels may change from step to step
-        absent = [name for name in self.means if name.startswith(TERM) and name not in values]
-        values = {name: torch.zeros_like(self.means[name]) for name in absent} | dict(values)
         fresh = {
             name: torch.zeros_like(value) if self.means and name.startswith(TERM) else value
             for name, value in values.items()

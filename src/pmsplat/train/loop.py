@@ -200,9 +200,9 @@ def _learn_range(component: Component, dataset: Dataset, tell: Callable[[str], N
                 f"model.near={settings.near} is not used, since scenes keep their unit of length: "
                 f"the model learns with near {traits.near or 'of each scene'}."
             )
-        settings = replace(settings, near=traits.near)
-        if traits.far is not None and "far" in [f.name for f in fields(settings)]:
-            settings = replace(settings, far=traits.far)
+        searches = traits.far is not None and getattr(settings, "far", None) is not None
+        far = {"far": traits.far} if searches else {}
+        settings = replace(settings, near=traits.near, **far)
     return replace(component, settings=settings)
 
 

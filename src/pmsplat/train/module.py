@@ -55,6 +55,7 @@ class TrainingModule(LightningModule):
         )
         self.rows: list[protocol.Row] = []  # of the validation at hand
         self.skipped = self.skipped_in_a_row = torch.zeros(())  # steps; on the device
+        self.zeros: dict[str, Tensor] = {}  # by loss and level, of all steps; on the device
         self.skipped_samples: dict[str, Tensor] = {}  # samples, by loss; on the device
         self.steps_without_samples: dict[str, Tensor] = {}  # in a row, by loss; on the device
 
@@ -96,6 +97,9 @@ class TrainingModule(LightningModule):
         # Collect what is logged, and count the samples that losses skipped.
         shown = {"loss": outcome.loss.detach(), **outcome.quality}
         terms = {f"{TERM}{name}": value for name, value in outcome.terms.items()}
+        fresh = {name: torch.zeros_like(terms[name]) for name in terms if name not in self.zeros}
+        self.zeros |= fresh
+        terms = self.zeros | terms  # levels that other steps had add nothing to this one
         shown |= terms
         shown["skipped"] = self.skipped
         for name, samples in outcome.skipped.items():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn, optim
 
-from ..contracts import backbone_parameters
+from ..contracts import backbone_parameters, is_within
 from ..errors import UserError
 from ..registry import check_settings, number, suggest
 
@@ -35,7 +35,7 @@ def freeze_others(model: nn.Module, parts: Sequence[str]) -> None:
         return
     trainable = [name for name, value in model.named_parameters() if value.requires_grad]
     for part in parts:
-        if not any(_is_within(name, part) for name in trainable):
+        if not any(is_within(name, part) for name in trainable):
             known = sorted({name.partition(".")[0] for name in trainable})
             raise UserError(
                 f"optimizer.parts with {part!r}, of which this model trains nothing",
@@ -43,12 +43,8 @@ def freeze_others(model: nn.Module, parts: Sequence[str]) -> None:
                 suggest(part, known),
             )
     for name, value in model.named_parameters():
-        if not any(_is_within(name, part) for part in parts):
+        if not any(is_within(name, part) for part in parts):
             value.requires_grad_(False)
-
-
-def _is_within(name: str, part: str) -> bool:
-    return f"{name}.".startswith(f"{part}.")
 
 
 def parameter_groups(model: nn.Module, cfg: Config) -> list[dict]:

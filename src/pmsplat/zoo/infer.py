@@ -181,7 +181,8 @@ def predict_views(
         with torch.no_grad(), float32_products(tf32=False):
             return frame.to_scene(run(frame.to_model(given)))
     except torch.OutOfMemoryError as error:
-        plan = memory.Plan(views.images.shape[1], views.size, encoder_traits(model).multiple)
+        multiple = encoder_traits(model).multiple
+        plan = memory.Plan(views.images.shape[1], views.size, multiple, steps)
         reason = str(error).partition("\n")[0].partition(". ")[0]
         problem = error
     traceback.clear_frames(problem.__traceback__)  # they hold what the model computed

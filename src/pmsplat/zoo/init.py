@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import registry
+from ..contracts import is_within
 from ..errors import UserError
 from ..foundation import resnet
 from ..io.weights import Source, fetch, read_checkpoint, read_header
@@ -138,7 +139,7 @@ class _Choice:
         return cls(text) if found is None or Path(text).is_file() else cls(found[1], found[2])
 
     def has(self, parameter: str) -> bool:
-        return not self.part or f"{parameter}.".startswith(f"{self.part}.")
+        return not self.part or is_within(parameter, self.part)
 
 
 def _check(model: nn.Module, choice: _Choice) -> None:

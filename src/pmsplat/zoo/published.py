@@ -48,7 +48,9 @@ LARGE = {"vit": "vitl", "scales": 2}
 EIGHTH = {"lowest": 8}
 HIGH = {"lowest": 8, "scale_max": 0.1}
 DEPTH_ONLY = {"lowest": 8, "gaussians": False}
-RESPLAT_DEPTH = {"depth_space": "log", "windows": "by_width", "vit_limit": 560, "near": None}
+# The usual depth is not published. In scenes as COLMAP scales them it is 6 (quartiles 5 and 13).
+OF_DL3DV = {"near": 0.01, "far": 200.0, "typical_depth": 5.0}
+RESPLAT_DEPTH = {"depth_space": "log", "windows": "by_width", "vit_limit": 560} | OF_DL3DV
 WIDE = {"features": 128, "unet_width": 32}
 TUNED = BASE | WIDE | {"lowest": 8, "neighbors": 2, "near": 1.0}
 
@@ -136,9 +138,11 @@ _DEPTH_OF_RESPLAT = {
     "resplat-depth-large-352x640": ("05f9beac", 330_631_265, "vitl"),
 }
 
+# Its scenes are as the authors of RE10K scale them: the usual depth is an estimate, too.
+OF_RE10K = {"near": 0.01, "far": 100.0, "typical_depth": 2.1}
 RESPLAT_BASE: dict[str, Any] = {"vit": "vitb", "point_width": 512}
 RESPLAT_HALF = RESPLAT_BASE | {"half_depth": True, "scale_max": 3.0, "steps": 2}
-RESPLAT_RE10K = RESPLAT_BASE | {"lowest": 4, "far": 100.0}
+RESPLAT_RE10K = RESPLAT_BASE | OF_RE10K | {"lowest": 4}
 RESPLAT_FINE = {"latent": 2, "gaussians_per_point": 4, "steps": 2}
 RESPLAT_START = {"gaussians_per_point": 16, "steps": None}
 

@@ -24,6 +24,7 @@ from ...geometry.constants import constant
 from ...geometry.products import matmul
 from ...io.weights import Source
 from ...types import Cameras, Pointmap, Views
+from ..imagenet import MEAN, STD
 from . import _network
 
 CODE = "depth-anything-3==0.1.1 addict"
@@ -49,7 +50,6 @@ SOURCES = {
     ),
 }
 PRESETS = {"DA3-SMALL": "da3-small", "DA3-BASE": "da3-base", "DA3-LARGE-1.1": "da3-large"}
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHORTEST = 0.1  # of the distance by which poses are divided, in scene units, as in its own code
 
 
