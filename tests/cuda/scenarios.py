@@ -118,10 +118,19 @@ def configured() -> dict[str, tuple[str, dict[str, Any]]]:
     """Component and settings of every file of config/model."""
     found = {}
     for path in sorted(CONFIG.glob("*.yaml")):
-        settings: Any = OmegaConf.to_container(OmegaConf.load(path))
-        settings.pop("init_from", None)
+        settings = configuration(path.stem)
         found[path.stem] = (settings.pop("name"), settings)
     return found
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """One of these files and, where it names another as its base, that too; without weights."""
+    settings: Any = OmegaConf.to_container(OmegaConf.load(CONFIG / f"{name}.yaml"))
+    for weights in ("init_from", "base_weights"):
+        settings.pop(weights, None)
+    if isinstance(base := settings.get("base"), str):
+        settings["base"] = configuration(base)
+    return settings
 
 
 def published() -> dict[str, tuple[str, dict[str, Any]]]:
