@@ -1,8 +1,10 @@
 """Writes files whole or not at all."""
 
 import contextlib
+import logging
 import os
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -19,6 +21,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+PACKAGE = __name__.partition(".")[0]
 
 UNREADABLE_ARRAY = (
     OSError, ValueError, EOFError, TypeError, SyntaxError, MemoryError, OverflowError, KeyError,
@@ -46,6 +50,30 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(temporary: Path, wanted: Path) -> Iterator[None]:
+    """In the block, UserErrors and warnings of this package name `wanted` instead of `temporary`.
+
+    What is inside a temporary folder gets a name inside the wanted one.
+    """
+
+    def rename(record: logging.LogRecord) -> bool:
+        record.msg, record.args = record.getMessage().replace(str(temporary), str(wanted)), ()
+        return True
+
+    writers = [logging.getLogger(name) for name in list(sys.modules) if name.startswith(PACKAGE)]
+    for writer in writers:
+        writer.addFilter(rename)
+    try:
+        yield
+    except UserError as error:
+        got = error.got.replace(str(temporary), str(wanted))
+        raise UserError(got, error.wanted, error.remedy) from error
+    finally:
+        for writer in writers:
+            writer.removeFilter(rename)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Results appear whole, replace their like, and never mix with what is foreign."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ def test_a_new_folder_appears_at_the_end(tmp_path: Path) -> None:
         fill(folder, [MARK, "depth/a"], "1")
         assert not target.exists()
     assert files(tmp_path / "deep") == ["out/depth/a", f"out/{MARK}"]
+
+
+def test_messages_name_the_folder_that_was_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(UserError) as raised, make_whole(target) as folder:
+        logging.getLogger("pmsplat.io.files").warning("%s: full of %d", folder / "a.ply", 3)
+        raise UserError(f"{folder / 'b'} is bad", "good", "mend it")
+    assert raised.value.got == f"{target / 'b'} is bad"
+    assert [record.getMessage() for record in caplog.records] == [f"{target / 'a.ply'}: full of 3"]
 
 
 def test_an_earlier_result_is_replaced_without_leftovers(tmp_path: Path) -> None:

@@ -4,9 +4,7 @@ See `_blocks.is_plausible` for the bound. An archive is never extracted by the n
 """
 
 import gzip
-import logging
 import struct
-import sys
 import tempfile
 import zipfile
 import zlib
@@ -15,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import UserError
+from ..files import named
 from ._blocks import damage_error, is_plausible
 
 GZIP, ZIP = b"\x1f\x8b\x08", b"PK\x03\x04"  # first bytes
 STEP = 1 << 20  # bytes that are unpacked at a time
-READERS = __name__.rpartition(".")[0] + "."  # whose modules log
 ENCRYPTED = 1  # flag of a file in a zip archive
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error
@@ -64,29 +61,8 @@ def unpacked_gzip(path: str | Path) -> Iterator[Path]:
             raise damage_error(path, f"its gzip stream is damaged ({shorten(error)})") from error
         if not is_plausible(total, size):
             raise damage_error(path, f"{size} bytes that unpack to more than {total}")
-        with _named(plain, source):
+        with named(plain, source):
             yield plain
-
-
-@contextmanager
-def _named(plain: Path, source: Path) -> Iterator[None]:
-    """In the block, UserErrors and warnings of the readers name `source` instead of `plain`."""
-
-    def rename(record: logging.LogRecord) -> bool:
-        record.msg, record.args = record.getMessage().replace(str(plain), str(source)), ()
-        return True
-
-    readers = [logging.getLogger(name) for name in list(sys.modules) if name.startswith(READERS)]
-    for reader in readers:
-        reader.addFilter(rename)
-    try:
-        yield
-    except UserError as error:
-        got = error.got.replace(str(plain), str(source))
-        raise UserError(got, error.wanted, error.remedy) from error
-    finally:
-        for reader in readers:
-            reader.removeFilter(rename)
 
 
 @dataclass(frozen=True)

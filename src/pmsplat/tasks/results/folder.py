@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from ...errors import UserError
+from ...io.files import named
 
 MARK = "metrics.json"  # a folder with this file is a result of ours
 # What else a result of ours may hold, whichever verb made it: a new result takes it away
@@ -31,7 +32,7 @@ def make_whole(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     After an exception (Ctrl-C included) nothing is left of it and `path` is as it was. An earlier
     result, known by its file MARK, is replaced, whatever of ours made it; a folder that holds
     anything else is refused unless `overwrite`, and then what is foreign in it stays. Raises
-    UserError.
+    UserError. Errors and warnings in the block name `path`.
     """
     target = Path(path)
     if target.exists() and not target.is_dir():
@@ -47,7 +48,8 @@ def make_whole(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        yield staged
+        with named(staged, target):
+            yield staged
         target.mkdir(exist_ok=True)
         for name in FOLDERS + FILES if earlier else ():
             if not (staged / name).exists():
