@@ -82,8 +82,8 @@ def test_rules_of_resplat_survive_or_are_said(
     path = tmp_path / f"a{suffix}"
     save_gaussians(replace(random_gaussians(20, generator, degree=0), rules=RESPLAT), path)
     said = (
-        "a blur of 0.1 px², alpha up to 0.999, a plane at 1 near, a plane at 1 far, "
-        "the Jacobian clamped about the image"
+        "a blur of 0.1 px², alpha up to 0.999, nothing nearer than 1 times near, "
+        "nothing beyond 1 times far, the Jacobian clamped about the image"
     )
     assert caplog.text.count(said) == 1
     if suffix.endswith(".ply"):

@@ -251,11 +251,14 @@ def _list_changes(rules: DrawingRules, kept: DrawingRules) -> list[str]:
 
 def _describe(rules: DrawingRules, names: list[str]) -> str:
     """Some fields of rules, for a sentence."""
+    farthest = (
+        f"nothing beyond {rules.far:g} times far" if rules.far < math.inf else "all that is far"
+    )
     told = {
         "blur": f"a blur of {rules.blur:g} px²",
         "alpha_cap": f"alpha up to {rules.alpha_cap:g}",
-        "near": f"a plane at {rules.near:g} near",
-        "far": "no far plane" if rules.far == math.inf else f"a plane at {rules.far:g} far",
+        "near": f"nothing nearer than {rules.near:g} times near",
+        "far": farthest,
         "clamp": f"the Jacobian clamped about the {rules.clamp}",
     }
     return ", ".join(told[name] for name in names)
