@@ -25,6 +25,7 @@ from pmsplat.tasks.results.folder import name_files
 from pmsplat.types import Views
 from pmsplat.zoo.infer import reconstruct
 from pmsplat.zoo.load import save
+from pmsplat.zoo.trained import TrainedOn
 from tests.scenes import random_cameras
 
 CONFIG = depthsplat.Config(
@@ -222,6 +223,12 @@ def test_how_many_views(room: str) -> None:
     scene = open_scene(room)
     overlap = torch.ones(6, 6)
     assert len(choose_views(scene, overlap, Options())) == 4
+    for least, wanted in ((2, 4), (5, 5), (8, 5)):  # one photo is left to compare with
+        learned = TrainedOn((least, 10), None, "rooms")
+        assert len(choose_views(scene, overlap, Options(), learned)) == wanted
+    assert (
+        len(choose_views(scene, overlap, Options(views=2), TrainedOn((5, 5), None, "rooms"))) == 2
+    )
     assert choose_views(scene, overlap, Options(context=(4, 1, 4))) == [1, 4]
     for views in (1, 0, 7):
         with pytest.raises(UserError, match=f"`views={views}` of a scene of 6 photos"):

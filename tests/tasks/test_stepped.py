@@ -112,6 +112,11 @@ def test_predict_takes_the_steps_that_are_wanted(model: Stepped, tmp_path: Path)
     for steps in (None, 0, 2):
         predict(source, model, tmp_path / str(steps), replace(QUICK, steps=steps))
         answers.append(load_gaussians(tmp_path / str(steps) / "gaussians.ply").means)
+        written = json.loads((tmp_path / str(steps) / "metrics.json").read_text())
+        assert (written["model"], written["steps"]) == (
+            "Stepped",
+            model.steps if steps is None else steps,
+        )
     assert torch.equal(answers[0], answers[2])
     moved = (answers[2] - answers[1]).norm(dim=-1)
     scale = json.loads((tmp_path / "0" / "metrics.json").read_text())["scale"]

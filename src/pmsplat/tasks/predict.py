@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..contracts import encoder_traits
+from ..contracts import count_steps, encoder_traits
 from ..errors import UserError
 from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
@@ -18,12 +18,14 @@ from ..scene.overlap import held_out, overlaps
 from ..zoo import memory
 from ..zoo.infer import depth_only_error, fill_range, middle_depth, reconstruct
 from ..zoo.load import load
-from ..zoo.trained import trained_on
+from ..zoo.trained import TrainedOn, trained_on
 from .options import choose_photos, count_views, describe_fit, fit_size, pick_device
 from .results import prediction
 from .results.depth_files import check_depth
 from .results.folder import make_whole
 from .results.report import Given, describe_report, examine, make_report
+
+VIEWS = 4  # of the context, where neither the user nor the model's training says more
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +92,14 @@ def predict(
         traits = encoder_traits(encoder)
         if not traits.draws:
             raise depth_only_error()
+        steps = count_steps(chosen.steps, traits.steps)
+        learned = None if isinstance(model, nn.Module) else trained_on(model)
         size = fit_size(scene.size, chosen.size)
         for sentence in describe_fit(scene, size):
             tell(sentence)
         # Which photos the network sees; does that fit into memory?
         overlap = overlaps(scene.cameras)
-        context = choose_views(scene, overlap, chosen)
+        context = choose_views(scene, overlap, chosen, learned)
         tell(_describe_context(scene, context, overlap))
         plan = memory.Plan(len(context), size, traits.multiple, chosen.steps)
         memory.check(encoder, plan, device)
@@ -104,12 +108,12 @@ def predict(
         cameras = fill_range(encoder, scene.cameras, context, scene.ranged)
         scene = replace(scene, cameras=cameras)
         views = scene.views(context, size)
-        tell(f"Predicting depth and Gaussians of {len(context)} views on {device}.")
+        taken = "" if traits.steps is None else f", with {steps} steps of its update"
+        tell(f"Predicting depth and Gaussians of {len(context)} views on {device}{taken}.")
         found = reconstruct(encoder, views, device, chosen.steps)
         others = held_out(overlap, context, chosen.held_out)
         if left := len(scene) - len(context):
             tell(_describe_held_out(len(others), len(held_out(overlap, context, left)), left))
-        learned = None if isinstance(model, nn.Module) else trained_on(model)
         named = chosen.context is not None
         given = Given(
             len(scene),
@@ -132,6 +136,8 @@ def predict(
             gaussians=replace(found.prediction.gaussians[-1], origin=scene.origin),
             scale=found.scale,
             report=report,
+            model=type(encoder).__name__ if isinstance(model, nn.Module) else str(model),
+            steps=None if traits.steps is None else steps,
         )
         path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilize)
         prediction.write_video_along(folder / "video.mp4", result, path, chosen.fps, track)
@@ -151,12 +157,22 @@ def _check_video(options: Options) -> None:
         )
 
 
-def choose_views(scene: Scene, overlap: Float[Tensor, "view view"], options: Options) -> list[int]:
-    """The context views: those named, or so many, chosen by what they cover and their baseline."""
+def choose_views(
+    scene: Scene,
+    overlap: Float[Tensor, "view view"],
+    options: Options,
+    learned: TrainedOn | None = None,
+) -> list[int]:
+    """The context views: those named, or so many, chosen by what they cover and their baseline.
+
+    Where nobody says how many: VIEWS, or the fewest that the model learned from where those are
+    more; one photo is left to compare with.
+    """
     photos = len(scene)
     if options.context is not None:
         return choose_photos(options.context, photos)
-    count = count_views(options.views, max(2, min(4, photos - 1)), photos)
+    usual = max(VIEWS, learned.views[0] if learned and learned.views else 0)
+    count = count_views(options.views, max(2, min(usual, photos - 1)), photos)
     return choose_context(look_around(scene.cameras), overlap, count)
 
 

@@ -42,6 +42,8 @@ class Result:
     gaussians: Gaussians
     scale: float
     report: Report
+    model: str
+    steps: int | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Summary:
     `size` is (height, width); `scale` by how much larger the network saw the world; `held_out` the
     metrics of each photo that it was not shown, `means` theirs, and those of the context's depth
     where a sensor knows it; `report` whether the context views fit each other and the model.
-    `origin` is where zero lies in the world of the input.
+    `origin` is where zero lies in the world of the input. `model` is as it was given; `steps` how
+    many it took, None of one that predicts in a single pass.
     """
 
     context: tuple[str, ...]
@@ -61,6 +64,8 @@ class Summary:
     held_out: dict[str, dict[str, float]]
     means: dict[str, float]
     report: Report
+    model: str
+    steps: int | None = None
     origin: Origin = NO_OFFSET
 
 
@@ -95,6 +100,8 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         held_out=held_out,
         means=_means(result, held_out),
         report=result.report,
+        model=result.model,
+        steps=result.steps,
         origin=result.gaussians.origin,
     )
     shown = [views.cameras for views in (result.context, result.held_out) if views is not None]
