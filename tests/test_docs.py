@@ -126,16 +126,19 @@ def test_the_outputs_in_readme_have_the_shapes_that_it_states(
 
 
 def test_the_tables_of_models_are_those_of_the_zoo() -> None:
-    def facts(page: Path, license: int) -> dict[str, tuple[str, str, str]]:
+    def facts(page: Path) -> dict[str, tuple[str, str, str, str]]:
         models = (row for row in rows(page) if row[0].strip("`") in ZOO)
-        return {row[0].strip("`"): (row[1], row[-3], row[license]) for row in models}
+        return {
+            row[0].strip("`"): (row[1], row[-3], row[-2].rstrip(" ¹²³⁴"), row[-1]) for row in models
+        }
 
-    listed = facts(DOCS / "models.md", -1)
+    listed = facts(DOCS / "models.md")
     assert list(listed) == list(ZOO)
     for name, published in ZOO.items():
         parameters = f"{published.parameters / 1e6:.1f} M"
-        assert listed[name] == (parameters, published.data, published.license)
-    front = facts(README, -1)
+        psnr = published.psnr or "–"
+        assert listed[name] == (parameters, published.data, psnr, published.license)
+    front = facts(README)
     assert len(front) > 8 and all(listed[name] == front[name] for name in front)
 
 

@@ -52,6 +52,7 @@ def test_the_list_has_every_model_on_a_line_of_at_most_100_characters(
         size = 3e6 if name == "pmloss" else published.bytes
         here = "yes" if name == "pmloss" else "-"
         assert f"{size / 1e6:,.0f} MB {here} " in rows[name]
+        assert rows[name].endswith((published.psnr or "-").split()[-1])
         place = f"huggingface.co/{published.source.repository}, {published.license}"
         assert place in lines[: lines.index(rows[name])]
 

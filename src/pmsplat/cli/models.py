@@ -130,7 +130,12 @@ def _list(_arguments: argparse.Namespace) -> None:
     console = output()
     found = entries()
     console.print(_table(found))
-    console.print("depth: ScanNet, TartanAir, VKITTI2; for those of 2024 also DeMoN.")
+    console.print(
+        "size: parameters. depth: ScanNet, TartanAir, VKITTI2; for those of 2024 also DeMoN."
+    )
+    console.print(
+        "PSNR: as the papers print it, of the most views and after all steps (docs/models.md)."
+    )
     console.print(f"Files are kept in {found[0].path.parent}/.", soft_wrap=True)
 
 
@@ -140,20 +145,22 @@ def _table(found: list[Entry]) -> "Table":
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
     table.add_column("file", justify="right", no_wrap=True)
     table.add_column("here", no_wrap=True)
-    table.add_column("trained on")
+    table.add_column("trained on", no_wrap=True)
+    table.add_column("PSNR", justify="right", no_wrap=True)
     for origin, group in itertools.groupby(found, _origin):
         table.add_row(origin, style="italic")
         for entry in group:
             size = entry.published.bytes if entry.bytes is None else entry.bytes
             table.add_row(
-                f"  {entry.name}",
+                f" {entry.name}",
                 f"{entry.published.parameters / 1e6:.1f} M",
                 f"{size / 1e6:,.0f} MB",
                 "-" if entry.bytes is None else "yes",
                 entry.published.data,
+                (entry.published.psnr or "-").split()[-1],
             )
     return table
 

@@ -5,7 +5,7 @@ at cc4594a, README.md of aim-uofa/PM-Loss and donydchen/mvsplat, the pages of th
 hub).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..io.weights import Source
@@ -22,6 +22,7 @@ class Published:
     parameters: int
     data: str
     license: str = "MIT"
+    psnr: str = ""  # as the paper prints it, on the test split of `data`; see docs/models.md
     copies: int = 1  # tensors per parameter in the file: 3 with the two moments of Adam
 
     @property
@@ -163,7 +164,24 @@ _RELEASES_RESPLAT = {
     "resplat-base-dl3dv-540x960-view16": ("a72dc6d0", 223_978_924, RESPLAT_HALF),
 }  # fmt: skip
 
-ZOO = {
+# Of ReSplat: that of the initial Gaussians → that after its steps. 2, 4 and 6 views of one model.
+_PSNR = {
+    "depthsplat-gs-small-re10k-256x256-view2": "27.06",
+    "depthsplat-gs-base-re10k-256x256-view2": "27.34",
+    "depthsplat-gs-large-re10k-256x256-view2": "27.47",
+    "depthsplat-gs-base-dl3dv-256x448-randview2-6": "19.31 / 23.12 / 24.19",
+    "resplat-small-dl3dv-256x448-view8": "26.77 → 29.07",
+    "resplat-base-dl3dv-256x448-view8": "27.37 → 29.20",
+    "resplat-large-dl3dv-256x448-view8": "27.86",
+    "resplat-base-dl3dv-256x448-view16": "26.95 → 29.02",
+    "resplat-base-dl3dv-256x448-view32": "26.29 → 28.30",
+    "resplat-base-dl3dv-512x960-view8": "26.21 → 27.70",
+    "resplat-base-dl3dv-540x960-view16": "22.69 → 23.51",
+    "resplat-base-re10k-256x256-view2": "29.06 → 29.75",
+    "mvsplat-re10k": "26.39",
+}
+
+_ALL = {
     **{name: _of_2025(name, *facts) for name, facts in _RELEASES_2025.items()},
     **{name: _of_2024(name, *facts) for name, facts in _RELEASES_2024.items()},
     **{name: _depth_of_resplat(name, *facts) for name, facts in _DEPTH_OF_RESPLAT.items()},
@@ -194,6 +212,8 @@ ZOO = {
         RE10K,
     ),
 }
+
+ZOO = {name: replace(facts, psnr=_PSNR.get(name, "")) for name, facts in _ALL.items()}
 
 # The files of March 2025 have the names and shapes of those that replaced them a month later, but
 # were trained with Gaussian sizes in pixels; only their hashes differ.
