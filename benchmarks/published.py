@@ -4,7 +4,8 @@ python benchmarks/run.py published --size 256 256 --views 2
     with random weights, which do not change the speed, so nothing is downloaded
 
 Models that differ in weights or settings alone share a row, under the name of the first. Each is
-measured in a process of its own; peak memory is what stands above the loaded model.
+measured in a process of its own; peak memory is what stands above the loaded model. Of models that
+work in steps, `forward` has all their steps, `initial` none.
 """
 
 import argparse
@@ -34,9 +35,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             figures = alone.submit(forward, name, arguments).result()
         count = f"{ZOO[name].parameters / 1e6:.1f} M"
         seconds = figures["forward"]["median_ms"] / 1000
-        print(f"{name:52} {count:>10}  {seconds:9.2f}  {figures['peak_mib']}")
+        print(f"{name:52} {count:>10}  {seconds:9.2f}  {figures['peak_mib']}{_steps(figures)}")
         found[name] = {"parameters": ZOO[name].parameters, **figures}
     return {"size": arguments.size, "views": arguments.views, "models": found}
+
+
+def _steps(figures: dict[str, Any]) -> str:
+    if "initial" not in figures:
+        return ""
+    initial = figures["initial"]["forward"]["median_ms"]
+    step = (figures["forward"]["median_ms"] - initial) / figures["steps"]
+    peak = figures["initial"]["peak_mib"]
+    return f"; initial {initial / 1000:.2f} s, {peak} MiB, a step {step / 1000:.2f} s"
 
 
 def forward(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -45,6 +55,7 @@ def forward(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     from pmsplat import registry
     from pmsplat.cli import _heap
+    from pmsplat.contracts import encoder_traits, take_steps
     from pmsplat.zoo.load import ZOO
 
     from .encoder import measure, photographs
@@ -56,7 +67,12 @@ def forward(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     model = registry.build("models", ZOO[name].model, ZOO[name].settings | {"published": True})
     views = photographs(arguments.views, *arguments.size).to(device)
-    return measure(model.to(device).eval(), views, "float32", arguments.repeats)
+    model = model.to(device).eval()
+    figures = measure(model, views, "float32", arguments.repeats)
+    if steps := encoder_traits(model).steps:
+        initial = measure(take_steps(model, 0), views, "float32", arguments.repeats)
+        figures |= {"steps": steps, "initial": initial}
+    return figures
 
 
 def architectures() -> list[str]:
