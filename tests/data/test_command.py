@@ -123,6 +123,7 @@ def test_index_of_a_dataset_and_within_another(
     assert run("index", tmp_path, out, "--gap", "6", "--targets", "2") == 0
     index = read_index(out)
     assert list(index) == ["a", "c"] and len(index["a"].target) == 2
+    assert "2 scenes" in (said := capsys.readouterr().out) and "1 others" in said
     assert run("index", tmp_path, out, "--gap", "50") == 2
     assert "no scene has more than 50 frames, the longest 12" in capsys.readouterr().err
     entry = {"context": [0, 2], "target": [1]}
@@ -193,6 +194,9 @@ def test_index_of_views_far_apart(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert told in capsys.readouterr().err
     assert run("index", tmp_path, out, "--every", "4") == 2
     assert "--every without --spread" in capsys.readouterr().err
+    for frames, short in (("12", False), ("13", True)):
+        assert run("index", tmp_path, out, "--spread", frames, "--context", "3") == 0
+        assert (f"1 of the scenes have fewer than {frames}" in capsys.readouterr().out) == short
 
 
 @pytest.mark.parametrize(

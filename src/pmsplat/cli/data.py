@@ -171,7 +171,9 @@ def _index(arguments: argparse.Namespace) -> None:
         index = _new_index(arguments, split)
     check_scenes(index, split, arguments.output)
     write_index(arguments.output, index)
-    output().print(f"{len(index)} scenes in {arguments.output}")
+    left = len(split.chunk_of) - len(index)
+    out = f"; {left} others of {arguments.root} are left out" if left else ""
+    output().print(f"{len(index)} scenes in {arguments.output}{out}", soft_wrap=True)
 
 
 def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
@@ -202,11 +204,18 @@ def _spread_index(arguments: argparse.Namespace, split: "Split") -> "Index":
     others = ["gap", "outside", "start", "between", "seed"]
     _refuse(arguments, others, "with --spread", "one rule for the frames")
     views = 2 if arguments.context is None else arguments.context
+    centers, first = _centers(split), arguments.spread
     if arguments.every is not None:
         _refuse(arguments, ["targets"], "with --every", "as many targets as that gives")
-        return make_regular_index(_centers(split), arguments.spread, views, arguments.every)
-    targets = 3 if arguments.targets is None else arguments.targets
-    return make_spread_index(_centers(split), arguments.spread, views, targets)
+        index = make_regular_index(centers, first, views, arguments.every)
+    else:
+        targets = 3 if arguments.targets is None else arguments.targets
+        index = make_spread_index(centers, first, views, targets)
+    if short := sum(len(centers[key]) < first for key in index):
+        output().print(
+            f"{short} of the scenes have fewer than {first} frames: all of theirs are used"
+        )
+    return index
 
 
 def _refuse(arguments: argparse.Namespace, options: Iterable[str], where: str, wanted: str) -> None:
