@@ -148,7 +148,7 @@ def count_steps(steps: int | None, own: int | None) -> int:
         return own or 0
     if type(steps) is not int or steps < 0:
         remedy = "leave `steps` out" + (f" to take {own}" if own else "")
-        raise UserError(f"`steps={steps}`", "a whole number from 0", remedy)
+        raise UserError(f"`steps={steps!r}`", "a whole number from 0", remedy)
     if steps and own is None:
         raise UserError(
             f"`steps={steps}` for a model that predicts in a single pass",
