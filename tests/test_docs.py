@@ -157,6 +157,19 @@ def test_the_figures_of_pm_loss_are_those_of_the_benchmarks() -> None:
                     assert deviation == pytest.approx(statistics.stdev(values), abs=half)
 
 
+def test_the_figures_of_updates_are_those_of_the_benchmarks() -> None:
+    table = [row for row in rows(DOCS / "training.md") if len(row) == 6 and "±" in row[1]]
+    names = ("rooms", "photos", "depthsplat")
+    for row, name in zip(table, names, strict=True):
+        figures = json.loads((ROOT / f"benchmarks/updates_{name}.json").read_text())["figures"]
+        (runs,) = figures.values()
+        for step, cell in enumerate(row[1:]):
+            gains = [run["psnr"][step] - (run["psnr"][0] if step else 0) for run in runs]
+            mean, deviation = map(float, cell.split(" ±"))
+            assert mean == pytest.approx(statistics.mean(gains), abs=0.00501)
+            assert deviation == pytest.approx(statistics.stdev(gains), abs=0.00501)
+
+
 def test_the_figures_of_speed_are_those_of_the_benchmarks() -> None:
     figures = json.loads((ROOT / "benchmarks/published.json").read_text())["figures"]["models"]
     table = [row for row in rows(DOCS / "performance.md") if len(row) == 5]
