@@ -204,9 +204,10 @@ def _spread_index(arguments: argparse.Namespace, split: "Split") -> "Index":
     others = ["gap", "outside", "start", "between", "seed"]
     _refuse(arguments, others, "with --spread", "one rule for the frames")
     views = 2 if arguments.context is None else arguments.context
-    centers, first = _centers(split), arguments.spread
     if arguments.every is not None:
         _refuse(arguments, ["targets"], "with --every", "as many targets as that gives")
+    centers, first = _centers(split), arguments.spread
+    if arguments.every is not None:
         index = make_regular_index(centers, first, views, arguments.every)
     else:
         targets = 3 if arguments.targets is None else arguments.targets
