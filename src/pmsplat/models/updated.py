@@ -7,13 +7,19 @@ its Gaussians from (`contracts.ConditionedEncoder`), with as many Gaussians as t
 
 from dataclasses import dataclass, field
 from math import lcm
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from .. import registry
-from ..contracts import conditioned_encoder, encoder_traits, multiple_at, pixels_per_side
+from ..contracts import (
+    ConditionedEncoder,
+    conditioned_encoder,
+    encoder_traits,
+    multiple_at,
+    pixels_per_side,
+)
 from ..kernels.attention import BACKENDS
 from ..nn.maps import set_memory_format
 from ..nn.points import BLOCK
@@ -96,7 +102,7 @@ class Updated(Stepped):
         return self
 
     def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
-        base = conditioned_encoder(self.base, "the base")
+        base = cast(ConditionedEncoder, self.base)  # as __init__ checked
         with torch.no_grad():
             found = base.predict_with_condition(views)
         (first,) = found.prediction.gaussians
