@@ -11,10 +11,11 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +85,31 @@ def timed(
             seconds.append(1e3 * (time.perf_counter() - start))
     low, middle, high = statistics.quantiles(seconds, n=4) if calls > 1 else seconds * 3
     return Timing(round(middle, 3), round(low, 3), round(high, 3), calls)
+
+
+def spread(values: Sequence[float], decimals: int = 2, sign: str = "") -> str:
+    """Mean ± standard deviation over seeds; `sign`: "+" for differences."""
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):{sign}.{decimals}f} ±{deviation:.{decimals}f}"
+
+
+def make_once(folder: Path, made: dict[str, Any], make: Callable[[Path], None]) -> None:
+    """What `make` puts into a folder, whole, with a note of what it was `made` of.
+
+    A folder with the same note is left alone. Raises UserError where something else stands there.
+    """
+    note = folder / "made.json"
+    if folder.is_dir():
+        if not note.is_file() or json.loads(note.read_text()) != made:
+            raise UserError(
+                f"{folder} of another scene or size", "a folder of its own", "choose --output"
+            )
+        return
+    working = folder.with_suffix(".part")
+    shutil.rmtree(working, ignore_errors=True)
+    make(working)
+    (working / note.name).write_text(json.dumps(made))
+    working.rename(folder)
 
 
 def peak_mib(call: Callable[[], Any]) -> float | None:

@@ -17,9 +17,11 @@ folder is not run again.
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .measure import make_once, spread
 from .pointmap import TINY as DEPTHSPLAT
 
 TEACHER = {"blur": 1.5, "downsample": 2, "noise": 0.03, "holes": 0.1}
@@ -104,8 +106,14 @@ def make_data(plan: Plan) -> None:
 
     Raises UserError where other data stand there, and for a scene that is too short.
     """
+    source = None if plan.scene is None else str(Path(plan.scene).resolve())
+    made = {"scene": source, "size": list(plan.size)}
+    make_once(plan.data, made, partial(write_data, plan=plan))
+
+
+def write_data(data: Path, plan: Plan) -> None:
+    """The same into a folder that is not there yet."""
     import json
-    import shutil
 
     import torch
 
@@ -114,16 +122,6 @@ def make_data(plan: Plan) -> None:
     from pmsplat.io.chunks import INDEX, append
     from pmsplat.scene import open_scene
 
-    source = None if plan.scene is None else str(Path(plan.scene).resolve())
-    made, note = {"scene": source, "size": list(plan.size)}, plan.data / "made.json"
-    if plan.data.is_dir():
-        if not note.is_file() or json.loads(note.read_text()) != made:
-            raise UserError(
-                f"{plan.data} of another scene or size", "a folder of its own", "choose --output"
-            )
-        return
-    data = plan.data.with_suffix(".part")
-    shutil.rmtree(data, ignore_errors=True)
     if plan.scene is None:
         synthetic.write(data, ROOMS[0], 16, plan.size, 0, "train")
         synthetic.write(data, ROOMS[1], 16, plan.size, 0, "test")
@@ -155,8 +153,6 @@ def make_data(plan: Plan) -> None:
             dict.fromkeys(keys, length), gap, 2, 4, 2, generator, between=min(gap - 1, 3)
         ),
     )
-    (data / "made.json").write_text(json.dumps(made))
-    data.rename(plan.data)
 
 
 def experiment(plan: Plan, model: str, variant: str, seed: int) -> Any:
@@ -238,10 +234,7 @@ def _metrics() -> list[tuple[str, int]]:
 
 
 def _cell(values: list[float], decimals: int, sign: str = "") -> str:
-    from statistics import mean, stdev
-
-    spread = stdev(values) if len(values) > 1 else float("nan")
-    return f"{f'{mean(values):{sign}.{decimals}f} ±{spread:.{decimals}f}':>18}"
+    return f"{spread(values, decimals, sign):>18}"
 
 
 def draw(plan: Plan, models: list[str], variants: list[str]) -> None:

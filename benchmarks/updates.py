@@ -16,8 +16,11 @@ scenes. A run that is in the output folder is not run again.
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from .measure import make_once, spread
 
 KINDS = {  # first stage, second stage: experiments of config/experiment
     "resplat": ("resplat_tiny_init", "resplat_tiny_refine"),
@@ -86,8 +89,14 @@ def make_data(plan: Plan) -> None:
 
     Raises UserError where other data stand there, and for scenes that are not there.
     """
+    source = None if plan.scenes is None else str(plan.scenes.resolve())
+    made = {"scenes": source, "unseen": list(plan.unseen), "size": list(plan.size)}
+    make_once(plan.data, made, partial(write_data, plan=plan))
+
+
+def write_data(data: Path, plan: Plan) -> None:
+    """The same into a folder that is not there yet."""
     import json
-    import shutil
 
     import torch
 
@@ -96,17 +105,6 @@ def make_data(plan: Plan) -> None:
     from pmsplat.io.chunks import INDEX, append
     from pmsplat.scene import open_scene
 
-    source = None if plan.scenes is None else str(plan.scenes.resolve())
-    made = {"scenes": source, "unseen": list(plan.unseen), "size": list(plan.size)}
-    note = plan.data / "made.json"
-    if plan.data.is_dir():
-        if not note.is_file() or json.loads(note.read_text()) != made:
-            raise UserError(
-                f"{plan.data} of other scenes or size", "a folder of its own", "choose --output"
-            )
-        return
-    data = plan.data.with_suffix(".part")
-    shutil.rmtree(data, ignore_errors=True)
     if plan.scenes is None:
         for split, count in zip(("train", "test"), ROOMS, strict=True):
             synthetic.write(data, count, FRAMES, plan.size, 0, split)
@@ -132,8 +130,6 @@ def make_data(plan: Plan) -> None:
     lengths = dict.fromkeys(keys, FRAMES if plan.scenes is None else WALK)
     generator = torch.Generator().manual_seed(0)
     write_index(data / "index.json", make_index(lengths, GAP[1], VIEWS, TARGETS, generator))
-    (data / "made.json").write_text(json.dumps(made))
-    data.rename(plan.data)
 
 
 def experiment(plan: Plan, kind: str, stage: int, seed: int) -> Any:
@@ -185,8 +181,7 @@ def measured(plan: Plan, kind: str, seed: int) -> dict[str, Any]:
         seconds.append(round(time.perf_counter() - began, 1))
     model = load(folder / "model.safetensors").eval()
     data = registry.build("data", runs[1].dataset.name, runs[1].dataset.settings)
-    pipeline = protocol.pipeline(model, scale_near=True, steps=STEPS, all_levels=True)
-    means = protocol.evaluate(pipeline, data.evaluation(), each_step=True).means
+    means = protocol.evaluate(stepping(model), data.evaluation(), each_step=True).means
     figures = {
         "training_seconds": seconds,
         "psnr": [round(means[f"psnr_step{step}"], 3) for step in range(STEPS + 1)],
@@ -296,9 +291,11 @@ def table(kind: str, runs: list[dict[str, Any]]) -> str:
     for step in range(STEPS + 1):
         values = [run["psnr"][step] for run in runs]
         gains = [run["psnr"][step] - run["psnr"][0] for run in runs]
-        lines.append(f"{step:>{len(kind) + 14}}{_cell(values):>16}{_cell(gains, '+'):>16}")
+        lines.append(f"{step:>{len(kind) + 14}}{spread(values):>16}{spread(gains, sign='+'):>16}")
     seconds = mean(run["update"][1] for run in runs)
-    lines.append(f"{STEPS} updates {_cell([run['update'][0] for run in runs])} dB, {seconds:.2f} s")
+    lines.append(
+        f"{STEPS} updates {spread([run['update'][0] for run in runs])} dB, {seconds:.2f} s"
+    )
     for times in FASTER:
         parts = []
         for i, moment in enumerate(MOMENTS):
@@ -308,35 +305,28 @@ def table(kind: str, runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: list[float], sign: str = "") -> str:
-    from statistics import mean, stdev
-
-    spread = stdev(values) if len(values) > 1 else float("nan")
-    return f"{mean(values):{sign}.2f} ±{spread:.2f}"
-
-
 def draw(plan: Plan, kind: str) -> None:
     """KIND.png: of the first seed, a target of three unseen scenes, before and after each step."""
     import torch
 
-    import pmsplat
     from pmsplat import registry
     from pmsplat.view import figures
-    from pmsplat.zoo.infer import model_frame
     from pmsplat.zoo.load import load
 
     run = experiment(plan, kind, 1, 0)
     data = registry.build("data", run.dataset.name, run.dataset.settings)
-    model = load(plan.folder(kind, 1, 0) / "model.safetensors").eval()
+    draw_steps = stepping(load(plan.folder(kind, 1, 0) / "model.safetensors").eval())
     rows = []
     for batch in data.evaluation(3):
-        seen = model_frame(model, batch.context.cameras, scale=True).to_model(batch)
         with torch.no_grad():
-            levels = model(seen.context, steps=STEPS, all_levels=True).gaussians
-            drawn = [
-                pmsplat.rasterize(level, seen.target.cameras, seen.target.size).color[0, 0]
-                for level in levels
-            ]
+            drawn = [rendering.color[0, 0] for rendering in draw_steps(batch).renderings]
         title = f"{batch.scene[0]}: photo | before the first step | after each"
-        rows.append((title, [seen.target.images[0, 0], *drawn]))
+        rows.append((title, [batch.target.images[0, 0], *drawn]))
     figures.contact_sheet(rows, plan.output / f"{kind}.png", height=256)
+
+
+def stepping(model: Any) -> Any:
+    """The model as what is measured: drawn before the first step and after each."""
+    from pmsplat.evaluate import protocol
+
+    return protocol.pipeline(model, scale_near=True, steps=STEPS, all_levels=True)
