@@ -110,6 +110,8 @@ class EncoderTraits:
     one of its context views, number view // 2.
     `steps`: how many steps it takes unless told otherwise (see `SteppedEncoder`). None: it has no
     steps and is called with views alone.
+    `anchors`: in how many of the context views, at most, it gathers what all of them show; its
+    prediction speaks of those (`Prediction.views`). 0: of all.
     """
 
     multiple: int = 1
@@ -119,6 +121,7 @@ class EncoderTraits:
     draws: bool = True
     frame: Literal["given", "middle"] = "given"
     steps: int | None = None
+    anchors: int = 0
 
     @property
     def searched(self) -> tuple[float, float] | None:

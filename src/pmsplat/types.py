@@ -10,7 +10,7 @@ from math import inf
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -57,7 +57,12 @@ class Bundle:
         return replace(self, **{f.name: _map(getattr(self, f.name), fn) for f in fields(self)})
 
     def to(self: B, target: torch.device | torch.dtype | str) -> B:
-        """Every tensor moved to a device or cast to a dtype; gradients follow."""
+        """Every tensor moved to a device or cast to a dtype; gradients follow.
+
+        Of whole numbers, such as indices, a cast leaves the type as it is.
+        """
+        if isinstance(target, torch.dtype):
+            return self.map(lambda x: x.to(target) if x.is_floating_point() else x)
         return self.map(lambda tensor: tensor.to(target))
 
     def detach(self: B) -> B:
@@ -403,10 +408,17 @@ class Prediction(Bundle):
     `depths[i]` is z in scene units. In eval mode there is only the result. The levels of a
     recurrent update, which changes Gaussians and not depth, have no depth of their own: depths are
     then those of the first levels.
+
+    `confidence` is how sure the encoder is of its last depth: the probability of the best match, in
+    (0, 1]; None of an encoder that does not say. `views` lists which of the context views it speaks
+    of, in its order, where an encoder gathers what all of them show in some (`EncoderTraits.
+    anchors`); None: of all.
     """
 
     depths: tuple[Float[Tensor, "batch view height width"], ...]
     gaussians: tuple[Gaussians, ...]
+    confidence: Float[Tensor, "batch view height width"] | None = None
+    views: Int[Tensor, "batch view"] | None = None
 
     @property
     def levels(self) -> int:
@@ -416,7 +428,8 @@ class Prediction(Bundle):
     def scaled(self, factor: Factor) -> "Prediction":
         """The same prediction in a world `factor` times as large."""
         depths = tuple(_times(depth, factor) for depth in self.depths)
-        return Prediction(depths, tuple(level.scaled(factor) for level in self.gaussians))
+        gaussians = tuple(level.scaled(factor) for level in self.gaussians)
+        return replace(self, depths=depths, gaussians=gaussians)
 
     def moved(self, motion: Motion) -> "Prediction":
         """The same prediction in a world that was turned and moved."""
@@ -494,6 +507,6 @@ class StepOutput(Bundle):
     def up_to(self, level: int) -> "StepOutput":
         """The same step as if refinement had stopped at `level`: its answer is that level's."""
         depths, gaussians = self.prediction.depths, self.prediction.gaussians
-        cut = Prediction(depths[: level + 1], gaussians[: level + 1])
+        cut = replace(self.prediction, depths=depths[: level + 1], gaussians=gaussians[: level + 1])
         left = self.levels_left + self.prediction.levels - 1 - level
         return StepOutput(self.batch, cut, self.renderings[: level + 1], left)

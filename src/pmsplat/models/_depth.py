@@ -182,10 +182,9 @@ class DepthEstimate:
     space: cost_volume.DepthSpace  # of the values of `matches`
     features: Features
 
-    @property
-    def confidence(self) -> Float[Tensor, "n _ _"]:
-        """The probability of the finest scale's best hypothesis."""
-        return self.matches[-1].confidence
+    def confidence(self, size: tuple[int, int]) -> Float[Tensor, "n 1 height width"]:
+        """The probability of the finest scale's best hypothesis, at the pixels of images."""
+        return self.matches[-1].confidence_at(size)
 
     def coarse(self, count: int) -> tuple[Float[Tensor, "batch view height width"], ...]:
         """The depth of the first `count` scales at full size, before it is refined."""

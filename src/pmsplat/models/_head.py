@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize, softplus
+from torch.nn.functional import normalize, softplus
 
 from ..geometry import camera, gaussian, sh
 from ..geometry.constants import constant, keep_results
@@ -42,13 +42,6 @@ def out_convolutions(inputs: int, hidden: int, sh_degree: int) -> nn.Sequential:
             if last.bias is not None:
                 last.bias[rows] = 0
     return nn.Sequential(BorderConv(inputs, hidden), nn.GELU(), last)
-
-
-def upsample_confidence(
-    confidence: Float[Tensor, "n _ _"], size: tuple[int, int]
-) -> Float[Tensor, "n 1 {size[0]} {size[1]}"]:
-    """The confidence of the finest match for every pixel of the image."""
-    return interpolate(confidence[:, None], size=size, mode="nearest")
 
 
 class PixelHead(nn.Module):

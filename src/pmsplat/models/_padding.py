@@ -22,7 +22,7 @@ def predict_padded(
     warning says so once. Raises UserError for fewer than two views.
     """
     require_two_views(views)
-    count, (height, width) = views.images.shape[1], views.size
+    height, width = views.size
     down, right = -height % multiple, -width % multiple
     if not (down or right):
         return network(views)
@@ -36,7 +36,7 @@ def predict_padded(
     K = torch.stack([x * (width / (width + right)), y * (height / (height + down)), one], dim=-2)
     cameras = replace(views.cameras, K=K)
     larger = Views(images.unflatten(0, views.images.shape[:2]), cameras)
-    return _cut(network(larger), count, larger.size, (height, width))
+    return _cut(network(larger), larger.size, (height, width))
 
 
 def require_two_views(views: Views) -> None:
@@ -48,14 +48,13 @@ def require_two_views(views: Views) -> None:
         )
 
 
-def _cut(
-    prediction: Prediction, views: int, size: tuple[int, int], wanted: tuple[int, int]
-) -> Prediction:
+def _cut(prediction: Prediction, size: tuple[int, int], wanted: tuple[int, int]) -> Prediction:
     """The top left part of a prediction for images of `size`.
 
     A Gaussian may stand for a square block of pixels: those whose block has a pixel left stay.
     """
     height, width = wanted
+    views = prediction.depths[-1].shape[1]
 
     def part(gaussians: Gaussians) -> Gaussians:
         block = isqrt(views * size[0] * size[1] // gaussians.means.shape[1])
@@ -63,5 +62,10 @@ def _cut(
         rows, columns = -(-height // block), -(-width // block)
         return gaussians.map(lambda x: x.unflatten(1, grid)[:, :, :rows, :columns].flatten(1, 3))
 
-    depths = tuple(depth[..., :height, :width] for depth in prediction.depths)
-    return Prediction(depths, tuple(part(level) for level in prediction.gaussians))
+    confidence = prediction.confidence
+    return replace(
+        prediction,
+        depths=tuple(depth[..., :height, :width] for depth in prediction.depths),
+        gaussians=tuple(part(level) for level in prediction.gaussians),
+        confidence=None if confidence is None else confidence[..., :height, :width],
+    )

@@ -5,7 +5,7 @@ Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025 (the
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from ._head import (
     channels,
     gaussians_at,
     out_convolutions,
-    upsample_confidence,
 )
 from ._padding import predict_padded
 
@@ -134,31 +133,34 @@ class DepthSplat(DepthEncoder):
     def predict_with_condition(self, views: Views) -> Conditioned:
         """The prediction, and what its last layers read; for sizes that need no padding."""
         assert self.head is not None  # as `draws` says
-        estimate, depths = self._estimate(views)
-        maps = list(self.head.maps(views.images, depths[-1], estimate))
+        estimate, depth = self._estimate(views)
+        maps = list(self.head.maps(views.images, depth.depths[-1], estimate))
         raw = self.head.numbers(maps).unflatten(0, views.images.shape[:2])
-        return Conditioned(self._place(raw, depths, views), torch.cat(maps))
+        return Conditioned(self._place(raw, depth, views), torch.cat(maps))
 
     def _predict(self, views: Views) -> Prediction:
-        estimate, depths = self._estimate(views)
+        estimate, depth = self._estimate(views)
         if self.head is None:
-            return Prediction(depths, ())
-        return self._place(self.head(views.images, depths[-1], estimate), depths, views)
+            return depth
+        raw = self.head(views.images, depth.depths[-1], estimate)
+        return self._place(raw, depth, views)
 
-    def _estimate(self, views: Views) -> tuple[DepthEstimate, tuple[Tensor, ...]]:
-        """What the depth network says, and the depth of every level."""
+    def _estimate(self, views: Views) -> tuple[DepthEstimate, Prediction]:
+        """What the depth network says, and the depth of every level, still without Gaussians."""
         estimate = self.depth(views.images, views.cameras, self.others(views.cameras.c2w))
         coarse = self.coarse(estimate) if self.training else ()
-        return estimate, (*coarse, estimate.depth)
+        confidence = estimate.confidence(views.size)[:, 0].unflatten(0, estimate.depth.shape[:2])
+        return estimate, Prediction((*coarse, estimate.depth), (), confidence)
 
     def _place(
         self,
         raw: Float[Tensor, "batch view channel height width"],
-        depths: tuple[Tensor, ...],
+        depth: Prediction,
         views: Views,
     ) -> Prediction:
-        levels = gaussians_at(raw, depths, views.images, views.cameras, self.rules)
-        return Prediction(depths, levels)
+        """The prediction with the Gaussians that its numbers describe."""
+        levels = gaussians_at(raw, depth.depths, views.images, views.cameras, self.rules)
+        return replace(depth, gaussians=levels)
 
 
 class Head(PixelHead):
@@ -185,7 +187,7 @@ class Head(PixelHead):
     ) -> Iterator[Tensor]:
         size = (images.shape[-2], images.shape[-1])
         flat, metric = images.flatten(0, 1), depth.flatten(0, 1)[:, None]
-        confidence = upsample_confidence(estimate.confidence, size)
+        confidence = estimate.confidence(size)
         for part in pieces(flat):
             maps = estimate.features.of(part)
             yield self._maps(flat[part], metric[part], confidence[part], maps)

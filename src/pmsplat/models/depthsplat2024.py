@@ -22,7 +22,7 @@ from ..registry import whole
 from ._checks import ABOVE_ZERO, HEAD, check_choice, check_sizes, check_unet_width
 from ._depth import DepthEstimate, Features, Layout
 from ._deviations import Deviations, expand_published
-from ._head import PixelHead, Rules, channels, out_convolutions, upsample_confidence
+from ._head import PixelHead, Rules, channels, out_convolutions
 from .depthsplat import DepthSplat
 
 UNET_LEVELS = (1, 2, 4, 4, 4)  # times `unet_width`, from full resolution to 1/16
@@ -142,7 +142,7 @@ class Head(PixelHead):
         estimate: DepthEstimate,
     ) -> Iterator[Tensor]:
         flat, metric = images.flatten(0, 1), depth.flatten(0, 1)[:, None]
-        confidence = upsample_confidence(estimate.confidence, (images.shape[-2], images.shape[-1]))
+        confidence = estimate.confidence((images.shape[-2], images.shape[-1]))
         parts = pieces(flat)
         features = torch.cat([self._features(estimate.features.of(part)) for part in parts])
         stems = [self.stem(join([flat[p], metric[p], confidence[p], features[p]])) for p in parts]

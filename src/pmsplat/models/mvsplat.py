@@ -26,7 +26,7 @@ from ..nn.unet import GroupNorm, UNet
 from ..types import Prediction, Views
 from ._checks import check_choice, check_sizes, check_width
 from ._deviations import Deviations, expand_published
-from ._head import Rules, channels, gaussians_at, upsample_confidence
+from ._head import Rules, channels, gaussians_at
 from ._padding import predict_padded
 
 FINE, FINE_LEVELS, FINE_GROUPS = 32, 5, 4  # the U-Net at full size: width, levels, first norm
@@ -166,23 +166,23 @@ class MVSplat(ChannelsFirst):
 
         # At full size, correct the depth.
         coarse = resize(match.value[:, None], views.size)
-        confidence = upsample_confidence(match.confidence, views.size)
+        confidence = match.confidence_at(views.size)
         features = gelu(resize(self.up(join([matched, cnn])), views.size))
         x = self.stem(join([flat, self.narrow(features), coarse, confidence]))
         x = self.unet(x, count)
         correction = self.residual(x).float()
         inv_depth = whole.hold(coarse[:, 0] + correction[:, 0], hard_clamp=deviations.hard_clamp)
         depth = (1 / inv_depth).unflatten(0, (batch, count))
-        return Matched(depth, correction[:, 1:], x, flat, features)
+        sure = confidence[:, 0].unflatten(0, (batch, count))
+        return Matched(depth, sure, correction[:, 1:], x, flat, features)
 
     def _place(self, matched: "Matched", maps: Iterable[Tensor], views: Views) -> Prediction:
         """The Gaussians that its last layers make of `maps`."""
         raw = torch.cat(list(map(self.out, maps)))
         numbers = torch.cat([matched.opacity, raw.float()], dim=1)
         numbers, depths = numbers.unflatten(0, views.images.shape[:2]), (matched.depth,)
-        return Prediction(
-            depths, gaussians_at(numbers, depths, views.images, views.cameras, self.rules)
-        )
+        levels = gaussians_at(numbers, depths, views.images, views.cameras, self.rules)
+        return Prediction(depths, levels, matched.confidence)
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,7 @@ class Matched:
     """What is known of every pixel once the views are matched."""
 
     depth: Float[Tensor, "batch view height width"]
+    confidence: Float[Tensor, "batch view height width"]
     opacity: Float[Tensor, "n 1 height width"]  # before its sigmoid
     x: Float[Tensor, "n _ height width"]
     images: Float[Tensor, "n 3 height width"]

@@ -121,8 +121,8 @@ class ReSplat(DepthEncoder, Stepped):
     def predict_with_condition(self, views: Views) -> Conditioned:
         """The initial model's prediction and features of points, for sizes without padding."""
         initial = self._initial(views)
-        prediction = Prediction((initial.depth,), (self._in_world(initial.splats, views),))
-        return Conditioned(prediction, initial.condition)
+        first = (self._in_world(initial.splats, views),)
+        return Conditioned(replace(initial.prediction, gaussians=first), initial.condition)
 
     @property
     def _halving(self) -> int:
@@ -139,13 +139,13 @@ class ReSplat(DepthEncoder, Stepped):
         learns = any(weight.requires_grad for part in parts for weight in part.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             initial = self._initial(views)
-        if not steps:
-            return Prediction((initial.depth,), (self._in_world(initial.splats, views),))
-        start = initial.splats, initial.condition
-        later = self._updated(*start, views, RESPLAT, steps, all_levels)
-        if not all_levels:
-            return Prediction((initial.depth,), later)
-        return Prediction((initial.depth,), (self._in_world(initial.splats, views), *later))
+        levels: tuple[Gaussians, ...] = ()
+        if all_levels or not steps:
+            levels = (self._in_world(initial.splats, views),)
+        if steps:
+            start = initial.splats, initial.condition
+            levels += self._updated(*start, views, RESPLAT, steps, all_levels)
+        return replace(initial.prediction, gaussians=levels)
 
     def _initial(self, views: Views) -> "Initial":
         """The initial model: depth, features of points, and their Gaussians."""
@@ -155,12 +155,13 @@ class ReSplat(DepthEncoder, Stepped):
         rows, columns = self.points.grid(images)
         z = resize(depth, (rows, columns))
         described = self.points.describe(images, z, estimate)
+        confidence = estimate.confidence(views.size)[:, 0].unflatten(0, images.shape[:2])
         del estimate
         table = self._neighbors(_initial.places(z, cameras), cameras, _initial.NEIGHBORS)
         x = self.points(described, table, count, rows)
         splats = _initial.splats_at(self.head(x, count, rows), depth, views, self.cfg.scale_max)
         whole = resize(depth, views.size)[:, 0].unflatten(0, images.shape[:2])
-        return Initial(whole, to_maps(x, count, rows), splats)
+        return Initial(Prediction((whole,), (), confidence), to_maps(x, count, rows), splats)
 
     def _estimate(
         self, images: Float[Tensor, "batch view 3 height width"], cameras: Cameras
@@ -179,7 +180,7 @@ class ReSplat(DepthEncoder, Stepped):
 class Initial:
     """What the initial model says of some views."""
 
-    depth: Float[Tensor, "batch view height width"]
+    prediction: Prediction  # depth alone
     condition: Float[Tensor, "n channel rows columns"]  # features of points, view after view
     splats: Splats
 

@@ -5,7 +5,7 @@ an initial model of their own. Here it starts from any encoder that gives the fe
 its Gaussians from (`contracts.ConditionedEncoder`), with as many Gaussians as that has.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Any, cast
 
@@ -110,7 +110,7 @@ class Updated(Stepped):
             return found.prediction
         splats = Splats.of(first, views.cameras.c2w)
         later = self._updated(splats, found.condition, views, first.rules, steps, all_levels)
-        return Prediction(found.prediction.depths, (first, *later) if all_levels else later)
+        return replace(found.prediction, gaussians=(first, *later) if all_levels else later)
 
 
 build = Updated

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ..geometry import camera, se3, sweep
 from ..geometry.products import matmul
@@ -193,6 +194,10 @@ class Match:
     def confidence(self) -> Float[Tensor, "n height width"]:
         """The probability of the best candidate."""
         return self.probability.amax(dim=-1)
+
+    def confidence_at(self, size: tuple[int, int]) -> Float[Tensor, "n 1 {size[0]} {size[1]}"]:
+        """That of the nearest value, for every pixel of an image of (height, width)."""
+        return interpolate(self.confidence[:, None], size=size, mode="nearest")
 
 
 class Regressor(ChannelsFirst):
