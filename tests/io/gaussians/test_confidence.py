@@ -1,5 +1,6 @@
 """The confidence of Gaussians in files: a column of .ply, named where other formats lose it."""
 
+import io
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +29,14 @@ def rated(generator: torch.Generator) -> Gaussians:
     return replace(random_gaussians(COUNT, generator, degree=1), confidence=sure)
 
 
+def read(path: Path) -> plyfile.PlyData:
+    """The file as plyfile has it, which does not hold on to it."""
+    return plyfile.PlyData.read(io.BytesIO(path.read_bytes()))
+
+
 def rewrite(path: Path, confidence: np.ndarray, text: bool = False, order: str = "<") -> None:
     """The same file with another column `confidence`, written by plyfile."""
-    old = plyfile.PlyData.read(str(path), mmap=False)["vertex"].data
+    old = read(path)["vertex"].data
     fields = [field for field in old.dtype.descr if field[0] != "confidence"]
     new = np.empty(len(old), [*fields, ("confidence", confidence.dtype.str)])
     for name, *_ in fields:
@@ -43,13 +49,13 @@ def rewrite(path: Path, confidence: np.ndarray, text: bool = False, order: str =
 def test_ply_has_a_column_that_others_read(tmp_path: Path, rated: Gaussians) -> None:
     path = tmp_path / "a.ply"
     ply.save_ply(rated, path)
-    vertex = plyfile.PlyData.read(str(path), mmap=False)["vertex"]
+    vertex = read(path)["vertex"]
     assert vertex.data.dtype.names[-1] == "confidence"
     assert rated.confidence is not None
     np.testing.assert_array_equal(vertex["confidence"], rated.confidence[0].numpy())
     # The columns before are those of the file without.
     ply.save_ply(replace(rated, confidence=None), tmp_path / "plain.ply")
-    plain = plyfile.PlyData.read(str(tmp_path / "plain.ply"))["vertex"].data
+    plain = read(tmp_path / "plain.ply")["vertex"].data
     assert "confidence" not in plain.dtype.names and len(plain.dtype) + 1 == len(vertex.data.dtype)
     for name in plain.dtype.names:
         np.testing.assert_array_equal(vertex[name], plain[name])
@@ -76,7 +82,7 @@ def test_it_stays_with_its_gaussian_where_others_are_left_out(
     many = rated.map(lambda tensor: tensor.repeat_interleave(count // COUNT + 1, dim=1)[:, :count])
     path = tmp_path / "a.ply"
     ply.save_ply(many, path)
-    data = plyfile.PlyData.read(str(path), mmap=False)
+    data = read(path)
     data["vertex"].data["x"][[3, count - 5]] = np.nan
     data.write(str(path))
     back = ply.load_ply(path)
