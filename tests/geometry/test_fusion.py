@@ -12,12 +12,13 @@ from torch import Tensor
 from pmsplat.geometry import camera, fusion
 from pmsplat.geometry.fusion import Cloud, Maps, Votes, Voxels
 from pmsplat.geometry.gaussian import covariance
-from tests.scenes import random_cameras, random_gaussians
+from tests.scenes import PARAMETERS, random_cameras, random_gaussians
 
 
 def cloud(generator: torch.Generator, count: int = 40, dtype: torch.dtype = torch.float64) -> Cloud:
     found = random_gaussians(count, generator, degree=1, dtype=dtype)
-    return Cloud(*(getattr(found, name)[0] for name in Cloud.__dataclass_fields__))
+    sure = torch.rand(count, generator=generator, dtype=dtype)
+    return Cloud(*(getattr(found, name)[0] for name in PARAMETERS), confidence=sure)
 
 
 def maps(generator: torch.Generator, views: int, size: tuple[int, int] = (9, 12)) -> Maps:
@@ -132,7 +133,7 @@ def merge_slowly(given: Cloud, groups: list[list[int]], alone: Tensor | None) ->
         if len(rows) == 1:
             (i,) = rows
             found.append({"mean": given.means[i], "cov": spread[i], "o": given.opacities[i]})
-            found[-1]["sh"] = given.sh[i]
+            found[-1] |= {"sh": given.sh[i], "sure": given.confidence[i]}
             continue
         tau = -np.log(1 - np.minimum(given.opacities[rows].numpy(), 0.9999))
         area = np.array([math.prod(sorted(given.scales[i].tolist())[1:]) for i in rows])
@@ -148,6 +149,7 @@ def merge_slowly(given: Cloud, groups: list[list[int]], alone: Tensor | None) ->
         sh = np.einsum("n,nkc->kc", weights, given.sh[rows].numpy())
         mean = weights @ given.means[rows].numpy()
         found.append({"mean": mean, "cov": cov, "o": min(0.99, 1 - math.exp(-depth)), "sh": sh})
+        found[-1]["sure"] = weights @ given.confidence[rows].numpy()
     return found
 
 
@@ -171,6 +173,7 @@ def test_merging_is_that_of_a_loop(
     torch.testing.assert_close(covariance(merged.scales, merged.quats_wxyz), wanted["cov"])
     torch.testing.assert_close(merged.opacities, wanted["o"])
     torch.testing.assert_close(merged.sh, wanted["sh"])
+    torch.testing.assert_close(merged.confidence, wanted["sure"])
     single = torch.tensor([len(rows) == 1 for rows in groups])
     kept = given.at(torch.tensor([rows[0] for rows in groups if len(rows) == 1]))
     for ours, theirs in zip(vars(merged.at(single)).values(), vars(kept).values(), strict=True):
@@ -217,7 +220,8 @@ def test_gradients_of_merging(generator: torch.Generator, grow: bool) -> None:
     def merged(*tensors: Tensor) -> tuple[Tensor, ...]:
         found = fusion.merge(Cloud(*tensors), voxels, 0.8 * given.opacities if grow else None)
         spread = covariance(found.scales, found.quats_wxyz)
-        return found.means, spread, found.scales, found.opacities, found.sh
+        assert found.confidence is not None
+        return found.means, spread, found.scales, found.opacities, found.sh, found.confidence
 
     inputs = [tensor.clone().requires_grad_() for tensor in vars(given).values()]
     assert torch.autograd.gradcheck(merged, inputs)

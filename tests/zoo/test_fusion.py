@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import avg_pool2d
 
 import pmsplat
 from pmsplat.errors import UserError
@@ -158,12 +157,12 @@ def test_gaussians_of_blocks(size: tuple[int, int]) -> None:
     confidence = torch.rand(found.depths[0].shape, generator=torch.Generator().manual_seed(0))
     part = Part.of(replace(found, confidence=confidence), views)
     assert part.block == 4
-    mean = avg_pool2d(confidence, 4, ceil_mode=True)
-    assert torch.equal(part.at_gaussians(part.confidence), mean.flatten())
-    first = confidence[0, 0, :4, :4].mean()
-    torch.testing.assert_close(part.at_gaussians(part.confidence)[0], first)
-    rest = confidence[0, 1, 20:, 28:].mean()
-    torch.testing.assert_close(part.at_gaussians(part.confidence)[-1], rest)
+    for view in (0, 1):
+        for row in range(6):
+            for column in range(8):
+                block = confidence[0, view, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+                mean = part.sureness.view(2, 6, 8)[view, row, column]
+                torch.testing.assert_close(mean, block.mean())
     focal = (0.8 * size[1] * 0.8 * SIZE[1] / SIZE[0] * size[0]) ** 0.5
     torch.testing.assert_close(part.footprints, torch.full((96,), 4 * WALL / focal))
     assert fuse([part, part]).means.shape[1] <= 96
@@ -291,6 +290,21 @@ def test_gradients_reach_every_part(how: str) -> None:
             assert tensor.grad is not None and tensor.grad.isfinite().all() and tensor.grad.any()
 
 
+def test_confidence_of_gaussians_rides_along() -> None:
+    """Averaged by mass where Gaussians are merged, here of equal mass."""
+    parts = [Part.of(Wall(sure=sure)(FRONT), FRONT).with_confidence() for sure in (0.2, 0.8)]
+    assert fuse(parts, "union").confidence is not None
+    low, high = fuse(parts, "shares").confidence.unflatten(1, (2, -1)).unbind(1)  # pyright: ignore[reportOptionalMemberAccess]
+    torch.testing.assert_close(low, torch.full_like(low, 0.2))
+    torch.testing.assert_close(high, torch.full_like(high, 0.8))
+    merged = fuse(parts, "voxels")
+    assert merged.confidence is not None and merged.confidence.shape == merged.opacities.shape
+    weighted = (0.2 * 0.2 + 0.8 * 0.8) * torch.ones_like(merged.confidence)  # mass is shared so
+    torch.testing.assert_close(merged.confidence, weighted)
+    unknown = Part.of(Wall()(FRONT), FRONT).with_confidence()
+    assert fuse([unknown, parts[0]], "voxels").confidence is None
+
+
 def test_the_same_every_time(generator: torch.Generator) -> None:
     parts = [(Wall(sure=0.4)(FRONT), FRONT), (Wall(sure=0.6)(ASIDE), ASIDE)]
     for how in HOW:
@@ -317,7 +331,7 @@ def test_what_is_refused() -> None:
         (partial(limit, part.gaussians, -1), "`gaussians=-1`; wanted a whole number from 1"),
         (partial(fuse, [part, moved]), "different origins"),
         (partial(fuse, [part, ruled]), "drawn by different rules"),
-        (partial(fuse, [part, fewer]), "1535 Gaussians for 2 views of 24x32 pixels; wanted one"),
+        (partial(fuse, [part, fewer]), "1535 Gaussians of 2 views of 24x32 pixels; wanted one"),
         (partial(fuse, [replace(part, gaussians=replace(part.gaussians, means=broken))]), "finite"),
         (partial(fuse, [(replace(found, gaussians=()), FRONT)]), "a prediction of depth alone"),
     ):

@@ -133,25 +133,31 @@ class Cloud:
     quats_wxyz: Float[Tensor, "gaussian 4"]
     opacities: Float[Tensor, " gaussian"]
     sh: Float[Tensor, "gaussian sh 3"]
+    confidence: Float[Tensor, " gaussian"] | None = None
 
     def at(self, rows: Tensor) -> "Cloud":
         """Some of the Gaussians."""
-        return Cloud(*(tensor[rows] for tensor in vars(self).values()))
+        return Cloud(*(None if x is None else x[rows] for x in vars(self).values()))
 
     @staticmethod
-    def joined(parts: Sequence["Cloud"]) -> "Cloud":
-        """The Gaussians of all parts, in order. At least one part."""
-        return Cloud(*map(torch.cat, zip(*(vars(part).values() for part in parts), strict=True)))
+    def joined(parts: Sequence["Cloud"], order: Int[Tensor, " gaussian"]) -> "Cloud":
+        """The Gaussians of all parts, at `order`; all have a confidence or none. At least one."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return Cloud(*(None if x[0] is None else torch.cat(x)[order] for x in columns))
 
     @property
     def area(self) -> Float[Tensor, " gaussian"]:
-        """Of the ellipse that a Gaussian shows face on, over π: the two largest scales' product."""
-        return self.scales.topk(2, dim=-1).values.prod(dim=-1)
+        """Of the ellipse that a Gaussian shows face on, over π."""
+        return _area(self.scales)
 
     @property
     def mass(self) -> Float[Tensor, " gaussian"]:
         """Optical depth times area."""
         return optical_depth(self.opacities) * self.area
+
+
+def _area(scales: Float[Tensor, "gaussian 3"]) -> Float[Tensor, " gaussian"]:
+    return scales.topk(2, dim=-1).values.prod(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -202,11 +208,12 @@ def find_voxels(
 def merge(cloud: Cloud, voxels: Voxels, alone: Float[Tensor, " gaussian"] | None = None) -> Cloud:
     """Returns one Gaussian for each voxel, in the order of the first in each.
 
-    Means, covariances and harmonics are averaged by mass, without the spread of the means, which
-    would blur; the sum of masses is kept, up to MOST_OPAQUE. A Gaussian that is alone in its voxel
-    stays as it is, to the bit. `alone` are the opacities with which each was right by itself: where
-    given, a merged Gaussian grows until it is no more opaque than those that it is made of, so that
-    voxels of many do not become small opaque dots with gaps between. Differentiable.
+    Means, covariances, harmonics and confidence are averaged by mass, without the spread of the
+    means, which would blur; the sum of masses is kept, up to MOST_OPAQUE. A Gaussian that is alone
+    in its voxel stays as it is, to the bit. `alone` are the opacities with which each was right by
+    itself: where given, a merged Gaussian grows until it is no more opaque than those that it is
+    made of, so that voxels of many do not become small opaque dots with gaps between.
+    Differentiable.
     """
     several, first = voxels.counts > 1, voxels.first
     rows = voxels.order[several.repeat_interleave(voxels.counts)]
@@ -217,7 +224,7 @@ def merge(cloud: Cloud, voxels: Voxels, alone: Float[Tensor, " gaussian"] | None
     for chosen, of_each in zip(rows.split([int(n.sum()) for n in split]), split, strict=True):
         parts.append(_blend(cloud.at(chosen), of_each, None if alone is None else alone[chosen]))
     place = torch.cat([kept, first[several]]).argsort()
-    return Cloud.joined(parts).at(place)
+    return Cloud.joined(parts, place)
 
 
 def _split_voxels(counts: Int[Tensor, " voxel"]) -> list[Tensor]:
@@ -240,16 +247,17 @@ def _blend(cloud: Cloud, counts: Tensor, alone: Tensor | None) -> Cloud:
     whole = total.repeat_interleave(counts)
     even = (1 / counts.to(mass)).repeat_interleave(counts)
     weights = torch.where(empty, even, mass / torch.where(empty, 1, whole))
-    scales, quats = decompose_covariance(average(covariance(cloud.scales, cloud.quats_wxyz)))
-    merged = Cloud(average(cloud.means), scales, quats, torch.zeros_like(total), average(cloud.sh))
-    depth = total / merged.area.clamp_min(torch.finfo(total.dtype).tiny)
+    spread = average(covariance(cloud.scales, cloud.quats_wxyz))
+    scales, quats = decompose_covariance(spread)
+    depth = total / _area(scales).clamp_min(torch.finfo(total.dtype).tiny)
     if alone is not None:
         typical = average(optical_depth(alone))
         growth = torch.where(typical > 0, depth / torch.where(typical > 0, typical, 1), 1)
         growth = growth.clamp_min(1)
         scales, depth = scales * growth.sqrt()[:, None], depth / growth
-    opacities = -torch.expm1(-depth)
-    return Cloud(merged.means, scales, quats, opacities.clamp(max=MOST_OPAQUE), merged.sh)
+    opacities = (-torch.expm1(-depth)).clamp(max=MOST_OPAQUE)
+    sure = None if cloud.confidence is None else average(cloud.confidence)
+    return Cloud(average(cloud.means), scales, quats, opacities, average(cloud.sh), sure)
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,13 @@ FINEST = 1 / 8  # of the size of a Gaussian: the smallest voxels of Gaussians wi
 class Part(Bundle):
     """What one group of views became, of one scene (batch 1): `depth` in scene units, 0 for none.
 
-    `cameras`, `depth` and `confidence` are of the views that the prediction speaks of; `views` are
-    their numbers among all.
+    `cameras`, `depth` and `confidence` (None: not known) are of the views that the prediction
+    speaks of; `views` are their numbers among all.
     """
 
     gaussians: Gaussians
     depth: Float[Tensor, "1 view height width"]
-    confidence: Float[Tensor, "1 view height width"]
+    confidence: Float[Tensor, "1 view height width"] | None
     cameras: Cameras
     views: tuple[int, ...]
 
@@ -42,13 +42,13 @@ class Part(Bundle):
     def of(prediction: Prediction, views: Views, numbers: Sequence[int] | None = None) -> "Part":
         """The part of a prediction for `views`, which have these numbers.
 
-        A prediction without confidence is as sure of all. Raises UserError for several scenes, and
-        for a prediction without Gaussians.
+        Raises UserError for several scenes, and for a prediction without Gaussians.
         """
-        if len(prediction.depths[-1]) != 1 or not prediction.gaussians:
+        scenes = len(prediction.depths[-1])
+        if scenes != 1 or not prediction.gaussians:
             raise UserError(
-                f"a prediction of {len(prediction.depths[-1])} scenes"
-                if prediction.gaussians
+                f"a prediction of {scenes} scenes"
+                if scenes != 1
                 else "a prediction of depth alone",
                 "Gaussians of one scene",
                 "predict scene after scene, by a model that predicts Gaussians",
@@ -56,50 +56,48 @@ class Part(Bundle):
         spoken = list(range(views.images.shape[1]))
         if prediction.views is not None:
             spoken = prediction.views[0].tolist()
-        depth, confidence = prediction.depths[-1], prediction.confidence
+        depth = prediction.depths[-1]
         return Part(
             gaussians=prediction.gaussians[-1],
             depth=depth,
-            confidence=torch.ones_like(depth) if confidence is None else confidence,
+            confidence=prediction.confidence,
             cameras=views.cameras.at(spoken).to(depth.device),
             views=tuple(spoken if numbers is None else (numbers[i] for i in spoken)),
         )
 
     @property
     def maps(self) -> fusion.Maps:
-        """Its depth maps, which vote on the Gaussians of others."""
+        """Its depth maps, which vote on the Gaussians of others; all are as sure if none says."""
+        sure = torch.ones_like(self.depth) if self.confidence is None else self.confidence
         c2w, K = self.cameras.c2w[0], self.cameras.K[0]
-        return fusion.Maps(self.depth[0].float(), self.confidence[0].float(), c2w, K)
-
-    def at_gaussians(
-        self, maps: Float[Tensor, "1 view height width"]
-    ) -> Float[Tensor, " gaussian"]:
-        """The value of maps at each Gaussian: at its pixel, or the mean over its block of pixels.
-
-        Raises UserError where Gaussians are neither those of pixels nor of square blocks.
-        """
-        return avg_pool2d(maps, self.block, ceil_mode=True).flatten()
+        return fusion.Maps(self.depth[0].float(), sure[0].float(), c2w, K)
 
     @property
     def block(self) -> int:
-        """The side, in pixels, of the block that has one Gaussian; UserError where none has."""
-        count, (views, height, width) = self.gaussians.means.shape[1], self.depth.shape[1:]
-        for side in range(1, min(height, width) + 1):
-            if views * -(-height // side) * -(-width // side) == count:
-                return side
-        raise UserError(
-            f"{count} Gaussians for {views} views of {height}x{width} pixels",
-            "one for each pixel, or for each square block of pixels, in their order",
-            "fuse before Gaussians are left out, or with how='union'",
-        )
+        """See `Prediction.block`."""
+        return Prediction((self.depth,), (self.gaussians,)).block
+
+    @property
+    def sureness(self) -> Float[Tensor, " gaussian"]:
+        """The confidence of each Gaussian; 1 where it is not known."""
+        return self._at_gaussians(self.maps.confidence)
 
     @property
     def footprints(self) -> Float[Tensor, " gaussian"]:
         """How large a pixel is at each Gaussian, or its block of pixels, in scene units."""
         height, width = self.depth.shape[-2:]
-        K = self.cameras.K
-        focal = (K[..., 0, 0] * width * K[..., 1, 1] * height).sqrt()
-        return self.at_gaussians(self.depth * self.block / focal[..., None, None])
+        K = self.cameras.K[0]
+        focal = (K[:, 0, 0] * width * K[:, 1, 1] * height).sqrt()
+        return self._at_gaussians(self.depth[0] * self.block / focal[:, None, None])
+
+    def with_confidence(self) -> "Part":
+        """The same with the confidence of each Gaussian in `gaussians`; None if it is not known."""
+        sure = None if self.confidence is None else self.sureness[None]
+        return replace(self, gaussians=replace(self.gaussians, confidence=sure))
+
+    def _at_gaussians(self, maps: Float[Tensor, "view height width"]) -> Tensor:
+        """The value at the pixel of each Gaussian, or the mean over its block."""
+        return avg_pool2d(maps[None], self.block, ceil_mode=True).flatten()
 
 
 @dataclass(frozen=True)
@@ -187,9 +185,7 @@ def fuse_parts(
             for i, part in enumerate(taken)
         ]
         shared = [
-            fusion.share_opacities(
-                part.gaussians.opacities[0], part.at_gaussians(part.confidence), of_part
-            )
+            fusion.share_opacities(part.gaussians.opacities[0], part.sureness, of_part)
             for part, of_part in zip(taken, votes, strict=True)
         ]
         joined = replace(joined, opacities=torch.cat(shared)[None])
@@ -246,8 +242,9 @@ def _check_parts(parts: Sequence[Part]) -> None:
             "open the photos of the scene together",
         )
     for number, part in enumerate(parts):
-        finite = [tensor.isfinite().all() for tensor in vars(_cloud(part.gaussians)).values()]
-        if not all(finite):
+        g = part.gaussians
+        tensors = (g.means, g.scales, g.quats_wxyz, g.opacities, g.sh)
+        if not all(tensor.isfinite().all() for tensor in tensors):
             raise UserError(
                 f"Gaussians of prediction {number} that are not finite",
                 "numbers",
@@ -273,17 +270,13 @@ def _merge(found: Fused, edges: Tensor, alone: Tensor, count: int | None, pixels
         heaviest = fusion.find_heaviest(merged.mass / pixels[first].square(), count)
         dropped = len(merged.means) - count
         merged = merged.at(heaviest)
-    whole = found.gaussians
-    gaussians = Gaussians(
-        *(tensor[None] for tensor in vars(merged).values()),
-        rules=whole.rules,
-        origin=whole.origin,
-        up=whole.up,
+    gaussians = replace(
+        found.gaussians, **{k: v if v is None else v[None] for k, v in vars(merged).items()}
     )
     return replace(found, gaussians=gaussians, edge=fit.factor, dropped=dropped)
 
 
 def _cloud(gaussians: Gaussians) -> Cloud:
     """The Gaussians of a scene, without its batch axis."""
-    g = gaussians
-    return Cloud(g.means[0], g.scales[0], g.quats_wxyz[0], g.opacities[0], g.sh[0])
+    found = {name: getattr(gaussians, name) for name in Cloud.__dataclass_fields__}
+    return Cloud(**{name: x if x is None else x[0] for name, x in found.items()})
