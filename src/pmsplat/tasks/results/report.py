@@ -58,7 +58,8 @@ class Given:
     `photos`: how many there were to choose from; `named`: the user chose the views; `size`:
     (height, width) for the network; `scale`: how much larger it saw the world; `range_source`:
     where near and far come from; `left_out`: photos that could not be used; `middle_depth`: the
-    middle between near and far, in scene units, where the model goes by it and searches its own.
+    middle between near and far, in scene units, where the model goes by it and searches its own;
+    `at_once`: the option that says how many views go through the network together.
     """
 
     photos: int
@@ -69,6 +70,7 @@ class Given:
     left_out: tuple[LeftOut, ...] = ()
     named: bool = False
     middle_depth: float | None = None
+    at_once: str = "views"
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
     findings = [
         *_check_places(facts, given),
         *_check_range(facts),
-        *_check_training(facts),
+        *_check_training(facts, given.at_once),
         *_check_match(facts),
     ]
     return replace(facts, findings=tuple(findings))
@@ -270,7 +272,7 @@ def _check_places(report: Report, given: Given) -> list[Finding]:
     if given.named:
         apart += ", or leave `context` out"
     elif more := _more_views(report, given.photos):
-        apart += f", or try `views={more}`"
+        apart += f", or try `{given.at_once}={more}`"
     elif given.photos > report.views:
         apart += ", or name views that are closer with `context`"
     if report.alone:
@@ -315,7 +317,7 @@ def _check_range(report: Report) -> list[Finding]:
     return [Finding(problem, f"{_SET_RANGE}, with a smaller near")]
 
 
-def _check_training(report: Report) -> list[Finding]:
+def _check_training(report: Report, at_once: str) -> list[Finding]:
     """Size and number of views."""
     learned, findings = report.trained_on, []
     if learned is not None and learned.size is not None:
@@ -328,10 +330,10 @@ def _check_training(report: Report) -> list[Finding]:
         least, most = learned.views
         if report.views > MANY * most:
             problem = f"There are {report.views} views at a time, and were at most {most}"
-            findings.append(Finding(f"{problem} in training", f"use `views={most}`"))
+            findings.append(Finding(f"{problem} in training", f"use `{at_once}={most}`"))
         if report.views < least:
             problem = f"There are {report.views} views at a time, and were {least} or more"
-            findings.append(Finding(f"{problem} in training", f"use `views={least}`"))
+            findings.append(Finding(f"{problem} in training", f"use `{at_once}={least}`"))
     return findings
 
 
