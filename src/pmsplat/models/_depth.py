@@ -5,6 +5,7 @@ Learning Recurrent Gaussian Splatting", ECCV 2026.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..foundation.imagenet import MEAN, STD
+from ..kernels import cpu_rules
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
 from ..nn import cost_volume
@@ -318,7 +320,10 @@ class DepthNetwork(nn.Module):
         return self.residual(maps).float()
 
     def _features(self, images: Tensor, others: Tensor, anchors: Anchors | None) -> Features:
-        cnn = self.cnn(images.to(self.cnn.stem.weight.dtype))
+        # what anchors gather is so sensitive to rounding that it wants exact features
+        exactly = nullcontext() if anchors is None else cpu_rules.without_transforms()
+        with exactly:
+            cnn = self.cnn(images.to(self.cnn.stem.weight.dtype))
         coarse = add_position(cnn[-1].unflatten(0, (len(others), -1)))
         if anchors is not None:
             assert self.compress is not None

@@ -4,7 +4,6 @@ Chen et al., "MVSplat: Efficient 3D Gaussian Splatting from Sparse Multi-View Im
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -58,17 +57,11 @@ class Config:
         check_choice("attention", self.attention, BACKENDS)
 
 
-def _exact() -> AbstractContextManager[object]:
-    """Convolutions without transforms.
-
-    Its depth is so sensitive to rounding that their error exceeds the tolerance of the official
-    outputs: 2.5 times, on three views of 64x96.
-    """
-    return cpu_rules.use(cpu_rules.current().without("winograd"))
-
-
 class MVSplat(ChannelsFirst):
     """The encoder: any number of views from two, of any size (`predict_padded`).
+
+    Its convolutions are computed without transforms: its depth is so sensitive to rounding that the
+    error of those exceeds the tolerance of the official outputs, 2.5 times on three views of 64x96.
 
     With `deviations.along_ray`, depth is z in the sweep but a distance along the ray where the
     Gaussians are placed, as its released weights were trained; what is returned is the former.
@@ -142,13 +135,13 @@ class MVSplat(ChannelsFirst):
 
     def predict_with_condition(self, views: Views) -> Conditioned:
         """The prediction, and what its last layers read; for sizes that need no padding."""
-        with _exact():
+        with cpu_rules.without_transforms():
             matched = self._match(views, self.anchors)
             maps = list(matched.maps())
             return Conditioned(self._place(matched, maps), torch.cat(maps))
 
     def _predict(self, views: Views, anchors: int) -> Prediction:
-        with _exact():
+        with cpu_rules.without_transforms():
             matched = self._match(views, anchors)
             return self._place(matched, matched.maps())
 
