@@ -261,7 +261,7 @@ class DepthNetwork(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "batch view 3 height width"],
+        images: Float[Tensor, "batch given 3 height width"],
         cameras: Cameras,
         others: Int[Tensor, "batch view other"],
         anchors: Anchors | None = None,

@@ -216,10 +216,6 @@ _ALL = {
             ("resplat-base-re10k-256x256-view2-init16", 210_601_753, RESPLAT_START),
         )
     },
-    **{
-        name: Published(model, settings, Source(*ZPRESSOR, f"{name}.ckpt", ""), parameters, data)
-        for name, (model, parameters, data, settings) in _RELEASES_ZPRESSOR.items()
-    },
     "pmloss": _pmloss("pmloss", "free"),
     "ori_depthsplat_tuned": _pmloss("ori_depthsplat_tuned", "bounded"),
     "mvsplat-re10k": Published(
@@ -233,6 +229,10 @@ _ALL = {
         11_955_734,
         RE10K,
     ),
+    **{
+        name: Published(model, settings, Source(*ZPRESSOR, f"{name}.ckpt", ""), parameters, data)
+        for name, (model, parameters, data, settings) in _RELEASES_ZPRESSOR.items()
+    },
 }
 
 ZOO = {name: replace(facts, psnr=_PSNR.get(name, "")) for name, facts in _ALL.items()}
