@@ -134,7 +134,8 @@ def test_a_model_that_speaks_of_some_views_leaves_depth_of_those(
     options = replace(QUICK, views=5, held_out=1)
     network = Picking(model, anchors=3)
     summary = predict(room, network, tmp_path / "out", options, tell=said.append)
-    assert len(summary.context) == 5 and summary.anchors == summary.context[:1:-1]
+    assert len(summary.context) == 5
+    assert summary.anchors is not None and summary.anchors == summary.context[:1:-1]
     assert any("Gaussians of 3 of 5 views" in line for line in said)
     scene = open_scene(room)
     views = scene.views([scene.names.index(name) for name in summary.context], (48, 64))

@@ -201,7 +201,7 @@ class TrainingStream(IterableDataset[Batch]):
         return self.recipe.sampler.count_views(batch)
 
     def _frames(
-        self, scene: ChunkScene, generator: torch.Generator, count: int | None
+        self, scene: ChunkScene, generator: torch.Generator, count: int | None = None
     ) -> Frames | Snapped:
         """Frames of an example; with a cache, drawn until a window of the teacher contains them."""
         cache = self.recipe.pointmaps
