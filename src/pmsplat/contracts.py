@@ -46,6 +46,15 @@ class SteppedEncoder(Protocol):
     ) -> Prediction: ...
 
 
+class GatheringEncoder(Protocol):
+    """An encoder that gathers what all views show in some of them, the anchors: in so many, or in
+    all where there are no more. `EncoderTraits.anchors` is its own number; `Prediction.views` says
+    which they are. With steps too, it takes the parameters of both.
+    """
+
+    def __call__(self, views: Views, /, anchors: int | None = None) -> Prediction: ...
+
+
 @dataclass(frozen=True)
 class Conditioned:
     """A prediction of a single level, and the map that its Gaussians were made from.
@@ -183,14 +192,21 @@ def count_anchors(anchors: int | None, own: int) -> int:
 
 
 def take_steps(
-    encoder: Encoder, steps: int | None, all_levels: bool = False
+    encoder: Encoder, steps: int | None, all_levels: bool = False, anchors: int | None = None
 ) -> Callable[[Views], Prediction]:
-    """`encoder` with this number of steps; None: its own. UserError as of `count_steps`."""
-    own = encoder_traits(encoder).steps
-    count_steps(steps, own)
-    if own is None or (steps is None and not all_levels):
-        return encoder
-    return partial(cast(SteppedEncoder, encoder), steps=steps, all_levels=all_levels)
+    """`encoder` with this number of steps and of anchors; None: its own.
+
+    UserError as of `count_steps` and `count_anchors`.
+    """
+    traits = encoder_traits(encoder)
+    count_steps(steps, traits.steps)
+    count_anchors(anchors, traits.anchors)
+    chosen: dict[str, Any] = {}
+    if traits.steps is not None and (steps is not None or all_levels):
+        chosen |= {"steps": steps, "all_levels": all_levels}
+    if anchors is not None:
+        chosen |= {"anchors": anchors}
+    return partial(cast(Callable[..., Prediction], encoder), **chosen) if chosen else encoder
 
 
 def backbone_parameters(encoder: nn.Module) -> Iterator[nn.Parameter]:

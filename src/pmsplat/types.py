@@ -441,6 +441,11 @@ class Prediction(Bundle):
         """Of the context views, those that it speaks of, in its order."""
         return context if self.views is None else context.gather(self.views)
 
+    def indices(self, context: Views) -> list[int]:
+        """Which of the context views of the first scene it speaks of, in its order."""
+        everything = list(range(context.images.shape[1]))
+        return everything if self.views is None else self.views[0].tolist()
+
     def scaled(self, factor: Factor) -> "Prediction":
         """The same prediction in a world `factor` times as large."""
         depths = tuple(_times(depth, factor) for depth in self.depths)
@@ -513,6 +518,17 @@ class StepOutput(Bundle):
                 "train with loss=depth, or with model.gaussians=true",
             )
         return self.renderings[-1]
+
+    @property
+    def context(self) -> Views:
+        """The context views that the prediction speaks of, in its order.
+
+        Without names, where they are not all: the host would wait to learn which they are.
+        """
+        context = self.batch.context
+        if self.prediction.views is None:
+            return context
+        return self.prediction.select(replace(context, names=None))
 
     @property
     def depth(self) -> Float[Tensor, "batch view height width"] | None:

@@ -67,6 +67,20 @@ def test_depth_is_measured_where_it_is_known(generator: torch.Generator) -> None
     assert result.means["abs_rel"] == pytest.approx(1.0)
 
 
+def test_depth_and_surface_are_those_of_the_views_spoken_of(generator: torch.Generator) -> None:
+    """A prediction that is right of views 2 and 0, and of no others."""
+    batch = scene("some", 1, generator)
+    depth = 1 + torch.rand(1, 3, 16, 20, generator=generator)
+    context = Views(torch.rand(1, 3, 3, 16, 20), random_cameras(3, generator), depth=depth)
+    batch = replace(batch, context=context)
+    right = Prediction((depth[:, [2, 0]],), (), views=torch.tensor([[2, 0]]))
+    values = protocol.measure(StepOutput(batch, right, ()), geometry=True).values
+    assert values["abs_rel"] == 0 and values["chamfer"] == 0 and values["delta1"] == 1
+    wrong = replace(right, views=torch.tensor([[0, 2]]))
+    values = protocol.measure(StepOutput(batch, wrong, ()), geometry=True).values
+    assert values["abs_rel"] > 0.05 and values["chamfer"] > 0
+
+
 def with_names(batch: Batch, context: tuple[str, ...], target: tuple[str, ...]) -> Batch:
     return Batch(
         replace(batch.context, names=(context,)), replace(batch.target, names=(target,)), ["a"]

@@ -205,7 +205,7 @@ def _image_values(
 
 def _depth_values(step: StepOutput) -> dict[str, float]:
     """Of the answer's depth of the context views, where the data knows any of it."""
-    known = step.batch.context.depth
+    known = step.context.depth
     if known is None or not step.prediction.depths:
         return {}
     depth = depth_metrics(step.prediction.depths[-1], known)
@@ -216,7 +216,7 @@ def _depth_values(step: StepOutput) -> dict[str, float]:
 
 def _geometry_values(step: StepOutput) -> dict[str, float]:
     """Of the answer's surface, where it has one; UserError where the data has none."""
-    context = step.batch.context
+    context = step.context
     if context.depth is None:
         raise UserError(
             f"no true depth in scene {step.batch.scene[0]!r} to measure geometry by",

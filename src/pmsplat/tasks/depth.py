@@ -92,7 +92,8 @@ def depth(
         at_once = max(len(group.views) for group in groups)
         traits = encoder_traits(encoder)
         steps = None if traits.steps is None else 0  # they change Gaussians alone
-        memory.check(encoder, memory.Plan(at_once, size, traits.multiple, steps), device)
+        anchors = at_once if traits.anchors else None  # so that every photo gets depth
+        memory.check(encoder, memory.Plan(at_once, size, traits.multiple, steps, anchors), device)
         predictor = as_graph(encoder, chosen.graph, device)
         tell(f"Predicting on {device}.")
         # Predict group by group; numbers go to disk at once
@@ -107,13 +108,15 @@ def depth(
         passes: list[Pass] = []
         for group in track(groups, "predicting depth", len(groups)):
             views = scene.views(group.views, size)
-            predicted = predict_views(predictor, views, device, shown, steps)
+            predicted = predict_views(predictor, views, device, shown, steps, anchors)
             found = predicted.depths[-1].float().cpu()
-            for at, i in enumerate(group.views):
+            order = predicted.indices(views)
+            for at, one in zip(order, found[0], strict=True):
+                i = group.views[at]
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
-                    maps[i] = depth_results.write_map(folder, views.at([at]), found[0, at], i, stem)
-            passes.append(examine(views, found))
+                    maps[i] = depth_results.write_map(folder, views.at([at]), one, i, stem)
+            passes.append(examine(views.at(order), found))
         # Write the results, with one scale for all pictures
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         named = chosen.context is not None

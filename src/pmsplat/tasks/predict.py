@@ -109,7 +109,9 @@ def predict(
         scene = replace(scene, cameras=cameras)
         views = scene.views(context, size)
         taken = "" if traits.steps is None else f", with {steps} steps of its update"
-        tell(f"Predicting depth and Gaussians of {len(context)} views on {device}{taken}.")
+        spoken = min(len(context), traits.anchors or len(context))
+        said = f"{spoken} of {len(context)}" if spoken < len(context) else f"{spoken}"
+        tell(f"Predicting depth and Gaussians of {said} views on {device}{taken}.")
         found = reconstruct(encoder, views, device, chosen.steps)
         others = held_out(overlap, context, chosen.held_out)
         if left := len(scene) - len(context):
@@ -125,12 +127,14 @@ def predict(
             named,
             middle,
         )
-        depth = found.prediction.depths[-1]
-        for at, photo in enumerate(context):
-            check_depth(depth[0, at], scene.names[photo])
-        report = make_report([examine(views, depth.float().cpu())], given)
+        depth, shown = found.prediction.depths[-1], found.prediction.indices(views)
+        for one, at in zip(depth[0], shown, strict=True):
+            check_depth(one, scene.names[context[at]])
+        part = examine(views.at(shown), depth.float().cpu(), len(context))
+        report = make_report([part], given)
         result = prediction.Result(
             context=views,
+            shown=tuple(shown),
             held_out=scene.views(others, size) if others else None,
             depth=depth,
             gaussians=replace(found.prediction.gaussians[-1], origin=scene.origin),

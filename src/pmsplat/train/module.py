@@ -19,7 +19,7 @@ from . import optim
 from .callbacks import TERM
 from .data_module import DataModule
 from .settings import Experiment
-from .step import Outcome, draw_steps, training_step
+from .step import Outcome, draw_anchors, draw_steps, training_step
 
 BAD_STEPS = 20  # in a row without a finite gradient, or a sample that a loss counts: it has failed
 
@@ -75,13 +75,17 @@ class TrainingModule(LightningModule):
     def predict(self, views: Views) -> Prediction:
         """The prediction for views in the world of the model, of all levels.
 
-        After as many update steps as the settings draw for this training step and device.
+        After as many update steps, and in as many anchors, as the settings draw for this training
+        step and device.
         """
-        limits = self.experiment.trainer.update_steps
-        if limits is None:
-            return self.encode(views)
-        steps = draw_steps(limits, self.experiment.seed, self.global_rank, self.global_step)
-        return self.encode(views, steps=steps)
+        cfg = self.experiment.trainer
+        moment = self.experiment.seed, self.global_rank, self.global_step
+        drawn: dict[str, int] = {}
+        if cfg.update_steps is not None:
+            drawn["steps"] = draw_steps(cfg.update_steps, *moment)
+        if cfg.anchors is not None:
+            drawn["anchors"] = draw_anchors(cfg.anchors, views.images.shape[1], *moment)
+        return self.encode(views, **drawn)
 
     def compute(self, batch: Batch) -> Outcome:
         """The outcome of one batch, with gradients: what a step minimizes."""

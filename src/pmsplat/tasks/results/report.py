@@ -77,7 +77,8 @@ class Pass:
 
     `gaps`: distances to the nearest other view, the least and the largest; `range`: (near, far) of
     all; `predicted`: the central 98 % of depth; `at_near`: the share of it that lies at near;
-    `turned`: the agreement of the photos if the cameras stood at one place.
+    `turned`: the agreement of the photos if the cameras stood at one place. `shown`: how many views
+    the network saw, where only some have depth.
     """
 
     names: tuple[str, ...]
@@ -88,6 +89,7 @@ class Pass:
     predicted: tuple[float, float]
     at_near: float
     turned: Agreement | None = None
+    shown: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,13 @@ class Report:
     middle_depth: tuple[float, float] | None = None
 
 
-def examine(views: Views, depth: Float[Tensor, "1 view height width"]) -> Pass:
-    """Measures one pass through the network: batch 1, both on the CPU, depth positive somewhere."""
+def examine(
+    views: Views, depth: Float[Tensor, "1 view height width"], shown: int | None = None
+) -> Pass:
+    """Measures one pass through the network: batch 1, both on the CPU, depth positive somewhere.
+
+    `shown`: how many views the network saw, where these are only some of them.
+    """
     assert views.names is not None, "photos of a scene have names"
     cameras = views.cameras
     centers = cameras.c2w[0, :, :3, 3].double()
@@ -154,6 +161,7 @@ def examine(views: Views, depth: Float[Tensor, "1 view height width"]) -> Pass:
         predicted=central_depths(depth.flatten().numpy()),
         at_near=(at_near.sum() / known.sum()).item(),
         turned=measure_agreement(standing, torch.ones_like(depth)),  # any depth will do
+        shown=shown,
     )
 
 
@@ -169,7 +177,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
     gaps = [gap * given.scale for part in passes for gap in part.gaps]
     counted, middle = sum(len(part.names) for part in passes), given.middle_depth
     facts = Report(
-        views=max(len(part.names) for part in passes),
+        views=max(part.shown or len(part.names) for part in passes),
         size=given.size,
         shared=min(shares.values()),
         alone=tuple(name for name, share in shares.items() if share < LITTLE),
