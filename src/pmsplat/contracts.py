@@ -161,6 +161,27 @@ def count_steps(steps: int | None, own: int | None) -> int:
     return steps
 
 
+def count_anchors(anchors: int | None, own: int) -> int:
+    """In how many views an encoder gathers all where it is asked for `anchors`; None: its own.
+
+    `own` is the trait of the encoder. UserError for anchors of an encoder that has none, and for
+    fewer than two.
+    """
+    if anchors is None:
+        return own
+    if type(anchors) is not int or anchors < 2:
+        raise UserError(
+            f"`anchors={anchors!r}`", "a whole number from 2", f"leave it out for {own}"
+        )
+    if not own:
+        raise UserError(
+            f"`anchors={anchors}` for a model in which each view speaks for itself",
+            "a model that gathers views in anchors",
+            "leave `anchors` out, or choose another model",
+        )
+    return anchors
+
+
 def take_steps(
     encoder: Encoder, steps: int | None, all_levels: bool = False
 ) -> Callable[[Views], Prediction]:

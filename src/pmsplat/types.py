@@ -187,6 +187,18 @@ class Views(Bundle):
         positions = list(order[indices]) if isinstance(indices, slice) else indices
         return replace(taken, names=tuple(tuple(row[i] for i in positions) for row in self.names))
 
+    def gather(self, index: Int[Tensor, "batch n"]) -> "Views":
+        """The views of each scene at indices of its own, names included (the host waits for them).
+
+        Gradients follow.
+        """
+        scene = torch.arange(len(index), device=index.device)[:, None]
+        taken = self.map(lambda tensor: tensor[scene, index])
+        if self.names is None:
+            return taken
+        rows = zip(self.names, index.tolist(), strict=True)
+        return replace(taken, names=tuple(tuple(row[i] for i in chosen) for row, chosen in rows))
+
     def scaled(self, factor: Factor) -> "Views":
         """The same views of a world `factor` times as large, pointmaps with it."""
         return replace(
@@ -430,6 +442,10 @@ class Prediction(Bundle):
     def levels(self) -> int:
         """How many levels there are, of depth or of Gaussians."""
         return max(len(self.depths), len(self.gaussians))
+
+    def select(self, context: Views) -> Views:
+        """Of the context views, those that it speaks of, in its order."""
+        return context if self.views is None else context.gather(self.views)
 
     def scaled(self, factor: Factor) -> "Prediction":
         """The same prediction in a world `factor` times as large."""
