@@ -64,6 +64,7 @@ CROSSED = tuple(zip(VIEWS, ("tf32", "float32", "bf16", "tf32"), strict=True))
 LARGE = {  # predictions beyond those of training: of which model, how many views, of which size
     "37 views": ("depthsplat-gs-base-re10k-256x448-view2", 37, (256, 448)),
     "512x960": ("depthsplat-gs-base-re10k-256x256-view2", 12, (512, 960)),
+    "24 views in 6": ("depthsplat-dl3dv-zpressor-n50-256x448", 24, (256, 448)),
 }
 SWEEP_PATHS = ("direct", "tiled", "all_pairs")
 NORMS: tuple[tuple[int, int, Activation], ...] = (  # channels, groups, activation; as in our models

@@ -97,15 +97,15 @@ def shaken_block(generator: torch.Generator) -> Compress:
 
 
 def test_a_new_block_gives_the_anchors_own_maps(generator: torch.Generator) -> None:
-    maps = torch.randn(2, 5, 8, 4, 6, generator=generator)
-    chosen = Anchors.of(random_cameras(5, generator, 2).c2w, 3)
-    assert torch.equal(Compress(8, "sdpa")(maps, chosen), chosen.take(maps))
+    own, supports = (torch.randn(2, n, 8, 4, 6, generator=generator) for n in (3, 2))
+    owner = torch.tensor([[0, 0], [2, 1]])
+    assert torch.equal(Compress(8, "sdpa")(own, supports, owner), own)
 
 
 def test_a_new_block_learns(generator: torch.Generator) -> None:
-    block, maps = Compress(8, "sdpa"), torch.randn(1, 5, 8, 4, 6, generator=generator)
-    chosen = Anchors.of(random_cameras(5, generator).c2w, 3)
-    block(maps, chosen).square().sum().backward()
+    block = Compress(8, "sdpa")
+    own, supports = (torch.randn(1, n, 8, 4, 6, generator=generator) for n in (3, 2))
+    block(own, supports, torch.tensor([[0, 2]])).square().sum().backward()
     first = block.get_submodule("layers.0")
     for name in ("cross_out.weight", "cross_out.bias", "self_qkv.weight", "mlp.fc2.weight"):
         gradient = first.get_parameter(name).grad
@@ -113,25 +113,26 @@ def test_a_new_block_learns(generator: torch.Generator) -> None:
 
 
 def test_anchors_see_their_own_supports_alone(generator: torch.Generator) -> None:
-    block, maps = shaken_block(generator), torch.randn(1, 4, 8, 4, 6, generator=generator)
-    chosen = Anchors(torch.tensor([[0, 1]]), torch.tensor([[2, 3]]), torch.tensor([[1, 1]]))
-    changed = maps.clone()
-    changed[:, 3] += 1
+    block = shaken_block(generator)
+    own, supports = (torch.randn(1, 2, 8, 4, 6, generator=generator) for _ in range(2))
+    owner = torch.tensor([[1, 1]])
+    changed = supports.clone()
+    changed[:, 1] += 1
     with torch.no_grad():
-        before, after = block(maps, chosen), block(changed, chosen)
-        alone = block(maps[:, :1], Anchors(torch.tensor([[0]]), *[torch.zeros(1, 0).long()] * 2))
+        before, after = block(own, supports, owner), block(own, changed, owner)
+        alone = block(own[:, :1], supports[:, :0], owner[:, :0])
     assert torch.equal(before[:, 0], after[:, 0]) and not torch.allclose(before[:, 1], after[:, 1])
     torch.testing.assert_close(before[:, :1], alone)  # nothing is added where there is no support
 
 
 def test_recomputed_layers_give_the_same_gradients(generator: torch.Generator) -> None:
-    block, maps = shaken_block(generator), torch.randn(1, 5, 8, 4, 6, generator=generator)
-    chosen = Anchors.of(random_cameras(5, generator).c2w, 3)
+    block = shaken_block(generator)
+    own, supports = (torch.randn(1, n, 8, 4, 6, generator=generator) for n in (3, 2))
     found = []
     for leaf in (True, False):  # maps that want gradients are computed layer by layer again
         block.zero_grad()
-        given = maps.clone().requires_grad_(leaf)
-        block(given, chosen).square().sum().backward()
+        given = own.clone().requires_grad_(leaf)
+        block(given, supports, torch.tensor([[0, 2]])).square().sum().backward()
         found.append([p.grad for p in block.parameters()])
     for ours, wanted in zip(*found, strict=True):
         torch.testing.assert_close(ours, wanted)

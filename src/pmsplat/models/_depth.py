@@ -5,7 +5,6 @@ Learning Recurrent Gaussian Splatting", ECCV 2026.
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..foundation.imagenet import MEAN, STD
-from ..kernels import cpu_rules
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
 from ..nn import cost_volume
-from ..nn.anchors import Anchors, Compress
+from ..nn.anchors import Anchors, Compress, maps_of
 from ..nn.cnn import CNN
 from ..nn.dpt import DPT
 from ..nn.maps import BorderConv, pieces, resize
@@ -320,16 +318,17 @@ class DepthNetwork(nn.Module):
         return self.residual(maps).float()
 
     def _features(self, images: Tensor, others: Tensor, anchors: Anchors | None) -> Features:
-        # what anchors gather is so sensitive to rounding that it wants exact features
-        exactly = nullcontext() if anchors is None else cpu_rules.without_transforms()
-        with exactly:
-            cnn = self.cnn(images.to(self.cnn.stem.weight.dtype))
-        coarse = add_position(cnn[-1].unflatten(0, (len(others), -1)))
-        if anchors is not None:
+        batch, typed = len(others), images.to(self.cnn.stem.weight.dtype)
+        if anchors is None:
+            cnn = self.cnn(typed)
+            coarse = add_position(cnn[-1].unflatten(0, (batch, -1)))
+        else:
             assert self.compress is not None
-            coarse = self.compress(coarse, anchors)
-            images = anchors.take_images(images)
-            cnn = tuple(anchors.take_images(x) for x in cnn)
+            maps = maps_of(self.cnn, typed, anchors)
+            seen = (
+                add_position(x.unflatten(0, (batch, -1))) for x in (maps.own[-1], maps.supports)
+            )
+            coarse, cnn, images = self.compress(*seen, anchors.owner), maps.own, anchors.own(images)
         matched = [self.transformer(coarse, others).flatten(0, 1)]
         if self.matched_pyramid is not None:
             matched.append(self.matched_pyramid(matched[0]))

@@ -18,7 +18,7 @@ from ..foundation.imagenet import MEAN, STD
 from ..kernels import cpu_rules
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
-from ..nn.anchors import Anchors, Compress
+from ..nn.anchors import Anchors, Compress, maps_of
 from ..nn.cnn import CNN
 from ..nn.cost_volume import Regressor, all_others, cost_volume, full_range
 from ..nn.maps import ChannelsFirst, for_convolutions, join, pieces, resize
@@ -150,16 +150,22 @@ class MVSplat(ChannelsFirst):
         batch, deviations = len(views.images), self.cfg.deviations
         # Features of every view, informed by those that it gathers, then by all others.
         normalized = (views.images.flatten(0, 1) - self.mean) / self.std
-        cnn = self.cnn(normalized.to(self.cnn.stem.weight.dtype))[-1]
-        maps, index = cnn.unflatten(0, (batch, -1)), None
+        typed, index = normalized.to(self.cnn.stem.weight.dtype), None
         if anchors:
             assert self.compress is not None
             chosen = Anchors.of(views.cameras.c2w, anchors)
-            views, index = chosen.views(views), chosen.index
-            maps = self.compress(maps, chosen)
-            cnn = for_convolutions(maps.flatten(0, 1))
-        cameras, count, flat = views.cameras, maps.shape[1], views.images.flatten(0, 1)
-        others = all_others(cameras.c2w)
+            found, index, views = (
+                maps_of(self.cnn, typed, chosen),
+                chosen.index,
+                chosen.views(views),
+            )
+            seen = (x.unflatten(0, (batch, -1)) for x in (found.own[-1], found.supports))
+            cnn = for_convolutions(self.compress(*seen, chosen.owner).flatten(0, 1))
+        else:
+            cnn = self.cnn(typed)[-1]
+        cameras, flat = views.cameras, views.images.flatten(0, 1)
+        maps, others = cnn.unflatten(0, (batch, -1)), all_others(cameras.c2w)
+        count = maps.shape[1]
         matched = self.transformer(add_position(maps), others)
 
         # Match them over the whole range of depth.

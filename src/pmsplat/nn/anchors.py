@@ -14,13 +14,15 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels import cpu_rules
 from ..kernels.attention import attention
 from ..kernels.linear import Linear
 from ..types import Views
+from .maps import pieces
 from .points import Mlp
 
 LAYERS = 6
-SCORES = 2**27  # of queries and keys that are held at a time, without gradients, outside of CPUs
+SCORES = 2**26  # of queries and keys that are held at a time, without gradients, outside of CPUs
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,17 @@ class Anchors:
         away = _distances(_take(centers, rest), _take(centers, index))
         return Anchors(index, rest, away.argmin(dim=-1))
 
-    def take(self, x: Shaped[Tensor, "batch view *_"]) -> Shaped[Tensor, "batch anchor *_"]:
-        """What belongs to the anchors."""
-        return _take(x, self.index)
+    def own(
+        self, x: Shaped[Tensor, "n channel height width"]
+    ) -> Shaped[Tensor, "m channel height width"]:
+        """The images of the anchors, of those of all views of one scene after another."""
+        return _take_images(x, self.index)
 
-    def take_supports(self, x: Shaped[Tensor, "batch view *_"]) -> Tensor:
-        """What belongs to the other views."""
-        return _take(x, self.rest)
-
-    def take_images(
-        self, x: Float[Tensor, "n channel height width"]
-    ) -> Float[Tensor, "m channel height width"]:
-        """The maps of the anchors, of maps of all views of one scene after another."""
-        scene = torch.arange(len(self.index), device=x.device)[:, None]
-        return x[(self.index + scene * (len(x) // len(self.index))).flatten()]
+    def others(
+        self, x: Shaped[Tensor, "n channel height width"]
+    ) -> Shaped[Tensor, "m channel height width"]:
+        """Those of the other views."""
+        return _take_images(x, self.rest)
 
     def views(self, views: Views) -> Views:
         """The images and cameras of the anchors."""
@@ -90,8 +89,13 @@ def _take(x: Shaped[Tensor, "batch view *_"], index: Int[Tensor, "batch n"]) -> 
     return x[scene, index]
 
 
+def _take_images(x: Tensor, index: Int[Tensor, "batch n"]) -> Tensor:
+    scene = torch.arange(len(index), device=x.device)[:, None]
+    return x[(index + scene * (len(x) // len(index))).flatten()]
+
+
 class Compress(nn.Module):
-    """Feature maps of all views -> one map for each anchor, informed by the views that support it.
+    """Feature maps of all views -> those of the anchors, informed by the views that support them.
 
     Each layer attends to the supports as they entered the block, then within the anchor. A new
     block changes nothing: it gives the anchors' own maps.
@@ -102,18 +106,42 @@ class Compress(nn.Module):
         self.layers = nn.ModuleList(Layer(width, backend) for _ in range(LAYERS))
 
     def forward(
-        self, features: Float[Tensor, "batch view channel height width"], anchors: Anchors
+        self,
+        own: Float[Tensor, "batch anchor channel height width"],
+        supports: Float[Tensor, "batch support channel height width"],
+        owner: Int[Tensor, "batch support"],
     ) -> Float[Tensor, "batch anchor channel height width"]:
-        size = features.shape[-2:]
-        tokens = rearrange(features, "b v c h w -> b v (h w) c")
-        x, supports = anchors.take(tokens), anchors.take_supports(tokens)
+        x, seen = (rearrange(maps, "b v c h w -> b v (h w) c") for maps in (own, supports))
         for layer in self.layers:
             step = layer
-            if torch.is_grad_enabled() and tokens.requires_grad:
+            if torch.is_grad_enabled() and x.requires_grad:
                 # the scores of one layer at a time are kept for gradients, and computed again
                 step = partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
-            x = step(x, supports, anchors.owner)
-        return rearrange(x, "b n (h w) c -> b n c h w", h=size[0])
+            x = step(x, seen, owner)
+        return rearrange(x, "b n (h w) c -> b n c h w", h=own.shape[-2])
+
+
+@dataclass(frozen=True)
+class ViewMaps:
+    """A CNN's maps of the anchors, high to low resolution, and the last one of the other views."""
+
+    own: tuple[Float[Tensor, "n _ _ _"], ...]
+    supports: Float[Tensor, "m channel height width"]
+
+
+def maps_of(
+    cnn: nn.Module, images: Float[Tensor, "n 3 height width"], anchors: Anchors
+) -> ViewMaps:
+    """What a CNN says of all views, of the anchors at once and of the others in pieces.
+
+    Without Winograd's transforms: what is gathered is so sensitive to rounding that it wants exact
+    features.
+    """
+    with cpu_rules.without_transforms():
+        own, others = cnn(anchors.own(images)), anchors.others(images)
+        parts = pieces(others) if len(others) else []
+        supports = [cnn(others[part])[-1] for part in parts]
+    return ViewMaps(own, torch.cat(supports) if supports else own[-1][:0])
 
 
 class Layer(nn.Module):

@@ -18,6 +18,7 @@ from ..zoo.load import load
 from ..zoo.trained import trained_on
 from .options import as_graph, choose_photos, count_views, describe_fit, fit_size, pick_device
 from .results import depth as depth_results
+from .results.depth_files import write_confidence
 from .results.folder import make_whole, name_files
 from .results.report import Given, Pass, describe_report, examine, make_report
 
@@ -65,6 +66,8 @@ def depth(
         depth/PHOTO.npy       float32 [height, width]
         depth/PHOTO.png       16 bits, depth = count * depth_scale, 0 = none
         color/PHOTO.png       in colours of one range for all photos, with their legend
+        confidence/PHOTO.png  how sure the model is, where it says so: 16 bits, probability of the
+                              best match = value / 65535
         sheet.png             photos above their depth, and above its error where a sensor knows it
         metrics.json          AbsRel, RMSE, delta < 1.25 where a sensor knows depth, and `Report`:
                               whether the photos fit each other and the model, and what would help
@@ -79,7 +82,7 @@ def depth(
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene, group its photos and load the model
-        scene = open_scene(source, chosen.photos, tell=tell)
+        scene = open_scene(source, chosen.photos, tell=tell, device=device)
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)
@@ -110,18 +113,29 @@ def depth(
             views = scene.views(group.views, size)
             predicted = predict_views(predictor, views, device, shown, steps, anchors)
             found = predicted.depths[-1].float().cpu()
-            order = predicted.indices(views)
-            for at, one in zip(order, found[0], strict=True):
+            sure, order = predicted.confidence, predicted.indices(views)
+            for row, at in enumerate(order):
                 i = group.views[at]
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
-                    maps[i] = depth_results.write_map(folder, views.at([at]), one, i, stem)
+                    if sure is not None:
+                        write_confidence(folder, stem, sure[0, row])
+                    one = views.at([at])
+                    maps[i] = depth_results.write_map(folder, one, found[0, row], i, stem)
             passes.append(examine(views.at(order), found))
         # Write the results, with one scale for all pictures
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         named = chosen.context is not None
         given = Given(
-            len(scene), size, scale, scene.range_source, learned, scene.left_out, named, middle
+            len(scene),
+            size,
+            scale,
+            scene.range_source,
+            learned,
+            scene.left_out,
+            named,
+            middle,
+            scene.poses,
         )
         report = make_report(passes, given)
         summary = depth_results.write_results(

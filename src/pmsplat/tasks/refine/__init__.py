@@ -77,7 +77,7 @@ def refine(
     chosen, device = _complete_options(options or Options())
     folder = Path(output)
     check_folder(folder, chosen)
-    scene = open_scene(source, chosen.photos, tell=tell)
+    scene = open_scene(source, chosen.photos, tell=tell, device=device)
     # Photos to optimise on, and photos to compare with
     rest, held = _split_photos(len(scene), chosen.test_every)
     start = choose_start(scene, chosen)
@@ -101,6 +101,8 @@ def refine(
         gaussians = _make_start(start, scene, train, chosen, device)
         if start in ("file", "prediction"):
             _compare_rules(gaussians, chosen, tell)
+        if gaussians.confidence is not None:
+            tell("The confidence of the start is left out: it says nothing of what becomes of it.")
         fit = _begin_fit(gaussians, extent, chosen, device)
         wait_for(device)
         took = time.perf_counter() - began
