@@ -206,9 +206,9 @@ def test_cameras_that_there_are_stay_unless_the_user_chose(
 def test_a_network_that_contradicts_the_cameras_is_said(
     known: Scene, room: str, opened: Open, said: list[str]
 ) -> None:
-    for wrong in ({"angle": 15.0}, {"shift": 1.5}):
+    for network in (StandIn(known, angle=15.0), StandIn(known, shift=1.5)):
         said.clear()
-        opened(room, StandIn(known, **wrong))
+        opened(room, network)
         assert said[-1].startswith("That is much (more than 10 degrees or 20%): one of both is wro")
     said.clear()
     opened(room, StandIn(known, angle=1.0, shift=0.02))
@@ -278,6 +278,16 @@ def test_what_is_no_scene_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         opened(bare, Wrong(known, **changes))
+
+
+def test_too_little_memory_is_said(known: Scene, bare: Path, opened: Open) -> None:
+    def exhaust(found: PosedDepth) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(
+        UserError, match="10 photos do not fit into the memory of cpu with stand_in"
+    ):
+        opened(bare, Wrong(known, depth=exhaust))
 
 
 def test_photos_that_share_nothing_are_named(

@@ -207,8 +207,15 @@ def _find(photos: Sequence[Photo], name: str, teacher: PoseTeacher, run: PoseRun
         )
     images = to_tensor([fit_image(photo.pixels(), size) for photo in photos])
     # Its cameras and depth, on the CPU
-    with torch.autocast(run.device.type, enabled=False), float32_products(tf32=False):
-        found = teacher.pose(images.to(run.device)).detach().to("cpu").to(torch.float32)
+    try:
+        with torch.autocast(run.device.type, enabled=False), float32_products(tf32=False):
+            found = teacher.pose(images.to(run.device)).detach().to("cpu").to(torch.float32)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{len(photos)} photos do not fit into the memory of {run.device} with {teacher.name}",
+            "a device with more memory, or fewer photos",
+            "use `device=cpu`, which is slower, or a smaller network, such as `poses=da3-small`",
+        ) from error
     _check(found, photos, teacher)
     _check_places(found, name, len(photos), teacher)
     depths = [map[known] for map, known in zip(found.depth[0], _known(found)[0], strict=True)]

@@ -136,7 +136,7 @@ def refine(
         left_out=scene.left_out,
     )
     if _report.CAMERAS in _list_results(source, folder):
-        _report.write_all_cameras(folder, train, test, scene.origin)
+        _report.write_all_cameras(folder, train, test, scene.origin, scene.poses)
     _report.write_results(folder, fit, test, kept, summary)
     return summary
 

@@ -87,12 +87,14 @@ def write_results(
     write_summary(folder, summary)
 
 
-def write_all_cameras(folder: Path, train: Views, held_out: Views, origin: Origin) -> None:
+def write_all_cameras(
+    folder: Path, train: Views, held_out: Views, origin: Origin, poses: str
+) -> None:
     """cameras.json of all photos, named, the ones optimised on first, at the size of the run."""
     assert train.names is not None and held_out.names is not None
     names = train.names[0] + held_out.names[0]
     cameras = Cameras.joined([train.cameras, held_out.cameras])
-    write_cameras(folder / CAMERAS, cameras, names, train.size, origin=origin)
+    write_cameras(folder / CAMERAS, cameras, names, train.size, origin=origin, poses=poses)
 
 
 def draw_curve(path: Path, history: Sequence[Moment], title: str) -> None:
