@@ -477,27 +477,37 @@ class Prediction(Bundle):
         """The same prediction in a world that was turned and moved."""
         return replace(self, gaussians=tuple(level.moved(motion) for level in self.gaussians))
 
-    def gaussian_confidence(self) -> Float[Tensor, "batch gaussian"] | None:
-        """How sure the encoder is of each Gaussian of the last level: `confidence` at its pixel.
+    @property
+    def block(self) -> int:
+        """The side, in pixels, of the square block that has one Gaussian of the last level.
 
-        A Gaussian that stands for a square block of pixels, of 2, 4, 8 … along a side, has the mean
-        over its block: over what is left of it where the image ends. None where the encoder does
-        not say how sure it is, or predicts depth alone. With the gradients of `confidence`. Raises
-        UserError for Gaussians that are not those of pixels or blocks.
+        1, or 2, 4, 8 … of an encoder whose Gaussians stand for several pixels; the blocks at the
+        end of an image may be cut. Raises UserError for Gaussians that are not those of pixels or
+        blocks.
         """
-        if self.confidence is None or not self.gaussians:
-            return None
-        views, height, width = self.confidence.shape[1:]
+        views, height, width = self.depths[-1].shape[1:]
         count = self.gaussians[-1].means.shape[1]
-        sides = [1 << i for i in range(max(height, width).bit_length() + 1)]
+        sides = [1 << i for i in range(max(height, width).bit_length())]
         fitting = [n for n in sides if views * -(-height // n) * -(-width // n) == count]
         if not fitting:
             raise UserError(
                 f"{count} Gaussians of {views} views of {height}x{width} pixels",
                 "one for each pixel, or for each square block of 2, 4, 8 … pixels along a side",
-                "take the confidence of a prediction before Gaussians are left out or added",
+                "take the prediction as it was before Gaussians were left out or added",
             )
-        return avg_pool2d(self.confidence, fitting[0], ceil_mode=True).flatten(1)
+        return fitting[0]
+
+    def gaussian_confidence(self) -> Float[Tensor, "batch gaussian"] | None:
+        """How sure the encoder is of each Gaussian of the last level: `confidence` at its pixel.
+
+        A Gaussian that stands for a `block` of pixels has the mean over its block: over what is
+        left of it where the image ends. None where the encoder does not say how sure it is, or
+        predicts depth alone. With the gradients of `confidence`. Raises UserError for Gaussians
+        that are not those of pixels or blocks.
+        """
+        if self.confidence is None or not self.gaussians:
+            return None
+        return avg_pool2d(self.confidence, self.block, ceil_mode=True).flatten(1)
 
 
 @dataclass(frozen=True)

@@ -423,3 +423,24 @@ def test_confidence_stays_with_what_is_kept_and_moved(
     assert "confidence" not in caplog.text
     convert(tmp_path / "out.ply", tmp_path / "out.splat")
     assert caplog.text.count("no place for the confidence") == 1
+
+
+def test_fewer_gaussians(tmp_path: Path, generator: torch.Generator) -> None:
+    """Neighbours are merged until so many are left; more than there are changes nothing."""
+    scene = random_gaussians(2000, generator)
+    save_gaussians(scene, tmp_path / "all.ply")
+    said: list[str] = []
+    out = tmp_path / "few.ply"
+    summary = convert(tmp_path / "all.ply", out, Options(gaussians=300), tell=said.append)
+    assert summary.written == 300 == load_gaussians(out).means.shape[1]
+    assert said == [
+        "2000 Gaussians became 300: neighbours were merged, and then those that hide least were "
+        "left out."
+    ]
+    said.clear()
+    convert(tmp_path / "all.ply", tmp_path / "same.ply", Options(gaussians=2000), tell=said.append)
+    assert said == ["`gaussians=2000` is no less than the 2000 that there are."]
+    assert (tmp_path / "same.ply").read_bytes() == (tmp_path / "all.ply").read_bytes()
+    with pytest.raises(UserError, match="`gaussians=0`; wanted a whole number from 1"):
+        convert(tmp_path / "all.ply", tmp_path / "none.ply", Options(gaussians=0))
+    assert cli.main(["convert", str(out), str(tmp_path / "x.ply"), "--gaussians", "10"]) == 0

@@ -93,6 +93,26 @@ def test_what_would_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     memory.check(model, plan, CPU)
 
 
+def test_gaussians_that_are_kept_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of all groups, beside a pass on the CPU; a GPU does not hold them."""
+    model = depthsplat.build(TINY).eval()
+    plan = Plan(4, (256, 512), 16, kept=100)
+    numbers = 3 + 3 + 4 + 1 + 3  # of each Gaussian, which is one pixel's
+    kept = memory.measure_needs(model, plan, CPU).kept
+    assert kept == memory.HELD * 4 * numbers * 100 * 256 * 512
+    work = needed_bytes(model, plan, CPU)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1.2 * (work + kept))
+    memory.check(model, plan, CPU)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: (0.6 * work + kept) / memory.SPARE)
+    with pytest.raises(UserError, match=r"beside the Gaussians of all 100 need.*; use `group=2`"):
+        memory.check(model, plan, CPU)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0.5 * kept / memory.SPARE)
+    with pytest.raises(
+        UserError, match=r"Gaussians of 100 views .* takes.*use `views=\d+` or a sm"
+    ):
+        memory.check(model, plan, CPU)
+
+
 class Full(nn.Module):
     """Fits in the small pass of the forecast, and not with the images that are given."""
 

@@ -151,6 +151,13 @@ def context(text: str) -> tuple[int, ...] | None:
     return None if text == "auto" else indices(text)
 
 
+def views(text: str) -> int | str:
+    """8, or all: how many photos."""
+    if text != "all" and not re.fullmatch(r"-?\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted a number of photos, or all")
+    return text if text == "all" else int(text)
+
+
 def size(text: str) -> tuple[int, int]:
     """256x448: (height, width), as an option has them; neither is 0."""
     found = re.fullmatch(r"(\d+)x(\d+)", text, re.ASCII)

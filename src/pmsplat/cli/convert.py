@@ -44,6 +44,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sh-degree", type=int, metavar="N", help="drop harmonics above degree N")
     parser.add_argument(
+        "--gaussians",
+        type=int,
+        metavar="N",
+        help="leave at most so many: merge neighbours, then drop those that hide least",
+    )
+    parser.add_argument(
         "--transform",
         type=matrix,
         metavar="16 NUMBERS|FILE",
@@ -64,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from ..tasks.convert import Box, Options, convert
 
-    show = terminal()
+    show = terminal(arguments)
     crop, rows = arguments.crop, arguments.transform
     options = build_options(
         Options,

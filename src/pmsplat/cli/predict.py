@@ -9,11 +9,12 @@ what is found there.
         --output kitchen-3d/
 
 A few photos, of which two or more cover as much as possible of what all show, are shown to the
-model; what it was not shown is rendered and compared. A short report says at the end whether the
-photos fit each other and the model, and what would help. In the output folder afterwards:
-gaussians.ply (drag it into any 3DGS viewer), sheet.png, video.mp4, depth/, confidence/ (how sure
-the model is of that depth), render/, metrics.json and cameras.json, all in the unit and the axes of
-the input's cameras.
+model; what it was not shown is rendered and compared. --views 32, or all, shows it more: in groups,
+whose Gaussians are fused, and --gaussians 200000 leaves no more than that. A short report says at
+the end whether the photos fit each other and the model, and what would help. In the output folder
+afterwards: gaussians.ply (drag it into any 3DGS viewer), sheet.png, video.mp4, depth/, confidence/
+(how sure the model is of that depth), render/, metrics.json and cameras.json, all in the unit and
+the axes of the input's cameras.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from ._shared import (
     photo_options,
     size,
     terminal,
+    views,
 )
 
 
@@ -41,12 +43,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, metavar="DIR", type=Path, help="folder of results"
     )
-    parser.add_argument("--views", type=int, metavar="N", help="context views (default: up to 4)")
+    parser.add_argument(
+        "--views", type=views, metavar="N|all", help="context views (default: up to 4)"
+    )
     parser.add_argument(
         "--context",
         type=context,
         metavar="auto|0,5,9",
         help="these photos instead (default: auto, by coverage and baseline)",
+    )
+    parser.add_argument(
+        "--group",
+        type=int,
+        metavar="N",
+        help="views that go through the network together, at most (default: as it learned, or 4)",
+    )
+    parser.add_argument(
+        "--fuse",
+        metavar="HOW",
+        help="how groups become one scene: voxels (default), shares or union, see docs/photos.md",
+    )
+    parser.add_argument(
+        "--gaussians", type=int, metavar="N", help="leave at most so many (default: all)"
     )
     parser.add_argument(
         "--size",

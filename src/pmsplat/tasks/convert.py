@@ -22,6 +22,7 @@ from ..io.gaussians import WRITERS, load_gaussians, save_gaussians, spz
 from ..io.photo_files import PHOTO_SUFFIXES, photos_in, stem
 from ..scene.undistort import pinhole
 from ..types import NO_OFFSET, Direction, Gaussians, Origin
+from ..zoo.fusion import check_budget, limit
 from .cameras import open_cameras
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class Options:
     """What is kept, in the world of the input and in this order, and how that is moved at the end.
 
     `crop` looks at means; `min_opacity` is in [0, 1]; `seen_by` has cameras of which one at least
-    must see the Gaussian; `sh_degree` is the highest degree that stays; `similarity` a 4x4 matrix,
+    must see the Gaussian; `sh_degree` is the highest degree that stays; `gaussians` how many are
+    left at most, where merging takes the place of many by few; `similarity` a 4x4 matrix,
     rotation times scale and translation, that also moves the cameras. `cameras` are exported beside
     the output, as a COLMAP model (text or binary) and as transforms.json; names without suffix take
     those of photos in images/ beside the cameras. Both are a file or folder of cameras, or anything
@@ -58,6 +60,7 @@ class Options:
     min_opacity: float = 0.0
     seen_by: str | Path | None = None
     sh_degree: int | None = None
+    gaussians: int | None = None
     similarity: Float[Tensor, "4 4"] | None = None
     cameras: str | Path | None = None
     colmap_text: bool = False
@@ -100,6 +103,8 @@ def convert(
     kept = _select(gaussians, chosen, seen_by, tell)
     if chosen.sh_degree is not None:
         kept = replace(kept, sh=kept.sh[:, :, : (chosen.sh_degree + 1) ** 2])
+    if chosen.gaussians is not None:
+        kept = _limit(kept, chosen.gaussians, tell)
     similarity = _complete_transform(kept, output, chosen.similarity, tell)
     if similarity is not None:
         kept = replace(kept.transformed(similarity), up=_find_up(kept, similarity))
@@ -205,6 +210,7 @@ def _check(source: Path, output: Path, options: Options) -> None:
         )
     if options.sh_degree is not None and not 0 <= options.sh_degree <= sh.MAX_DEGREE:
         raise UserError(f"`sh_degree={options.sh_degree}`", f"0 to {sh.MAX_DEGREE}", "such as 1")
+    check_budget(options.gaussians)
     if options.colmap_text and options.cameras is None:
         raise UserError("`colmap_text` without `cameras`", "cameras to export", "add or drop one")
     if options.similarity is not None and not bool(se3.is_similarity(options.similarity.double())):
@@ -288,6 +294,20 @@ def _select(
                 "at least one to write",
                 "look at the unit and the axes of the scene, or ask for less",
             )
+    return kept
+
+
+def _limit(gaussians: Gaussians, count: int, tell: Callable[[str], None]) -> Gaussians:
+    """At most `count` of them, and said how many."""
+    before = gaussians.means.shape[1]
+    if before <= count:
+        tell(f"`gaussians={count}` is no less than the {before} that there are.")
+        return gaussians
+    kept = limit(gaussians, count)
+    tell(
+        f"{before} Gaussians became {kept.means.shape[1]}: neighbours were merged, and then those "
+        "that hide least were left out."
+    )
     return kept
 
 

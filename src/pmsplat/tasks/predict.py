@@ -13,20 +13,23 @@ from ..contracts import count_steps, encoder_traits
 from ..errors import UserError
 from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
-from ..scene.coverage import choose_context, coverage, look_around
-from ..scene.overlap import held_out, overlaps
-from ..types import Prediction
+from ..scene.coverage import choose_context, look_around
+from ..scene.overlap import Group, group_views, held_out, overlaps
 from ..zoo import memory
-from ..zoo.infer import depth_only_error, fill_range, middle_depth, reconstruct
+from ..zoo.fusion import HOW, check_budget, check_how
+from ..zoo.infer import depth_only_error, fill_range, middle_depth, model_frame
 from ..zoo.load import load
 from ..zoo.trained import TrainedOn, trained_on
+from ._context import describe_context, describe_held_out
+from ._fused import Fusing, describe_fusion, predict_fused, record_fusion
 from .options import choose_photos, count_views, describe_fit, fit_size, pick_device
 from .results import prediction
-from .results.depth_files import check_depth
 from .results.folder import make_whole
-from .results.report import Given, describe_report, examine, make_report
+from .results.report import Given, describe_report, make_report
 
 VIEWS = 4  # of the context, where neither the user nor the model's training says more
+ALL = "all"  # the context is every photo
+LONGEST = 60.0  # seconds of video through the views of several groups
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +39,21 @@ class Options:
     """What may be chosen; None leaves it to `predict`, which says what it chose.
 
     `views` is how many context views to choose, so that two of them see as much as possible of what
-    all photos see; `context` names them by index instead. `size` is (height, width). `steps` is how
-    many steps a model takes that works in steps. `held_out` is
-    with how many further photos to compare at most; `seconds` of video go from one context view to
-    the next; `stabilize` takes the tremble out of its path. `photos` says how the photos are found.
-    `confidence` gives gaussians.ply a column with the confidence of each Gaussian.
+    all photos see, or ALL; `context` names them by index instead. `group` is how many of them go
+    through the network together, at most; `fuse` how the Gaussians of several groups become one
+    scene (`pmsplat.fuse`), "voxels" unless said; `gaussians` how many there may be in the end.
+    `size` is (height, width). `steps` is how many steps a model takes that works in steps.
+    `held_out` is with how many further photos to compare at most; `seconds` of video go from one
+    context view to the next, fewer where there are many groups; `stabilize` takes the tremble out
+    of its path. `photos` says how the photos are found. `confidence` gives gaussians.ply a column
+    with the confidence of each Gaussian.
     """
 
-    views: int | None = None
+    views: int | str | None = None
     context: tuple[int, ...] | None = None
+    group: int | None = None
+    fuse: str | None = None
+    gaussians: int | None = None
     size: tuple[int, int] | None = None
     steps: int | None = None
     held_out: int = 12
@@ -66,10 +75,12 @@ def predict(
     tell: Callable[[str], None] = log.info,
     track: Track = silently,
 ) -> prediction.Summary:
-    """Reconstructs a scene from a few of its photos and writes what became of it to `output`.
+    """Reconstructs a scene from some of its photos and writes what became of it to `output`.
 
     `source` is anything that `open_scene` opens, `model` a name or path for `pmsplat.load`, or an
-    encoder. What is written is in the world and the unit of the input's cameras:
+    encoder. Photos that are too many to go through the network together do so in groups that see
+    the same things, one after another, and the Gaussians of all are fused. What is written is in
+    the world and the unit of the input's cameras:
 
         gaussians.ply               loads in standard viewers
         depth/PHOTO.png, .npy       of the context views: in colour, and z in scene units
@@ -87,7 +98,7 @@ def predict(
     The folder appears whole or not at all.
     """
     chosen = options or Options()
-    _check_video(chosen)
+    _check_options(chosen)
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene and load the model
@@ -102,63 +113,82 @@ def predict(
         size = fit_size(scene.size, chosen.size)
         for sentence in describe_fit(scene, size):
             tell(sentence)
-        # Which photos the network sees; does that fit into memory?
+        # Which photos the network sees, and which of them together; does that fit into memory?
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen, learned)
-        tell(_describe_context(scene, context, overlap))
-        plan = memory.Plan(len(context), size, traits.multiple, chosen.steps)
+        groups = group_context(overlap, context, chosen, learned)
+        for sentence in describe_context(scene, context, overlap, groups):
+            tell(sentence)
+        at_once, several = max(len(group.views) for group in groups), len(groups) > 1
+        kept = len(context) if several else 0
+        plan = memory.Plan(at_once, size, traits.multiple, chosen.steps, kept=kept)
         memory.check(encoder, plan, device)
-        # Predict and write the results
+        # Predict group by group, and fuse
         middle = middle_depth(encoder, scene.cameras.at(context)) if scene.ranged else None
         cameras = fill_range(encoder, scene.cameras, context, scene.ranged)
         scene = replace(scene, cameras=cameras)
         views = scene.views(context, size)
         taken = "" if traits.steps is None else f", with {steps} steps of its update"
-        spoken = min(len(context), traits.anchors or len(context))
-        said = f"{spoken} of {len(context)}" if spoken < len(context) else f"{spoken}"
-        tell(f"Predicting depth and Gaussians of {said} views on {device}{taken}.")
-        found = reconstruct(encoder, views, device, chosen.steps)
+        said = f"{len(context)} views"
+        if 0 < traits.anchors < at_once:
+            said = f"{traits.anchors} of {at_once} views" + " of each group" * several
+        tell(f"Predicting depth and Gaussians of {said} on {device}{taken}.")
+        how = chosen.fuse or HOW[0]
+        fusing = Fusing(how, chosen.gaussians, chosen.fuse is not None, chosen.confidence)
+        found = predict_fused(encoder, views, groups, fusing, device, chosen.steps, track)
+        for sentence in describe_fusion(found.fused, groups, fusing):
+            tell(sentence)
+        # Compare with other photos and write the results
         others = held_out(overlap, context, chosen.held_out)
         if left := len(scene) - len(context):
-            tell(_describe_held_out(len(others), len(held_out(overlap, context, left)), left))
-        named = chosen.context is not None
+            tell(describe_held_out(len(others), len(held_out(overlap, context, left)), left))
+        scale = model_frame(encoder, views.cameras).scale
         given = Given(
             len(scene),
             size,
-            found.scale,
+            scale,
             scene.range_source,
             learned,
             scene.left_out,
-            named,
+            chosen.context is not None,
             middle,
             scene.poses,
+            at_once="group" if several else "views",
         )
-        depth, shown = found.prediction.depths[-1], found.prediction.indices(views)
-        gaussians = replace(found.prediction.gaussians[-1], origin=scene.origin)
-        if chosen.confidence:
-            gaussians = replace(gaussians, confidence=_rate_gaussians(found.prediction))
-        for one, at in zip(depth[0], shown, strict=True):
-            check_depth(one, scene.names[context[at]])
-        part = examine(views.at(shown), depth.float().cpu(), len(context))
-        report = make_report([part], given)
+        report = make_report(found.passes, given)
         result = prediction.Result(
             context=views,
-            shown=tuple(shown),
+            shown=tuple(found.shown),
             held_out=scene.views(others, size) if others else None,
-            depth=depth,
-            confidence=found.prediction.confidence,
-            gaussians=gaussians,
-            scale=found.scale,
+            depth=found.depth,
+            confidence=found.confidence,
+            gaussians=replace(found.fused.gaussians, origin=scene.origin).to(device),
+            scale=scale,
             report=report,
             model=type(encoder).__name__ if isinstance(model, nn.Module) else str(model),
             steps=None if traits.steps is None else steps,
+            fusion=record_fusion(found.fused, groups, fusing, views),
         )
-        path = prediction.video_path(views.cameras, chosen.fps, chosen.seconds, chosen.stabilize)
+        seconds = min(chosen.seconds, LONGEST / len(context)) if several else chosen.seconds
+        path = prediction.video_path(result.context.cameras, chosen.fps, seconds, chosen.stabilize)
         prediction.write_video_along(folder / "video.mp4", result, path, chosen.fps, track)
         summary = prediction.write_results(folder, result, track)
     for line in describe_report(report):
         tell(line)
     return summary
+
+
+def _check_options(options: Options) -> None:
+    """Raises UserError for options that no photos could fit, before anything is opened."""
+    _check_video(options)
+    check_how(options.fuse or HOW[0])
+    check_budget(options.gaussians)
+    if options.group is not None and options.group < 2:
+        raise UserError(
+            f"`group={options.group}`", "two views or more", "leave `group` out to go by the model"
+        )
+    if isinstance(options.views, str) and options.views != ALL:
+        raise UserError(f"`views={options.views}`", f"a number or {ALL}", f"such as `views={ALL}`")
 
 
 def _check_video(options: Options) -> None:
@@ -169,18 +199,6 @@ def _check_video(options: Options) -> None:
         raise UserError(
             f"`seconds={options.seconds:g}`", "a positive number", "the default is `seconds=1.5`"
         )
-
-
-def _rate_gaussians(prediction: Prediction) -> Float[Tensor, "batch gaussian"]:
-    """The confidence of each Gaussian; UserError for a model that gives none."""
-    found = prediction.gaussian_confidence()
-    if found is None:
-        raise UserError(
-            "`confidence` of a model that does not say how sure it is",
-            "a model that matches views, as all published ones do",
-            "leave `confidence` out, or choose another model",
-        )
-    return found
 
 
 def choose_views(
@@ -198,24 +216,29 @@ def choose_views(
     if options.context is not None:
         return choose_photos(options.context, photos)
     usual = max(VIEWS, learned.views[0] if learned and learned.views else 0)
-    count = count_views(options.views, max(2, min(usual, photos - 1)), photos)
+    wanted = photos if options.views == ALL else options.views
+    assert not isinstance(wanted, str), "it was checked"
+    count = count_views(wanted, max(2, min(usual, photos - 1)), photos)
+    if count == photos:
+        return list(range(photos))
     return choose_context(look_around(scene.cameras), overlap, count)
 
 
-def _describe_context(scene: Scene, context: list[int], overlap: Float[Tensor, "view view"]) -> str:
-    shared = overlap[context][:, context].clone().fill_diagonal_(0).amax(dim=1).min().item()
-    covered = coverage(look_around(scene.cameras), context)
-    names = ", ".join(f"{i} ({scene.names[i]})" for i in context)
-    return (
-        f"Context: {len(context)} of {len(scene)} photos: {names}. "
-        f"By the cameras, each shares about {shared:.0%} of its picture or more with another, and "
-        f"two or more of them cover about {covered:.0%} of what all photos show."
-    )
+def group_context(
+    overlap: Float[Tensor, "view view"],
+    context: list[int],
+    options: Options,
+    learned: TrainedOn | None = None,
+) -> list[Group]:
+    """Which of the context go through the network together, by their places in it.
 
-
-def _describe_held_out(count: int, fit: int, left: int) -> str:
-    """How many photos are compared, of those that `fit`, and of all that are `left`."""
-    said = f"Held out to compare: {count} of the {left} other photos"
-    if fit < left:
-        said += f"; {left - fit} share less than half of their picture with a context view"
-    return f"{said}."
+    All, where they are no more than `group`. Where nobody says how many: views that were named, or
+    as many as the model learned from at most, VIEWS if those are more.
+    """
+    most = max(VIEWS, learned.views[1] if learned and learned.views else 0)
+    usual = len(context) if options.context is not None else most
+    count = options.group or usual
+    if len(context) <= count:
+        everyone = list(range(len(context)))
+        return [Group(everyone, everyone)]
+    return group_views(overlap[context][:, context], count)

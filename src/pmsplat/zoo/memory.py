@@ -22,13 +22,16 @@ from ..types import Cameras, Prediction, Views
 PROBE = 64  # pixels per side of the small pass, or the next multiple that the model takes
 OVERHEAD = 1.5  # measured: resident memory over the tensors alive (kernels' scratch, fragmentation)
 SPARE = 0.9  # of the free memory may be planned for
+HELD = 5.0  # measured: memory over the Gaussians of all groups while they are fused
 
 
 @dataclass(frozen=True)
 class Plan:
     """`views` images of (height, width), for a model whose sides are multiples of a number.
 
-    `steps` and `anchors`: of a model that has some; None: its own number.
+    `steps` and `anchors`: of a model that has some; None: its own number. `kept`: of how many
+    views, in groups of `views` one after another, the Gaussians are kept on the CPU, to be fused;
+    0: there is one pass.
     """
 
     views: int
@@ -36,6 +39,7 @@ class Plan:
     multiple: int
     steps: int | None = None
     anchors: int | None = None
+    kept: int = 0
 
     @property
     def pixels(self) -> int:
@@ -70,8 +74,17 @@ class Peak(TorchDispatchMode):
         self.now -= self.alive.pop(key)
 
 
-def needed_bytes(model: Callable[[Views], Prediction], plan: Plan, device: torch.device) -> int:
-    """An estimate of the peak of a forward pass above what is loaded already, in bytes.
+@dataclass(frozen=True)
+class Needs:
+    """Estimates in bytes: of one pass, above what is loaded already, and of what is kept on the CPU
+    for fusion."""
+
+    work: int
+    kept: int
+
+
+def measure_needs(model: Callable[[Views], Prediction], plan: Plan, device: torch.device) -> Needs:
+    """What a plan needs of memory.
 
     Of a model that gathers views in anchors, whose memory does not grow in step with the number of
     views, all are measured; of others, two.
@@ -89,8 +102,21 @@ def needed_bytes(model: Callable[[Views], Prediction], plan: Plan, device: torch
     cameras.c2w[0, :, 0, 3] = 0.1 * torch.arange(count)
     views = Views(torch.full((1, count, 3, side, side), 0.5), cameras).to(device)
     with torch.no_grad(), Peak(model) as watched:
-        take_steps(model, plan.steps, anchors=plan.anchors)(views)
-    return int(OVERHEAD * watched.peak * plan.pixels / (count * side * side))
+        found = take_steps(model, plan.steps, anchors=plan.anchors)(views)
+    pixel, kept = count * side * side, plan.kept * plan.size[0] * plan.size[1]
+    held = sum(
+        tensor.nbytes
+        for gaussians in found.gaussians[-1:]
+        for tensor in vars(gaussians).values()
+        if isinstance(tensor, torch.Tensor)
+    )
+    work = OVERHEAD * watched.peak * plan.pixels / pixel
+    return Needs(int(work), int(HELD * held * kept / pixel))
+
+
+def needed_bytes(model: Callable[[Views], Prediction], plan: Plan, device: torch.device) -> int:
+    """An estimate of the peak of a forward pass above what is loaded already, in bytes."""
+    return measure_needs(model, plan, device).work
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -142,19 +168,31 @@ def check(
 ) -> None:
     """Raises UserError, with a plan that fits, where this one does not; unknown memory passes.
 
-    `fewer_views`: the caller has an option `views` beside `size`.
+    `fewer_views`: the caller has an option `views` beside `size`; and `group`, for views that are
+    kept beside those of a pass.
     """
     fewer_views = fewer_views and not encoder_traits(model).anchors  # that would help too little
     free = free_bytes(device)
     if free is None:
         return
-    need, room = needed_bytes(model, plan, device), SPARE * free
-    if need <= room:
+    needs, (height, width) = measure_needs(model, plan, device), plan.size
+    own = free if device.type == "cpu" else free_bytes(torch.device("cpu"))
+    if own is not None and needs.kept > SPARE * own:
+        fewer = int(plan.kept * SPARE * own / needs.kept)
+        raise UserError(
+            f"to fuse the Gaussians of {plan.kept} views of {height}x{width} takes about "
+            f"{needs.kept / 2**30:.1f} GiB",
+            f"at most the {own / 2**30:.1f} GiB that are free",
+            f"use `views={fewer}` or a smaller `size`" if fewer > 1 else "use a smaller `size`",
+        )
+    room = SPARE * free - (needs.kept if device.type == "cpu" else 0)
+    if needs.work <= room:
         return
+    beside = f" beside the Gaussians of all {plan.kept}" if plan.kept else ""
     raise UserError(
-        f"{plan.views} views of {plan.size[0]}x{plan.size[1]} need about {need / 2**30:.1f} GiB",
+        f"{plan.views} views of {height}x{width}{beside} need about {needs.work / 2**30:.1f} GiB",
         f"at most the {free / 2**30:.1f} GiB that are free on {device}",
-        _options(plan, room / need, fewer_views),
+        _options(plan, room / needs.work, fewer_views),
     )
 
 
@@ -162,6 +200,7 @@ def _options(plan: Plan, share: float, fewer_views: bool) -> str:
     """Plans that fit in `share` of the memory that this one needs, as a remedy."""
     views = int(plan.views * share)
     smaller = [int(side * share**0.5) // plan.multiple * plan.multiple for side in plan.size]
-    options = [f"`views={views}`"] if fewer_views and views >= 2 else []
+    name = "group" if plan.kept else "views"
+    options = [f"`{name}={views}`"] if fewer_views and views >= 2 else []
     options += [f"`size={smaller[0]}x{smaller[1]}`"] if min(smaller) > 0 else []
     return f"use {' or '.join(options)}" if options else "use a machine with more memory"

@@ -49,6 +49,25 @@ class Result:
     report: Report
     model: str
     steps: int | None
+    fusion: "Fusion | None" = None
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What became of the Gaussians of groups of views, by the names of their photos.
+
+    `fuse` is how: see `pmsplat.fuse`; None of one group, of which a budget alone left less. Of
+    `given`, `floaters` that other groups see through were left out; those in a voxel of `voxel`
+    pixels were merged (None: none were); `dropped` hide least, and there was no room in `budget`.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    fuse: str | None
+    given: int
+    floaters: int
+    voxel: float | None
+    dropped: int
+    budget: int | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,8 @@ class Summary:
     where a sensor knows it; `report` whether the context views fit each other and the model.
     `origin` is where zero lies in the world of the input. `model` is as it was given; `steps` how
     many it took, None of one that predicts in a single pass; `anchors` the context views that have
-    depth and Gaussians of their own, None where all have.
+    depth and Gaussians of their own, None where all have. `fusion` is None where all views went
+    through the network together and all Gaussians stayed.
     """
 
     context: tuple[str, ...]
@@ -74,6 +94,7 @@ class Summary:
     steps: int | None = None
     origin: Origin = NO_OFFSET
     anchors: tuple[str, ...] | None = None
+    fusion: Fusion | None = None
 
 
 def write_results(folder: Path, result: Result, track: Track) -> Summary:
@@ -115,6 +136,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         steps=result.steps,
         origin=result.gaussians.origin,
         anchors=tuple(_names(_with_depth(result))) if len(context) < count else None,
+        fusion=result.fusion,
     )
     shown = [views.cameras for views in (result.context, result.held_out) if views is not None]
     write_cameras(

@@ -59,7 +59,8 @@ class Given:
     (height, width) for the network; `scale`: how much larger it saw the world; `range_source`:
     where near and far come from; `left_out`: photos that could not be used; `middle_depth`: the
     middle between near and far, in scene units, where the model goes by it and searches its own;
-    `poses`: what found the cameras.
+    `poses`: what found the cameras; `at_once`: the option that says how many views go through the
+    network together.
     """
 
     photos: int
@@ -71,6 +72,7 @@ class Given:
     named: bool = False
     middle_depth: float | None = None
     poses: str = GIVEN
+    at_once: str = "views"
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
     findings = [
         *_check_places(facts, given),
         *_check_range(facts),
-        *_check_training(facts),
+        *_check_training(facts, given.at_once),
         *_check_match(facts),
     ]
     return replace(facts, findings=tuple(findings))
@@ -285,7 +287,7 @@ def _check_places(report: Report, given: Given) -> list[Finding]:
     if given.named:
         apart += ", or leave `context` out"
     elif more := _more_views(report, given.photos):
-        apart += f", or try `views={more}`"
+        apart += f", or try `{given.at_once}={more}`"
     elif given.photos > report.views:
         apart += ", or name views that are closer with `context`"
     if report.alone:
@@ -330,7 +332,7 @@ def _check_range(report: Report) -> list[Finding]:
     return [Finding(problem, f"{_SET_RANGE}, with a smaller near")]
 
 
-def _check_training(report: Report) -> list[Finding]:
+def _check_training(report: Report, at_once: str) -> list[Finding]:
     """Size and number of views."""
     learned, findings = report.trained_on, []
     if learned is not None and learned.size is not None:
@@ -343,10 +345,10 @@ def _check_training(report: Report) -> list[Finding]:
         least, most = learned.views
         if report.views > MANY * most:
             problem = f"There are {report.views} views at a time, and were at most {most}"
-            findings.append(Finding(f"{problem} in training", f"use `views={most}`"))
+            findings.append(Finding(f"{problem} in training", f"use `{at_once}={most}`"))
         if report.views < least:
             problem = f"There are {report.views} views at a time, and were {least} or more"
-            findings.append(Finding(f"{problem} in training", f"use `views={least}`"))
+            findings.append(Finding(f"{problem} in training", f"use `{at_once}={least}`"))
     return findings
 
 

@@ -1,0 +1,147 @@
+"""The groups of `predict`: their predictions, what is shown of them, and their Gaussians as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..contracts import Encoder
+from ..errors import UserError
+from ..progress import Track
+from ..scene.overlap import Group
+from ..types import Views
+from ..zoo.fusion import Fused, Part, fuse_parts, predict_groups
+from .results.depth_files import check_depth
+from .results.prediction import Fusion
+from .results.report import Pass, examine
+
+
+@dataclass(frozen=True)
+class Fusing:
+    """How the Gaussians of groups become one scene: see `pmsplat.fuse`.
+
+    `named`: the user said how. `confidence`: every Gaussian shall have one.
+    """
+
+    how: str
+    budget: int | None
+    named: bool
+    confidence: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What groups of views became.
+
+    `shown` are the views that have depth, by their places among those given, with that and its
+    confidence (None: not known); `passes` what the report needs of each group.
+    """
+
+    fused: Fused
+    shown: list[int]
+    depth: Float[Tensor, "1 view height width"]
+    confidence: Float[Tensor, "1 view height width"] | None
+    passes: list[Pass]
+
+
+def predict_fused(
+    encoder: Encoder,
+    views: Views,
+    groups: Sequence[Group],
+    fusing: Fusing,
+    device: torch.device,
+    steps: int | None,
+    track: Track,
+) -> Answer:
+    """The views, which have names, through the encoder group by group, and all of it as one scene.
+
+    On the CPU. The depth of a view is that of the first group that speaks of it. Raises UserError
+    for depth that is none.
+    """
+    assert views.names is not None, "photos of a scene have names"
+    found = predict_groups(encoder, views, groups, device, steps)
+    parts = list(track(found, "predicting", len(groups)) if len(groups) > 1 else found)
+    if fusing.confidence:
+        parts = [_rate_gaussians(part) for part in parts]
+    first: dict[int, tuple[Part, int]] = {}
+    for part in parts:
+        for at, view in enumerate(part.views):
+            check_depth(part.depth[0, at], views.names[0][view])
+            first.setdefault(view, (part, at))
+    shown = sorted(first)
+    depth = torch.stack([first[view][0].depth[0, first[view][1]] for view in shown])
+    sure = [
+        part.confidence[0, at]
+        for part, at in map(first.__getitem__, shown)
+        if part.confidence is not None
+    ]
+    return Answer(
+        fused=fuse_parts(parts, fusing.how, fusing.budget),
+        shown=shown,
+        depth=depth[None],
+        confidence=torch.stack(sure)[None] if len(sure) == len(shown) else None,
+        passes=[
+            examine(views.at(list(part.views)), part.depth.float(), len(group.views))
+            for part, group in zip(parts, groups, strict=True)
+        ],
+    )
+
+
+def _rate_gaussians(part: Part) -> Part:
+    """The part with the confidence of each Gaussian; UserError for a model that gives none."""
+    if part.confidence is None:
+        raise UserError(
+            "`confidence` of a model that does not say how sure it is",
+            "a model that matches views, as all published ones do",
+            "leave `confidence` out, or choose another model",
+        )
+    return part.with_confidence()
+
+
+def describe_fusion(fused: Fused, groups: Sequence[Group], fusing: Fusing) -> list[str]:
+    """What became of the Gaussians, where something did, and options that had nothing to do."""
+    left, said = fused.gaussians.means.shape[1], []
+    views = sorted({len(group.views) for group in groups})
+    if len(groups) > 1:
+        span = f"{views[0]} to {views[-1]}" if len(views) > 1 else f"{views[0]}"
+        said.append(f"{len(groups)} groups of {span} views gave {fused.given} Gaussians.")
+    elif fusing.named:
+        said.append(
+            f"All {views[0]} views go through the network together, so `fuse={fusing.how}` has "
+            "nothing to do: a smaller `group` makes several groups."
+        )
+    steps = []
+    if fused.floaters:
+        steps.append(f"{fused.floaters} that other groups see through were left out")
+    if fused.edge is not None:
+        steps.append(f"those in one voxel, of {fused.edge:.2g} pixels, became one")
+    if fused.dropped:
+        steps.append(f"{fused.dropped} that hide least were left out")
+    if steps:
+        said.append(f"Of these Gaussians, {', '.join(steps)}: {left} are left.")
+    if fusing.budget is not None and fused.given <= fusing.budget:
+        said.append(
+            f"`gaussians={fusing.budget}` is no less than the {fused.given} that there are."
+        )
+    return said
+
+
+def record_fusion(
+    fused: Fused, groups: Sequence[Group], fusing: Fusing, views: Views
+) -> Fusion | None:
+    """What metrics.json says of it; None where one group stays as it is."""
+    if len(groups) == 1 and fused.edge is None:
+        return None
+    assert views.names is not None, "photos of a scene have names"
+    names = views.names[0]
+    return Fusion(
+        groups=tuple(tuple(names[i] for i in group.views) for group in groups),
+        fuse=None if len(groups) == 1 else fusing.how,
+        given=fused.given,
+        floaters=fused.floaters,
+        voxel=fused.edge,
+        dropped=fused.dropped,
+        budget=fusing.budget,
+    )
