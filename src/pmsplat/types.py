@@ -328,6 +328,15 @@ class Gaussians(Bundle):
             up=parts[0].up,
         )
 
+    def take(self, index: Int[Tensor, "batch kept"]) -> "Gaussians":
+        """The Gaussians at `index` of each scene, in its order, with gradients."""
+
+        def pick(values: Tensor) -> Tensor:
+            places = index.view(*index.shape, *[1] * (values.ndim - 2))
+            return values.gather(1, places.expand(*index.shape, *values.shape[2:]))
+
+        return self.map(pick)
+
     def scaled(self, factor: Factor) -> "Gaussians":
         """The same Gaussians in a world `factor` times as large."""
         means, scales = _times(self.means, factor), _times(self.scales, factor)
@@ -478,8 +487,9 @@ class Rendering(Bundle):
 class StepOutput(Bundle):
     """All that a loss or a metric may look at: the data, the prediction and its renderings.
 
-    `renderings[i]` draws `prediction.gaussians[i]` into the target cameras; empty where a task does
-    not render. `levels_left` counts the refinements that follow the last level here; 0: the answer.
+    `renderings[i]` draws `prediction.gaussians[i]`, or the share of them that is kept, into the
+    target cameras; empty where a task does not render. `levels_left` counts the refinements that
+    follow the last level here; 0: the answer.
     """
 
     batch: Batch

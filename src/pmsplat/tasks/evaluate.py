@@ -122,6 +122,7 @@ def evaluate(
         scale_near=dataset_traits(dataset).scale_near,
         steps=steps,
         all_levels=steps is not None,
+        keep=renderer.keep,
     )
     columns = report.COLUMNS | (report.GEOMETRY if chosen.geometry else {})
     columns |= {} if steps is None else step_columns(steps)
