@@ -484,18 +484,29 @@ class Rendering(Bundle):
 
 
 @dataclass(frozen=True)
+class Reduced(Bundle):
+    """What is left of an answer of `of` Gaussians that was reduced to at most `budget`, drawn."""
+
+    budget: int
+    of: int
+    rendering: Rendering
+
+
+@dataclass(frozen=True)
 class StepOutput(Bundle):
     """All that a loss or a metric may look at: the data, the prediction and its renderings.
 
     `renderings[i]` draws `prediction.gaussians[i]`, or the share of them that is kept, into the
     target cameras; empty where a task does not render. `levels_left` counts the refinements that
-    follow the last level here; 0: the answer.
+    follow the last level here; 0: the answer. `reduced` is the answer with fewer Gaussians, where
+    an evaluation asks for it.
     """
 
     batch: Batch
     prediction: Prediction
     renderings: tuple[Rendering, ...]
     levels_left: int = 0
+    reduced: tuple[Reduced, ...] = ()
 
     @property
     def rendering(self) -> Rendering:

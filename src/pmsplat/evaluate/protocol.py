@@ -22,12 +22,13 @@ from ..foundation import lpips as lpips_network
 from ..geometry.constants import constant
 from ..geometry.pruning import choose_opaque
 from ..render import rasterize
-from ..types import Batch, Cameras, Gaussians, Rendering, StepOutput
+from ..types import Batch, Cameras, Gaussians, Reduced, Rendering, StepOutput
 from ..zoo.infer import model_frame
 from . import metrics
+from .budget import reduce_gaussians
 from .depth import depth_metrics
 from .geometry import geometry_metrics
-from .per_step import name_steps
+from .series import BUDGETS, COUNT, STEPS
 from .timing import Stopwatch
 
 TARGETS_AT_ONCE = 16  # drawn together: bounds memory on indices with hundreds of targets
@@ -72,6 +73,7 @@ def pipeline(
     all_levels: bool = False,
     keep: float = 1.0,
     generator: MakeGenerator | None = None,
+    budgets: Sequence[int] = (),
 ) -> Pipeline:
     """A model followed by a rasteriser: every level of the prediction drawn into the targets.
 
@@ -83,7 +85,8 @@ def pipeline(
 
     `keep` is the share of each scene's Gaussians that is drawn, the most opaque; while the model
     learns, `generator` makes what chooses some of the others too (see `choose_opaque`). Losses see
-    the whole prediction.
+    the whole prediction. `budgets`: the answer that is drawn is also reduced to so many Gaussians
+    each; UserError where it has fewer.
     """
     encode = take_steps(model, steps, all_levels)
 
@@ -105,7 +108,11 @@ def pipeline(
         with timed("render"):
             drawn += [draw(gaussians) for gaussians in levels[-1:]]
         renderings = tuple(frame.to_scene(rendering) for rendering in drawn)
-        return StepOutput(batch, frame.to_scene(prediction), renderings)
+        reduced = []
+        for budget in budgets if levels else ():
+            rendering = frame.to_scene(draw(reduce_gaussians(levels[-1], budget)))
+            reduced.append(Reduced(budget, levels[-1].means.shape[1], rendering))
+        return StepOutput(batch, frame.to_scene(prediction), renderings, reduced=tuple(reduced))
 
     return run
 
@@ -157,8 +164,8 @@ def evaluate(
     once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
     rmse and delta1 of the context depth where prediction and data both have one, and with
     `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
-    encoder and after each (see `per_step`). A network is put into eval mode by its owner. `on_row`
-    sees each scene as it is done.
+    encoder and after each, and of the answer with fewer Gaussians where `run` has budgets (see
+    `series`). A network is put into eval mode by its owner. `on_row` sees each scene as it is done.
     UserError where there is no scene, or nothing to measure in any, and for `geometry` where the
     data has no depth.
     """
@@ -197,7 +204,10 @@ def measure(
     if each_step:
         levels = [_image_values(one, batch, lpips) for one in step.renderings[:-1]]
         levels += [values] if step.renderings else []
-        values |= name_steps(levels)
+        values |= STEPS.names(dict(enumerate(levels)))
+    if step.reduced:
+        reduced = {r.budget: _image_values(r.rendering, batch, lpips) for r in step.reduced}
+        values |= BUDGETS.names(reduced) | {COUNT: step.reduced[0].of}
     if geometry:
         values |= _geometry_values(step)
     return Row(batch.scene[0], batch.target.images.shape[1], values)
