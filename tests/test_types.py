@@ -205,3 +205,66 @@ def test_taken_gaussians_are_those_of_each_scene_with_gradients(generator: torch
         assert torch.equal(
             leaf.grad.flatten(2).amax(-1) if leaf.ndim > 2 else leaf.grad, counts.float()
         )
+
+
+def _rated(parts: int = 1) -> Gaussians:
+    generator = torch.Generator().manual_seed(parts)
+    return replace(_cloud((0.0, 0.0, 0.0)), confidence=torch.rand(1, 50, generator=generator))
+
+
+def test_confidence_stays_with_its_gaussians() -> None:
+    given, turn = _rated(), torch.diag(torch.tensor([2.0, -2, -2, 1]))
+    motion = torch.diag(torch.tensor([1.0, -1, -1, 1])).expand(1, 4, 4)
+    for same in (
+        given.transformed(turn), given.scaled(3.0), given.moved(motion), given.detach(),
+        given.at_origin((1.0, 2.0, 3.0)), Gaussians.joined([given]),
+    ):  # fmt: skip
+        assert same.confidence is not None and given.confidence is not None
+        assert torch.equal(same.confidence, given.confidence)
+    few = given.map(lambda tensor: tensor[:, 7:9]).to(torch.float64).confidence
+    assert few is not None and given.confidence is not None
+    assert torch.equal(few, given.confidence[:, 7:9].double())
+    assert _cloud((0.0, 0.0, 0.0)).confidence is None
+
+
+def test_joined_parts_have_confidence_where_each_has() -> None:
+    one, other = _rated(1), _rated(2)
+    both = Gaussians.joined([one, other]).confidence
+    assert both is not None and one.confidence is not None and other.confidence is not None
+    assert both.tolist() == [one.confidence[0].tolist() + other.confidence[0].tolist()]
+    for parts in ([one, _cloud((0.0, 0.0, 0.0))], [_cloud((0.0, 0.0, 0.0)), one]):
+        assert Gaussians.joined(parts).confidence is None
+
+
+def _predicted(confidence: torch.Tensor | None, count: int) -> Prediction:
+    gaussians = random_gaussians(count, torch.Generator().manual_seed(0), batch=2)
+    return Prediction((torch.ones(2, 3, 10, 14),), (gaussians,), confidence)
+
+
+@pytest.mark.parametrize(
+    ("block", "grid"), [(1, (10, 14)), (2, (5, 7)), (4, (3, 4)), (8, (2, 2)), (16, (1, 1))]
+)
+def test_gaussians_have_the_confidence_of_their_pixels(
+    block: int, grid: tuple[int, int], generator: torch.Generator
+) -> None:
+    """View after view, row by row; in a block that the image cuts, the mean over what is there."""
+    sure = torch.rand(2, 3, 10, 14, generator=generator, dtype=torch.float64)
+    found = _predicted(sure, 3 * grid[0] * grid[1]).gaussian_confidence()
+    assert found is not None
+    places = ((b, v, y, x) for b in range(2) for v in range(3)
+              for y in range(grid[0]) for x in range(grid[1]))  # fmt: skip
+    wanted = [
+        sure[b, v, block * y : block * (y + 1), block * x : block * (x + 1)].mean().item()
+        for b, v, y, x in places
+    ]
+    assert found.shape == (2, 3 * grid[0] * grid[1])
+    torch.testing.assert_close(found.flatten(), torch.tensor(wanted, dtype=torch.float64))
+
+
+def test_confidence_of_gaussians_is_none_where_nobody_knows(generator: torch.Generator) -> None:
+    sure = torch.rand(2, 3, 10, 14, generator=generator)
+    assert _predicted(None, 420).gaussian_confidence() is None
+    assert Prediction((torch.ones(2, 3, 10, 14),), (), sure).gaussian_confidence() is None
+    for count in (0, 2, 300, 421):  # some were left out, or added
+        with pytest.raises(UserError, match=f"{count} Gaussians of 3 views of 10x14 pixels"):
+            _predicted(sure, count).gaussian_confidence()

@@ -20,6 +20,7 @@ _PUBLIC = {
     "UserError": "errors",
     "Views": "types",
     "compile": "zoo.compile",
+    "fuse": "zoo.fusion",
     "infer": "zoo.infer",
     "load": "zoo.load",
     "load_gaussians": "io.gaussians",

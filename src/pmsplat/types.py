@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import avg_pool2d, pad
 
 from .errors import UserError
 from .geometry import gaussian as gaussian_geometry
@@ -279,6 +279,9 @@ class Gaussians(Bundle):
     world of the file they came from: float32 is too coarse for coordinates far from the origin,
     such as those of a map. `up` is the direction of the world that a file without fixed axes says
     is up; None where none says so, which is read as OpenCV's -y.
+
+    `confidence` is how sure whoever made them is of each, in [0, 1]; None: not known. It is not
+    drawn. Encoders leave it None: `Prediction.gaussian_confidence` finds it.
     """
 
     means: Float[Tensor, "batch gaussian 3"]
@@ -289,6 +292,7 @@ class Gaussians(Bundle):
     rules: DrawingRules = CLASSIC
     origin: Origin = NO_OFFSET
     up: Direction | None = None
+    confidence: Float[Tensor, "batch gaussian"] | None = None
 
     @property
     def covariances(self) -> Float[Tensor, "batch gaussian 3 3"]:
@@ -304,7 +308,7 @@ class Gaussians(Bundle):
         """Several parts of one scene as one; bands that a part has not are zero. At least one.
 
         Raises UserError for parts that are drawn by different rules. The origin and up are those of
-        the first part.
+        the first part. Confidence is known where it is of every part.
         """
         if len(parts) == 1:
             return parts[0]
@@ -317,6 +321,7 @@ class Gaussians(Bundle):
         parts = [part.at_origin(parts[0].origin) for part in parts]
         bands = max(part.sh.shape[2] for part in parts)
         sh = [pad(part.sh, (0, 0, 0, bands - part.sh.shape[2])) for part in parts]
+        sure = [part.confidence for part in parts if part.confidence is not None]
         return Gaussians(
             means=torch.cat([part.means for part in parts], dim=1),
             scales=torch.cat([part.scales for part in parts], dim=1),
@@ -326,6 +331,7 @@ class Gaussians(Bundle):
             rules=parts[0].rules,
             origin=parts[0].origin,
             up=parts[0].up,
+            confidence=torch.cat(sure, dim=1) if len(sure) == len(parts) else None,
         )
 
     def take(self, index: Int[Tensor, "batch kept"]) -> "Gaussians":
@@ -443,6 +449,28 @@ class Prediction(Bundle):
     def moved(self, motion: Motion) -> "Prediction":
         """The same prediction in a world that was turned and moved."""
         return replace(self, gaussians=tuple(level.moved(motion) for level in self.gaussians))
+
+    def gaussian_confidence(self) -> Float[Tensor, "batch gaussian"] | None:
+        """How sure the encoder is of each Gaussian of the last level: `confidence` at its pixel.
+
+        A Gaussian that stands for a square block of pixels, of 2, 4, 8 … along a side, has the mean
+        over its block: over what is left of it where the image ends. None where the encoder does
+        not say how sure it is, or predicts depth alone. With the gradients of `confidence`. Raises
+        UserError for Gaussians that are not those of pixels or blocks.
+        """
+        if self.confidence is None or not self.gaussians:
+            return None
+        views, height, width = self.confidence.shape[1:]
+        count = self.gaussians[-1].means.shape[1]
+        sides = [1 << i for i in range(max(height, width).bit_length() + 1)]
+        fitting = [n for n in sides if views * -(-height // n) * -(-width // n) == count]
+        if not fitting:
+            raise UserError(
+                f"{count} Gaussians of {views} views of {height}x{width} pixels",
+                "one for each pixel, or for each square block of 2, 4, 8 … pixels along a side",
+                "take the confidence of a prediction before Gaussians are left out or added",
+            )
+        return avg_pool2d(self.confidence, fitting[0], ceil_mode=True).flatten(1)
 
 
 @dataclass(frozen=True)

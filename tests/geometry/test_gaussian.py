@@ -43,3 +43,32 @@ def test_covariance_has_the_scales_as_its_axes(generator: torch.Generator) -> No
     axis = gaussian.quat_to_rotation(quats)[..., 0]
     along = torch.einsum("...i,...ij,...j->...", axis, covariance, axis)
     torch.testing.assert_close(along, scales[:, 0] ** 2)
+
+
+def test_a_covariance_is_taken_apart(generator: torch.Generator) -> None:
+    scales = torch.rand(50, 3, generator=generator, dtype=torch.float64) + 0.1
+    scales[:5] = 0.7  # balls
+    scales[5:10, 1] = scales[5:10, 0]
+    quats = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    given = gaussian.covariance(scales, quats)
+    found, turned = gaussian.decompose_covariance(given)
+    torch.testing.assert_close(found, scales.sort(dim=-1).values)
+    torch.testing.assert_close(gaussian.covariance(found, turned), given)
+    flat = gaussian.decompose_covariance(torch.diag(torch.tensor([1.0, 0.0, 1.0]))[None])[0]
+    assert 0 < flat[0, 0] <= 1e-4 * 1.01
+
+
+def test_gradients_of_a_covariance_taken_apart(generator: torch.Generator) -> None:
+    """They put together to its own, and are finite where any axes would do."""
+    root = torch.randn(4, 3, 3, generator=generator, dtype=torch.float64)
+    given = (root @ root.mT).requires_grad_()
+
+    def scales_and_spread(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        matrix = (matrix + matrix.mT) / 2
+        scales, quats = gaussian.decompose_covariance(matrix)
+        return scales, gaussian.covariance(scales, quats)
+
+    assert torch.autograd.gradcheck(scales_and_spread, (given,))
+    ball = torch.eye(3, dtype=torch.float64)[None].requires_grad_()
+    torch.cat(gaussian.decompose_covariance(ball), dim=-1).sum().backward()
+    assert ball.grad is not None and ball.grad.isfinite().all()

@@ -406,3 +406,20 @@ def test_a_turn_of_the_user_says_how_the_scene_stands(
     found = load_gaussians(tmp_path / f"out{suffix}")
     torch.testing.assert_close(found.means, scene.means @ turn[:3, :3].T)
     assert found.up is None and "that alone now says how it stands" in told[0]
+
+
+def test_confidence_stays_with_what_is_kept_and_moved(
+    tmp_path: Path, scene: Gaussians, generator: torch.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    sure = torch.rand(1, 80, generator=generator)
+    save_gaussians(replace(scene, confidence=sure), tmp_path / "in.ply")
+    turn = torch.tensor([[0.0, -2, 0, 7], [2, 0, 0, 8], [0, 0, 2, 9], [0, 0, 0, 1]])
+    options = Options(min_opacity=0.5, sh_degree=1, similarity=turn)
+    convert(tmp_path / "in.ply", tmp_path / "out.ply", options)
+    vertex = plyfile.PlyData.read(str(tmp_path / "out.ply"))["vertex"]
+    kept = load_gaussians(tmp_path / "in.ply").opacities[0] >= 0.5
+    assert 0 < kept.sum() < 80
+    np.testing.assert_array_equal(vertex["confidence"], sure[0, kept].numpy())
+    assert "confidence" not in caplog.text
+    convert(tmp_path / "out.ply", tmp_path / "out.splat")
+    assert caplog.text.count("no place for the confidence") == 1

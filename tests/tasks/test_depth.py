@@ -25,7 +25,9 @@ from pmsplat.tasks.depth import Options, depth
 from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
 from pmsplat.tasks.results import sheet as sheets
+from pmsplat.tasks.results.depth_files import read_confidence
 from pmsplat.types import Prediction, Views
+from pmsplat.view import figures
 from pmsplat.zoo.load import ZOO, save
 
 PHOTOS, SIZE, FOCAL = 7, (40, 60), 50.0
@@ -40,14 +42,15 @@ GL = np.diag([1.0, -1, -1, 1])
 class Wall(nn.Module):
     """A network that knows: everything is a wall across the world's z axis, WALL nears away.
 
-    It keeps what it was shown of the walk. `factor` makes its depth wrong.
+    It keeps what it was shown of the walk. `factor` makes its depth wrong. If it `rates` that, it
+    is as sure as a pixel is red.
     """
 
     near = 0.5
 
-    def __init__(self, factor: float = 1.0) -> None:
+    def __init__(self, factor: float = 1.0, rates: bool = False) -> None:
         super().__init__()
-        self.factor, self.shown = factor, list[Views]()
+        self.factor, self.rates, self.shown = factor, rates, list[Views]()
 
     def forward(self, views: Views) -> Prediction:
         height, width = views.size
@@ -62,7 +65,8 @@ class Wall(nn.Module):
         rays = einsum(views.cameras.K.inverse(), pixels, "b v i j, h w j -> b v h w i")
         slope = einsum(views.cameras.c2w[..., 2, :3], rays, "b v i, b v h w i -> b v h w")
         away = WALL * self.near - views.cameras.c2w[..., 2, 3]
-        return Prediction((self.factor * away[..., None, None] / slope,), ())
+        sure = views.images[:, :, 0] if self.rates else None
+        return Prediction((self.factor * away[..., None, None] / slope,), (), sure)
 
 
 def pose(i: int, unit: float) -> np.ndarray:
@@ -176,6 +180,27 @@ def test_depth_is_exact_in_the_unit_of_the_input(
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == [
         "cameras.json", "color", "depth", "metrics.json", "sheet.png"
     ]  # fmt: skip
+
+
+def test_confidence_lies_beside_the_depth(tmp_path: Path) -> None:
+    """65535 is sure; whoever opens the folder as a scene takes it for no photo."""
+    source, out = write_walk(tmp_path / "walk"), tmp_path / "out"
+    depth(source, Wall(rates=True), out, Options(views=3, device="cpu"))
+    for i in range(PHOTOS):
+        with Image.open(source / "images" / f"{i}.png") as photo:
+            red = np.asarray(photo)[..., 0]
+        with Image.open(out / "confidence" / f"{i}.png") as counts:
+            assert counts.mode == "I;16"
+            assert np.array_equal(np.array(counts), 257 * red.astype(int))
+        np.testing.assert_allclose(read_confidence(out, str(i)).numpy(), red / 255, atol=1e-6)
+    shutil.copytree(source / "images", out / "images")
+    scene = open_scene(out)
+    assert scene.names == open_scene(source).names
+    assert torch.equal(scene.views([2]).images, open_scene(source).views([2]).images)
+    depth(source, Wall(), tmp_path / "plain", Options(views=3, device="cpu"))
+    assert not (tmp_path / "plain" / "confidence").exists()
+    with Image.open(out / "sheet.png") as tall, Image.open(tmp_path / "plain/sheet.png") as short:
+        assert tall.height == short.height + sheets.HEIGHT + figures.LABEL
 
 
 def test_one_count_is_a_round_number(tmp_path: Path) -> None:

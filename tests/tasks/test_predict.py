@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import plyfile
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +23,9 @@ from pmsplat.scene.overlap import overlaps
 from pmsplat.tasks.options import fit_size, pick_device
 from pmsplat.tasks.predict import Options, choose_views, predict
 from pmsplat.tasks.results.folder import name_files
+from pmsplat.tasks.results.prediction import SHEET_HEIGHT
 from pmsplat.types import Views
+from pmsplat.view import figures
 from pmsplat.zoo.infer import reconstruct
 from pmsplat.zoo.load import save
 from pmsplat.zoo.trained import TrainedOn
@@ -78,7 +81,8 @@ def test_everything_is_written(model: depthsplat.DepthSplat, room: str, tmp_path
     context, others = summary.context, list(summary.held_out)
     assert len(context) == 2 and len(others) == 2 and not set(context) & set(others)
     assert sorted(p.name for p in out.iterdir()) == [
-        "cameras.json", "depth", "gaussians.ply", "metrics.json", "render", "sheet.png", "video.mp4"
+        "cameras.json", "confidence", "depth", "gaussians.ply", "metrics.json", "render",
+        "sheet.png", "video.mp4",
     ]  # fmt: skip
     assert "54x70 are scaled and cut to 48x64" in said[0] and context[0] in said[1]
 
@@ -123,6 +127,57 @@ def test_everything_is_written(model: depthsplat.DepthSplat, room: str, tmp_path
     assert cameras["scale"] == pytest.approx(0.5 / views.cameras.near.min().item())
     assert [frame["name"] for frame in cameras["frames"]] == [*context, *others]
     np.testing.assert_allclose(cameras["frames"][0]["c2w"], views.cameras.c2w[0, 0], rtol=1e-6)
+
+
+def test_confidence_lies_beside_the_depth_and_in_a_column_if_one_wants(
+    model: depthsplat.DepthSplat, room: str, tmp_path: Path
+) -> None:
+    """As others read it; all else is what it is without the column."""
+    plain, rated = tmp_path / "plain", tmp_path / "rated"
+    context = predict(room, model, plain, QUICK).context
+    predict(room, model, rated, replace(QUICK, confidence=True))
+    scene = open_scene(room)
+    views = scene.views([scene.names.index(name) for name in context], (48, 64))
+    sure = reconstruct(model, views).prediction.confidence
+    assert sure is not None
+    assert sorted(p.stem for p in (plain / "confidence").iterdir()) == sorted(context)
+    for i, name in enumerate(context):
+        with Image.open(plain / "confidence" / f"{name}.png") as counts:
+            assert counts.mode == "I;16" and counts.size == (64, 48)
+            values = np.array(counts)
+        wanted = np.round(65535 * sure[0, i].double().numpy())
+        assert np.array_equal(values, wanted) and 0 < values.min() < values.max()
+    with_it, without = (
+        plyfile.PlyData.read(str(folder / "gaussians.ply"))["vertex"].data
+        for folder in (rated, plain)
+    )
+    names = without.dtype.names
+    assert with_it.dtype.names == (*names, "confidence")
+    assert all(np.array_equal(with_it[name], without[name]) for name in names)
+    # view after view, row by row
+    np.testing.assert_array_equal(with_it["confidence"], sure[0].flatten().numpy())
+    for file in sorted(path.relative_to(plain) for path in plain.rglob("*.*")):
+        same = (plain / file).read_bytes() == (rated / file).read_bytes()
+        assert same or file.name == "gaussians.ply"
+
+
+def test_a_model_that_does_not_say_how_sure_it_is(
+    model: depthsplat.DepthSplat, room: str, tmp_path: Path
+) -> None:
+    class Silent(depthsplat.DepthSplat):
+        def forward(self, *given, **more):  # type: ignore[no-untyped-def]
+            return replace(super().forward(*given, **more), confidence=None)
+
+    silent = Silent(CONFIG).eval()
+    predict(room, silent, tmp_path / "out", QUICK)
+    assert not (tmp_path / "out" / "confidence").exists()
+    with Image.open(tmp_path / "out" / "sheet.png") as short:
+        predict(room, model, tmp_path / "sure", QUICK)
+        with Image.open(tmp_path / "sure" / "sheet.png") as tall:
+            assert tall.height == short.height + SHEET_HEIGHT + figures.LABEL
+    with pytest.raises(UserError, match="`confidence` of a model that does not say how sure"):
+        predict(room, silent, tmp_path / "other", replace(QUICK, confidence=True))
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -253,11 +308,12 @@ def test_file_names_are_unique() -> None:
 
 
 def test_command_line(cli_run, tmp_path: Path) -> None:
-    code, said = cli_run("--context", "0,3", "--size", "48x64", "--held-out", "1", "--fps", "2")
+    words = ("--context", "0,3", "--size", "48x64", "--held-out", "1", "--fps", "2")
+    code, said = cli_run(*words, "--confidence")
     assert code == 0, said
     assert "what it was trained on is not known" in said and "`" not in said
     assert "Means over 1 held-out photo:" in said and said.endswith(f"are in {tmp_path / 'out'}/.")
-    assert (tmp_path / "out/gaussians.ply").is_file()
+    assert pmsplat.load_ply(tmp_path / "out/gaussians.ply").confidence is not None
 
 
 def test_context_is_chosen_or_named(room: str) -> None:

@@ -487,6 +487,20 @@ def test_from_a_prediction_and_from_a_file(room: str, tmp_path: Path) -> None:
     assert onward.after.psnr > onward.before.psnr
 
 
+def test_confidence_of_the_start_is_left_out_and_said(room: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    one = replace(QUICK, steps=1, size=(24, 32))
+    refine(room, tmp_path / "first", one, tell=said.append)
+    assert not any("confidence" in line for line in said)
+    start = pmsplat.load_ply(tmp_path / "first" / "gaussians.ply")
+    rated = replace(start, confidence=0.5 * torch.ones_like(start.opacities))
+    pmsplat.save_ply(rated, tmp_path / "rated.ply")
+    again = replace(one, random_points=None, init=tmp_path / "rated.ply")
+    refine(room, tmp_path / "second", again, tell=said.append)
+    assert sum("The confidence of the start is left out" in line for line in said) == 1
+    assert pmsplat.load_ply(tmp_path / "second" / "gaussians.ply").confidence is None
+
+
 def test_a_run_in_the_folder_of_its_scene_leaves_it_its_cameras(
     model_folder: Path, tmp_path: Path
 ) -> None:

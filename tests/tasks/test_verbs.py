@@ -17,8 +17,9 @@ from tests.scenes import random_gaussians
 
 VERBS = ("predict", "depth", "render")
 WRITTEN = {
-    "predict": "cameras.json depth gaussians.ply metrics.json render sheet.png video.mp4",
-    "depth": "cameras.json color depth metrics.json sheet.png",
+    "predict": "cameras.json confidence depth gaussians.ply metrics.json render sheet.png "
+    "video.mp4",
+    "depth": "cameras.json color confidence depth metrics.json sheet.png",
     "render": "alpha cameras.json color depth depth_color metrics.json normals sheet.png video.mp4",
 }
 

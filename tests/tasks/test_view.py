@@ -23,8 +23,9 @@ from pmsplat.io.images import to_uint8
 from pmsplat.render import rasterize
 from pmsplat.tasks.view import MOST_CAMERAS, Options, view
 from pmsplat.types import MIP, Cameras, Gaussians
+from pmsplat.view.stage import CONFIDENCE
 from pmsplat.zoo import memory
-from tests.view.blocks import SIZE, blocks, lookers
+from tests.view.blocks import SIZE, blocks, lookers, rated
 
 pytest.importorskip("viser", reason="the page needs viser: pip install 'pmsplat[view]'")
 
@@ -125,6 +126,20 @@ def test_scenes_of_one_map_lie_where_they_are(tmp_path: Path) -> None:
         torch.testing.assert_close(first.means, second.means, rtol=0, atol=1e-5)
     finally:
         page.close()
+
+
+def test_confidence_is_shown_where_all_scenes_have_it(tmp_path: Path) -> None:
+    save_gaussians(rated(blocks()), tmp_path / "sure.ply")
+    save_gaussians(blocks(), tmp_path / "plain.ply")
+    for names, shown in ((["sure"], True), (["plain"], False), (["sure", "plain"], False)):
+        said: list[str] = []
+        page = view([tmp_path / f"{name}.ply" for name in names], QUIET, said.append)
+        try:
+            assert (CONFIDENCE in page.kind.options) == shown
+        finally:
+            page.close()
+        told = [line for line in said if "onfidence" in line]
+        assert told == ["Confidence is not shown: it is not known of plain."] * (len(names) > 1)
 
 
 def test_of_many_cameras_some_are_shown(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A scene that no turn or mirror maps to itself: red upper left, green upper right, blue below."""
 
+from dataclasses import replace
+
 import torch
 
 from pmsplat.types import Cameras, Gaussians
@@ -29,6 +31,12 @@ def blocks(unit: float = 1.0, degree: int = 0) -> Gaussians:
         opacities=torch.full((1, count), 0.95),
         sh=harmonics[None],
     )
+
+
+def rated(gaussians: Gaussians) -> Gaussians:
+    """The same blocks; of the red one 0.1 is known, of the green one 0.5, of the blue one 0.9."""
+    sure = torch.tensor([0.1, 0.5, 0.9]).repeat_interleave(COUNT)
+    return replace(gaussians, confidence=sure[None])
 
 
 def lookers(unit: float = 1.0) -> Cameras:

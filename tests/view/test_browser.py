@@ -16,9 +16,9 @@ from pmsplat.render import rasterize
 from pmsplat.types import Cameras
 from pmsplat.view import figures
 from pmsplat.view.server import SPLATS, Page, Setting
-from pmsplat.view.stage import ALPHA, COLOR, DEPTH, EXTENT, Exhibit, Stage
+from pmsplat.view.stage import ALPHA, COLOR, CONFIDENCE, DEPTH, EXTENT, Exhibit, Stage
 
-from .blocks import SIZE, blocks, lookers
+from .blocks import SIZE, blocks, lookers, rated
 from .browser import WINDOW, choose, opened, screenshot
 
 pytest.importorskip("viser", reason="the page needs viser: pip install 'pmsplat[view]'")
@@ -31,7 +31,9 @@ PATIENCE = 20  # seconds
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, Any]]:
     """The page of the blocks, and a browser that looks at it."""
     folder = tmp_path_factory.mktemp("shown")
-    exhibit = Exhibit("blocks", blocks(), lookers(), ("a", "b", "c"), (SIZE,) * 3, (None,) * 3)
+    exhibit = Exhibit(
+        "blocks", rated(blocks()), lookers(), ("a", "b", "c"), (SIZE,) * 3, (None,) * 3
+    )
     setting = Setting(
         lookers().at([0]), torch.tensor([0.0, -1, 0]), folder / "view.mp4", SIZE, port=0
     )
@@ -47,12 +49,17 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, Any]
 def wanted(page: Page, cameras: Cameras, kind: str) -> np.ndarray:
     """What the window should show, drawn by rasterize."""
     size = (WINDOW[1], WINDOW[0])
-    drawn = rasterize(page.stage.exhibits[0].gaussians, cameras, size, "cpu")
+    shown = page.stage.exhibits[0].gaussians
+    assert shown.confidence is not None
+    drawn = rasterize(shown, cameras, size, "cpu", attributes=shown.confidence[..., None])
+    assert drawn.attributes is not None
+    sure = drawn.attributes[0, 0, 0] / drawn.alpha[0, 0]
     surface = torch.where(drawn.alpha >= 0.5, drawn.depth, 0)[0, 0]
     pictures = {
         COLOR: drawn.color[0, 0],
         DEPTH: figures.colorize_depth(surface, *figures.color_range(surface)),
         ALPHA: drawn.alpha[0, 0].expand(3, -1, -1),
+        CONFIDENCE: figures.colorize_confidence(torch.where(surface > 0, sure, torch.nan)),
     }
     return to_uint8(pictures[kind])[:, FREE]
 
@@ -111,7 +118,7 @@ def test_the_splats_are_the_right_way_up(shown: tuple[Page, Any]) -> None:
     assert green.sum() > 200 and np.argwhere(green).mean(axis=0)[1] > red_x + 100
 
 
-@pytest.mark.parametrize("kind", [DEPTH, ALPHA, COLOR])
+@pytest.mark.parametrize("kind", [DEPTH, CONFIDENCE, ALPHA, COLOR])
 def test_the_list_changes_the_picture_to_what_rasterize_draws(
     shown: tuple[Page, Any], kind: str
 ) -> None:
@@ -122,6 +129,7 @@ def test_the_list_changes_the_picture_to_what_rasterize_draws(
     eventually(lambda: apart(tab, picture), 2.5)
     assert np.abs(picture.astype(int) - before).mean() > 2.5
     assert ("Depth from" in tab.content()) == (kind == DEPTH)
+    assert ("Confidence from" in tab.content()) == (kind == CONFIDENCE)
 
 
 def test_a_click_on_a_camera_looks_through_it(shown: tuple[Page, Any]) -> None:

@@ -30,6 +30,15 @@ def test_no_depth_is_black_and_the_range_clips() -> None:
     assert not torch.equal(colors[:, 2], colors[:, 3])
 
 
+def test_confidence_is_even_from_violet_to_yellow() -> None:
+    levels = torch.cat([torch.linspace(0, 1, 256), torch.tensor([-1.0, 2.0, torch.nan])])
+    colors = figures.colorize_confidence(levels[None, None])[0, :, 0].numpy()
+    table = matplotlib.colormaps["viridis"](np.arange(256))[:, :3].T
+    assert np.abs(colors[:, :256] - table).max() < 1e-6
+    assert np.array_equal(colors[:, 256], colors[:, 0]) and (colors[:, 258] == 0).all()
+    assert np.array_equal(colors[:, 257], colors[:, 255])
+
+
 def test_range_of_depths_leaves_out_unknown_and_outliers() -> None:
     depth = torch.cat([torch.zeros(500), torch.linspace(1, 3, 1000), torch.tensor([1e6])])
     near, far = figures.color_range(depth)

@@ -23,9 +23,9 @@ from pmsplat.types import Cameras
 from pmsplat.view import figures
 from pmsplat.view._address import check_address
 from pmsplat.view.server import SPLATS, Page, Setting
-from pmsplat.view.stage import ALPHA, COLOR, DEPTH, Exhibit, Stage
+from pmsplat.view.stage import ALPHA, COLOR, CONFIDENCE, DEPTH, Exhibit, Stage
 
-from .blocks import SIZE, blocks, lookers
+from .blocks import SIZE, blocks, lookers, rated
 
 pytest.importorskip("viser", reason="the page needs viser: pip install 'pmsplat[view]'")
 
@@ -34,7 +34,7 @@ UP = torch.tensor([0.0, -1, 0])
 
 def serve(folder: Path, *names: str, port: int = 0) -> Page:
     exhibits = [
-        Exhibit(name, blocks(), lookers(), ("a", "b", "c"), (SIZE,) * 3, (None,) * 3)
+        Exhibit(name, rated(blocks()), lookers(), ("a", "b", "c"), (SIZE,) * 3, (None,) * 3)
         for name in names
     ]
     setting = Setting(lookers().at([0]), UP, folder / "view.mp4", SIZE, port=port)
@@ -71,7 +71,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("kind", [COLOR, DEPTH, ALPHA])
+@pytest.mark.parametrize("kind", [COLOR, DEPTH, ALPHA, CONFIDENCE])
 def test_a_browser_gets_what_rasterize_draws_for_its_camera(
     page: Page, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,19 +82,29 @@ def test_a_browser_gets_what_rasterize_draws_for_its_camera(
     page.kind.value = kind
     page._send(client, SIZE, kind)
     cameras = lookers().at([1])
-    drawn = rasterize(blocks(), cameras, SIZE, "cpu")
+    sure = rated(blocks()).confidence
+    assert sure is not None
+    drawn = rasterize(blocks(), cameras, SIZE, "cpu", attributes=sure[..., None])
+    assert drawn.attributes is not None
+    mean = drawn.attributes[0, 0, 0] / drawn.alpha[0, 0]
     surface = torch.where(drawn.alpha >= 0.5, drawn.depth, 0)[0, 0]
     near, far = figures.color_range(surface)
     wanted = {
         COLOR: drawn.color[0, 0],
         DEPTH: figures.colorize_depth(surface, near, far),
         ALPHA: drawn.alpha[0, 0].expand(3, -1, -1),
+        CONFIDENCE: figures.colorize_confidence(torch.where(surface > 0, mean, torch.nan)),
     }[kind]
     (image,) = client.sent
     assert image.std() > 20
     assert np.abs(image.astype(int) - to_uint8(wanted)).mean() < 0.05
     legend = page.legend.content
-    assert (f"{near:.3g}" in legend and f"{far:.3g}" in legend) if kind == DEPTH else not legend
+    said = {
+        DEPTH: f"Depth from {near:.3g} (yellow) to {far:.3g} (violet).",
+        CONFIDENCE: "Confidence from 0 (violet) to 1 (yellow).",
+    }
+    assert legend == said.get(kind, "")
+    assert page.kind.options == (SPLATS, COLOR, DEPTH, ALPHA, CONFIDENCE)
 
 
 def test_a_browser_that_left_while_it_was_drawn_for_gets_nothing(

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from pmsplat.view import figures, trajectory
 from pmsplat.view.stage import (
     ALPHA,
     COLOR,
+    CONFIDENCE,
     DEPTH,
     EXTENT,
     MIN_PIXELS,
@@ -28,7 +30,7 @@ from pmsplat.view.stage import (
 )
 from tests.scenes import random_cameras, random_gaussians
 
-from .blocks import COUNT, SIZE, blocks, lookers
+from .blocks import COUNT, SIZE, blocks, lookers, rated
 
 
 def stage(*scenes: Gaussians) -> Stage:
@@ -69,6 +71,30 @@ def test_pictures_are_those_of_rasterize_in_any_unit(unit: float) -> None:
         assert 2 * unit < near < 4.1 * unit and 5.5 * unit < far < 7.5 * unit
         wanted = to_uint8(figures.colorize_depth(surface, near, far))
         assert np.abs(colored.astype(int) - wanted).max() <= 6  # a step of the colour table
+
+
+def test_confidence_is_a_kind_where_all_scenes_have_it() -> None:
+    assert stage(blocks()).kinds == (COLOR, DEPTH, ALPHA)
+    assert stage(rated(blocks()), blocks()).kinds == (COLOR, DEPTH, ALPHA)
+    assert stage(rated(blocks()), rated(blocks())).kinds == (COLOR, DEPTH, ALPHA, CONFIDENCE)
+
+
+def test_confidence_is_drawn_where_there_is_something() -> None:
+    """Blocks that do not hide each other: each has the colour of its own confidence."""
+    there, camera = stage(rated(blocks())), lookers().at([0])
+    picture, _ = there.draw_picture(camera.scaled(1 / there.unit), SIZE, CONFIDENCE)
+    color = rasterize(blocks(), camera, SIZE, "cpu").color[0, 0]
+    seen = rasterize(blocks(), camera, SIZE, "cpu").alpha[0, 0] >= 0.5
+    assert 500 < seen.sum() < seen.numel() / 2
+    table = matplotlib.colormaps["viridis"]
+    for i, level in enumerate((0.1, 0.5, 0.9)):
+        block = seen & (color.argmax(dim=0) == i)
+        wanted = 255 * np.array(table(level)[:3])
+        assert block.sum() > 100
+        assert np.abs(picture[block.numpy()] - wanted).max() < 4  # a step of the colour table
+    assert (picture[~seen.numpy()] == 0).all()
+    there.show(0, False)
+    assert there.draw_picture(camera, SIZE, CONFIDENCE)[0].max() == 0
 
 
 def test_planes_of_rules_hide_nothing_from_a_camera_that_is_moved() -> None:
@@ -150,9 +176,9 @@ def test_pictures_become_as_large_as_their_time_allows() -> None:
     assert height * width == pytest.approx(MIN_PIXELS, rel=0.02)
 
 
-@pytest.mark.parametrize("kind", [COLOR, DEPTH])
+@pytest.mark.parametrize("kind", [COLOR, DEPTH, CONFIDENCE])
 def test_a_video_goes_through_its_stops(tmp_path: Path, kind: str) -> None:
-    there, seen = stage(blocks()), list[int]()
+    there, seen = stage(rated(blocks())), list[int]()
     stops = lookers().scaled(1 / there.unit)
     there.record(tmp_path / "way.mp4", stops, 9, 10, SIZE, kind, seen.append)
     frames = read_frames(tmp_path / "way.mp4")

@@ -13,7 +13,8 @@ only these photos, all together. A short report says at the end whether the phot
 and the model, and what would help.
 
 In the output folder afterwards: depth/ (.npy, and .png of 16 bits: depth_scale in cameras.json is
-one count), color/, sheet.png, cameras.json, and metrics.json: AbsRel, RMSE and delta < 1.25 where
+one count), color/, confidence/ (.png of 16 bits: 65535 is sure), sheet.png, cameras.json, and
+metrics.json: AbsRel, RMSE and delta < 1.25 where
 the input has sensor depth, as predicted and after scaling each photo to the sensor's median.
 """
 

@@ -10,8 +10,9 @@ the last two are posed by pycolmap first. `pmsplat data info INPUT` lists what i
 A few photos, of which two or more cover as much as possible of what all show, are shown to the
 model; what it was not shown is rendered and compared. A short report says at the end whether the
 photos fit each other and the model, and what would help. In the output folder afterwards:
-gaussians.ply (drag it into any 3DGS viewer), sheet.png, video.mp4, depth/, render/, metrics.json
-and cameras.json, all in the unit and the axes of the input's cameras.
+gaussians.ply (drag it into any 3DGS viewer), sheet.png, video.mp4, depth/, confidence/ (how sure
+the model is of that depth), render/, metrics.json and cameras.json, all in the unit and the axes of
+the input's cameras.
 """
 
 import argparse
@@ -62,6 +63,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--stabilize", "--stabilise", action="store_true", help="a steadier camera in the video"
     )
     parser.add_argument("--fps", type=int, help="of the video (default: 30)")
+    parser.add_argument(
+        "--confidence",
+        action="store_true",
+        help="also write the confidence of each Gaussian, as a column of gaussians.ply",
+    )
     add_photos(parser)
     add_device(parser)
     add_overwrite(parser)

@@ -9,9 +9,10 @@ and to lay beside each other.
     pmsplat view kitchen-3d/ kitchen-3dgs/
 
 The page shows the splats, live; colour, depth and alpha as pmsplat draws them for where you look
-from (small while you move, sharp when you stop); the cameras with their photos: a click on one
-looks through it. Add key frames and save a video of the way through them: view.mp4 beside the
-scene, or --output. It is served to this machine alone (127.0.0.1) until Ctrl-C.
+from (small while you move, sharp when you stop), and confidence, which `pmsplat predict
+--confidence` writes; the cameras with their photos: a click on one looks through it. Add key frames
+and save a video of the way through them: view.mp4 beside the scene, or --output. It is served to
+this machine alone (127.0.0.1) until Ctrl-C.
 """
 
 import argparse

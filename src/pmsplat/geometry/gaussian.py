@@ -8,6 +8,8 @@ from torch.nn.functional import normalize
 from . import products
 from .constants import keep_results
 
+FLATTEST = 1e-8  # the smallest variance of a Gaussian, of its largest
+
 
 def quat_to_rotation(quats_wxyz: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*_ 3 3"]:
     """Returns rotation matrices; quaternions are normalised first, with gradients."""
@@ -101,3 +103,28 @@ def covariance(
     """Returns R S Sᵀ Rᵀ of linear scales and quaternions."""
     root = quat_to_rotation(quats_wxyz) * scales[..., None, :]
     return products.matmul(root, root.transpose(-1, -2))
+
+
+def decompose_covariance(
+    covariances: Float[Tensor, "gaussian 3 3"],
+) -> tuple[Float[Tensor, "gaussian 3"], Float[Tensor, "gaussian 4"]]:
+    """Returns scales and quaternions of covariances: the inverse of `covariance`, smallest first.
+
+    Differentiable once, also where variances are equal: axes that could as well be others then get
+    no gradient, while those of eigh would be infinite. Variances below FLATTEST of the largest are
+    raised to that.
+    """
+    with torch.no_grad():
+        axes = torch.linalg.eigh(covariances).eigenvectors
+        third = torch.linalg.cross(axes[..., 0], axes[..., 1])
+        axes = torch.cat([axes[..., :2], third[..., None]], dim=-1)  # a rotation, no reflection
+    rotated = products.matmul(axes.transpose(-1, -2), products.matmul(covariances, axes))
+    variances = torch.diagonal(rotated, dim1=-2, dim2=-1)
+    largest = variances[..., 2:].clamp_min(torch.finfo(variances.dtype).tiny)
+    variances = torch.maximum(variances, FLATTEST * largest)
+    # To first order, a change of the covariance turns the axes by its share off the diagonal
+    gaps = (variances[..., None, :] - variances[..., :, None]).detach()
+    distinct = gaps.abs() > FLATTEST * largest[..., None].detach()
+    change = (rotated - rotated.detach()) / torch.where(distinct, gaps, torch.inf)
+    turned = axes + products.matmul(axes, change)
+    return variances.sqrt(), rotation_to_quat(turned)

@@ -18,6 +18,7 @@ from ..zoo.load import load
 from ..zoo.trained import trained_on
 from .options import as_graph, choose_photos, count_views, describe_fit, fit_size, pick_device
 from .results import depth as depth_results
+from .results.depth_files import write_confidence
 from .results.folder import make_whole, name_files
 from .results.report import Given, Pass, describe_report, examine, make_report
 
@@ -65,6 +66,8 @@ def depth(
         depth/PHOTO.npy       float32 [height, width]
         depth/PHOTO.png       16 bits, depth = count * depth_scale, 0 = none
         color/PHOTO.png       in colours of one range for all photos, with their legend
+        confidence/PHOTO.png  how sure the model is, where it says so: 16 bits, probability of the
+                              best match = value / 65535
         sheet.png             photos above their depth, and above its error where a sensor knows it
         metrics.json          AbsRel, RMSE, delta < 1.25 where a sensor knows depth, and `Report`:
                               whether the photos fit each other and the model, and what would help
@@ -109,9 +112,12 @@ def depth(
             views = scene.views(group.views, size)
             predicted = predict_views(predictor, views, device, shown, steps)
             found = predicted.depths[-1].float().cpu()
+            sure = predicted.confidence
             for at, i in enumerate(group.views):
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
+                    if sure is not None:
+                        write_confidence(folder, stem, sure[0, at])
                     maps[i] = depth_results.write_map(folder, views.at([at]), found[0, at], i, stem)
             passes.append(examine(views, found))
         # Write the results, with one scale for all pictures

@@ -15,6 +15,7 @@ from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.coverage import choose_context, coverage, look_around
 from ..scene.overlap import held_out, overlaps
+from ..types import Prediction
 from ..zoo import memory
 from ..zoo.infer import depth_only_error, fill_range, middle_depth, reconstruct
 from ..zoo.load import load
@@ -39,6 +40,7 @@ class Options:
     many steps a model takes that works in steps. `held_out` is
     with how many further photos to compare at most; `seconds` of video go from one context view to
     the next; `stabilize` takes the tremble out of its path. `photos` says how the photos are found.
+    `confidence` gives gaussians.ply a column with the confidence of each Gaussian.
     """
 
     views: int | None = None
@@ -51,6 +53,7 @@ class Options:
     seconds: float = 1.5
     photos: PhotoOptions | None = None
     device: str = "auto"
+    confidence: bool = False
     overwrite: bool = False
 
 
@@ -70,6 +73,8 @@ def predict(
 
         gaussians.ply               loads in standard viewers
         depth/PHOTO.png, .npy       of the context views: in colour, and z in scene units
+        confidence/PHOTO.png        how sure the model is of that depth, where it says so: 16 bits,
+                                    probability of the best match = value / 65535
         render/PHOTO.png            cameras of photos that the network was not shown
         sheet.png                   all of that at a glance
         video.mp4                   a path through the context views
@@ -126,6 +131,9 @@ def predict(
             middle,
         )
         depth = found.prediction.depths[-1]
+        gaussians = replace(found.prediction.gaussians[-1], origin=scene.origin)
+        if chosen.confidence:
+            gaussians = replace(gaussians, confidence=_rate_gaussians(found.prediction))
         for at, photo in enumerate(context):
             check_depth(depth[0, at], scene.names[photo])
         report = make_report([examine(views, depth.float().cpu())], given)
@@ -133,7 +141,8 @@ def predict(
             context=views,
             held_out=scene.views(others, size) if others else None,
             depth=depth,
-            gaussians=replace(found.prediction.gaussians[-1], origin=scene.origin),
+            confidence=found.prediction.confidence,
+            gaussians=gaussians,
             scale=found.scale,
             report=report,
             model=type(encoder).__name__ if isinstance(model, nn.Module) else str(model),
@@ -155,6 +164,18 @@ def _check_video(options: Options) -> None:
         raise UserError(
             f"`seconds={options.seconds:g}`", "a positive number", "the default is `seconds=1.5`"
         )
+
+
+def _rate_gaussians(prediction: Prediction) -> Float[Tensor, "batch gaussian"]:
+    """The confidence of each Gaussian; UserError for a model that gives none."""
+    found = prediction.gaussian_confidence()
+    if found is None:
+        raise UserError(
+            "`confidence` of a model that does not say how sure it is",
+            "a model that matches views, as all published ones do",
+            "leave `confidence` out, or choose another model",
+        )
+    return found
 
 
 def choose_views(

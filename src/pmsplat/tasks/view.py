@@ -67,10 +67,10 @@ def view(
 
     A scene is a file of Gaussians, or a folder that `predict` or `refine` wrote, with its cameras
     if it has some. The page shows the splats, the cameras with their photos or what they see, and
-    colour, depth and alpha as `rasterize` draws them; it records videos of a way through chosen
-    views, and several scenes can be moved beside each other. `tell` gets what was decided, a
-    sentence at a time. Raises UserError for scenes, cameras, an address or a machine that will not
-    do, and where viser is not installed.
+    colour, depth and alpha as `rasterize` draws them, and confidence where all scenes have it; it
+    records videos of a way through chosen views, and several scenes can be moved beside each other.
+    `tell` gets what was decided, a sentence at a time. Raises UserError for scenes, cameras, an
+    address or a machine that will not do, and where viser is not installed.
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
@@ -89,6 +89,11 @@ def view(
         first = opened[0][0].origin if opened else NO_OFFSET
         opened.append(open_shown(Path(scene), chosen, tell, first))
     _check_rules(names, [gaussians for gaussians, _ in opened], tell)
+    unsure = [
+        n for n, (gaussians, _) in zip(names, opened, strict=True) if not _is_rated(gaussians)
+    ]
+    if 0 < len(unsure) < len(names):
+        tell(f"Confidence is not shown: it is not known of {', '.join(unsure)}.")
     exhibits = [
         _make_exhibit(name, gaussians, pictures, Path(scene), tell)
         for name, scene, (gaussians, pictures) in zip(names, scenes, opened, strict=True)
@@ -102,7 +107,8 @@ def view(
         start = pictures[0]
     # Does that fit into memory, and into a browser?
     biggest = max((gaussians for gaussians, _ in opened), key=lambda one: one.means.shape[1])
-    check_memory(biggest, resized([start], chosen.size), 0, device)
+    channels = 0 if unsure else 1  # of confidence
+    check_memory(biggest, resized([start], chosen.size), channels, device)
     for exhibit in exhibits:
         count = exhibit.gaussians.means.shape[1]
         if count > chosen.most:
@@ -126,6 +132,11 @@ def view(
     if chosen.host not in LOOPBACK:
         tell(f"Whoever reaches {chosen.host} can see these scenes, and there is no password.")
     return page
+
+
+def _is_rated(gaussians: Gaussians) -> bool:
+    """Whether their confidence is known."""
+    return gaussians.confidence is not None
 
 
 def _find_upward(

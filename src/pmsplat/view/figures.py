@@ -49,6 +49,17 @@ def colorize_depth(
     return _colored(level, known, COLORMAP)
 
 
+def colorize_confidence(
+    confidence: Float[Tensor, "*batch height width"],
+) -> Float[Tensor, "*batch 3 height width"]:
+    """Confidence as colour in [0, 1], in even steps: 0 is violet, 1 is yellow. No gradient.
+
+    Black where it is NaN.
+    """
+    known = ~confidence.isnan()
+    return _colored(confidence.clamp(0, 1).nan_to_num(0), known, COLORMAP)
+
+
 def colorize_error(
     depth: Float[Tensor, "*batch height width"],
     truth: Float[Tensor, "*batch height width"],

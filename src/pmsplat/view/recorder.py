@@ -8,7 +8,7 @@ from typing import Any
 
 from ..geometry import camera, gaussian
 from ..types import Cameras
-from .stage import COLOR, EXTENT, KINDS, Stage
+from .stage import COLOR, EXTENT, Stage
 
 KEY_COLOR, KEY_HEIGHT = (255, 140, 0), 0.06 * EXTENT  # of the camera of a key frame
 FPS = 30
@@ -76,7 +76,7 @@ class Recorder:
             return
         self._stop.clear()  # before "Stop" can be pressed: what is pressed then counts
         try:
-            self._save(kind if kind in KINDS else COLOR)
+            self._save(kind if kind in self._stage.kinds else COLOR)
         finally:
             self._saving.release()
 

@@ -24,7 +24,7 @@ from ..geometry import camera, gaussian, se3
 from ..types import Cameras
 from ._address import check_address, make_port_error
 from .recorder import Recorder
-from .stage import DEPTH, EXTENT, KINDS, Pace, Stage, make_camera, select_for_browser
+from .stage import CONFIDENCE, DEPTH, EXTENT, Pace, Stage, make_camera, select_for_browser
 
 if TYPE_CHECKING:
     import viser
@@ -141,7 +141,9 @@ class Page:
         first.fov = camera.field_of_view(start.K[0, 0])[1].item()
         # Add the controls.
         with server.gui.add_folder("Picture"):
-            self.kind = server.gui.add_dropdown("Show", (SPLATS, *KINDS), initial_value=SPLATS)
+            self.kind = server.gui.add_dropdown(
+                "Show", (SPLATS, *self.stage.kinds), initial_value=SPLATS
+            )
             self.legend = server.gui.add_markdown("")
             self.frusta = server.gui.add_checkbox("Cameras", True)
         self.kind.on_update(lambda _: self.show())
@@ -219,7 +221,10 @@ class Page:
         if kind != self.kind.value or not self._is_connected(client):
             return  # meanwhile the page shows something else, or the browser has left
         client.scene.set_background_image(image, format="jpeg", jpeg_quality=90)
-        legend = f"Depth from {near:.3g} (yellow) to {far:.3g} (violet)." if kind == DEPTH else ""
+        legend = {
+            DEPTH: f"Depth from {near:.3g} (yellow) to {far:.3g} (violet).",
+            CONFIDENCE: "Confidence from 0 (violet) to 1 (yellow).",
+        }.get(kind, "")
         if self.legend.content != legend:
             self.legend.content = legend
 

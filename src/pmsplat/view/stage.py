@@ -19,12 +19,12 @@ from ..render import rasterize
 from ..types import CLASSIC, Cameras, DrawingRules, Gaussians, Rendering
 from . import figures, trajectory
 
-KINDS: tuple[str, ...] = ("Colour", "Depth", "Alpha")
-COLOR, DEPTH, ALPHA = KINDS
+KINDS: tuple[str, ...] = ("Colour", "Depth", "Alpha", "Confidence")
+COLOR, DEPTH, ALPHA, CONFIDENCE = KINDS
 EXTENT = 8.0  # radius to which scenes are scaled: browsers store covariances in 16 bits
 INSIDE = 0.95  # share of the Gaussians within that radius
 SAMPLE = 100_000  # number of Gaussians that determine where a scene is
-MIN_ALPHA = 0.5  # least alpha of a pixel with a depth
+MIN_ALPHA = 0.5  # least alpha of a pixel with a depth, or a confidence
 MAX_VARIANCE = 6e4  # largest variance that 16 bits can hold, in the scaled unit
 MIN_PIXELS = 96 * 128  # least pixels of a picture, however slow the machine
 CHANGE = 0.25, 4.0  # least and greatest ratio of pixels from one picture to the next
@@ -89,14 +89,29 @@ class Stage:
         """Shows or hides a scene."""
         self.visible = [visible if i == index else old for i, old in enumerate(self.visible)]
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of pictures that can be drawn: of confidence where all scenes have it."""
+        sure = all(exhibit.gaussians.confidence is not None for exhibit in self.exhibits)
+        return KINDS if sure else tuple(kind for kind in KINDS if kind != CONFIDENCE)
+
     @torch.no_grad()
-    def render(self, camera: Cameras, size: tuple[int, int]) -> Rendering:
-        """Renders the visible scenes for a camera (batch 1, view 1) to the CPU, in scaled units."""
+    def render(self, camera: Cameras, size: tuple[int, int], kind: str = COLOR) -> Rendering:
+        """Renders the visible scenes for a camera (batch 1, view 1) to the CPU, in scaled units.
+
+        With what `kind` needs besides colour, depth and alpha: confidence as an attribute.
+        """
         with self._lock:
             gaussians = self._join_visible()
             camera = camera.to(gaussians.means.device)
             rules = _without_planes(gaussians.rules)
-            return rasterize(gaussians, camera, size, self._backend, rules=rules).to("cpu")
+            blended = None
+            if kind == CONFIDENCE:
+                assert gaussians.confidence is not None, "it is one of `kinds`"
+                blended = gaussians.confidence[..., None]
+            return rasterize(
+                gaussians, camera, size, self._backend, rules=rules, attributes=blended
+            ).to("cpu")
 
     @torch.no_grad()
     def draw_thumbnail(
@@ -123,14 +138,18 @@ class Stage:
 
         Colour is over black; alpha is black to white. Depth is coloured by
         `figures.colorize_depth`, where alpha is MIN_ALPHA or more, from near to far: `depths`, or
-        those of this picture.
+        those of this picture; there, confidence, the mean by weight, by `colorize_confidence`.
         """
-        rendering = self.render(camera, size)
+        rendering = self.render(camera, size, kind)
         alpha = rendering.alpha[0, 0]
         surface = torch.where(alpha >= MIN_ALPHA, rendering.depth[0, 0] * self.unit, 0)
         near, far = depths or figures.color_range(surface)
         if kind == DEPTH:
             return to_uint8(figures.colorize_depth(surface, near, far)), (near, far)
+        if kind == CONFIDENCE:
+            assert rendering.attributes is not None
+            sure = torch.where(alpha >= MIN_ALPHA, rendering.attributes[0, 0, 0] / alpha, torch.nan)
+            return to_uint8(figures.colorize_confidence(sure)), (near, far)
         image = rendering.color[0, 0] if kind == COLOR else alpha.expand(3, -1, -1)
         return to_uint8(image), (near, far)
 

@@ -220,15 +220,17 @@ def reconstruct(
     views: Views,
     device: torch.device | str = "cpu",
     steps: int | None = None,
+    whole: Cameras | None = None,
 ) -> Reconstruction:
     """What the model predicts for the views of one scene, in their world and unit, on `device`.
 
-    Raises UserError for a model that predicts depth alone, and for `steps` of one without.
+    `whole`: see `predict_views`. Raises UserError for a model that predicts depth alone, and for
+    `steps` of one without.
     """
-    prediction = predict_views(model, views, device, steps=steps)
+    prediction = predict_views(model, views, device, whole, steps)
     if not prediction.gaussians:
         raise depth_only_error()
-    return Reconstruction(prediction, model_frame(model, views.cameras).scale)
+    return Reconstruction(prediction, model_frame(model, views.cameras, whole).scale)
 
 
 def depth_only_error() -> UserError:

@@ -204,14 +204,14 @@ def test_what_is_not_read_is_named_once(
     load_gaussians(tmp_path / "plain.ply")
     assert not caplog.records  # zero normals are nothing
     table |= {f"semantic_{i}": np.ones(30, np.float32) for i in range(16)}
-    table |= {"confidence": np.ones(30, np.float32), "nz": np.ones(30, np.float32)}
+    table |= {"segment": np.ones(30, np.float32), "nz": np.ones(30, np.float32)}
     extra = element("intrinsic", intrinsic=np.ones(9, np.float32))
     write(tmp_path / "a.ply", table, after=[extra])
     with caplog.at_level(logging.WARNING):
         load_gaussians(tmp_path / "a.ply")
     (record,) = caplog.records
     assert record.getMessage().endswith(
-        "left out: the columns nz, semantic_* (16), confidence and the elements intrinsic"
+        "left out: the columns nz, semantic_* (16), segment and the elements intrinsic"
     )
 
 

@@ -110,10 +110,10 @@ def load_gaussians(path: str | Path) -> Gaussians:
     Harmonics are in the standard 3DGS basis, scales are linear, opacities in [0, 1], quaternions of
     length 1. Formats with defined axes (.spz, glTF, USD) are converted to OpenCV axes; in .ply,
     .splat, .ksplat and .sog the axes stay, and `up` has what a .ply says is up. `rules` are those
-    that the file says; `origin` is where means are counted from, if they lie far off. An empty
-    .ply, .splat or .spz gives no Gaussians. Any of them may be gzipped (.ply.gz), and a folder with
-    the meta.json of SOG is one too. Raises UserError for a file that is missing, damaged or of an
-    unknown format.
+    that the file says; `origin` is where means are counted from, if they lie far off; `confidence`
+    is that of a .ply that has it. An empty .ply, .splat or .spz gives no Gaussians. Any of them may
+    be gzipped (.ply.gz), and a folder with the meta.json of SOG is one too. Raises UserError for a
+    file that is missing, damaged or of an unknown format.
     """
     source = Path(path)
     if source.is_dir() and (source / META).is_file():
@@ -139,10 +139,10 @@ def load_gaussians(path: str | Path) -> Gaussians:
 def save_gaussians(gaussians: Gaussians, path: str | Path) -> None:
     """Writes the Gaussians of one scene in the format of the file's suffix, whole or not at all.
 
-    What a format cannot hold (see its module) is lost, with a warning in the log: harmonics, or
-    that they are antialiased, lie around an `origin` or have another `up`. Means of float64 far
-    from zero get an origin, as most formats hold float32. Raises UserError for an unknown suffix,
-    for a batch of several scenes, or for values that are not finite.
+    What a format cannot hold (see its module) is lost, with a warning in the log: harmonics,
+    confidence, or that they are antialiased, lie around an `origin` or have another `up`. Means of
+    float64 far from zero get an origin, as most formats hold float32. Raises UserError for an
+    unknown suffix, for a batch of several scenes, or for values that are not finite.
     """
     if not isinstance(gaussians, Gaussians):
         raise UserError(

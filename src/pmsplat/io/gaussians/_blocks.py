@@ -38,7 +38,8 @@ def read_blocks(
     Blocks are float64. Where their means lie far from the origin, they are counted from a local
     origin: that of the blocks, if the file says one, else one that is found (`local_origin`) for
     some blocks, spread over the file. A warning says so, unless they are not `placed` yet (`join`
-    says it then), and where digits were lost before. `rules` and `up` are those of the blocks.
+    says it then), and where digits were lost before. `rules` and `up` are those of the blocks, and
+    they have confidence where the blocks do.
     Quaternions are normalised; one of length 0 becomes the identity. A Gaussian with a value that
     is not finite, a negative scale or an opacity outside [0, 1] is left out; a warning counts them.
     Raises UserError if `count` is positive and no Gaussian is usable.
@@ -62,6 +63,8 @@ def read_blocks(
         whole.quats_wxyz[:, kept:end] = _normalize_quats(block.quats_wxyz)
         whole.opacities[:, kept:end] = block.opacities
         whole.sh[:, kept:end] = block.sh
+        if whole.confidence is not None and block.confidence is not None:
+            whole.confidence[:, kept:end] = block.confidence
         kept = end
     if kept == count:
         return whole
@@ -87,14 +90,18 @@ def _spread(count: int) -> list[int]:
 def _describe_whole(
     path: str | Path, whole: Gaussians, some: list[Gaussians], placed: bool
 ) -> Gaussians:
-    """The same Gaussians, with rules, up and origin by some blocks; says where digits were lost."""
+    """The same Gaussians, with rules, up, origin and room for confidence by some blocks.
+
+    Says where digits were lost.
+    """
     means = torch.cat([block.means[0] for block in some])
     said = some[0].origin
     tell_steps(path, means + means.new_tensor(said))
     origin = said if said != NO_OFFSET else as_triple(local_origin(means))
     if origin != NO_OFFSET and placed:
         tell_origin(path, origin, said=said != NO_OFFSET)
-    return replace(whole, rules=some[0].rules, origin=origin, up=some[0].up)
+    sure = None if some[0].confidence is None else torch.empty_like(whole.opacities)
+    return replace(whole, rules=some[0].rules, origin=origin, up=some[0].up, confidence=sure)
 
 
 def drop_unusable(path: str | Path, gaussians: Gaussians) -> Gaussians:
@@ -133,9 +140,10 @@ def check(gaussians: Gaussians, path: str | Path) -> None:
         )
     bad = sum(int((~_find_usable(block)).sum()) for block in _split_blocks(gaussians))
     if bad:
+        sure = "" if gaussians.confidence is None else ", confidence in [0, 1]"
         raise UserError(
             f"{bad} of {gaussians.means.shape[1]} Gaussians are not finite",
-            "finite means, rotations and colours, scales >= 0, opacities in [0, 1]",
+            f"finite means, rotations and colours, scales >= 0, opacities in [0, 1]{sure}",
             "check the loss curve of the training run, and near and far of the cameras",
         )
 
@@ -157,11 +165,13 @@ def damage_error(path: str | Path, fault: str) -> UserError:
 
 
 def _find_usable(block: Gaussians) -> Tensor:
-    """Returns a mask [gaussian]: finite values, scales >= 0 and an opacity in [0, 1]."""
+    """Returns a mask [gaussian]: finite values, scales >= 0, opacity and confidence in [0, 1]."""
     finite = block.opacities.isfinite()
     for values in (block.means, block.scales, block.quats_wxyz, block.sh.flatten(2)):
         finite = finite & values.isfinite().all(dim=-1)
     inside = (block.opacities >= 0) & (block.opacities <= 1) & (block.scales >= 0).all(dim=-1)
+    if block.confidence is not None:
+        inside = inside & (block.confidence >= 0) & (block.confidence <= 1)
     return (finite & inside)[0]
 
 

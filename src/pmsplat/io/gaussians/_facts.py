@@ -146,10 +146,12 @@ def tell_loss(
     origin: bool = True,
     up: bool = True,
     comments: bool = False,
+    confidence: bool = False,
 ) -> None:
     """Says once in the log what of the facts a file loses; the flags say what its format keeps.
 
-    With `comments` it keeps all rules, but other programs do not read them.
+    With `comments` it keeps all rules, but other programs do not read them. Confidence, which is
+    said of each Gaussian, is lost in most formats.
     """
     if gaussians.rules.antialiased and not rules:
         log.warning("%s: the format cannot say that these Gaussians are antialiased; set it where "
@@ -172,6 +174,9 @@ def tell_loss(
         )
     if gaussians.up is not None and not up:
         log.warning("%s: the format cannot say that up is %s", path, _write_triple(gaussians.up))
+    if gaussians.confidence is not None and not confidence:
+        log.warning("%s: the format has no place for the confidence of Gaussians; a .ply keeps it",
+                    path)  # fmt: skip
 
 
 def tell_origin(path: str | Path, origin: Origin, said: bool = False) -> None:

@@ -4,7 +4,7 @@ One vertex per Gaussian, float32: x y z, nx ny nz (zero), f_dc_0..2, f_rest_* ch
 (all of red, then green, then blue), opacity as a logit, scale_0..2 as natural logarithms,
 rot_0..3 as w x y z. Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering",
 2023. The format defines no axes: means are written in the frame of the Gaussians, unchanged. What
-comments say is in `_facts`.
+comments say is in `_facts`. A last column of ours, `confidence`, is written where it is known.
 
 Other programs' columns: `filter_3D` is the 3-D filter of Mip-Splatting (Yu et al., 2024), red green
 blue without f_dc_* the colour of nerfstudio's export without harmonics; without scale_2 the file is
@@ -41,6 +41,7 @@ MARGIN = 2.0**-24  # least distance of opacities from 0 and 1, where logits are 
 MEANS, NORMALS, DC = ("x", "y", "z"), ("nx", "ny", "nz"), ("f_dc_0", "f_dc_1", "f_dc_2")
 SCALES, QUATS = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
 RGB = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
+CONFIDENCE = "confidence"
 FILTER, COLOR_SPACE = "filter_3D", "color_space"
 FLAT = 1e-6  # third scale of flat Gaussians, in scene units, as SuperSplat and 2DGS's tools have it
 MIP_SPLATTING = DrawingRules(blur=0.1, antialiased=True)  # its `kernel_size` unless told otherwise
@@ -51,17 +52,20 @@ SAMPLE = 1 << 14  # rows that tell whether a column means something
 def save_ply(gaussians: Gaussians, path: str | Path) -> None:
     """Writes the Gaussians of one scene, in their own world frame and units.
 
-    Comments say how they are drawn, where their origin lies and what is up, if so. Degree 4
-    is written as degree 3, the highest that viewers read, with a warning once per process. Needs up
-    to 248 bytes of memory for each Gaussian. Raises UserError for a batch of several scenes or for
-    values that are not finite. The file is complete or absent.
+    Comments say how they are drawn, where their origin lies and what is up, if so; a column has
+    their confidence, if they have some. Degree 4 is written as degree 3, the highest that viewers
+    read, with a warning once per process. Needs up to 252 bytes of memory for each Gaussian. Raises
+    UserError for a batch of several scenes or for values that are not finite. The file is complete
+    or absent.
     """
     coefficients = min(gaussians.sh.shape[-2], (DEGREE + 1) ** 2)
     if coefficients < gaussians.sh.shape[-2]:
         _warn_once_about_degree()
     blocks = write_blocks(gaussians, path)
-    tell_loss(gaussians, path, comments=True)
+    tell_loss(gaussians, path, comments=True, confidence=True)
     names = _list_properties(coefficients - 1)
+    if gaussians.confidence is not None:
+        names.append(CONFIDENCE)
     vertices = np.empty((gaussians.means.shape[1], len(names)), "<f4")
     filled = 0
     for block in blocks:
@@ -80,7 +84,7 @@ def _list_properties(rest: int) -> list[str]:
 
 
 def _make_rows(block: Gaussians, coefficients: int) -> np.ndarray:
-    """Returns a table [gaussian, property] in the order of `_list_properties`."""
+    """Returns a table [gaussian, property] in the order of `_list_properties`, then confidence."""
     columns = [
         block.means,
         torch.zeros_like(block.means),
@@ -90,6 +94,8 @@ def _make_rows(block: Gaussians, coefficients: int) -> np.ndarray:
         block.scales.clamp_min(torch.finfo(torch.float32).tiny).log(),
         block.quats_wxyz,
     ]
+    if block.confidence is not None:
+        columns.append(block.confidence[..., None])
     return torch.cat(columns, dim=-1)[0].numpy()
 
 
@@ -104,11 +110,12 @@ def load_ply(path: str | Path) -> Gaussians:
     Reads INRIA's layout (also written by gsplat, nerfstudio and pmsplat), its dialects (see the
     module) and PlayCanvas' compressed one (`compressed_ply`): degrees 0 to 4, with or without
     normals, binary of either byte order or text. `rules`, `origin` and `up` are those of the
-    comments. Properties and elements that are not read are named in a warning; quaternions are
-    normalised. Gaussians with values that are not finite are left out; a warning counts them. The
-    file is mapped into memory; beside it the result takes 236 bytes for each Gaussian of degree 3
-    and 56 of degree 0. Raises UserError for any other file and for linear colours, before it
-    allocates memory for what the header claims.
+    comments; `confidence` is a column of floating point whose values all lie in [0, 1]; a warning
+    names one with others. Properties and elements that are not read are named in a warning;
+    quaternions are normalised. Gaussians with values that are not finite are left out; a warning
+    counts them. The file is mapped into memory; beside it the result takes 236 bytes for each
+    Gaussian of degree 3 and 56 of degree 0. Raises UserError for any other file and for linear
+    colours, before it allocates memory for what the header claims.
     """
     header = read_header(path)
     vertex, facts = header.get_element("vertex"), read_comments(path, header.comments)
@@ -125,6 +132,8 @@ def load_ply(path: str | Path) -> Gaussians:
     rows = tables.get("vertex", np.empty(0, vertex.make_dtype("=")))
     _tell_left_out(path, header, _list_unread(vertex, layout, rows))
     _tell_linear(path, rows, layout)
+    if layout.sure:
+        layout = replace(layout, sure=_are_probabilities(path, rows[CONFIDENCE]))
     if layout.filtered and facts.rules is None:
         facts = replace(facts, rules=MIP_SPLATTING)
         log.warning("%s: filter_3D is Mip-Splatting's, so it is drawn antialiased with a blur of "
@@ -135,13 +144,17 @@ def load_ply(path: str | Path) -> Gaussians:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which columns hold what; `dc` are coefficients, or colours where `is_rgb`."""
+    """Which columns hold what; `dc` are coefficients, or colours where `is_rgb`.
+
+    `filtered` and `sure`: whether there are a 3-D filter and confidence.
+    """
 
     dc: tuple[str, ...]
     rest: tuple[str, ...]
     scales: tuple[str, ...]
     filtered: bool
     is_rgb: bool
+    sure: bool
 
 
 def _find_layout(path: str | Path, header: Header) -> _Layout:
@@ -180,7 +193,8 @@ def _find_layout(path: str | Path, header: Header) -> _Layout:
         raise damage_error(path, f"{count} properties f_rest_*") from error
     if count != 3 * (coefficients - 1) or not set(rest) <= names:
         raise damage_error(path, f"{count} properties f_rest_*")
-    return _Layout(dc, rest, scales, FILTER in names, bool(rgb))
+    sure = NUMBERS.get(kinds.get(CONFIDENCE, ""), "")[:1] == "f"
+    return _Layout(dc, rest, scales, FILTER in names, bool(rgb), sure)
 
 
 def _check_colors(path: str | Path, table: np.ndarray | None) -> None:
@@ -218,9 +232,21 @@ def _tell_linear(path: str | Path, rows: np.ndarray, layout: _Layout) -> None:
                     "are read", path, " and ".join(parts))  # fmt: skip
 
 
+def _are_probabilities(path: str | Path, column: np.ndarray) -> bool:
+    """Whether all values lie in [0, 1]; a warning says where they do not, and what comes of it."""
+    with np.errstate(all="ignore"):  # a NaN may be one that signals
+        wrong = len(column) - int(((column >= 0) & (column <= 1)).sum())
+    if wrong:
+        log.warning("%s: left out: its column %s, because %d of %d values are not in [0, 1]",
+                    path, CONFIDENCE, wrong, len(column))  # fmt: skip
+    return not wrong
+
+
 def _list_unread(vertex: Element, layout: _Layout, rows: np.ndarray) -> list[str]:
     """The properties that are not read and hold something: normals are zero in most files."""
     read = {*MEANS, *layout.dc, *layout.rest, *layout.scales, *QUATS, "opacity", FILTER}
+    if layout.sure:
+        read.add(CONFIDENCE)
     some = rows[:: -(-len(rows) // SAMPLE) or 1]
     with np.errstate(all="ignore"):  # a NaN may be one that signals
         empty = {name for name in NORMALS if name in vertex.properties and not some[name].any()}
@@ -262,9 +288,10 @@ def _make_decoder(
             wider = torch.hypot(scales, columns(FILTER))
             opacities = opacities * (scales / wider).nan_to_num(1.0).prod(dim=-1)
             scales = wider
-        return facts.of(
-            Gaussians(columns(*MEANS), scales, columns(*QUATS), opacities, coefficients)
-        )
+        found = Gaussians(columns(*MEANS), scales, columns(*QUATS), opacities, coefficients)
+        if layout.sure:
+            found = replace(found, confidence=columns(CONFIDENCE)[..., 0])
+        return facts.of(found)
 
     return decode
 

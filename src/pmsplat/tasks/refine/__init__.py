@@ -101,6 +101,8 @@ def refine(
         gaussians = _make_start(start, scene, train, chosen, device)
         if start in ("file", "prediction"):
             _compare_rules(gaussians, chosen, tell)
+        if gaussians.confidence is not None:
+            tell("The confidence of the start is left out: it says nothing of what becomes of it.")
         fit = _begin_fit(gaussians, extent, chosen, device)
         wait_for(device)
         took = time.perf_counter() - began

@@ -1,4 +1,7 @@
-"""What `depth` writes: depth maps as numbers, counts and colours, their errors, a sheet."""
+"""What `depth` writes: depth maps as numbers, counts and colours, their errors, a sheet.
+
+How sure the network is of them was written by then; the sheet shows it.
+"""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,10 +16,12 @@ from ...scene import Scene
 from ...types import NO_OFFSET, Cameras, Origin, Views
 from ...view import figures
 from .depth_files import (
+    CONFIDENCE,
     Scale,
     Spread,
     check_depth,
     measure_spread,
+    read_confidence,
     read_numbers,
     write_colors,
     write_counts,
@@ -24,7 +29,7 @@ from .depth_files import (
     write_numbers,
 )
 from .report import Report
-from .sheet import choose_columns, make_depth_row, write_sheet
+from .sheet import choose_columns, make_confidence_row, make_depth_row, write_sheet
 from .summary import average, write_summary
 
 WORST = 0.25  # relative error: the darkest of the sheet
@@ -158,6 +163,9 @@ def _write_sheet(
         (f"{len(shown)} of {len(maps)} photos", list(photos.images[0])),
         make_depth_row("predicted depth", figures.colorize_depth(depths, *colors), colors),
     ]
+    if (folder / CONFIDENCE).is_dir():
+        sure = torch.stack([read_confidence(folder, found.stem) for found in shown])
+        rows.append(make_confidence_row(sure))
     if photos.depth is not None:
         truth = photos.depth[0]
         rows += [

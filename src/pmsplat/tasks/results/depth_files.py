@@ -1,4 +1,7 @@
-"""Depth on disk: numbers, 16-bit counts, colours with a legend, and the cameras that name them."""
+"""Depth on disk: numbers, 16-bit counts, colours with a legend, and the cameras that name them.
+
+Beside it lies how sure the network is of it, as 16-bit counts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +15,18 @@ from torch import Tensor
 from ...errors import UserError
 from ...io.cameras.ours import DepthFiles, write_cameras
 from ...io.files import write_array
-from ...io.images import count_scale, to_counts, write_depth, write_image
+from ...io.images import (
+    FULL_SCALE,
+    count_scale,
+    read_depth,
+    to_counts,
+    write_depth,
+    write_image,
+)
 from ...types import NO_OFFSET, Cameras, Origin
 from ...view import figures
 
-CAMERAS = "cameras.json"
+CAMERAS, CONFIDENCE = "cameras.json", "confidence"
 SAMPLE = 10_000  # depths of each picture from which the range of colours is found
 
 
@@ -82,6 +92,18 @@ def write_counts(folder: Path, stem: str, scale: Scale) -> None:
     """STEM.png beside the numbers: 16 bits, depth = value * `scale.count`, 0 = none."""
     counts = to_counts(read_numbers(folder, stem).numpy(), scale.count)
     write_depth(folder / f"{stem}.png", counts)
+
+
+def write_confidence(folder: Path, stem: str, confidence: Float[Tensor, "height width"]) -> None:
+    """confidence/STEM.png of a folder of results: 16 bits, confidence = value / 65535."""
+    counts = to_counts(confidence.float().cpu().numpy(), 1 / FULL_SCALE)
+    write_depth(folder / CONFIDENCE / f"{stem}.png", counts)
+
+
+def read_confidence(folder: Path, stem: str) -> Float[Tensor, "height width"]:
+    """What `write_confidence` wrote, to half a count."""
+    counts = read_depth(folder / CONFIDENCE / f"{stem}.png")
+    return torch.from_numpy(counts.astype(np.float32)) / FULL_SCALE
 
 
 def write_colors(path: Path, depth: Float[Tensor, "height width"], scale: Scale) -> None:

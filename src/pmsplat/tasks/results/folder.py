@@ -16,6 +16,7 @@ FOLDERS = (
     "alpha",
     "attributes",
     "color",
+    "confidence",
     "depth",
     "depth_color",
     "depth_median",

@@ -1,4 +1,4 @@
-"""What `predict` writes: Gaussians, depth, renderings with their metrics, a sheet, a video."""
+"""What `predict` writes: Gaussians, depth and confidence, renderings, metrics, a sheet, a video."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from ...render import rasterize
 from ...types import NO_OFFSET, Cameras, Gaussians, Origin, Rendering, Views
 from ...view import trajectory
 from ...view.figures import color_range, colorize_depth
-from .depth_files import CAMERAS, write_numbers
+from .depth_files import CAMERAS, write_confidence, write_numbers
 from .folder import name_files
 from .report import Report
-from .sheet import make_depth_row, write_sheet
+from .sheet import make_confidence_row, make_depth_row, write_sheet
 from .summary import average, write_summary
 
 SHEET_COLUMNS, SHEET_HEIGHT = 4, 240  # images per row of the sheet, and their height in pixels
@@ -34,11 +34,12 @@ STEADY = 0.5  # seconds over which a stabilized path is averaged
 
 @dataclass(frozen=True)
 class Result:
-    """One reconstructed scene, in the unit of its input."""
+    """One reconstructed scene, in the unit of its input; `confidence` None: not known."""
 
     context: Views
     held_out: Views | None
     depth: Float[Tensor, "batch view height width"]
+    confidence: Float[Tensor, "batch view height width"] | None
     gaussians: Gaussians
     scale: float
     report: Report
@@ -71,7 +72,7 @@ class Summary:
 
 def write_results(folder: Path, result: Result, track: Track) -> Summary:
     """Everything but the video, into a folder that exists."""
-    # The context: Gaussians, depth
+    # The context: Gaussians, depth, how sure that is
     colors = color_range(result.depth)
     depths = colorize_depth(result.depth[0], *colors).cpu()
     names = name_files(_names(result.context) + _names(result.held_out))
@@ -80,6 +81,9 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
     for name, colored, depth in zip(context, depths, result.depth[0].cpu(), strict=True):
         write_image(folder / "depth" / f"{name}.png", colored)
         write_numbers(folder / "depth", name, depth)
+    if result.confidence is not None:
+        for name, sure in zip(context, result.confidence[0], strict=True):
+            write_confidence(folder, name, sure)
     # The other photos: what the Gaussians look like from there
     drawn, held_out = [], {}
     for i, name in enumerate(track(others, "rendering held-out photos", len(others))):
@@ -181,6 +185,8 @@ def _write_sheet(
         ("context", list(result.context.images[0, few])),
         make_depth_row("predicted depth", depths[few], colors, SHEET_HEIGHT),
     ]
+    if result.confidence is not None:
+        rows.append(make_confidence_row(result.confidence[0, few].cpu()))
     if drawn:
         step = -(-len(drawn) // SHEET_COLUMNS)
         columns = list(zip(*drawn[::step], strict=True))

@@ -30,6 +30,12 @@ def make_depth_row(
     return f"{what}, {near:.3g} to {far:.3g}", [*colored, figures.color_bar(near, far, height)]
 
 
+def make_confidence_row(confidence: Float[Tensor, "view height width"]) -> Row:
+    """A row of how sure the network is of depth, in colours that the label explains."""
+    colored = figures.colorize_confidence(confidence)
+    return "confidence of the depth, from 0 (violet) to 1 (yellow)", list(colored)
+
+
 def write_sheet(folder: Path, rows: list[Row], height: int = HEIGHT) -> None:
     """The sheet of a folder: rows from top to bottom, every picture `height` pixels high."""
     figures.contact_sheet(rows, folder / "sheet.png", height=height)

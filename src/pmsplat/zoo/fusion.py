@@ -1,0 +1,289 @@
+"""Any number of views through an encoder, group after group, and the Gaussians of all as one scene.
+
+`geometry.fusion` says how; here are the groups, the budget, and what can be wrong with them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from ..contracts import Encoder
+from ..errors import UserError
+from ..geometry import fusion
+from ..geometry.fusion import Cloud
+from ..registry import suggest
+from ..scene.overlap import Group
+from ..types import Bundle, Cameras, Gaussians, Prediction, Views
+from .infer import reconstruct
+
+HOW = ("voxels", "shares", "union")
+FINEST = 1 / 8  # of the size of a Gaussian: the smallest voxels of Gaussians without cameras
+
+
+@dataclass(frozen=True)
+class Part(Bundle):
+    """What one group of views became, of one scene (batch 1): `depth` in scene units, 0 for none.
+
+    `cameras`, `depth` and `confidence` are of the views that the prediction speaks of; `views` are
+    their numbers among all.
+    """
+
+    gaussians: Gaussians
+    depth: Float[Tensor, "1 view height width"]
+    confidence: Float[Tensor, "1 view height width"]
+    cameras: Cameras
+    views: tuple[int, ...]
+
+    @staticmethod
+    def of(prediction: Prediction, views: Views, numbers: Sequence[int] | None = None) -> "Part":
+        """The part of a prediction for `views`, which have these numbers.
+
+        A prediction without confidence is as sure of all. Raises UserError for several scenes, and
+        for a prediction without Gaussians.
+        """
+        if len(prediction.depths[-1]) != 1 or not prediction.gaussians:
+            raise UserError(
+                f"a prediction of {len(prediction.depths[-1])} scenes"
+                if prediction.gaussians
+                else "a prediction of depth alone",
+                "Gaussians of one scene",
+                "predict scene after scene, by a model that predicts Gaussians",
+            )
+        spoken = list(range(views.images.shape[1]))
+        if prediction.views is not None:
+            spoken = prediction.views[0].tolist()
+        depth, confidence = prediction.depths[-1], prediction.confidence
+        return Part(
+            gaussians=prediction.gaussians[-1],
+            depth=depth,
+            confidence=torch.ones_like(depth) if confidence is None else confidence,
+            cameras=views.cameras.at(spoken).to(depth.device),
+            views=tuple(spoken if numbers is None else (numbers[i] for i in spoken)),
+        )
+
+    @property
+    def maps(self) -> fusion.Maps:
+        """Its depth maps, which vote on the Gaussians of others."""
+        c2w, K = self.cameras.c2w[0], self.cameras.K[0]
+        return fusion.Maps(self.depth[0].float(), self.confidence[0].float(), c2w, K)
+
+    def at_gaussians(
+        self, maps: Float[Tensor, "1 view height width"]
+    ) -> Float[Tensor, " gaussian"]:
+        """The value of maps at each Gaussian: at its pixel, or the mean over its block of pixels.
+
+        Raises UserError where Gaussians are neither those of pixels nor of square blocks.
+        """
+        return avg_pool2d(maps, self.block, ceil_mode=True).flatten()
+
+    @property
+    def block(self) -> int:
+        """The side, in pixels, of the block that has one Gaussian; UserError where none has."""
+        count, (views, height, width) = self.gaussians.means.shape[1], self.depth.shape[1:]
+        for side in range(1, min(height, width) + 1):
+            if views * -(-height // side) * -(-width // side) == count:
+                return side
+        raise UserError(
+            f"{count} Gaussians for {views} views of {height}x{width} pixels",
+            "one for each pixel, or for each square block of pixels, in their order",
+            "fuse before Gaussians are left out, or with how='union'",
+        )
+
+    @property
+    def footprints(self) -> Float[Tensor, " gaussian"]:
+        """How large a pixel is at each Gaussian, or its block of pixels, in scene units."""
+        height, width = self.depth.shape[-2:]
+        K = self.cameras.K
+        focal = (K[..., 0, 0] * width * K[..., 1, 1] * height).sqrt()
+        return self.at_gaussians(self.depth * self.block / focal[..., None, None])
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Gaussians of several parts as one, and how they became it.
+
+    `given` is how many there were, `floaters` how many of them were left out since others see
+    through them; `edge` is that of voxels, in pixels where a Gaussian is seen by its own view: None
+    where none were merged. `dropped` is how many of least mass a budget left out after that.
+    """
+
+    gaussians: Gaussians
+    given: int
+    floaters: int = 0
+    edge: float | None = None
+    dropped: int = 0
+
+
+def predict_groups(
+    model: Encoder,
+    views: Views,
+    groups: Sequence[Group],
+    device: torch.device | str = "cpu",
+    steps: int | None = None,
+) -> Iterator[Part]:
+    """What the model predicts for groups of views of one scene, one after another, on the CPU.
+
+    As `infer` does it, but all groups have one unit of length, that of all views. No more memory is
+    taken for many groups than for one, except by what is kept of the parts.
+    """
+    for group in groups:
+        given = views.at(group.views)
+        found = reconstruct(model, given, device, steps, whole=views.cameras).prediction
+        yield Part.of(found.to("cpu"), given, group.views)
+
+
+def fuse(
+    parts: Sequence[Part | tuple[Prediction, Views]],
+    how: str = "voxels",
+    gaussians: int | None = None,
+) -> Gaussians:
+    """The Gaussians of several predictions of one scene, as one scene that is drawn as usual.
+
+    Each part is a prediction of a few views, by any encoder, and these views, all in one world and
+    unit (`infer` of some views keeps theirs, but finds its unit by them alone: `predict_groups` by
+    all). `how`:
+
+        union   all Gaussians as they are: brighter and foggier, the more parts show the same
+        shares  those before surfaces that others see are left out, and what several parts depict is
+                divided among them, by confidence: opacities change, nothing else
+        voxels  that, and Gaussians in one voxel, as large as a pixel, are merged into one
+
+    `gaussians` is how many there may be at most: voxels grow until there are so many, and those
+    that hide least are left out. A single part stays as it is, within that number. The result is
+    the same each time, and gradients flow to the Gaussians and, into their shares, to confidence.
+    Raises UserError for parts that do not belong together, unknown `how`, and a number below 1.
+    """
+    return fuse_parts(parts, how, gaussians).gaussians
+
+
+def fuse_parts(
+    parts: Sequence[Part | tuple[Prediction, Views]],
+    how: str = "voxels",
+    gaussians: int | None = None,
+) -> Fused:
+    """As `fuse`, with what became of how many."""
+    check_how(how)
+    check_budget(gaussians)
+    taken = [part if isinstance(part, Part) else Part.of(*part) for part in parts]
+    _check_parts(taken)
+    joined = Gaussians.joined([part.gaussians for part in taken])
+    given = joined.means.shape[1]
+    if len(taken) == 1:
+        how = "union"
+    over = gaussians is not None and given > gaussians
+    if how == "union" and not over:
+        return Fused(joined, given)
+    edges = torch.cat([part.footprints for part in taken])
+    alone, kept = joined.opacities[0], None
+    if how != "union":
+        # Who depicts the same, and who sees through it
+        maps = [part.maps for part in taken]
+        votes = [
+            fusion.count_votes(part.gaussians.means[0].float(), maps[:i] + maps[i + 1 :])
+            for i, part in enumerate(taken)
+        ]
+        shared = [
+            fusion.share_opacities(
+                part.gaussians.opacities[0], part.at_gaussians(part.confidence), of_part
+            )
+            for part, of_part in zip(taken, votes, strict=True)
+        ]
+        joined = replace(joined, opacities=torch.cat(shared)[None])
+        kept = ~torch.cat([vote.floaters for vote in votes])
+        joined = joined.map(lambda tensor: tensor[:, kept])
+        edges, alone = edges[kept], alone[kept]
+    left = joined.means.shape[1]
+    done = Fused(joined, given, floaters=given - left)
+    over = gaussians is not None and left > gaussians
+    if how != "voxels" and not over:
+        return done
+    return _merge(done, edges, alone, gaussians if over else None, pixels=edges)
+
+
+def limit(gaussians: Gaussians, count: int) -> Gaussians:
+    """At most `count` Gaussians that look like these (batch 1), whoever made them.
+
+    Those in one voxel are merged, and voxels grow until there are so many; then those of least
+    mass, optical depth times area, are left out. Without cameras, the voxel of a Gaussian is
+    as large as itself times a number that all share, so that detail stays fine where it is fine.
+    Where there are no more than `count`, nothing changes. Raises UserError for a number below 1.
+    """
+    check_budget(count)
+    given = gaussians.means.shape[1]
+    if given <= count:
+        return gaussians
+    sizes = _cloud(gaussians).area.sqrt()
+    alone, pixels = gaussians.opacities[0], torch.ones_like(sizes)
+    return _merge(Fused(gaussians, given), FINEST * sizes, alone, count, pixels).gaussians
+
+
+def check_how(how: str) -> None:
+    """Raises UserError for a way to fuse that there is not."""
+    if how not in HOW:
+        raise UserError(f"`fuse={how}`", f"one of {', '.join(HOW)}", suggest(how, list(HOW)))
+
+
+def check_budget(count: int | None) -> None:
+    """Raises UserError for a number of Gaussians that is none."""
+    if count is not None and (type(count) is not int or count < 1):
+        raise UserError(
+            f"`gaussians={count}`", "a whole number from 1", "leave `gaussians` out to keep all"
+        )
+
+
+def _check_parts(parts: Sequence[Part]) -> None:
+    """Raises UserError for no part, and for parts that cannot be of one scene."""
+    if not parts:
+        raise UserError("no prediction to fuse", "one or more", "predict some views first")
+    if len({part.gaussians.origin for part in parts}) > 1:
+        raise UserError(
+            "predictions whose Gaussians count from different origins",
+            "the same `origin` for all, that of the cameras",
+            "open the photos of the scene together",
+        )
+    for number, part in enumerate(parts):
+        finite = [tensor.isfinite().all() for tensor in vars(_cloud(part.gaussians)).values()]
+        if not all(finite):
+            raise UserError(
+                f"Gaussians of prediction {number} that are not finite",
+                "numbers",
+                "leave that prediction out, or try another model",
+            )
+
+
+def _merge(found: Fused, edges: Tensor, alone: Tensor, count: int | None, pixels: Tensor) -> Fused:
+    """The same with Gaussians of a voxel as one, at most `count`: see `fuse`.
+
+    `edges` are those of the smallest voxels; `alone` the opacities with which each Gaussian was
+    right by itself; `pixels` how large one is, where mass is what is hidden of a picture.
+    """
+    cloud = _cloud(found.gaussians)
+    if count is None:
+        fit = fusion.Fit(fusion.find_voxels(cloud.means, edges), 1.0)
+    else:
+        fit = fusion.fit_voxels(cloud.means, edges, count)
+    grown = alone if fit.factor > 1 else None
+    merged, dropped = fusion.merge(cloud, fit.voxels, grown), 0
+    if count is not None and len(merged.means) > count:
+        first = fit.voxels.first.sort().values
+        heaviest = fusion.find_heaviest(merged.mass / pixels[first].square(), count)
+        dropped = len(merged.means) - count
+        merged = merged.at(heaviest)
+    whole = found.gaussians
+    gaussians = Gaussians(
+        *(tensor[None] for tensor in vars(merged).values()),
+        rules=whole.rules,
+        origin=whole.origin,
+        up=whole.up,
+    )
+    return replace(found, gaussians=gaussians, edge=fit.factor, dropped=dropped)
+
+
+def _cloud(gaussians: Gaussians) -> Cloud:
+    """The Gaussians of a scene, without its batch axis."""
+    g = gaussians
+    return Cloud(g.means[0], g.scales[0], g.quats_wxyz[0], g.opacities[0], g.sh[0])
