@@ -1,4 +1,4 @@
-"""An answer with fewer Gaussians: which are left, how it is drawn, and what is measured of it."""
+"""An answer with fewer Gaussians: how it is drawn, and what is measured of it."""
 
 from dataclasses import replace
 
@@ -7,10 +7,11 @@ import torch
 
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
-from pmsplat.evaluate.budget import reduce_gaussians
-from pmsplat.evaluate.series import budget_rows
+from pmsplat.evaluate.budget import BUDGETS, budget_rows, reduce_gaussians
+from pmsplat.evaluate.series import STEPS
 from pmsplat.render import rasterize
 from pmsplat.types import Gaussians, Prediction, Views
+from pmsplat.zoo.fusion import limit
 from tests.evaluate.test_protocol import scene
 from tests.scenes import are_equal, random_gaussians
 
@@ -24,18 +25,11 @@ def encoder_of(gaussians: Gaussians):
     return model
 
 
-def test_what_hides_least_goes_first(generator: torch.Generator) -> None:
-    gaussians = random_gaussians(50, generator, batch=2)
-    kept = reduce_gaussians(gaussians, 20)
-    for b in range(2):
-        weights = []
-        for i in range(50):
-            _, middle, largest = sorted(gaussians.scales[b, i].tolist())
-            weights.append(gaussians.opacities[b, i].item() * middle * largest)
-        order = sorted(sorted(range(50), key=lambda i, w=weights: -w[i])[:20])
-        assert torch.equal(kept.means[b], gaussians.means[b, order])
-        assert torch.equal(kept.sh[b], gaussians.sh[b, order])
-    assert are_equal(reduce_gaussians(gaussians, 50), gaussians)
+def test_it_is_what_fusion_makes_of_a_budget(generator: torch.Generator) -> None:
+    gaussians = random_gaussians(50, generator)
+    fewer = reduce_gaussians(gaussians, 20)
+    assert fewer.means.shape[1] == 20 and are_equal(fewer, limit(gaussians, 20))
+    assert reduce_gaussians(gaussians, 50) is gaussians
 
 
 def test_more_than_there_are_is_refused(generator: torch.Generator) -> None:
@@ -89,3 +83,17 @@ def test_reduced_renderings_are_part_of_the_bundle(generator: torch.Generator) -
     step = run(scene("a", 1, generator)).to(torch.float64)
     assert step.reduced[0].rendering.color.dtype == torch.float64
     assert replace(step.reduced[0], of=3).budget == 5
+
+
+def test_budgets_come_before_all_gaussians_and_are_no_steps() -> None:
+    means = {"psnr": 30.0, "rmse": 1.0, "gaussians": 99.6}
+    assert budget_rows(means | {"psnr_step3": 1.0}) == {100: {"psnr": 30.0}}
+    means |= BUDGETS.names({50: {"psnr": 28.0, "rmse": 2.0}, 7: {"psnr": 20.0, "lpips": 0.5}})
+    rows = budget_rows(means)
+    assert list(rows) == [7, 50, 100]
+    assert rows[7] == {"psnr": 20.0, "lpips": 0.5} and rows[50] == {"psnr": 28.0}
+    assert STEPS.rows(means) == {}
+    table = BUDGETS.table(rows)
+    assert table is not None and table.columns[0].header == "Gaussians"
+    assert list(table.columns[2].cells) == ["0.500", "–", "–"]
+    assert budget_rows({"psnr": 30.0}) == {}

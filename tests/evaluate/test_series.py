@@ -13,7 +13,7 @@ from torch import Tensor
 from pmsplat.contracts import take_steps
 from pmsplat.evaluate import protocol, report
 from pmsplat.evaluate.protocol import Result, Row
-from pmsplat.evaluate.series import BUDGETS, STEPS, budget_rows
+from pmsplat.evaluate.series import STEPS
 from pmsplat.render import rasterize
 from pmsplat.types import Batch, Cameras, Views
 from tests.models.stepped import stepped
@@ -121,17 +121,3 @@ def test_the_table_has_a_line_for_each_step(tmp_path: Path) -> None:
     assert "psnr_step11" in (tmp_path / "rows.csv").read_text()
     report.write_json(tmp_path / "results.json", result, {"steps": 11})
     assert json.loads((tmp_path / "results.json").read_text())["means"]["psnr_step4"] == 24
-
-
-def test_budgets_come_before_all_gaussians_and_are_no_steps() -> None:
-    means = {"psnr": 30.0, "rmse": 1.0, "gaussians": 99.6}
-    assert budget_rows(means | {"psnr_step3": 1.0}) == {100: {"psnr": 30.0}}
-    means |= BUDGETS.names({50: {"psnr": 28.0, "rmse": 2.0}, 7: {"psnr": 20.0, "lpips": 0.5}})
-    rows = budget_rows(means)
-    assert list(rows) == [7, 50, 100]
-    assert rows[7] == {"psnr": 20.0, "lpips": 0.5} and rows[50] == {"psnr": 28.0}
-    assert STEPS.rows(means) == {}
-    table = BUDGETS.table(rows)
-    assert table is not None and table.columns[0].header == "Gaussians"
-    assert list(table.columns[2].cells) == ["0.500", "–", "–"]
-    assert budget_rows({"psnr": 30.0}) == {}

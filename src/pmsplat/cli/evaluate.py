@@ -13,9 +13,9 @@ and outside them, PSNR is also given for each group.
 A model that works in steps is measured before the first and after each of them; --steps sets how
 many it takes.
 
-With --gaussians the prediction is also reduced to so many Gaussians each, and a table says what
-that costs: those with most opacity times area are kept. Under renderer.keep, the share of Gaussians
-that the experiment keeps, only that share is drawn, the most opaque.
+With --gaussians the prediction is also reduced to so many Gaussians each, as by `pmsplat convert
+--gaussians`, and a table says what that costs. Where the experiment has renderer.keep, only that
+share of the Gaussians is drawn, the most opaque, and reduced.
 
 With --geometry also the surface against the true depth: distances of the clouds (accuracy,
 completeness, Chamfer), the cosine of the normals, and, near discontinuities of the true depth, the
@@ -71,7 +71,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluates, and prints the tables."""
     from .. import config
     from ..evaluate import report
-    from ..evaluate.series import BUDGETS, STEPS, budget_rows
+    from ..evaluate.budget import BUDGETS, budget_rows
+    from ..evaluate.series import STEPS
     from ..tasks.evaluate import Options, evaluate
 
     show, console = terminal(), output()

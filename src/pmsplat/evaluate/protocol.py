@@ -25,10 +25,10 @@ from ..render import rasterize
 from ..types import Batch, Cameras, Gaussians, Reduced, Rendering, StepOutput
 from ..zoo.infer import model_frame
 from . import metrics
-from .budget import reduce_gaussians
+from .budget import BUDGETS, COUNT, reduce_gaussians
 from .depth import depth_metrics
 from .geometry import geometry_metrics
-from .series import BUDGETS, COUNT, STEPS
+from .series import STEPS
 from .timing import Stopwatch
 
 TARGETS_AT_ONCE = 16  # drawn together: bounds memory on indices with hundreds of targets
@@ -165,7 +165,7 @@ def evaluate(
     rmse and delta1 of the context depth where prediction and data both have one, and with
     `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
     encoder and after each, and of the answer with fewer Gaussians where `run` has budgets (see
-    `series`). A network is put into eval mode by its owner. `on_row` sees each scene as it is done.
+    `budget`). A network is put into eval mode by its owner. `on_row` sees each scene as it is done.
     UserError where there is no scene, or nothing to measure in any, and for `geometry` where the
     data has no depth.
     """

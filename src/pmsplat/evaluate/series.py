@@ -1,7 +1,7 @@
-"""The metrics of an encoder measured several times: after each of its steps, or by its budget.
+"""The metrics of an encoder that is measured several times, by the number on which they depend.
 
-"psnr_step2" is the PSNR after two steps (the one after the last is that of the answer), and
-"psnr_gaussians50000" that of the answer reduced to at most 50,000 Gaussians.
+"psnr_step2" is the PSNR of an encoder that works in steps after two of them; the one after the last
+is that of the answer.
 """
 
 import re
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from rich.table import Table
 
 METRICS = {"psnr": ("PSNR ↑", 2), "ssim": ("SSIM ↑", 3), "lpips": ("LPIPS ↓", 3)}
-COUNT = "gaussians"  # how many the answer has, where it was reduced to fewer
 Rows = Mapping[int, Mapping[str, float]]  # metrics by name, at each number of a series
 
 
@@ -64,16 +63,3 @@ class Series:
 
 
 STEPS = Series("step", "steps")
-BUDGETS = Series("gaussians", "Gaussians")
-
-
-def budget_rows(means: Mapping[str, float]) -> dict[int, dict[str, float]]:
-    """The metrics of an answer reduced to fewer Gaussians, and last those of all of them.
-
-    None where nothing was reduced.
-    """
-    rows = BUDGETS.rows(means)
-    if COUNT not in means:
-        return rows
-    whole = {metric: means[metric] for metric in METRICS if metric in means}
-    return rows | {round(means[COUNT]): whole}

@@ -12,13 +12,13 @@ from ..contracts import dataset_traits, encoder_traits, require, take_steps
 from ..errors import UserError
 from ..evaluate import protocol, report
 from ..evaluate.baselines import BASELINES
+from ..evaluate.budget import BUDGETS, COUNT, draw_budgets
 from ..evaluate.protocol import Result
-from ..evaluate.series import BUDGETS, COUNT, STEPS, budget_rows
+from ..evaluate.series import STEPS
 from ..evaluate.timing import Stopwatch
 from ..progress import Track, silently
 from ..train.settings import Component, Experiment
 from ..types import Batch
-from ..view.figures import draw_curve
 from ..zoo.infer import depth_only_error
 from ..zoo.load import WEIGHTS, Loaded, open_model
 from .options import as_graph, pick_device
@@ -161,9 +161,7 @@ def evaluate(
     }
     report.write_json(folder / "results.json", result, about)
     if chosen.gaussians:
-        points = [(count, values["psnr"]) for count, values in budget_rows(result.means).items()]
-        labels = ("Gaussians", "PSNR, dB")
-        draw_curve(folder / "budgets.png", points, labels, Path(name).name, log=True)
+        draw_budgets(folder / "budgets.png", result.means, Path(name).name)
 
     # Measure the baselines, which give the same in every unit of length.
     baselines = {}
