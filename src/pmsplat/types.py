@@ -361,6 +361,15 @@ class Gaussians(Bundle):
             confidence=torch.cat(sure, dim=1) if len(sure) == len(parts) else None,
         )
 
+    def take(self, index: Int[Tensor, "batch kept"]) -> "Gaussians":
+        """The Gaussians at `index` of each scene, in its order, with gradients."""
+
+        def pick(values: Tensor) -> Tensor:
+            places = index.view(*index.shape, *[1] * (values.ndim - 2))
+            return values.gather(1, places.expand(*index.shape, *values.shape[2:]))
+
+        return self.map(pick)
+
     def scaled(self, factor: Factor) -> "Gaussians":
         """The same Gaussians in a world `factor` times as large."""
         means, scales = _times(self.means, factor), _times(self.scales, factor)
@@ -549,17 +558,29 @@ class Rendering(Bundle):
 
 
 @dataclass(frozen=True)
+class Reduced(Bundle):
+    """What is left of an answer of `of` Gaussians that was reduced to at most `budget`, drawn."""
+
+    budget: int
+    of: int
+    rendering: Rendering
+
+
+@dataclass(frozen=True)
 class StepOutput(Bundle):
     """All that a loss or a metric may look at: the data, the prediction and its renderings.
 
-    `renderings[i]` draws `prediction.gaussians[i]` into the target cameras; empty where a task does
-    not render. `levels_left` counts the refinements that follow the last level here; 0: the answer.
+    `renderings[i]` draws `prediction.gaussians[i]`, or the share of them that is kept, into the
+    target cameras; empty where a task does not render. `levels_left` counts the refinements that
+    follow the last level here; 0: the answer. `reduced` is the answer with fewer Gaussians, where
+    an evaluation asks for it.
     """
 
     batch: Batch
     prediction: Prediction
     renderings: tuple[Rendering, ...]
     levels_left: int = 0
+    reduced: tuple[Reduced, ...] = ()
 
     @property
     def rendering(self) -> Rendering:

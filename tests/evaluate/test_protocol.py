@@ -160,6 +160,23 @@ def test_pipeline_draws_every_level_of_a_model_in_any_number_of_pieces(
     assert set(watch.means()) == {"encode", "render"}
 
 
+def test_only_the_most_opaque_share_is_drawn_and_losses_see_all(generator: torch.Generator) -> None:
+    coarse, fine = (random_gaussians(20, generator) for _ in range(2))
+    batch, depth = scene("a", 2, generator), torch.ones(1, 2, 16, 20)
+
+    def model(views: Views) -> Prediction:
+        return Prediction((depth, depth), (coarse, fine))
+
+    step = protocol.pipeline(model, "reference", keep=0.25)(batch)
+    assert step.prediction.gaussians == (coarse, fine)
+    for gaussians, rendering in zip((coarse, fine), step.renderings, strict=True):
+        least = gaussians.opacities[0].sort().values[-5]
+        seen = torch.where(gaussians.opacities < least, 0, gaussians.opacities)
+        few = replace(gaussians, opacities=seen)
+        want = rasterize(few, batch.target.cameras, (16, 20), "reference")
+        torch.testing.assert_close(rendering.color, want.color)
+
+
 def test_no_scene_is_an_error() -> None:
     with pytest.raises(UserError, match=r"found no scene.*check dataset\.root and dataset\.index"):
         protocol.evaluate(off_by(0.1), [])

@@ -146,6 +146,15 @@ def indices(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """100000,50000: how many of something, as an option has them."""
+    if not re.fullmatch(r"\d+(,\d+)*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; wanted whole numbers with commas, such as 100000,50000"
+        )
+    return tuple(int(part) for part in text.split(","))
+
+
 def context(text: str) -> tuple[int, ...] | None:
     """auto, which is None: the verb chooses; or 0,5,9: numbers of photos."""
     return None if text == "auto" else indices(text)

@@ -20,18 +20,21 @@ from ..device import float32_products
 from ..errors import UserError
 from ..foundation import lpips as lpips_network
 from ..geometry.constants import constant
+from ..geometry.pruning import choose_opaque
 from ..render import rasterize
-from ..types import Batch, Cameras, Gaussians, Rendering, StepOutput
+from ..types import Batch, Cameras, Gaussians, Reduced, Rendering, StepOutput
 from ..zoo.infer import model_frame
 from . import metrics
+from .budget import BUDGETS, COUNT, reduce_gaussians
 from .depth import depth_metrics
 from .geometry import geometry_metrics
-from .per_step import name_steps
+from .series import STEPS
 from .timing import Stopwatch
 
 TARGETS_AT_ONCE = 16  # drawn together: bounds memory on indices with hundreds of targets
 
 Pipeline = Callable[[Batch], StepOutput]
+MakeGenerator = Callable[[torch.device], torch.Generator]
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ def pipeline(
     scale_near: bool = False,
     steps: int | None = None,
     all_levels: bool = False,
+    keep: float = 1.0,
+    generator: MakeGenerator | None = None,
+    budgets: Sequence[int] = (),
 ) -> Pipeline:
     """A model followed by a rasteriser: every level of the prediction drawn into the targets.
 
@@ -76,6 +82,11 @@ def pipeline(
     `scale_near`: scenes come in units of their own, so each is scaled to the unit of the model.
     What is predicted is brought back: lengths are measured in the unit of the scene. `steps` and
     `all_levels`: see `contracts.take_steps`.
+
+    `keep` is the share of each scene's Gaussians that is drawn, the most opaque; while the model
+    learns, `generator` makes what chooses some of the others too (see `choose_opaque`). Losses see
+    the whole prediction. `budgets`: the answer that is drawn is also reduced to so many Gaussians
+    each; UserError where it has fewer.
     """
     encode = take_steps(model, steps, all_levels)
 
@@ -86,17 +97,32 @@ def pipeline(
         behind = None if background is None else constant(tuple(background), batch.target.images)
         frame = model_frame(model, batch.context.cameras, scale=scale_near)
         seen = frame.to_model(batch)
-        cameras, size = seen.target.cameras, seen.target.size
+
+        def draw(gaussians: Gaussians) -> Rendering:
+            return _draw(gaussians, seen.target.cameras, seen.target.size, backend, behind)
+
         with timed("encode"):
             prediction = encode(seen.context)
-        earlier, answer = prediction.gaussians[:-1], prediction.gaussians[-1:]
-        drawn = [_draw(gaussians, cameras, size, backend, behind) for gaussians in earlier]
+            levels = [_prune(gaussians, keep, generator) for gaussians in prediction.gaussians]
+        drawn = [draw(gaussians) for gaussians in levels[:-1]]
         with timed("render"):
-            drawn += [_draw(gaussians, cameras, size, backend, behind) for gaussians in answer]
+            drawn += [draw(gaussians) for gaussians in levels[-1:]]
         renderings = tuple(frame.to_scene(rendering) for rendering in drawn)
-        return StepOutput(batch, frame.to_scene(prediction), renderings)
+        reduced = []
+        for budget in budgets if levels else ():
+            rendering = frame.to_scene(draw(reduce_gaussians(levels[-1], budget)))
+            reduced.append(Reduced(budget, levels[-1].means.shape[1], rendering))
+        return StepOutput(batch, frame.to_scene(prediction), renderings, reduced=tuple(reduced))
 
     return run
+
+
+def _prune(gaussians: Gaussians, keep: float, generator: MakeGenerator | None) -> Gaussians:
+    """The share of them that is drawn."""
+    if keep == 1:
+        return gaussians
+    draws = None if generator is None else generator(gaussians.means.device)
+    return gaussians.take(choose_opaque(gaussians.opacities, keep, draws))
 
 
 def _draw(
@@ -138,9 +164,10 @@ def evaluate(
     once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
     rmse and delta1 of the context depth where prediction and data both have one, and with
     `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
-    encoder and after each (see `per_step`). A network is put into eval mode by its owner.
-    `on_row` sees each scene as it is done. UserError where there is no scene, or
-    nothing to measure in any, and for `geometry` where the data has no depth.
+    encoder and after each, and of the answer with fewer Gaussians where `run` has budgets (see
+    `budget`). A network is put into eval mode by its owner. `on_row` sees each scene as it is done.
+    UserError where there is no scene, or nothing to measure in any, and for `geometry` where the
+    data has no depth.
     """
     rows = []
     network = None if lpips is None else lpips.to(device)
@@ -177,7 +204,10 @@ def measure(
     if each_step:
         levels = [_image_values(one, batch, lpips) for one in step.renderings[:-1]]
         levels += [values] if step.renderings else []
-        values |= name_steps(levels)
+        values |= STEPS.names(dict(enumerate(levels)))
+    if step.reduced:
+        reduced = {r.budget: _image_values(r.rendering, batch, lpips) for r in step.reduced}
+        values |= BUDGETS.names(reduced) | {COUNT: step.reduced[0].of}
     if geometry:
         values |= _geometry_values(step)
     return Row(batch.scene[0], batch.target.images.shape[1], values)

@@ -12,12 +12,14 @@ from ..contracts import dataset_traits, encoder_traits, require, take_steps
 from ..errors import UserError
 from ..evaluate import protocol, report
 from ..evaluate.baselines import BASELINES
-from ..evaluate.per_step import step_columns
+from ..evaluate.budget import BUDGETS, COUNT, draw_budgets
 from ..evaluate.protocol import Result
+from ..evaluate.series import STEPS
 from ..evaluate.timing import Stopwatch
 from ..progress import Track, silently
 from ..train.settings import Component, Experiment
 from ..types import Batch
+from ..zoo.infer import depth_only_error
 from ..zoo.load import WEIGHTS, Loaded, open_model
 from .options import as_graph, pick_device
 
@@ -32,7 +34,8 @@ class Options:
 
     `baselines`: a copied photo and a plane sweep too; `geometry`: points, normals and edges too,
     where the data has depth; `limit`: only the first so many scenes of the index; `graph`: the
-    network runs as CUDA graphs; `steps`: how many steps the model takes, if it has some.
+    network runs as CUDA graphs; `steps`: how many steps the model takes, if it has some;
+    `gaussians`: the answer is also reduced to so many Gaussians each, and measured.
     """
 
     baselines: bool = False
@@ -41,6 +44,20 @@ class Options:
     device: str = "auto"
     graph: bool = False
     steps: int | None = None
+    gaussians: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(
+                f"`limit={self.limit}`", "at least 1", "leave `limit` out to measure all scenes"
+            )
+        for count in self.gaussians:
+            if type(count) is not int or count < 1:
+                raise UserError(
+                    f"`gaussians={count!r}`",
+                    "whole numbers of at least 1",
+                    "give those that a viewer can draw, such as 100000 and 50000",
+                )
 
 
 @dataclass(frozen=True)
@@ -81,18 +98,16 @@ def evaluate(
 
         results.json      means, all scenes, and what was measured: the experiment with the
                           component and the settings of the model that was loaded; "psnr_step1" is
-                          the PSNR after one step
+                          the PSNR after one step, "psnr_gaussians50000" that of the answer with
+                          as many Gaussians, and "gaussians" how many there are otherwise
         scenes.csv        a row per scene, as they come
         nearest_view.json, plane_sweep.json     with `baselines`
+        budgets.png       PSNR against the number of Gaussians, with `gaussians`
 
     `tell` gets what is left out. Raises UserError where the model, the data or the index is missing
-    or does not fit, and for `steps` of a model that has none.
+    or does not fit, for `steps` of a model that has none, and for more `gaussians` than there are.
     """
     chosen = options or Options()
-    if chosen.limit is not None and chosen.limit < 1:
-        raise UserError(
-            f"`limit={chosen.limit}`", "at least 1", "leave `limit` out to measure all scenes"
-        )
     folder = Path(output or Path(experiment.output) / "evaluation")
     device = pick_device(chosen.device)
 
@@ -106,6 +121,8 @@ def evaluate(
     name = loaded.component if isinstance(path, nn.Module) else str(path)
     traits = encoder_traits(encoder)
     take_steps(encoder, chosen.steps)  # refuses them where there are none
+    if chosen.gaussians and not traits.draws:
+        raise depth_only_error()
     steps = traits.steps if chosen.steps is None else chosen.steps
     lpips, notes = protocol.find_lpips() if traits.draws else (None, ())
     for note in notes:
@@ -122,9 +139,12 @@ def evaluate(
         scale_near=dataset_traits(dataset).scale_near,
         steps=steps,
         all_levels=steps is not None,
+        keep=renderer.keep,
+        budgets=chosen.gaussians,
     )
     columns = report.COLUMNS | (report.GEOMETRY if chosen.geometry else {})
-    columns |= {} if steps is None else step_columns(steps)
+    columns |= {} if steps is None else STEPS.columns(range(steps + 1))
+    columns |= BUDGETS.columns(chosen.gaussians) | ({COUNT: ("", 0)} if chosen.gaussians else {})
     with report.rows_as_they_come(folder / "scenes.csv", columns) as append:
         batches = _track(track, scenes, "evaluating")
         found = protocol.evaluate(
@@ -140,6 +160,8 @@ def evaluate(
         "seconds_with_warm_up": watch.warm_up_included,
     }
     report.write_json(folder / "results.json", result, about)
+    if chosen.gaussians:
+        draw_budgets(folder / "budgets.png", result.means, Path(name).name)
 
     # Measure the baselines, which give the same in every unit of length.
     baselines = {}

@@ -71,6 +71,9 @@ class TeacherSettings:
 class Renderer:
     name: str = "auto"  # the backend of `rasterize`
     background: list[float] | None = None  # RGB in [0, 1]; None is black
+    keep: float = 1.0
+    """The share of each scene's Gaussians that is drawn, in training and in evaluation: the most
+    opaque. In training a tenth of them are others, at random."""
 
     def __post_init__(self) -> None:
         if self.background is not None and len(self.background) != 3:
@@ -78,7 +81,8 @@ class Renderer:
                 f"renderer.background has {len(self.background)} numbers", "3", "give RGB in [0, 1]"
             )
         color = registry.several(registry.number(0, 1)).or_none
-        registry.check_settings(self, {"background": color}, "renderer.")
+        share = registry.number(0, 1, open_low=True)
+        registry.check_settings(self, {"background": color, "keep": share}, "renderer.")
 
 
 @dataclass

@@ -52,6 +52,12 @@ def draw_anchors(limits: Sequence[int], views: int, seed: int, rank: int, global
     return random.randint(min(fewest, views), min(most, views))
 
 
+def step_generator(device: torch.device, seed: int, rank: int, global_step: int) -> torch.Generator:
+    """A generator of which the same holds: a resumed run draws the same, devices draw others."""
+    number = Random(f"{seed}/{rank}/{global_step}").getrandbits(63)
+    return torch.Generator(device).manual_seed(number)
+
+
 def training_step(
     run: Pipeline, batch: Batch, terms: Mapping[str, Term], global_step: int
 ) -> Outcome:
