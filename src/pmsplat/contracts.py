@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from .errors import UserError
-from .types import Batch, Pointmap, Prediction, StepOutput, Views
+from .types import Batch, Pointmap, PosedDepth, Prediction, StepOutput, Views
 
 
 class Encoder(Protocol):
@@ -207,6 +207,39 @@ class Teacher(Protocol):
     posed: bool
 
     def __call__(self, views: Views) -> Pointmap: ...
+
+
+class PoseTeacher(Protocol):
+    """A network that finds the cameras of photographs: what a teacher may be besides, or instead.
+
+    `name` and `pose_revision` say what its cameras depend on besides the photographs: they are part
+    of the key of a cache. `choose_size` gives the (height, width) of the images that it wants for
+    photographs of an aspect ratio (width / height). `prepare` reads the weights, which nothing else
+    does before the first call; UserError where they, or the code, cannot be had. `pose` answers for
+    images in [0, 1], on their device, without gradients; scenes of a batch do not depend on each
+    other.
+    """
+
+    name: str
+    pose_revision: str
+
+    def choose_size(self, aspect: float) -> tuple[int, int]: ...
+
+    def prepare(self) -> None: ...
+
+    def pose(self, images: Float[Tensor, "batch view 3 height width"]) -> PosedDepth: ...
+
+
+def check_pose_teacher(teacher: Any) -> PoseTeacher:
+    """`teacher`; UserError naming the first part of the contract that it lacks."""
+    for part in ("name", "pose_revision", "choose_size", "prepare", "pose"):
+        if not hasattr(teacher, part):
+            raise UserError(
+                f"a {type(teacher).__name__} without `{part}` as `poses`",
+                "a teacher that finds cameras (see pmsplat.contracts.PoseTeacher)",
+                "choose one that does, such as da3 or vggt",
+            )
+    return teacher
 
 
 def check_teacher(teacher: Any) -> Teacher:

@@ -107,6 +107,21 @@ class Pointmap(Bundle):
 
 
 @dataclass(frozen=True)
+class PosedDepth(Bundle):
+    """Cameras and depth that a network finds for images alone, in one frame and one unit, its own.
+
+    `c2w` is OpenCV camera-to-world; `K` is divided by (width, height) of the images that it saw,
+    and holds whatever their size. `depth` is z, 0 where there is none; of `confidence` only the
+    proportions mean something, 0 where the network knows nothing.
+    """
+
+    c2w: Float[Tensor, "batch view 4 4"]
+    K: Float[Tensor, "batch view 3 3"]
+    depth: Float[Tensor, "batch view height width"]
+    confidence: Float[Tensor, "batch view height width"]
+
+
+@dataclass(frozen=True)
 class Cameras(Bundle):
     """Pinhole cameras of several scenes.
 

@@ -68,6 +68,25 @@ def umeyama(
     return torch.where(defined[..., None, None], similarity, torch.nan).to(dtype)
 
 
+def cameras(
+    source: Float[Tensor, "*#batch view 4 4"], target: Float[Tensor, "*#batch view 4 4"]
+) -> Float[Tensor, "*_ 4 4"]:
+    """Returns the similarity [sR t] that takes cameras (c2w) to others of the same views.
+
+    The rotation is the mean of those between their axes, which is defined for two cameras and for
+    places on a line too, where `umeyama` of the centers is not; scale and translation are then the
+    best for the centers. NaN where the centers of `source` coincide, or the scale is not positive.
+    """
+    turns = target[..., :3, :3].double() @ source[..., :3, :3].double().transpose(-1, -2)
+    rotation = nearest_rotation(turns.sum(dim=-3))
+    x, y = source[..., :3, 3].double(), target[..., :3, 3].double()
+    x = x @ rotation.transpose(-1, -2)
+    mean_x, mean_y = x.mean(dim=-2), y.mean(dim=-2)
+    scale = scaling(x - mean_x[..., None, :], y - mean_y[..., None, :])[..., None]
+    motion = se3.compose(scale[..., None] * rotation, mean_y - scale * mean_x)
+    return motion.to(torch.promote_types(source.dtype, target.dtype))
+
+
 def scaling(
     source: Float[Tensor, "*#batch point 3"],
     target: Float[Tensor, "*#batch point 3"],

@@ -79,7 +79,7 @@ def depth(
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene, group its photos and load the model
-        scene = open_scene(source, chosen.photos, tell=tell)
+        scene = open_scene(source, chosen.photos, tell=tell, device=device)
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)
@@ -118,7 +118,15 @@ def depth(
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         named = chosen.context is not None
         given = Given(
-            len(scene), size, scale, scene.range_source, learned, scene.left_out, named, middle
+            len(scene),
+            size,
+            scale,
+            scene.range_source,
+            learned,
+            scene.left_out,
+            named,
+            middle,
+            scene.poses,
         )
         report = make_report(passes, given)
         summary = depth_results.write_results(

@@ -86,7 +86,7 @@ def predict(
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene and load the model
-        scene = open_scene(source, chosen.photos, tell=tell)
+        scene = open_scene(source, chosen.photos, tell=tell, device=device)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         traits = encoder_traits(encoder)
@@ -124,6 +124,7 @@ def predict(
             scene.left_out,
             named,
             middle,
+            scene.poses,
         )
         depth = found.prediction.depths[-1]
         for at, photo in enumerate(context):

@@ -77,7 +77,7 @@ def refine(
     chosen, device = _complete_options(options or Options())
     folder = Path(output)
     check_folder(folder, chosen)
-    scene = open_scene(source, chosen.photos, tell=tell)
+    scene = open_scene(source, chosen.photos, tell=tell, device=device)
     # Photos to optimise on, and photos to compare with
     rest, held = _split_photos(len(scene), chosen.test_every)
     start = choose_start(scene, chosen)

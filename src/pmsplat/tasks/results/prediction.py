@@ -112,6 +112,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         result.context.size,
         result.scale,
         origin=result.gaussians.origin,
+        poses=result.report.poses,
     )
     write_summary(folder, summary)
     return summary

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...evaluate.agreement import Agreement, join_agreements, measure_agreement
-from ...io.cameras.survey import LeftOut
+from ...io.cameras.survey import GIVEN, LeftOut
 from ...scene.bounds import RangeSource, central_depths
 from ...scene.overlap import LITTLE
 from ...types import Views
@@ -58,7 +58,8 @@ class Given:
     `photos`: how many there were to choose from; `named`: the user chose the views; `size`:
     (height, width) for the network; `scale`: how much larger it saw the world; `range_source`:
     where near and far come from; `left_out`: photos that could not be used; `middle_depth`: the
-    middle between near and far, in scene units, where the model goes by it and searches its own.
+    middle between near and far, in scene units, where the model goes by it and searches its own;
+    `poses`: what found the cameras.
     """
 
     photos: int
@@ -69,6 +70,7 @@ class Given:
     left_out: tuple[LeftOut, ...] = ()
     named: bool = False
     middle_depth: float | None = None
+    poses: str = GIVEN
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class Report:
     view to nearest view, the least and the largest, in the unit of the model. `predicted`: the
     central 98 % of depth; `at_near`: the share of it at near. `geometric`, `photometric`,
     `unmoved`: see `Agreement`; `turned`: `photometric` if the cameras stood at one place.
-    `middle_depth`: see `Given`; and the same in the unit of the model.
+    `middle_depth`: see `Given`; and the same in the unit of the model. `poses`: what found the
+    cameras: "file", "colmap", or a network.
     """
 
     views: int
@@ -132,6 +135,7 @@ class Report:
     findings: tuple[Finding, ...] = ()
     turned: float | None = None
     middle_depth: tuple[float, float] | None = None
+    poses: str = GIVEN
 
 
 def examine(views: Views, depth: Float[Tensor, "1 view height width"]) -> Pass:
@@ -193,6 +197,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
         left_out=given.left_out,
         turned=standing.photometric if standing.points >= COMPARED else None,
         middle_depth=None if middle is None else (middle, middle * given.scale),
+        poses=given.poses,
     )
     findings = [
         *_check_places(facts, given),
@@ -206,6 +211,8 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
 def describe_report(report: Report) -> list[str]:
     """The report in a few sentences; parameters that would help are in backticks."""
     lines = [_describe_places(report), _describe_range(report), _describe_training(report)]
+    if report.poses != GIVEN:
+        lines.insert(0, f"The cameras were found by {report.poses}.")
     if report.left_out:
         some = "; ".join(f"{photo.name} ({photo.reason})" for photo in report.left_out[:NAMED])
         more = f"; and {len(report.left_out) - NAMED} more" * (len(report.left_out) > NAMED)
