@@ -92,9 +92,7 @@ def test_the_search_finds_cameras_again(furnished: tuple[Gaussians, Views]) -> N
     for before, after in zip(
         offsets(start, views.cameras), offsets(found, views.cameras), strict=True
     ):
-        print(before, after)
         assert (after < 0.1 * before).all()
     drawn = [rasterize(gaussians, c, SIZE, "cpu").color for c in (start, found)]
     before, after = (metrics.psnr(color, views.images).min() for color in drawn)
-    print(before, after)
     assert after > before + 10

@@ -7,6 +7,7 @@ most like the photographs of the targets, which forgives what is wrong with the 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -69,7 +70,7 @@ def search_cameras(
     views: Views,
     steps: int,
     backend: str = "auto",
-    background: Tensor | None = None,
+    background: Tensor | Sequence[float] | None = None,
 ) -> Cameras:
     """Returns the cameras of `views`, moved until the Gaussians look most like the photographs.
 
@@ -85,7 +86,11 @@ def search_cameras(
 
 
 def _search(
-    gaussians: Gaussians, views: Views, steps: int, backend: str, background: Tensor | None
+    gaussians: Gaussians,
+    views: Views,
+    steps: int,
+    backend: str,
+    background: Tensor | Sequence[float] | None,
 ) -> Cameras:
     """That of targets which fit into memory together."""
     # Translations are counted in the median depth of what is seen
@@ -103,12 +108,13 @@ def _search(
         with torch.enable_grad():
             drawn = rasterize_moved(gaussians, cameras, twists * unit, size, backend, background)
             error = (drawn.color - views.images).square().mean(dim=(2, 3, 4))
+            total = error.sum()
         better = error.detach() < least
         least = torch.where(better, error.detach(), least)
         best = torch.where(better[..., None], twists.detach(), best)
         if step == steps:
             break
-        (twists.grad,) = torch.autograd.grad(error.sum(), twists)
+        (twists.grad,) = torch.autograd.grad(total, twists)
         optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.step()
     moved = products.matmul(cameras.c2w.double(), se3.exp((best * unit).double()))

@@ -6,9 +6,9 @@ measured by the same code.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
@@ -21,10 +21,11 @@ from ..errors import UserError
 from ..foundation import lpips as lpips_network
 from ..geometry.constants import constant
 from ..render import rasterize
-from ..types import Batch, Cameras, Gaussians, Rendering, StepOutput
+from ..types import Batch, Cameras, Gaussians, Rendering, StepOutput, Views
 from ..zoo.infer import model_frame
 from . import metrics
 from .depth import depth_metrics
+from .fitted import GIVEN
 from .geometry import geometry_metrics
 from .per_step import name_steps
 from .timing import Stopwatch
@@ -32,6 +33,7 @@ from .timing import Stopwatch
 TARGETS_AT_ONCE = 16  # drawn together: bounds memory on indices with hundreds of targets
 
 Pipeline = Callable[[Batch], StepOutput]
+Aim = Callable[[Gaussians, Views], Cameras]
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """All scenes, and what there is to say about them."""
+    """All scenes, what there is to say about them, and whose cameras were used (see `fitted`)."""
 
     rows: list[Row]
     notes: tuple[str, ...] = ()
+    protocol: str = GIVEN
 
     @property
     def means(self) -> dict[str, float]:
@@ -68,6 +71,7 @@ def pipeline(
     scale_near: bool = False,
     steps: int | None = None,
     all_levels: bool = False,
+    aim: Aim | None = None,
 ) -> Pipeline:
     """A model followed by a rasteriser: every level of the prediction drawn into the targets.
 
@@ -75,7 +79,8 @@ def pipeline(
     are drawn in the world that the model sees, which may be that of its middle context view.
     `scale_near`: scenes come in units of their own, so each is scaled to the unit of the model.
     What is predicted is brought back: lengths are measured in the unit of the scene. `steps` and
-    `all_levels`: see `contracts.take_steps`.
+    `all_levels`: see `contracts.take_steps`. `aim` moves the cameras of the targets before
+    anything is drawn, by the Gaussians of the answer and the photographs.
     """
     encode = take_steps(model, steps, all_levels)
 
@@ -90,6 +95,9 @@ def pipeline(
         with timed("encode"):
             prediction = encode(seen.context)
         earlier, answer = prediction.gaussians[:-1], prediction.gaussians[-1:]
+        if aim is not None and answer:
+            with timed("aim"):
+                cameras = aim(answer[0], seen.target)
         drawn = [_draw(gaussians, cameras, size, backend, behind) for gaussians in earlier]
         with timed("render"):
             drawn += [_draw(gaussians, cameras, size, backend, behind) for gaussians in answer]
@@ -131,6 +139,7 @@ def evaluate(
     on_row: Callable[[Row], None] | None = None,
     geometry: bool = False,
     each_step: bool = False,
+    known: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Result:
     """Measures `run` on one batch (of one scene) after the other.
 
@@ -139,13 +148,16 @@ def evaluate(
     rmse and delta1 of the context depth where prediction and data both have one, and with
     `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
     encoder and after each (see `per_step`). A network is put into eval mode by its owner.
-    `on_row` sees each scene as it is done. UserError where there is no scene, or
+    `known` are more values of the scenes, by name, which it may get as they come. `on_row` sees
+    each scene as it is done. UserError where there is no scene, or
     nothing to measure in any, and for `geometry` where the data has no depth.
     """
     rows = []
     network = None if lpips is None else lpips.to(device)
     for batch in batches:
-        rows.append(measure(run(batch.to(device)), network, geometry, each_step))
+        row = measure(run(batch.to(device)), network, geometry, each_step)
+        more = {} if known is None else known.get(row.scene, {})
+        rows.append(replace(row, values=row.values | more))
         if on_row:
             on_row(rows[-1])
     if not rows:
