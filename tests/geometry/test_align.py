@@ -21,6 +21,27 @@ def test_recovers_a_known_similarity(generator: torch.Generator) -> None:
     torch.testing.assert_close(found, truth)
 
 
+@pytest.mark.parametrize("views", [2, 5])
+def test_recovers_a_known_similarity_of_cameras(views: int, generator: torch.Generator) -> None:
+    """On a line too, where centers alone leave the turn about it open."""
+    truth = similarity(generator)
+    quats = torch.randn(3, views, 4, generator=generator).double()
+    along = torch.randn(3, views, 1, generator=generator).double()
+    source = se3.compose(gaussian.quat_to_rotation(quats), along * torch.tensor([1.0, 2.0, 0.5]))
+    scale = se3.similarity_scale(truth)[:, None, None, None]
+    target = truth[:, None] @ source
+    target = se3.compose(target[..., :3, :3] / scale, target[..., :3, 3])
+    torch.testing.assert_close(align.cameras(source, target), truth)
+    centers = source[..., :3, 3], target[..., :3, 3]
+    assert align.umeyama(*centers).isnan().all()
+
+
+def test_cameras_at_one_place_have_no_similarity(generator: torch.Generator) -> None:
+    quats = torch.randn(2, 3, 4, generator=generator).double()
+    source, target = se3.compose(gaussian.quat_to_rotation(quats), torch.ones(2, 3, 3).double())
+    assert align.cameras(source, target)[:3].isnan().all()
+
+
 def test_a_point_of_weight_zero_does_not_count(generator: torch.Generator) -> None:
     truth = similarity(generator)
     source = torch.randn(3, 20, 3, generator=generator).double()

@@ -137,6 +137,7 @@ def _pose_given(given: Scene, options: PhotoOptions, run: PoseRun) -> Scene:
     teacher = pick_teacher(options.poses, run.tell)
     if teacher is not None:
         again = pose_scene(given.name, given.photos, teacher, run)
+        again = replace(again, order=given.order)
     else:
         paths = [photo.image for photo in given.photos if isinstance(photo.image, Path)]
         if len(paths) < len(given):
@@ -147,7 +148,7 @@ def _pose_given(given: Scene, options: PhotoOptions, run: PoseRun) -> Scene:
             )
         again = _open_posed(pose_photos(paths, run.cache, run.tell), given.name, options)
     again = replace(again, left_out=(*given.left_out, *again.left_out))
-    return pose_again(given, replace(again, order=given.order), run.tell)
+    return pose_again(given, again, run.tell)
 
 
 def _bare(photo: Path, options: PhotoOptions) -> Photo:
