@@ -157,7 +157,7 @@ def evaluate(
     for batch in batches:
         row = measure(run(batch.to(device)), network, geometry, each_step)
         more = {} if known is None else known.get(row.scene, {})
-        rows.append(replace(row, values=row.values | more))
+        rows.append(replace(row, values={**row.values, **more}))
         if on_row:
             on_row(rows[-1])
     if not rows:
