@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pmsplat.geometry import align, gaussian, se3
+from tests.scenes import random_cameras
 
 
 def similarity(generator: torch.Generator) -> torch.Tensor:
@@ -303,3 +304,37 @@ def test_a_scale_is_a_motion_of_that_scale(generator: torch.Generator) -> None:
     motion = align.rescaling(source, 3 * source)
     torch.testing.assert_close(motion, torch.diag(torch.tensor([3.0, 3, 3, 1])).expand(2, 4, 4))
     assert align.rescaling(source, -source).isnan().all()
+
+
+def walk(views: int, generator: torch.Generator) -> torch.Tensor:
+    return random_cameras(views, generator, dtype=torch.float64, spread=0.5).c2w[0]
+
+
+def carry(c2w: torch.Tensor, similarity: torch.Tensor) -> torch.Tensor:
+    places = se3.transform(similarity, c2w[:, :3, 3])
+    turn = similarity[:3, :3] / se3.similarity_scale(similarity)
+    return se3.compose(turn @ c2w[:, :3, :3], places)
+
+
+def test_noise_of_the_axes_and_of_the_places_is_averaged(generator: torch.Generator) -> None:
+    source = walk(400, generator)
+    similarity = se3.exp(torch.randn(6, generator=generator).double())
+    noise = 0.1 * torch.randn(400, 6, generator=generator).double()
+    found = align.cameras(source, carry(source, similarity) @ se3.exp(noise))
+    assert (found - similarity)[:3, :3].abs().max() < 0.02
+    assert (found - similarity)[:3, 3].abs().max() < 0.02
+
+
+def test_the_scale_of_contradicting_places_is_positive(generator: torch.Generator) -> None:
+    source = walk(2, generator)
+    target = source.clone()
+    target[:, :3, 3] = -2 * source[:, :3, 3]  # walked the other way, by the same axes
+    assert se3.similarity_scale(align.cameras(source, target)) == pytest.approx(2)
+
+
+def test_a_scale_needs_two_places_in_both_sets(generator: torch.Generator) -> None:
+    source = walk(4, generator)
+    still = source.clone()
+    still[:, :3, 3] = torch.tensor([1.0, 2.0, 3.0])
+    for one, other in ((source, still), (still, source), (source[:1], source[:1])):
+        assert align.cameras(one, other).isnan().all()

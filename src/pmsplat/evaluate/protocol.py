@@ -6,9 +6,9 @@ measured by the same code.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
@@ -22,11 +22,12 @@ from ..foundation import lpips as lpips_network
 from ..geometry.constants import constant
 from ..geometry.pruning import choose_opaque
 from ..render import rasterize
-from ..types import Batch, Cameras, Gaussians, Reduced, Rendering, StepOutput
+from ..types import Batch, Cameras, Gaussians, Reduced, Rendering, StepOutput, Views
 from ..zoo.infer import model_frame
 from . import metrics
 from .budget import BUDGETS, COUNT, reduce_gaussians
 from .depth import depth_metrics
+from .fitted import GIVEN
 from .geometry import geometry_metrics
 from .series import STEPS
 from .timing import Stopwatch
@@ -35,6 +36,7 @@ TARGETS_AT_ONCE = 16  # drawn together: bounds memory on indices with hundreds o
 
 Pipeline = Callable[[Batch], StepOutput]
 MakeGenerator = Callable[[torch.device], torch.Generator]
+Aim = Callable[[Gaussians, Views], Cameras]
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """All scenes, and what there is to say about them."""
+    """All scenes, what there is to say about them, and whose cameras were used (see `fitted`)."""
 
     rows: list[Row]
     notes: tuple[str, ...] = ()
+    protocol: str = GIVEN
 
     @property
     def means(self) -> dict[str, float]:
@@ -74,6 +77,7 @@ def pipeline(
     keep: float = 1.0,
     generator: MakeGenerator | None = None,
     budgets: Sequence[int] = (),
+    aim: Aim | None = None,
 ) -> Pipeline:
     """A model followed by a rasteriser: every level of the prediction drawn into the targets.
 
@@ -86,7 +90,8 @@ def pipeline(
     `keep` is the share of each scene's Gaussians that is drawn, the most opaque; while the model
     learns, `generator` makes what chooses some of the others too (see `choose_opaque`). Losses see
     the whole prediction. `budgets`: the answer that is drawn is also reduced to so many Gaussians
-    each; UserError where it has fewer.
+    each; UserError where it has fewer. `aim` moves the cameras of the targets before anything is
+    drawn, by the Gaussians of the answer and the photographs.
     """
     encode = take_steps(model, steps, all_levels)
 
@@ -97,13 +102,17 @@ def pipeline(
         behind = None if background is None else constant(tuple(background), batch.target.images)
         frame = model_frame(model, batch.context.cameras, scale=scale_near)
         seen = frame.to_model(batch)
-
-        def draw(gaussians: Gaussians) -> Rendering:
-            return _draw(gaussians, seen.target.cameras, seen.target.size, backend, behind)
-
         with timed("encode"):
             prediction = encode(seen.context)
             levels = [_prune(gaussians, keep, generator) for gaussians in prediction.gaussians]
+        cameras = seen.target.cameras
+        if aim is not None and levels:
+            with timed("aim"):
+                cameras = aim(levels[-1], seen.target)
+
+        def draw(gaussians: Gaussians) -> Rendering:
+            return _draw(gaussians, cameras, seen.target.size, backend, behind)
+
         drawn = [draw(gaussians) for gaussians in levels[:-1]]
         with timed("render"):
             drawn += [draw(gaussians) for gaussians in levels[-1:]]
@@ -157,6 +166,7 @@ def evaluate(
     on_row: Callable[[Row], None] | None = None,
     geometry: bool = False,
     each_step: bool = False,
+    known: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Result:
     """Measures `run` on one batch (of one scene) after the other.
 
@@ -164,15 +174,18 @@ def evaluate(
     once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
     rmse and delta1 of the context depth where prediction and data both have one, and with
     `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
+    `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
     encoder and after each, and of the answer with fewer Gaussians where `run` has budgets (see
-    `budget`). A network is put into eval mode by its owner. `on_row` sees each scene as it is done.
-    UserError where there is no scene, or nothing to measure in any, and for `geometry` where the
-    data has no depth.
+    `budget`). A network is put into eval mode by its owner. `known` are more values of the scenes,
+    by name, which it may get as they come. `on_row` sees each scene as it is done. UserError where
+    there is no scene, or nothing to measure in any, and for `geometry` where the data has no depth.
     """
     rows = []
     network = None if lpips is None else lpips.to(device)
     for batch in batches:
-        rows.append(measure(run(batch.to(device)), network, geometry, each_step))
+        row = measure(run(batch.to(device)), network, geometry, each_step)
+        more = {} if known is None else known.get(row.scene, {})
+        rows.append(replace(row, values={**row.values, **more}))
         if on_row:
             on_row(rows[-1])
     if not rows:

@@ -73,18 +73,32 @@ def cameras(
 ) -> Float[Tensor, "*_ 4 4"]:
     """Returns the similarity [sR t] that takes cameras (c2w) to others of the same views.
 
-    The rotation is the mean of those between their axes, which is defined for two cameras and for
-    places on a line too, where `umeyama` of the centers is not; scale and translation are then the
-    best for the centers. NaN where the centers of `source` coincide, or the scale is not positive.
+    The rotation has the least squared error of the axes of the cameras (rad) and of their places
+    (in root mean squares of the distances from their middle): two cameras, whose places leave a
+    turn about their line open, or many on a line have a unique one. The scale is the ratio of those
+    distances (Horn), which is positive, also where the places contradict each other. NaN where it
+    is undefined: cameras of a set at one place (their spread is below UNDEFINED of their distance
+    from the origin).
     """
-    turns = target[..., :3, :3].double() @ source[..., :3, :3].double().transpose(-1, -2)
-    rotation = nearest_rotation(turns.sum(dim=-3))
-    x, y = source[..., :3, 3].double(), target[..., :3, 3].double()
-    x = x @ rotation.transpose(-1, -2)
-    mean_x, mean_y = x.mean(dim=-2), y.mean(dim=-2)
-    scale = scaling(x - mean_x[..., None, :], y - mean_y[..., None, :])[..., None]
-    motion = se3.compose(scale[..., None] * rotation, mean_y - scale * mean_x)
-    return motion.to(torch.promote_types(source.dtype, target.dtype))
+    dtype = torch.promote_types(source.dtype, target.dtype)
+    source, target = source.double(), target.double()
+    x, y = source[..., :3, 3], target[..., :3, 3]
+    middle_x, middle_y = x.mean(dim=-2, keepdim=True), y.mean(dim=-2, keepdim=True)
+    spread_x, spread_y = _spread(x - middle_x), _spread(y - middle_y)
+    apart = (spread_x > UNDEFINED * _spread(x)) & (spread_y > UNDEFINED * _spread(y))
+    axes = torch.einsum("...vij,...vkj->...ik", target[..., :3, :3], source[..., :3, :3])
+    places = torch.einsum("...vi,...vk->...ik", y - middle_y, x - middle_x)
+    unit = torch.where(apart, spread_x * spread_y, 1)[..., None, None]
+    rotation = nearest_rotation(axes + places / unit)
+    linear = (spread_y / torch.where(apart, spread_x, 1))[..., None, None] * rotation
+    translation = middle_y - middle_x @ linear.transpose(-1, -2)
+    similarity = se3.compose(linear, translation[..., 0, :])
+    return torch.where(apart[..., None, None], similarity, torch.nan).to(dtype)
+
+
+def _spread(places: Float[Tensor, "*batch view 3"]) -> Float[Tensor, "*batch"]:
+    """Returns the root mean square of lengths."""
+    return places.square().sum(dim=-1).mean(dim=-1).sqrt()
 
 
 def scaling(
