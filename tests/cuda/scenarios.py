@@ -21,6 +21,7 @@ from torchvision.models import vgg16
 
 import pmsplat
 from pmsplat import registry
+from pmsplat.contracts import encoder_traits
 from pmsplat.device import float32_products
 from pmsplat.evaluate import protocol
 from pmsplat.foundation.lpips import TAPS

@@ -19,6 +19,7 @@ from pmsplat.zoo._shapes import recognize_shapes
 from pmsplat.zoo.convert import names_of, official_keys
 from pmsplat.zoo.load import load
 from pmsplat.zoo.published import MARCH_2025, RESPLAT_FORMS, ZOO, Published, recognize_hash
+from tests.models.official import key_shapes
 
 NAME = "depthsplat-gs-small-re10k-256x256-view2"
 TINY = {"vit": "none", "width": 32, "planes": 16, "transformer_layers": 0, "head_width": 16}
@@ -38,9 +39,7 @@ ALIKE = [
 
 def key_list(shared: Path, name: str) -> dict[str, Tensor]:
     """An official file of that name, without its numbers."""
-    same = {"mvsplat-re10k-baseline-n200-256x256": "mvsplat-re10k"}
-    described = json.loads((shared / "reference" / f"{same.get(name, name)}.keys.json").read_text())
-    shapes = {key: shape for key, (shape, _) in described["keys"].items()}
+    shapes = key_shapes(shared / "reference", name)
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
