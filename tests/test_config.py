@@ -26,7 +26,7 @@ def test_every_experiment_composes(name: str) -> None:
     assert isinstance(
         experiment.model.settings, registry.module("models", experiment.model.name).Config
     )
-    rooms = name == "demo_tiny" or name.startswith("resplat_tiny")
+    rooms = name in ("demo_tiny", "zpressor_tiny") or name.startswith("resplat_tiny")
     own = {"log_depth"} if rooms else set()  # what the experiment itself adds stays
     assert set(config.compose([f"+experiment={name}", "loss=mse"]).loss) == {"mse"} | own
 
@@ -104,6 +104,38 @@ def test_the_data_of_resplat_is_as_published(
     assert dataset.recipe.resize and not dataset.recipe.exact
     assert (settings.near, settings.far, settings.poses.frame) == (0.01, 200.0, "colmap")
     assert settings.context_size == ([576, 960] if name == "16v_540x960" else None)
+
+
+# From the authors' commands: data, near and far, gaps at the start and after 10,000 steps.
+ZPRESSOR = {
+    "re10k_256x448": (1.0, 200.0, (15, 50), (50, 200), "re10k_ctx_12v_tgt_8v_n200"),
+    "dl3dv_256x448": (1.0, 200.0, (15, 30), (20, 50), "dl3dv_ctx_12v_tgt_8v_n50"),
+    "re10k_mvsplat": (1.0, 100.0, (25, 45), (45, 192), "re10k_ctx_12v_tgt_8v_n200"),
+}
+
+
+@pytest.mark.parametrize("name", ZPRESSOR)
+def test_the_recipes_of_zpressor_are_as_published(name: str) -> None:
+    near, far, start, end, index = ZPRESSOR[name]
+    experiment = config.compose([f"+experiment=zpressor_{name}"])
+    settings, model = experiment.dataset.settings, experiment.model
+    sampler = registry.build("data", experiment.dataset.name, settings).recipe.sampler
+    assert (sampler.views, sampler.targets, model.settings.anchors) == ((12, 12), 8, 6)
+    assert (sampler.gap.at(0), sampler.gap.at(10_000)) == (start, end)
+    assert (settings.near, settings.far) == (near, far)
+    assert settings.index == f"{settings.root}/{index}.json"
+    assert experiment.trainer.batch_size == 1 and experiment.trainer.anchors is None
+    weights = {name: term.weight for name, term in experiment.loss.items()}
+    assert weights == {"mse": 1.0, "lpips": 0.05}
+    released = ZOO[
+        "mvsplat-re10k-zpressor-n200-256x256"
+        if name == "re10k_mvsplat"
+        else "depthsplat-dl3dv-zpressor-n50-256x448"
+    ]
+    assert model.name == released.model
+    theirs = vars(registry.make_config("models", released.model, released.settings))
+    ours = vars(model.settings)
+    assert {key for key in ours if ours[key] != theirs[key]} <= {"init_from", "deviations"}
 
 
 @pytest.mark.parametrize("name", config.choices("model"))
@@ -310,6 +342,10 @@ def test_a_component_without_yaml_is_chosen_by_its_name() -> None:
         (["trainer.loggers=[tensorbord]"], r"trainer\.loggers has 'tensorbord'"),
         (["trainer.devices=two"], r"trainer\.devices=two"),
         (["renderer.background=[1,2]"], r"renderer\.background has 2 numbers"),
+        (["renderer.keep=0"], r"renderer\.keep=0\.0.*a number above 0 and at most 1"),
+        (["renderer.keep=1.5"], r"renderer\.keep=1\.5.*at most 1.*the default is 1\.0"),
+        (["renderer.keep=nan"], r"renderer\.keep=nan.*at most 1"),
+        (["renderer.keep=half"], r"renderer.*half"),
         (["trainer.steps=[1]"], r"setting 'steps' is wrong"),
         (["seed=x"], r"setting 'seed' is wrong"),
         (["trainer.steps.more=1"], r"setting 'steps' is wrong.*could not be converted"),

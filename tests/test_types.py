@@ -186,6 +186,27 @@ def test_up_turns_with_the_scene() -> None:
     assert replace(given, up=None).transformed(turn).up is None
 
 
+def test_taken_gaussians_are_those_of_each_scene_with_gradients(generator: torch.Generator) -> None:
+    gaussians = replace(random_gaussians(9, generator, batch=2), rules=MIP, origin=(1.0, 2.0, 3.0))
+    leaves = [
+        value.requires_grad_() for value in vars(gaussians).values() if torch.is_tensor(value)
+    ]
+    index = torch.tensor([[4, 0, 8], [1, 1, 2]])
+    taken = gaussians.take(index)
+    assert taken.rules == MIP and taken.origin == (1.0, 2.0, 3.0)
+    for leaf, found in zip(
+        leaves, (v for v in vars(taken).values() if torch.is_tensor(v)), strict=True
+    ):
+        for scene, row in enumerate(index.tolist()):
+            assert torch.equal(found[scene], leaf[scene][row])
+    sum(value.sum() for value in vars(taken).values() if torch.is_tensor(value)).backward()
+    counts = torch.tensor([[1, 0, 0, 0, 1, 0, 0, 0, 1], [0, 2, 1, 0, 0, 0, 0, 0, 0]])
+    for leaf in leaves:
+        assert torch.equal(
+            leaf.grad.flatten(2).amax(-1) if leaf.ndim > 2 else leaf.grad, counts.float()
+        )
+
+
 def _rated(parts: int = 1) -> Gaussians:
     generator = torch.Generator().manual_seed(parts)
     return replace(_cloud((0.0, 0.0, 0.0)), confidence=torch.rand(1, 50, generator=generator))

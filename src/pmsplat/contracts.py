@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from .errors import UserError
-from .types import Batch, Pointmap, Prediction, StepOutput, Views
+from .types import Batch, Pointmap, PosedDepth, Prediction, StepOutput, Views
 
 
 class Encoder(Protocol):
@@ -44,6 +44,15 @@ class SteppedEncoder(Protocol):
     def __call__(
         self, views: Views, /, steps: int | None = None, all_levels: bool = False
     ) -> Prediction: ...
+
+
+class GatheringEncoder(Protocol):
+    """An encoder that gathers what all views show in some of them, the anchors: in so many, or in
+    all where there are no more. `EncoderTraits.anchors` is its own number; `Prediction.views` says
+    which they are. With steps too, it takes the parameters of both.
+    """
+
+    def __call__(self, views: Views, /, anchors: int | None = None) -> Prediction: ...
 
 
 @dataclass(frozen=True)
@@ -161,15 +170,43 @@ def count_steps(steps: int | None, own: int | None) -> int:
     return steps
 
 
+def count_anchors(anchors: int | None, own: int) -> int:
+    """In how many views an encoder gathers all where it is asked for `anchors`; None: its own.
+
+    `own` is the trait of the encoder. UserError for anchors of an encoder that has none, and for
+    fewer than two.
+    """
+    if anchors is None:
+        return own
+    if type(anchors) is not int or anchors < 2:
+        raise UserError(
+            f"`anchors={anchors!r}`", "a whole number from 2", f"leave it out for {own}"
+        )
+    if not own:
+        raise UserError(
+            f"`anchors={anchors}` for a model in which each view speaks for itself",
+            "a model that gathers views in anchors",
+            "leave `anchors` out, or choose another model",
+        )
+    return anchors
+
+
 def take_steps(
-    encoder: Encoder, steps: int | None, all_levels: bool = False
+    encoder: Encoder, steps: int | None, all_levels: bool = False, anchors: int | None = None
 ) -> Callable[[Views], Prediction]:
-    """`encoder` with this number of steps; None: its own. UserError as of `count_steps`."""
-    own = encoder_traits(encoder).steps
-    count_steps(steps, own)
-    if own is None or (steps is None and not all_levels):
-        return encoder
-    return partial(cast(SteppedEncoder, encoder), steps=steps, all_levels=all_levels)
+    """`encoder` with this number of steps and of anchors; None: its own.
+
+    UserError as of `count_steps` and `count_anchors`.
+    """
+    traits = encoder_traits(encoder)
+    count_steps(steps, traits.steps)
+    count_anchors(anchors, traits.anchors)
+    chosen: dict[str, Any] = {}
+    if traits.steps is not None and (steps is not None or all_levels):
+        chosen |= {"steps": steps, "all_levels": all_levels}
+    if anchors is not None:
+        chosen |= {"anchors": anchors}
+    return partial(cast(Callable[..., Prediction], encoder), **chosen) if chosen else encoder
 
 
 def backbone_parameters(encoder: nn.Module) -> Iterator[nn.Parameter]:
@@ -207,6 +244,39 @@ class Teacher(Protocol):
     posed: bool
 
     def __call__(self, views: Views) -> Pointmap: ...
+
+
+class PoseTeacher(Protocol):
+    """A network that finds the cameras of photographs: what a teacher may be besides, or instead.
+
+    `name` and `pose_revision` say what its cameras depend on besides the photographs: they are part
+    of the key of a cache. `choose_size` gives the (height, width) of the images that it wants for
+    photographs of an aspect ratio (width / height). `prepare` reads the weights, which nothing else
+    does before the first call; UserError where they, or the code, cannot be had. `pose` answers for
+    images in [0, 1], on their device, without gradients; scenes of a batch do not depend on each
+    other.
+    """
+
+    name: str
+    pose_revision: str
+
+    def choose_size(self, aspect: float) -> tuple[int, int]: ...
+
+    def prepare(self) -> None: ...
+
+    def pose(self, images: Float[Tensor, "batch view 3 height width"]) -> PosedDepth: ...
+
+
+def check_pose_teacher(teacher: Any) -> PoseTeacher:
+    """`teacher`; UserError naming the first part of the contract that it lacks."""
+    for part in ("name", "pose_revision", "choose_size", "prepare", "pose"):
+        if not hasattr(teacher, part):
+            raise UserError(
+                f"a {type(teacher).__name__} without `{part}` as `poses`",
+                "a teacher that finds cameras (see pmsplat.contracts.PoseTeacher)",
+                "choose one that does, such as da3 or vggt",
+            )
+    return teacher
 
 
 def check_teacher(teacher: Any) -> Teacher:

@@ -224,6 +224,6 @@ def check_settings(config: Any, rules: Mapping[str, Rule], owner: str) -> None:
 
 def suggest(word: str, valid: list[str]) -> str:
     """Returns the remedy for a mistyped word: the nearest valid one, if there is one."""
-    longer = [name for name in valid if word and name.startswith(word)]
+    longer = sorted((name for name in valid if word and name.startswith(word)), key=len)
     near = longer or difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
     return f"did you mean {near[0]!r}?" if near else "check the spelling"

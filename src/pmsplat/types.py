@@ -107,6 +107,21 @@ class Pointmap(Bundle):
 
 
 @dataclass(frozen=True)
+class PosedDepth(Bundle):
+    """Cameras and depth that a network finds for images alone, in one frame and one unit, its own.
+
+    `c2w` is OpenCV camera-to-world; `K` is divided by (width, height) of the images that it saw,
+    and holds whatever their size. `depth` is z, 0 where there is none; of `confidence` only the
+    proportions mean something, 0 where the network knows nothing.
+    """
+
+    c2w: Float[Tensor, "batch view 4 4"]
+    K: Float[Tensor, "batch view 3 3"]
+    depth: Float[Tensor, "batch view height width"]
+    confidence: Float[Tensor, "batch view height width"]
+
+
+@dataclass(frozen=True)
 class Cameras(Bundle):
     """Pinhole cameras of several scenes.
 
@@ -186,6 +201,18 @@ class Views(Bundle):
         order = range(self.images.shape[1])
         positions = list(order[indices]) if isinstance(indices, slice) else indices
         return replace(taken, names=tuple(tuple(row[i] for i in positions) for row in self.names))
+
+    def gather(self, index: Int[Tensor, "batch n"]) -> "Views":
+        """The views of each scene at indices of its own, names included (the host waits for them).
+
+        Gradients follow.
+        """
+        scene = torch.arange(len(index), device=index.device)[:, None]
+        taken = self.map(lambda tensor: tensor[scene, index])
+        if self.names is None:
+            return taken
+        rows = zip(self.names, index.tolist(), strict=True)
+        return replace(taken, names=tuple(tuple(row[i] for i in chosen) for row, chosen in rows))
 
     def scaled(self, factor: Factor) -> "Views":
         """The same views of a world `factor` times as large, pointmaps with it."""
@@ -334,6 +361,15 @@ class Gaussians(Bundle):
             confidence=torch.cat(sure, dim=1) if len(sure) == len(parts) else None,
         )
 
+    def take(self, index: Int[Tensor, "batch kept"]) -> "Gaussians":
+        """The Gaussians at `index` of each scene, in its order, with gradients."""
+
+        def pick(values: Tensor) -> Tensor:
+            places = index.view(*index.shape, *[1] * (values.ndim - 2))
+            return values.gather(1, places.expand(*index.shape, *values.shape[2:]))
+
+        return self.map(pick)
+
     def scaled(self, factor: Factor) -> "Gaussians":
         """The same Gaussians in a world `factor` times as large."""
         means, scales = _times(self.means, factor), _times(self.scales, factor)
@@ -431,6 +467,15 @@ class Prediction(Bundle):
         """How many levels there are, of depth or of Gaussians."""
         return max(len(self.depths), len(self.gaussians))
 
+    def select(self, context: Views) -> Views:
+        """Of the context views, those that it speaks of, in its order."""
+        return context if self.views is None else context.gather(self.views)
+
+    def indices(self, context: Views) -> list[int]:
+        """Which of the context views of the first scene it speaks of, in its order."""
+        everything = list(range(context.images.shape[1]))
+        return everything if self.views is None else self.views[0].tolist()
+
     def scaled(self, factor: Factor) -> "Prediction":
         """The same prediction in a world `factor` times as large."""
         depths = tuple(_times(depth, factor) for depth in self.depths)
@@ -513,17 +558,29 @@ class Rendering(Bundle):
 
 
 @dataclass(frozen=True)
+class Reduced(Bundle):
+    """What is left of an answer of `of` Gaussians that was reduced to at most `budget`, drawn."""
+
+    budget: int
+    of: int
+    rendering: Rendering
+
+
+@dataclass(frozen=True)
 class StepOutput(Bundle):
     """All that a loss or a metric may look at: the data, the prediction and its renderings.
 
-    `renderings[i]` draws `prediction.gaussians[i]` into the target cameras; empty where a task does
-    not render. `levels_left` counts the refinements that follow the last level here; 0: the answer.
+    `renderings[i]` draws `prediction.gaussians[i]`, or the share of them that is kept, into the
+    target cameras; empty where a task does not render. `levels_left` counts the refinements that
+    follow the last level here; 0: the answer. `reduced` is the answer with fewer Gaussians, where
+    an evaluation asks for it.
     """
 
     batch: Batch
     prediction: Prediction
     renderings: tuple[Rendering, ...]
     levels_left: int = 0
+    reduced: tuple[Reduced, ...] = ()
 
     @property
     def rendering(self) -> Rendering:
@@ -535,6 +592,17 @@ class StepOutput(Bundle):
                 "train with loss=depth, or with model.gaussians=true",
             )
         return self.renderings[-1]
+
+    @property
+    def context(self) -> Views:
+        """The context views that the prediction speaks of, in its order.
+
+        Without names, where they are not all: the host would wait to learn which they are.
+        """
+        context = self.batch.context
+        if self.prediction.views is None:
+            return context
+        return self.prediction.select(replace(context, names=None))
 
     @property
     def depth(self) -> Float[Tensor, "batch view height width"] | None:

@@ -133,6 +133,29 @@ def test_resumption_with_workers_and_batches(root: Path, batches: int) -> None:
     assert all(map(same, whole[batches:], take(loader(batches * size), 4)))
 
 
+def test_all_of_a_batch_have_as_many_views_and_batches_differ(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all workers; those of another device have other numbers; so has a resumed run its own."""
+    sampler = Spread(Gap((3, 3), (4, 4)), (2, 4), targets=1)
+    dataset = ChunkDataset(str(root), replace(RECIPE, sampler=sampler))
+
+    def counts(skip: int = 0, seed: int = 5) -> list[int]:
+        stream = dataset.train(seed, STEP, skip=skip, batch_size=3)
+        batches = take(DataLoader(stream, 3, num_workers=2, collate_fn=collate), 12)
+        return [batch.context.images.shape[1] for batch in batches]
+
+    found = counts()
+    assert set(found) == {2, 3, 4}
+    assert counts(skip=4 * 3)[:8] == found[4:]
+    assert counts(seed=6) != found
+    single = [batch.context.images.shape[1] for batch in take(dataset.train(5, STEP), 12)]
+    assert set(single) == {2, 3, 4}
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert counts() != found
+
+
 def test_resumption_decodes_nothing_of_the_past(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pmsplat.data import Bounded, Frames, Gap, Spread
-from pmsplat.data._sampling import farthest_points
+from pmsplat.data._sampling import farthest_points, make_sampler
 from pmsplat.errors import UserError
 
 DRAWS = 6000
@@ -129,6 +129,35 @@ def test_a_random_number_of_views_shrinks_the_gap() -> None:
     for frames in drawn[:500]:
         divisor = max(6 // len(frames.context), 1)
         assert 18 // divisor <= frames.context[-1] - frames.context[0] <= 24 // divisor
+
+
+@pytest.mark.parametrize("count", [4, 9, 16])
+def test_a_number_of_views_that_is_given_is_taken(count: int) -> None:
+    """The rest is drawn as if it had been drawn, gap included."""
+    sampler = Spread(Gap((20, 20), (40, 40)), (4, 16), targets=2)
+    given = torch.Generator().manual_seed(3)
+    own = torch.Generator().manual_seed(3)
+    for _ in range(200):
+        frames = sampler(centers(60), 0, given, count)
+        drawn = sampler(centers(60), 0, own)
+        assert frames is not None and drawn is not None
+        assert len(frames.context) == count
+        divisor = max(16 // count, 1)
+        assert frames.context[-1] - frames.context[0] <= 40 // divisor
+        if len(drawn.context) == count:
+            assert frames == drawn
+        own.set_state(given.get_state())
+
+
+def test_two_views_are_drawn_as_for_realestate10k_and_more_as_for_dl3dv() -> None:
+    gap = Gap((4, 4), (20, 20))
+    assert make_sampler(gap, (2, 2), 3, 1) == Bounded(gap, 3, 1)
+    assert make_sampler(gap, (2, 6), 3, 1) == Spread(gap, (2, 6), 3, 1)
+    generator = torch.Generator().manual_seed(0)
+    counts = {Bounded(gap, 3).count_views(generator) for _ in range(9)}
+    assert counts == {2}
+    drawn = Counter(Spread(gap, (4, 7), 3).count_views(generator) for _ in range(DRAWS))
+    check_distribution(drawn, dict.fromkeys((4, 5, 6, 7), 1 / 4))
 
 
 def test_targets_repeat_only_where_frames_run_out() -> None:

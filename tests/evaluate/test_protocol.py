@@ -67,6 +67,20 @@ def test_depth_is_measured_where_it_is_known(generator: torch.Generator) -> None
     assert result.means["abs_rel"] == pytest.approx(1.0)
 
 
+def test_depth_and_surface_are_those_of_the_views_spoken_of(generator: torch.Generator) -> None:
+    """A prediction that is right of views 2 and 0, and of no others."""
+    batch = scene("some", 1, generator)
+    depth = 1 + torch.rand(1, 3, 16, 20, generator=generator)
+    context = Views(torch.rand(1, 3, 3, 16, 20), random_cameras(3, generator), depth=depth)
+    batch = replace(batch, context=context)
+    right = Prediction((depth[:, [2, 0]],), (), views=torch.tensor([[2, 0]]))
+    values = protocol.measure(StepOutput(batch, right, ()), geometry=True).values
+    assert values["abs_rel"] == 0 and values["chamfer"] == 0 and values["delta1"] == 1
+    wrong = replace(right, views=torch.tensor([[0, 2]]))
+    values = protocol.measure(StepOutput(batch, wrong, ()), geometry=True).values
+    assert values["abs_rel"] > 0.05 and values["chamfer"] > 0
+
+
 def with_names(batch: Batch, context: tuple[str, ...], target: tuple[str, ...]) -> Batch:
     return Batch(
         replace(batch.context, names=(context,)), replace(batch.target, names=(target,)), ["a"]
@@ -144,6 +158,23 @@ def test_pipeline_draws_every_level_of_a_model_in_any_number_of_pieces(
     for a, b in zip(whole.renderings, pieces.renderings, strict=True):
         assert torch.allclose(a.color, b.color) and torch.allclose(a.depth, b.depth)
     assert set(watch.means()) == {"encode", "render"}
+
+
+def test_only_the_most_opaque_share_is_drawn_and_losses_see_all(generator: torch.Generator) -> None:
+    coarse, fine = (random_gaussians(20, generator) for _ in range(2))
+    batch, depth = scene("a", 2, generator), torch.ones(1, 2, 16, 20)
+
+    def model(views: Views) -> Prediction:
+        return Prediction((depth, depth), (coarse, fine))
+
+    step = protocol.pipeline(model, "reference", keep=0.25)(batch)
+    assert step.prediction.gaussians == (coarse, fine)
+    for gaussians, rendering in zip((coarse, fine), step.renderings, strict=True):
+        least = gaussians.opacities[0].sort().values[-5]
+        seen = torch.where(gaussians.opacities < least, 0, gaussians.opacities)
+        few = replace(gaussians, opacities=seen)
+        want = rasterize(few, batch.target.cameras, (16, 20), "reference")
+        torch.testing.assert_close(rendering.color, want.color)
 
 
 def test_no_scene_is_an_error() -> None:

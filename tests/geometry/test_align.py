@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pmsplat.geometry import align, gaussian, se3
+from tests.scenes import random_cameras
 
 
 def similarity(generator: torch.Generator) -> torch.Tensor:
@@ -18,6 +19,27 @@ def test_recovers_a_known_similarity(generator: torch.Generator) -> None:
     source = torch.randn(3, 20, 3, generator=generator).double()
     found = align.umeyama(source, se3.transform(truth, source))
     torch.testing.assert_close(found, truth)
+
+
+@pytest.mark.parametrize("views", [2, 5])
+def test_recovers_a_known_similarity_of_cameras(views: int, generator: torch.Generator) -> None:
+    """On a line too, where centers alone leave the turn about it open."""
+    truth = similarity(generator)
+    quats = torch.randn(3, views, 4, generator=generator).double()
+    along = torch.randn(3, views, 1, generator=generator).double()
+    source = se3.compose(gaussian.quat_to_rotation(quats), along * torch.tensor([1.0, 2.0, 0.5]))
+    scale = se3.similarity_scale(truth)[:, None, None, None]
+    target = truth[:, None] @ source
+    target = se3.compose(target[..., :3, :3] / scale, target[..., :3, 3])
+    torch.testing.assert_close(align.cameras(source, target), truth)
+    centers = source[..., :3, 3], target[..., :3, 3]
+    assert align.umeyama(*centers).isnan().all()
+
+
+def test_cameras_at_one_place_have_no_similarity(generator: torch.Generator) -> None:
+    quats = torch.randn(2, 3, 4, generator=generator).double()
+    source, target = se3.compose(gaussian.quat_to_rotation(quats), torch.ones(2, 3, 3).double())
+    assert align.cameras(source, target)[:3].isnan().all()
 
 
 def test_a_point_of_weight_zero_does_not_count(generator: torch.Generator) -> None:
@@ -282,3 +304,37 @@ def test_a_scale_is_a_motion_of_that_scale(generator: torch.Generator) -> None:
     motion = align.rescaling(source, 3 * source)
     torch.testing.assert_close(motion, torch.diag(torch.tensor([3.0, 3, 3, 1])).expand(2, 4, 4))
     assert align.rescaling(source, -source).isnan().all()
+
+
+def walk(views: int, generator: torch.Generator) -> torch.Tensor:
+    return random_cameras(views, generator, dtype=torch.float64, spread=0.5).c2w[0]
+
+
+def carry(c2w: torch.Tensor, similarity: torch.Tensor) -> torch.Tensor:
+    places = se3.transform(similarity, c2w[:, :3, 3])
+    turn = similarity[:3, :3] / se3.similarity_scale(similarity)
+    return se3.compose(turn @ c2w[:, :3, :3], places)
+
+
+def test_noise_of_the_axes_and_of_the_places_is_averaged(generator: torch.Generator) -> None:
+    source = walk(400, generator)
+    similarity = se3.exp(torch.randn(6, generator=generator).double())
+    noise = 0.1 * torch.randn(400, 6, generator=generator).double()
+    found = align.cameras(source, carry(source, similarity) @ se3.exp(noise))
+    assert (found - similarity)[:3, :3].abs().max() < 0.02
+    assert (found - similarity)[:3, 3].abs().max() < 0.02
+
+
+def test_the_scale_of_contradicting_places_is_positive(generator: torch.Generator) -> None:
+    source = walk(2, generator)
+    target = source.clone()
+    target[:, :3, 3] = -2 * source[:, :3, 3]  # walked the other way, by the same axes
+    assert se3.similarity_scale(align.cameras(source, target)) == pytest.approx(2)
+
+
+def test_a_scale_needs_two_places_in_both_sets(generator: torch.Generator) -> None:
+    source = walk(4, generator)
+    still = source.clone()
+    still[:, :3, 3] = torch.tensor([1.0, 2.0, 3.0])
+    for one, other in ((source, still), (still, source), (source[:1], source[:1])):
+        assert align.cameras(one, other).isnan().all()

@@ -22,6 +22,13 @@ def script(path: Path) -> ModuleType:
     return found
 
 
+def key_shapes(folder: Path, name: str) -> dict[str, list[int]]:
+    """The keys of a released file, and the shapes of their tensors."""
+    same = {"mvsplat-re10k-baseline-n200-256x256": "mvsplat-re10k"}
+    described = json.loads((folder / f"{same.get(name, name)}.keys.json").read_text())
+    return {key: shape for key, (shape, _) in described["keys"].items()}
+
+
 def checker(folder: Path) -> ModuleType:
     """The reference's check of whole encoders; cases that do not say so are of eval mode."""
 

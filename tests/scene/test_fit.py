@@ -17,6 +17,7 @@ from pmsplat.scene.fit import (
     fit_image,
     fit_K,
     flip,
+    restore_K,
     stretch,
     to_tensor,
 )
@@ -44,6 +45,26 @@ def test_equals_the_published_crop_bit_by_bit(shared: Path, size: tuple[int, int
     torch.testing.assert_close(
         got, torch.from_numpy(golden[f"crop/{size[0]}x{size[1]}/intrinsics"]), rtol=3e-7, atol=0
     )
+
+
+@pytest.mark.parametrize("photo", [(60, 90), (90, 60), (77, 77), (61, 130)])
+def test_intrinsics_go_back_to_the_whole_photo(
+    photo: tuple[int, int], generator: torch.Generator
+) -> None:
+    """A mark keeps its ray: where it is in the cut photo and in the whole one."""
+    size, (row, column) = (42, 56), (photo[0] // 2 + 5, photo[1] // 2 - 7)
+    picture = np.zeros((*photo, 3), np.uint8)
+    picture[row, column] = 255
+    seen = fit_image(picture, size)[..., 0].astype(float)
+    rows, columns = np.indices(size)
+    there = torch.tensor([((at + 0.5) * seen).sum() / seen.sum() for at in (columns, rows)])
+    there = there.float() / torch.tensor([size[1], size[0]])
+    here = torch.tensor([(column + 0.5) / photo[1], (row + 0.5) / photo[0]])
+    K = random_cameras(1, generator).K[0, 0]
+    whole = restore_K(K, photo, size)
+    rays = camera.directions(there, K), camera.directions(here, whole)
+    torch.testing.assert_close(*rays, atol=5e-3, rtol=0)
+    torch.testing.assert_close(fit_K(whole, photo, size), K)
 
 
 def test_field_of_view_is_the_published_one(shared: Path) -> None:

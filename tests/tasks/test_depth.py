@@ -29,6 +29,7 @@ from pmsplat.tasks.results.depth_files import read_confidence
 from pmsplat.types import Prediction, Views
 from pmsplat.view import figures
 from pmsplat.zoo.load import ZOO, save
+from tests.models.picking import Picking
 
 PHOTOS, SIZE, FOCAL = 7, (40, 60), 50.0
 WALL = 3.0  # where the wall stands, in nearest nears
@@ -177,6 +178,22 @@ def test_depth_is_exact_in_the_unit_of_the_input(
     assert report.baseline[0] >= step * 0.999 and report.range_source == "the file"
     assert (report.near, report.far) == pytest.approx((unit, 20 * unit))
     assert any(line.startswith("Photos do not match") for line in said)
+
+
+@pytest.mark.parametrize("views", [2, 3, 4])
+def test_every_photo_gets_its_depth_of_a_model_that_speaks_of_some_views(
+    tmp_path: Path, views: int
+) -> None:
+    """It is asked to speak of all, and lists them in an order of its own."""
+    source = write_walk(tmp_path / "walk")
+    network = Picking(Wall(), anchors=2)
+    summary = depth(source, network, tmp_path / "out", Options(views=views, device="cpu"))
+    for i, name in enumerate(summary.photos):
+        got = np.load(tmp_path / "out/depth" / f"{name.removesuffix('.png')}.npy")
+        np.testing.assert_allclose(got, wall_depth(i, 1.0), rtol=2e-5)
+    assert len(summary.photos) == PHOTOS
+    assert summary.report.geometric is not None and summary.report.geometric > 0.999
+    assert summary.report.views == views
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == [
         "cameras.json", "color", "depth", "metrics.json", "sheet.png"
     ]  # fmt: skip

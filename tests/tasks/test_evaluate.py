@@ -247,3 +247,61 @@ def test_an_encoder_in_memory_is_measured_too(root: Path, tmp_path: Path) -> Non
     found = evaluate(config.compose(as_folder(root)), model, tmp_path, replace(QUICK, limit=1))
     assert found.name == "DepthSplat" and len(found.model.rows) == 1
     assert json.loads((tmp_path / "results.json").read_text())["model"] == "DepthSplat"
+
+
+def test_budgets_are_measured_and_shown(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tiny(near=None), tmp_path / "ours.safetensors", "depthsplat")
+    command = ["evaluate", *as_folder(root), "--model", str(tmp_path / "ours.safetensors")]
+    command += ["--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*command, "--gaussians", "2000,500"]) == 0
+    means = json.loads((tmp_path / "out/results.json").read_text())["means"]
+    assert means["gaussians"] == 2 * 32 * 48
+    shown = capsys.readouterr().out
+    for count in (500, 2000):
+        assert f"{means[f'psnr_gaussians{count}']:.2f}" in shown
+    lines = [
+        line for line in shown.splitlines() if line.strip("│ ").startswith(("500", "2000", "3072"))
+    ]
+    assert len(lines) == 3 and f"{means['psnr']:.2f}" in lines[2]
+    header = (tmp_path / "out/scenes.csv").read_text().splitlines()[0]
+    assert "psnr_gaussians2000" in header and header.endswith("gaussians")
+    assert (tmp_path / "out/budgets.png").read_bytes()[:4] == b"\x89PNG"
+    # All of them is the same as no budget, and one more is too many.
+    assert main([*command, "--gaussians", "3072"]) == 0
+    means = json.loads((tmp_path / "out/results.json").read_text())["means"]
+    assert means["psnr_gaussians3072"] == means["psnr"]
+    capsys.readouterr()
+    for given, sentence in (
+        ("3073", "--gaussians 3073 for a scene of 3072 Gaussians"),
+        ("500,0", "--gaussians 0; wanted whole numbers of at least 1"),
+    ):
+        assert main([*command, "--gaussians", given]) == 2
+        assert sentence in capsys.readouterr().err.replace("\n", " ")
+    for given in ("some", "1e5", "500;20"):
+        with pytest.raises(SystemExit):
+            main([*command, "--gaussians", given])
+        wanted = f"{given!r}; wanted whole numbers with commas, such as 100000,50000"
+        assert wanted in capsys.readouterr().err.replace("\n", " ")
+    with pytest.raises(UserError, match=r"`gaussians=True`"):
+        Options(gaussians=(True,))
+
+
+def test_the_share_that_is_kept_is_in_the_results(root: Path, tmp_path: Path) -> None:
+    experiment = config.compose([*as_folder(root), "renderer.keep=0.5"])
+    options = replace(QUICK, gaussians=(100,))
+    found = evaluate(experiment, tiny(near=None), tmp_path, options)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["experiment"]["renderer"]["keep"] == 0.5
+    assert found.model.means["gaussians"] == 32 * 48
+
+
+def test_budgets_of_a_model_of_depth_alone_are_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="predicts depth alone"):
+        evaluate(
+            config.compose(as_folder(root)),
+            tiny(near=None, gaussians=False),
+            tmp_path,
+            replace(QUICK, gaussians=(100,)),
+        )

@@ -16,6 +16,7 @@ import pmsplat
 from pmsplat import cli
 from pmsplat.data import synthetic
 from pmsplat.errors import UserError
+from pmsplat.evaluate.depth import depth_metrics
 from pmsplat.io.video import read_frames
 from pmsplat.models import depthsplat
 from pmsplat.scene import PhotoOptions, open_scene
@@ -29,6 +30,7 @@ from pmsplat.view import figures
 from pmsplat.zoo.infer import reconstruct
 from pmsplat.zoo.load import save
 from pmsplat.zoo.trained import TrainedOn
+from tests.models.picking import Picking
 from tests.scenes import random_cameras
 
 CONFIG = depthsplat.Config(
@@ -127,6 +129,34 @@ def test_everything_is_written(model: depthsplat.DepthSplat, room: str, tmp_path
     assert cameras["scale"] == pytest.approx(0.5 / views.cameras.near.min().item())
     assert [frame["name"] for frame in cameras["frames"]] == [*context, *others]
     np.testing.assert_allclose(cameras["frames"][0]["c2w"], views.cameras.c2w[0, 0], rtol=1e-6)
+
+
+def test_a_model_that_speaks_of_some_views_leaves_depth_of_those(
+    model: depthsplat.DepthSplat, room: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    options = replace(QUICK, views=5, held_out=1)
+    network = Picking(model, anchors=3)
+    summary = predict(room, network, tmp_path / "out", options, tell=said.append)
+    assert len(summary.context) == 5
+    assert summary.anchors is not None and summary.anchors == summary.context[2:]
+    assert any("Gaussians of 3 of 5 views" in line for line in said)
+    scene = open_scene(room)
+    views = scene.views([scene.names.index(name) for name in summary.context], (48, 64))
+    found = reconstruct(model, views.at([4, 3, 2])).prediction
+    written = pmsplat.load_ply(tmp_path / "out/gaussians.ply")
+    assert torch.equal(written.means, found.gaussians[-1].means)
+    assert summary.gaussians == 3 * 48 * 64
+    for i, name in enumerate(summary.anchors):
+        depth = np.load(tmp_path / "out/depth" / f"{name}.npy")
+        assert np.array_equal(depth, found.depths[-1][0, 2 - i].numpy())
+    assert len(list((tmp_path / "out/depth").glob("*.npy"))) == 3
+    known = views.at([4, 3, 2]).depth
+    assert known is not None
+    assert summary.means["abs_rel"] == depth_metrics(found.depths[-1], known).abs_rel
+    assert summary.report.views == 5  # that the network saw
+    cameras = json.loads((tmp_path / "out/cameras.json").read_text())
+    assert len(cameras["frames"]) == 6
 
 
 def test_confidence_lies_beside_the_depth_and_in_a_column_if_one_wants(

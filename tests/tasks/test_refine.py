@@ -30,6 +30,8 @@ from pmsplat.tasks.refine._cloud import Cloud, Parameters
 from pmsplat.tasks.refine._fit import Fit, wait_for
 from pmsplat.tasks.refine._strategy import MCMC, Densify, Schedule
 from pmsplat.types import CLASSIC, MIP, Cameras, Gaussians, Screen, Views
+from tests.lab.encoder import Config, Encoder
+from tests.models.picking import Picking
 from tests.scenes import PARAMETERS, random_cameras, random_gaussians
 
 SIZE = (40, 52)
@@ -485,6 +487,21 @@ def test_from_a_prediction_and_from_a_file(room: str, tmp_path: Path) -> None:
         psnr(drawn.color, views.images).mean().item(), abs=0.01
     )
     assert onward.after.psnr > onward.before.psnr
+
+
+def test_every_photo_gets_gaussians_of_a_model_that_speaks_of_some_views() -> None:
+    """An encoder that looks at each view by itself gives the same, in whatever order it speaks."""
+    generator = torch.Generator().manual_seed(0)
+    views = Views(torch.rand(1, 7, 3, 16, 20, generator=generator), random_cameras(7, generator))
+    torch.manual_seed(0)
+    alone = Encoder(Config(levels=1)).eval()
+
+    def start(encoder: Encoder | Picking) -> torch.Tensor:
+        found = _start.from_prediction(encoder, views, 10**6, torch.Generator().manual_seed(0))
+        return found.means[0, found.means[0, :, 0].argsort()]
+
+    assert len(start(alone)) == 7 * 16 * 20
+    assert torch.equal(start(Picking(alone, anchors=2)), start(alone))
 
 
 def test_confidence_of_the_start_is_left_out_and_said(room: str, tmp_path: Path) -> None:

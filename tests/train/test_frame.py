@@ -13,7 +13,7 @@ from pmsplat.render import rasterize
 from pmsplat.train import loop
 from pmsplat.train.module import TrainingModule
 from pmsplat.train.settings import Component
-from tests.evaluate.test_per_step import SIZE, a_batch, align
+from tests.evaluate.test_series import SIZE, a_batch, align
 from tests.models.stepped import Stepped, stepped
 
 

@@ -103,3 +103,16 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="No space"):
         figures.contact_sheet([("a", [torch.ones(3, 4, 4)])], tmp_path / "s.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_curve_with_equal_ratios_has_equal_distances(tmp_path: Path) -> None:
+    """Marks of a flat line are where it is thickest."""
+    figures.draw_curve(
+        tmp_path / "curve.png", [(10, 5), (100, 5), (1000, 5)], ("x", "y"), "flat", log=True
+    )
+    pixels = np.asarray(Image.open(tmp_path / "curve.png").convert("RGB")).astype(int)
+    blue = pixels[..., 2] - pixels[..., 0] > 100
+    marks = np.flatnonzero(blue.sum(axis=0) >= blue.sum(axis=0).max() - 1)
+    groups = np.split(marks, np.flatnonzero(np.diff(marks) > 5) + 1)
+    first, middle, last = (group.mean() for group in groups)
+    assert abs((middle - first) - (last - middle)) <= 1 and last - first > 300

@@ -47,6 +47,21 @@ def test_on_a_cpu_it_is_the_encoder_to_the_bit(name: str, generator: torch.Gener
     assert model.training
 
 
+def test_anchors_are_passed_on(generator: torch.Generator) -> None:
+    model, given = tiny(anchors=2).eval(), views(generator, 5)
+    compiled = pmsplat.compile(model)
+    for anchors, count in ((None, 2), (3, 3), (9, 5)):
+        compiled(given, anchors=anchors)  # see above
+        found = compiled(given, anchors=anchors)
+        with torch.no_grad():
+            expected = model(given, anchors=anchors)
+        assert found.depths[-1].shape[1] == count
+        assert all(map(torch.equal, tensors(found), tensors(expected)))
+    assert pmsplat.infer(compiled, given, anchors=3).depths[-1].shape[1] == 3
+    with pytest.raises(UserError, match=r"anchors=3.*each view speaks for itself"):
+        pmsplat.compile(tiny())(given, anchors=3)
+
+
 def test_it_draws_what_the_encoder_predicts(generator: torch.Generator) -> None:
     model, given, cameras = tiny().eval(), views(generator), random_cameras(3, generator)
     compiled = pmsplat.compile(model, given, cameras, (20, 24))

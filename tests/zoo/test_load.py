@@ -1,4 +1,3 @@
-import json
 import math
 import os
 import re
@@ -17,6 +16,7 @@ from pmsplat.io import weights
 from pmsplat.models.depthsplat import Config, DepthSplat
 from pmsplat.zoo.convert import convert, names_of, official_keys
 from pmsplat.zoo.load import ZOO, open_model, save
+from tests.models.official import key_shapes
 
 TINY = Config(vit="none", width=32, planes=16, transformer_layers=2, head_width=16)
 
@@ -131,21 +131,21 @@ def on_meta(name: str) -> nn.Module:
         return registry.build("models", published.model, published.settings | {"published": True})
 
 
-def test_thirty_one_models_are_published() -> None:
-    assert len(ZOO) == 31
+def test_thirty_five_models_are_published() -> None:
+    assert len(ZOO) == 35
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_official_key_has_a_place_and_every_place_a_key(name: str, shared: Path) -> None:
-    keys = json.loads((shared / "reference" / f"{name}.keys.json").read_text())["keys"]
+    keys = key_shapes(shared / "reference", name)
     model = on_meta(name)
-    state = {key: torch.empty(shape, device="meta") for key, (shape, _) in keys.items()}
+    state = {key: torch.empty(shape, device="meta") for key, shape in keys.items()}
     found = convert(state, model)
     assert {k: v.shape for k, v in found.items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }
     counted = ("running_mean", "running_var", "num_batches_tracked")  # are no parameters
-    shapes = [shape for key, (shape, _) in keys.items() if not key.endswith(counted)]
+    shapes = [shape for key, shape in keys.items() if not key.endswith(counted)]
     count = sum(map(math.prod, shapes))
     assert count == sum(p.numel() for p in model.parameters()) == ZOO[name].parameters
     key = sorted(state)[len(state) // 2]

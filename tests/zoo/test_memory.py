@@ -43,6 +43,33 @@ def test_forecast_is_near_the_real_peak(generator: torch.Generator) -> None:
     assert 0.8 < forecast / (memory.OVERHEAD * watched.peak) < 1.5
 
 
+@pytest.mark.parametrize("asked", [None, 8])
+def test_forecast_of_a_model_that_gathers_views(
+    asked: int | None, generator: torch.Generator
+) -> None:
+    model = depthsplat.build(replace(TINY, anchors=2)).eval()
+    views = Views(torch.rand(1, 8, 3, 96, 128, generator=generator), random_cameras(8, generator))
+    with torch.no_grad(), Peak(model) as watched:
+        model(views, anchors=asked)
+    plan = Plan(8, (96, 128), 16, anchors=asked)
+    forecast = needed_bytes(model, plan, CPU)
+    assert 0.8 < forecast / (memory.OVERHEAD * watched.peak) < 1.6
+    whole = needed_bytes(depthsplat.build(TINY).eval(), plan, CPU) if asked is None else forecast
+    assert (forecast < 0.6 * whole) == (asked is None)
+
+
+def test_fewer_views_are_no_remedy_where_they_are_gathered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = depthsplat.build(replace(TINY, anchors=2)).eval()
+    plan = Plan(8, (256, 512), 16)
+    need = needed_bytes(model, plan, CPU)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(need / 2))
+    with pytest.raises(UserError) as caught:
+        memory.check(model, plan, CPU)
+    assert caught.value.remedy == "use `size=160x336`"
+
+
 def test_what_would_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = depthsplat.build(TINY).eval()
     plan = Plan(8, (256, 512), 16)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,13 @@ from torch import Tensor
 import pmsplat
 from pmsplat.errors import UserError
 from pmsplat.models.depthsplat import RELEASED, Config, DepthSplat
+from pmsplat.models.mvsplat import Config as MVSplatConfig
+from pmsplat.models.mvsplat import MVSplat
 from pmsplat.zoo._shapes import recognize_shapes
 from pmsplat.zoo.convert import names_of, official_keys
 from pmsplat.zoo.load import load
 from pmsplat.zoo.published import MARCH_2025, RESPLAT_FORMS, ZOO, Published, recognize_hash
+from tests.models.official import key_shapes
 
 NAME = "depthsplat-gs-small-re10k-256x256-view2"
 TINY = {"vit": "none", "width": 32, "planes": 16, "transformer_layers": 0, "head_width": 16}
@@ -26,6 +30,7 @@ ALIKE = [
      "resplat-depth-small-352x640"},
     {"depthsplat-depth-base-352x640-randview2-8", "depthsplat-depth-base"},
     {"depthsplat-gs-base-dl3dv-256x448", "pmloss", "ori_depthsplat_tuned"},
+    {"mvsplat-re10k", "mvsplat-re10k-baseline-n200-256x256"},
     {"resplat-base-dl3dv-256x448-view8", "resplat-base-dl3dv-256x448-view16",
      "resplat-base-dl3dv-256x448-view32", "resplat-base-dl3dv-512x960-view8",
      "resplat-base-dl3dv-540x960-view16"},
@@ -34,8 +39,7 @@ ALIKE = [
 
 def key_list(shared: Path, name: str) -> dict[str, Tensor]:
     """An official file of that name, without its numbers."""
-    described = json.loads((shared / "reference" / f"{name}.keys.json").read_text())
-    shapes = {key: shape for key, (shape, _) in described["keys"].items()}
+    shapes = key_shapes(shared / "reference", name)
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
@@ -63,6 +67,29 @@ def test_shapes_name_the_models_that_have_them(name: str, shared: Path) -> None:
     assert set(found.names) == alike
     kinds = {"mvsplat": "MVSplat", "resplat": "ReSplat"}
     assert found.text.startswith(kinds.get(ZOO[name].model, "DepthSplat"))
+
+
+def test_a_file_without_a_published_hash_is_known_by_its_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, settings = "mvsplat-re10k-zpressor-n200-256x256", {"width": 32, "anchors": 6}
+    monkeypatch.setitem(ZOO, name, replace(ZOO[name], settings=settings))
+    torch.manual_seed(0)
+    model = MVSplat(MVSplatConfig(width=32, anchors=6))
+    official = {}
+    for key, value in model.state_dict().items():
+        parts = official_keys(key, names_of(model))
+        official |= dict(zip(parts, value.chunk(len(parts)), strict=True))
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": official}, path)
+    found = pmsplat.load(path)
+    assert found.cfg.anchors == 6 and f"is taken for {name}" in caplog.text
+    for key, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[key], value), key
+    plain = {key: value for key, value in official.items() if "zipmatch" not in key}
+    torch.save({"state_dict": plain}, path)
+    with pytest.raises(UserError, match="name its model, mvsplat-re10k or mvsplat-re10k-baseline"):
+        pmsplat.load(path)
 
 
 def test_other_files_look_like_nothing() -> None:

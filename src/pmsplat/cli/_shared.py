@@ -83,6 +83,13 @@ def add_photos(parser: argparse.ArgumentParser) -> None:
         metavar="R,G,B",
         help="what is behind transparent photos, or a name: black, white (default: black)",
     )
+    parser.add_argument(
+        "--poses",
+        metavar="da3|vggt|colmap|auto",
+        help="what finds the cameras: a network (da3, da3-small or vggt) or pycolmap, also where "
+        "the input has some; auto: of photos without, the first network that can be had, else "
+        "pycolmap (default: the input's, else pycolmap)",
+    )
     lost = parser.add_mutually_exclusive_group()
     lost.add_argument(
         "--strict", action="store_true", help="stop where a photo or its camera cannot be used"
@@ -99,7 +106,8 @@ def photo_options(arguments: argparse.Namespace) -> "PhotoOptions":
     """What `add_photos` added."""
     from ..scene import PhotoOptions
 
-    return PhotoOptions(arguments.images, arguments.strict, arguments.background or (0.0, 0.0, 0.0))
+    background = arguments.background or (0.0, 0.0, 0.0)
+    return PhotoOptions(arguments.images, arguments.strict, background, arguments.poses)
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +143,15 @@ def indices(text: str) -> tuple[int, ...]:
     """0,5,9: numbers of photos, as an option has them."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers with commas, such as 0,5,9")
+    return tuple(int(part) for part in text.split(","))
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """100000,50000: how many of something, as an option has them."""
+    if not re.fullmatch(r"\d+(,\d+)*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; wanted whole numbers with commas, such as 100000,50000"
+        )
     return tuple(int(part) for part in text.split(","))
 
 

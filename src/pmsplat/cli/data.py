@@ -283,6 +283,7 @@ def _describe_scene(scene: "Scene") -> None:
     output().print(table)
     output().print(f"The photos are in the order of {scene.order}.")
     output().print(f"Near and far come from {scene.range_source}.")
+    output().print(f"Cameras: {scene.poses}.")
     if any(scene.origin):
         output().print("Positions count from " + ", ".join(map(repr, scene.origin)) + ".")
     for photo in scene.left_out:

@@ -2,7 +2,8 @@
 
 INPUT is a folder with cameras (transforms.json, COLMAP's sparse/0, the folders of capture apps and
 others: see docs/photos.md), a chunk of scenes (DATA/test:KEY), a video, or a folder of bare photos;
-the last two are posed by pycolmap first. `pmsplat data info INPUT` lists what is found there.
+the last two are posed first, by pycolmap or a network (--poses). `pmsplat data info INPUT` lists
+what is found there.
 
     pmsplat depth desk/ --model depthsplat-depth-small-352x640-randview2-8 --size 352x640 \\
         --output desk-depth/

@@ -2,7 +2,8 @@
 
 INPUT is a folder with cameras (transforms.json, COLMAP's sparse/0, the folders of capture apps and
 others: see docs/photos.md), a chunk of scenes (DATA/test:KEY), a video, or a folder of bare photos;
-the last two are posed by pycolmap first. `pmsplat data info INPUT` lists what is found there.
+the last two are posed first, by pycolmap or a network (--poses). `pmsplat data info INPUT` lists
+what is found there.
 
     pmsplat predict kitchen/ --model depthsplat-gs-small-re10k-256x256-view2 --size 256x256 \\
         --output kitchen-3d/

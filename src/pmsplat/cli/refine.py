@@ -2,7 +2,7 @@
 
 SCENE is a folder with cameras (transforms.json, COLMAP's sparse/0, the folders of capture apps and
 others: see docs/photos.md), a chunk of scenes (DATA/test:KEY), a video, or a folder of bare photos;
-the last two are posed by pycolmap first.
+the last two are posed first, by pycolmap or a network (--poses).
 
     pmsplat refine kitchen/ --output kitchen-3dgs/
     pmsplat refine kitchen/ --output kitchen-3dgs/ --init kitchen-3d/gaussians.ply

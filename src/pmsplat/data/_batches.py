@@ -206,7 +206,7 @@ def _join(parts: list[Views]) -> Views:
         raise UserError(
             f"examples of {sizes} in one batch",
             "one size and one number of views",
-            "use batch size 1, or the same number of views for every example",
+            "use batch size 1, or the same size and number of views for every example",
         )
     depth = None
     if any(views.depth is not None for views in parts):

@@ -83,7 +83,8 @@ class ChunkDataset:
         `step` is a shared-memory scalar that the trainer sets to its global step. To resume, `skip`
         is the number of examples consumed so far over all ranks and workers, `batch_size` that of
         the DataLoader (workers take turns by batches): then the sequence goes on as if it had never
-        stopped, with as many ranks and workers as before.
+        stopped, with as many ranks and workers as before. Where the number of context views is
+        random, all examples of a batch have the same.
         """
         return TrainingStream(self.split("train"), self.recipe, seed, step, skip, batch_size)
 
@@ -176,12 +177,13 @@ class TrainingStream(IterableDataset[Batch]):
     ) -> Batch:
         """The item's scene, or, where it cannot be used, the next in the order that can."""
         generator = _generator(self.seed, order.shard, item)
+        count = self._count_views(order.shard, item)
         reasons: Counter[str] = Counter()
         for chunk, key in order.following(item):
             try:
                 scene = loader.scene(chunk, key)
                 check(scene, self.recipe)
-                batch = self._batch(scene, self._frames(scene, generator), loader)
+                batch = self._batch(scene, self._frames(scene, generator, count), loader)
             except Unusable as reason:
                 reasons[str(reason)] += 1
                 continue
@@ -191,11 +193,20 @@ class TrainingStream(IterableDataset[Batch]):
             return batch
         raise no_usable_scene(self.split, reasons)
 
-    def _frames(self, scene: ChunkScene, generator: torch.Generator) -> Frames | Snapped:
+    def _count_views(self, shard: int, item: int) -> int | None:
+        """How many context views all examples of the item's batch have; None: it is alone in it."""
+        if self.batch_size == 1:
+            return None
+        batch = _generator(self.seed, shard, "batch", item // self.batch_size)
+        return self.recipe.sampler.count_views(batch)
+
+    def _frames(
+        self, scene: ChunkScene, generator: torch.Generator, count: int | None = None
+    ) -> Frames | Snapped:
         """Frames of an example; with a cache, drawn until a window of the teacher contains them."""
         cache = self.recipe.pointmaps
         for _ in range(DRAWS):
-            frames = self.recipe.sampler(scene.c2w[:, :3, 3], int(self.step), generator)
+            frames = self.recipe.sampler(scene.c2w[:, :3, 3], int(self.step), generator, count)
             if frames is None:
                 raise Unusable("too few frames for the gap")
             if cache is None:

@@ -27,11 +27,21 @@ class Frames:
 
 
 class Sampler(Protocol):
-    """Chooses frames of a scene from its camera centers; None where the scene is too short."""
+    """Chooses frames of a scene from its camera centers; None where the scene is too short.
+
+    `count_views` draws how many of them are context views, and a call takes that number, so that
+    all scenes of a batch can have the same; None: the call draws its own.
+    """
 
     def __call__(
-        self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
+        self,
+        centers: Float[Tensor, "frame 3"],
+        step: int,
+        generator: torch.Generator,
+        count: int | None = None,
     ) -> Frames | None: ...
+
+    def count_views(self, generator: torch.Generator) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -83,8 +93,13 @@ class Bounded:
         _check_targets(self.targets, self.extrapolate)
 
     def __call__(
-        self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
+        self,
+        centers: Float[Tensor, "frame 3"],
+        step: int,
+        generator: torch.Generator,
+        count: int | None = None,
     ) -> Frames | None:
+        assert count in (None, 2)
         ends = _ends(len(centers), self.gap.at(step), generator)
         if ends is None:
             return None
@@ -92,6 +107,9 @@ class Bounded:
         first, last = _reach(ends, self.extrapolate, len(centers))
         target = torch.randint(first, last + 1, (self.targets,), generator=generator)
         return Frames((left, right), tuple(target.tolist()))
+
+    def count_views(self, generator: torch.Generator) -> int:
+        return 2
 
 
 @dataclass(frozen=True)
@@ -128,10 +146,15 @@ class Spread:
         _check_targets(self.targets, self.extrapolate)
 
     def __call__(
-        self, centers: Float[Tensor, "frame 3"], step: int, generator: torch.Generator
+        self,
+        centers: Float[Tensor, "frame 3"],
+        step: int,
+        generator: torch.Generator,
+        count: int | None = None,
     ) -> Frames | None:
         fewest, most = self.views
-        views = _uniform(fewest, most, generator)
+        drawn = self.count_views(generator)  # in any case: what follows does not depend on it
+        views = drawn if count is None else count
         shrink = max(most // views, 1) if fewest < most else 1
         shortest, longest = self.gap.at(step)
         ends = _ends(
@@ -148,6 +171,16 @@ class Spread:
         order = torch.randperm(last - first + 1, generator=generator).tolist()
         repeated = [first + order[i % len(order)] for i in range(self.targets)]
         return Frames(tuple(context), tuple(sorted(repeated)))
+
+    def count_views(self, generator: torch.Generator) -> int:
+        return _uniform(*self.views, generator)
+
+
+def make_sampler(gap: Gap, views: tuple[int, int], targets: int, extrapolate: int) -> Sampler:
+    """The sampler of RealEstate10K where there are always two context views, else that of DL3DV."""
+    if views == (2, 2):
+        return Bounded(gap, targets, extrapolate)
+    return Spread(gap, views, targets, extrapolate)
 
 
 def farthest_points(points: Float[Tensor, "point 3"], count: int) -> list[int]:

@@ -27,7 +27,7 @@ class Config:
     near: float = 0.5
     far: float = 200.0
     views: list[int] = field(default_factory=lambda: [2, 6])
-    """Fewest and most context views of a training example; a range wants batch size 1."""
+    """Fewest and most context views of a training example; all of a batch have the same number."""
     target_views: int = 8
     extrapolate: int = 0
     """Frames before the first and after the last context view that may be targets as well."""

@@ -27,7 +27,7 @@ class Config:
     scale_near: bool = True
     """Scale every scene to the unit of the model (model.near), since each comes in its own."""
     views: list[int] = field(default_factory=lambda: [2, 2])
-    """Fewest and most context views of a training example; a range wants batch size 1."""
+    """Fewest and most context views of a training example; all of a batch have the same number."""
     target_views: int = 4
     extrapolate: int = 0
     """Frames before the first and after the last context view that may be targets as well."""

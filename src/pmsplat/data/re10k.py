@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ._batches import Recipe
 from ._dataset import ChunkDataset, pair
-from ._sampling import Bounded, Gap
+from ._sampling import Gap, make_sampler
 
 
 @dataclass
@@ -18,11 +18,13 @@ class Config:
     """Height and width; photos are scaled to cover it and cut around the center."""
     near: float = 0.5
     far: float = 100.0
+    views: list[int] = field(default_factory=lambda: [2, 2])
+    """Fewest and most context views of a training example; all of a batch have the same number."""
     target_views: int = 4
     extrapolate: int = 0
     """Frames before the first and after the last context view that may be targets as well."""
     min_gap: list[int] = field(default_factory=lambda: [25, 45])
-    """Fewest frames between the two context views: at the start, and after `gap_warm_up` steps."""
+    """Fewest frames from first to last context view: at the start, after `gap_warm_up` steps."""
     max_gap: list[int] = field(default_factory=lambda: [45, 135])
     """Most frames between them, likewise."""
     gap_warm_up: int = 30_000
@@ -36,8 +38,9 @@ def build(cfg: Config) -> ChunkDataset:
     """The dataset; files are looked for when a stream is asked for."""
     recipe = Recipe(
         size=pair(cfg.size, "size"),
-        sampler=Bounded(
+        sampler=make_sampler(
             gap=Gap(pair(cfg.min_gap, "min_gap"), pair(cfg.max_gap, "max_gap"), cfg.gap_warm_up),
+            views=pair(cfg.views, "views"),
             targets=cfg.target_views,
             extrapolate=cfg.extrapolate,
         ),

@@ -23,7 +23,7 @@ from . import _rooms
 from ._batches import Recipe
 from ._dataset import ChunkDataset, pair
 from ._index import make_index, write_index
-from ._sampling import Bounded, Gap
+from ._sampling import Gap, make_sampler
 
 _NOISE = 0.02  # standard deviation of the sensor noise in the photos, of full scale
 _DEPTH_SCALE = 2.0**-12  # metres of one count: 0.24 mm, up to 16 m
@@ -48,11 +48,13 @@ class Config:
     """Height and width."""
     seed: int = 0
     """Of the rooms."""
+    views: list[int] = field(default_factory=lambda: [2, 2])
+    """Fewest and most context views of a training example; all of a batch have the same number."""
     target_views: int = 2
     extrapolate: int = 0
     """Frames before the first and after the last context view that may be targets as well."""
     gap: list[int] = field(default_factory=lambda: [4, 8])
-    """Fewest and most frames between the two context views."""
+    """Fewest and most frames from the first to the last context view."""
     flip: float = 0.5
     """Probability that a training example is mirrored."""
 
@@ -66,16 +68,16 @@ def build(cfg: Config) -> ChunkDataset:
     shortest, longest = pair(cfg.gap, "gap")
     recipe = Recipe(
         size=pair(cfg.size, "size"),
-        sampler=Bounded(
+        sampler=make_sampler(
             gap=Gap((shortest, shortest), (longest, longest)),
+            views=pair(cfg.views, "views"),
             targets=cfg.target_views,
             extrapolate=cfg.extrapolate,
         ),
         flip=cfg.flip,
     )
-    return ChunkDataset(
-        cfg.root, recipe, cfg.index or str(Path(cfg.root) / _EVALUATION), prepare=partial(make, cfg)
-    )
+    index = cfg.index or str(_evaluation_index(cfg))
+    return ChunkDataset(cfg.root, recipe, index, prepare=partial(make, cfg))
 
 
 def make(cfg: Config) -> None:
@@ -88,13 +90,21 @@ def make(cfg: Config) -> None:
         check_folder(Path(cfg.root) / split)
     write(cfg.root, cfg.scenes, cfg.frames, size, cfg.seed, "train")
     write(cfg.root, cfg.test_scenes, cfg.frames, size, cfg.seed, "test")
-    path = Path(cfg.root) / _EVALUATION
+    path = _evaluation_index(cfg)
     if not path.is_file():
         keys = json.loads((Path(cfg.root) / "test" / INDEX).read_text())
         gap = min(cfg.gap[1], cfg.frames - 1)
         generator = torch.Generator().manual_seed(cfg.seed)
         targets = min(3, gap - 1)
-        write_index(path, make_index(dict.fromkeys(keys, cfg.frames), gap, 2, targets, generator))
+        views = max(2, min(cfg.views[1], gap + 1 - targets))
+        lengths = dict.fromkeys(keys, cfg.frames)
+        write_index(path, make_index(lengths, gap, views, targets, generator))
+
+
+def _evaluation_index(cfg: Config) -> Path:
+    """The index of as many context views as training has at the most."""
+    _, most = pair(cfg.views, "views")
+    return Path(cfg.root) / (_EVALUATION if most == 2 else f"evaluation_index_{most}_views.json")
 
 
 def write(

@@ -69,6 +69,8 @@ class NormalMetrics:
 def geometry_metrics(views: Views, prediction: Prediction) -> dict[str, float]:
     """Returns all metrics below by name; `views` and `prediction` must have depth.
 
+    `views` are those that the prediction speaks of (`Prediction.select`).
+
     The predicted cloud are the centres of the Gaussians if there is one per pixel, else the
     unprojected depth. Nothing is aligned. Metrics without counted pixels are left out; the result
     is empty if no true depth is known.

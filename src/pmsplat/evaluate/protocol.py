@@ -6,9 +6,9 @@ measured by the same code.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
@@ -20,18 +20,23 @@ from ..device import float32_products
 from ..errors import UserError
 from ..foundation import lpips as lpips_network
 from ..geometry.constants import constant
+from ..geometry.pruning import choose_opaque
 from ..render import rasterize
-from ..types import Batch, Cameras, Gaussians, Rendering, StepOutput
+from ..types import Batch, Cameras, Gaussians, Reduced, Rendering, StepOutput, Views
 from ..zoo.infer import model_frame
 from . import metrics
+from .budget import BUDGETS, COUNT, reduce_gaussians
 from .depth import depth_metrics
+from .fitted import GIVEN
 from .geometry import geometry_metrics
-from .per_step import name_steps
+from .series import STEPS
 from .timing import Stopwatch
 
 TARGETS_AT_ONCE = 16  # drawn together: bounds memory on indices with hundreds of targets
 
 Pipeline = Callable[[Batch], StepOutput]
+MakeGenerator = Callable[[torch.device], torch.Generator]
+Aim = Callable[[Gaussians, Views], Cameras]
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """All scenes, and what there is to say about them."""
+    """All scenes, what there is to say about them, and whose cameras were used (see `fitted`)."""
 
     rows: list[Row]
     notes: tuple[str, ...] = ()
+    protocol: str = GIVEN
 
     @property
     def means(self) -> dict[str, float]:
@@ -68,6 +74,10 @@ def pipeline(
     scale_near: bool = False,
     steps: int | None = None,
     all_levels: bool = False,
+    keep: float = 1.0,
+    generator: MakeGenerator | None = None,
+    budgets: Sequence[int] = (),
+    aim: Aim | None = None,
 ) -> Pipeline:
     """A model followed by a rasteriser: every level of the prediction drawn into the targets.
 
@@ -76,6 +86,12 @@ def pipeline(
     `scale_near`: scenes come in units of their own, so each is scaled to the unit of the model.
     What is predicted is brought back: lengths are measured in the unit of the scene. `steps` and
     `all_levels`: see `contracts.take_steps`.
+
+    `keep` is the share of each scene's Gaussians that is drawn, the most opaque; while the model
+    learns, `generator` makes what chooses some of the others too (see `choose_opaque`). Losses see
+    the whole prediction. `budgets`: the answer that is drawn is also reduced to so many Gaussians
+    each; UserError where it has fewer. `aim` moves the cameras of the targets before anything is
+    drawn, by the Gaussians of the answer and the photographs.
     """
     encode = take_steps(model, steps, all_levels)
 
@@ -86,17 +102,36 @@ def pipeline(
         behind = None if background is None else constant(tuple(background), batch.target.images)
         frame = model_frame(model, batch.context.cameras, scale=scale_near)
         seen = frame.to_model(batch)
-        cameras, size = seen.target.cameras, seen.target.size
         with timed("encode"):
             prediction = encode(seen.context)
-        earlier, answer = prediction.gaussians[:-1], prediction.gaussians[-1:]
-        drawn = [_draw(gaussians, cameras, size, backend, behind) for gaussians in earlier]
+            levels = [_prune(gaussians, keep, generator) for gaussians in prediction.gaussians]
+        cameras = seen.target.cameras
+        if aim is not None and levels:
+            with timed("aim"):
+                cameras = aim(levels[-1], seen.target)
+
+        def draw(gaussians: Gaussians) -> Rendering:
+            return _draw(gaussians, cameras, seen.target.size, backend, behind)
+
+        drawn = [draw(gaussians) for gaussians in levels[:-1]]
         with timed("render"):
-            drawn += [_draw(gaussians, cameras, size, backend, behind) for gaussians in answer]
+            drawn += [draw(gaussians) for gaussians in levels[-1:]]
         renderings = tuple(frame.to_scene(rendering) for rendering in drawn)
-        return StepOutput(batch, frame.to_scene(prediction), renderings)
+        reduced = []
+        for budget in budgets if levels else ():
+            rendering = frame.to_scene(draw(reduce_gaussians(levels[-1], budget)))
+            reduced.append(Reduced(budget, levels[-1].means.shape[1], rendering))
+        return StepOutput(batch, frame.to_scene(prediction), renderings, reduced=tuple(reduced))
 
     return run
+
+
+def _prune(gaussians: Gaussians, keep: float, generator: MakeGenerator | None) -> Gaussians:
+    """The share of them that is drawn."""
+    if keep == 1:
+        return gaussians
+    draws = None if generator is None else generator(gaussians.means.device)
+    return gaussians.take(choose_opaque(gaussians.opacities, keep, draws))
 
 
 def _draw(
@@ -131,6 +166,7 @@ def evaluate(
     on_row: Callable[[Row], None] | None = None,
     geometry: bool = False,
     each_step: bool = False,
+    known: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Result:
     """Measures `run` on one batch (of one scene) after the other.
 
@@ -138,14 +174,18 @@ def evaluate(
     once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
     rmse and delta1 of the context depth where prediction and data both have one, and with
     `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
-    encoder and after each (see `per_step`). A network is put into eval mode by its owner.
-    `on_row` sees each scene as it is done. UserError where there is no scene, or
-    nothing to measure in any, and for `geometry` where the data has no depth.
+    `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
+    encoder and after each, and of the answer with fewer Gaussians where `run` has budgets (see
+    `budget`). A network is put into eval mode by its owner. `known` are more values of the scenes,
+    by name, which it may get as they come. `on_row` sees each scene as it is done. UserError where
+    there is no scene, or nothing to measure in any, and for `geometry` where the data has no depth.
     """
     rows = []
     network = None if lpips is None else lpips.to(device)
     for batch in batches:
-        rows.append(measure(run(batch.to(device)), network, geometry, each_step))
+        row = measure(run(batch.to(device)), network, geometry, each_step)
+        more = {} if known is None else known.get(row.scene, {})
+        rows.append(replace(row, values={**row.values, **more}))
         if on_row:
             on_row(rows[-1])
     if not rows:
@@ -177,7 +217,10 @@ def measure(
     if each_step:
         levels = [_image_values(one, batch, lpips) for one in step.renderings[:-1]]
         levels += [values] if step.renderings else []
-        values |= name_steps(levels)
+        values |= STEPS.names(dict(enumerate(levels)))
+    if step.reduced:
+        reduced = {r.budget: _image_values(r.rendering, batch, lpips) for r in step.reduced}
+        values |= BUDGETS.names(reduced) | {COUNT: step.reduced[0].of}
     if geometry:
         values |= _geometry_values(step)
     return Row(batch.scene[0], batch.target.images.shape[1], values)
@@ -205,7 +248,7 @@ def _image_values(
 
 def _depth_values(step: StepOutput) -> dict[str, float]:
     """Of the answer's depth of the context views, where the data knows any of it."""
-    known = step.batch.context.depth
+    known = step.context.depth
     if known is None or not step.prediction.depths:
         return {}
     depth = depth_metrics(step.prediction.depths[-1], known)
@@ -216,7 +259,7 @@ def _depth_values(step: StepOutput) -> dict[str, float]:
 
 def _geometry_values(step: StepOutput) -> dict[str, float]:
     """Of the answer's surface, where it has one; UserError where the data has none."""
-    context = step.batch.context
+    context = step.context
     if context.depth is None:
         raise UserError(
             f"no true depth in scene {step.batch.scene[0]!r} to measure geometry by",

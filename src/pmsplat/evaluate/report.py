@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..errors import UserError
 from ..io.files import write_text
 from .protocol import Result, Row
 
@@ -43,6 +44,13 @@ GEOMETRY = {
     "flying": ("flying ↓", 3),
     "edge_points": ("", 0),
 }
+POSES = {
+    "rotation_deg": ("rotation, deg ↓", 2),
+    "translation_deg": ("translation, deg ↓", 2),
+    "auc_5": ("AUC@5 ↑", 3),
+    "auc_10": ("AUC@10 ↑", 3),
+    "auc_20": ("AUC@20 ↑", 3),
+}
 Columns = Mapping[str, tuple[str, int]]
 MANY = 8  # most metrics that a table has as columns
 
@@ -52,8 +60,15 @@ def table(results: Mapping[str, Result], title: str = "", columns: Columns = COL
 
     With more than MANY metrics, lines and columns are exchanged, so that the table fits a terminal.
     Methods without any of the metrics are left out (a copied photo has no geometry), unless this
-    would leave none.
+    would leave none. Raises UserError for results of several protocols.
     """
+    protocols = sorted({result.protocol for result in results.values()})
+    if len(protocols) > 1:
+        raise UserError(
+            f"results of the protocols {' and '.join(protocols)} for one table",
+            "results whose cameras come from the same place, as their numbers do not compare",
+            "draw a table for each",
+        )
     # Choose metrics and methods.
     found = {name for result in results.values() for name in result.means}
     names = [name for name, (heading, _) in columns.items() if heading and name in found]

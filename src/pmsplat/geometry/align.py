@@ -68,6 +68,39 @@ def umeyama(
     return torch.where(defined[..., None, None], similarity, torch.nan).to(dtype)
 
 
+def cameras(
+    source: Float[Tensor, "*#batch view 4 4"], target: Float[Tensor, "*#batch view 4 4"]
+) -> Float[Tensor, "*_ 4 4"]:
+    """Returns the similarity [sR t] that takes cameras (c2w) to others of the same views.
+
+    The rotation has the least squared error of the axes of the cameras (rad) and of their places
+    (in root mean squares of the distances from their middle): two cameras, whose places leave a
+    turn about their line open, or many on a line have a unique one. The scale is the ratio of those
+    distances (Horn), which is positive, also where the places contradict each other. NaN where it
+    is undefined: cameras of a set at one place (their spread is below UNDEFINED of their distance
+    from the origin).
+    """
+    dtype = torch.promote_types(source.dtype, target.dtype)
+    source, target = source.double(), target.double()
+    x, y = source[..., :3, 3], target[..., :3, 3]
+    middle_x, middle_y = x.mean(dim=-2, keepdim=True), y.mean(dim=-2, keepdim=True)
+    spread_x, spread_y = _spread(x - middle_x), _spread(y - middle_y)
+    apart = (spread_x > UNDEFINED * _spread(x)) & (spread_y > UNDEFINED * _spread(y))
+    axes = torch.einsum("...vij,...vkj->...ik", target[..., :3, :3], source[..., :3, :3])
+    places = torch.einsum("...vi,...vk->...ik", y - middle_y, x - middle_x)
+    unit = torch.where(apart, spread_x * spread_y, 1)[..., None, None]
+    rotation = nearest_rotation(axes + places / unit)
+    linear = (spread_y / torch.where(apart, spread_x, 1))[..., None, None] * rotation
+    translation = middle_y - middle_x @ linear.transpose(-1, -2)
+    similarity = se3.compose(linear, translation[..., 0, :])
+    return torch.where(apart[..., None, None], similarity, torch.nan).to(dtype)
+
+
+def _spread(places: Float[Tensor, "*batch view 3"]) -> Float[Tensor, "*batch"]:
+    """Returns the root mean square of lengths."""
+    return places.square().sum(dim=-1).mean(dim=-1).sqrt()
+
+
 def scaling(
     source: Float[Tensor, "*#batch point 3"],
     target: Float[Tensor, "*#batch point 3"],

@@ -10,6 +10,7 @@ from .constants import constant
 from .products import einsum, matmul
 
 LAST_ROW = (0.0, 0.0, 0.0, 1.0)  # of every motion
+SMALL = 2.5e-3  # squared angle (rad²) up to which four terms of a series are exact in float64
 
 
 def compose(
@@ -25,6 +26,37 @@ def invert(motion: Float[Tensor, "*#batch 4 4"]) -> Float[Tensor, "*_ 4 4"]:
     """Returns the inverse of a rigid motion; its rotation must be orthonormal."""
     rotation = motion[..., :3, :3].transpose(-1, -2)
     return compose(rotation, -einsum("...ij,...j->...i", rotation, motion[..., :3, 3]))
+
+
+def exp(twist: Float[Tensor, "*#batch 6"]) -> Float[Tensor, "*_ 4 4"]:
+    """Returns the motion of a twist: a translation (3), then a rotation vector (3, radians).
+
+    It is the end of the screw that starts with these velocities (Solà et al., "A micro Lie theory
+    for state estimation in robotics", 2018): 0 is no motion, and the rotation is about the origin.
+    Differentiable everywhere, also at 0.
+    """
+    translation, rotation = twist.split(3, dim=-1)
+    squared = rotation.square().sum(dim=-1)[..., None, None]
+    tiny = squared < SMALL
+    t = torch.where(tiny, squared, 0)
+    angle = torch.where(tiny, 1, squared).sqrt()
+    # sin a / a, (1 - cos a) / a² and (a - sin a) / a³
+    first = 1 - t / 6 * (1 - t / 20 * (1 - t / 42))
+    second = 0.5 - t / 24 * (1 - t / 30 * (1 - t / 56))
+    third = 1 / 6 - t / 120 * (1 - t / 42 * (1 - t / 72))
+    sine = angle.sin() / angle
+    first = torch.where(tiny, first, sine)
+    second = torch.where(tiny, second, 0.5 * ((angle / 2).sin() / (angle / 2)).square())
+    third = torch.where(tiny, third, (1 - sine) / angle.square())
+    x, y, z = rotation.unbind(dim=-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    eye = torch.eye(3, device=twist.device, dtype=twist.dtype)
+    twice = matmul(cross, cross)
+    spread = eye + second * cross + third * twice
+    return compose(
+        eye + first * cross + second * twice, einsum("...ij,...j->...i", spread, translation)
+    )
 
 
 def transform(

@@ -16,7 +16,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,6 +85,11 @@ def use(rules: Rules) -> Iterator[None]:
         yield
     finally:
         _CHOSEN.reset(token)
+
+
+def without_transforms() -> AbstractContextManager[object]:
+    """The rules that are followed here, but for Winograd's convolutions, which round more."""
+    return use(current().without("winograd"))
 
 
 def on_cpu(x: Tensor, weight: Tensor) -> bool:

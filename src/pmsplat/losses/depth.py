@@ -53,14 +53,15 @@ def build(cfg: Config) -> Loss:
 
 
 def known_depth(step: StepOutput, loss: str) -> Float[Tensor, "batch view height width"]:
-    """The known depth of the context views, 0 = none; UserError where the data has none at all."""
-    if step.batch.context.depth is None:
+    """The known depth of the views that were predicted, 0 = none; UserError without any."""
+    known = step.context.depth
+    if known is None:
         raise UserError(
             f"loss.{loss} on a dataset without depth",
             "data that brings it",
             f"choose other data, or drop the loss: ~loss.{loss}",
         )
-    return step.batch.context.depth
+    return known
 
 
 def _mean(error: Float[Tensor, "*shape"], counts: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..geometry import align, camera, se3
 from ..geometry.neighbors import FARTHEST
 from ..kernels import alignment, neighbors
-from ..types import Cameras, Pointmap, StepOutput
+from ..types import Cameras, Pointmap, Prediction, StepOutput, Views
 
 WANTS = {POINTMAP}
 ALIGNMENTS = ("similarity", "scale")
@@ -94,7 +94,7 @@ def build(cfg: Config) -> Loss:
     def pointmap(step: StepOutput) -> Partial | None:
         if step.levels_left and not cfg.coarse:
             return None
-        context = step.batch.context
+        context = step.context
         if context.pointmap is None:
             raise UserError(
                 "loss.pointmap on data without a teacher's pointmaps",
@@ -102,7 +102,9 @@ def build(cfg: Config) -> Loss:
                 "choose one (teacher=vggt) and run it once (`pmsplat teacher cache` with the same "
                 "settings), or drop the loss: ~loss.pointmap",
             )
-        values, defined = compare(_points(step), context.pointmap, cfg, context.cameras)
+        values, defined = compare(
+            _points(step.prediction, context), context.pointmap, cfg, context.cameras
+        )
         return Partial(values.mean(), (~defined).sum())
 
     return pointmap
@@ -286,13 +288,12 @@ def trusted_pixels(
     return mask
 
 
-def _points(step: StepOutput) -> Float[Tensor, "batch view height width 3"]:
-    """The predicted point of every context pixel."""
-    context = step.batch.context
-    if not step.prediction.gaussians:
+def _points(prediction: Prediction, context: Views) -> Float[Tensor, "batch view height width 3"]:
+    """The predicted point of every pixel of the context views that the prediction speaks of."""
+    if not prediction.gaussians:
         cameras = context.cameras
-        return camera.unproject_depth(step.prediction.depths[-1], cameras.c2w, cameras.K)
-    means = step.prediction.gaussians[-1].means
+        return camera.unproject_depth(prediction.depths[-1], cameras.c2w, cameras.K)
+    means = prediction.gaussians[-1].means
     batch, views, _, height, width = context.images.shape
     if means.shape[1] != views * height * width:
         raise UserError(

@@ -33,7 +33,7 @@ def build(cfg: Config) -> Loss:
     def smoothness(step: StepOutput) -> Float[Tensor, ""] | None:
         if step.depth is None:
             return None
-        images = step.batch.context.images
+        images = step.context.images
         inverse = 1 / step.depth.to(images.dtype)
         relative = inverse / (inverse.mean(dim=(-2, -1), keepdim=True) + SMALL)
         return _unevenness(relative, images, -1) + _unevenness(relative, images, -2)

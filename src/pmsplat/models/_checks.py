@@ -15,6 +15,10 @@ SIZES = {  # two planes are the ends of the range of depth
     "sh_degree": whole(0),
 }
 ABOVE_ZERO = number(open_low=True)
+ANCHORS = Rule(  # one alone has no other to be matched with
+    lambda value: type(value) is int and (value == 0 or value >= 2),
+    "0, or a whole number of at least 2",
+)
 
 
 def check_sizes(config: Any, more: Mapping[str, Rule]) -> None:

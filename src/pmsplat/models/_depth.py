@@ -17,14 +17,15 @@ from ..foundation.imagenet import MEAN, STD
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
 from ..nn import cost_volume
+from ..nn.anchors import Anchors, Compress, maps_of
 from ..nn.cnn import CNN
 from ..nn.dpt import DPT
 from ..nn.maps import BorderConv, pieces, resize
-from ..nn.multiview import MultiViewTransformer, windows_per_axis
+from ..nn.multiview import MultiViewTransformer, add_position, windows_per_axis
 from ..nn.unet import zeroed
 from ..registry import check_settings, whole
 from ..types import Cameras
-from ._checks import check_choice, check_width
+from ._checks import ANCHORS, check_choice, check_width
 from ._deviations import Deviations
 
 FINE_PLANES = 32  # hypotheses of the second scale, half a coarse step apart
@@ -73,6 +74,7 @@ class Layout:
     depth_space: str = "inverse"  # in which depth is searched and corrected: inverse, log
     windows: str = "2x2"  # of the transformer; by_width: 4x4 above 96 columns, 8x8 above 192
     vit_limit: int = 0  # the ViT sees images with a longer side of at most this; 0: no limit
+    anchors: int = 0  # views in which all are gathered; 0: each view speaks for itself
     taps: bool = False  # keep the ViT's maps as they are: `Features.taps`
 
     @classmethod
@@ -85,7 +87,7 @@ class Layout:
         layout = cls(**settings | fixed)
         for name, valid in CHOICES.items():
             check_choice(name, getattr(layout, name), valid)
-        check_settings(layout, {"vit_limit": whole(0)}, "model.")
+        check_settings(layout, {"vit_limit": whole(0), "anchors": ANCHORS}, "model.")
         check_width(layout.width, layout.scales, 16)
         return layout
 
@@ -222,6 +224,7 @@ class DepthNetwork(nn.Module):
             "std", torch.tensor(STD, device="cpu")[:, None, None], persistent=False
         )
         self.cnn = CNN(layout.cnn_widths, layout.cnn_strides)
+        self.compress = Compress(width, attention) if layout.anchors else None
         self.transformer = MultiViewTransformer(
             width,
             layout.transformer_layers,
@@ -256,12 +259,17 @@ class DepthNetwork(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "batch view 3 height width"],
+        images: Float[Tensor, "batch given 3 height width"],
         cameras: Cameras,
         others: Int[Tensor, "batch view other"],
+        anchors: Anchors | None = None,
     ) -> DepthEstimate:
-        """`others[b, v]` lists the views that view v is matched with."""
-        batch, views, _, height, width = images.shape
+        """`others[b, v]` lists the views that view v is matched with.
+
+        With `anchors`, images are those of all views, cameras and others those of the anchors, of
+        which the estimate speaks.
+        """
+        (batch, views), (height, width) = others.shape[:2], images.shape[-2:]
         deviations, space = self.layout.deviations, SPACES[self.layout.depth_space]
         step = self.layout.multiple_at(width)
         if height % step or width % step:
@@ -272,7 +280,7 @@ class DepthNetwork(nn.Module):
             )
         # Features of every view, each informed by the views it is matched with.
         normalized = ((images - self.mean) / self.std).flatten(0, 1)
-        features = self._features(normalized, others)
+        features = self._features(normalized, others, anchors)
         near, far = cameras.near.flatten().float(), cameras.far.flatten().float()
         whole = cost_volume.full_range(near, far, self.layout.planes, space)
 
@@ -296,8 +304,9 @@ class DepthNetwork(nn.Module):
 
         # Refine the finest estimate at full size.
         low = matches[-1].value[:, None]
+        parts = pieces(normalized[: batch * views])
         residual = torch.cat(
-            [self._residual(features.of(part), low[part], height) for part in pieces(normalized)]
+            [self._residual(features.of(part), low[part], height) for part in parts]
         )
         refined = (resize(low, (height, width)) + residual)[:, 0]
         depth = space.to_depth(whole.hold(refined, hard_clamp=deviations.hard_clamp))
@@ -308,9 +317,18 @@ class DepthNetwork(nn.Module):
         maps = self.refine(features.vit, features.before(height), features.after(height, low))
         return self.residual(maps).float()
 
-    def _features(self, images: Tensor, others: Tensor) -> Features:
-        cnn = self.cnn(images.to(self.cnn.stem.weight.dtype))
-        coarse = cnn[-1].unflatten(0, (len(others), -1))
+    def _features(self, images: Tensor, others: Tensor, anchors: Anchors | None) -> Features:
+        batch, typed = len(others), images.to(self.cnn.stem.weight.dtype)
+        if anchors is None:
+            cnn = self.cnn(typed)
+            coarse = add_position(cnn[-1].unflatten(0, (batch, -1)))
+        else:
+            assert self.compress is not None
+            maps = maps_of(self.cnn, typed, anchors)
+            seen = (
+                add_position(x.unflatten(0, (batch, -1))) for x in (maps.own[-1], maps.supports)
+            )
+            coarse, cnn, images = self.compress(*seen, anchors.owner), maps.own, anchors.own(images)
         matched = [self.transformer(coarse, others).flatten(0, 1)]
         if self.matched_pyramid is not None:
             matched.append(self.matched_pyramid(matched[0]))
@@ -331,6 +349,11 @@ class DepthEncoder(nn.Module):
 
     cfg: Any
     depth: DepthNetwork
+
+    @property
+    def anchors(self) -> int:
+        """In how many views it gathers all, at most; 0: each view speaks for itself."""
+        return self.cfg.anchors
 
     @property
     def near(self) -> float | None:

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..contracts import count_steps
+from ..contracts import count_anchors, count_steps
 from ..errors import UserError
 from ..kernels.neighbors import k_nearest_in_windows, k_nearest_of_sane
 from ..nn.cost_volume import nearest_others
@@ -58,22 +58,37 @@ class Stepped(nn.Module):
         """The update wants the world to be that of the middle context view."""
         return "given" if self.update is None else "middle"
 
-    def forward(
-        self, views: Views, steps: int | None = None, all_levels: bool = False
-    ) -> Prediction:
-        """What it predicts after so many updates; None: as many as its settings say.
+    @property
+    def anchors(self) -> int:
+        """In how many views the initial model gathers all, at most, where the caller may choose;
+        0: each view speaks for itself."""
+        return 0
 
-        Raises UserError for fewer than two views, and for updates of a model without them.
+    def forward(
+        self,
+        views: Views,
+        steps: int | None = None,
+        all_levels: bool = False,
+        anchors: int | None = None,
+    ) -> Prediction:
+        """What it predicts after so many updates, gathering all views in so many `anchors`; None:
+        as its settings say. The update looks at the views of which the initial model speaks.
+
+        Raises UserError for fewer than two views, and for updates or anchors of a model without.
         """
-        count = count_steps(steps, self.steps)
-        predict = partial(self._predict, steps=count, all_levels=all_levels or self.training)
+        predict = partial(
+            self._predict,
+            steps=count_steps(steps, self.steps),
+            all_levels=all_levels or self.training,
+            anchors=count_anchors(anchors, self.anchors),
+        )
         return predict_padded(predict, views, self.multiple_at(views.size[1]))
 
     def draw(self, gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> Rendering:
         """The pictures of its Gaussians that an update looks at."""
         return rasterize(gaussians, cameras, size)
 
-    def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
+    def _predict(self, views: Views, steps: int, all_levels: bool, anchors: int) -> Prediction:
         """For views of a size that needs no padding."""
         raise NotImplementedError
 

@@ -6,14 +6,16 @@ Xu et al., "DepthSplat: Connecting Gaussian Splatting and Depth", CVPR 2025 (the
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..contracts import Conditioned
+from ..contracts import Conditioned, count_anchors
 from ..kernels.convolution import Conv2d
+from ..nn.anchors import Anchors
 from ..nn.maps import join, pieces, set_memory_format
 from ..registry import whole
 from ..types import Prediction, Views
@@ -48,6 +50,7 @@ class Config:
     windows: str = "2x2"  # of its attention; by_width: more of them in wide maps (see `_depth`)
     vit_limit: int = 0  # the ViT sees images with a longer side of at most this; 0: no limit
     neighbors: int = 2  # views that each view is matched with, where there are more than three
+    anchors: int = 0  # views in which the features of all are gathered (`nn.anchors`); 0: off
     gaussians: bool = True  # False: depth only
     head_width: int = 64
     sh_degree: int = 2
@@ -114,8 +117,13 @@ class DepthSplat(DepthEncoder):
         """Whether it predicts Gaussians, not depth alone."""
         return self.cfg.gaussians
 
-    def forward(self, views: Views) -> Prediction:
-        return predict_padded(self._predict, views, self.multiple_at(views.size[1]))
+    def forward(self, views: Views, anchors: int | None = None) -> Prediction:
+        """What it predicts; `anchors`: in how many views it gathers all, None: as its settings say.
+
+        Raises UserError for fewer than two views, and for anchors of a model without them.
+        """
+        predict = partial(self._predict, anchors=count_anchors(anchors, self.anchors))
+        return predict_padded(predict, views, self.multiple_at(views.size[1]))
 
     def others(self, c2w: Float[Tensor, "batch view 4 4"]) -> Int[Tensor, "batch view other"]:
         """Which views each view is matched with."""
@@ -133,34 +141,49 @@ class DepthSplat(DepthEncoder):
     def predict_with_condition(self, views: Views) -> Conditioned:
         """The prediction, and what its last layers read; for sizes that need no padding."""
         assert self.head is not None  # as `draws` says
-        estimate, depth = self._estimate(views)
-        maps = list(self.head.maps(views.images, depth.depths[-1], estimate))
-        raw = self.head.numbers(maps).unflatten(0, views.images.shape[:2])
-        return Conditioned(self._place(raw, depth, views), torch.cat(maps))
+        seen = self._match(views, self.anchors)
+        images = seen.views.images
+        maps = list(self.head.maps(images, seen.depth.depths[-1], seen.estimate))
+        raw = self.head.numbers(maps).unflatten(0, images.shape[:2])
+        return Conditioned(self._place(raw, seen), torch.cat(maps))
 
-    def _predict(self, views: Views) -> Prediction:
-        estimate, depth = self._estimate(views)
+    def _predict(self, views: Views, anchors: int) -> Prediction:
+        seen = self._match(views, anchors)
         if self.head is None:
-            return depth
-        raw = self.head(views.images, depth.depths[-1], estimate)
-        return self._place(raw, depth, views)
+            return seen.depth
+        raw = self.head(seen.views.images, seen.depth.depths[-1], seen.estimate)
+        return self._place(raw, seen)
 
-    def _estimate(self, views: Views) -> tuple[DepthEstimate, Prediction]:
-        """What the depth network says, and the depth of every level, still without Gaussians."""
-        estimate = self.depth(views.images, views.cameras, self.others(views.cameras.c2w))
+    def _match(self, views: Views, anchors: int) -> "Matched":
+        """What the depth network says of the views, or of so many anchors among them."""
+        chosen = Anchors.of(views.cameras.c2w, anchors) if anchors else None
+        seen = views if chosen is None else chosen.views(views)
+        others = self.others(seen.cameras.c2w)
+        estimate = self.depth(views.images, seen.cameras, others, chosen)
         coarse = self.coarse(estimate) if self.training else ()
         confidence = estimate.confidence(views.size)[:, 0].unflatten(0, estimate.depth.shape[:2])
-        return estimate, Prediction((*coarse, estimate.depth), (), confidence)
+        index = None if chosen is None else chosen.index
+        depth = Prediction((*coarse, estimate.depth), (), confidence, index)
+        return Matched(seen, estimate, depth)
 
     def _place(
         self,
         raw: Float[Tensor, "batch view channel height width"],
-        depth: Prediction,
-        views: Views,
+        seen: "Matched",
     ) -> Prediction:
         """The prediction with the Gaussians that its numbers describe."""
-        levels = gaussians_at(raw, depth.depths, views.images, views.cameras, self.rules)
-        return replace(depth, gaussians=levels)
+        images, cameras = seen.views.images, seen.views.cameras
+        levels = gaussians_at(raw, seen.depth.depths, images, cameras, self.rules)
+        return replace(seen.depth, gaussians=levels)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What the depth network says, and the views that it speaks of."""
+
+    views: Views
+    estimate: DepthEstimate
+    depth: Prediction  # of every level, without Gaussians
 
 
 class Head(PixelHead):

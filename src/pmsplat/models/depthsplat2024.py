@@ -45,6 +45,7 @@ class Config:
     width: int = 128  # channels of the matched features
     transformer_layers: int = 6
     neighbors: int = 0  # nearest views that each view is matched with; 0: all others
+    anchors: int = 0  # views in which the features of all are gathered (`nn.anchors`); 0: off
     gaussians: bool = True  # False: depth only
     features: int = 64  # channels of the full-size features that the Gaussians are made from
     unet_width: int = 16  # of the U-Net that makes them, at full size

@@ -4,8 +4,8 @@ Chen et al., "MVSplat: Efficient 3D Gaussian Splatting from Sparse Multi-View Im
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,18 +13,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from ..contracts import Conditioned
+from ..contracts import Conditioned, count_anchors
 from ..foundation.imagenet import MEAN, STD
 from ..kernels import cpu_rules
 from ..kernels.attention import BACKENDS
 from ..kernels.convolution import Conv2d
+from ..nn.anchors import Anchors, Compress, maps_of
 from ..nn.cnn import CNN
 from ..nn.cost_volume import Regressor, all_others, cost_volume, full_range
 from ..nn.maps import ChannelsFirst, for_convolutions, join, pieces, resize
-from ..nn.multiview import MultiViewTransformer
+from ..nn.multiview import MultiViewTransformer, add_position
 from ..nn.unet import GroupNorm, UNet
 from ..types import Prediction, Views
-from ._checks import check_choice, check_sizes, check_width
+from ._checks import ANCHORS, check_choice, check_sizes, check_width
 from ._deviations import Deviations, expand_published
 from ._head import Rules, channels, gaussians_at
 from ._padding import predict_padded
@@ -41,6 +42,7 @@ class Config:
     planes: int = 128  # depth hypotheses
     width: int = 128  # channels of the matched features
     transformer_layers: int = 6
+    anchors: int = 0  # views in which the features of all are gathered (`nn.anchors`); 0: off
     sh_degree: int = 4
     near: float | None = 1.0
     """Nearest depth of the scenes it learns from, in its own unit of length, to which other scenes
@@ -50,22 +52,16 @@ class Config:
     """Faults of the released networks to reproduce; `published=true` sets all that they had."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, {})
+        check_sizes(self, {"anchors": ANCHORS})
         check_width(self.width, 1, 4)
         check_choice("attention", self.attention, BACKENDS)
 
 
-def _exact() -> AbstractContextManager[object]:
-    """Convolutions without transforms.
-
-    Its depth is so sensitive to rounding that their error exceeds the tolerance of the official
-    outputs: 2.5 times, on three views of 64x96.
-    """
-    return cpu_rules.use(cpu_rules.current().without("winograd"))
-
-
 class MVSplat(ChannelsFirst):
     """The encoder: any number of views from two, of any size (`predict_padded`).
+
+    Its convolutions are computed without transforms: its depth is so sensitive to rounding that the
+    error of those exceeds the tolerance of the official outputs, 2.5 times on three views of 64x96.
 
     With `deviations.along_ray`, depth is z in the sweep but a distance along the ray where the
     Gaussians are placed, as its released weights were trained; what is returned is the former.
@@ -90,6 +86,7 @@ class MVSplat(ChannelsFirst):
             buffer = torch.tensor(value, device="cpu")[:, None, None]
             self.register_buffer(name, buffer, persistent=False)
         self.cnn = CNN((width // 2, width * 3 // 4, width), (1, 2, 1))
+        self.compress = Compress(width, cfg.attention) if cfg.anchors else None
         self.transformer = MultiViewTransformer(
             width,
             cfg.transformer_layers,
@@ -123,31 +120,53 @@ class MVSplat(ChannelsFirst):
         """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
         return self.cfg.near
 
-    def forward(self, views: Views) -> Prediction:
-        return predict_padded(self._predict, views, self.multiple)
+    @property
+    def anchors(self) -> int:
+        """In how many views it gathers all, at most; 0: each view speaks for itself."""
+        return self.cfg.anchors
+
+    def forward(self, views: Views, anchors: int | None = None) -> Prediction:
+        """What it predicts; `anchors`: in how many views it gathers all, None: as its settings say.
+
+        Raises UserError for fewer than two views, and for anchors of a model without them.
+        """
+        predict = partial(self._predict, anchors=count_anchors(anchors, self.anchors))
+        return predict_padded(predict, views, self.multiple)
 
     def predict_with_condition(self, views: Views) -> Conditioned:
         """The prediction, and what its last layers read; for sizes that need no padding."""
-        with _exact():
-            matched = self._match(views)
+        with cpu_rules.without_transforms():
+            matched = self._match(views, self.anchors)
             maps = list(matched.maps())
-            return Conditioned(self._place(matched, maps, views), torch.cat(maps))
+            return Conditioned(self._place(matched, maps), torch.cat(maps))
 
-    def _predict(self, views: Views) -> Prediction:
-        with _exact():
-            matched = self._match(views)
-            return self._place(matched, matched.maps(), views)
+    def _predict(self, views: Views, anchors: int) -> Prediction:
+        with cpu_rules.without_transforms():
+            matched = self._match(views, anchors)
+            return self._place(matched, matched.maps())
 
-    def _match(self, views: Views) -> "Matched":
-        """Depth, and the features that Gaussians are made from."""
-        images, cameras, deviations = views.images, views.cameras, self.cfg.deviations
-        batch, count = images.shape[:2]
-        flat = images.flatten(0, 1)
-        # Features of every view, informed by all others.
-        normalized = (flat - self.mean) / self.std
-        cnn = self.cnn(normalized.to(self.cnn.stem.weight.dtype))[-1]
-        others = all_others(cameras.c2w)
-        matched = self.transformer(cnn.unflatten(0, (batch, count)), others)
+    def _match(self, views: Views, anchors: int) -> "Matched":
+        """Depth, and the features that Gaussians are made from, of the views or of anchors."""
+        batch, deviations = len(views.images), self.cfg.deviations
+        # Features of every view, informed by those that it gathers, then by all others.
+        normalized = (views.images.flatten(0, 1) - self.mean) / self.std
+        typed, index = normalized.to(self.cnn.stem.weight.dtype), None
+        if anchors:
+            assert self.compress is not None
+            chosen = Anchors.of(views.cameras.c2w, anchors)
+            found, index, views = (
+                maps_of(self.cnn, typed, chosen),
+                chosen.index,
+                chosen.views(views),
+            )
+            seen = (x.unflatten(0, (batch, -1)) for x in (found.own[-1], found.supports))
+            cnn = for_convolutions(self.compress(*seen, chosen.owner).flatten(0, 1))
+        else:
+            cnn = self.cnn(typed)[-1]
+        cameras, flat = views.cameras, views.images.flatten(0, 1)
+        maps, others = cnn.unflatten(0, (batch, -1)), all_others(cameras.c2w)
+        count = maps.shape[1]
+        matched = self.transformer(add_position(maps), others)
 
         # Match them over the whole range of depth.
         whole = full_range(
@@ -174,32 +193,34 @@ class MVSplat(ChannelsFirst):
         inv_depth = whole.hold(coarse[:, 0] + correction[:, 0], hard_clamp=deviations.hard_clamp)
         depth = (1 / inv_depth).unflatten(0, (batch, count))
         sure = confidence[:, 0].unflatten(0, (batch, count))
-        return Matched(depth, sure, correction[:, 1:], x, flat, features)
+        known = Prediction((depth,), (), sure, index)
+        return Matched(views, known, correction[:, 1:], x, features)
 
-    def _place(self, matched: "Matched", maps: Iterable[Tensor], views: Views) -> Prediction:
+    def _place(self, matched: "Matched", maps: Iterable[Tensor]) -> Prediction:
         """The Gaussians that its last layers make of `maps`."""
         raw = torch.cat(list(map(self.out, maps)))
         numbers = torch.cat([matched.opacity, raw.float()], dim=1)
-        numbers, depths = numbers.unflatten(0, views.images.shape[:2]), (matched.depth,)
-        levels = gaussians_at(numbers, depths, views.images, views.cameras, self.rules)
-        return Prediction(depths, levels, matched.confidence)
+        depth, views = matched.depth, matched.views
+        numbers = numbers.unflatten(0, views.images.shape[:2])
+        levels = gaussians_at(numbers, depth.depths, views.images, views.cameras, self.rules)
+        return replace(depth, gaussians=levels)
 
 
 @dataclass(frozen=True)
 class Matched:
     """What is known of every pixel once the views are matched."""
 
-    depth: Float[Tensor, "batch view height width"]
-    confidence: Float[Tensor, "batch view height width"]
+    views: Views
+    depth: Prediction  # without Gaussians
     opacity: Float[Tensor, "n 1 height width"]  # before its sigmoid
     x: Float[Tensor, "n _ height width"]
-    images: Float[Tensor, "n 3 height width"]
     features: Float[Tensor, "n _ height width"]
 
     def maps(self) -> Iterator[Float[Tensor, "n channel height width"]]:
         """What the last layers read, of some images after others."""
-        for p in pieces(self.images):
-            yield join([self.x[p], self.images[p], self.features[p]])
+        images = self.views.images.flatten(0, 1)
+        for p in pieces(images):
+            yield join([self.x[p], images[p], self.features[p]])
 
 
 def upgrade(settings: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..contracts import Conditioned
+from ..nn.anchors import Anchors
 from ..nn.maps import resize, set_memory_format
 from ..nn.points import to_maps
 from ..registry import check_settings, whole
@@ -39,6 +40,7 @@ class Config:
     planes: int = 128  # depth hypotheses
     width: int = 128  # channels of the matched features
     transformer_layers: int = 6
+    anchors: int = 0  # views in which the features of all are gathered (`nn.anchors`); 0: off
     half_depth: bool = False  # depth and features are those of images of half the size
     latent: int = 4  # a point stands for a block of 2x2 or 4x4 pixels
     gaussians_per_point: int = 1  # 1, 4 or 16: the pixels of a grid that is finer so many times
@@ -120,8 +122,8 @@ class ReSplat(DepthEncoder, Stepped):
 
     def predict_with_condition(self, views: Views) -> Conditioned:
         """The initial model's prediction and features of points, for sizes without padding."""
-        initial = self._initial(views)
-        first = (self._in_world(initial.splats, views),)
+        initial = self._initial(views, self.anchors)
+        first = (self._in_world(initial),)
         return Conditioned(replace(initial.prediction, gaussians=first), initial.condition)
 
     @property
@@ -133,24 +135,29 @@ class ReSplat(DepthEncoder, Stepped):
         seen = -(-width // self._halving)
         return self.layout.multiple_at(seen) * self._halving
 
-    def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
+    def _predict(self, views: Views, steps: int, all_levels: bool, anchors: int) -> Prediction:
         # Where no parameter of the initial model learns, it keeps nothing for gradients.
         parts = (self.depth, self.points, self.head)
         learns = any(weight.requires_grad for part in parts for weight in part.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            initial = self._initial(views)
+            initial = self._initial(views, anchors)
         levels: tuple[Gaussians, ...] = ()
         if all_levels or not steps:
-            levels = (self._in_world(initial.splats, views),)
+            levels = (self._in_world(initial),)
         if steps:
-            start = initial.splats, initial.condition
-            levels += self._updated(*start, views, RESPLAT, steps, all_levels)
+            start = initial.splats, initial.condition, initial.views
+            levels += self._updated(*start, RESPLAT, steps, all_levels)
         return replace(initial.prediction, gaussians=levels)
 
-    def _initial(self, views: Views) -> "Initial":
-        """The initial model: depth, features of points, and their Gaussians."""
+    def _initial(self, views: Views, anchors: int) -> "Initial":
+        """The initial model: depth, features of points, and their Gaussians, of the views or of so
+        many anchors among them."""
+        chosen = Anchors.of(views.cameras.c2w, anchors) if anchors else None
+        everything = views.images
+        if chosen is not None:
+            views = chosen.views(views)
         images, cameras, count = views.images, views.cameras, views.images.shape[1]
-        estimate = self._estimate(images, cameras)
+        estimate = self._estimate(everything, cameras, chosen)
         depth = estimate.depth.flatten(0, 1)[:, None]
         rows, columns = self.points.grid(images)
         z = resize(depth, (rows, columns))
@@ -161,25 +168,31 @@ class ReSplat(DepthEncoder, Stepped):
         x = self.points(described, table, count, rows)
         splats = _initial.splats_at(self.head(x, count, rows), depth, views, self.cfg.scale_max)
         whole = resize(depth, views.size)[:, 0].unflatten(0, images.shape[:2])
-        return Initial(Prediction((whole,), (), confidence), to_maps(x, count, rows), splats)
+        index = None if chosen is None else chosen.index
+        depth = Prediction((whole,), (), confidence, index)
+        return Initial(views, depth, to_maps(x, count, rows), splats)
 
     def _estimate(
-        self, images: Float[Tensor, "batch view 3 height width"], cameras: Cameras
+        self,
+        images: Float[Tensor, "batch view 3 height width"],
+        cameras: Cameras,
+        chosen: Anchors | None,
     ) -> DepthEstimate:
         """What the depth network says, of images of half the size where the settings want that."""
         if self.cfg.half_depth:
             half = images.shape[-2] // self._halving, images.shape[-1] // self._halving
             images = resize(images.flatten(0, 1), half).unflatten(0, images.shape[:2])
-        return self.depth(images, cameras, choose_others(cameras.c2w, MATCHED))
+        return self.depth(images, cameras, choose_others(cameras.c2w, MATCHED), chosen)
 
-    def _in_world(self, splats: Splats, views: Views) -> Gaussians:
-        return splats.in_world(views.cameras.c2w, RESPLAT)
+    def _in_world(self, initial: "Initial") -> Gaussians:
+        return initial.splats.in_world(initial.views.cameras.c2w, RESPLAT)
 
 
 @dataclass(frozen=True)
 class Initial:
-    """What the initial model says of some views."""
+    """What the initial model says, and the views that it speaks of."""
 
+    views: Views
     prediction: Prediction  # depth alone
     condition: Float[Tensor, "n channel rows columns"]  # features of points, view after view
     splats: Splats

@@ -101,13 +101,14 @@ class Updated(Stepped):
         self.base.eval()
         return self
 
-    def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
+    def _predict(self, views: Views, steps: int, all_levels: bool, anchors: int) -> Prediction:
         base = cast(ConditionedEncoder, self.base)  # as __init__ checked
         with torch.no_grad():
             found = base.predict_with_condition(views)
         (first,) = found.prediction.gaussians
         if not steps:
             return found.prediction
+        views = found.prediction.select(views)
         splats = Splats.of(first, views.cameras.c2w)
         later = self._updated(splats, found.condition, views, first.rules, steps, all_levels)
         return replace(found.prediction, gaussians=(first, *later) if all_levels else later)

@@ -113,6 +113,16 @@ def shift_mask(
     return apart.to(torch.float32) * APART
 
 
+def add_position(
+    features: Float[Tensor, "*batch channel height width"],
+) -> Float[Tensor, "*batch channel height width"]:
+    """Maps with `sine_position` added: where a pixel stands inside its window of 2x2, however many
+    windows the transformer cuts them into, as published."""
+    channels, height, width = features.shape[-3:]
+    position = _position(height, width, channels, features.dtype, features.device)
+    return features + position.t().unflatten(1, (height, width))
+
+
 @keep_results
 def _position(
     height: int, width: int, channels: int, dtype: torch.dtype, device: torch.device
@@ -240,8 +250,8 @@ class Layer(nn.Module):
 class MultiViewTransformer(nn.Module):
     """Feature maps of all views -> the same maps, each informed by the `others` it attends to.
 
-    `others[b, v]` lists the views that view v looks at. Height and width must be multiples of
-    `windows_per_axis(width, wide)`; positions are always those of 2x2 windows, as published.
+    The maps have their positions (`add_position`). `others[b, v]` lists the views that view v looks
+    at. Height and width must be multiples of `windows_per_axis(width, wide)`.
     `mask_by_view`: see `shift_mask`; it acts where there is more than one other view.
     """
 
@@ -267,7 +277,6 @@ class MultiViewTransformer(nn.Module):
         batch, views, channels, height, width = features.shape
         dtype, device = compute_dtype(features), features.device
         x = features.flatten(0, 1).permute(0, 2, 3, 1).flatten(1, 2)
-        x = x + _position(height, width, channels, features.dtype, device)
         splits = windows_per_axis(width, self.wide)
         masks = (
             _mask(height, width, splits, 1, False, dtype, device),

@@ -12,7 +12,7 @@ import operator
 import pkgutil
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import ModuleType
 
 import torch
@@ -20,9 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
+from ..geometry import products, se3
 from ..registry import suggest
 from ..types import CLASSIC, Cameras, DrawingRules, Gaussians, Rendering
-from ._projection import Blend
+from ._moved import carry_into_cameras
+from ._projection import Blend, finite
 
 # By kind of device, in the order in which "auto" looks for one that can draw
 FAST = {"cpu": ("cpu",), "cuda": ("triton", "gsplat")}
@@ -71,7 +73,7 @@ def rasterize(
 
     Args:
         gaussians: world space, several scenes of equal count; any count, also 0.
-        cameras: any number of targets per scene. They get no gradient.
+        cameras: any number of targets per scene. They get no gradient (see `rasterize_moved`).
         size: (height, width) in pixels.
         backend: "reference" (plain torch, any device and dtype), "cpu" (numba; deterministic to the
             bit for any number of threads; do not call it in a forked DataLoader worker), "triton"
@@ -131,6 +133,40 @@ def rasterize(
             screen=drawn.screen if "screen" in extras else None,
         )
         return rendering if place == device else rendering.to(device)
+
+
+def rasterize_moved(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    twists: Float[Tensor, "batch target 6"],
+    size: tuple[int, int],
+    backend: str = "auto",
+    background: Float[Tensor, "3"] | Float[Tensor, "batch 3"] | Sequence[float] | None = None,
+    sh_degree: int | None = None,
+    rules: DrawingRules | None = None,
+) -> Rendering:
+    """Draws as `rasterize` through cameras that were moved, with gradients to the motions.
+
+    Each camera moves in its own axes by its twist: c2w · exp(twist), a translation in scene units
+    and a rotation vector in radians (`geometry.se3.exp`). Any backend does this, as the Gaussians
+    are carried into the axes of each camera: that takes 14 numbers for each Gaussian and target, so
+    draw as many targets together as fit into memory. Arguments, errors, and what is returned are
+    those of `rasterize`; gradients flow to twists and Gaussians.
+    """
+    size, background = _size(size), _background(background, gaussians.means)
+    _check(gaussians, cameras, background, None, sh_degree, ())
+    _shape("twists", twists, (*cameras.near.shape, 6))
+    targets = twists.shape[1]
+    if background is not None and background.ndim == 2:
+        background = background.repeat_interleave(targets, dim=0)
+    with torch.autocast(gaussians.means.device.type, enabled=False):
+        dtype = torch.float64 if gaussians.means.dtype == torch.float64 else torch.float32
+        cameras = cameras.detach().to(dtype)
+        c2w = products.matmul(cameras.c2w, se3.exp(twists.to(dtype)))
+        whole, _ = finite(gaussians.to(dtype), None)
+        seen, at_rest = carry_into_cameras(whole, replace(cameras, c2w=c2w), sh_degree)
+        drawn = rasterize(seen, at_rest, size, backend, background, rules=rules)
+    return drawn.map(lambda tensor: tensor.view(-1, targets, *tensor.shape[2:]))
 
 
 def backends() -> list[str]:

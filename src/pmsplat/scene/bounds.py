@@ -33,6 +33,7 @@ class RangeSource(StrEnum):
     SENSOR = "sensor depth"
     CAMERAS = "a guess from the cameras"
     MODEL = "the model"
+    NETWORK = "the depth of the network that found the cameras"
 
 
 @dataclass(frozen=True)

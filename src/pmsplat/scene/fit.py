@@ -73,6 +73,17 @@ def fit_K(
     return crop_K(K, covering_size(before, size), size, exact)
 
 
+def restore_K(
+    K: Float[Tensor, "*batch 3 3"], before: Size, size: Size
+) -> Float[Tensor, "*batch 3 3"]:
+    """Normalised intrinsics of whole photos of size `before`, from those of what `fit_image` cut
+    out of them at `size`: the inverse of `fit_K`.
+    """
+    covering = covering_size(before, size)
+    top, left = center_window(covering, size)
+    return camera.crop_K(K, size, (-top, -left), covering)
+
+
 def crop_K(
     K: Float[Tensor, "*batch 3 3"], before: Size, size: Size, exact: bool = True
 ) -> Float[Tensor, "*batch 3 3"]:

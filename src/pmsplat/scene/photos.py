@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..geometry.origin import local_origin
 from ..io import depth_maps, images
 from ..io.cameras import re10k
-from ..io.cameras.survey import LeftOut, Lens, Shot, Survey
+from ..io.cameras.survey import GIVEN, LeftOut, Lens, Shot, Survey
 from ..io.chunks import ChunkScene
 from ..types import NO_OFFSET, Cameras, Origin, Views, as_triple
 from .bounds import RangeSource, ranges
@@ -111,7 +111,7 @@ class Scene:
     its unit is that of the model which sees it (`zoo.infer.fill_range`), and it is not `ranged`.
     `origin`: where the zero of cameras and points lies in the world of the camera file. `left_out`:
     photos that it names and that cannot be used. `order`: what the order of the photos, that of the
-    capture, went by.
+    capture, went by. `poses`: what found the cameras: "file", "colmap", or a network.
     """
 
     name: str
@@ -122,6 +122,7 @@ class Scene:
     origin: Origin = NO_OFFSET
     left_out: tuple[LeftOut, ...] = ()
     order: str = "the file"
+    poses: str = GIVEN
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -266,6 +267,7 @@ def make_scene(name: str, survey: Survey, photos: Sequence[Photo]) -> Scene:
         origin=(x, y, z),
         left_out=survey.left_out,
         order=survey.order,
+        poses=survey.poses,
     )
 
 

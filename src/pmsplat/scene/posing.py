@@ -49,6 +49,17 @@ def pose_photos(photos: list[Path], cache: Path, tell: Callable[[str], None]) ->
     `tell` gets a sentence before the work begins. Raises UserError for panoramas, where pycolmap is
     missing, or where it registers fewer than half of the photos.
     """
+    refuse_panoramas(photos, tell)
+
+    def collect(folder: Path) -> None:
+        for photo in photos:
+            copy_upright(photo, folder)
+
+    return _pose(photos[0].parent, photos, cache, collect, tell)
+
+
+def refuse_panoramas(photos: list[Path], tell: Callable[[str], None]) -> None:
+    """Raises UserError for panoramas; `tell` gets a sentence about photos of their shape."""
     sizes = [images.image_size(photo) for photo in photos]
     spherical = next((photo for photo in photos if images.is_panorama(photo)), None)
     if spherical is not None:
@@ -58,12 +69,6 @@ def pose_photos(photos: list[Path], cache: Path, tell: Callable[[str], None]) ->
             f"The photos of {photos[0].parent} are twice as wide as high, as panoramas are. If "
             "they are some, they cannot be posed like this: cut them into perspective views."
         )
-
-    def collect(folder: Path) -> None:
-        for photo in photos:
-            copy_upright(photo, folder)
-
-    return _pose(photos[0].parent, photos, cache, collect, tell)
 
 
 def copy_upright(photo: Path, folder: Path) -> None:
@@ -79,10 +84,28 @@ def pose_video(path: Path, cache: Path, tell: Callable[[str], None]) -> Path:
     """A COLMAP folder of frames spread over a video, in `cache`; the rest as `pose_photos`."""
 
     def collect(folder: Path) -> None:
-        for i, frame in enumerate(video.read_frames(path, _VIDEO_FRAMES)):
-            (folder / f"{i:04d}.jpg").write_bytes(images.encode_image(frame, "jpeg"))
+        _write_frames(path, folder)
 
     return _pose(path, [path], cache, collect, tell)
+
+
+def spread_frames(path: Path, cache: Path) -> Path:
+    """A folder of the same frames of a video, without cameras, in `cache`."""
+    done = cache / f"{_fingerprint([path])}-frames"
+    if not done.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".frames-", dir=cache) as working:
+            folder = Path(working) / "frames"
+            folder.mkdir()
+            _write_frames(path, folder)
+            if not done.exists():
+                os.replace(folder, done)
+    return done
+
+
+def _write_frames(path: Path, folder: Path) -> None:
+    for i, frame in enumerate(video.read_frames(path, _VIDEO_FRAMES)):
+        (folder / f"{i:04d}.jpg").write_bytes(images.encode_image(frame, "jpeg"))
 
 
 def _pose(
@@ -100,7 +123,8 @@ def _pose(
         raise UserError(
             f"{place} has no camera file, and pycolmap, which would pose it, is not installed",
             "transforms.json, cameras.json or a COLMAP model in sparse/0",
-            'pose the photos, or install it: `pip install "pmsplat[pose]"`',
+            'pose the photos, or install it: `pip install "pmsplat[pose]"`; or choose a network '
+            "that finds cameras: `poses=da3`",
         )
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".posing-", dir=cache) as working:

@@ -82,7 +82,10 @@ def predict_fused(
         shown=shown,
         depth=depth[None],
         confidence=torch.stack(sure)[None] if len(sure) == len(shown) else None,
-        passes=[examine(views.at(list(part.views)), part.depth.float()) for part in parts],
+        passes=[
+            examine(views.at(list(part.views)), part.depth.float(), len(group.views))
+            for part, group in zip(parts, groups, strict=True)
+        ],
     )
 
 

@@ -112,7 +112,7 @@ def _claim_folder(folder: Path, experiment: Experiment) -> Path:
 
 def _build_pipeline(model: nn.Module, experiment: Experiment) -> protocol.Pipeline:
     renderer = experiment.renderer
-    return protocol.pipeline(model.eval(), renderer.name, renderer.background)
+    return protocol.pipeline(model.eval(), renderer.name, renderer.background, keep=renderer.keep)
 
 
 @torch.no_grad()
@@ -137,7 +137,8 @@ def _draw_scenes(
 
 def _first_depth(step: StepOutput) -> list[Tensor]:
     """The depth of the first context view, if there is any."""
-    return [depth[0, 0] for depth in step.prediction.depths[-1:]]
+    order = step.prediction.indices(step.batch.context)
+    return [depth[0, order.index(0)] for depth in step.prediction.depths[-1:] if 0 in order]
 
 
 def _write_tables(outcome: Outcome) -> None:

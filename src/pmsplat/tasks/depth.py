@@ -82,7 +82,7 @@ def depth(
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene, group its photos and load the model
-        scene = open_scene(source, chosen.photos, tell=tell)
+        scene = open_scene(source, chosen.photos, tell=tell, device=device)
         size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)
@@ -95,7 +95,8 @@ def depth(
         at_once = max(len(group.views) for group in groups)
         traits = encoder_traits(encoder)
         steps = None if traits.steps is None else 0  # they change Gaussians alone
-        memory.check(encoder, memory.Plan(at_once, size, traits.multiple, steps), device)
+        anchors = at_once if traits.anchors else None  # so that every photo gets depth
+        memory.check(encoder, memory.Plan(at_once, size, traits.multiple, steps, anchors), device)
         predictor = as_graph(encoder, chosen.graph, device)
         tell(f"Predicting on {device}.")
         # Predict group by group; numbers go to disk at once
@@ -110,21 +111,31 @@ def depth(
         passes: list[Pass] = []
         for group in track(groups, "predicting depth", len(groups)):
             views = scene.views(group.views, size)
-            predicted = predict_views(predictor, views, device, shown, steps)
+            predicted = predict_views(predictor, views, device, shown, steps, anchors)
             found = predicted.depths[-1].float().cpu()
-            sure = predicted.confidence
-            for at, i in enumerate(group.views):
+            sure, order = predicted.confidence, predicted.indices(views)
+            for row, at in enumerate(order):
+                i = group.views[at]
                 if i in group.fresh:
                     stem = stems[photos.index(i)]
                     if sure is not None:
-                        write_confidence(folder, stem, sure[0, at])
-                    maps[i] = depth_results.write_map(folder, views.at([at]), found[0, at], i, stem)
-            passes.append(examine(views, found))
+                        write_confidence(folder, stem, sure[0, row])
+                    one = views.at([at])
+                    maps[i] = depth_results.write_map(folder, one, found[0, row], i, stem)
+            passes.append(examine(views.at(order), found))
         # Write the results, with one scale for all pictures
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         named = chosen.context is not None
         given = Given(
-            len(scene), size, scale, scene.range_source, learned, scene.left_out, named, middle
+            len(scene),
+            size,
+            scale,
+            scene.range_source,
+            learned,
+            scene.left_out,
+            named,
+            middle,
+            scene.poses,
         )
         report = make_report(passes, given)
         summary = depth_results.write_results(

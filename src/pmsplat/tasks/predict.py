@@ -102,7 +102,7 @@ def predict(
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene and load the model
-        scene = open_scene(source, chosen.photos, tell=tell)
+        scene = open_scene(source, chosen.photos, tell=tell, device=device)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         traits = encoder_traits(encoder)
@@ -121,7 +121,7 @@ def predict(
             tell(sentence)
         at_once, several = max(len(group.views) for group in groups), len(groups) > 1
         kept = len(context) if several else 0
-        plan = memory.Plan(at_once, size, traits.multiple, chosen.steps, kept)
+        plan = memory.Plan(at_once, size, traits.multiple, chosen.steps, kept=kept)
         memory.check(encoder, plan, device)
         # Predict group by group, and fuse
         middle = middle_depth(encoder, scene.cameras.at(context)) if scene.ranged else None
@@ -129,7 +129,10 @@ def predict(
         scene = replace(scene, cameras=cameras)
         views = scene.views(context, size)
         taken = "" if traits.steps is None else f", with {steps} steps of its update"
-        tell(f"Predicting depth and Gaussians of {len(context)} views on {device}{taken}.")
+        said = f"{len(context)} views"
+        if 0 < traits.anchors < at_once:
+            said = f"{traits.anchors} of {at_once} views" + " of each group" * several
+        tell(f"Predicting depth and Gaussians of {said} on {device}{taken}.")
         how = chosen.fuse or HOW[0]
         fusing = Fusing(how, chosen.gaussians, chosen.fuse is not None, chosen.confidence)
         found = predict_fused(encoder, views, groups, fusing, device, chosen.steps, track)
@@ -149,11 +152,13 @@ def predict(
             scene.left_out,
             chosen.context is not None,
             middle,
+            scene.poses,
             at_once="group" if several else "views",
         )
         report = make_report(found.passes, given)
         result = prediction.Result(
-            context=views.at(found.shown),
+            context=views,
+            shown=tuple(found.shown),
             held_out=scene.views(others, size) if others else None,
             depth=found.depth,
             confidence=found.confidence,

@@ -234,13 +234,15 @@ def row_of(step: StepOutput) -> tuple[str, list[Tensor]]:
     """Returns a scene's label and pictures.
 
     These are all context views, the first target with its rendering, and depth maps in colour: the
-    known and the predicted depth of the first context view, the rendered depth of the first target.
-    Those that do not exist are left out. All depth maps have the colour range of the first.
+    known and the predicted depth of the first view that is predicted, the rendered depth of the
+    first target. Those that do not exist are left out. All depth maps have the colour range of the
+    first.
     """
     context, target = step.batch.context, step.batch.target
     names, images, depths = ["context"], [*context.images[0]], {}
-    if context.depth is not None:
-        depths["known depth"] = context.depth
+    known = step.context.depth
+    if known is not None:
+        depths["known depth"] = known
     for depth in step.prediction.depths[-1:]:
         depths["predicted depth"] = depth
     for rendering in step.renderings[-1:]:

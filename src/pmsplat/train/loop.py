@@ -21,6 +21,7 @@ from .. import registry
 from ..contracts import (
     LPIPS,
     Dataset,
+    EncoderTraits,
     dataset_traits,
     encoder_traits,
     has_base,
@@ -46,6 +47,8 @@ from .settings import Component, Experiment, Trainer
 
 log = logging.getLogger(__name__)
 
+# Where every view is an anchor, a step leaves the weights for other views without a gradient
+UNEVEN = "ddp_find_unused_parameters_true"
 AS_WRITTEN = "give the settings that it was written with (config.json beside it)"
 ADVICE = (  # of Lightning, on things that are decided here
     ".*does not have many workers.*",
@@ -96,13 +99,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
                 "the nearest depth that every scene is scaled to",
                 "set model.near=0.5, or dataset.scale_near=false to keep the units of the scenes",
             )
-        if cfg.update_steps is not None and encoder_traits(model).steps is None:
-            raise UserError(
-                f"trainer.update_steps={cfg.update_steps} for a model {component.name} that "
-                "predicts in a single pass",
-                "a model with an update",
-                "set trainer.update_steps=null, or choose another model",
-            )
+        _check_draws(cfg, component.name, encoder_traits(model))
         optim.freeze_others(model, experiment.optimizer.parts)
         terms = {
             name: Term(
@@ -133,7 +130,9 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
             lambda: save(model, output / WEIGHTS, component.name, component.settings),
         )
         memory = MemoryWatch(lambda batch: module.compute(batch).loss)
-        trainer = _build_trainer(experiment, [checkpoints, memory])
+        gathers = bool(encoder_traits(model).anchors)
+        strategy = UNEVEN if gathers and _count_devices(cfg, on_gpu) > 1 else "auto"
+        trainer = _build_trainer(experiment, [checkpoints, memory], strategy)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         except torch.OutOfMemoryError as error:
@@ -204,6 +203,24 @@ def _learn_range(component: Component, dataset: Dataset, tell: Callable[[str], N
         far = {"far": traits.far} if searches else {}
         settings = replace(settings, near=traits.near, **far)
     return replace(component, settings=settings)
+
+
+def _check_draws(cfg: Trainer, name: str, traits: EncoderTraits) -> None:
+    """UserError where the run draws numbers for a part that the model does not have."""
+    if cfg.update_steps is not None and traits.steps is None:
+        raise UserError(
+            f"trainer.update_steps={cfg.update_steps} for a model {name} that predicts in a "
+            "single pass",
+            "a model with an update",
+            "set trainer.update_steps=null, or choose another model",
+        )
+    if cfg.anchors is not None and not traits.anchors:
+        raise UserError(
+            f"trainer.anchors={cfg.anchors} for a model {name} in which each view speaks for "
+            "itself",
+            "a model that gathers views in anchors",
+            "set model.anchors=6, or trainer.anchors=null",
+        )
 
 
 def _open_base(
@@ -329,6 +346,12 @@ def _check_devices(cfg: Trainer) -> bool:
     return on_gpu
 
 
+def _count_devices(cfg: Trainer, on_gpu: bool) -> int:
+    """How many devices of all nodes train together."""
+    there = torch.cuda.device_count() if on_gpu else 1
+    return cfg.nodes * (there if cfg.devices == "auto" else int(cfg.devices))
+
+
 def _prepare_renderer(name: str) -> None:
     """Builds the renderer where it was never used; UserError where it cannot draw on CUDA.
 
@@ -348,13 +371,16 @@ def _add_resume(problem: UserError, output: Path) -> UserError:
     return UserError(problem.got, problem.wanted, kept)
 
 
-def _build_trainer(experiment: Experiment, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _build_trainer(
+    experiment: Experiment, callbacks: list[pl.Callback], strategy: str = "auto"
+) -> pl.Trainer:
     cfg, output = experiment.trainer, Path(experiment.output)
     validate = cfg.validate_every > 0
     trainer = pl.Trainer(
         accelerator=cfg.accelerator,
         devices=cfg.devices if cfg.devices == "auto" else int(cfg.devices),
         num_nodes=cfg.nodes,
+        strategy=strategy,
         precision="bf16-mixed" if cfg.precision == "bf16" else "32-true",
         max_steps=cfg.steps,
         val_check_interval=cfg.validate_every if validate else None,

@@ -19,7 +19,7 @@ from . import optim
 from .callbacks import TERM
 from .data_module import DataModule
 from .settings import Experiment
-from .step import Outcome, draw_steps, training_step
+from .step import Outcome, draw_anchors, draw_steps, step_generator, training_step
 
 BAD_STEPS = 20  # in a row without a finite gradient, or a sample that a loss counts: it has failed
 
@@ -49,9 +49,15 @@ class TrainingModule(LightningModule):
         renderer = experiment.renderer
         self.scale_near = scale_near  # scenes come in units of their own
         self.encode = CastTogether(model)
-        self.pipeline = protocol.pipeline(self.predict, renderer.name, renderer.background)
+        self.pipeline = protocol.pipeline(
+            self.predict,
+            renderer.name,
+            renderer.background,
+            keep=renderer.keep,
+            generator=self.make_generator,
+        )
         self.validation = protocol.pipeline(
-            model, renderer.name, renderer.background, scale_near=scale_near
+            model, renderer.name, renderer.background, scale_near=scale_near, keep=renderer.keep
         )
         self.rows: list[protocol.Row] = []  # of the validation at hand
         self.skipped = self.skipped_in_a_row = torch.zeros(())  # steps; on the device
@@ -75,13 +81,21 @@ class TrainingModule(LightningModule):
     def predict(self, views: Views) -> Prediction:
         """The prediction for views in the world of the model, of all levels.
 
-        After as many update steps as the settings draw for this training step and device.
+        After as many update steps, and in as many anchors, as the settings draw for this training
+        step and device.
         """
-        limits = self.experiment.trainer.update_steps
-        if limits is None:
-            return self.encode(views)
-        steps = draw_steps(limits, self.experiment.seed, self.global_rank, self.global_step)
-        return self.encode(views, steps=steps)
+        cfg = self.experiment.trainer
+        moment = self.experiment.seed, self.global_rank, self.global_step
+        drawn: dict[str, int] = {}
+        if cfg.update_steps is not None:
+            drawn["steps"] = draw_steps(cfg.update_steps, *moment)
+        if cfg.anchors is not None:
+            drawn["anchors"] = draw_anchors(cfg.anchors, views.images.shape[1], *moment)
+        return self.encode(views, **drawn)
+
+    def make_generator(self, device: torch.device) -> torch.Generator:
+        """What this training step draws from, besides its update steps."""
+        return step_generator(device, self.experiment.seed, self.global_rank, self.global_step)
 
     def compute(self, batch: Batch) -> Outcome:
         """The outcome of one batch, with gradients: what a step minimizes."""

@@ -71,6 +71,9 @@ class TeacherSettings:
 class Renderer:
     name: str = "auto"  # the backend of `rasterize`
     background: list[float] | None = None  # RGB in [0, 1]; None is black
+    keep: float = 1.0
+    """The share of each scene's Gaussians that is drawn, in training and in evaluation: the most
+    opaque. In training a tenth of them are others, at random."""
 
     def __post_init__(self) -> None:
         if self.background is not None and len(self.background) != 3:
@@ -78,7 +81,8 @@ class Renderer:
                 f"renderer.background has {len(self.background)} numbers", "3", "give RGB in [0, 1]"
             )
         color = registry.several(registry.number(0, 1)).or_none
-        registry.check_settings(self, {"background": color}, "renderer.")
+        share = registry.number(0, 1, open_low=True)
+        registry.check_settings(self, {"background": color, "keep": share}, "renderer.")
 
 
 @dataclass
@@ -94,6 +98,9 @@ class Trainer:
     update_steps: list[int] | None = None
     """Fewest and most steps of the model's own update in a training step, drawn anew for each;
     null: as many as the model takes by itself."""
+    anchors: list[int] | None = None
+    """Fewest and most anchors of a training step of a model that gathers views, drawn anew for
+    each; in some steps every view is one. null: as many as the model has by itself."""
     initial: str | None = None  # published name or checkpoint to start from
     resume: bool = False  # go on from last.ckpt in the output folder
     checkpoint_every: int = 1000  # steps between replacements of last.ckpt and model.safetensors
@@ -122,13 +129,16 @@ class Trainer:
             )
         rules = {"gradient_clip": registry.number(0)}
         rules |= {"update_steps": registry.several(registry.whole(1), 2).or_none}
+        rules |= {"anchors": registry.several(registry.whole(2), 2).or_none}
         registry.check_settings(self, rules, "trainer.")
-        if self.update_steps is not None and self.update_steps[0] > self.update_steps[1]:
-            raise UserError(
-                f"trainer.update_steps={self.update_steps}",
-                "the fewest steps first, then the most",
-                "set trainer.update_steps=[1,4]",
-            )
+        for name, example in (("update_steps", "[1,4]"), ("anchors", "[3,8]")):
+            limits = getattr(self, name)
+            if limits is not None and limits[0] > limits[1]:
+                raise UserError(
+                    f"trainer.{name}={limits}",
+                    "the fewest first, then the most",
+                    f"set trainer.{name}={example}",
+                )
         least = {"steps": 1, "batch_size": 1, "workers": 0, "nodes": 1, "checkpoint_every": 1}
         least |= {"validate_every": 0, "validate_scenes": 1, "log_every": 1}
         for name, low in least.items():

@@ -12,6 +12,8 @@ from ..evaluate.protocol import Pipeline
 from ..losses import Term, total
 from ..types import Batch, StepOutput
 
+ALL_ANCHORS = 0.15  # share of the steps in which every view is an anchor
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -37,6 +39,25 @@ def draw_steps(limits: Sequence[int], seed: int, rank: int, global_step: int) ->
     return Random(f"{seed}/{rank}/{global_step}").randint(*limits)
 
 
+def draw_anchors(limits: Sequence[int], views: int, seed: int, rank: int, global_step: int) -> int:
+    """A number of anchors between the two limits, both included, and at most that of the views.
+
+    In ALL_ANCHORS of the steps it is that of the views, so that the encoder also learns from views
+    that speak for themselves. It depends on nothing else, as `draw_steps`.
+    """
+    random = Random(f"anchors/{seed}/{rank}/{global_step}")
+    if random.random() < ALL_ANCHORS:
+        return views
+    fewest, most = limits
+    return random.randint(min(fewest, views), min(most, views))
+
+
+def step_generator(device: torch.device, seed: int, rank: int, global_step: int) -> torch.Generator:
+    """A generator of which the same holds: a resumed run draws the same, devices draw others."""
+    number = Random(f"{seed}/{rank}/{global_step}").getrandbits(63)
+    return torch.Generator(device).manual_seed(number)
+
+
 def training_step(
     run: Pipeline, batch: Batch, terms: Mapping[str, Term], global_step: int
 ) -> Outcome:
@@ -55,7 +76,7 @@ def _quality(step: StepOutput) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     for rendering in step.renderings[-1:]:
         values["psnr"] = psnr(rendering.color, step.batch.target.images).mean()
-    known = step.batch.context.depth
+    known = step.context.depth
     if known is not None:
         counts = known > 0
         for depth in step.prediction.depths[-1:]:

@@ -1,5 +1,6 @@
-"""Pictures for people: depth in colour, and sheets of labelled images."""
+"""Pictures for people: depth in colour, sheets of labelled images, and curves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -7,9 +8,11 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..io.files import atomic
 from ..io.images import to_uint8, write_image
 from ..scene.bounds import central_depths
 
@@ -151,3 +154,23 @@ def _to_pil(image: Float[Tensor, "3 height width"], height: int = 0) -> Image.Im
         width = max(1, round(picture.width * height / picture.height))
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     return picture
+
+
+def draw_curve(
+    path: Path,
+    points: Sequence[tuple[float, float]],
+    labels: tuple[str, str],
+    title: str,
+    log: bool = False,
+) -> None:
+    """Writes points (x, y) as a line with marks, a PNG; `log`: x in steps of equal ratio."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    plot = figure.subplots()
+    across, up = zip(*points, strict=True)
+    plot.plot(across, up, marker="o", markersize=3)
+    plot.set(xlabel=labels[0], ylabel=labels[1], title=title)
+    if log:
+        plot.set_xscale("log")
+    plot.grid(alpha=0.3)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -13,6 +13,7 @@ from .published import ZOO
 POSITIONS = "pretrained.pos_embed"  # of the ViT
 # Of ReSplat: rows of its head for each Gaussian, and what its regressor reads at 1/4 but the ViT's
 GAUSSIAN_ROWS, COARSE_CHANNELS = 58, 466
+ZPRESSOR = 6  # anchors of every released file that has some: no shape tells
 VITS = {384: "vits", 768: "vitb", 1024: "vitl"}
 
 
@@ -31,8 +32,11 @@ def recognize_shapes(state: Mapping[str, Tensor]) -> ShapeMatch:
         key.removeprefix(outer).removeprefix(ENCODER): tuple(value.shape)
         for key, value in state.items()
     }
+    anchors = ZPRESSOR if any(".zipmatch." in f".{key}" for key in shapes) else 0
     if f"{DEPTH}corr_refine_net.0.weight" in shapes:
-        return ShapeMatch(("mvsplat-re10k",), "MVSplat")
+        known = (name for name in ZOO if ZOO[name].model == "mvsplat")
+        names = tuple(name for name in known if _setting(name, "anchors") == anchors)
+        return ShapeMatch(names, f"MVSplat (anchors={anchors})")
     prefix = DEPTH if f"{DEPTH}{POSITIONS}" in shapes else ""
     ends = [f"{prefix}{POSITIONS}", f"{prefix}upsampler.concat_projects.2.weight"]
     if any(end not in shapes for end in ends):
@@ -47,6 +51,7 @@ def recognize_shapes(state: Mapping[str, Tensor]) -> ShapeMatch:
         "scales": 2 if f"{prefix}regressor.1.0.weight" in shapes else 1,
         "lowest": 4 if inputs == outputs else 8,
         "gaussians": bool(prefix),
+        "anchors": anchors,
     }
     is_2024 = "feature_upsampler.upsampler.0.0.weight" in shapes
     if is_2024:

@@ -54,6 +54,7 @@ def compile(
         encode = pmsplat.compile(model, views)
         prediction = encode(views)                   # as model(views); pmsplat.infer takes it too
         prediction = encode(views, steps=2)          # of an encoder with steps
+        prediction = encode(views, anchors=8)        # of one that gathers views
         drawing = encode.draw(views, cameras)        # prediction and rendering in one graph
 
     A graph has one shape. That of `views` is captured at once, with drawing where `cameras` (and
@@ -96,13 +97,20 @@ class Compiled:
         self._pool: Any = None
 
     def __call__(
-        self, views: Views, steps: int | None = None, all_levels: bool = False
+        self,
+        views: Views,
+        steps: int | None = None,
+        all_levels: bool = False,
+        anchors: int | None = None,
     ) -> Prediction:
-        """What the model predicts for the views, on its device; `steps` where it has some.
+        """What the model predicts for the views, on its device; `steps` and `anchors` where it has
+        some.
 
-        Raises UserError for `steps` of a model without.
+        Raises UserError for `steps` and `anchors` of a model without.
         """
-        request = _Request(Views(views.images, views.cameras), steps=steps, all_levels=all_levels)
+        request = _Request(
+            Views(views.images, views.cameras), steps=steps, all_levels=all_levels, anchors=anchors
+        )
         return self._run(self._encode, request)
 
     def draw(self, views: Views, cameras: Cameras, size: tuple[int, int] | None = None) -> Drawing:
@@ -129,7 +137,8 @@ class Compiled:
 
     def _encode(self, request: "_Request") -> Prediction:
         with torch.autocast(self.device.type, enabled=False):  # the precision is chosen already
-            return take_steps(self._model, request.steps, request.all_levels)(request.views)
+            encode = take_steps(self._model, request.steps, request.all_levels, request.anchors)
+            return encode(request.views)
 
     def _draw(self, request: "_Request") -> Drawing:
         assert request.cameras is not None and request.size is not None
@@ -189,19 +198,20 @@ class Compiled:
 @dataclass(frozen=True)
 class _Request(Bundle):
     """What one graph reads: views, and where it draws too, cameras and the size of the pictures;
-    and how many steps it takes."""
+    in how many steps, and in how many anchors."""
 
     views: Views
     cameras: Cameras | None = None
     size: tuple[int, int] | None = None
     steps: int | None = None
     all_levels: bool = False
+    anchors: int | None = None
 
     @property
     def key(self) -> Hashable:
         """What a graph cannot change."""
-        steps = self.steps, self.all_levels
-        return self.size, steps, *((tensor.shape, tensor.dtype) for tensor in _tensors(self))
+        chosen = self.size, self.steps, self.all_levels, self.anchors
+        return *chosen, *((tensor.shape, tensor.dtype) for tensor in _tensors(self))
 
 
 @dataclass(frozen=True)

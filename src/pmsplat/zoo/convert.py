@@ -17,6 +17,7 @@ from ..models.depthsplat2024 import DepthSplat2024, Enlarge, Head
 from ..models.mvsplat import FINE_LEVELS, MVSplat
 from ..models.resplat import ReSplat
 from ..models.updated import Updated
+from ..nn.anchors import LAYERS
 
 Names = dict[str, tuple[str, ...]]  # our module -> official modules, without the prefixes below
 ENCODER, DEPTH, BACKBONE = "encoder.", "depth_predictor.", "backbone."
@@ -58,6 +59,28 @@ def transformer(ours: str, theirs: str, layers: int) -> Names:
                 "cross_norm": f"{across}.norm1",
                 "mlp": f"{across}.mlp",
                 "mlp_norm": f"{across}.norm2",
+            },
+        )
+    return out
+
+
+def compress(ours: str, theirs: str, block: nn.Module | None) -> Names:
+    """ZPressor's block, where a model has it."""
+    cross, alone = "cross_attn_layers.0", "self_attn_layers.0"
+    out: Names = {}
+    for index in range(0 if block is None else LAYERS):
+        out |= prefix_names(
+            f"{ours}.layers.{index}",
+            theirs,
+            {
+                "cross_norm": f"{cross}.{index}.norm1",
+                "support_norm": f"{cross}.{index}.norm2",
+                "cross_q": f"{cross}.{index}.projq",
+                "cross_kv": f"{cross}.{index}.proj_kv",
+                "cross_out": f"{cross}.{index}.proj",
+                "self_norm": f"{alone}.{index}.norm",
+                "self_qkv": f"{alone}.{index}.to_qkv",
+                "mlp": f"{alone}.{index}.mlp",
             },
         )
     return out
@@ -123,6 +146,7 @@ def depth_network(model: DepthSplat | ReSplat) -> Names:
     pyramid = {"up": "stages.1.0", "smooth": "stages.1.2"}
     out = {
         **cnn("cnn", "backbone"),
+        **compress("compress", "zipmatch", model.depth.compress),
         **transformer("transformer", "transformer", layout.transformer_layers),
         **prefix_names("matched_pyramid", "mv_pyramid", {**pyramid}),
         **prefix_names("vit_pyramid", "mono_pyramid", {**pyramid}),
@@ -181,6 +205,7 @@ def mvsplat(model: MVSplat) -> Names:
     coarse, fine = f"{DEPTH}corr_refine_net", f"{DEPTH}refine_unet"
     return {
         **cnn("cnn", f"{BACKBONE}backbone"),
+        **compress("compress", f"{BACKBONE}zipmatch", model.compress),
         **transformer("transformer", f"{BACKBONE}transformer", model.cfg.transformer_layers),
         **unet("regressor.unet", f"{coarse}.3", 3, post_norm=True),
         "regressor.stem": (f"{coarse}.0",),

@@ -165,16 +165,17 @@ def predict_views(
     device: torch.device | str = "cpu",
     whole: Cameras | None = None,
     steps: int | None = None,
+    anchors: int | None = None,
 ) -> Prediction:
     """What the model predicts for the views, in their world and unit, on `device`; no gradient.
 
     In float32, on CUDA too (see `float32_products`). Each view keeps its own near and far, unless
     the model searches one range in all scenes. `whole` are the cameras of the whole scene where
     these views are only some of it. Raises UserError for fewer than two views, where they do not
-    fit into the memory of a GPU, and for `steps` of a model that has none.
+    fit into the memory of a GPU, and for `steps` or `anchors` of a model that has none.
     """
     require_two_views(views)
-    run = take_steps(model, steps)
+    run = take_steps(model, steps, anchors=anchors)
     given = Views(views.images, views.cameras).to(device)
     frame = model_frame(model, given.cameras, None if whole is None else whole.to(device))
     try:
@@ -182,19 +183,22 @@ def predict_views(
             return frame.to_scene(run(frame.to_model(given)))
     except torch.OutOfMemoryError as error:
         multiple = encoder_traits(model).multiple
-        plan = memory.Plan(views.images.shape[1], views.size, multiple, steps)
+        plan = memory.Plan(views.images.shape[1], views.size, multiple, steps, anchors)
         reason = str(error).partition("\n")[0].partition(". ")[0]
         problem = error
     traceback.clear_frames(problem.__traceback__)  # they hold what the model computed
     raise memory.explain(model, plan, torch.device(device), reason) from problem
 
 
-def infer(model: Encoder, views: Views, steps: int | None = None) -> Prediction:
+def infer(
+    model: Encoder, views: Views, steps: int | None = None, anchors: int | None = None
+) -> Prediction:
     """What an encoder predicts for photographs, in their world and unit, on its device.
 
     As `predict` and `depth` do it: the scene is brought to the frame and the unit that the encoder
     learned in, and the prediction is brought back; no gradient. `steps`: how many steps it takes,
-    where it has some; None: its own number.
+    where it has some; None: its own number. `anchors`: in how many of the views it gathers all,
+    where it does; None: its own number. `Prediction.select` gives the views that are spoken of.
 
     `model(views)` itself takes world and unit as they are, which is right for data in those of the
     encoder, and for training: so also for scenes of published chunks, which have no near of their
@@ -204,7 +208,7 @@ def infer(model: Encoder, views: Views, steps: int | None = None) -> Prediction:
     device = views.images.device
     if isinstance(model, nn.Module):
         device = next((parameter.device for parameter in model.parameters()), device)
-    return predict_views(model, views, device, steps=steps)
+    return predict_views(model, views, device, steps=steps, anchors=anchors)
 
 
 @dataclass(frozen=True)
@@ -221,13 +225,14 @@ def reconstruct(
     device: torch.device | str = "cpu",
     steps: int | None = None,
     whole: Cameras | None = None,
+    anchors: int | None = None,
 ) -> Reconstruction:
     """What the model predicts for the views of one scene, in their world and unit, on `device`.
 
     `whole`: see `predict_views`. Raises UserError for a model that predicts depth alone, and for
-    `steps` of one without.
+    `steps` or `anchors` of one without.
     """
-    prediction = predict_views(model, views, device, whole, steps)
+    prediction = predict_views(model, views, device, whole, steps, anchors)
     if not prediction.gaussians:
         raise depth_only_error()
     return Reconstruction(prediction, model_frame(model, views.cameras, whole).scale)

@@ -51,7 +51,7 @@ def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Modu
     the file is taken from `pretrained/`, or downloaded there. Parameters are float32. Raises
     UserError for an unknown name, for a file that is damaged or of another model, and for an
     official file whose hash is not known (files of one shape can differ in settings): give its name
-    then.
+    then. A file of which no hash was published is known by its keys, where it alone has them.
     """
     return open_model(name_or_path, weights).model
 
@@ -75,10 +75,7 @@ def open_model(name_or_path: str | Path, weights: str | Path | None = None) -> L
         )
     header = files.read_header(path)
     if header is None:
-        found = recognize_hash(files.sha256(path))
-        if found is None:
-            raise _unrecognized(path)
-        return _load_official(*found, path)
+        return _load_official(*_recognize(path), path)
     config = registry.make_config("models", header.model, header.settings)
     model = registry.build("models", header.model, config)
     state = files.read_checkpoint(path)
@@ -166,9 +163,21 @@ def _refuse_update(path: Path, names: Iterable[str]) -> None:
         )
 
 
-def _unrecognized(path: Path) -> UserError:
-    """What to raise for an official file whose hash is not known."""
+def _recognize(path: Path) -> tuple[str, dict[str, Any]]:
+    """The published model of an official file, by its hash, else by its keys, and its settings."""
+    found = recognize_hash(files.sha256(path))
+    if found is not None:
+        return found
     content = files.read_checkpoint(path)
+    names = recognize_shapes(content).names
+    if len(names) != 1 or ZOO[names[0]].source.sha256:
+        raise _unrecognized(path, content)
+    log.warning("%s is taken for %s, which alone has such keys and shapes", path, names[0])
+    return names[0], ZOO[names[0]].settings
+
+
+def _unrecognized(path: Path, content: dict[str, torch.Tensor]) -> UserError:
+    """What to raise for an official file whose hash is not known."""
     _refuse_update(path, content)
     beside = path.with_name(WEIGHTS)
     is_training = all(name.startswith("model.") for name in content)

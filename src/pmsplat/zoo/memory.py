@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ..contracts import take_steps
+from ..contracts import encoder_traits, take_steps
 from ..errors import UserError
 from ..types import Cameras, Prediction, Views
 
@@ -29,14 +29,16 @@ HELD = 5.0  # measured: memory over the Gaussians of all groups while they are f
 class Plan:
     """`views` images of (height, width), for a model whose sides are multiples of a number.
 
-    `steps`: of a model that has some; None: its own number. `kept`: of how many views, in groups of
-    `views` one after another, the Gaussians are kept on the CPU, to be fused; 0: there is one pass.
+    `steps` and `anchors`: of a model that has some; None: its own number. `kept`: of how many
+    views, in groups of `views` one after another, the Gaussians are kept on the CPU, to be fused;
+    0: there is one pass.
     """
 
     views: int
     size: tuple[int, int]
     multiple: int
     steps: int | None = None
+    anchors: int | None = None
     kept: int = 0
 
     @property
@@ -84,21 +86,24 @@ class Needs:
 def measure_needs(model: Callable[[Views], Prediction], plan: Plan, device: torch.device) -> Needs:
     """What a plan needs of memory.
 
+    Of a model that gathers views in anchors, whose memory does not grow in step with the number of
+    views, all are measured; of others, two.
     Of a model that draws in its steps, what the rasteriser holds in its own memory is not counted.
     """
     assert isinstance(model, nn.Module)
     side = -(-PROBE // plan.multiple) * plan.multiple
+    count = max(plan.views, 2) if encoder_traits(model).anchors else 2
     cameras = Cameras(
-        c2w=torch.eye(4).repeat(1, 2, 1, 1),
-        K=torch.tensor([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]).repeat(1, 2, 1, 1),
-        near=torch.full((1, 2), 0.5),
-        far=torch.full((1, 2), 100.0),
+        c2w=torch.eye(4).repeat(1, count, 1, 1),
+        K=torch.tensor([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]).repeat(1, count, 1, 1),
+        near=torch.full((1, count), 0.5),
+        far=torch.full((1, count), 100.0),
     )
-    cameras.c2w[0, 1, 0, 3] = 0.1
-    views = Views(torch.full((1, 2, 3, side, side), 0.5), cameras).to(device)
+    cameras.c2w[0, :, 0, 3] = 0.1 * torch.arange(count)
+    views = Views(torch.full((1, count, 3, side, side), 0.5), cameras).to(device)
     with torch.no_grad(), Peak(model) as watched:
-        found = take_steps(model, plan.steps)(views)
-    pixel, kept = 2 * side * side, plan.kept * plan.size[0] * plan.size[1]
+        found = take_steps(model, plan.steps, anchors=plan.anchors)(views)
+    pixel, kept = count * side * side, plan.kept * plan.size[0] * plan.size[1]
     held = sum(
         tensor.nbytes
         for gaussians in found.gaussians[-1:]
@@ -151,7 +156,7 @@ def explain(
     return UserError(
         f"{plan.views} views of {plan.size[0]}x{plan.size[1]} did not fit ({reason})",
         f"what fits into the {free / 2**30:.1f} GiB that are free on {device}",
-        _options(plan, share, True),
+        _options(plan, share, not encoder_traits(model).anchors),
     )
 
 
@@ -166,6 +171,7 @@ def check(
     `fewer_views`: the caller has an option `views` beside `size`; and `group`, for views that are
     kept beside those of a pass.
     """
+    fewer_views = fewer_views and not encoder_traits(model).anchors  # that would help too little
     free = free_bytes(device)
     if free is None:
         return

@@ -1,8 +1,8 @@
 """The released models: their files, training data, licenses, and settings of our encoders.
 
 Facts are from the authors (MODEL_ZOO.md of cvg/depthsplat at 1f5e548 and 5796161 and of cvg/resplat
-at cc4594a, README.md of aim-uofa/PM-Loss and donydchen/mvsplat, the pages of their files on the
-hub).
+at cc4594a, README.md of aim-uofa/PM-Loss, donydchen/mvsplat and ziplab/ZPressor, the pages of their
+files on the hub).
 """
 
 from dataclasses import dataclass, replace
@@ -36,6 +36,7 @@ OCTOBER_2024 = "haofeixu/depthsplat", "d3ea957dcc0a7721a88176526f7f229ec36a9e1d"
 APRIL_2025 = "haofeixu/depthsplat", "ed5116c11f7932fff3714989e2b65716730f6f87"
 PMLOSS = "dc-walker/PM-Loss", "main"  # neither commit nor hash is published: the hub's own decides
 RESPLAT = "haofeixu/resplat", "main"  # no commit is known; the names of its files have hashes
+ZPRESSOR = "lhmd/ZPressor", "main"  # neither commit nor hash is published
 MVSPLAT = "dylanebert/mvsplat", "124fd69083b1207b3ebcc1ba91e5ab673ce60cd1"  # the authors' own file
 
 RE10K = "RE10K"
@@ -164,7 +165,22 @@ _RELEASES_RESPLAT = {
     "resplat-base-dl3dv-540x960-view16": ("a72dc6d0", 223_978_924, RESPLAT_HALF),
 }  # fmt: skip
 
-# Of ReSplat: that of the initial Gaussians → that after its steps. 2, 4 and 6 views of one model.
+# 12 to 36 views gathered in 6, and the same networks without that, trained alike.
+OF_DL3DV_12 = WIDE | {"vit": "vitb", "lowest": 8, "neighbors": 2, "near": 1.0}
+ANCHORS = {"anchors": 6}
+_RELEASES_ZPRESSOR = {
+    "depthsplat-dl3dv-zpressor-n50-256x448": (
+        "depthsplat2024", 116_072_834, DL3DV, OF_DL3DV_12 | ANCHORS,
+    ),
+    "depthsplat-dl3dv-baseline-n50-256x448": (
+        "depthsplat2024", 114_587_522, DL3DV, OF_DL3DV_12,
+    ),
+    "mvsplat-re10k-zpressor-n200-256x256": ("mvsplat", 13_441_046, RE10K, ANCHORS),
+    "mvsplat-re10k-baseline-n200-256x256": ("mvsplat", 11_955_734, RE10K, {}),
+}  # fmt: skip
+
+# Of ReSplat: that of the initial Gaussians → that after its steps. Of one model with 2, 4 and 6
+# views, or, as ZPressor's paper prints them, with 12, 24 and 36.
 _PSNR = {
     "depthsplat-gs-small-re10k-256x256-view2": "27.06",
     "depthsplat-gs-base-re10k-256x256-view2": "27.34",
@@ -179,6 +195,8 @@ _PSNR = {
     "resplat-base-dl3dv-540x960-view16": "22.69 → 23.51",
     "resplat-base-re10k-256x256-view2": "29.06 → 29.75",
     "mvsplat-re10k": "26.39",
+    "depthsplat-dl3dv-zpressor-n50-256x448": "24.30 / 24.26 / 23.88",
+    "depthsplat-dl3dv-baseline-n50-256x448": "23.32 / 20.38 / 19.23",
 }
 
 _ALL = {
@@ -211,6 +229,10 @@ _ALL = {
         11_955_734,
         RE10K,
     ),
+    **{
+        name: Published(model, settings, Source(*ZPRESSOR, f"{name}.ckpt", ""), parameters, data)
+        for name, (model, parameters, data, settings) in _RELEASES_ZPRESSOR.items()
+    },
 }
 
 ZOO = {name: replace(facts, psnr=_PSNR.get(name, "")) for name, facts in _ALL.items()}

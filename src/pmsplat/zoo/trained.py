@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .load import CONFIG, WEIGHTS
-from .published import RE10K, ZOO
+from .published import RE10K, ZOO, ZPRESSOR
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ _FAR_APART = (0.32, 2.2)  # 45 to 135 frames: DepthSplat
 _CLOSE = (0.17, 1.05)  # 40 to 50 frames: MVSplat, whose training always takes 45
 # Of the models whose names do not say their views: settings of their training.
 _VIEWS = {RE10K: (2, 2), "RE10K, DL3DV": (2, 6)}
+_GATHERED = (12, 12)  # ZPressor's; of the models that it is compared with, nobody says
 _SIZES = {"pmloss": (256, 448), "ori_depthsplat_tuned": (256, 448), "mvsplat-re10k": (256, 256)}
 
 
@@ -53,11 +54,13 @@ def _published(name: str) -> TrainedOn:
     published = ZOO[name]
     size = re.search(r"-(\d+)x(\d+)", name)
     views = re.search(r"view(\d+)(?:-(\d+))?$", name)
-    baseline = None
-    if published.data == RE10K:
+    baseline, usual = None, _VIEWS.get(published.data)
+    if published.source.repository == ZPRESSOR[0]:
+        usual = _GATHERED if published.settings.get("anchors") else None
+    elif published.data == RE10K:
         baseline = _CLOSE if published.model == "mvsplat" else _FAR_APART
     return TrainedOn(
-        views=(int(views[1]), int(views[2] or views[1])) if views else _VIEWS.get(published.data),
+        views=(int(views[1]), int(views[2] or views[1])) if views else usual,
         size=(int(size[1]), int(size[2])) if size else _SIZES.get(name),
         data=published.data,
         baseline=baseline,

@@ -12,6 +12,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from pmsplat import registry
+from pmsplat.contracts import check_pose_teacher
 from pmsplat.errors import UserError
 from pmsplat.foundation.teachers import _network, depth_anything_3
 from pmsplat.geometry import align, camera, se3
@@ -111,12 +112,39 @@ def test_its_own_poses_are_a_similarity_away(views: Views, exact: Exact) -> None
     torch.testing.assert_close(scale, torch.full((2,), 1 / UNIT), atol=1e-4, rtol=0)
 
 
+def test_cameras_of_images_alone_are_a_similarity_away(views: Views, exact: Exact) -> None:
+    """Its own frame and unit; no camera of ours is shown to it, whatever the settings."""
+    for posed in (False, True):
+        teacher = check_pose_teacher(depth_anything_3.build(Config(posed=posed)))
+        teacher.prepare()
+        found = teacher.pose(views.images)
+        assert exact.given == [] and teacher.pose_revision == "DA3-BASE@f4a6c9b3c95e"
+        fit = align.cameras(found.c2w, views.cameras.c2w)
+        scale = se3.similarity_scale(fit)
+        torch.testing.assert_close(scale, torch.full((2,), 1 / UNIT), atol=1e-5, rtol=0)
+        turned = (fit[:, None, :3, :3] * UNIT) @ found.c2w[..., :3, :3]
+        torch.testing.assert_close(turned, views.cameras.c2w[..., :3, :3], atol=1e-5, rtol=0)
+        centers = se3.transform(fit, found.c2w[..., :3, 3])
+        torch.testing.assert_close(centers, views.cameras.c2w[..., :3, 3], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.K, views.cameras.K)
+        assert views.depth is not None
+        torch.testing.assert_close(found.depth, UNIT * views.depth)
+
+
+def test_the_size_it_wants_has_the_aspect_of_the_photos() -> None:
+    teacher = depth_anything_3.build(Config())
+    assert teacher.choose_size(1.5) == (336, 504) and teacher.choose_size(9 / 16) == (504, 280)
+    assert teacher.choose_size(1.0) == (504, 504) and teacher.choose_size(100.0) == (14, 504)
+
+
 def test_what_is_missing_or_wrong_is_told(
     views: Views, exact: Exact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "DA3-BASE" / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"is not in .*DA3-BASE, and .*; try again, or put http"):
         depth_anything_3.build(Config())(views)
+    with pytest.raises(UserError, match=r"is not in .*DA3-BASE, and"):
+        depth_anything_3.build(Config()).prepare()
     monkeypatch.setitem(sys.modules, "depth_anything_3.cfg", None)
     with pytest.raises(UserError, match=r"pip install --no-deps depth-anything-3==0\.1\.1 addict"):
         depth_anything_3.build(Config())(views)
@@ -165,6 +193,35 @@ def test_the_authors_own_code_takes_and_gives_what_the_adapter_expects(
         points = camera.unproject_depth(depth, se3.compose(rotation, centres), K)
     torch.testing.assert_close(answer.points, points, atol=1e-4, rtol=1e-3)
     assert answer.mask.all()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_the_authors_own_code_finds_cameras(
+    generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its smallest network, weights random, inverted and divided by the size."""
+    pytest.importorskip("depth_anything_3.cfg", reason="depth_anything_3 is not installed")
+    torch.manual_seed(0)
+    official = depth_anything_3._build_network("DA3-SMALL").eval()
+    path = tmp_path / "model.safetensors"
+    save_model(nn.ModuleDict({"model": official}), str(path))
+    monkeypatch.setattr(_network, "fetch", lambda *_: path)
+    images = known_views(45, 63, generator).images
+    found = depth_anything_3.build(Config(model="DA3-SMALL")).pose(images)
+    with torch.no_grad():
+        small = _network.reduce_images(images)
+        mean, std = (
+            torch.tensor(v)[:, None, None] for v in (depth_anything_3.MEAN, depth_anything_3.STD)
+        )
+        told = official((small - mean) / std)
+    w2c = torch.eye(4).repeat(2, 3, 1, 1)
+    w2c[..., :3, :] = told["extrinsics"]
+    torch.testing.assert_close(found.c2w, torch.linalg.inv(w2c), atol=1e-5, rtol=1e-4)
+    assert se3.is_rigid(found.c2w).all()
+    pixels = camera.K_px(found.K, 42, 56)
+    torch.testing.assert_close(pixels, told["intrinsics"], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found.depth, told["depth"], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.confidence, told["depth_conf"], atol=1e-5, rtol=1e-4)
 
 
 def spread(centres: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pmsplat import registry
+from pmsplat.contracts import check_pose_teacher
 from pmsplat.errors import UserError
 from pmsplat.foundation.teachers import _network, vggt
 from pmsplat.geometry import align, camera, gaussian, se3
@@ -33,7 +35,8 @@ class Truth:
         first = se3.transform(w2c, world.flatten(2, 3)).view_as(world)
         poses = se3.invert(w2c @ views.cameras.c2w)
         quats = gaussian.rotation_to_quat(poses[..., :3, :3]).roll(-1, dims=-1)  # scalar last
-        fields = torch.ones(*quats.shape[:2], 2)
+        focal = torch.stack([views.cameras.K[..., 1, 1], views.cameras.K[..., 0, 0]], dim=-1)
+        fields = 2 * (0.5 / focal).atan()  # vertical, horizontal
         self.points, self.depth = UNIT * first, UNIT * depth[..., None]
         self.poses = torch.cat([UNIT * poses[..., :3, 3], quats, fields], dim=-1)
         self.confidence = 1 + world[..., 0].exp()
@@ -83,11 +86,17 @@ def installed(monkeypatch: pytest.MonkeyPatch, truth: Truth) -> None:
             return [images, None], 5
 
     def pose_encoding_to_extri_intri(
-        pose_encoding: Tensor, image_size_hw: object = None, build_intrinsics: bool = True
-    ) -> tuple[Tensor, None]:
-        assert not build_intrinsics
+        pose_encoding: Tensor, image_size_hw: Any = None, build_intrinsics: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         rotation = gaussian.quat_to_rotation(pose_encoding[..., 3:7].roll(1, dims=-1))
-        return torch.cat([rotation, pose_encoding[..., :3, None]], dim=-1), None
+        w2c = torch.cat([rotation, pose_encoding[..., :3, None]], dim=-1)
+        if not build_intrinsics:
+            return w2c, None
+        height, width = image_size_hw
+        y, x = (0.5 / (pose_encoding[..., 7:] / 2).tan()).unbind(dim=-1)
+        one, none = torch.ones_like(x), torch.zeros_like(x)
+        K = [x * width, none, width / 2 * one, none, y * height, height / 2 * one, none, none, one]
+        return w2c, torch.stack(K, dim=-1).unflatten(-1, (3, 3))
 
     for name in ("vggt", "vggt.models", "vggt.models.vggt", "vggt.utils", "vggt.utils.pose_enc"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
@@ -148,6 +157,25 @@ class TestStandIn:
         answer = teacher(views)
         torch.testing.assert_close(answer.points, world_points(views), atol=2e-5, rtol=0)
         assert teacher.posed and "head=depth" in teacher.revision
+
+    def test_cameras_of_images_alone(
+        self, views: Views, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In the frame of the first, in its unit; principal points are in the middle."""
+        installed(monkeypatch, Truth(views))
+        teacher = check_pose_teacher(vggt.build(vggt.Config(head="depth")))
+        found = teacher.pose(views.images)
+        expected = torch.linalg.inv(views.cameras.c2w[:, :1]) @ views.cameras.c2w
+        expected[..., :3, 3] *= UNIT
+        torch.testing.assert_close(found.c2w, expected, atol=2e-5, rtol=0)
+        assert views.depth is not None
+        torch.testing.assert_close(found.depth, UNIT * views.depth)
+        K = views.cameras.K.clone()
+        K[..., :2, 2] = 0.5
+        torch.testing.assert_close(found.K, K)
+        assert teacher.choose_size(1.0) == (518, 518)
+        with pytest.raises(UserError, match="`head=point`, which finds no cameras"):
+            vggt.build(vggt.Config()).prepare()
 
     def test_one_view_keeps_the_unit_of_the_network(
         self, generator: torch.Generator, pretrained: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,6 +294,29 @@ def test_the_authors_own_code_answers_the_same(
     torch.testing.assert_close(answer.confidence, expected, atol=1e-5, rtol=1e-5)
     alone = teacher(views.map(lambda tensor: tensor[1:]))
     torch.testing.assert_close(alone.points, answer.points[1:], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:the teacher VGGT-1B is under", "ignore:.*autocast:FutureWarning"
+)
+def test_the_authors_own_code_finds_cameras(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vggt.models.vggt", reason="the package vggt is not installed")
+    from vggt.utils.pose_enc import pose_encoding_to_extri_intri
+
+    network = small_vggt(monkeypatch)
+    images = known_views(45, 63, generator).images
+    monkeypatch.setattr(_network, "load", lambda *_: network)
+    monkeypatch.setattr(vggt, "_import_network", lambda: lambda **_: network)
+    found = vggt.build(vggt.Config(head="depth")).pose(images)
+    with torch.no_grad():
+        told = network(_network.reduce_images(images))
+    w2c = torch.eye(4).repeat(2, 3, 1, 1)
+    w2c[..., :3, :], K = pose_encoding_to_extri_intri(told["pose_enc"], (42, 56))
+    torch.testing.assert_close(found.c2w, torch.linalg.inv(w2c), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(camera.K_px(found.K, 42, 56), K, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found.depth, told["depth"][..., 0], atol=1e-5, rtol=1e-4)
 
 
 def spread(centres: Tensor) -> Tensor:

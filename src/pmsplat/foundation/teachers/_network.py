@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from ...errors import UserError
 from ...geometry import camera
 from ...io.weights import Source, check_same, fetch, pretrained_folder, read_checkpoint
-from ...types import Cameras, Pointmap
+from ...types import Cameras, Pointmap, PosedDepth
 
 PATCH = 14  # pixels a side, of every ViT here
 
@@ -31,6 +31,15 @@ def reduce_images(images: Float[Tensor, "batch view 3 height width"]) -> Tensor:
         return images
     small = interpolate(images.flatten(0, 1), size, mode="bilinear", align_corners=False)
     return small.unflatten(0, images.shape[:2])
+
+
+def choose_size(aspect: float, longest: int) -> tuple[int, int]:
+    """(height, width) nearest to an aspect ratio (width / height) whose longer side is `longest`.
+
+    Both are multiples of 14.
+    """
+    height, width = (longest / aspect, longest) if aspect >= 1 else (longest, longest * aspect)
+    return max(1, round(height / PATCH)) * PATCH, max(1, round(width / PATCH)) * PATCH
 
 
 def restore_size(
@@ -82,6 +91,14 @@ def to_pointmap(points: Tensor, confidence: Tensor) -> Pointmap:
     return Pointmap(
         torch.where(known[..., None], points, 0).float(), torch.where(known, confidence, 0).float()
     )
+
+
+def to_posed_depth(c2w: Tensor, K: Tensor, depth: Tensor, confidence: Tensor) -> PosedDepth:
+    """What a network found, in float32; depth and confidence are 0 where they are no numbers."""
+    depth, confidence = depth.float(), confidence.float()
+    known = depth.isfinite() & (depth > 0) & confidence.isfinite()
+    known_depth, known_confidence = (torch.where(known, map, 0) for map in (depth, confidence))
+    return PosedDepth(c2w.float(), K.float(), known_depth, known_confidence)
 
 
 def load(network: nn.Module, source: Source, prefix: str, unused: tuple[str, ...]) -> nn.Module:

@@ -23,7 +23,7 @@ from ...geometry import camera, se3
 from ...geometry.constants import constant
 from ...geometry.products import matmul
 from ...io.weights import Source
-from ...types import Cameras, Pointmap, Views
+from ...types import Cameras, Pointmap, PosedDepth, Views
 from ..imagenet import MEAN, STD
 from . import _network
 
@@ -50,6 +50,7 @@ SOURCES = {
     ),
 }
 PRESETS = {"DA3-SMALL": "da3-small", "DA3-BASE": "da3-base", "DA3-LARGE-1.1": "da3-large"}
+LONGEST = 504  # pixels of the longer side, as in its own code
 SHORTEST = 0.1  # of the distance by which poses are divided, in scene units, as in its own code
 
 
@@ -60,7 +61,9 @@ class Config:
 
 
 class DepthAnything3:
-    """A `Teacher`. Images at the multiples of 14 below their size, the answer at its own size.
+    """A `Teacher`, and a `PoseTeacher`, which knows no cameras whatever the settings are.
+
+    Images at the multiples of 14 below their size, the answer at its own size.
 
     `posed` answers in the world; else in a frame of its own. Confidence is that of the depth, 1 and
     more. bf16 on CUDA devices that have it, and float32 on others. The network goes to the device
@@ -72,7 +75,8 @@ class DepthAnything3:
         self.name = "depth_anything_3"
         self.posed = config.posed
         commit = SOURCES[config.model].revision
-        self.revision = f"{config.model}@{commit[:12]},posed={config.posed}"
+        self.pose_revision = f"{config.model}@{commit[:12]}"
+        self.revision = f"{self.pose_revision},posed={config.posed}"
 
     @cached_property
     def network(self) -> nn.Module:
@@ -83,29 +87,49 @@ class DepthAnything3:
 
     @torch.no_grad()
     def __call__(self, views: Views) -> Pointmap:
-        device = views.images.device
-        network, images = self.network.to(device), _network.reduce_images(views.images)
-        rows, columns = images.shape[-2:]
-        mean, std = (constant(value, images)[:, None, None] for value in (MEAN, STD))
+        images = _network.reduce_images(views.images)
         known = ()
         if self.posed:
-            K = camera.K_px(views.cameras.K, rows, columns)
+            K = camera.K_px(views.cameras.K, *images.shape[-2:])
             known = (_normalize_poses(views.cameras.c2w), K)
+        found = self._run(images, *known)
+        cameras = views.cameras
+        if not self.posed:
+            cameras = Cameras(found.c2w, found.K, near=cameras.near, far=cameras.far)
+        points = _network.unproject_depth(found.depth, found.c2w, cameras, *views.size)
+        confidence = _network.restore_size(found.confidence[..., None], *views.size)[..., 0]
+        return _network.to_pointmap(points, confidence)
+
+    def choose_size(self, aspect: float) -> tuple[int, int]:
+        """The (height, width) of images of an aspect ratio (width / height) that it knows best."""
+        return _network.choose_size(aspect, LONGEST)
+
+    def prepare(self) -> None:
+        """Reads the weights; UserError where they, or the authors' code, cannot be had."""
+        _ = self.network
+
+    @torch.no_grad()
+    def pose(self, images: Float[Tensor, "batch view 3 height width"]) -> PosedDepth:
+        """Cameras and depth of images alone, in its own frame and unit, at the reduced size."""
+        found = self._run(_network.reduce_images(images))
+        return _network.to_posed_depth(found.c2w, found.K, found.depth, found.confidence)
+
+    def _run(self, images: Tensor, *known: Tensor) -> PosedDepth:
+        """What the network finds, as it is: c2w, normalized K, depth, confidence."""
+        device, (rows, columns) = images.device, images.shape[-2:]
+        network = self.network.to(device)
+        mean, std = (constant(value, images)[:, None, None] for value in (MEAN, STD))
         capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
         with torch.autocast(device.type, torch.bfloat16, enabled=capable):
             answer = network((images - mean) / std, *known)
         w2c = answer["extrinsics"].float()
-        c2w = se3.invert(se3.compose(w2c[..., :3, :3], w2c[..., :3, 3]))
-        cameras = views.cameras
-        if not self.posed:
-            pixels = constant((columns, rows, 1.0), images)
-            K = answer["intrinsics"].float() / pixels[:, None]
-            cameras = Cameras(c2w, K, near=cameras.near, far=cameras.far)
-        points = _network.unproject_depth(answer["depth"].float(), c2w, cameras, *views.size)
-        confidence = _network.restore_size(answer["depth_conf"].float()[..., None], *views.size)[
-            ..., 0
-        ]
-        return _network.to_pointmap(points, confidence)
+        pixels = constant((columns, rows, 1.0), images)
+        return PosedDepth(
+            c2w=se3.invert(se3.compose(w2c[..., :3, :3], w2c[..., :3, 3])),
+            K=answer["intrinsics"].float() / pixels[:, None],
+            depth=answer["depth"].float(),
+            confidence=answer["depth_conf"].float(),
+        )
 
 
 def _normalize_poses(c2w: Float[Tensor, "batch view 4 4"]) -> Float[Tensor, "batch view 4 4"]:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...errors import UserError
 from ...geometry import se3
+from ...geometry.constants import constant
 from ...io.weights import Source
-from ...types import Pointmap, Views
+from ...types import Pointmap, PosedDepth, Views
 from . import _network
 
 CODE = "git+https://github.com/facebookresearch/vggt@e56963328b7476e615ce8dda9164d381f8dc07a3"
@@ -42,6 +44,7 @@ LICENSES = {
     "VGGT-1B-Commercial": "is under the VGGT License: no military use; access is asked for at "
     "huggingface.co/facebook/VGGT-1B-Commercial",
 }
+LONGEST = 518  # pixels of the longer side of a photograph, as in its own code
 HEADS = {"point": ("point_head.",), "depth": ("depth_head.", "camera_head.")}
 
 
@@ -52,7 +55,9 @@ class Config:
 
 
 class Vggt:
-    """A `Teacher`. Images at the multiples of 14 below their size, the answer at its own size.
+    """A `Teacher`; with `head: depth` also a `PoseTeacher`.
+
+    Images at the multiples of 14 below their size, the answer at its own size.
 
     `head: point` knows nothing of our cameras: its points are in its own frame. Those of `head:
     depth` are in the world; their unit follows from its own guess of how far the cameras are apart.
@@ -65,7 +70,8 @@ class Vggt:
         self.name = "vggt"
         self.posed = config.head == "depth"
         commit = SOURCES[config.model].revision
-        self.revision = f"{config.model}@{commit[:12]},head={config.head}"
+        self.pose_revision = f"{config.model}@{commit[:12]}"
+        self.revision = f"{self.pose_revision},head={config.head}"
 
     @cached_property
     def network(self) -> nn.Module:
@@ -79,21 +85,57 @@ class Vggt:
 
     @torch.no_grad()
     def __call__(self, views: Views) -> Pointmap:
-        device = views.images.device
-        network, images = self.network.to(device), _network.reduce_images(views.images)
-        capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-        with torch.autocast(device.type, torch.bfloat16, enabled=capable):
-            tokens, start = network.get_submodule("aggregator")(images)
-        with torch.autocast(device.type, enabled=False):
+        images = _network.reduce_images(views.images)
+        tokens, start = self._encode(images)
+        with torch.autocast(images.device.type, enabled=False):
             if self.posed:
-                points, confidence = _by_depth(network, tokens, images, start, views)
+                points, confidence = _by_depth(self.network, tokens, images, start, views)
             else:
-                head = network.get_submodule("point_head")
+                head = self.network.get_submodule("point_head")
                 points, confidence = head(tokens, images=images, patch_start_idx=start)
                 points = _network.restore_size(points, *views.size, floor=True)
         floor = not self.posed
         confidence = _network.restore_size(confidence[..., None], *views.size, floor)[..., 0]
         return _network.to_pointmap(points, confidence)
+
+    def choose_size(self, aspect: float) -> tuple[int, int]:
+        """The (height, width) of images of an aspect ratio (width / height) that it knows best."""
+        return _network.choose_size(aspect, LONGEST)
+
+    def prepare(self) -> None:
+        """Reads the weights; UserError where they, or the authors' code, cannot be had."""
+        if not self.posed:
+            raise UserError(
+                "the teacher 'vggt' with `head=point`, which finds no cameras",
+                "`head=depth`",
+                "set it, or choose another teacher",
+            )
+        _ = self.network
+
+    @torch.no_grad()
+    def pose(self, images: Float[Tensor, "batch view 3 height width"]) -> PosedDepth:
+        """Cameras and depth of images alone, in its own frame and unit, at the reduced size."""
+        from vggt.utils.pose_enc import pose_encoding_to_extri_intri
+
+        images = _network.reduce_images(images)
+        rows, columns = images.shape[-2:]
+        tokens, start = self._encode(images)
+        with torch.autocast(images.device.type, enabled=False):
+            head = self.network.get_submodule("depth_head")
+            depth, confidence = head(tokens, images=images, patch_start_idx=start)
+            poses = self.network.get_submodule("camera_head")(tokens)[-1]
+            w2c, K = pose_encoding_to_extri_intri(poses, (rows, columns))
+        c2w = se3.invert(se3.compose(w2c[..., :3], w2c[..., 3]))
+        K = K / constant((columns, rows, 1.0), images)[:, None]
+        return _network.to_posed_depth(c2w, K, depth[..., 0], confidence)
+
+    def _encode(self, images: Tensor) -> tuple[list[Tensor], int]:
+        """The tokens of the trunk, and at which of them those of the pixels start."""
+        device = images.device
+        network = self.network.to(device)
+        capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+        with torch.autocast(device.type, torch.bfloat16, enabled=capable):
+            return network.get_submodule("aggregator")(images)
 
 
 def _by_depth(

@@ -12,6 +12,7 @@ from ...errors import UserError
 from ...types import NO_OFFSET, Cameras, Origin
 from ..files import write_text
 from .survey import (
+    GIVEN,
     Lens,
     Shot,
     Survey,
@@ -86,7 +87,13 @@ def read(path: str | Path) -> Survey:
     found = read_shots(frames, read_shot, text_at("name"))
     name_unknown(path, frames, _FRAME)
     depth_scale = read_number(path, content, "depth_scale", 1e-3)
-    return Survey(found.shots, depth_scale=depth_scale, left_out=found.left_out)
+    poses = content.get("poses")
+    return Survey(
+        found.shots,
+        depth_scale=depth_scale,
+        left_out=found.left_out,
+        poses=poses if isinstance(poses, str) else GIVEN,
+    )
 
 
 def write_cameras(
@@ -97,12 +104,14 @@ def write_cameras(
     scale: float = 1.0,
     depth: DepthFiles | None = None,
     origin: Origin = NO_OFFSET,
+    poses: str | None = None,
 ) -> None:
     """Writes the cameras of one scene (batch 1).
 
     `size` is the (height, width) of their pictures. `depth` says where the depth maps of the
     pictures are. `origin` is where the zero of the cameras lies in the user's world; `read` adds
-    it. `scale` records the factor by which the scene was multiplied before the network saw it.
+    it. `scale` records the factor by which the scene was multiplied before the network saw it, and
+    `poses` what found the cameras.
     """
     files = [{}] * len(names) if depth is None else [{"depth_file": file} for file in depth.names]
     frames = [
@@ -125,5 +134,6 @@ def write_cameras(
     if origin != NO_OFFSET:
         head["convention"] += "; c2w counts from origin, which lies in the world of the input"
         head["origin"] = list(origin)
+    head |= {} if poses is None else {"poses": poses}
     head |= {} if depth is None else {"depth_scale": depth.scale}
     write_text(path, json.dumps(head | {"frames": frames}, indent=1) + "\n")

@@ -27,6 +27,7 @@ _OFF_CENTER = 0.3  # of a photo's side, from its middle: few photos are cut so m
 _SKEW = 1e-3  # of the focal length: less moves no corner by a pixel
 _MAX_SIDE = 1 << 17  # pixels of a photo's side; beyond is a damaged file
 
+GIVEN = "file"  # what found the cameras, where a file has them and does not say
 
 Projection = Literal["perspective", "polynomial", "fisheye", "fov"]
 """How a lens distorts; r is the length of (x/z, y/z), s the factor of it on the sensor.
@@ -140,7 +141,8 @@ class Survey:
     `depth_scale`: scene units of one count of the depth files; `no_depth`: the count, beside 0,
     that stands for none; `depth_stated`: whether the file gives `depth_scale`, which then also
     holds for depth files that are no counts, where none is. `left_out`: what the file names beside
-    them and cannot be used. `order` says what `order.in_capture_order` went by.
+    them and cannot be used. `order` says what `order.in_capture_order` went by. `poses`: what found
+    the cameras, where the file says.
     """
 
     shots: tuple[Shot, ...]
@@ -150,6 +152,7 @@ class Survey:
     order: str = "the camera file"
     no_depth: int = 0
     depth_stated: bool = False
+    poses: str = GIVEN
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def refine(
     chosen, device = _complete_options(options or Options())
     folder = Path(output)
     check_folder(folder, chosen)
-    scene = open_scene(source, chosen.photos, tell=tell)
+    scene = open_scene(source, chosen.photos, tell=tell, device=device)
     # Photos to optimise on, and photos to compare with
     rest, held = _split_photos(len(scene), chosen.test_every)
     start = choose_start(scene, chosen)
@@ -136,7 +136,7 @@ def refine(
         left_out=scene.left_out,
     )
     if _report.CAMERAS in _list_results(source, folder):
-        _report.write_all_cameras(folder, train, test, scene.origin)
+        _report.write_all_cameras(folder, train, test, scene.origin, scene.poses)
     _report.write_results(folder, fit, test, kept, summary)
     return summary
 

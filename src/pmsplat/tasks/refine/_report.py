@@ -1,21 +1,18 @@
 """What an optimisation leaves behind: Gaussians, figures, plots, a sheet."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...io.cameras.ours import write_cameras
 from ...io.cameras.survey import LeftOut
-from ...io.files import atomic
 from ...io.gaussians.ply import save_ply
 from ...types import NO_OFFSET, Cameras, Origin, Views
-from ...view.figures import color_range, colorize_depth, contact_sheet
+from ...view.figures import color_range, colorize_depth, contact_sheet, draw_curve
 from ..results.depth_files import CAMERAS
 from ..results.folder import MARK
 from ..results.summary import write_summary
@@ -83,28 +80,19 @@ def write_results(
     ]
     contact_sheet(rows, folder / "sheet.png", height=SHEET_HEIGHT)
     title = f"from {summary.start}, strategy {summary.strategy}"
-    draw_curve(folder / "psnr.png", summary.history, title)
+    points = [(moment.step, moment.psnr) for moment in summary.history]
+    draw_curve(folder / "psnr.png", points, ("step", "PSNR of held-out photos, dB"), title)
     write_summary(folder, summary)
 
 
-def write_all_cameras(folder: Path, train: Views, held_out: Views, origin: Origin) -> None:
+def write_all_cameras(
+    folder: Path, train: Views, held_out: Views, origin: Origin, poses: str
+) -> None:
     """cameras.json of all photos, named, the ones optimised on first, at the size of the run."""
     assert train.names is not None and held_out.names is not None
     names = train.names[0] + held_out.names[0]
     cameras = Cameras.joined([train.cameras, held_out.cameras])
-    write_cameras(folder / CAMERAS, cameras, names, train.size, origin=origin)
-
-
-def draw_curve(path: Path, history: Sequence[Moment], title: str) -> None:
-    """PSNR over the steps as a picture."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    plot = figure.subplots()
-    steps, values = [moment.step for moment in history], [moment.psnr for moment in history]
-    plot.plot(steps, values, marker="o", markersize=3)
-    plot.set(xlabel="step", ylabel="PSNR of held-out photos, dB", title=title)
-    plot.grid(alpha=0.3)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    write_cameras(folder / CAMERAS, cameras, names, train.size, origin=origin, poses=poses)
 
 
 def _describe(moment: Moment) -> str:

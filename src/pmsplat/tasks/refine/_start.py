@@ -37,13 +37,17 @@ def from_prediction(
     """
     device = next(encoder.parameters()).device
     groups = group_views(overlaps(views.cameras), CONTEXT)
-    plan = memory.Plan(CONTEXT, views.size, encoder_traits(encoder).multiple)
+    traits = encoder_traits(encoder)
+    anchors = CONTEXT if traits.anchors else None  # so that every photo gets Gaussians
+    plan = memory.Plan(CONTEXT, views.size, traits.multiple, anchors=anchors)
     memory.check(encoder, plan, device, fewer_views=False)
     parts, share = [], 1.0
     for group in groups:
-        whole = reconstruct(encoder, views.at(group.views), device).prediction.gaussians[-1]
-        fresh = torch.tensor([view in group.fresh for view in group.views])
-        of_each = whole.means.shape[1] // len(group.views)
+        shown = views.at(group.views)
+        prediction = reconstruct(encoder, shown, device, anchors=anchors).prediction
+        whole, order = prediction.gaussians[-1], prediction.indices(shown)
+        fresh = torch.tensor([group.views[at] in group.fresh for at in order])
+        of_each = whole.means.shape[1] // len(order)
         share = min(1.0, room / (views.images.shape[1] * of_each))
         kept = fresh.repeat_interleave(of_each)
         kept &= torch.rand(len(kept), generator=generator) < share

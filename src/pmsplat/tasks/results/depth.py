@@ -123,7 +123,9 @@ def write_results(
     _write_sheet(folder, scene, size, maps, scale.colors)
     names, stems = [found.name for found in maps], [found.stem for found in maps]
     cameras = Cameras.joined([found.camera for found in maps])
-    write_depth_cameras(folder, cameras, names, stems, size, scale, model_scale, scene.origin)
+    write_depth_cameras(
+        folder, cameras, names, stems, size, scale, model_scale, scene.origin, scene.poses
+    )
     summary = Summary(
         photos=tuple(names),
         size=size,

@@ -121,7 +121,8 @@ def write_depth_cameras(
     scale: Scale,
     model_scale: float = 1.0,
     origin: Origin = NO_OFFSET,
+    poses: str | None = None,
 ) -> None:
     """cameras.json of pictures called `names`, whose counts are depth/STEM.png."""
     files = DepthFiles(tuple(f"depth/{stem}.png" for stem in stems), scale.count)
-    write_cameras(folder / CAMERAS, cameras, names, size, model_scale, files, origin)
+    write_cameras(folder / CAMERAS, cameras, names, size, model_scale, files, origin, poses)

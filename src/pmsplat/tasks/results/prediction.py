@@ -34,9 +34,13 @@ STEADY = 0.5  # seconds over which a stabilized path is averaged
 
 @dataclass(frozen=True)
 class Result:
-    """One reconstructed scene, in the unit of its input; `confidence` None: not known."""
+    """One reconstructed scene, in the unit of its input; `confidence` None: not known.
+
+    `shown`: which of the context views have depth and Gaussians of their own, in their order.
+    """
 
     context: Views
+    shown: tuple[int, ...]
     held_out: Views | None
     depth: Float[Tensor, "batch view height width"]
     confidence: Float[Tensor, "batch view height width"] | None
@@ -74,7 +78,8 @@ class Summary:
     metrics of each photo that it was not shown, `means` theirs, and those of the context's depth
     where a sensor knows it; `report` whether the context views fit each other and the model.
     `origin` is where zero lies in the world of the input. `model` is as it was given; `steps` how
-    many it took, None of one that predicts in a single pass. `fusion` is None where all views went
+    many it took, None of one that predicts in a single pass; `anchors` the context views that have
+    depth and Gaussians of their own, None where all have. `fusion` is None where all views went
     through the network together and all Gaussians stayed.
     """
 
@@ -88,6 +93,7 @@ class Summary:
     model: str
     steps: int | None = None
     origin: Origin = NO_OFFSET
+    anchors: tuple[str, ...] | None = None
     fusion: Fusion | None = None
 
 
@@ -97,7 +103,8 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
     colors = color_range(result.depth)
     depths = colorize_depth(result.depth[0], *colors).cpu()
     names = name_files(_names(result.context) + _names(result.held_out))
-    context, others = names[: depths.shape[0]], names[depths.shape[0] :]
+    count = result.context.images.shape[1]
+    context, others = [names[i] for i in result.shown], names[count:]
     save_ply(result.gaussians, folder / "gaussians.ply")
     for name, colored, depth in zip(context, depths, result.depth[0].cpu(), strict=True):
         write_image(folder / "depth" / f"{name}.png", colored)
@@ -128,6 +135,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         model=result.model,
         steps=result.steps,
         origin=result.gaussians.origin,
+        anchors=tuple(_names(_with_depth(result))) if len(context) < count else None,
         fusion=result.fusion,
     )
     shown = [views.cameras for views in (result.context, result.held_out) if views is not None]
@@ -138,6 +146,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         result.context.size,
         result.scale,
         origin=result.gaussians.origin,
+        poses=result.report.poses,
     )
     write_summary(folder, summary)
     return summary
@@ -177,6 +186,11 @@ def _names(views: Views | None) -> list[str]:
     return list(views.names[0])
 
 
+def _with_depth(result: Result) -> Views:
+    """The context views that have depth."""
+    return result.context.at(list(result.shown))
+
+
 def _compare(rendering: Rendering, photo: Tensor) -> dict[str, float]:
     image = rendering.color[0, 0].cpu()
     return {
@@ -188,8 +202,9 @@ def _compare(rendering: Rendering, photo: Tensor) -> dict[str, float]:
 
 def _means(result: Result, held_out: dict[str, dict[str, float]]) -> dict[str, float]:
     means = average(list(held_out.values()))
-    if result.context.depth is not None:
-        depth = depth_metrics(result.depth.cpu(), result.context.depth)
+    known = _with_depth(result).depth
+    if known is not None:
+        depth = depth_metrics(result.depth.cpu(), known)
         if depth.pixels:
             means |= {"abs_rel": depth.abs_rel, "rmse": depth.rmse, "delta1": depth.delta1}
     return means
@@ -204,7 +219,7 @@ def _write_sheet(
 ) -> None:
     few = slice(0, SHEET_COLUMNS)
     rows = [
-        ("context", list(result.context.images[0, few])),
+        ("context", list(_with_depth(result).images[0, few])),
         make_depth_row("predicted depth", depths[few], colors, SHEET_HEIGHT),
     ]
     if result.confidence is not None:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...evaluate.agreement import Agreement, join_agreements, measure_agreement
-from ...io.cameras.survey import LeftOut
+from ...io.cameras.survey import GIVEN, LeftOut
 from ...scene.bounds import RangeSource, central_depths
 from ...scene.overlap import LITTLE
 from ...types import Views
@@ -59,7 +59,8 @@ class Given:
     (height, width) for the network; `scale`: how much larger it saw the world; `range_source`:
     where near and far come from; `left_out`: photos that could not be used; `middle_depth`: the
     middle between near and far, in scene units, where the model goes by it and searches its own;
-    `at_once`: the option that says how many views go through the network together.
+    `poses`: what found the cameras; `at_once`: the option that says how many views go through the
+    network together.
     """
 
     photos: int
@@ -70,6 +71,7 @@ class Given:
     left_out: tuple[LeftOut, ...] = ()
     named: bool = False
     middle_depth: float | None = None
+    poses: str = GIVEN
     at_once: str = "views"
 
 
@@ -79,7 +81,8 @@ class Pass:
 
     `gaps`: distances to the nearest other view, the least and the largest; `range`: (near, far) of
     all; `predicted`: the central 98 % of depth; `at_near`: the share of it that lies at near;
-    `turned`: the agreement of the photos if the cameras stood at one place.
+    `turned`: the agreement of the photos if the cameras stood at one place. `shown`: how many views
+    the network saw, where only some have depth.
     """
 
     names: tuple[str, ...]
@@ -90,6 +93,7 @@ class Pass:
     predicted: tuple[float, float]
     at_near: float
     turned: Agreement | None = None
+    shown: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class Report:
     view to nearest view, the least and the largest, in the unit of the model. `predicted`: the
     central 98 % of depth; `at_near`: the share of it at near. `geometric`, `photometric`,
     `unmoved`: see `Agreement`; `turned`: `photometric` if the cameras stood at one place.
-    `middle_depth`: see `Given`; and the same in the unit of the model.
+    `middle_depth`: see `Given`; and the same in the unit of the model. `poses`: what found the
+    cameras: "file", "colmap", or a network.
     """
 
     views: int
@@ -134,10 +139,16 @@ class Report:
     findings: tuple[Finding, ...] = ()
     turned: float | None = None
     middle_depth: tuple[float, float] | None = None
+    poses: str = GIVEN
 
 
-def examine(views: Views, depth: Float[Tensor, "1 view height width"]) -> Pass:
-    """Measures one pass through the network: batch 1, both on the CPU, depth positive somewhere."""
+def examine(
+    views: Views, depth: Float[Tensor, "1 view height width"], shown: int | None = None
+) -> Pass:
+    """Measures one pass through the network: batch 1, both on the CPU, depth positive somewhere.
+
+    `shown`: how many views the network saw, where these are only some of them.
+    """
     assert views.names is not None, "photos of a scene have names"
     cameras = views.cameras
     centers = cameras.c2w[0, :, :3, 3].double()
@@ -156,6 +167,7 @@ def examine(views: Views, depth: Float[Tensor, "1 view height width"]) -> Pass:
         predicted=central_depths(depth.flatten().numpy()),
         at_near=(at_near.sum() / known.sum()).item(),
         turned=measure_agreement(standing, torch.ones_like(depth)),  # any depth will do
+        shown=shown,
     )
 
 
@@ -171,7 +183,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
     gaps = [gap * given.scale for part in passes for gap in part.gaps]
     counted, middle = sum(len(part.names) for part in passes), given.middle_depth
     facts = Report(
-        views=max(len(part.names) for part in passes),
+        views=max(part.shown or len(part.names) for part in passes),
         size=given.size,
         shared=min(shares.values()),
         alone=tuple(name for name, share in shares.items() if share < LITTLE),
@@ -195,6 +207,7 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
         left_out=given.left_out,
         turned=standing.photometric if standing.points >= COMPARED else None,
         middle_depth=None if middle is None else (middle, middle * given.scale),
+        poses=given.poses,
     )
     findings = [
         *_check_places(facts, given),
@@ -208,6 +221,8 @@ def make_report(passes: Sequence[Pass], given: Given) -> Report:
 def describe_report(report: Report) -> list[str]:
     """The report in a few sentences; parameters that would help are in backticks."""
     lines = [_describe_places(report), _describe_range(report), _describe_training(report)]
+    if report.poses != GIVEN:
+        lines.insert(0, f"The cameras were found by {report.poses}.")
     if report.left_out:
         some = "; ".join(f"{photo.name} ({photo.reason})" for photo in report.left_out[:NAMED])
         more = f"; and {len(report.left_out) - NAMED} more" * (len(report.left_out) > NAMED)

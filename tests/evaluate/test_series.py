@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pmsplat.contracts import take_steps
 from pmsplat.evaluate import protocol, report
-from pmsplat.evaluate.per_step import name_steps, step_columns, step_table
 from pmsplat.evaluate.protocol import Result, Row
+from pmsplat.evaluate.series import STEPS
 from pmsplat.render import rasterize
 from pmsplat.types import Batch, Cameras, Views
 from tests.models.stepped import stepped
@@ -99,10 +99,11 @@ def test_an_encoder_without_steps_is_called_with_views_alone() -> None:
 
 def test_the_table_has_a_line_for_each_step(tmp_path: Path) -> None:
     levels = [{"psnr": 20.0 + i, "ssim": 0.5, "psnr_inside": 1.0, "rmse": 3.0} for i in range(12)]
-    named = name_steps(levels)
-    assert set(named) <= set(step_columns(11)) and named["psnr_step11"] == 31
+    named = STEPS.names(dict(enumerate(levels)))
+    columns = STEPS.columns(range(12))
+    assert set(named) <= set(columns) and named["psnr_step11"] == 31
     result = Result([Row("a", 2, {"psnr": 31.0, **named}), Row("b", 2, {"psnr": 33.0, **named})])
-    table = step_table(result.means, "after each step")
+    table = STEPS.table(STEPS.rows(result.means), "after each step")
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table)
     lines = console.export_text().splitlines()
@@ -111,11 +112,11 @@ def test_the_table_has_a_line_for_each_step(tmp_path: Path) -> None:
     assert [[cell.strip() for cell in row] for row in cells] == [
         [str(step), f"{20 + step}.00", "0.500"] for step in range(12)
     ]
-    assert step_table({"psnr": 31.0}) is None
+    assert STEPS.table(STEPS.rows({"psnr": 31.0})) is None
     # The main table does not have them, the files do.
     console.print(report.table({"ours": result}))
     assert "step" not in console.export_text()
-    with report.rows_as_they_come(tmp_path / "rows.csv", report.COLUMNS | step_columns(11)) as add:
+    with report.rows_as_they_come(tmp_path / "rows.csv", report.COLUMNS | columns) as add:
         add(result.rows[0])
     assert "psnr_step11" in (tmp_path / "rows.csv").read_text()
     report.write_json(tmp_path / "results.json", result, {"steps": 11})

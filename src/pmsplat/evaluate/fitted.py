@@ -1,0 +1,167 @@
+"""Scenes whose context cameras a network predicts, brought into the world of the given cameras.
+
+Whether a prediction is brought to the given cameras of the targets or those to the prediction is
+the same up to one similarity of everything, and the first leaves lengths in the unit of the data.
+Three protocols, whose numbers must not stand in one table:
+
+    given          context cameras of the data
+    fitted         context cameras of a network, brought to the given ones by `align.cameras`
+    optimized-K    the same; then K steps of `poses.search_cameras` move the cameras of the targets
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..contracts import PoseTeacher
+from ..device import float32_products
+from ..errors import UserError
+from ..geometry import align, se3
+from ..scene.bounds import depth_range
+from ..scene.pose_networks import FEWEST, TOGETHER, describe
+from ..types import Batch, Cameras, PosedDepth
+from .poses import bring, pose_errors
+
+GIVEN, FITTED = "given", "fitted"
+
+
+@dataclass(frozen=True)
+class PoseProtocol:
+    """What finds the cameras of the context views (None: they are given), and by how many steps
+    those of the targets are moved."""
+
+    teacher: PoseTeacher | None = None
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        """One of the protocols above."""
+        if self.teacher is None:
+            return GIVEN
+        return f"optimized-{self.steps}" if self.steps else FITTED
+
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """What results say of it: nothing where cameras are given."""
+        if self.teacher is None:
+            return {}
+        poses = describe(self.teacher)
+        return {"protocol": self.name, "poses": poses, "optimize_poses": self.steps}
+
+    def scenes(self, given: Iterable[Batch], device: torch.device) -> "Scenes":
+        """The scenes with the cameras of the protocol."""
+        if self.teacher is None:
+            return Scenes(given)
+        return FittedScenes(given, find=find_with(self.teacher, device))
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes as they are given.
+
+    While it is iterated, `errors` gets `pose_errors` of each scene by its name, where cameras are
+    predicted, and `left_out` counts scenes that have no cameras by reason.
+    """
+
+    given: Iterable[Batch]
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.given
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each reason why scenes were left out."""
+        return tuple(
+            f"{count} scene{'s' * (count > 1)} could not be measured: {reason}."
+            for reason, count in self.left_out.items()
+        )
+
+
+@dataclass(frozen=True)
+class FittedScenes(Scenes):
+    """The scenes with the cameras that `find` predicts for the images of their context views.
+
+    Near and far of all views are those of the predicted depth; the cameras of the targets are the
+    given ones. Raises UserError where no scene can be measured.
+    """
+
+    find: Callable[[Float[Tensor, "batch view 3 height width"]], PosedDepth] = field(kw_only=True)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.given:
+            given = batch.context.cameras.c2w.cpu()
+            found = self.find(batch.context.images).to("cpu").to(torch.float32)
+            problem = _find_problem(found)
+            similarity = align.cameras(found.c2w.double(), given.double())
+            if problem is None and not similarity.isfinite().all():
+                problem = "the given cameras are at one place"
+            if problem is not None:
+                self.left_out[problem] += 1
+                continue
+            self.errors[batch.scene[0]] = pose_errors(found.c2w[0], given[0])
+            yield _with_cameras(batch, found, similarity)
+        if self.left_out and not self.errors:
+            raise UserError(
+                f"no scene that can be measured ({' '.join(self.notes)})",
+                "cameras that fit the given ones in one scene or more",
+                "choose another network, or other data",
+            )
+
+
+def find_with(
+    teacher: PoseTeacher, device: torch.device
+) -> Callable[[Float[Tensor, "batch view 3 height width"]], PosedDepth]:
+    """What `FittedScenes` asks: images are resized to what the network wants, on its device."""
+
+    def find(images: Tensor) -> PosedDepth:
+        batch, _, _, height, width = images.shape
+        wanted = teacher.choose_size(width / height)
+        flat = images.flatten(0, 1).to(device)
+        shown = interpolate(flat, wanted, mode="bilinear", antialias=True).clamp(0, 1)
+        with torch.autocast(device.type, enabled=False), float32_products(tf32=False):
+            return teacher.pose(shown.unflatten(0, (batch, -1))).detach()
+
+    return find
+
+
+def _known(found: PosedDepth) -> Tensor:
+    return found.depth.isfinite() & (found.depth > 0) & (found.confidence > 0)
+
+
+def _find_problem(found: PosedDepth) -> str | None:
+    """Why the cameras of a scene cannot be used."""
+    focal = found.K[..., [0, 1], [0, 1]]
+    if not (se3.is_rigid(found.c2w, tolerance=1e-2).all() and (focal > 0).all()):
+        return "the network found no cameras"
+    known = _known(found)
+    if not known.any():
+        return "the network found no depth"
+    places = found.c2w[0, :, :3, 3].double()
+    apart = torch.cdist(places, places).max()
+    if apart < TOGETHER * found.depth[known].double().median():
+        return "the network found all cameras at one place"
+    return None
+
+
+def _with_cameras(batch: Batch, found: PosedDepth, similarity: Tensor) -> Batch:
+    """The batch with the cameras that were found, in the world and the unit of the given ones."""
+    scale = se3.similarity_scale(similarity).item()
+    known = _known(found)
+    depths = [depth[there] for depth, there in zip(found.depth[0], known[0], strict=True)]
+    pooled = torch.cat(depths)
+    ranges = [depth_range((own if len(own) >= FEWEST else pooled).numpy()) for own in depths]
+    near, far = (scale * found.c2w.new_tensor(ranges)[None]).unbind(dim=-1)
+    context = Cameras(bring(similarity, found.c2w), found.K, near, far)
+    target = batch.target.cameras.with_range(near.amin(dim=1), far.amax(dim=1))
+    return replace(
+        batch,
+        context=replace(batch.context, cameras=context),
+        target=replace(batch.target, cameras=target),
+    )
