@@ -9,10 +9,10 @@ from torch import Tensor
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol, report
 from pmsplat.evaluate.fitted import PoseProtocol
-from pmsplat.evaluate.poses import search_cameras
 from pmsplat.evaluate.protocol import Result, Row
 from pmsplat.scene import open_scene
 from pmsplat.types import Batch, Gaussians, PosedDepth, Views
+from pmsplat.zoo.poses import search_cameras
 from tests.evaluate.standins import StandIn, Sweep
 
 SIZE = (40, 56)

@@ -1,6 +1,7 @@
 """From photographs without cameras to results: `--poses` of predict and depth."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import pmsplat
 from pmsplat import cli
+from pmsplat.errors import UserError
 from pmsplat.io.cameras import read_cameras
 from pmsplat.io.images import write_image
 from pmsplat.models import depthsplat
@@ -15,6 +17,7 @@ from pmsplat.scene import PhotoOptions, Scene, open_scene
 from pmsplat.scene.pose_networks import compare_cameras
 from pmsplat.tasks import depth as depth_task
 from pmsplat.tasks.predict import Options, predict
+from tests.lab.cameras import Known
 from tests.lab.poses import StandIn
 
 SIZE = (48, 64)
@@ -98,6 +101,43 @@ def test_results_say_what_found_the_cameras(
     predict(room, model, tmp_path / "given", options(None), tell=said.append)
     assert json.loads((tmp_path / "given" / "cameras.json").read_text())["poses"] == "file"
     assert sum(line.startswith("The cameras were found by") for line in said) == 1
+
+
+def test_refined_cameras_are_written_and_said(known: Scene, bare: Path, tmp_path: Path) -> None:
+    """Of a network that errs by 1.5 degrees, with an encoder that knows the depth of two photos."""
+    at, size = [0, 4], (40, 56)
+    network, said = StandIn(known, unit=2.0, angle=1.5), list[str]()
+    depth = known.views(at, size).depth
+    assert depth is not None
+    chosen = replace(options(network, size, held_out=1), context=(0, 4), refine_poses=10)
+    summary = predict(bare, Known(2.0 * depth), tmp_path / "out", chosen, tell=said.append)
+    by = summary.refined
+    assert by is not None and by.steps == 10 and by.round > 0 and by.degrees > 0
+    assert by.error_after < by.error_before
+    (line,) = [line for line in said if "were refined in" in line]
+    assert f"{by.degrees:.2g} degrees" in line and "of 10 steps" in line
+    written = json.loads((tmp_path / "out" / "cameras.json").read_text())
+    assert written["refined"] == asdict(by)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["refined"] == asdict(by)
+    # The context has moved from where the network says it is, other photos have not
+    found = open_scene(bare, PhotoOptions(poses=network)).cameras.c2w[0]
+    names = [frame["name"] for frame in written["frames"]]
+    for frame in written["frames"]:
+        number = known.names.index(frame["name"].removesuffix(".png"))
+        same = torch.equal(torch.tensor(frame["c2w"]), found[number])
+        assert same == (frame["name"] not in names[:2])
+
+
+def test_cameras_that_cannot_be_refined_are_refused(
+    room: str, model: depthsplat.DepthSplat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grouped = replace(options(None), views=6, group=3, refine_poses=5)
+    with pytest.raises(UserError, match=r"`refine_poses=5` for views in \d groups"):
+        predict(room, model, tmp_path / "out", grouped)
+    words = ["predict", room, "--model", "x", "--output", str(tmp_path / "out")]
+    assert cli.main([*words, "--refine-poses", "0"]) == 2
+    assert "--refine-poses 0; wanted a whole number from 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_line_names_its_flags(

@@ -76,6 +76,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, metavar="N", help="of a model that works in steps (default: its own)"
     )
     parser.add_argument(
+        "--refine-poses",
+        type=int,
+        metavar="K",
+        help="refine the cameras of the context by three rounds of K steps, such as 60, on what "
+        "its views show of each other (default: they stay), see docs/photos.md",
+    )
+    parser.add_argument(
         "--held-out", type=int, metavar="N", help="photos to compare, at most (default: 12)"
     )
     parser.add_argument(

@@ -6,7 +6,7 @@ Three protocols, whose numbers must not stand in one table:
 
     given          context cameras of the data
     fitted         context cameras of a network, brought to the given ones by `align.cameras`
-    optimized-K    the same; then K steps of `poses.search_cameras` move the cameras of the targets
+    optimized-K    the same; then K steps of `zoo.poses.search_cameras` move those of the targets
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ from ..geometry import align, se3
 from ..scene.bounds import depth_range
 from ..scene.pose_networks import FEWEST, TOGETHER, describe
 from ..types import Batch, Cameras, PosedDepth
-from .poses import bring, pose_errors
+from .poses import pose_errors
 
 GIVEN, FITTED = "given", "fitted"
 
@@ -158,7 +158,7 @@ def _with_cameras(batch: Batch, found: PosedDepth, similarity: Tensor) -> Batch:
     pooled = torch.cat(depths)
     ranges = [depth_range((own if len(own) >= FEWEST else pooled).numpy()) for own in depths]
     near, far = (scale * found.c2w.new_tensor(ranges)[None]).unbind(dim=-1)
-    context = Cameras(bring(similarity, found.c2w), found.K, near, far)
+    context = Cameras(align.bring(similarity, found.c2w), found.K, near, far)
     target = batch.target.cameras.with_range(near.amin(dim=1), far.amax(dim=1))
     return replace(
         batch,

@@ -96,6 +96,15 @@ def cameras(
     return torch.where(apart[..., None, None], similarity, torch.nan).to(dtype)
 
 
+def bring(
+    similarity: Float[Tensor, "*#batch 4 4"], c2w: Float[Tensor, "*#batch view 4 4"]
+) -> Float[Tensor, "*_ view 4 4"]:
+    """Returns cameras in the world into which the similarity leads, in the dtype of `c2w`."""
+    moved = similarity[..., None, :, :] @ c2w.to(similarity)
+    scale = se3.similarity_scale(similarity)[..., None, None, None]
+    return se3.compose(moved[..., :3, :3] / scale, moved[..., :3, 3]).to(c2w)
+
+
 def _spread(places: Float[Tensor, "*batch view 3"]) -> Float[Tensor, "*batch"]:
     """Returns the root mean square of lengths."""
     return places.square().sum(dim=-1).mean(dim=-1).sqrt()

@@ -14,7 +14,6 @@ from ..evaluate import protocol, report
 from ..evaluate.baselines import BASELINES
 from ..evaluate.budget import BUDGETS, COUNT, draw_budgets
 from ..evaluate.fitted import PoseProtocol
-from ..evaluate.poses import search_cameras
 from ..evaluate.protocol import Result
 from ..evaluate.series import STEPS
 from ..evaluate.timing import Stopwatch
@@ -24,6 +23,7 @@ from ..train.settings import Component, Experiment, Renderer
 from ..types import Batch, Cameras, Gaussians, Views
 from ..zoo.infer import depth_only_error
 from ..zoo.load import WEIGHTS, Loaded, open_model
+from ..zoo.poses import search_cameras
 from .options import as_graph, pick_device
 
 log = logging.getLogger(__name__)

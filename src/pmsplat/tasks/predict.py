@@ -22,6 +22,7 @@ from ..zoo.load import load
 from ..zoo.trained import TrainedOn, trained_on
 from ._context import describe_context, describe_held_out
 from ._fused import Fusing, describe_fusion, predict_fused, record_fusion
+from ._refined import check_refined, refine_views
 from .options import choose_photos, count_views, describe_fit, fit_size, pick_device
 from .results import prediction
 from .results.folder import make_whole
@@ -43,6 +44,8 @@ class Options:
     through the network together, at most; `fuse` how the Gaussians of several groups become one
     scene (`pmsplat.fuse`), "voxels" unless said; `gaussians` how many there may be in the end.
     `size` is (height, width). `steps` is how many steps a model takes that works in steps.
+    `refine_poses` is by how many steps in each round the cameras of the context are refined
+    (`zoo.poses.refine_cameras`); None keeps them.
     `held_out` is with how many further photos to compare at most; `seconds` of video go from one
     context view to the next, fewer where there are many groups; `stabilize` takes the tremble out
     of its path. `photos` says how the photos are found. `confidence` gives gaussians.ply a column
@@ -56,6 +59,7 @@ class Options:
     gaussians: int | None = None
     size: tuple[int, int] | None = None
     steps: int | None = None
+    refine_poses: int | None = None
     held_out: int = 12
     stabilize: bool = False
     fps: int = 30
@@ -117,6 +121,7 @@ def predict(
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen, learned)
         groups = group_context(overlap, context, chosen, learned)
+        check_refined(chosen.refine_poses, len(groups))
         for sentence in describe_context(scene, context, overlap, groups):
             tell(sentence)
         at_once, several = max(len(group.views) for group in groups), len(groups) > 1
@@ -127,7 +132,16 @@ def predict(
         middle = middle_depth(encoder, scene.cameras.at(context)) if scene.ranged else None
         cameras = fill_range(encoder, scene.cameras, context, scene.ranged)
         scene = replace(scene, cameras=cameras)
-        views = scene.views(context, size)
+        moved = refine_views(
+            encoder,
+            scene.views(context, size),
+            chosen.refine_poses,
+            chosen.steps,
+            device,
+            tell,
+            track,
+        )
+        views = moved.views
         taken = "" if traits.steps is None else f", with {steps} steps of its update"
         said = f"{len(context)} views"
         if 0 < traits.anchors < at_once:
@@ -168,6 +182,7 @@ def predict(
             model=type(encoder).__name__ if isinstance(model, nn.Module) else str(model),
             steps=None if traits.steps is None else steps,
             fusion=record_fusion(found.fused, groups, fusing, views),
+            refined=moved.by,
         )
         seconds = min(chosen.seconds, LONGEST / len(context)) if several else chosen.seconds
         path = prediction.video_path(result.context.cameras, chosen.fps, seconds, chosen.stabilize)
@@ -183,6 +198,7 @@ def _check_options(options: Options) -> None:
     _check_video(options)
     check_how(options.fuse or HOW[0])
     check_budget(options.gaussians)
+    check_refined(options.refine_poses)
     if options.group is not None and options.group < 2:
         raise UserError(
             f"`group={options.group}`", "two views or more", "leave `group` out to go by the model"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,23 @@ class DepthFiles:
 
     names: tuple[str, ...]
     scale: float
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How cameras were refined: by so many `steps` in each round, of which `round` is kept.
+
+    Medians over the cameras say how far they were turned, and moved as a share of the depth of what
+    they see; 0 where round 0, the cameras that were given, is kept. Errors are mean squared ones of
+    what the views show of each other, over the same pixels.
+    """
+
+    steps: int
+    round: int
+    degrees: float
+    share_of_depth: float
+    error_before: float
+    error_after: float
 
 
 def read(path: str | Path) -> Survey:
@@ -105,13 +122,14 @@ def write_cameras(
     depth: DepthFiles | None = None,
     origin: Origin = NO_OFFSET,
     poses: str | None = None,
+    refined: Refinement | None = None,
 ) -> None:
     """Writes the cameras of one scene (batch 1).
 
     `size` is the (height, width) of their pictures. `depth` says where the depth maps of the
     pictures are. `origin` is where the zero of the cameras lies in the user's world; `read` adds
-    it. `scale` records the factor by which the scene was multiplied before the network saw it, and
-    `poses` what found the cameras.
+    it. `scale` records the factor by which the scene was multiplied before the network saw it,
+    `poses` what found the cameras, and `refined` how they were refined after that.
     """
     files = [{}] * len(names) if depth is None else [{"depth_file": file} for file in depth.names]
     frames = [
@@ -135,5 +153,6 @@ def write_cameras(
         head["convention"] += "; c2w counts from origin, which lies in the world of the input"
         head["origin"] = list(origin)
     head |= {} if poses is None else {"poses": poses}
+    head |= {} if refined is None else {"refined": asdict(refined)}
     head |= {} if depth is None else {"depth_scale": depth.scale}
     write_text(path, json.dumps(head | {"frames": frames}, indent=1) + "\n")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...evaluate.depth import depth_metrics
 from ...evaluate.metrics import psnr, ssim
-from ...io.cameras.ours import write_cameras
+from ...io.cameras.ours import Refinement, write_cameras
 from ...io.gaussians.ply import save_ply
 from ...io.images import to_uint8, write_image
 from ...io.video import write_video
@@ -50,6 +50,7 @@ class Result:
     model: str
     steps: int | None
     fusion: "Fusion | None" = None
+    refined: Refinement | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Summary:
     `origin` is where zero lies in the world of the input. `model` is as it was given; `steps` how
     many it took, None of one that predicts in a single pass; `anchors` the context views that have
     depth and Gaussians of their own, None where all have. `fusion` is None where all views went
-    through the network together and all Gaussians stayed.
+    through the network together and all Gaussians stayed. `refined` is how the cameras of the
+    context were refined, None where they are as they were found.
     """
 
     context: tuple[str, ...]
@@ -95,6 +97,7 @@ class Summary:
     origin: Origin = NO_OFFSET
     anchors: tuple[str, ...] | None = None
     fusion: Fusion | None = None
+    refined: Refinement | None = None
 
 
 def write_results(folder: Path, result: Result, track: Track) -> Summary:
@@ -137,6 +140,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         origin=result.gaussians.origin,
         anchors=tuple(_names(_with_depth(result))) if len(context) < count else None,
         fusion=result.fusion,
+        refined=result.refined,
     )
     shown = [views.cameras for views in (result.context, result.held_out) if views is not None]
     write_cameras(
@@ -147,6 +151,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         result.scale,
         origin=result.gaussians.origin,
         poses=result.report.poses,
+        refined=result.refined,
     )
     write_summary(folder, summary)
     return summary
