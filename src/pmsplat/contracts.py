@@ -186,9 +186,8 @@ def count_anchors(anchors: int | None, own: int) -> int:
     if anchors is None:
         return own
     if type(anchors) is not int or anchors < 2:
-        raise UserError(
-            f"`anchors={anchors!r}`", "a whole number from 2", f"leave it out for {own}"
-        )
+        remedy = "leave `anchors` out" + (f" to take {own}" if own else "")
+        raise UserError(f"`anchors={anchors!r}`", "a whole number from 2", remedy)
     if not own:
         raise UserError(
             f"`anchors={anchors}` for a model in which each view speaks for itself",

@@ -76,6 +76,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, metavar="N", help="of a model that works in steps (default: its own)"
     )
     parser.add_argument(
+        "--anchors",
+        type=int,
+        metavar="N",
+        help="views in which a model with anchors gathers all, at most (default: its own number)",
+    )
+    parser.add_argument(
         "--held-out", type=int, metavar="N", help="photos to compare, at most (default: 12)"
     )
     parser.add_argument(

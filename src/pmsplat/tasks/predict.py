@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..contracts import count_steps, encoder_traits
+from ..contracts import count_anchors, count_steps, encoder_traits
 from ..errors import UserError
 from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
@@ -42,7 +42,8 @@ class Options:
     all photos see, or ALL; `context` names them by index instead. `group` is how many of them go
     through the network together, at most; `fuse` how the Gaussians of several groups become one
     scene (`pmsplat.fuse`), "voxels" unless said; `gaussians` how many there may be in the end.
-    `size` is (height, width). `steps` is how many steps a model takes that works in steps.
+    `size` is (height, width). `steps` is how many steps a model takes that works in steps;
+    `anchors` in how many views a model gathers all that go through it together, where it does.
     `held_out` is with how many further photos to compare at most; `seconds` of video go from one
     context view to the next, fewer where there are many groups; `stabilize` takes the tremble out
     of its path. `photos` says how the photos are found. `confidence` gives gaussians.ply a column
@@ -56,6 +57,7 @@ class Options:
     gaussians: int | None = None
     size: tuple[int, int] | None = None
     steps: int | None = None
+    anchors: int | None = None
     held_out: int = 12
     stabilize: bool = False
     fps: int = 30
@@ -109,6 +111,7 @@ def predict(
         if not traits.draws:
             raise depth_only_error()
         steps = count_steps(chosen.steps, traits.steps)
+        anchors = count_anchors(chosen.anchors, traits.anchors)
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         size = fit_size(scene.size, chosen.size)
         for sentence in describe_fit(scene, size):
@@ -121,7 +124,8 @@ def predict(
             tell(sentence)
         at_once, several = max(len(group.views) for group in groups), len(groups) > 1
         kept = len(context) if several else 0
-        plan = memory.Plan(at_once, size, traits.multiple, chosen.steps, kept=kept)
+        asked = chosen.steps, chosen.anchors
+        plan = memory.Plan(at_once, size, traits.multiple, *asked, kept=kept)
         memory.check(encoder, plan, device)
         # Predict group by group, and fuse
         middle = middle_depth(encoder, scene.cameras.at(context)) if scene.ranged else None
@@ -130,12 +134,12 @@ def predict(
         views = scene.views(context, size)
         taken = "" if traits.steps is None else f", with {steps} steps of its update"
         said = f"{len(context)} views"
-        if 0 < traits.anchors < at_once:
-            said = f"{traits.anchors} of {at_once} views" + " of each group" * several
+        if 0 < anchors < at_once:
+            said = f"{anchors} of {at_once} views" + " of each group" * several
         tell(f"Predicting depth and Gaussians of {said} on {device}{taken}.")
         how = chosen.fuse or HOW[0]
         fusing = Fusing(how, chosen.gaussians, chosen.fuse is not None, chosen.confidence)
-        found = predict_fused(encoder, views, groups, fusing, device, chosen.steps, track)
+        found = predict_fused(encoder, views, groups, fusing, device, track, *asked)
         for sentence in describe_fusion(found.fused, groups, fusing):
             tell(sentence)
         # Compare with other photos and write the results
@@ -167,6 +171,7 @@ def predict(
             report=report,
             model=type(encoder).__name__ if isinstance(model, nn.Module) else str(model),
             steps=None if traits.steps is None else steps,
+            most_anchors=anchors or None,
             fusion=record_fusion(found.fused, groups, fusing, views),
         )
         seconds = min(chosen.seconds, LONGEST / len(context)) if several else chosen.seconds
