@@ -496,7 +496,7 @@ class Prediction(Bundle):
         """
         views, height, width = self.depths[-1].shape[1:]
         count = self.gaussians[-1].means.shape[1]
-        sides = [1 << i for i in range(max(height, width).bit_length())]
+        sides = [1 << i for i in range(max(height, width).bit_length() + 1)]
         fitting = [n for n in sides if views * -(-height // n) * -(-width // n) == count]
         if not fitting:
             raise UserError(

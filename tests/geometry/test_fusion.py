@@ -127,13 +127,14 @@ def test_voxels_finer_than_the_coordinates_do_not_overflow() -> None:
 
 def merge_slowly(given: Cloud, groups: list[list[int]], alone: Tensor | None) -> list[dict]:
     """Means, covariance, opacity and harmonics of each voxel, in numpy."""
-    found = []
+    found, sure = [], given.confidence
+    assert sure is not None
     spread = covariance(given.scales, given.quats_wxyz).numpy()
     for rows in groups:
         if len(rows) == 1:
             (i,) = rows
             found.append({"mean": given.means[i], "cov": spread[i], "o": given.opacities[i]})
-            found[-1] |= {"sh": given.sh[i], "sure": given.confidence[i]}
+            found[-1] |= {"sh": given.sh[i], "sure": sure[i]}
             continue
         tau = -np.log(1 - np.minimum(given.opacities[rows].numpy(), 0.9999))
         area = np.array([math.prod(sorted(given.scales[i].tolist())[1:]) for i in rows])
@@ -149,7 +150,7 @@ def merge_slowly(given: Cloud, groups: list[list[int]], alone: Tensor | None) ->
         sh = np.einsum("n,nkc->kc", weights, given.sh[rows].numpy())
         mean = weights @ given.means[rows].numpy()
         found.append({"mean": mean, "cov": cov, "o": min(0.99, 1 - math.exp(-depth)), "sh": sh})
-        found[-1]["sure"] = weights @ given.confidence[rows].numpy()
+        found[-1]["sure"] = weights @ sure[rows].numpy()
     return found
 
 

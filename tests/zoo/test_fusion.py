@@ -327,12 +327,15 @@ def test_what_is_refused() -> None:
         (partial(fuse, []), "no prediction to fuse; wanted one or more"),
         (partial(fuse, [part], "voxel"), "`fuse=voxel`; wanted one of .*; did you mean 'voxels'"),
         (partial(fuse, [part], "voxels", 0), "`gaussians=0`; wanted a whole number from 1"),
-        (partial(fuse, [part], "voxels", 2.5), "`gaussians=2.5`; wanted a whole number"),
+        (partial(fuse, [part], gaussians=True), "`gaussians=True`; wanted a whole number"),
         (partial(limit, part.gaussians, -1), "`gaussians=-1`; wanted a whole number from 1"),
         (partial(fuse, [part, moved]), "different origins"),
         (partial(fuse, [part, ruled]), "drawn by different rules"),
         (partial(fuse, [part, fewer]), "1535 Gaussians of 2 views of 24x32 pixels; wanted one"),
-        (partial(fuse, [replace(part, gaussians=replace(part.gaussians, means=broken))]), "finite"),
+        (
+            partial(fuse, [replace(part, gaussians=replace(part.gaussians, means=broken))]),
+            "not finite",
+        ),
         (partial(fuse, [(replace(found, gaussians=()), FRONT)]), "a prediction of depth alone"),
     ):
         with pytest.raises(UserError, match=wanted):

@@ -11,6 +11,7 @@ Its mass is τ times its area face on, which is what it hides of all that is beh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -137,12 +138,13 @@ class Cloud:
 
     def at(self, rows: Tensor) -> "Cloud":
         """Some of the Gaussians."""
-        return Cloud(*(None if x is None else x[rows] for x in vars(self).values()))
+        columns: Any = vars(self).values()
+        return Cloud(*(None if x is None else x[rows] for x in columns))
 
     @staticmethod
     def joined(parts: Sequence["Cloud"], order: Int[Tensor, " gaussian"]) -> "Cloud":
         """The Gaussians of all parts, at `order`; all have a confidence or none. At least one."""
-        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        columns: Any = zip(*(vars(part).values() for part in parts), strict=True)
         return Cloud(*(None if x[0] is None else torch.cat(x)[order] for x in columns))
 
     @property

@@ -214,6 +214,7 @@ def limit(gaussians: Gaussians, count: int) -> Gaussians:
     given = gaussians.means.shape[1]
     if given <= count:
         return gaussians
+    _check_finite(gaussians)
     sizes = _cloud(gaussians).area.sqrt()
     alone, pixels = gaussians.opacities[0], torch.ones_like(sizes)
     return _merge(Fused(gaussians, given), FINEST * sizes, alone, count, pixels).gaussians
@@ -243,15 +244,19 @@ def _check_parts(parts: Sequence[Part]) -> None:
             "the same `origin` for all, that of the cameras",
             "open the photos of the scene together",
         )
-    for number, part in enumerate(parts):
-        g = part.gaussians
-        tensors = (g.means, g.scales, g.quats_wxyz, g.opacities, g.sh)
-        if not all(tensor.isfinite().all() for tensor in tensors):
-            raise UserError(
-                f"Gaussians of prediction {number} that are not finite",
-                "numbers",
-                "leave that prediction out, or try another model",
-            )
+    for part in parts:
+        _check_finite(part.gaussians)
+
+
+def _check_finite(gaussians: Gaussians) -> None:
+    """Raises UserError for Gaussians of which nobody knows where they belong."""
+    g = gaussians
+    if not all(x.isfinite().all() for x in (g.means, g.scales, g.quats_wxyz, g.opacities, g.sh)):
+        raise UserError(
+            "Gaussians with values that are not finite",
+            "numbers",
+            "leave those out: they are of a model or an optimization that has failed",
+        )
 
 
 def _merge(found: Fused, edges: Tensor, alone: Tensor, count: int | None, pixels: Tensor) -> Fused:
@@ -280,5 +285,6 @@ def _merge(found: Fused, edges: Tensor, alone: Tensor, count: int | None, pixels
 
 def _cloud(gaussians: Gaussians) -> Cloud:
     """The Gaussians of a scene, without its batch axis."""
-    found = {name: getattr(gaussians, name) for name in Cloud.__dataclass_fields__}
-    return Cloud(**{name: x if x is None else x[0] for name, x in found.items()})
+    g, sure = gaussians, gaussians.confidence
+    columns = g.means[0], g.scales[0], g.quats_wxyz[0], g.opacities[0], g.sh[0]
+    return Cloud(*columns, None if sure is None else sure[0])
