@@ -70,8 +70,9 @@ class ConditionedEncoder(Encoder, Protocol):
     """An encoder that a recurrent update can be trained on (the model `updated`).
 
     `condition_width` is the number of channels of its map. `predict_with_condition` takes views of
-    sizes that its `multiple` divides. Optional: `unit`, where a Gaussian stands for a block of
-    `unit` x `unit` pixels of a view; 1 by default.
+    sizes that its `multiple` divides, and, of an encoder that gathers views, `anchors` as a
+    `GatheringEncoder` does. Optional: `unit`, where a Gaussian stands for a block of `unit` x
+    `unit` pixels of a view; 1 by default.
     """
 
     condition_width: int
@@ -94,6 +95,12 @@ def conditioned_encoder(encoder: Encoder, owner: str) -> ConditionedEncoder:
     for part in ("condition_width", "predict_with_condition"):
         require(encoder, part, owner, "an update", f"add `{part}` to it, or choose another encoder")
     return cast(ConditionedEncoder, encoder)
+
+
+def predict_with_condition(encoder: ConditionedEncoder, views: Views, anchors: int) -> Conditioned:
+    """What `encoder` predicts, with its map, gathering views in `anchors`; 0: it gathers none."""
+    predict = cast(Callable[..., Conditioned], encoder.predict_with_condition)
+    return predict(views, anchors=anchors) if anchors else predict(views)
 
 
 def pixels_per_side(encoder: ConditionedEncoder) -> int:
@@ -179,9 +186,8 @@ def count_anchors(anchors: int | None, own: int) -> int:
     if anchors is None:
         return own
     if type(anchors) is not int or anchors < 2:
-        raise UserError(
-            f"`anchors={anchors!r}`", "a whole number from 2", f"leave it out for {own}"
-        )
+        remedy = "leave `anchors` out" + (f" to take {own}" if own else "")
+        raise UserError(f"`anchors={anchors!r}`", "a whole number from 2", remedy)
     if not own:
         raise UserError(
             f"`anchors={anchors}` for a model in which each view speaks for itself",

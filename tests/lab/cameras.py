@@ -28,4 +28,7 @@ class Known(nn.Module):
 
     def forward(self, views: Views) -> Prediction:
         self.calls += 1
-        return Prediction((self.depth,), (pixel_splats(views, self.depth),))
+        depth = self.depth
+        if depth.shape[-2:] != views.size:  # memory is measured with small views
+            depth = nn.functional.interpolate(depth, views.size)
+        return Prediction((depth,), (pixel_splats(views, depth),))

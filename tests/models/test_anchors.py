@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import pmsplat
+from pmsplat.contracts import encoder_traits
 from pmsplat.errors import UserError
 from pmsplat.nn.anchors import Anchors, Compress
 from tests.models.official import checker, script
-from tests.models.tiny import shaken, tiny, views
+from tests.models.tiny import SETTINGS, shaken, tiny, views
 
 MODELS = ["depthsplat", "depthsplat2024", "mvsplat", "resplat"]
 SIZE = (64, 96)
@@ -127,10 +128,23 @@ def test_an_update_looks_at_the_anchors(generator: torch.Generator) -> None:
     with torch.no_grad():
         found = model(given)
     assert seen == [3, 3] and found.views.shape == (1, 3)
-    base = {"name": "depthsplat", **tiny("updated").cfg.base, "anchors": 3}
-    on_base = shaken(tiny("updated", base=base, steps=1))
-    with torch.no_grad():
-        assert on_base(given).views.shape == (1, 3)
+
+
+@every_model
+def test_an_update_passes_anchors_on_to_its_base(name: str, generator: torch.Generator) -> None:
+    own = {"steps": None} if name == "resplat" else {}
+    base = {"name": name, **SETTINGS[name], "anchors": 3, **own}
+    model = shaken(tiny("updated", base=base, steps=1))
+    given = views(generator, 5, SIZE)
+    assert encoder_traits(model).anchors == 3
+    for anchors, count in ((None, 3), (2, 2), (9, 5)):
+        with torch.no_grad():
+            found = model(given, anchors=anchors)
+            expected = model.base(given, anchors=anchors)
+        assert torch.equal(found.views, expected.views) and found.views.shape == (1, count)
+        torch.testing.assert_close(found.depths[-1], expected.depths[-1])
+    with pytest.raises(UserError, match="each view speaks for itself"):
+        tiny("updated", steps=1)(given, anchors=2)
 
 
 @pytest.mark.slow

@@ -305,3 +305,35 @@ def test_budgets_of_a_model_of_depth_alone_are_refused(root: Path, tmp_path: Pat
             tmp_path,
             replace(QUICK, gaussians=(100,)),
         )
+
+
+def test_views_are_gathered_in_as_many_as_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [*where(tmp_path / "rooms"), "dataset.views=[4,4]"]
+    overrides = [*ROOMS, *few, f"output={tmp_path / 'out'}"]
+    experiment = config.compose(overrides)
+    synthetic.make(experiment.dataset.settings)
+    seen: list[StepOutput] = []
+    measure = protocol.measure
+    monkeypatch.setattr(
+        protocol, "measure", lambda step, *rest: seen.append(step) or measure(step, *rest)
+    )
+    for anchors, count in ((None, 3), (2, 2), (9, 4)):
+        evaluate(experiment, shaken(tiny(anchors=3)), options=replace(QUICK, anchors=anchors))
+        assert seen[-1].batch.context.images.shape[1] == 4
+        assert seen[-1].prediction.depths[-1].shape[1] == count
+        written = json.loads((tmp_path / "out/evaluation/results.json").read_text())
+        assert written["anchors"] == (anchors or 3)
+
+
+def test_anchors_of_a_model_without_are_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tiny.safetensors"
+    save(tiny(), path, "depthsplat")
+    words = ["evaluate", *ROOMS, *where(root), "--model", str(path), "--anchors", "2"]
+    assert main([*words, "--device", "cpu", "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "--anchors 2 for a model in which each view speaks for itself" in said
+    assert "leave --anchors out" in said and not (tmp_path / "out").exists()

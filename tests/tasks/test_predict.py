@@ -135,7 +135,7 @@ def test_a_model_that_speaks_of_some_views_leaves_depth_of_those(
     model: depthsplat.DepthSplat, room: str, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    options = replace(QUICK, views=5, held_out=1)
+    options = replace(QUICK, views=5, group=5, held_out=1)
     network = Picking(model, anchors=3)
     summary = predict(room, network, tmp_path / "out", options, tell=said.append)
     assert len(summary.context) == 5
@@ -157,6 +157,32 @@ def test_a_model_that_speaks_of_some_views_leaves_depth_of_those(
     assert summary.report.views == 5  # that the network saw
     cameras = json.loads((tmp_path / "out/cameras.json").read_text())
     assert len(cameras["frames"]) == 6
+
+
+def test_views_are_gathered_in_as_many_as_are_wanted(
+    model: depthsplat.DepthSplat, room: str, tmp_path: Path
+) -> None:
+    """At most so many of each group; what it was is kept."""
+    network, said = Picking(model, anchors=3), []
+    plain = replace(QUICK, views=5, fuse="union", held_out=1, fps=1)
+    for anchors, group in ((None, 5), (2, 5), (9, 5), (2, 3)):
+        options, out = replace(plain, group=group, anchors=anchors), tmp_path / f"{anchors}-{group}"
+        summary = predict(room, network, out, options, tell=said.append)
+        written = json.loads((out / "metrics.json").read_text())
+        assert written["most_anchors"] == (anchors or 3)
+        fusion = written["fusion"]
+        sizes = [5] if fusion is None else [len(views) for views in fusion["groups"]]
+        assert len(sizes) > 1 or group == 5
+        spoken = sum(min(anchors or 3, size) for size in sizes)
+        assert summary.gaussians == spoken * 48 * 64
+    assert sum("Gaussians of 2 of 5 views on" in line for line in said) == 1
+    assert sum("Gaussians of 2 of 3 views of each group" in line for line in said) == 1
+
+
+def test_anchors_of_a_model_without_are_refused(cli_run, tmp_path: Path) -> None:
+    code, said = cli_run("--anchors", "2")
+    assert code == 2 and "--anchors 2 for a model in which each view speaks for itself" in said
+    assert "leave --anchors out" in said and not (tmp_path / "out").exists()
 
 
 def test_confidence_lies_beside_the_depth_and_in_a_column_if_one_wants(

@@ -11,7 +11,8 @@ its weights LPIPS is skipped, with a message. Where an index has targets between
 and outside them, PSNR is also given for each group.
 
 A model that works in steps is measured before the first and after each of them; --steps sets how
-many it takes.
+many it takes. A model that gathers views in anchors does so in as many as it was trained for, or as
+--anchors says.
 
 With --gaussians the prediction is also reduced to so many Gaussians each, as by `pmsplat convert
 --gaussians`, and a table says what that costs. Where the experiment has renderer.keep, only that
@@ -64,6 +65,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, metavar="N", help="of a model that works in steps (default: its own)"
     )
     parser.add_argument(
+        "--anchors",
+        type=int,
+        metavar="N",
+        help="views in which a model with anchors gathers all, at most (default: its own number)",
+    )
+    parser.add_argument(
         "--gaussians",
         type=counts,
         default=(),
@@ -107,6 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         graph=arguments.graph,
         steps=arguments.steps,
+        anchors=arguments.anchors,
         gaussians=arguments.gaussians,
         poses=arguments.poses,
         optimize_poses=arguments.optimize_poses,

@@ -83,6 +83,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "its views show of each other (default: they stay), see docs/photos.md",
     )
     parser.add_argument(
+        "--anchors",
+        type=int,
+        metavar="N",
+        help="views in which a model with anchors gathers all, at most (default: its own number)",
+    )
+    parser.add_argument(
         "--held-out", type=int, metavar="N", help="photos to compare, at most (default: 12)"
     )
     parser.add_argument(

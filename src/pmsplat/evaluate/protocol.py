@@ -78,14 +78,15 @@ def pipeline(
     generator: MakeGenerator | None = None,
     budgets: Sequence[int] = (),
     aim: Aim | None = None,
+    anchors: int | None = None,
 ) -> Pipeline:
     """A model followed by a rasteriser: every level of the prediction drawn into the targets.
 
     Gradients flow. `watch` books "encode" and "render" of each batch, the answer's alone. Targets
     are drawn in the world that the model sees, which may be that of its middle context view.
     `scale_near`: scenes come in units of their own, so each is scaled to the unit of the model.
-    What is predicted is brought back: lengths are measured in the unit of the scene. `steps` and
-    `all_levels`: see `contracts.take_steps`.
+    What is predicted is brought back: lengths are measured in the unit of the scene. `steps`,
+    `all_levels` and `anchors`: see `contracts.take_steps`.
 
     `keep` is the share of each scene's Gaussians that is drawn, the most opaque; while the model
     learns, `generator` makes what chooses some of the others too (see `choose_opaque`). Losses see
@@ -93,7 +94,7 @@ def pipeline(
     each; UserError where it has fewer. `aim` moves the cameras of the targets before anything is
     drawn, by the Gaussians of the answer and the photographs.
     """
-    encode = take_steps(model, steps, all_levels)
+    encode = take_steps(model, steps, all_levels, anchors)
 
     def timed(name: str):
         return watch(name) if watch else nullcontext()

@@ -138,10 +138,10 @@ class DepthSplat(DepthEncoder):
         """Channels of the map that an update can start from (`contracts.ConditionedEncoder`)."""
         return 0 if self.head is None else self.head.inputs
 
-    def predict_with_condition(self, views: Views) -> Conditioned:
+    def predict_with_condition(self, views: Views, anchors: int | None = None) -> Conditioned:
         """The prediction, and what its last layers read; for sizes that need no padding."""
         assert self.head is not None  # as `draws` says
-        seen = self._match(views, self.anchors)
+        seen = self._match(views, count_anchors(anchors, self.anchors))
         images = seen.views.images
         maps = list(self.head.maps(images, seen.depth.depths[-1], seen.estimate))
         raw = self.head.numbers(maps).unflatten(0, images.shape[:2])

@@ -133,10 +133,10 @@ class MVSplat(ChannelsFirst):
         predict = partial(self._predict, anchors=count_anchors(anchors, self.anchors))
         return predict_padded(predict, views, self.multiple)
 
-    def predict_with_condition(self, views: Views) -> Conditioned:
+    def predict_with_condition(self, views: Views, anchors: int | None = None) -> Conditioned:
         """The prediction, and what its last layers read; for sizes that need no padding."""
         with cpu_rules.without_transforms():
-            matched = self._match(views, self.anchors)
+            matched = self._match(views, count_anchors(anchors, self.anchors))
             maps = list(matched.maps())
             return Conditioned(self._place(matched, maps), torch.cat(maps))
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..contracts import Conditioned
+from ..contracts import Conditioned, count_anchors
 from ..nn.anchors import Anchors
 from ..nn.maps import resize, set_memory_format
 from ..nn.points import to_maps
@@ -120,9 +120,9 @@ class ReSplat(DepthEncoder, Stepped):
         """Channels of the map that an update starts from (`contracts.ConditionedEncoder`)."""
         return self.cfg.point_width
 
-    def predict_with_condition(self, views: Views) -> Conditioned:
+    def predict_with_condition(self, views: Views, anchors: int | None = None) -> Conditioned:
         """The initial model's prediction and features of points, for sizes without padding."""
-        initial = self._initial(views, self.anchors)
+        initial = self._initial(views, count_anchors(anchors, self.anchors))
         first = (self._in_world(initial),)
         return Conditioned(replace(initial.prediction, gaussians=first), initial.condition)
 

@@ -19,6 +19,7 @@ from ..contracts import (
     encoder_traits,
     multiple_at,
     pixels_per_side,
+    predict_with_condition,
 )
 from ..kernels.attention import BACKENDS
 from ..nn.maps import set_memory_format
@@ -93,6 +94,11 @@ class Updated(Stepped):
         return self.traits.typical_depth
 
     @property
+    def anchors(self) -> int:
+        """In how many views its base gathers all, at most; 0: each view speaks for itself."""
+        return self.traits.anchors
+
+    @property
     def steps(self) -> int:
         return self.cfg.steps
 
@@ -104,7 +110,7 @@ class Updated(Stepped):
     def _predict(self, views: Views, steps: int, all_levels: bool, anchors: int) -> Prediction:
         base = cast(ConditionedEncoder, self.base)  # as __init__ checked
         with torch.no_grad():
-            found = base.predict_with_condition(views)
+            found = predict_with_condition(base, views, anchors)
         (first,) = found.prediction.gaussians
         if not steps:
             return found.prediction

@@ -53,8 +53,9 @@ def predict_fused(
     groups: Sequence[Group],
     fusing: Fusing,
     device: torch.device,
-    steps: int | None,
     track: Track,
+    steps: int | None = None,
+    anchors: int | None = None,
 ) -> Answer:
     """The views, which have names, through the encoder group by group, and all of it as one scene.
 
@@ -62,7 +63,7 @@ def predict_fused(
     for depth that is none.
     """
     assert views.names is not None, "photos of a scene have names"
-    found = predict_groups(encoder, views, groups, device, steps)
+    found = predict_groups(encoder, views, groups, device, steps, anchors)
     parts = list(track(found, "predicting", len(groups)) if len(groups) > 1 else found)
     if fusing.confidence:
         parts = [_rate_gaussians(part) for part in parts]

@@ -8,7 +8,14 @@ from pathlib import Path
 from torch import nn
 
 from .. import registry
-from ..contracts import PoseTeacher, dataset_traits, encoder_traits, require, take_steps
+from ..contracts import (
+    PoseTeacher,
+    count_anchors,
+    count_steps,
+    dataset_traits,
+    encoder_traits,
+    require,
+)
 from ..errors import UserError
 from ..evaluate import protocol, report
 from ..evaluate.baselines import BASELINES
@@ -37,8 +44,9 @@ class Options:
 
     `baselines`: a copied photo and a plane sweep too; `geometry`: points, normals and edges too,
     where the data has depth; `limit`: only the first so many scenes of the index; `graph`: the
-    network runs as CUDA graphs; `steps`: how many steps the model takes, if it has some;
-    `gaussians`: the answer is also reduced to so many Gaussians each, and measured.
+    network runs as CUDA graphs; `steps`: how many steps the model takes, if it has some; `anchors`:
+    in how many views it gathers all, at most, if it does; `gaussians`: the answer is also reduced
+    to so many Gaussians each, and measured.
 
     `poses`: what finds the cameras of the context views, as `scene.PhotoOptions.poses` names it,
     and `optimize_poses` by how many steps the cameras of the targets are then moved (see
@@ -51,6 +59,7 @@ class Options:
     device: str = "auto"
     graph: bool = False
     steps: int | None = None
+    anchors: int | None = None
     gaussians: tuple[int, ...] = ()
     poses: str | PoseTeacher | None = None
     optimize_poses: int = 0
@@ -118,7 +127,8 @@ def evaluate(
         budgets.png       PSNR against the number of Gaussians, with `gaussians`
 
     `tell` gets what is left out. Raises UserError where the model, the data or the index is missing
-    or does not fit, for `steps` of a model that has none, and for more `gaussians` than there are.
+    or does not fit, for `steps` and `anchors` of a model that has none, and for more `gaussians`
+    than there are.
     """
     chosen = options or Options()
     folder = Path(output or Path(experiment.output) / "evaluation")
@@ -135,10 +145,11 @@ def evaluate(
     encoder = loaded.model.to(device).eval()
     name = loaded.component if isinstance(path, nn.Module) else str(path)
     traits = encoder_traits(encoder)
-    take_steps(encoder, chosen.steps)  # refuses them where there are none
+    steps = count_steps(chosen.steps, traits.steps)
+    steps = None if traits.steps is None else steps
+    anchors = count_anchors(chosen.anchors, traits.anchors)
     if chosen.gaussians and not traits.draws:
         raise depth_only_error()
-    steps = traits.steps if chosen.steps is None else chosen.steps
     lpips, notes = protocol.find_lpips() if traits.draws else (None, ())
     for note in notes:
         tell(note)
@@ -157,6 +168,7 @@ def evaluate(
         keep=renderer.keep,
         budgets=chosen.gaussians,
         aim=_aim(chosen.optimize_poses, renderer),
+        anchors=chosen.anchors,
     )
     columns = report.COLUMNS | (report.GEOMETRY if chosen.geometry else {})
     columns |= {} if steps is None else STEPS.columns(range(steps + 1))
@@ -181,6 +193,7 @@ def evaluate(
     about = {
         "model": name,
         "steps": steps,
+        "anchors": anchors or None,
         "experiment": asdict(measured),
         "seconds": watch.means(),
         "seconds_with_warm_up": watch.warm_up_included,

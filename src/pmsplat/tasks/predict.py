@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..contracts import count_steps, encoder_traits
+from ..contracts import count_anchors, count_steps, encoder_traits
 from ..errors import UserError
 from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
@@ -43,7 +43,8 @@ class Options:
     all photos see, or ALL; `context` names them by index instead. `group` is how many of them go
     through the network together, at most; `fuse` how the Gaussians of several groups become one
     scene (`pmsplat.fuse`), "voxels" unless said; `gaussians` how many there may be in the end.
-    `size` is (height, width). `steps` is how many steps a model takes that works in steps.
+    `size` is (height, width). `steps` is how many steps a model takes that works in steps;
+    `anchors` in how many views a model gathers all that go through it together, where it does.
     `refine_poses` is by how many steps in each round the cameras of the context are refined
     (`zoo.poses.refine_cameras`); None keeps them.
     `held_out` is with how many further photos to compare at most; `seconds` of video go from one
@@ -60,6 +61,7 @@ class Options:
     size: tuple[int, int] | None = None
     steps: int | None = None
     refine_poses: int | None = None
+    anchors: int | None = None
     held_out: int = 12
     stabilize: bool = False
     fps: int = 30
@@ -113,6 +115,7 @@ def predict(
         if not traits.draws:
             raise depth_only_error()
         steps = count_steps(chosen.steps, traits.steps)
+        anchors = count_anchors(chosen.anchors, traits.anchors)
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         size = fit_size(scene.size, chosen.size)
         for sentence in describe_fit(scene, size):
@@ -126,7 +129,8 @@ def predict(
             tell(sentence)
         at_once, several = max(len(group.views) for group in groups), len(groups) > 1
         kept = len(context) if several else 0
-        plan = memory.Plan(at_once, size, traits.multiple, chosen.steps, kept=kept)
+        asked = chosen.steps, chosen.anchors
+        plan = memory.Plan(at_once, size, traits.multiple, *asked, kept=kept)
         memory.check(encoder, plan, device)
         # Predict group by group, and fuse
         middle = middle_depth(encoder, scene.cameras.at(context)) if scene.ranged else None
@@ -144,12 +148,12 @@ def predict(
         views = moved.views
         taken = "" if traits.steps is None else f", with {steps} steps of its update"
         said = f"{len(context)} views"
-        if 0 < traits.anchors < at_once:
-            said = f"{traits.anchors} of {at_once} views" + " of each group" * several
+        if 0 < anchors < at_once:
+            said = f"{anchors} of {at_once} views" + " of each group" * several
         tell(f"Predicting depth and Gaussians of {said} on {device}{taken}.")
         how = chosen.fuse or HOW[0]
         fusing = Fusing(how, chosen.gaussians, chosen.fuse is not None, chosen.confidence)
-        found = predict_fused(encoder, views, groups, fusing, device, chosen.steps, track)
+        found = predict_fused(encoder, views, groups, fusing, device, track, *asked)
         for sentence in describe_fusion(found.fused, groups, fusing):
             tell(sentence)
         # Compare with other photos and write the results
@@ -181,6 +185,7 @@ def predict(
             report=report,
             model=type(encoder).__name__ if isinstance(model, nn.Module) else str(model),
             steps=None if traits.steps is None else steps,
+            most_anchors=anchors or None,
             fusion=record_fusion(found.fused, groups, fusing, views),
             refined=moved.by,
         )

@@ -122,15 +122,17 @@ def predict_groups(
     groups: Sequence[Group],
     device: torch.device | str = "cpu",
     steps: int | None = None,
+    anchors: int | None = None,
 ) -> Iterator[Part]:
     """What the model predicts for groups of views of one scene, one after another, on the CPU.
 
     As `infer` does it, but all groups have one unit of length, that of all views. No more memory is
-    taken for many groups than for one, except by what is kept of the parts.
+    taken for many groups than for one, except by what is kept of the parts. `steps` and `anchors`:
+    see `infer`.
     """
     for group in groups:
         given = views.at(group.views)
-        found = reconstruct(model, given, device, steps, whole=views.cameras).prediction
+        found = reconstruct(model, given, device, steps, views.cameras, anchors).prediction
         yield Part.of(found.to("cpu"), given, group.views)
 
 

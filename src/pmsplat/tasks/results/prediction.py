@@ -49,6 +49,7 @@ class Result:
     report: Report
     model: str
     steps: int | None
+    most_anchors: int | None = None
     fusion: "Fusion | None" = None
     refined: Refinement | None = None
 
@@ -79,10 +80,11 @@ class Summary:
     metrics of each photo that it was not shown, `means` theirs, and those of the context's depth
     where a sensor knows it; `report` whether the context views fit each other and the model.
     `origin` is where zero lies in the world of the input. `model` is as it was given; `steps` how
-    many it took, None of one that predicts in a single pass; `anchors` the context views that have
-    depth and Gaussians of their own, None where all have. `fusion` is None where all views went
-    through the network together and all Gaussians stayed. `refined` is how the cameras of the
-    context were refined, None where they are as they were found.
+    many it took, None of one that predicts in a single pass; `most_anchors` in how many views it
+    gathered all of a pass, at most, None of one in which each speaks for itself; `anchors` the
+    context views that have depth and Gaussians of their own, None where all have. `fusion` is None
+    where all views went through the network together and all Gaussians stayed. `refined` is how the
+    cameras of the context were refined, None where they are as they were found.
     """
 
     context: tuple[str, ...]
@@ -95,6 +97,7 @@ class Summary:
     model: str
     steps: int | None = None
     origin: Origin = NO_OFFSET
+    most_anchors: int | None = None
     anchors: tuple[str, ...] | None = None
     fusion: Fusion | None = None
     refined: Refinement | None = None
@@ -138,6 +141,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         model=result.model,
         steps=result.steps,
         origin=result.gaussians.origin,
+        most_anchors=result.most_anchors,
         anchors=tuple(_names(_with_depth(result))) if len(context) < count else None,
         fusion=result.fusion,
         refined=result.refined,
