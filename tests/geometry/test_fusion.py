@@ -228,6 +228,15 @@ def test_gradients_of_merging(generator: torch.Generator, grow: bool) -> None:
     assert torch.autograd.gradcheck(merged, inputs)
 
 
+def test_merging_makes_nothing_surer_than_the_surest(generator: torch.Generator) -> None:
+    given = cloud(generator, 3000, torch.float32)
+    given = replace(given, confidence=torch.ones(3000))
+    merged = fusion.merge(given, Voxels(torch.arange(3000), torch.full((1000,), 3)))
+    assert merged.confidence is not None
+    assert merged.confidence.max() <= 1
+    torch.testing.assert_close(merged.confidence, torch.ones(1000))
+
+
 def test_merging_is_the_same_every_time(generator: torch.Generator) -> None:
     given = cloud(generator, 500, torch.float32)
     edges = torch.full((500,), 0.5)

@@ -439,7 +439,7 @@ def test_fewer_gaussians(tmp_path: Path, generator: torch.Generator) -> None:
     ]
     said.clear()
     convert(tmp_path / "all.ply", tmp_path / "same.ply", Options(gaussians=2000), tell=said.append)
-    assert said == ["`gaussians=2000` is no less than the 2000 that there are."]
+    assert said == ["`gaussians=2000` changes nothing: there are 2000 Gaussians."]
     convert(tmp_path / "all.ply", tmp_path / "plain.ply")
     assert (tmp_path / "same.ply").read_bytes() == (tmp_path / "plain.ply").read_bytes()
     with pytest.raises(UserError, match="`gaussians=0`; wanted a whole number from 1"):

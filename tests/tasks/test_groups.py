@@ -62,7 +62,10 @@ def test_many_photos_end_to_end(model: depthsplat.DepthSplat, room: str, tmp_pat
     assert (told["floaters"], told["dropped"]) == (fused.floaters, fused.dropped)
     assert told["voxel"] == fused.edge and told["voxel"] > 1
     assert any(f"{len(groups)} groups of" in line and f"{given} Gau" in line for line in said)
-    assert any(f"{summary.gaussians} are left" in line for line in said)
+    kept = next(line for line in said if line.endswith(f": {summary.gaussians} are left."))
+    assert " pixels wide, became one" in kept and ", , " not in kept
+    again = sum(sum(view in group.views for group in groups) > 1 for view in range(8))
+    assert again and any(f"; {again} of the 8 views are in several" in line for line in said)
 
     # Every view has the depth of the group in which it was fresh
     for group, part in zip(groups, parts, strict=True):
@@ -103,7 +106,9 @@ def test_a_budget_for_one_group(model: depthsplat.DepthSplat, room: str, tmp_pat
     plenty = replace(options, gaussians=2 * PIXELS, overwrite=True)
     summary = predict(room, model, tmp_path / "out", plenty, tell=said.append)
     assert summary.gaussians == 2 * PIXELS and summary.fusion is None
-    assert said.count(f"`gaussians={2 * PIXELS}` is no less than the {2 * PIXELS} that there are.")
+    assert said.count(
+        f"`gaussians={2 * PIXELS}` changes nothing: there are {2 * PIXELS} Gaussians."
+    )
 
 
 def test_which_views_go_together() -> None:
@@ -154,6 +159,17 @@ def test_odd_contexts_are_told(room: str) -> None:
     little = 0.1 + 0.9 * torch.eye(10)
     said = describe_context(scene, context, little, several)
     assert said[1].startswith("3 of the 3 views share less than 30% of their picture with any")
+    assert said[1].endswith(", ".join(f"{i} ({scene.names[i]})" for i in context) + ".")
+    assert len(said) == 2
+
+    cameras = scene.cameras.map(lambda tensor: tensor.clone())
+    for tensor in vars(cameras).values():
+        tensor[:, 5:7] = tensor[:, :2]
+    some = [0, 1, 5, 6]
+    said = describe_context(replace(scene, cameras=cameras), some, overlaps(cameras), one)
+    assert "have the same camera, and so have 1 more pair: two such" in said[1]
+    said = describe_context(scene, list(range(10)), overlap, one)
+    assert said[-1].endswith("none is left to compare with.")
 
 
 def test_bad_options(model: depthsplat.DepthSplat, room: str, tmp_path: Path) -> None:

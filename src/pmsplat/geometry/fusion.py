@@ -258,7 +258,8 @@ def _blend(cloud: Cloud, counts: Tensor, alone: Tensor | None) -> Cloud:
         growth = growth.clamp_min(1)
         scales, depth = scales * growth.sqrt()[:, None], depth / growth
     opacities = (-torch.expm1(-depth)).clamp(max=MOST_OPAQUE)
-    sure = None if cloud.confidence is None else average(cloud.confidence)
+    # The weights of a voxel sum to 1 but for rounding, which must not make anything surer than 1
+    sure = None if cloud.confidence is None else average(cloud.confidence).clamp(max=1)
     return Cloud(average(cloud.means), scales, quats, opacities, average(cloud.sh), sure)
 
 

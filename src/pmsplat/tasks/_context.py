@@ -25,14 +25,15 @@ def describe_context(
     shares = overlap[context][:, context].clone().fill_diagonal_(0)
     shared = shares.amax(dim=1).min().item()
     covered = coverage(look_around(scene.cameras), context)
-    names = ", ".join(f"{i} ({scene.names[i]})" for i in context[:NAMED])
-    names += f" and {len(context) - NAMED} more" if len(context) > NAMED else ""
     said = (
-        f"Context: {len(context)} of {len(scene)} photos: {names}. "
-        f"By the cameras, each shares about {shared:.0%} of its picture or more with another, and "
+        f"Context: {len(context)} of {len(scene)} photos: {_list_photos(scene, context)}. "
+        f"By the cameras, each shares at least about {shared:.0%} of its picture with another, and "
         f"two or more of them cover about {covered:.0%} of what all photos show."
     )
-    return [said, *_find_oddities(scene, context, shares, len(groups) > 1)]
+    found = [said, *_find_oddities(scene, context, shares, len(groups) > 1)]
+    if len(context) == len(scene):
+        found.append("Every photo is shown to the network, so none is left to compare with.")
+    return found
 
 
 def describe_held_out(count: int, fit: int, left: int) -> str:
@@ -61,21 +62,29 @@ def _find_oddities(
             "photos that overlap",
             "take photos closer together, and check the cameras and their near and far",
         )
-    alone = int((shared.amax(dim=1) < LITTLE).sum())
+    alone = [context[i] for i in (shared.amax(dim=1) < LITTLE).nonzero().flatten().tolist()]
     if grouped and alone:
         said.append(
-            f"{alone} of the {len(context)} views share less than {LITTLE:.0%} of their picture "
-            "with any other: what they show may be wrong."
+            f"{len(alone)} of the {len(context)} views share less than {LITTLE:.0%} of their "
+            "picture with any other, so what they show may be wrong: take photos between them and "
+            f"the others, or leave them out: {_list_photos(scene, alone)}."
         )
     twins = ((apart < SAME) & _look_alike(cameras)).triu(1).nonzero().tolist()
     if twins:
         first, second = (scene.names[context[i]] for i in twins[0])
-        more = f", and {len(twins) - 1} more pairs too" if len(twins) > 1 else ""
+        rest = len(twins) - 1
+        more = f", and so have {rest} more pair{'s' * (rest > 1)}" if rest else ""
         said.append(
             f"{first} and {second} have the same camera{more}: two such photos show no more depth "
             "than one."
         )
     return said
+
+
+def _list_photos(scene: Scene, photos: list[int]) -> str:
+    """The photos by number and name, the first of many."""
+    names = ", ".join(f"{i} ({scene.names[i]})" for i in photos[:NAMED])
+    return names + (f" and {len(photos) - NAMED} more" if len(photos) > NAMED else "")
 
 
 def _distances(cameras: Cameras) -> Float[Tensor, "view view"]:

@@ -1,5 +1,6 @@
 """The groups of `predict`: their predictions, what is shown of them, and their Gaussians as one."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,7 +108,10 @@ def describe_fusion(fused: Fused, groups: Sequence[Group], fusing: Fusing) -> li
     views = sorted({len(group.views) for group in groups})
     if len(groups) > 1:
         span = f"{views[0]} to {views[-1]}" if len(views) > 1 else f"{views[0]}"
-        said.append(f"{len(groups)} groups of {span} views gave {fused.given} Gaussians.")
+        times = Counter(view for group in groups for view in group.views)
+        again = sum(count > 1 for count in times.values())
+        more = f"; {again} of the {len(times)} views are in several groups" if again else ""
+        said.append(f"{len(groups)} groups of {span} views gave {fused.given} Gaussians{more}.")
     elif fusing.named:
         said.append(
             f"All {views[0]} views go through the network together, so `fuse={fusing.how}` has "
@@ -117,14 +121,16 @@ def describe_fusion(fused: Fused, groups: Sequence[Group], fusing: Fusing) -> li
     if fused.floaters:
         steps.append(f"{fused.floaters} that other groups see through were left out")
     if fused.edge is not None:
-        steps.append(f"those in one voxel, of {fused.edge:.2g} pixels, became one")
+        width = "1 pixel" if fused.edge == 1 else f"{fused.edge:.2g} pixels"
+        steps.append(f"those in one voxel, {width} wide, became one")
     if fused.dropped:
         steps.append(f"{fused.dropped} that hide least were left out")
     if steps:
-        said.append(f"Of these Gaussians, {', '.join(steps)}: {left} are left.")
+        listed = " and ".join(filter(None, [", ".join(steps[:-1]), steps[-1]]))
+        said.append(f"Of these Gaussians, {listed}: {left} are left.")
     if fusing.budget is not None and fused.given <= fusing.budget:
         said.append(
-            f"`gaussians={fusing.budget}` is no less than the {fused.given} that there are."
+            f"`gaussians={fusing.budget}` changes nothing: there are {fused.given} Gaussians."
         )
     return said
 

@@ -301,7 +301,7 @@ def _limit(gaussians: Gaussians, count: int, tell: Callable[[str], None]) -> Gau
     """At most `count` of them, and said how many."""
     before = gaussians.means.shape[1]
     if before <= count:
-        tell(f"`gaussians={count}` is no less than the {before} that there are.")
+        tell(f"`gaussians={count}` changes nothing: there are {before} Gaussians.")
         return gaussians
     kept = limit(gaussians, count)
     tell(

@@ -170,5 +170,5 @@ def _describe_groups(overlap: Float[Tensor, "view view"], groups: list[Group]) -
     passes = "one pass" if len(groups) == 1 else f"{len(groups)} passes"
     return (
         f"Depth of {photos} of {len(overlap)} photos in {passes} of {span} views. "
-        f"By the cameras, each shares about {least:.0%} of its picture or more with another."
+        f"By the cameras, each shares at least about {least:.0%} of its picture with another."
     )

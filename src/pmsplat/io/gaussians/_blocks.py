@@ -142,7 +142,7 @@ def check(gaussians: Gaussians, path: str | Path) -> None:
     if bad:
         sure = "" if gaussians.confidence is None else ", confidence in [0, 1]"
         raise UserError(
-            f"{bad} of {gaussians.means.shape[1]} Gaussians are not finite",
+            f"{bad} of {gaussians.means.shape[1]} Gaussians are not finite or out of range",
             f"finite means, rotations and colours, scales >= 0, opacities in [0, 1]{sure}",
             "check the loss curve of the training run, and near and far of the cameras",
         )

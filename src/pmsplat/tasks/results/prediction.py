@@ -227,8 +227,10 @@ def _write_sheet(
     colors: tuple[float, float],
 ) -> None:
     few = slice(0, SHEET_COLUMNS)
+    images = _with_depth(result).images[0]
+    label = "context" + f", {SHEET_COLUMNS} of {len(images)}" * (len(images) > SHEET_COLUMNS)
     rows = [
-        ("context", list(_with_depth(result).images[0, few])),
+        (label, list(images[few])),
         make_depth_row("predicted depth", depths[few], colors, SHEET_HEIGHT),
     ]
     if result.confidence is not None:
