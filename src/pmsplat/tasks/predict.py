@@ -147,9 +147,7 @@ def predict(
         )
         views = moved.views
         taken = "" if traits.steps is None else f", with {steps} steps of its update"
-        said = f"{len(context)} views"
-        if 0 < anchors < at_once:
-            said = f"{anchors} of {at_once} views" + " of each group" * several
+        said = _describe_size(len(context), at_once, anchors)
         tell(f"Predicting depth and Gaussians of {said} on {device}{taken}.")
         how = chosen.fuse or HOW[0]
         fusing = Fusing(how, chosen.gaussians, chosen.fuse is not None, chosen.confidence)
@@ -196,6 +194,13 @@ def predict(
     for line in describe_report(report):
         tell(line)
     return summary
+
+
+def _describe_size(views: int, at_once: int, anchors: int) -> str:
+    """Of how many views there is a prediction, where so many go through the network at once."""
+    if not 0 < anchors < at_once:
+        return f"{views} views"
+    return f"{anchors} of {at_once} views" + " of each group" * (at_once < views)
 
 
 def _check_options(options: Options) -> None:
