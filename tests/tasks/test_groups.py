@@ -15,11 +15,13 @@ from pmsplat.models import depthsplat
 from pmsplat.scene import open_scene
 from pmsplat.scene.overlap import Group, group_views, overlaps
 from pmsplat.tasks._context import describe_context
+from pmsplat.tasks._fused import Fusing, describe_fusion
 from pmsplat.tasks.predict import Options, choose_views, group_context, predict
-from pmsplat.zoo.fusion import fuse_parts, predict_groups
+from pmsplat.zoo.fusion import Fused, fuse_parts, predict_groups
 from pmsplat.zoo.infer import fill_range, reconstruct
 from pmsplat.zoo.load import save
 from pmsplat.zoo.trained import TrainedOn
+from tests.scenes import random_gaussians
 
 CONFIG = depthsplat.Config(
     vit="none", width=16, planes=8, transformer_layers=1, head_width=16, sh_degree=1
@@ -170,6 +172,18 @@ def test_odd_contexts_are_told(room: str) -> None:
     assert "have the same camera, and so have 1 more pair: two such" in said[1]
     said = describe_context(scene, list(range(10)), overlap, one)
     assert said[-1].endswith("none is left to compare with.")
+
+
+@pytest.mark.parametrize("floaters, told", [(50, False), (51, True)])
+def test_groups_that_contradict_each_other_are_told(
+    floaters: int, told: bool, generator: torch.Generator
+) -> None:
+    left = random_gaussians(100 - floaters, generator)
+    groups = [Group([0, 1], [0, 1]), Group([2, 3], [2, 3])]
+    fused = Fused(left, given=100, floaters=floaters)
+    said = describe_fusion(fused, groups, Fusing("shares", None, False, False))
+    found = [line for line in said if "contradict" in line]
+    assert len(found) == told and all("51%" in line and "`fuse=union`" in line for line in found)
 
 
 def test_bad_options(model: depthsplat.DepthSplat, room: str, tmp_path: Path) -> None:

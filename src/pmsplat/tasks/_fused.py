@@ -18,6 +18,8 @@ from .results.depth_files import check_depth
 from .results.prediction import Fusion
 from .results.report import Pass, examine
 
+CONTRADICTED = 0.5  # share of Gaussians that other groups see through, above which it is said
+
 
 @dataclass(frozen=True)
 class Fusing:
@@ -128,6 +130,12 @@ def describe_fusion(fused: Fused, groups: Sequence[Group], fusing: Fusing) -> li
     if steps:
         listed = " and ".join(filter(None, [", ".join(steps[:-1]), steps[-1]]))
         said.append(f"Of these Gaussians, {listed}: {left} are left.")
+    if fused.floaters > CONTRADICTED * fused.given:
+        said.append(
+            f"The groups contradict each other: {fused.floaters / fused.given:.0%} of the "
+            "Gaussians lie where other groups see through. Check the cameras; if they are right, "
+            "the model does not know such scenes, and `fuse=union` keeps all that it predicts."
+        )
     if fusing.budget is not None and fused.given <= fusing.budget:
         said.append(
             f"`gaussians={fusing.budget}` changes nothing: there are {fused.given} Gaussians."
