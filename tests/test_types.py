@@ -199,9 +199,12 @@ def test_taken_gaussians_are_those_of_each_scene_with_gradients(generator: torch
     ):
         for scene, row in enumerate(index.tolist()):
             assert torch.equal(found[scene], leaf[scene][row])
-    sum(value.sum() for value in vars(taken).values() if torch.is_tensor(value)).backward()
+    total = sum(value.sum() for value in vars(taken).values() if torch.is_tensor(value))
+    assert isinstance(total, torch.Tensor)
+    total.backward()
     counts = torch.tensor([[1, 0, 0, 0, 1, 0, 0, 0, 1], [0, 2, 1, 0, 0, 0, 0, 0, 0]])
     for leaf in leaves:
+        assert leaf.grad is not None
         assert torch.equal(
             leaf.grad.flatten(2).amax(-1) if leaf.ndim > 2 else leaf.grad, counts.float()
         )

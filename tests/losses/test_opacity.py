@@ -30,6 +30,7 @@ def test_it_is_the_mean_over_scenes_and_gaussians(generator: torch.Generator) ->
     value = LOSS(with_opacities(a_step(generator), torch.ones(2, 3), opacities))
     assert value.item() == pytest.approx(2.1 / 6)
     value.backward()
+    assert opacities.grad is not None
     assert torch.equal(opacities.grad, torch.full((2, 3), 1 / 6))
     half = with_opacities(a_step(generator), opacities.detach().bfloat16())
     assert LOSS(half).dtype == torch.float32

@@ -79,10 +79,9 @@ def test_all_supports_of_an_anchor_compete(way: str, generator: torch.Generator)
     for how in (attend, softmax_over_group):
         found = how(q, k, v, owner)
         gradients.append(torch.autograd.grad((found * weights).sum(), (q, k, v)))
-        precise = (
-            dict(atol=1e-5, rtol=1e-5) if how is anchors._by_support else dict(atol=1e-12, rtol=0)
-        )
-        torch.testing.assert_close(found, softmax_over_group(q, k, v, owner), **precise)
+        atol, rtol = (1e-5, 1e-5) if how is anchors._by_support else (1e-12, 0)
+        wanted = softmax_over_group(q, k, v, owner)
+        torch.testing.assert_close(found, wanted, atol=atol, rtol=rtol)
     for ours, wanted in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
 

@@ -61,11 +61,11 @@ def test_many_photos_end_to_end(model: depthsplat.DepthSplat, room: str, tmp_pat
     assert told["groups"] == [[names[i] for i in group.views] for group in groups]
     given = sum(len(group.views) for group in groups) * PIXELS
     assert (told["fuse"], told["given"], told["budget"]) == ("voxels", given, 9000)
-    assert (told["floaters"], told["dropped"]) == (fused.floaters, fused.dropped)
-    assert told["voxel"] == fused.edge and told["voxel"] > 1
+    assert (told["floaters"], told["full"]) == (fused.floaters, fused.full) and fused.full > 9000
     assert any(f"{len(groups)} groups of" in line and f"{given} Gau" in line for line in said)
-    kept = next(line for line in said if line.endswith(f": {summary.gaussians} are left."))
-    assert " pixels wide, became one" in kept and ", , " not in kept
+    kept = next(line for line in said if line.endswith(f": {fused.full} are left."))
+    assert "about a pixel wide, became one" in kept
+    assert any(f"{fused.full} Gaussians became {summary.gaussians}:" in line for line in said)
     again = sum(sum(view in group.views for group in groups) > 1 for view in range(8))
     assert again and any(f"; {again} of the 8 views are in several" in line for line in said)
 
@@ -180,7 +180,7 @@ def test_groups_that_contradict_each_other_are_told(
 ) -> None:
     left = random_gaussians(100 - floaters, generator)
     groups = [Group([0, 1], [0, 1]), Group([2, 3], [2, 3])]
-    fused = Fused(left, given=100, floaters=floaters)
+    fused = Fused(left, given=100, floaters=floaters, full=100 - floaters)
     said = describe_fusion(fused, groups, Fusing("shares", None, False, False))
     found = [line for line in said if "contradict" in line]
     assert len(found) == told and all("51%" in line and "`fuse=union`" in line for line in found)

@@ -108,7 +108,8 @@ def test_without_overlap_nothing_changes() -> None:
     parts = [(Wall()(views), views) for views in (FRONT, there)]
     fused = fuse_parts(parts, "shares")
     whole = Gaussians.joined([prediction.gaussians[-1] for prediction, _ in parts])
-    assert are_equal(fused.gaussians, whole) and fused.floaters == 0 and fused.edge is None
+    assert are_equal(fused.gaussians, whole) and fused.floaters == 0
+    assert fused.full == fused.given == whole.means.shape[1]
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -230,6 +231,13 @@ def test_a_budget_is_kept(how: str, count: int) -> None:
         assert fused.means.shape[1] >= min(count, 8)
 
 
+@pytest.mark.parametrize("how", HOW)
+def test_a_budget_is_met_as_for_any_gaussians(how: str) -> None:
+    parts = [(Wall()(FRONT), FRONT), (Wall()(ASIDE), ASIDE)]
+    for given in (parts, parts[:1]):
+        assert are_equal(fuse(given, how, 300), limit(fuse(given, how), 300))
+
+
 def test_a_budget_is_met_exactly_where_depths_differ(generator: torch.Generator) -> None:
     """And what is left shows more of the scene than as many chosen at random."""
     model = shaken(tiny())
@@ -237,7 +245,7 @@ def test_a_budget_is_met_exactly_where_depths_differ(generator: torch.Generator)
     for count in (500, 2000):
         fused = fuse_parts(parts, gaussians=count)
         assert fused.gaussians.means.shape[1] == count
-        assert fused.edge is not None and fused.edge > 1 and fused.dropped <= 0.25 * count
+        assert fused.full > count and fused.given == 6 * 32 * 48
 
 
 def test_a_thinner_wall_looks_alike() -> None:
@@ -301,6 +309,9 @@ def test_confidence_of_gaussians_rides_along() -> None:
     assert merged.confidence is not None and merged.confidence.shape == merged.opacities.shape
     weighted = (0.2 * 0.2 + 0.8 * 0.8) * torch.ones_like(merged.confidence)  # mass is shared so
     torch.testing.assert_close(merged.confidence, weighted)
+    fewer = limit(merged, 100).confidence
+    assert fewer is not None and len(fewer[0]) <= 100
+    torch.testing.assert_close(fewer, torch.full_like(fewer, 0.2 * 0.2 + 0.8 * 0.8))
     unknown = Part.of(Wall()(FRONT), FRONT).with_confidence()
     assert fuse([unknown, parts[0]], "voxels").confidence is None
 
@@ -342,5 +353,8 @@ def test_what_is_refused() -> None:
             call()
     assert fuse([part, fewer], "union").means.shape[1] == 2 * 1536 - 1
     twice = found.map(lambda tensor: torch.cat([tensor, tensor]))
+    for count in (10, 10_000):
+        with pytest.raises(UserError, match="Gaussians of 2 scenes; wanted those of one"):
+            limit(twice.gaussians[-1], count)
     with pytest.raises(UserError, match="a prediction of 2 scenes"):
         fuse([(twice, FRONT)])

@@ -263,42 +263,31 @@ def _blend(cloud: Cloud, counts: Tensor, alone: Tensor | None) -> Cloud:
     return Cloud(average(cloud.means), scales, quats, opacities, average(cloud.sh), sure)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Voxels for a budget, and how many times larger than they were wanted they had to be."""
-
-    voxels: Voxels
-    factor: float
-
-
 def fit_voxels(
-    means: Float[Tensor, "gaussian 3"],
-    edges: Float[Tensor, " gaussian"],
-    count: int,
-    start: float = 1.0,
-) -> Fit:
-    """Returns the smallest voxels, from `start` times the edges, that are about `count` or fewer.
+    means: Float[Tensor, "gaussian 3"], edges: Float[Tensor, " gaussian"], count: int
+) -> Voxels:
+    """Returns the smallest voxels, from `edges` on, that are about `count` or fewer; no gradient.
 
     They grow by STEP until they fit, or COARSEST times, then shrink again by parts of that step
     while they fit. The last that do not are taken where they are at most EXCESS times too many: who
     drops the rest has `count` of them then, and not fewer.
     """
-
-    def attempt(factor: float) -> Fit:
-        return Fit(find_voxels(means, edges, factor), factor)
-
-    too_many = fits = attempt(start)
-    while len(fits.voxels.counts) > count and fits.factor < COARSEST * start:
-        too_many, fits = fits, attempt(fits.factor * STEP)
-    if len(fits.voxels.counts) > count or fits is too_many:
+    small = large = 1.0  # factors of the last that are too many, and of those that fit
+    too_many = fits = find_voxels(means, edges)
+    while len(fits.counts) > count and large < COARSEST:
+        small, too_many = large, fits
+        large *= STEP
+        fits = find_voxels(means, edges, large)
+    if len(fits.counts) > count or fits is too_many:
         return fits
     for _ in range(HALVINGS):
-        middle = attempt((too_many.factor * fits.factor) ** 0.5)
-        if len(middle.voxels.counts) > count:
-            too_many = middle
+        middle = (small * large) ** 0.5
+        found = find_voxels(means, edges, middle)
+        if len(found.counts) > count:
+            small, too_many = middle, found
         else:
-            fits = middle
-    return too_many if len(too_many.voxels.counts) <= EXCESS * count else fits
+            large, fits = middle, found
+    return too_many if len(too_many.counts) <= EXCESS * count else fits
 
 
 @torch.no_grad()

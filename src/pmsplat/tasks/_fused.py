@@ -122,23 +122,24 @@ def describe_fusion(fused: Fused, groups: Sequence[Group], fusing: Fusing) -> li
     steps = []
     if fused.floaters:
         steps.append(f"{fused.floaters} that other groups see through were left out")
-    if fused.edge is not None:
-        width = "1 pixel" if fused.edge == 1 else f"{fused.edge:.2g} pixels"
-        steps.append(f"those in one voxel, {width} wide, became one")
-    if fused.dropped:
-        steps.append(f"{fused.dropped} that hide least were left out")
+    if fused.full < fused.given - fused.floaters:
+        steps.append("those in one voxel, about a pixel wide, became one")
     if steps:
-        listed = " and ".join(filter(None, [", ".join(steps[:-1]), steps[-1]]))
-        said.append(f"Of these Gaussians, {listed}: {left} are left.")
+        said.append(f"Of these Gaussians, {' and '.join(steps)}: {fused.full} are left.")
     if fused.floaters > CONTRADICTED * fused.given:
         said.append(
             f"The groups contradict each other: {fused.floaters / fused.given:.0%} of the "
             "Gaussians lie where other groups see through. Check the cameras; if they are right, "
             "the model does not know such scenes, and `fuse=union` keeps all that it predicts."
         )
-    if fusing.budget is not None and fused.given <= fusing.budget:
+    if left < fused.full:
         said.append(
-            f"`gaussians={fusing.budget}` changes nothing: there are {fused.given} Gaussians."
+            f"{fused.full} Gaussians became {left}: neighbours were merged, and then those that "
+            "hide least were left out."
+        )
+    if fusing.budget is not None and fused.full <= fusing.budget:
+        said.append(
+            f"`gaussians={fusing.budget}` changes nothing: there are {fused.full} Gaussians."
         )
     return said
 
@@ -147,7 +148,7 @@ def record_fusion(
     fused: Fused, groups: Sequence[Group], fusing: Fusing, views: Views
 ) -> Fusion | None:
     """What metrics.json says of it; None where one group stays as it is."""
-    if len(groups) == 1 and fused.edge is None:
+    if len(groups) == 1 and fused.gaussians.means.shape[1] == fused.given:
         return None
     assert views.names is not None, "photos of a scene have names"
     names = views.names[0]
@@ -156,7 +157,6 @@ def record_fusion(
         fuse=None if len(groups) == 1 else fusing.how,
         given=fused.given,
         floaters=fused.floaters,
-        voxel=fused.edge,
-        dropped=fused.dropped,
+        full=fused.full,
         budget=fusing.budget,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -21,7 +21,7 @@ from ..types import Bundle, Cameras, Gaussians, Prediction, Views
 from .infer import reconstruct
 
 HOW = ("voxels", "shares", "union")
-FINEST = 1 / 8  # of the size of a Gaussian: the smallest voxels of Gaussians without cameras
+FINEST = 1 / 8  # of the size of a Gaussian: the smallest voxels from which a budget grows them
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,13 @@ class Fused:
     """Gaussians of several parts as one, and how they became it.
 
     `given` is how many there were, `floaters` how many of them were left out since others see
-    through them; `edge` is that of voxels, in pixels where a Gaussian is seen by its own view: None
-    where none were merged. `dropped` is how many of least mass a budget left out after that.
+    through them, `full` how many were left before a budget.
     """
 
     gaussians: Gaussians
     given: int
-    floaters: int = 0
-    edge: float | None = None
-    dropped: int = 0
+    floaters: int
+    full: int
 
 
 def predict_groups(
@@ -152,10 +150,10 @@ def fuse(
                 divided among them, by confidence: opacities change, nothing else
         voxels  that, and Gaussians in one voxel, as large as a pixel, are merged into one
 
-    `gaussians` is how many there may be at most: voxels grow until there are so many, and those
-    that hide least are left out. A single part stays as it is, within that number. The result is
-    the same each time, and gradients flow to the Gaussians and, into their shares, to confidence.
-    Raises UserError for parts that do not belong together, unknown `how`, and a number below 1.
+    `gaussians` is how many there may be at most in the end: see `limit`. A single part stays as it
+    is, within that number. The result is the same each time, and gradients flow to the Gaussians
+    and, into their shares, to confidence. Raises UserError for parts that do not belong together,
+    unknown `how`, and a number below 1.
     """
     return fuse_parts(parts, how, gaussians).gaussians
 
@@ -171,53 +169,44 @@ def fuse_parts(
     taken = [part if isinstance(part, Part) else Part.of(*part) for part in parts]
     _check_parts(taken)
     joined = Gaussians.joined([part.gaussians for part in taken])
-    given = joined.means.shape[1]
-    if len(taken) == 1:
-        how = "union"
-    over = gaussians is not None and given > gaussians
-    if how == "union" and not over:
-        return Fused(joined, given)
-    edges = torch.cat([part.footprints for part in taken])
-    alone, kept = joined.opacities[0], None
-    if how != "union":
-        # Who depicts the same, and who sees through it
-        maps = [part.maps for part in taken]
-        votes = [
-            fusion.count_votes(part.gaussians.means[0].float(), maps[:i] + maps[i + 1 :])
-            for i, part in enumerate(taken)
-        ]
-        shared = [
-            fusion.share_opacities(part.gaussians.opacities[0], part.sureness, of_part)
-            for part, of_part in zip(taken, votes, strict=True)
-        ]
-        joined = replace(joined, opacities=torch.cat(shared)[None])
-        kept = ~torch.cat([vote.floaters for vote in votes])
-        joined = joined.map(lambda tensor: tensor[:, kept])
-        edges, alone = edges[kept], alone[kept]
-    left = joined.means.shape[1]
-    done = Fused(joined, given, floaters=given - left)
-    over = gaussians is not None and left > gaussians
-    if how != "voxels" and not over:
-        return done
-    return _merge(done, edges, alone, gaussians if over else None, pixels=edges)
+    given, floaters = joined.means.shape[1], 0
+    if len(taken) > 1 and how != "union":
+        joined, kept = _share(taken, joined)
+        floaters = given - joined.means.shape[1]
+        if how == "voxels":
+            cloud = _cloud(joined)
+            pixels = torch.cat([part.footprints for part in taken])[kept]
+            merged = fusion.merge(cloud, fusion.find_voxels(cloud.means, pixels))
+            joined = _with_cloud(joined, merged)
+    full = joined.means.shape[1]
+    fewer = joined if gaussians is None else limit(joined, gaussians)
+    return Fused(fewer, given, floaters, full)
 
 
 def limit(gaussians: Gaussians, count: int) -> Gaussians:
     """At most `count` Gaussians that look like these (batch 1), whoever made them.
 
     Those in one voxel are merged, and voxels grow until there are so many; then those of least
-    mass, optical depth times area, are left out. Without cameras, the voxel of a Gaussian is
-    as large as itself times a number that all share, so that detail stays fine where it is fine.
-    Where there are no more than `count`, nothing changes. Raises UserError for a number below 1.
+    mass, optical depth times area, are left out. The voxel of a Gaussian is as large as itself
+    times a number that all share, so that detail stays fine where it is fine. Where there are no
+    more than `count`, nothing changes. Raises UserError for a number below 1 and several scenes.
     """
     check_budget(count)
-    given = gaussians.means.shape[1]
+    scenes, given = gaussians.opacities.shape
+    if scenes != 1:
+        raise UserError(f"Gaussians of {scenes} scenes", "those of one", "reduce scene after scene")
     if given <= count:
         return gaussians
     _check_finite(gaussians)
-    sizes = _cloud(gaussians).area.sqrt()
-    alone, pixels = gaussians.opacities[0], torch.ones_like(sizes)
-    return _merge(Fused(gaussians, given), FINEST * sizes, alone, count, pixels).gaussians
+    cloud = _cloud(gaussians)
+    edges = FINEST * cloud.area.sqrt()
+    voxels, alone = fusion.find_voxels(cloud.means, edges), None
+    if len(voxels.counts) > count:
+        voxels, alone = fusion.fit_voxels(cloud.means, edges, count), cloud.opacities
+    merged = fusion.merge(cloud, voxels, alone)  # those in one place hide more, others grow
+    if len(merged.means) > count:
+        merged = merged.at(fusion.find_heaviest(merged.mass, count))
+    return _with_cloud(gaussians, merged)
 
 
 def check_how(how: str) -> None:
@@ -259,28 +248,23 @@ def _check_finite(gaussians: Gaussians) -> None:
         )
 
 
-def _merge(found: Fused, edges: Tensor, alone: Tensor, count: int | None, pixels: Tensor) -> Fused:
-    """The same with Gaussians of a voxel as one, at most `count`: see `fuse`.
+def _share(parts: Sequence[Part], joined: Gaussians) -> tuple[Gaussians, Bool[Tensor, " given"]]:
+    """The Gaussians of all parts without floaters, what several depict shared out; which they are.
 
-    `edges` are those of the smallest voxels; `alone` the opacities with which each Gaussian was
-    right by itself; `pixels` how large one is, where mass is what is hidden of a picture.
+    See `fuse`.
     """
-    cloud = _cloud(found.gaussians)
-    if count is None:
-        fit = fusion.Fit(fusion.find_voxels(cloud.means, edges), 1.0)
-    else:
-        fit = fusion.fit_voxels(cloud.means, edges, count)
-    grown = alone if fit.factor > 1 else None
-    merged, dropped = fusion.merge(cloud, fit.voxels, grown), 0
-    if count is not None and len(merged.means) > count:
-        first = fit.voxels.first.sort().values
-        heaviest = fusion.find_heaviest(merged.mass / pixels[first].square(), count)
-        dropped = len(merged.means) - count
-        merged = merged.at(heaviest)
-    gaussians = replace(
-        found.gaussians, **{k: v if v is None else v[None] for k, v in vars(merged).items()}
-    )
-    return replace(found, gaussians=gaussians, edge=fit.factor, dropped=dropped)
+    maps = [part.maps for part in parts]
+    votes = [
+        fusion.count_votes(part.gaussians.means[0].float(), maps[:i] + maps[i + 1 :])
+        for i, part in enumerate(parts)
+    ]
+    shared = [
+        fusion.share_opacities(part.gaussians.opacities[0], part.sureness, of_part)
+        for part, of_part in zip(parts, votes, strict=True)
+    ]
+    kept = ~torch.cat([vote.floaters for vote in votes])
+    joined = replace(joined, opacities=torch.cat(shared)[None])
+    return joined.map(lambda tensor: tensor[:, kept]), kept
 
 
 def _cloud(gaussians: Gaussians) -> Cloud:
@@ -288,3 +272,9 @@ def _cloud(gaussians: Gaussians) -> Cloud:
     g, sure = gaussians, gaussians.confidence
     columns = g.means[0], g.scales[0], g.quats_wxyz[0], g.opacities[0], g.sh[0]
     return Cloud(*columns, None if sure is None else sure[0])
+
+
+def _with_cloud(gaussians: Gaussians, cloud: Cloud) -> Gaussians:
+    """The same scene, made of other Gaussians."""
+    columns = {name: None if x is None else x[None] for name, x in vars(cloud).items()}
+    return replace(gaussians, **columns)

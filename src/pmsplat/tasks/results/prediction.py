@@ -59,16 +59,15 @@ class Fusion:
     """What became of the Gaussians of groups of views, by the names of their photos.
 
     `fuse` is how: see `pmsplat.fuse`; None of one group, of which a budget alone left less. Of
-    `given`, `floaters` that other groups see through were left out; those in a voxel of `voxel`
-    pixels were merged (None: none were); `dropped` hide least, and there was no room in `budget`.
+    `given`, `floaters` that other groups see through were left out; `full` were left before
+    `budget` made them fewer (None: there was none).
     """
 
     groups: tuple[tuple[str, ...], ...]
     fuse: str | None
     given: int
     floaters: int
-    voxel: float | None
-    dropped: int
+    full: int
     budget: int | None
 
 
