@@ -138,14 +138,15 @@ class Cloud:
 
     def at(self, rows: Tensor) -> "Cloud":
         """Some of the Gaussians."""
-        columns: Any = vars(self).values()
-        return Cloud(*(None if x is None else x[rows] for x in columns))
+        taken: Any = (None if x is None else x[rows] for x in vars(self).values())
+        return Cloud(*taken)
 
     @staticmethod
     def joined(parts: Sequence["Cloud"], order: Int[Tensor, " gaussian"]) -> "Cloud":
         """The Gaussians of all parts, at `order`; all have a confidence or none. At least one."""
-        columns: Any = zip(*(vars(part).values() for part in parts), strict=True)
-        return Cloud(*(None if x[0] is None else torch.cat(x)[order] for x in columns))
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        joined: Any = (None if x[0] is None else torch.cat(x)[order] for x in columns)
+        return Cloud(*joined)
 
     @property
     def area(self) -> Float[Tensor, " gaussian"]:
