@@ -127,6 +127,11 @@ def test_which_views_go_together() -> None:
     assert sizes(Options(context=tuple(context))) == {10}  # named views stay together
     assert max(sizes(Options(context=tuple(context), group=3))) == 3
     assert sizes(Options(views=10, group=64)) == {10}
+    gathering = group_context(overlap, context, Options(views=10), anchors=3)
+    assert [group.views for group in gathering] == [list(range(10))]
+    learned = TrainedOn((5, 5), None, "rooms")
+    gathering = group_context(overlap, context, Options(views=10), learned, anchors=3)
+    assert max(len(group.views) for group in gathering) == 5
 
 
 def test_all_photos(room: str) -> None:

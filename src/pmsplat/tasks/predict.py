@@ -123,7 +123,7 @@ def predict(
         # Which photos the network sees, and which of them together; does that fit into memory?
         overlap = overlaps(scene.cameras)
         context = choose_views(scene, overlap, chosen, learned)
-        groups = group_context(overlap, context, chosen, learned)
+        groups = group_context(overlap, context, chosen, learned, traits.anchors)
         check_refined(chosen.refine_poses, len(groups))
         for sentence in describe_context(scene, context, overlap, groups):
             tell(sentence)
@@ -255,15 +255,18 @@ def group_context(
     context: list[int],
     options: Options,
     learned: TrainedOn | None = None,
+    anchors: int = 0,
 ) -> list[Group]:
     """Which of the context go through the network together, by their places in it.
 
-    All, where they are no more than `group`. Where nobody says how many: views that were named, or
-    as many as the model learned from at most, VIEWS if those are more.
+    All, where they are no more than `group`. Where nobody says how many: as many as the model
+    learned from at most, VIEWS if those are more. Views that were named stay together, and so do
+    those of a model that gathers any number of them in `anchors`, if it is not known what it
+    learned from.
     """
-    most = max(VIEWS, learned.views[1] if learned and learned.views else 0)
-    usual = len(context) if options.context is not None else most
-    count = options.group or usual
+    most = learned.views[1] if learned and learned.views else 0
+    together = options.context is not None or (anchors and not most)
+    count = options.group or (len(context) if together else max(VIEWS, most))
     if len(context) <= count:
         everyone = list(range(len(context)))
         return [Group(everyone, everyone)]
