@@ -25,7 +25,6 @@ from typing import Any
 from .measure import spread
 
 FUSED = ("union", "shares", "voxels")
-WAYS = ("one pass", *FUSED, "anchors")
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 PHOTOS = 80  # of a scene that count, at most, evenly spread
 
@@ -44,23 +43,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints the table, draws; gives every value."""
+    from pmsplat.scene import open_scene
     from pmsplat.zoo.load import load
 
+    scenes = [open_scene(path) for path in arguments.scenes]
     found: dict[str, Any] = {}
     arguments.output.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(arguments.models):
         gathering = arguments.gathering[seed] if seed < len(arguments.gathering) else None
         models = load(name), None if gathering is None else load(gathering)
-        for path in arguments.scenes:
-            pictures = []
+        for path, scene in zip(arguments.scenes, scenes, strict=True):
+            held_out, others = divide(len(scene), arguments.held_out)
+            photos, pictures = scene.views(held_out, tuple(arguments.size)), []
             for count in arguments.views:
-                row = []
-                for way, gaussians, seconds, photos in predictions(path, models, count, arguments):
+                row = [photos.images[0, 0]]
+                views = choose(scene, others, count, arguments)
+                for way, gaussians, seconds in predictions(views, models, arguments.group):
                     value, drawn = compare(gaussians, photos)
                     value["seconds"] = round(seconds, 3)
-                    views = found.setdefault(way, {}).setdefault(str(count), {})
-                    views.setdefault(path.name, []).append(value)
-                    row += [photos.images[0, 0], drawn] if not row else [drawn]
+                    measured = found.setdefault(way, {}).setdefault(str(count), {})
+                    measured.setdefault(path.name, []).append(value)
+                    row.append(drawn)
                 pictures.append((f"{count} views: photo | {' | '.join(found)}", row))
             if seed == 0:
                 write_pictures(arguments.output / f"{path.name}.png", pictures)
@@ -69,47 +72,55 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def divide(photos: int, held_out: int) -> tuple[list[int], list[int]]:
+    """Photos to compare with, evenly spread over those that count, and the others."""
+    import torch
+
+    kept = torch.linspace(0, photos - 1, min(PHOTOS, photos)).round().long().tolist()
+    step = len(kept) // held_out
+    apart = kept[step // 2 :: step][:held_out]
+    return apart, [photo for photo in kept if photo not in apart]
+
+
+def choose(scene: Any, others: list[int], count: int, options: argparse.Namespace) -> Any:
+    """So many views of the others, by what they cover."""
+    from pmsplat.scene.coverage import choose_context, look_around
+    from pmsplat.scene.overlap import overlaps
+
+    cameras = scene.cameras.at(others)
+    chosen = choose_context(look_around(cameras), overlaps(cameras), min(count, len(others)))
+    return scene.views([others[i] for i in chosen], tuple(options.size))
+
+
 def predictions(
-    path: Path, models: tuple[Any, Any], count: int, options: argparse.Namespace
-) -> Iterator[tuple[str, Any, float, Any]]:
-    """Way, Gaussians, seconds and held-out photos, way after way."""
+    views: Any, models: tuple[Any, Any], group: int
+) -> Iterator[tuple[str, Any, float]]:
+    """Way, Gaussians and seconds, way after way."""
     import time
 
     import torch
 
-    from pmsplat.scene import open_scene
-    from pmsplat.scene.coverage import choose_context, look_around
     from pmsplat.scene.overlap import group_views, overlaps
     from pmsplat.zoo.fusion import fuse, predict_groups
     from pmsplat.zoo.infer import reconstruct
 
-    scene = open_scene(path)
-    kept = torch.linspace(0, len(scene) - 1, min(PHOTOS, len(scene))).round().long().tolist()
-    step = len(kept) // options.held_out
-    held_out = kept[step // 2 :: step][: options.held_out]
-    others = [photo for photo in kept if photo not in held_out]
-    cameras = scene.cameras.at(others)
-    chosen = choose_context(look_around(cameras), overlaps(cameras), min(count, len(others)))
-    size = tuple(options.size)
-    views, photos = scene.views([others[i] for i in chosen], size), scene.views(held_out, size)
     model, gathering = models
-
     began = time.perf_counter()
     whole = reconstruct(model, views).prediction.gaussians[-1]
-    yield "one pass", whole, time.perf_counter() - began, photos
+    yield "one pass", whole, time.perf_counter() - began
     began = time.perf_counter()
-    groups = group_views(overlaps(views.cameras), options.group)
+    groups = group_views(overlaps(views.cameras), group)
     parts = list(predict_groups(model, views, groups))
     passed = time.perf_counter() - began
     for how in FUSED:
         began = time.perf_counter()
         with torch.no_grad():
             fused = fuse(parts, how)
-        yield how, fused, passed + time.perf_counter() - began, photos
+        yield how, fused, passed + time.perf_counter() - began
     if gathering is not None:
         began = time.perf_counter()
         whole = reconstruct(gathering, views).prediction.gaussians[-1]
-        yield "anchors", whole, time.perf_counter() - began, photos
+        yield "anchors", whole, time.perf_counter() - began
 
 
 def compare(gaussians: Any, photos: Any) -> tuple[dict[str, float], Any]:
@@ -165,11 +176,11 @@ def draw_curves(found: dict[str, Any], path: Path) -> None:
         "psnr": "PSNR, dB", "luminance": "drawn - photographed luminance, 1/255",
         "gaussians": "Gaussians",
     }  # fmt: skip
+    counts = [int(count) for count in found["one pass"]]
     figure = Figure(figsize=(13, 4), layout="constrained")
     axes = figure.subplots(1, len(labels))
     for axis, (what, label) in zip(axes, labels.items(), strict=True):
         for way in found:
-            counts = [int(count) for count in found[way]]
             axis.plot(
                 counts, [mean(seeds_of(found, way, c, what)) for c in found[way]], "o-", label=way
             )
