@@ -516,7 +516,14 @@ class Prediction(Bundle):
         """
         if self.confidence is None or not self.gaussians:
             return None
-        return avg_pool2d(self.confidence, self.block, ceil_mode=True).flatten(1)
+        return self.at_gaussians(self.confidence)
+
+    def at_gaussians(
+        self, maps: Float[Tensor, "batch view height width"]
+    ) -> Float[Tensor, "batch gaussian"]:
+        """The value of maps at the pixel of each Gaussian of the last level, or the mean over its
+        `block` of pixels."""
+        return avg_pool2d(maps, self.block, ceil_mode=True).flatten(1)
 
 
 @dataclass(frozen=True)

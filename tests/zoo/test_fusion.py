@@ -157,7 +157,7 @@ def test_gaussians_of_blocks(size: tuple[int, int]) -> None:
     found = Wall(block=4, sure=0.5)(views)
     confidence = torch.rand(found.depths[0].shape, generator=torch.Generator().manual_seed(0))
     part = Part.of(replace(found, confidence=confidence), views)
-    assert part.block == 4
+    assert part.prediction.block == 4
     for view in (0, 1):
         for row in range(6):
             for column in range(8):
@@ -172,7 +172,7 @@ def test_gaussians_of_blocks(size: tuple[int, int]) -> None:
 def test_the_tiny_resplat_has_blocks(generator: torch.Generator) -> None:
     model = shaken(tiny("resplat", lowest=8, latent=4, gaussians_per_point=1))
     parts = list(predict_groups(model, random_views(generator, 4, (64, 64)), groups(2)))
-    assert [part.block for part in parts] == [4, 4]
+    assert [part.prediction.block for part in parts] == [4, 4]
     fused = fuse(parts, "shares")
     assert fused.rules == parts[0].gaussians.rules != pmsplat.DrawingRules()
 

@@ -60,10 +60,6 @@ class Votes:
         """Those that at least as many groups see through as depict them, their own included."""
         return self.through > self.agree
 
-    def at(self, rows: Tensor) -> "Votes":
-        """The votes on some of the Gaussians."""
-        return Votes(self.agree[rows], self.through[rows], self.confidence[rows])
-
 
 @torch.no_grad()
 def count_votes(means: Float[Tensor, "gaussian 3"], groups: Sequence[Maps]) -> Votes:
@@ -265,16 +261,20 @@ def _blend(cloud: Cloud, counts: Tensor, alone: Tensor | None) -> Cloud:
 
 
 def fit_voxels(
-    means: Float[Tensor, "gaussian 3"], edges: Float[Tensor, " gaussian"], count: int
+    means: Float[Tensor, "gaussian 3"],
+    edges: Float[Tensor, " gaussian"],
+    count: int,
+    finest: Voxels | None = None,
 ) -> Voxels:
     """Returns the smallest voxels, from `edges` on, that are about `count` or fewer; no gradient.
 
-    They grow by STEP until they fit, or COARSEST times, then shrink again by parts of that step
-    while they fit. The last that do not are taken where they are at most EXCESS times too many: who
-    drops the rest has `count` of them then, and not fewer.
+    `finest` are those of `edges`, where they are known. They grow by STEP until they fit, or
+    COARSEST times, then shrink again by parts of that step while they fit. The last that do not are
+    taken where they are at most EXCESS times too many: who drops the rest has `count` of them then,
+    and not fewer.
     """
     small = large = 1.0  # factors of the last that are too many, and of those that fit
-    too_many = fits = find_voxels(means, edges)
+    too_many = fits = finest or find_voxels(means, edges)
     while len(fits.counts) > count and large < COARSEST:
         small, too_many = large, fits
         large *= STEP

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from ..contracts import Encoder
 from ..errors import UserError
@@ -53,10 +52,7 @@ class Part(Bundle):
                 "Gaussians of one scene",
                 "predict scene after scene, by a model that predicts Gaussians",
             )
-        spoken = list(range(views.images.shape[1]))
-        if prediction.views is not None:
-            spoken = prediction.views[0].tolist()
-        depth = prediction.depths[-1]
+        spoken, depth = prediction.indices(views), prediction.depths[-1]
         return Part(
             gaussians=prediction.gaussians[-1],
             depth=depth,
@@ -73,31 +69,27 @@ class Part(Bundle):
         return fusion.Maps(self.depth[0].float(), sure[0].float(), c2w, K)
 
     @property
-    def block(self) -> int:
-        """See `Prediction.block`."""
-        return Prediction((self.depth,), (self.gaussians,)).block
+    def prediction(self) -> Prediction:
+        """The same of the views that it speaks of, in their order."""
+        return Prediction((self.depth,), (self.gaussians,), self.confidence)
 
     @property
     def sureness(self) -> Float[Tensor, " gaussian"]:
         """The confidence of each Gaussian; 1 where it is not known."""
-        return self._at_gaussians(self.maps.confidence)
+        return self.prediction.at_gaussians(self.maps.confidence[None])[0]
 
     @property
     def footprints(self) -> Float[Tensor, " gaussian"]:
         """How large a pixel is at each Gaussian, or its block of pixels, in scene units."""
-        height, width = self.depth.shape[-2:]
+        (height, width), whole = self.depth.shape[-2:], self.prediction
         K = self.cameras.K[0]
         focal = (K[:, 0, 0] * width * K[:, 1, 1] * height).sqrt()
-        return self._at_gaussians(self.depth[0] * self.block / focal[:, None, None])
+        return whole.at_gaussians(self.depth * whole.block / focal[:, None, None])[0]
 
     def with_confidence(self) -> "Part":
         """The same with the confidence of each Gaussian in `gaussians`; None if it is not known."""
-        sure = None if self.confidence is None else self.sureness[None]
+        sure = self.prediction.gaussian_confidence()
         return replace(self, gaussians=replace(self.gaussians, confidence=sure))
-
-    def _at_gaussians(self, maps: Float[Tensor, "view height width"]) -> Tensor:
-        """The value at the pixel of each Gaussian, or the mean over its block."""
-        return avg_pool2d(maps[None], self.block, ceil_mode=True).flatten()
 
 
 @dataclass(frozen=True)
@@ -202,7 +194,7 @@ def limit(gaussians: Gaussians, count: int) -> Gaussians:
     edges = FINEST * cloud.area.sqrt()
     voxels, alone = fusion.find_voxels(cloud.means, edges), None
     if len(voxels.counts) > count:
-        voxels, alone = fusion.fit_voxels(cloud.means, edges, count), cloud.opacities
+        voxels, alone = fusion.fit_voxels(cloud.means, edges, count, voxels), cloud.opacities
     merged = fusion.merge(cloud, voxels, alone)  # those in one place hide more, others grow
     if len(merged.means) > count:
         merged = merged.at(fusion.find_heaviest(merged.mass, count))
