@@ -120,6 +120,11 @@ class PosedDepth(Bundle):
     depth: Float[Tensor, "batch view height width"]
     confidence: Float[Tensor, "batch view height width"]
 
+    @property
+    def known(self) -> Bool[Tensor, "batch view height width"]:
+        """Where there is depth."""
+        return self.depth.isfinite() & (self.depth > 0) & (self.confidence > 0)
+
 
 @dataclass(frozen=True)
 class Cameras(Bundle):

@@ -72,3 +72,12 @@ def test_gradients_of_a_covariance_taken_apart(generator: torch.Generator) -> No
     ball = torch.eye(3, dtype=torch.float64)[None].requires_grad_()
     torch.cat(gaussian.decompose_covariance(ball), dim=-1).sum().backward()
     assert ball.grad is not None and ball.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 0.3, 2.0, np.pi - 1e-9, np.pi])
+def test_the_angle_of_a_rotation(angle: float) -> None:
+    axes = np.random.default_rng(0).normal(size=(5, 3))
+    axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
+    matrices = torch.from_numpy(Rotation.from_rotvec(angle * axes).as_matrix())
+    found = gaussian.rotation_angle(matrices)
+    torch.testing.assert_close(found, torch.full_like(found, angle), atol=1e-12, rtol=1e-9)

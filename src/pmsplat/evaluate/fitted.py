@@ -19,11 +19,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..contracts import PoseTeacher
-from ..device import float32_products
 from ..errors import UserError
 from ..geometry import align, se3
-from ..scene.bounds import depth_range
-from ..scene.pose_networks import FEWEST, TOGETHER, describe
+from ..scene.pose_networks import TOGETHER, are_cameras, ask, baseline, describe, find_ranges
 from ..types import Batch, Cameras, PosedDepth
 from .poses import pose_errors
 
@@ -125,27 +123,18 @@ def find_with(
         wanted = teacher.choose_size(width / height)
         flat = images.flatten(0, 1).to(device)
         shown = interpolate(flat, wanted, mode="bilinear", antialias=True).clamp(0, 1)
-        with torch.autocast(device.type, enabled=False), float32_products(tf32=False):
-            return teacher.pose(shown.unflatten(0, (batch, -1))).detach()
+        return ask(teacher, shown.unflatten(0, (batch, -1)))
 
     return find
 
 
-def _known(found: PosedDepth) -> Tensor:
-    return found.depth.isfinite() & (found.depth > 0) & (found.confidence > 0)
-
-
 def _find_problem(found: PosedDepth) -> str | None:
     """Why the cameras of a scene cannot be used."""
-    focal = found.K[..., [0, 1], [0, 1]]
-    if not (se3.is_rigid(found.c2w, tolerance=1e-2).all() and (focal > 0).all()):
+    if not are_cameras(found).all():
         return "the network found no cameras"
-    known = _known(found)
-    if not known.any():
+    if not found.known.any():
         return "the network found no depth"
-    places = found.c2w[0, :, :3, 3].double()
-    apart = torch.cdist(places, places).max()
-    if apart < TOGETHER * found.depth[known].double().median():
+    if baseline(found) < TOGETHER:
         return "the network found all cameras at one place"
     return None
 
@@ -153,11 +142,7 @@ def _find_problem(found: PosedDepth) -> str | None:
 def _with_cameras(batch: Batch, found: PosedDepth, similarity: Tensor) -> Batch:
     """The batch with the cameras that were found, in the world and the unit of the given ones."""
     scale = se3.similarity_scale(similarity).item()
-    known = _known(found)
-    depths = [depth[there] for depth, there in zip(found.depth[0], known[0], strict=True)]
-    pooled = torch.cat(depths)
-    ranges = [depth_range((own if len(own) >= FEWEST else pooled).numpy()) for own in depths]
-    near, far = (scale * found.c2w.new_tensor(ranges)[None]).unbind(dim=-1)
+    near, far = (scale * found.c2w.new_tensor(find_ranges(found))[None]).unbind(dim=-1)
     context = Cameras(align.bring(similarity, found.c2w), found.K, near, far)
     target = batch.target.cameras.with_range(near.amin(dim=1), far.amax(dim=1))
     return replace(

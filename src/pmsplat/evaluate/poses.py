@@ -33,8 +33,7 @@ def pose_errors(
     if not apart.any():
         return {}
     turned = products.matmul(pair_found[:, :3, :3], pair_given[:, :3, :3].mT)
-    quat = gaussian.rotation_to_quat(turned)
-    rotation = 2 * torch.atan2(quat[:, 1:].norm(dim=-1), quat[:, 0])
+    rotation = gaussian.rotation_angle(turned)
     translation = torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(dim=-1))
     translation = torch.where(a.norm(dim=-1) > 0, translation, math.pi)
     rotation, translation = rotation[apart].rad2deg(), translation[apart].rad2deg()

@@ -89,11 +89,26 @@ def cameras(
     axes = torch.einsum("...vij,...vkj->...ik", target[..., :3, :3], source[..., :3, :3])
     places = torch.einsum("...vi,...vk->...ik", y - middle_y, x - middle_x)
     unit = torch.where(apart, spread_x * spread_y, 1)[..., None, None]
-    rotation = nearest_rotation(axes + places / unit)
-    linear = (spread_y / torch.where(apart, spread_x, 1))[..., None, None] * rotation
-    translation = middle_y - middle_x @ linear.transpose(-1, -2)
-    similarity = se3.compose(linear, translation[..., 0, :])
+    similarity = by_rotation(nearest_rotation(axes + places / unit), x, y)
     return torch.where(apart[..., None, None], similarity, torch.nan).to(dtype)
+
+
+def by_rotation(
+    rotation: Float[Tensor, "*#batch 3 3"],
+    source: Float[Tensor, "*#batch view 3"],
+    target: Float[Tensor, "*#batch view 3"],
+) -> Float[Tensor, "*_ 4 4"]:
+    """Returns the similarity [sR t] with that rotation that takes places to others.
+
+    It takes their middle to the middle of the others, and their root mean square distance from it
+    to that of the others; places that are all in one stay as large as they are.
+    """
+    middle_x, middle_y = source.mean(dim=-2, keepdim=True), target.mean(dim=-2, keepdim=True)
+    spread_x, spread_y = _spread(source - middle_x), _spread(target - middle_y)
+    scale = torch.where(spread_x > 0, spread_y / torch.where(spread_x > 0, spread_x, 1), 1)
+    linear = scale[..., None, None] * rotation
+    translation = middle_y - middle_x @ linear.transpose(-1, -2)
+    return se3.compose(linear, translation[..., 0, :])
 
 
 def bring(

@@ -39,6 +39,12 @@ def rotation_to_quat(rotation: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*
     return torch.where(quats[..., :1] < 0, -quats, quats)
 
 
+def rotation_angle(rotation: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*_"]:
+    """Returns the angles by which matrices turn, from 0 to π (rad), exact near both ends."""
+    quats = rotation_to_quat(rotation)
+    return 2 * torch.atan2(quats[..., 1:].norm(dim=-1), quats[..., 0])
+
+
 def _shepperd(rotation: Tensor) -> Float[Tensor, "*batch 4 4"]:
     """Returns the quaternion times four times w, x, y or z, in the rows."""
     m = rotation.unbind(dim=-2)

@@ -1,6 +1,7 @@
 """Near and far: the depths that a network searches, where photographs do not say them."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -64,6 +65,13 @@ def depth_range(depths: Float[np.ndarray, " point"]) -> Range:
     """
     low, high = central_depths(depths)
     return low / _MARGIN, high * _MARGIN
+
+
+def depth_ranges(depths: Sequence[Float[np.ndarray, " point"]]) -> list[Range]:
+    """`depth_range` of each camera, by what it sees itself, or, where that is less than 10 depths,
+    by what all see."""
+    pooled = np.concatenate(depths)
+    return [depth_range(depth if len(depth) >= _FEWEST_POINTS else pooled) for depth in depths]
 
 
 def ranges(survey: Survey, sensor: Float[np.ndarray, " point"] | None) -> Ranges:
@@ -133,7 +141,7 @@ def _from_points(survey: Survey) -> list[Range]:
             "cameras that look at the points",
             "check that the axes of the camera file are those of its format",
         )
-    return [depth_range(depth if len(depth) >= _FEWEST_POINTS else pooled) for depth in seen]
+    return depth_ranges(seen)
 
 
 def _from_cameras(c2w: Float[np.ndarray, "camera 4 4"]) -> list[Range]:

@@ -18,20 +18,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import registry
 from ..contracts import PoseTeacher, check_pose_teacher
 from ..device import float32_products
 from ..errors import UserError
-from ..geometry import align, camera, se3
+from ..geometry import align, camera, gaussian, se3
 from ..io.cameras import transforms
 from ..io.cameras.export import Points, write_transforms
 from ..io.cameras.survey import Lens, Shot
 from ..io.files import write_text
 from ..types import PosedDepth
-from .bounds import RangeSource, depth_range
+from .bounds import Range, RangeSource, depth_ranges
 from .fit import covering_size, fit_image, restore_K, to_tensor
 from .overlap import LITTLE, overlaps
 from .photos import Photo, Scene, make_scene
@@ -52,7 +52,6 @@ UNSURE = 0.5  # of the usual confidence of a photo
 TURNED, MOVED = 10.0, 0.2  # median degrees, share of the spread: more is a disagreement
 NAMED = 3  # photos that a sentence names
 POINTS = 20_000  # sparse points that are kept, at most
-FEWEST = 10  # depths of one photo; with fewer its near and far are those of all
 
 _CAMERAS, _FACTS = "transforms.json", "network.json"
 
@@ -208,8 +207,7 @@ def _find(photos: Sequence[Photo], name: str, teacher: PoseTeacher, run: PoseRun
     images = to_tensor([fit_image(photo.pixels(), size) for photo in photos])
     # Its cameras and depth, on the CPU
     try:
-        with torch.autocast(run.device.type, enabled=False), float32_products(tf32=False):
-            found = teacher.pose(images.to(run.device)).detach().to("cpu").to(torch.float32)
+        found = ask(teacher, images.to(run.device))
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{len(photos)} photos do not fit into the memory of {run.device} with {teacher.name}",
@@ -218,34 +216,50 @@ def _find(photos: Sequence[Photo], name: str, teacher: PoseTeacher, run: PoseRun
         ) from error
     _check(found, photos, teacher)
     _check_places(found, name, len(photos), teacher)
-    depths = [map[known] for map, known in zip(found.depth[0], _known(found)[0], strict=True)]
-    pooled = torch.cat(depths)
     # Cameras of the whole photos
     shots = []
-    for i, photo in enumerate(photos):
+    for i, (photo, (near, far)) in enumerate(zip(photos, find_ranges(found), strict=True)):
         (fx, _, cx), (_, fy, cy), _ = restore_K(found.K[0, i].double(), photo.size, size).tolist()
-        (height, width), own = photo.size, depths[i] if len(depths[i]) >= FEWEST else pooled
+        height, width = photo.size
         lens = Lens(photo.size, (fx * width, fy * height), (cx * width, cy * height))
-        near, far = depth_range(own.numpy())
         c2w = found.c2w[0, i].double().numpy()
         shots.append(Shot(photo.name, lens, c2w, near=near, far=far))
     confidence = [map.median().item() for map in found.confidence[0]]
     return _Found(shots, _sample_points(found, images), confidence)
 
 
-def _known(found: PosedDepth) -> Tensor:
-    return found.depth.isfinite() & (found.depth > 0) & (found.confidence > 0)
+def ask(teacher: PoseTeacher, images: Float[Tensor, "batch view 3 height width"]) -> PosedDepth:
+    """What a network finds for images that are on its device, in float32, on the CPU."""
+    with torch.autocast(images.device.type, enabled=False), float32_products(tf32=False):
+        return teacher.pose(images).detach().to("cpu").to(torch.float32)
+
+
+def find_ranges(found: PosedDepth) -> list[Range]:
+    """(near, far) of each camera of a scene (batch 1), by the depth before it."""
+    known = zip(found.depth[0], found.known[0], strict=True)
+    return depth_ranges([depth[there].numpy() for depth, there in known])
+
+
+def are_cameras(found: PosedDepth) -> Bool[Tensor, " view"]:
+    """Which cameras of a scene (batch 1) are some."""
+    c2w, K = found.c2w[0], found.K[0]
+    rigid = se3.is_rigid(c2w, tolerance=1e-2) & K.isfinite().all(-1).all(-1)
+    return rigid & (K[:, 0, 0] > 0) & (K[:, 1, 1] > 0)
+
+
+def baseline(found: PosedDepth) -> float:
+    """The distance of the farthest two cameras of a scene (batch 1), in median depths; less than
+    TOGETHER is one place."""
+    centers = found.c2w[0, :, :3, 3].double()
+    return (torch.cdist(centers, centers).max() / found.depth[found.known].double().median()).item()
 
 
 def _check(found: PosedDepth, photos: Sequence[Photo], teacher: PoseTeacher) -> None:
     """UserError where the answer of a network is not cameras and depth."""
-    focal = torch.stack([found.K[0, :, 0, 0], found.K[0, :, 1, 1]])
-    good = se3.is_rigid(found.c2w[0], tolerance=1e-2) & found.K[0].isfinite().all(-1).all(-1)
-    good &= (focal > 0).all(dim=0)
-    problem = None
+    good, problem = are_cameras(found), None
     if not good.all():
         problem = f"no camera for {photos[int((~good).int().argmax())].name}"
-    elif not _known(found).any():
+    elif not found.known.any():
         problem = "no depth"
     if problem is not None:
         raise UserError(
@@ -257,8 +271,7 @@ def _check(found: PosedDepth, photos: Sequence[Photo], teacher: PoseTeacher) -> 
 
 def _check_places(found: PosedDepth, name: str, count: int, teacher: PoseTeacher) -> None:
     """UserError where all cameras are at one place, by the depth before them."""
-    centers = found.c2w[0, :, :3, 3].double()
-    apart = torch.cdist(centers, centers).max() / found.depth[_known(found)].double().median()
+    apart = baseline(found)
     if apart < TOGETHER:
         raise UserError(
             f"by {teacher.name}, all {count} photos of {name} were taken from one place: the "
@@ -270,7 +283,7 @@ def _check_places(found: PosedDepth, name: str, count: int, teacher: PoseTeacher
 
 def _sample_points(found: PosedDepth, images: Float[Tensor, "1 view 3 h w"]) -> Points:
     """Up to POINTS points of the depth, evenly spread over the more confident half of it."""
-    known, confidence = _known(found), found.confidence
+    known, confidence = found.known, found.confidence
     known &= confidence >= confidence[known].median()
     world = camera.unproject_depth(found.depth.double(), found.c2w.double(), found.K.double())
     at = known.flatten().nonzero()[:, 0]
@@ -357,8 +370,7 @@ def compare_cameras(
         return Disagreement(180.0, 1.0)
     scale = se3.similarity_scale(fit)
     turned = (fit[:3, :3] / scale) @ c2w[:, :3, :3]
-    trace = (turned * others[:, :3, :3]).sum(dim=(-1, -2))
-    angle = ((trace - 1) / 2).clamp(-1, 1).acos().rad2deg().median().item()
+    angle = gaussian.rotation_angle(turned.mT @ others[:, :3, :3]).rad2deg().median().item()
     centers = others[:, :3, 3]
     apart = (se3.transform(fit, c2w[:, :3, 3]) - centers).square().sum(-1).mean().sqrt()
     spread = (centers - centers.mean(dim=0)).square().sum(-1).mean().sqrt()

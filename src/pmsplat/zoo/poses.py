@@ -237,12 +237,8 @@ def _hold(cameras: Cameras, given: Cameras) -> Cameras:
     """
     moved, fixed = cameras.c2w.double(), given.c2w.double()
     axes = products.matmul(fixed[..., :3, :3], moved[..., :3, :3].mT).sum(dim=-3)
-    x, y = moved[..., :3, 3], fixed[..., :3, 3]
-    middle_x, middle_y = x.mean(dim=-2, keepdim=True), y.mean(dim=-2, keepdim=True)
-    grown = (y - middle_y).square().sum() / (x - middle_x).square().sum()
-    linear = grown.sqrt() * align.nearest_rotation(axes)
-    translation = middle_y - products.matmul(middle_x, linear.mT)
-    similarity = se3.compose(linear, translation[..., 0, :])
+    rotation = align.nearest_rotation(axes)
+    similarity = align.by_rotation(rotation, moved[..., :3, 3], fixed[..., :3, 3])
     return replace(cameras, c2w=align.bring(similarity, cameras.c2w))
 
 
@@ -298,8 +294,7 @@ def _compare(
 ) -> Refinement:
     """How far cameras were moved: see `Refinement`."""
     apart = products.matmul(se3.invert(given.c2w.double()), cameras.c2w.double())[0]
-    quat = gaussian.rotation_to_quat(apart[:, :3, :3])
-    turned = 2 * torch.atan2(quat[:, 1:].norm(dim=-1), quat[:, 0].abs())
+    turned = gaussian.rotation_angle(apart[:, :3, :3])
     moved = apart[:, :3, 3].norm(dim=-1) / depth[0].to(apart)
     return Refinement(
         steps=steps,
