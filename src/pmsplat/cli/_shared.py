@@ -72,6 +72,19 @@ def add_graph(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    """How a model that has a choice goes through its views."""
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="of a model that works in steps (default: its own)"
+    )
+    parser.add_argument(
+        "--anchors",
+        type=int,
+        metavar="N",
+        help="views in which a model with anchors gathers all, at most (default: its own number)",
+    )
+
+
 def add_photos(parser: argparse.ArgumentParser) -> None:
     """How photos are found."""
     parser.add_argument(
@@ -141,17 +154,17 @@ def build_options(kind: type[T], arguments: argparse.Namespace, **more: Any) -> 
 
 def indices(text: str) -> tuple[int, ...]:
     """0,5,9: numbers of photos, as an option has them."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers with commas, such as 0,5,9")
-    return tuple(int(part) for part in text.split(","))
+    return _whole_numbers(text, "numbers with commas, such as 0,5,9")
 
 
 def counts(text: str) -> tuple[int, ...]:
     """100000,50000: how many of something, as an option has them."""
+    return _whole_numbers(text, "whole numbers with commas, such as 100000,50000")
+
+
+def _whole_numbers(text: str, wanted: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text, re.ASCII):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}; wanted whole numbers with commas, such as 100000,50000"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted {wanted}")
     return tuple(int(part) for part in text.split(","))
 
 

@@ -42,7 +42,7 @@ against the number of Gaussians. Another run begins anew and replaces them.
 
 import argparse
 
-from ._shared import add_device, add_graph, counts, output, terminal
+from ._shared import add_device, add_graph, add_passes, counts, output, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,15 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure points, normals and edges too, where the data has depth",
     )
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="of a model that works in steps (default: its own)"
-    )
-    parser.add_argument(
-        "--anchors",
-        type=int,
-        metavar="N",
-        help="views in which a model with anchors gathers all, at most (default: its own number)",
-    )
+    add_passes(parser)
     parser.add_argument(
         "--gaussians",
         type=counts,

@@ -23,6 +23,7 @@ from pathlib import Path
 from ._shared import (
     add_device,
     add_overwrite,
+    add_passes,
     add_photos,
     build_options,
     context,
@@ -72,21 +73,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         help="of the pictures (default: that of the photos, at most 960 on the longer side)",
     )
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="of a model that works in steps (default: its own)"
-    )
+    add_passes(parser)
     parser.add_argument(
         "--refine-poses",
         type=int,
         metavar="K",
         help="refine the cameras of the context by three rounds of K steps, such as 60, on what "
         "its views show of each other (default: they stay), see docs/photos.md",
-    )
-    parser.add_argument(
-        "--anchors",
-        type=int,
-        metavar="N",
-        help="views in which a model with anchors gathers all, at most (default: its own number)",
     )
     parser.add_argument(
         "--held-out", type=int, metavar="N", help="photos to compare, at most (default: 12)"

@@ -175,7 +175,6 @@ def evaluate(
     once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
     rmse and delta1 of the context depth where prediction and data both have one, and with
     `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
-    `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
     encoder and after each, and of the answer with fewer Gaussians where `run` has budgets (see
     `budget`). A network is put into eval mode by its owner. `known` are more values of the scenes,
     by name, which it may get as they come. `on_row` sees each scene as it is done. UserError where

@@ -126,17 +126,7 @@ def depth(
         # Write the results, with one scale for all pictures
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         named = chosen.context is not None
-        given = Given(
-            len(scene),
-            size,
-            scale,
-            scene.range_source,
-            learned,
-            scene.left_out,
-            named,
-            middle,
-            scene.poses,
-        )
+        given = Given.of(scene, size, scale, learned, named=named, middle_depth=middle)
         report = make_report(passes, given)
         summary = depth_results.write_results(
             folder, scene, size, [maps[i] for i in photos], scale, report, track

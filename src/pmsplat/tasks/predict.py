@@ -159,16 +159,13 @@ def predict(
         if left := len(scene) - len(context):
             tell(describe_held_out(len(others), len(held_out(overlap, context, left)), left))
         scale = model_frame(encoder, views.cameras).scale
-        given = Given(
-            len(scene),
+        given = Given.of(
+            scene,
             size,
             scale,
-            scene.range_source,
             learned,
-            scene.left_out,
-            chosen.context is not None,
-            middle,
-            scene.poses,
+            named=chosen.context is not None,
+            middle_depth=middle,
             at_once="group" if several else "views",
         )
         report = make_report(found.passes, given)

@@ -89,7 +89,11 @@ class Vggt:
         tokens, start = self._encode(images)
         with torch.autocast(images.device.type, enabled=False):
             if self.posed:
-                points, confidence = _by_depth(self.network, tokens, images, start, views)
+                found = _find_depth(self.network, tokens, images, start)
+                points = _network.unproject_depth(
+                    found.depth, found.c2w, views.cameras, *views.size
+                )
+                confidence = found.confidence
             else:
                 head = self.network.get_submodule("point_head")
                 points, confidence = head(tokens, images=images, patch_start_idx=start)
@@ -115,19 +119,11 @@ class Vggt:
     @torch.no_grad()
     def pose(self, images: Float[Tensor, "batch view 3 height width"]) -> PosedDepth:
         """Cameras and depth of images alone, in its own frame and unit, at the reduced size."""
-        from vggt.utils.pose_enc import pose_encoding_to_extri_intri
-
         images = _network.reduce_images(images)
-        rows, columns = images.shape[-2:]
         tokens, start = self._encode(images)
         with torch.autocast(images.device.type, enabled=False):
-            head = self.network.get_submodule("depth_head")
-            depth, confidence = head(tokens, images=images, patch_start_idx=start)
-            poses = self.network.get_submodule("camera_head")(tokens)[-1]
-            w2c, K = pose_encoding_to_extri_intri(poses, (rows, columns))
-        c2w = se3.invert(se3.compose(w2c[..., :3], w2c[..., 3]))
-        K = K / constant((columns, rows, 1.0), images)[:, None]
-        return _network.to_posed_depth(c2w, K, depth[..., 0], confidence)
+            found = _find_depth(self.network, tokens, images, start)
+        return _network.to_posed_depth(found.c2w, found.K, found.depth, found.confidence)
 
     def _encode(self, images: Tensor) -> tuple[list[Tensor], int]:
         """The tokens of the trunk, and at which of them those of the pixels start."""
@@ -138,18 +134,21 @@ class Vggt:
             return network.get_submodule("aggregator")(images)
 
 
-def _by_depth(
-    network: nn.Module, tokens: list[Tensor], images: Tensor, start: int, views: Views
-) -> tuple[Tensor, Tensor]:
-    """World points of the depth head at the size of the views, and its confidence at its own."""
+def _find_depth(network: nn.Module, tokens: list[Tensor], images: Tensor, start: int) -> PosedDepth:
+    """What its heads of depth and cameras find, as it is, at the size of the images."""
     from vggt.utils.pose_enc import pose_encoding_to_extri_intri
 
     head = network.get_submodule("depth_head")
     depth, confidence = head(tokens, images=images, patch_start_idx=start)
     poses = network.get_submodule("camera_head")(tokens)[-1]
-    w2c = pose_encoding_to_extri_intri(poses, build_intrinsics=False)[0]
-    c2w = se3.invert(se3.compose(w2c[..., :3], w2c[..., 3]))
-    return _network.unproject_depth(depth[..., 0], c2w, views.cameras, *views.size), confidence
+    rows, columns = images.shape[-2:]
+    w2c, K = pose_encoding_to_extri_intri(poses, (rows, columns))
+    return PosedDepth(
+        c2w=se3.invert(se3.compose(w2c[..., :3], w2c[..., 3])),
+        K=K / constant((columns, rows, 1.0), images)[:, None],
+        depth=depth[..., 0],
+        confidence=confidence,
+    )
 
 
 def _import_network() -> type[nn.Module]:

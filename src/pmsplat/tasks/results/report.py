@@ -10,6 +10,7 @@ as large) one gives 0.43 and the others 0.38 at most.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ...evaluate.agreement import Agreement, join_agreements, measure_agreement
 from ...io.cameras.survey import GIVEN, LeftOut
+from ...scene import Scene
 from ...scene.bounds import RangeSource, central_depths
 from ...scene.overlap import LITTLE
 from ...types import Views
@@ -73,6 +75,22 @@ class Given:
     middle_depth: float | None = None
     poses: str = GIVEN
     at_once: str = "views"
+
+    @staticmethod
+    def of(
+        scene: Scene, size: tuple[int, int], scale: float, learned: TrainedOn | None, **more: Any
+    ) -> "Given":
+        """What a scene says of it itself, and `more` by name."""
+        return Given(
+            photos=len(scene),
+            size=size,
+            scale=scale,
+            range_source=scene.range_source,
+            trained_on=learned,
+            left_out=scene.left_out,
+            poses=scene.poses,
+            **more,
+        )
 
 
 @dataclass(frozen=True)
