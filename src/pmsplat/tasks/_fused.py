@@ -132,16 +132,19 @@ def describe_fusion(fused: Fused, groups: Sequence[Group], fusing: Fusing) -> li
             "Gaussians lie where other groups see through. Check the cameras; if they are right, "
             "the model does not know such scenes, and `fuse=union` keeps all that it predicts."
         )
-    if left < fused.full:
-        said.append(
-            f"{fused.full} Gaussians became {left}: neighbours were merged, and then those that "
-            "hide least were left out."
-        )
-    if fusing.budget is not None and fused.full <= fusing.budget:
-        said.append(
-            f"`gaussians={fusing.budget}` changes nothing: there are {fused.full} Gaussians."
-        )
+    if fusing.budget is not None:
+        said.append(describe_limit(fused.full, left, fusing.budget))
     return said
+
+
+def describe_limit(before: int, left: int, budget: int) -> str:
+    """What became of so many Gaussians under a budget: see `zoo.fusion.limit`."""
+    if before <= budget:
+        return f"`gaussians={budget}` changes nothing: there are {before} Gaussians."
+    return (
+        f"{before} Gaussians became {left}: neighbours were merged, and then those that hide least "
+        "were left out."
+    )
 
 
 def record_fusion(

@@ -23,6 +23,7 @@ from ..io.photo_files import PHOTO_SUFFIXES, photos_in, stem
 from ..scene.undistort import pinhole
 from ..types import NO_OFFSET, Direction, Gaussians, Origin
 from ..zoo.fusion import check_budget, limit
+from ._fused import describe_limit
 from .cameras import open_cameras
 
 log = logging.getLogger(__name__)
@@ -299,15 +300,8 @@ def _select(
 
 def _limit(gaussians: Gaussians, count: int, tell: Callable[[str], None]) -> Gaussians:
     """At most `count` of them, and said how many."""
-    before = gaussians.means.shape[1]
-    if before <= count:
-        tell(f"`gaussians={count}` changes nothing: there are {before} Gaussians.")
-        return gaussians
     kept = limit(gaussians, count)
-    tell(
-        f"{before} Gaussians became {kept.means.shape[1]}: neighbours were merged, and then those "
-        "that hide least were left out."
-    )
+    tell(describe_limit(gaussians.means.shape[1], kept.means.shape[1], count))
     return kept
 
 
