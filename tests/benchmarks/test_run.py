@@ -31,7 +31,7 @@ def test_rasterize_leaves_figures_and_conditions(
 
 def test_published_architectures_have_a_row_each(capsys: pytest.CaptureFixture[str]) -> None:
     names = published.architectures()
-    assert len(names) == 20 and "pmloss" not in names  # which is gs-base-dl3dv with other weights
+    assert len(names) == 23 and "pmloss" not in names  # which is gs-base-dl3dv with other weights
     words = "published --models mvsplat-re10k --size 32 32 --repeats 1"
     assert main(words.split()) == 0
     row = capsys.readouterr().out.splitlines()[-1].split()

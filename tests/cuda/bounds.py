@@ -83,9 +83,8 @@ class Bounds:
             kept = {key for key in known if not whole or any(p.startswith(key) for p in places)}
             new = {place for place in places if not _covers(known, place)}
             self.waits[kind] = {key: known.get(key, "") for key in sorted(kept | new)}
-        if whole:
-            names = {report["asked"] for report in reports}
-            self.stages = {name: self.stages[name] for name in sorted(names)}
+        names = {report["asked"] for report in reports} if whole else self.stages
+        self.stages = {name: self.stages[name] for name in sorted(names)}
 
 
 def _covers(known: Iterable[str], place: str) -> bool:

@@ -114,6 +114,7 @@ def depth(
             predicted = predict_views(predictor, views, device, shown, steps, anchors)
             found = predicted.depths[-1].float().cpu()
             sure, order = predicted.confidence, predicted.indices(views)
+            sure = None if sure is None else sure.cpu()
             for row, at in enumerate(order):
                 i = group.views[at]
                 if i in group.fresh:
