@@ -1,4 +1,13 @@
-"""The exceptions that a user sees."""
+"""The exceptions that a user sees, and how they name many things."""
+
+from collections.abc import Sequence
+
+NAMED = 3  # of many things that a sentence names
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first NAMED, with commas and an ellipsis where there are more."""
+    return ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
 
 
 class UserError(ValueError):

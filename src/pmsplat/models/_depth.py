@@ -325,9 +325,7 @@ class DepthNetwork(nn.Module):
         else:
             assert self.compress is not None
             maps = maps_of(self.cnn, typed, anchors)
-            seen = (
-                add_position(x.unflatten(0, (batch, -1))) for x in (maps.own[-1], maps.supports)
-            )
+            seen = map(add_position, maps.coarse(batch))
             coarse, cnn, images = self.compress(*seen, anchors.owner), maps.own, anchors.own(images)
         matched = [self.transformer(coarse, others).flatten(0, 1)]
         if self.matched_pyramid is not None:

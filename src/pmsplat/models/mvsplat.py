@@ -154,12 +154,8 @@ class MVSplat(ChannelsFirst):
         if anchors:
             assert self.compress is not None
             chosen = Anchors.of(views.cameras.c2w, anchors)
-            found, index, views = (
-                maps_of(self.cnn, typed, chosen),
-                chosen.index,
-                chosen.views(views),
-            )
-            seen = (x.unflatten(0, (batch, -1)) for x in (found.own[-1], found.supports))
+            index, views = chosen.index, chosen.views(views)
+            seen = maps_of(self.cnn, typed, chosen).coarse(batch)
             cnn = for_convolutions(self.compress(*seen, chosen.owner).flatten(0, 1))
         else:
             cnn = self.cnn(typed)[-1]

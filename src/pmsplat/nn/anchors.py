@@ -128,6 +128,10 @@ class ViewMaps:
     own: tuple[Float[Tensor, "n _ _ _"], ...]
     supports: Float[Tensor, "m channel height width"]
 
+    def coarse(self, batch: int) -> tuple[Tensor, Tensor]:
+        """The last maps of the anchors and of the others, [batch, view, channel, height, width]."""
+        return self.own[-1].unflatten(0, (batch, -1)), self.supports.unflatten(0, (batch, -1))
+
 
 def maps_of(
     cnn: nn.Module, images: Float[Tensor, "n 3 height width"], anchors: Anchors

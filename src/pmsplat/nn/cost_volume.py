@@ -3,7 +3,7 @@ reads one scale's cost volume."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -190,7 +190,7 @@ class Match:
     value: Float[Tensor, "n height width"]
     probability: Float[Tensor, "n height width plane"]
 
-    @property
+    @cached_property  # a head and the prediction read it
     def confidence(self) -> Float[Tensor, "n height width"]:
         """The probability of the best candidate."""
         return self.probability.amax(dim=-1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..contracts import PoseTeacher
-from ..errors import UserError
+from ..errors import UserError, name_some
 from ..io import images
 from ..io.cameras import is_model, read_cameras
 from ..io.cameras.survey import LeftOut, Shot, Survey
@@ -249,9 +249,8 @@ def _choose(key: str, keys: list[str], place: str) -> str:
         return key
     if not key and len(keys) == 1:
         return keys[0]
-    some = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
     raise UserError(
         f"{place} has no scene {key!r}" if key else f"{place} has {len(keys)} scenes",
-        f"one of {some}",
+        f"one of {name_some(keys)}",
         f"name it: {place}:{keys[0] if keys else 'KEY'}",
     )

@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import registry
 from ..contracts import PoseTeacher, check_pose_teacher
 from ..device import float32_products
-from ..errors import UserError
+from ..errors import UserError, name_some
 from ..geometry import align, camera, gaussian, se3
 from ..io.cameras import transforms
 from ..io.cameras.export import Points, write_transforms
@@ -50,7 +50,6 @@ MUCH_CUT = 0.25  # of a photo: losing more, so that all have one shape, is said
 TOGETHER = 0.005  # of the median depth: less between the farthest two cameras is one place
 UNSURE = 0.5  # of the usual confidence of a photo
 TURNED, MOVED = 10.0, 0.2  # median degrees, share of the spread: more is a disagreement
-NAMED = 3  # photos that a sentence names
 POINTS = 20_000  # sparse points that are kept, at most
 
 _CAMERAS, _FACTS = "transforms.json", "network.json"
@@ -312,7 +311,7 @@ def _doubts(scene: Scene, network: str, confidence: Sequence[float]) -> list[str
     if alone:
         sentences.append(
             f"By the cameras of {network}, {len(alone)} of {len(scene)} photos share less than "
-            f"{LITTLE:.0%} of their picture with any other ({_list(alone)}): a network gives "
+            f"{LITTLE:.0%} of their picture with any other ({name_some(alone)}): a network gives "
             "cameras to photos of different places too, and then they mean nothing."
         )
     usual = float(np.median(confidence))
@@ -320,14 +319,10 @@ def _doubts(scene: Scene, network: str, confidence: Sequence[float]) -> list[str
     unsure = [name for name, value in pairs if value < UNSURE * usual]
     if unsure:
         sentences.append(
-            f"{network} is unsure of {_list(unsure)}: less than {UNSURE:.0%} of the confidence "
+            f"{network} is unsure of {name_some(unsure)}: less than {UNSURE:.0%} of the confidence "
             "that is usual here; leave them out if the result is poor."
         )
     return sentences
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
 
 
 def pose_again(given: Scene, again: Scene, tell: Callable[[str], None]) -> Scene:

@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..contracts import Encoder
-from ..errors import UserError
+from ..errors import UserError, name_some
 from ..io.cameras.ours import Refinement
 from ..progress import Track
 from ..types import Views
 from ..zoo.poses import LEAST, Refined, check_steps, refine_cameras
-
-NAMED = 3  # photos that a sentence names
 
 
 def check_refined(steps: int | None, groups: int = 1) -> None:
@@ -71,10 +69,9 @@ def describe_refined(refined: Refined, names: Sequence[str]) -> list[str]:
             "error of what the views show of each other."
         )
     if refined.still:
-        some = ", ".join(names[i] for i in refined.still[:NAMED])
-        more = ", …" * (len(refined.still) > NAMED)
+        some = name_some([names[i] for i in refined.still])
         said.append(
-            f"Of {some}{more} the other views show less than {LEAST:.0%}: too little to refine "
+            f"Of {some} the other views show less than {LEAST:.0%}: too little to refine "
             "those cameras by."
         )
     return said

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, name_some
 from ..io.files import write_array
 from ..io.gaussians import load_gaussians
 from ..progress import Track, silently
@@ -346,5 +346,4 @@ def _report_empty(drawings: list[drawn.Drawing], remedy: str, tell: Callable[[st
             remedy,
         )
     if empty:
-        some = ", ".join(empty[:3]) + (", …" if len(empty) > 3 else "")
-        tell(f"Nothing of the scene is visible in {len(empty)} pictures: {some}.")
+        tell(f"Nothing of the scene is visible in {len(empty)} pictures: {name_some(empty)}.")

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...errors import NAMED, name_some
 from ...evaluate.agreement import Agreement, join_agreements, measure_agreement
 from ...io.cameras.survey import GIVEN, LeftOut
 from ...scene import Scene
@@ -34,7 +35,6 @@ CONSISTENT = 0.5  # least share of points whose depths agree
 AT_NEAR = 0.1  # so near to near is at near, as a share of it
 STUCK = 0.25  # share of depth at near
 COMPARED = 200  # points: fewer say nothing of how well they match
-NAMED = 3  # photos or reasons that a sentence names
 TURNED = 0.6  # correlation of detail: real scenes taken from different places give 0.3 at most
 
 _CHECK_CAMERAS = (
@@ -309,7 +309,7 @@ def _check_places(report: Report, given: Given) -> list[Finding]:
     elif given.photos > report.views:
         apart += ", or name views that are closer with `context`"
     if report.alone:
-        names = ", ".join(report.alone[:NAMED]) + ", …" * (len(report.alone) > NAMED)
+        names = name_some(report.alone)
         findings.append(
             Finding(f"Other views see less than {LITTLE:.0%} of {names}", apart)
             if len(report.alone) < report.views
