@@ -458,8 +458,8 @@ class Prediction(Bundle):
 
     `confidence` is how sure the encoder is of its last depth: the probability of the best match, in
     (0, 1]; None of an encoder that does not say. `views` lists which of the context views it speaks
-    of, in its order, where an encoder gathers what all of them show in some (`EncoderTraits.
-    anchors`); None: of all.
+    of, in its order, which is seldom theirs, where an encoder gathers what all of them show in some
+    (`EncoderTraits.anchors`); None: of all.
     """
 
     depths: tuple[Float[Tensor, "batch view height width"], ...]

@@ -78,6 +78,19 @@ def test_groups_without_overlap_take_what_shares_most() -> None:
     assert all(len(group.views) == 2 for group in group_views(overlap, 4))
 
 
+def test_copies_of_a_photo_are_no_group_of_their_own() -> None:
+    """Photos 0, 1 and 2 are one photo; 3 shares half with it, 4 all of it from another place."""
+    overlap = torch.eye(5)
+    overlap[:3, :3] = 1
+    overlap[:3, 3] = overlap[3, :3] = 0.5
+    assert [group.views for group in group_views(overlap[:4, :4], 4)] == [[0, 1, 2, 3], [0, 3]]
+    pairs = group_views(overlap[:4, :4], 2)
+    assert [group.views for group in pairs] == [[0, 3], [1, 3], [2, 3], [0, 3]]
+    assert [group.fresh for group in pairs] == [[0], [1], [2], [3]]
+    overlap[:3, 4] = overlap[4, :3] = 0.9
+    assert [group.views for group in group_views(overlap, 3)] == [[0, 1, 4], [0, 2, 4], [0, 3]]
+
+
 def test_groups_grow_only_by_views_that_see_the_same() -> None:
     """Two rooms: three photos of one, two of the other."""
     overlap = torch.block_diag(torch.ones(3, 3), torch.ones(2, 2))

@@ -336,7 +336,8 @@ def test_what_is_refused() -> None:
     broken[0, 3, 1] = float("nan")
     for call, wanted in (
         (partial(fuse, []), "no prediction to fuse; wanted one or more"),
-        (partial(fuse, [part], "voxel"), "`fuse=voxel`; wanted one of .*; did you mean 'voxels'"),
+        (partial(fuse, [part], "voxel"), "`how=voxel`; wanted one of .*; did you mean 'voxels'"),
+        (partial(fuse, [found]), "a prediction without the views"),
         (partial(fuse, [part], "voxels", 0), "`gaussians=0`; wanted a whole number from 1"),
         (partial(fuse, [part], gaussians=True), "`gaussians=True`; wanted a whole number"),
         (partial(limit, part.gaussians, -1), "`gaussians=-1`; wanted a whole number from 1"),

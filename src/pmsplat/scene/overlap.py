@@ -63,23 +63,23 @@ def group_views(overlap: Float[Tensor, "view view"], count: int) -> list[Group]:
     Each is built around the first view that was not: added are, again and again, of the views that
     share ENOUGH with it the one that is farthest from those in the group, since depth needs
     parallax. Views that were not fresh yet come first, except as the second view, which sets the
-    baseline. A view with which none shares enough is paired with the one that shares most.
+    baseline. Where none shares enough, or only copies of the view do, which have no parallax, the
+    one that shares most beside those joins.
     """
     found, missing = [], torch.ones(len(overlap), dtype=torch.bool)
     while missing.any():
         first = int(missing.int().argmax())
-        chosen, enough = [first], overlap[first] >= ENOUGH
+        chosen, enough, copies = [first], overlap[first] >= ENOUGH, overlap[first] > 1 - TIE
         enough[first] = False
         while len(chosen) < count and enough.any():
             apart = 1 - overlap[:, chosen].amax(dim=1)
             score = apart + missing * (TIE if len(chosen) == 1 else 1.0)
             chosen.append(int(torch.where(enough, score, -1).argmax()))
             enough[chosen] = False
-        fresh = [i for i in sorted(chosen) if missing[i]]
-        if len(chosen) == 1:
-            others = overlap[first].clone()
-            others[first] = -1
-            chosen.append(int(others.argmax()))
+        share, best = torch.where(copies, -1, overlap[first]).max(dim=0)
+        if len(chosen) == 1 or (copies[chosen].all() and share > 0):
+            chosen[count - 1 :] = [int(best)]
+        fresh = [i for i in sorted(chosen) if missing[i] and overlap[first, i] >= ENOUGH]
         found.append(Group(sorted(chosen), fresh))
         missing[fresh] = False
     return found

@@ -203,7 +203,7 @@ def _describe_size(views: int, at_once: int, anchors: int) -> str:
 def _check_options(options: Options) -> None:
     """Raises UserError for options that no photos could fit, before anything is opened."""
     _check_video(options)
-    check_how(options.fuse or HOW[0])
+    check_how(options.fuse or HOW[0], "fuse")
     check_budget(options.gaussians)
     check_refined(options.refine_poses)
     if options.group is not None and options.group < 2:

@@ -158,7 +158,7 @@ def fuse_parts(
     """As `fuse`, with what became of how many."""
     check_how(how)
     check_budget(gaussians)
-    taken = [part if isinstance(part, Part) else Part.of(*part) for part in parts]
+    taken = [_as_part(part) for part in parts]
     _check_parts(taken)
     joined = Gaussians.joined([part.gaussians for part in taken])
     given, floaters = joined.means.shape[1], 0
@@ -201,10 +201,10 @@ def limit(gaussians: Gaussians, count: int) -> Gaussians:
     return _with_cloud(gaussians, merged)
 
 
-def check_how(how: str) -> None:
-    """Raises UserError for a way to fuse that there is not."""
+def check_how(how: str, option: str = "how") -> None:
+    """Raises UserError for a way to fuse that there is not; `option` is its name for the user."""
     if how not in HOW:
-        raise UserError(f"`fuse={how}`", f"one of {', '.join(HOW)}", suggest(how, list(HOW)))
+        raise UserError(f"`{option}={how}`", f"one of {', '.join(HOW)}", suggest(how, list(HOW)))
 
 
 def check_budget(count: int | None) -> None:
@@ -213,6 +213,17 @@ def check_budget(count: int | None) -> None:
         raise UserError(
             f"`gaussians={count}`", "a whole number from 1", "leave `gaussians` out to keep all"
         )
+
+
+def _as_part(given: Part | tuple[Prediction, Views]) -> Part:
+    """What `fuse` takes as a part; UserError for a prediction without its views."""
+    if isinstance(given, Prediction):
+        raise UserError(
+            "a prediction without the views that it was made of",
+            "pairs of a prediction and its views",
+            "fuse([(first, its_views), (second, its_views)])",
+        )
+    return given if isinstance(given, Part) else Part.of(*given)
 
 
 def _check_parts(parts: Sequence[Part]) -> None:
