@@ -388,7 +388,10 @@ class TestAuto:
         self, bare: Path, opened: Open, colmap: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "depth_anything_3.cfg", None)
-        with pytest.raises(UserError, match=r"pip install --no-deps depth-anything-3==0\.1\.1 add"):
+        with pytest.raises(
+            UserError,
+            match=r"pip install --no-deps depth-anything-3==0\.1\.1 add.*; or `poses=colmap`",
+        ):
             opened(bare, "da3")
         monkeypatch.setitem(sys.modules, "vggt", None)
         with (

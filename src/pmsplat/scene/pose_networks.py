@@ -153,7 +153,11 @@ def pose_scene(name: str, photos: Sequence[Photo], teacher: PoseTeacher, run: Po
         raise UserError(f"{len(used)} photo of {name}", "two or more", "add photos of the scene")
     folder = run.cache / _fingerprint(used, teacher)
     if not (folder / _CAMERAS).is_file():
-        teacher.prepare()
+        try:
+            teacher.prepare()
+        except UserError as error:
+            otherwise = f"{error.remedy}; or `poses=colmap` finds the cameras without a network"
+            raise UserError(f"`poses`: {error.got}", error.wanted, otherwise) from error
         run.tell(f"Finding the cameras of {len(used)} photos of {name} with {describe(teacher)}.")
         _write(folder, _find(used, name, teacher, run), teacher)
     survey = transforms.read(folder / _CAMERAS)
