@@ -71,4 +71,5 @@ def _ours(name: str, settings: dict[str, Any]) -> TrainedOn:
     """From the settings of a data set; those of one path have two context views."""
     least, most = settings.get("views", (2, 2))
     height, width = settings["size"]
-    return TrainedOn((int(least), int(most)), (int(height), int(width)), str(name))
+    data = f"the scenes of {Path(settings['root']).name}" if name == "folder" else str(name)
+    return TrainedOn((int(least), int(most)), (int(height), int(width)), data)
