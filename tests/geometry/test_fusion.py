@@ -43,7 +43,8 @@ def ask_slowly(mean: Tensor, group: Maps) -> tuple[bool, bool, float]:
         if there == 0:
             continue
         if abs(z - there) <= 0.03 * there:
-            agrees, best = True, max(best, sure[row, column].item())
+            fading = 1 - abs(z - there) / (0.03 * there)
+            agrees, best = True, max(best, fading * sure[row, column].item())
         elif z < 0.97 * there:
             through = True
     return agrees, through and not agrees, best
@@ -61,11 +62,11 @@ def test_votes_are_those_of_a_loop(
     assert votes.agree.tolist() == [sum(agrees for agrees, _, _ in row) for row in slow]
     assert votes.through.tolist() == [sum(through for _, through, _ in row) for row in slow]
     sure = torch.tensor([sum(best for _, _, best in row) for row in slow])
-    torch.testing.assert_close(votes.confidence, sure)
+    torch.testing.assert_close(votes.confidence, sure, atol=1e-4, rtol=1e-4)  # z - depth cancels
     assert {0, 1, 2} <= {*votes.agree.tolist()} and votes.through.max() >= 2
     assert not votes.agree[:40].any() and not votes.through[:40].any()
     floats = [
-        sum(through for _, through, _ in row) >= 1 + sum(agrees for agrees, _, _ in row)
+        sum(through for _, through, _ in row) > 2 * sum(agrees for agrees, _, _ in row)
         for row in slow
     ]
     assert votes.floaters.tolist() == floats and 0 < sum(floats) < len(floats)

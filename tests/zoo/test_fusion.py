@@ -144,9 +144,9 @@ def test_what_others_see_through_is_left_out() -> None:
     fused = fuse_parts([(floating, FRONT), seeing], "shares")
     assert fused.floaters == 50 and (fused.gaussians.means[..., 2] > 2).all()
     assert fused.given - 50 == fused.gaussians.means.shape[1]
-    # Two groups that depict them outvote one that sees through, and not two
-    assert fuse_parts([(floating, FRONT)] * 2 + [seeing], "shares").floaters == 0
-    assert fuse_parts([(floating, FRONT)] * 2 + [seeing] * 2, "shares").floaters == 100
+    # Another group that depicts them outvotes two that see through, and not three
+    assert fuse_parts([(floating, FRONT)] * 2 + [seeing] * 2, "shares").floaters == 0
+    assert fuse_parts([(floating, FRONT)] * 2 + [seeing] * 3, "shares").floaters == 100
     assert fuse_parts([(floating, FRONT)], "shares").floaters == 0
 
 

@@ -48,7 +48,8 @@ class Votes:
     """What groups say of Gaussians that are not theirs.
 
     `agree`: how many see them on their own surface; `through`: how many see through the place where
-    they are; `confidence`: of those that agree, the best of each, added.
+    they are; `confidence`: of those that agree, the best of each, added; it fades with the distance
+    from their surface.
     """
 
     agree: Int[Tensor, " gaussian"]
@@ -57,16 +58,17 @@ class Votes:
 
     @property
     def floaters(self) -> Bool[Tensor, " gaussian"]:
-        """Those that at least as many groups see through as depict them, their own included."""
-        return self.through > self.agree
+        """Those that more than twice as many groups see through as depict."""
+        return self.through > 2 * self.agree
 
 
 @torch.no_grad()
 def count_votes(means: Float[Tensor, "gaussian 3"], groups: Sequence[Maps]) -> Votes:
     """Returns what other groups say of Gaussians; no gradient.
 
-    A group agrees if a view of it has the mean in its picture, within AGREEMENT of its depth. It
-    sees through if it does not agree, and a view has the mean in its picture before that.
+    A group agrees if a view of it has the mean in its picture, within AGREEMENT of its depth; the
+    confidence of that view counts whole on its surface and falls to nothing there. It sees through
+    if it does not agree, and a view has the mean in its picture before that.
     """
     agree, through = (torch.zeros(2, len(means), dtype=torch.int32, device=means.device)).unbind()
     confidence = torch.zeros_like(means[:, 0])
@@ -95,7 +97,7 @@ def _ask(means: Tensor, maps: Maps) -> Float[Tensor, "3 gaussian"]:
     behind, margin = z - depth, AGREEMENT * depth
     agrees = inside & (behind.abs() <= margin)
     sure = maps.confidence.reshape(views, -1).gather(1, pixel)
-    best = torch.where(agrees, sure, 0).amax(dim=0)
+    best = torch.where(agrees, sure * (1 - behind.abs() / margin), 0).amax(dim=0)
     agrees = agrees.any(dim=0)
     through = (inside & (behind < -margin)).any(dim=0) & ~agrees
     return torch.stack([best, agrees.to(best), through.to(best)])
