@@ -9,7 +9,7 @@ and the next that can takes its place.
 
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..contracts import Teacher
 from ..errors import UserError
-from ..io.chunks import Chunk, ChunkScene, Split, read_split
+from ..io.chunks import INDEX, Chunk, ChunkScene, Split, open_chunk, read_split
 from ..scene.fit import flip
 from ..types import Batch, Pointmap, Views
 from ._batches import (
@@ -47,6 +47,7 @@ from ._sampling import Frames
 from ._skips import Skip, Skips
 from ._windows import Snapped, Windows
 
+OPEN = 16  # chunks that one process keeps open: their tables, not their photographs
 DRAWS = 50  # of frames of a scene, until a window of the teacher contains them
 
 
@@ -181,7 +182,8 @@ class TrainingStream(IterableDataset[Batch]):
             try:
                 scene = loader.scene(chunk, key)
                 check(scene, self.recipe)
-                batch = self._batch(scene, self._frames(scene, generator, step, views), loader)
+                frames = self._frames(scene, generator, step, views)
+                batch = self._batch(chunk, scene, frames, loader)
             except Unusable as reason:
                 reasons[str(reason)] += 1
                 self.skips.add(_skip(self.split, chunk, key, reason))
@@ -217,13 +219,15 @@ class TrainingStream(IterableDataset[Batch]):
             "lower teacher.windows.every)"
         )
 
-    def _batch(self, scene: ChunkScene, frames: Frames | Snapped, loader: "_Loader") -> Batch:
+    def _batch(
+        self, chunk: str, scene: ChunkScene, frames: Frames | Snapped, loader: "_Loader"
+    ) -> Batch:
         if isinstance(frames, Frames):
             return make_batch(scene, frames, self.recipe)
         cache, snapped = self.recipe.pointmaps, frames
         assert cache is not None
         try:
-            pointmap = loader.pointmap(cache, scene.key, snapped)
+            pointmap = loader.pointmap(cache, chunk, scene.key, snapped)
         except SkippedScene as reason:
             raise Unusable(str(reason)) from reason
         except (MissingPointmaps, StalePointmaps):
@@ -278,35 +282,41 @@ def pair(values: list[int], name: str) -> tuple[int, int]:
 
 
 class _Loader:
-    """Scenes of a split; the chunk read last stays open."""
+    """Scenes of a split; the OPEN chunks read last stay open."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        self.name: str | None = None
-        self.chunk = Chunk()
-        self.unreadable: dict[str, str] = {}
+        self.chunks: OrderedDict[str, Chunk | UserError] = OrderedDict()
         self.reader: CacheReader | None = None
 
-    def scene(self, chunk: str, key: str) -> ChunkScene:
+    def scene(self, name: str, key: str) -> ChunkScene:
         """Raises Damaged for a scene that cannot be read."""
-        if chunk in self.unreadable:
-            raise DamagedChunk(self.unreadable[chunk])
-        if chunk != self.name:
-            try:
-                self.name, self.chunk = chunk, self.split.chunk(chunk)
-            except UserError as error:
-                self.unreadable[chunk] = error.got
-                raise DamagedChunk(error.got) from error
-        if key in self.chunk.faults:
-            raise Damaged(self.chunk.faults[key])
-        return self.chunk.scenes[key]
+        chunk = self._open(name)
+        if isinstance(chunk, UserError):
+            raise DamagedChunk(chunk.got) from chunk
+        if key in chunk.faults:
+            raise Damaged(chunk.faults[key])
+        if key not in chunk.scenes:
+            raise Damaged(f"no entry in its chunk, where {INDEX} says that it is")
+        return chunk.scenes[key]
 
-    def pointmap(self, cache: PointmapCache, key: str, snapped: Snapped) -> Pointmap:
-        """A teacher's pointmap of a scene of the chunk read last."""
-        assert self.name is not None
+    def _open(self, name: str) -> Chunk | UserError:
+        """A chunk, or why it cannot be read."""
+        if name not in self.chunks:
+            try:
+                self.chunks[name] = open_chunk(self.split.folder / name)
+            except UserError as error:
+                self.chunks[name] = error
+            if len(self.chunks) > OPEN:
+                self.chunks.popitem(last=False)
+        self.chunks.move_to_end(name)
+        return self.chunks[name]
+
+    def pointmap(self, cache: PointmapCache, chunk: str, key: str, snapped: Snapped) -> Pointmap:
+        """A teacher's pointmap of a scene."""
         if self.reader is None:
             self.reader = cache.reader()
-        return self.reader.read(self.split.folder / self.name, key, snapped)
+        return self.reader.read(self.split.folder / chunk, key, snapped)
 
 
 class _Order:
