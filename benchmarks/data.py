@@ -89,7 +89,7 @@ def encode(seed: int, size: list[int]) -> Any:
     generator = torch.Generator().manual_seed(seed)
     picture = torch.zeros(1, 3, *size)
     for level in range(1, 7):
-        coarse = torch.rand(1, 3, size[0] >> level, size[1] >> level, generator=generator)
+        coarse = torch.rand(1, 3, -(-size[0] >> level), -(-size[1] >> level), generator=generator)
         grown = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
         picture += grown * 2.0 ** (level - 6) / 2
     pixels = (255 * picture[0].clamp(0, 1)).byte().permute(1, 2, 0).numpy()
