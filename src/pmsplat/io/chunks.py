@@ -21,23 +21,31 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ._checksums import Damage, find_damage
 from ._chunk_scene import FIELDS, ChunkScene, Fault, make_entry, parse_entry, pose_fault
+from ._quarantine import QUARANTINE, Quarantine, read_quarantine, write_quarantine
 from .files import atomic, check_folder, write_text
 
 log = logging.getLogger(__name__)
 
 __all__ = [
     "INDEX",
+    "QUARANTINE",
     "Chunk",
     "ChunkScene",
+    "Damage",
+    "Quarantine",
     "Split",
     "append",
+    "check_bytes",
     "check_new",
     "pose_fault",
     "read_chunk",
+    "read_quarantine",
     "read_split",
     "write_chunk",
     "write_index",
+    "write_quarantine",
 ]
 
 INDEX = "index.json"
@@ -63,10 +71,14 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Chunk:
-    """The usable scenes of a chunk by key, and the fault of each other scene."""
+    """The usable scenes of a chunk by key, and the fault of each other scene.
+
+    `nameless` counts entries without a key.
+    """
 
     scenes: dict[str, ChunkScene] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    nameless: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,45 @@ def read_chunk(path: str | Path) -> Chunk:
     out, and said. Raises UserError if the file is truncated or not in this format.
     """
     path = Path(path)
+    entries = _load(path)
+    scenes: dict[str, ChunkScene] = {}
+    faults: dict[str, str] = {}
+    nameless, extra = 0, set()
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+            nameless += 1
+            continue
+        key = entry["key"]
+        extra |= {name for name in entry if name not in FIELDS}
+        scene = Fault(TWINS) if key in scenes or key in faults else parse_entry(entry)
+        if isinstance(scene, ChunkScene) and entry["cameras"][:, 4:6].any():
+            extra.add("the numbers behind cx and cy, which should be 0")
+        if isinstance(scene, ChunkScene):
+            scenes[key] = scene
+        else:
+            scenes.pop(key, None)
+            faults[key] = scene
+    if nameless == len(entries):
+        raise _format_error(path, "no entry is a dict with a 'key'")
+    if nameless:
+        log.warning("%s: left out %d entries that are not a dict with a 'key'", path, nameless)
+    if extra:
+        _say_unused(str(path.parent), ", ".join(sorted(map(str, extra))))
+    return Chunk(scenes, faults, nameless)
+
+
+def check_bytes(path: str | Path) -> Damage:
+    """Finds what changed in a chunk file since it was written, by its checksums; reads every byte.
+
+    Raises UserError as `read_chunk` does.
+    """
+    path = Path(path)
+    named = (entry for entry in _load(path) if isinstance(entry, dict))
+    return find_damage(path, [entry for entry in named if isinstance(entry.get("key"), str)])
+
+
+def _load(path: Path) -> list[Any]:
+    """The entries of a chunk file, which are not looked into."""
     if not path.is_file():
         raise UserError(f"there is no chunk {path}", "a .torch file", "check the path")
     try:
@@ -154,28 +205,7 @@ def read_chunk(path: str | Path) -> Chunk:
         ) from error
     if not isinstance(entries, list):
         raise _format_error(path, f"it holds a {type(entries).__name__}, not a list of scenes")
-    chunk, nameless, extra = Chunk(), 0, set()
-    for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
-            nameless += 1
-            continue
-        key = entry["key"]
-        extra |= {name for name in entry if name not in FIELDS}
-        scene = Fault(TWINS) if key in chunk.scenes or key in chunk.faults else parse_entry(entry)
-        if isinstance(scene, ChunkScene) and entry["cameras"][:, 4:6].any():
-            extra.add("the numbers behind cx and cy, which should be 0")
-        if isinstance(scene, ChunkScene):
-            chunk.scenes[key] = scene
-        else:
-            chunk.scenes.pop(key, None)
-            chunk.faults[key] = scene
-    if nameless == len(entries):
-        raise _format_error(path, "no entry is a dict with a 'key'")
-    if nameless:
-        log.warning("%s: left out %d entries that are not a dict with a 'key'", path, nameless)
-    if extra:
-        _say_unused(str(path.parent), ", ".join(sorted(map(str, extra))))
-    return chunk
+    return entries
 
 
 @cache  # a training reads every chunk many times
