@@ -3,6 +3,8 @@
 pmsplat data convert kitchen/ datasets/mine/test --size 360x640
     a folder of photos with cameras (COLMAP, transforms.json), a video or bare photos -> one scene
     more in the chunks of a split (RealEstate10K's format), with near, far and, if available, depth
+pmsplat data convert DL3DV-10K/ datasets/dl3dv/train --size 270x480 --jobs 16
+    a folder of scenes -> chunks of 100 MB; what is dropped is named in conversion.json
 pmsplat data synthetic datasets/synthetic --scenes 64
     procedural rooms with exact depth: train, test and evaluation index
 pmsplat data index datasets/mine mine.json --gap 8 --targets 3
@@ -22,6 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._data_convert import add_convert
 from ._data_index import add_index
 from ._data_verify import add_verify
 from ._shared import add_photos, output, photo_options, size, terminal
@@ -35,16 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The actions and their options."""
     verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    convert = verbs.add_parser("convert", help="photos -> a scene in chunks")
-    convert.add_argument("input", help="a folder of photos, a video, a chunk scene")
-    convert.add_argument("output", type=Path, help="a split folder, such as datasets/mine/test")
-    convert.add_argument("--scene", help="name of the scene (default: that of the input)")
-    convert.add_argument(
-        "--size", type=size, metavar="HxW", help="scale to cover it and cut the centre"
-    )
-    convert.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photo")
-    add_photos(convert)
-    convert.set_defaults(action=_convert)
+    add_convert(verbs)
 
     synthetic = verbs.add_parser("synthetic", help="procedural rooms with exact depth")
     synthetic.add_argument("output", type=Path, help="root folder, gets train/ and test/")
@@ -72,25 +66,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the chosen sub-verb."""
     arguments.action(arguments)
-
-
-def _convert(arguments: argparse.Namespace) -> None:
-    from ..data import to_chunk_scene
-    from ..errors import UserError
-    from ..io.chunks import append, check_new
-    from ..scene import open_scene
-
-    if arguments.every < 1:
-        raise UserError(f"--every {arguments.every}", "1 or more", "take every photo with 1")
-    check_new(arguments.output, [arguments.scene] if arguments.scene else [])
-    shown = terminal()
-    scene = open_scene(arguments.input, photo_options(arguments), tell=shown.tell)
-    key = arguments.scene or scene.name
-    check_new(arguments.output, [key])
-    indices = range(0, len(scene), arguments.every)
-    converted = to_chunk_scene(scene, key, arguments.size, indices, shown.track)
-    chunk = append(arguments.output, [converted])
-    output().print(f"scene {key!r}: {len(converted)} photos in {chunk}")
 
 
 def _synthetic(arguments: argparse.Namespace) -> None:

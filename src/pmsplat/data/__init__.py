@@ -3,7 +3,7 @@
 from ._batches import Poses, Recipe, Unusable, collate, make_batch
 from ._convert import to_chunk_scene
 from ._dataset import ChunkDataset, no_usable_scene, pair, rank_of_ranks
-from ._examine import ChunkFacts, SceneFacts, examine_chunk, examine_scene, share_photos
+from ._examine import ChunkFacts, SceneFacts, examine_chunk, find_fault, share_photos
 from ._index import (
     Index,
     check_scenes,
@@ -56,7 +56,7 @@ __all__ = [
     "check_scenes",
     "collate",
     "examine_chunk",
-    "examine_scene",
+    "find_fault",
     "make_batch",
     "make_index",
     "make_outside_index",

@@ -76,12 +76,14 @@ def examine_chunk(path: Path) -> ChunkFacts:
 
 def examine_scene(scene: ChunkScene) -> SceneFacts:
     """Decodes all photos and depth maps of a scene and looks at its cameras."""
-    sizes, hashes = [], set()
+    sizes: list[tuple[int, int]] = []
+    hashes = set()
     for frame, data in enumerate(scene.images):
         encoded = data.numpy().tobytes()
         hashes.add(blake2b(encoded, digest_size=8).hexdigest())
         try:
-            sizes.append(images.read_image(encoded).shape[:2])
+            height, width, _ = images.read_image(encoded).shape
+            sizes.append((height, width))
         except UserError as error:
             reason = "a photo that cannot be decoded"
             return SceneFacts(
@@ -89,7 +91,7 @@ def examine_scene(scene: ChunkScene) -> SceneFacts:
             )
     distinct = sorted(set(sizes))
     size = distinct[0] if len(distinct) == 1 else None
-    fault, detail = _find_fault(scene, sizes)
+    fault, detail = find_fault(scene, sizes)
     return SceneFacts(
         key=scene.key,
         frames=len(scene),
@@ -101,8 +103,11 @@ def examine_scene(scene: ChunkScene) -> SceneFacts:
     )
 
 
-def _find_fault(scene: ChunkScene, sizes: list[tuple[int, ...]]) -> tuple[str, str]:
-    """Why a scene whose photos decode cannot be used, and a detail; both empty if it can."""
+def find_fault(scene: ChunkScene, sizes: list[tuple[int, int]]) -> tuple[str, str]:
+    """Why a scene whose photos decode cannot be used, and a detail; both empty if it can.
+
+    `sizes`: (height, width) of every photo.
+    """
     distinct = sorted(set(sizes))
     if len(distinct) > 1:
         named = " and ".join(f"{height}x{width}" for height, width in distinct[:3])
@@ -128,7 +133,7 @@ def _find_fault(scene: ChunkScene, sizes: list[tuple[int, ...]]) -> tuple[str, s
     return "", ""
 
 
-def _find_remarks(scene: ChunkScene, size: tuple[int, ...]) -> list[str]:
+def _find_remarks(scene: ChunkScene, size: tuple[int, int]) -> list[str]:
     """What is odd about a scene that can be used."""
     remarks = []
     height, width = size
