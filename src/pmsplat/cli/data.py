@@ -1,5 +1,7 @@
-"""Make, convert, check, index and look at data
+"""Fetch, make, convert, check, index and look at data
 
+pmsplat data fetch re10k --subset test
+    a data set of chunks from the hub: resumed where it stopped, each file verified
 pmsplat data convert kitchen/ datasets/mine/test --size 360x640
     a folder of photos with cameras (COLMAP, transforms.json), a video or bare photos -> one scene
     more in the chunks of a split (RealEstate10K's format), with near, far and, if available, depth
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._data_convert import add_convert
+from ._data_fetch import add_fetch
 from ._data_index import add_index
 from ._data_verify import add_verify
 from ._shared import add_photos, output, photo_options, size, terminal
@@ -38,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The actions and their options."""
     verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
+    add_fetch(verbs)
     add_convert(verbs)
 
     synthetic = verbs.add_parser("synthetic", help="procedural rooms with exact depth")
