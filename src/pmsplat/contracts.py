@@ -307,7 +307,8 @@ class Dataset(Protocol):
     workers have consumed before, `batch_size` that of the loader. `evaluation` yields one batch per
     scene, of the first `limit` scenes. Lengths are in the unit of the data.
 
-    Optional: the fields of `DatasetTraits`, and the parts of `CachingDataset`.
+    Optional: the fields of `DatasetTraits`, the parts of `CachingDataset`, and `skips` of a stream
+    (`pmsplat.data.Skips`), which says what scenes are left out.
     """
 
     def train(

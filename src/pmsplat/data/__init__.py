@@ -27,6 +27,7 @@ from ._pointmaps import (
     write_pointmaps,
 )
 from ._sampling import Bounded, Frames, Gap, Sampler, Spread
+from ._skips import Skip, Skips
 from ._windows import Snapped, Windows
 
 __all__ = [
@@ -45,8 +46,10 @@ __all__ = [
     "Recipe",
     "Sampler",
     "SceneFacts",
+    "Skip",
     "SkippedEntry",
     "SkippedScene",
+    "Skips",
     "Snapped",
     "Spread",
     "StalePointmaps",

@@ -12,7 +12,7 @@ import json
 import logging
 import pickle
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,9 +22,10 @@ import torch
 
 from ..errors import UserError
 from ._checksums import Damage, find_damage
+from ._chunk_offsets import read_offsets, write_offsets
 from ._chunk_scene import FIELDS, ChunkScene, Fault, make_entry, parse_entry, pose_fault
 from ._quarantine import QUARANTINE, Quarantine, read_quarantine, write_quarantine
-from .files import atomic, check_folder, write_text
+from .files import atomic, check_folder, locked, write_text
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ __all__ = [
     "append",
     "check_bytes",
     "check_new",
+    "open_chunk",
     "pose_fault",
     "read_chunk",
     "read_quarantine",
@@ -76,7 +78,7 @@ class Chunk:
     `nameless` counts entries without a key.
     """
 
-    scenes: dict[str, ChunkScene] = field(default_factory=dict)
+    scenes: Mapping[str, ChunkScene] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     nameless: int = 0
 
@@ -211,6 +213,26 @@ def _load(path: Path) -> list[Any]:
 @cache  # a training reads every chunk many times
 def _say_unused(folder: str, names: str) -> None:
     log.warning("%s: scenes have fields that are not used (%s)", folder, names)
+
+
+def open_chunk(path: str | Path) -> Chunk:
+    """The same as `read_chunk`, with scenes that are made one by one as they are asked for.
+
+    What the first call finds is kept beside the chunk (see `_chunk_offsets`), so that later ones
+    open a scene in a thousandth of the time. Several processes do not do that work twice.
+    """
+    path = Path(path)
+    if not zipfile.is_zipfile(path):
+        return read_chunk(path)
+    found = read_offsets(path)
+    if found is None:
+        with locked(path):
+            found = read_offsets(path)
+            if found is None:
+                chunk = read_chunk(path)
+                write_offsets(path, chunk.scenes, chunk.faults)
+                return chunk
+    return Chunk(*found)
 
 
 def write_chunk(path: str | Path, scenes: Iterable[ChunkScene]) -> None:
