@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -38,7 +39,9 @@ def dl3dv(root: Path, name: str, frames: int = 3, size: tuple[int, int] = (8, 12
     height, width = 4 * size[0], 4 * size[1]
     entries = []
     for i in range(frames):
-        photo(place / "images_4" / f"frame_{i + 1:05d}.png", size, seed=hash((name, i)) % 1000)
+        photo(
+            place / "images_4" / f"frame_{i + 1:05d}.png", size, seed=crc32(f"{name} {i}".encode())
+        )
         matrix = np.eye(4)
         matrix[0, 3] = 0.1 * i
         entries.append(

@@ -10,6 +10,8 @@ from typing import Any
 
 from ._checkpoints import first_line
 
+_LARGEST = 50_000_000_000  # bytes; the hub gives larger files to its own client only
+
 
 class DownloadImpossible(Exception):
     """A download that is not possible; the text says why in a few words."""
@@ -75,6 +77,8 @@ def download(
                 file.truncate(0)
                 file.seek(0)
             check_space(staging, (size or 0) - file.tell())
+            if (size or 0) > _LARGEST:
+                raise DownloadImpossible(f"{path.name} is larger than the hub hands out (50 GB)")
             http_get(
                 url,
                 file,
