@@ -35,7 +35,7 @@ THIRD_PARTY = {
     "xformers": ("kernels/attention.py",),
     "gsplat": ("render/gsplat.py", "tasks/refine/"),
     "diff_gaussian_rasterization": ("render/diff_gaussian.py",),
-    "huggingface_hub": ("io/weights.py",),
+    "huggingface_hub": ("io/_transfer.py", "io/weights.py", "io/hub.py"),
     "vggt": ("foundation/",),
     "depth_anything_3": ("foundation/",),
     "viser": ("view/server.py",),

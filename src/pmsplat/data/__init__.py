@@ -3,6 +3,7 @@
 from ._batches import Poses, Recipe, Unusable, collate, make_batch
 from ._convert import to_chunk_scene
 from ._dataset import ChunkDataset, no_usable_scene, pair, rank_of_ranks
+from ._examine import ChunkFacts, SceneFacts, examine_chunk, find_fault, share_photos
 from ._index import (
     Index,
     check_scenes,
@@ -34,6 +35,7 @@ __all__ = [
     "CacheKey",
     "CacheReader",
     "ChunkDataset",
+    "ChunkFacts",
     "DamagedPointmaps",
     "Frames",
     "Gap",
@@ -43,6 +45,7 @@ __all__ = [
     "Poses",
     "Recipe",
     "Sampler",
+    "SceneFacts",
     "Skip",
     "SkippedEntry",
     "SkippedScene",
@@ -55,6 +58,8 @@ __all__ = [
     "Windows",
     "check_scenes",
     "collate",
+    "examine_chunk",
+    "find_fault",
     "make_batch",
     "make_index",
     "make_outside_index",
@@ -64,6 +69,7 @@ __all__ = [
     "pair",
     "rank_of_ranks",
     "read_index",
+    "share_photos",
     "to_chunk_scene",
     "write_index",
     "write_pointmaps",

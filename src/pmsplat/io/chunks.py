@@ -21,25 +21,33 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ._checksums import Damage, find_damage
 from ._chunk_offsets import read_offsets, write_offsets
 from ._chunk_scene import FIELDS, ChunkScene, Fault, make_entry, parse_entry, pose_fault
+from ._quarantine import QUARANTINE, Quarantine, read_quarantine, write_quarantine
 from .files import atomic, check_folder, locked, write_text
 
 log = logging.getLogger(__name__)
 
 __all__ = [
     "INDEX",
+    "QUARANTINE",
     "Chunk",
     "ChunkScene",
+    "Damage",
+    "Quarantine",
     "Split",
     "append",
+    "check_bytes",
     "check_new",
     "open_chunk",
     "pose_fault",
     "read_chunk",
+    "read_quarantine",
     "read_split",
     "write_chunk",
     "write_index",
+    "write_quarantine",
 ]
 
 INDEX = "index.json"
@@ -65,10 +73,14 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Chunk:
-    """The usable scenes of a chunk by key, and the fault of each other scene."""
+    """The usable scenes of a chunk by key, and the fault of each other scene.
+
+    `nameless` counts entries without a key.
+    """
 
     scenes: Mapping[str, ChunkScene] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    nameless: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,20 +154,7 @@ def read_chunk(path: str | Path) -> Chunk:
     out, and said. Raises UserError if the file is truncated or not in this format.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no chunk {path}", "a .torch file", "check the path")
-    try:
-        mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 cannot be mapped
-        entries = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
-    except _DAMAGED as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"the chunk {path} cannot be read ({type(error).__name__}: {reason})",
-            "a whole .torch file of scenes",
-            "it is truncated or damaged: download or convert it again",
-        ) from error
-    if not isinstance(entries, list):
-        raise _format_error(path, f"it holds a {type(entries).__name__}, not a list of scenes")
+    entries = _load(path)
     scenes: dict[str, ChunkScene] = {}
     faults: dict[str, str] = {}
     nameless, extra = 0, set()
@@ -179,7 +178,36 @@ def read_chunk(path: str | Path) -> Chunk:
         log.warning("%s: left out %d entries that are not a dict with a 'key'", path, nameless)
     if extra:
         _say_unused(str(path.parent), ", ".join(sorted(map(str, extra))))
-    return Chunk(scenes, faults)
+    return Chunk(scenes, faults, nameless)
+
+
+def check_bytes(path: str | Path) -> Damage:
+    """Finds what changed in a chunk file since it was written, by its checksums; reads every byte.
+
+    Raises UserError as `read_chunk` does.
+    """
+    path = Path(path)
+    named = (entry for entry in _load(path) if isinstance(entry, dict))
+    return find_damage(path, [entry for entry in named if isinstance(entry.get("key"), str)])
+
+
+def _load(path: Path) -> list[Any]:
+    """The entries of a chunk file, which are not looked into."""
+    if not path.is_file():
+        raise UserError(f"there is no chunk {path}", "a .torch file", "check the path")
+    try:
+        mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 cannot be mapped
+        entries = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+    except _DAMAGED as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"the chunk {path} cannot be read ({type(error).__name__}: {reason})",
+            "a whole .torch file of scenes",
+            "it is truncated or damaged: download or convert it again",
+        ) from error
+    if not isinstance(entries, list):
+        raise _format_error(path, f"it holds a {type(entries).__name__}, not a list of scenes")
+    return entries
 
 
 @cache  # a training reads every chunk many times

@@ -1,6 +1,7 @@
 """Writes files whole or not at all."""
 
 import contextlib
+import glob
 import logging
 import os
 import struct
@@ -50,6 +51,16 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_leftovers(path: str | Path) -> None:
+    """Removes what `atomic(path)` leaves in a process that is killed, and in no other.
+
+    Only for one who knows that no process is writing `path`.
+    """
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}-*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 @contextmanager

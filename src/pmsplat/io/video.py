@@ -17,6 +17,7 @@ from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe
 from ..errors import UserError
 from .files import atomic
 
+_ROUNDED = 0.005  # seconds, less than half of a frame at 60 frames a second
 QUALITY = 16  # constant rate factor of x264: visually lossless
 
 
@@ -125,6 +126,21 @@ def read_frames(path: str | Path, count: int | None = None) -> list[np.ndarray]:
             stacklevel=2,
         )
     return frames
+
+
+def read_frame_at(path: str | Path, seconds: float) -> np.ndarray | None:
+    """The frame of a video at a time, uint8 RGB [height, width, 3]; None behind its end.
+
+    The time may be rounded: a frame up to 5 ms before it counts as at it.
+    """
+    command = [
+        get_ffmpeg_exe(), "-nostdin", "-loglevel", "error",
+        "-ss", f"{max(seconds - _ROUNDED, 0):.6f}", "-i", str(path),
+        "-map", "0:v:0", "-frames:v", "1", "-f", "image2pipe", "-c:v", "ppm", "-",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        return next(_split_ppm(process.stdout), None)
 
 
 def _count_frames(path: str | Path) -> int:

@@ -5,12 +5,9 @@ are often torch files, which are pickles: they are read as data, never executed.
 checkpoints are downloaded from the Hugging Face hub and verified.
 """
 
-import errno
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,11 +22,11 @@ from ._checkpoints import (
     check_exists,
     damage_error,
     find_checkpoint,
-    first_line,
     is_safetensors,
     open_safetensors,
     read_tensors,
 )
+from ._transfer import DownloadImpossible, download, explain, failures
 from .files import atomic
 
 FORMAT = 1  # of our own checkpoints
@@ -185,48 +182,23 @@ def fetch(source: Source, folder: Path | None = None) -> Path:
 
 
 def _download(source: Source, path: Path) -> None:
-    """Downloads into `.incoming/` beside `path`, verifies the file and renames it to `path`.
-
-    Uses parts of huggingface_hub's `hf_hub_download`, which cannot resume in a new process.
-    """
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
-
-    # Find the file and the hash that it must have.
+    """Finds the file and the hash that it must have, and downloads it."""
     url, remote = _locate(source)
     wanted = source.sha256
     if remote.etag and re.fullmatch("[0-9a-f]{64}", remote.etag):  # the SHA-256 of a large file
         wanted = remote.etag
     if not wanted or not wanted.startswith(source.sha256):
-        raise _DownloadImpossible(
+        raise DownloadImpossible(
             f"{source.repository} offers a file with SHA-256 {wanted[:16] or '?'}…"
         )
-    # Download, resuming what is there; one process at a time.
-    staging = path.parent / ".incoming"
-    staging.mkdir(parents=True, exist_ok=True)
-    part = staging / f"{path.name}.{wanted[:16]}.part"
-    with WeakFileLock(staging / f"{path.name}.lock"):
-        if path.is_file():  # another process has downloaded it
-            return
-        with part.open("ab") as file:
-            if remote.size is not None and file.tell() > remote.size:
-                file.truncate(0)
-                file.seek(0)
-            _check_space(staging, (remote.size or 0) - file.tell())
-            http_get(
-                url,
-                file,
-                resume_size=file.tell(),
-                headers=build_hf_headers(),
-                expected_size=remote.size,
-            )
-        # Verify and rename.
-        if not (digest := sha256(part)).startswith(wanted):
-            part.unlink()
-            raise _DownloadImpossible(
-                f"the file from {source.repository} has SHA-256 {digest[:16]}…"
-            )
-        os.replace(part, path)
+
+    def find_fault(part: Path) -> str | None:
+        digest = sha256(part)
+        if digest.startswith(wanted):
+            return None
+        return f"the file from {source.repository} has SHA-256 {digest[:16]}…"
+
+    download(url, path, remote.size, wanted[:16], find_fault)
 
 
 def _locate(source: Source) -> tuple[str, Any]:
@@ -248,56 +220,18 @@ def _locate(source: Source) -> tuple[str, Any]:
     return url, get_hf_file_metadata(url)
 
 
-class _DownloadImpossible(Exception):
-    """A download that is not possible; the text says why in a few words."""
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise _DownloadImpossible(
-            f"there is no room: it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
-        )
-
-
 @contextmanager
 def _explain_failures(source: Source, folder: Path) -> Iterator[None]:
     """Turns whatever stops a download into a UserError that says how to do it by hand."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-
     try:
         yield
-        return
-    except _DownloadImpossible as error:
-        why, cause = str(error), error
-    except OfflineModeIsEnabled as error:
-        why, cause = "downloads are switched off by HF_HUB_OFFLINE", error
-    except HfHubHTTPError as error:
-        why, cause = _explain_status(source, error.response.status_code), error
-    except HTTPError as error:  # of the transport
-        why, cause = f"there is no connection to the hub ({first_line(error)})", error
-    except OSError as error:
-        why, cause = _explain_os_error(error), error
-    wanted = f"{source.name}" + (f" with SHA-256 {source.sha256[:16]}…" if source.sha256 else "")
-    raise UserError(
-        f"{source.name} is not in {folder}, and {why}",
-        wanted,
-        f"try again, or put {source.url} there by hand, or give its path",
-    ) from cause
-
-
-def _explain_status(source: Source, status: int) -> str:
-    """Returns what a status code of the hub means."""
-    if status == 404:
-        return f"{source.repository} has no {source.file} at revision {source.revision}"
-    if status in (401, 403):
-        return f"{source.repository} may not be read (status {status}; set HF_TOKEN)"
-    return f"the hub returned status {status}"
-
-
-def _explain_os_error(error: OSError) -> str:
-    if error.errno is None:  # raised for a transfer of the wrong length
-        return f"the transfer broke off ({first_line(error)})"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"there is no room for it ({error.strerror})"
-    return f"the folder cannot be written ({error.strerror})"
+    except failures() as error:
+        missing = f"{source.file} at revision {source.revision}"
+        why = explain(error, source.repository, missing)
+        wanted = source.name
+        wanted += f" with SHA-256 {source.sha256[:16]}…" if source.sha256 else ""
+        raise UserError(
+            f"{source.name} is not in {folder}, and {why}",
+            wanted,
+            f"try again, or put {source.url} there by hand, or give its path",
+        ) from error

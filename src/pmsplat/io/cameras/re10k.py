@@ -7,18 +7,23 @@ cx cy divided by width and height; two numbers that are 0; world to camera as 3x
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
 from ...errors import UserError
+from ..images import write_image
 from ..photo_files import list_photos, natural_key
+from ..video import read_frame_at
 from .survey import LeftOut, Lens, Shot, Survey, check_lens, check_pose, read_shots
 from .tables import inverse, numbers, photo_size, rows_of
 
 _FIELDS = 19
 RANGE = (0.5, 100.0)  # near and far: its scenes are scaled so that near things are about 1 away
 _HEAD = 2048  # bytes that are looked at to recognize a file
+_VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi")
 _FOLDERS = ("frames", "images", "rgb", "")
 
 log = logging.getLogger(__name__)
@@ -89,6 +94,36 @@ def read(path: Path, images_folder: str | None = None) -> Survey:
     )
     found = read_shots(range(len(rows)), read_row, lambda i: f"frame {rows[i][0]:.0f}")
     return Survey(found.shots, left_out=(*found.left_out, *_unposed(path, photos)))
+
+
+def find_video(path: Path, folders: Sequence[Path]) -> Path | None:
+    """The video of a camera text in one of the folders: called like the text, or by its id.
+
+    That is the part of its address behind v=, as downloads from YouTube are called.
+    """
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        address = stream.readline().strip()
+    names = [path.stem, *parse_qs(urlsplit(address).query).get("v", [])]
+    files = (folder / f"{name}{kind}" for folder in folders for name in names for kind in _VIDEOS)
+    return next((file for file in files if file.is_file()), None)
+
+
+def cut_frames(path: Path, video: Path, folder: Path) -> None:
+    """Writes the frames of a camera text from its video into a folder, as PNG named by their times.
+
+    Frames behind the end of the video are left out. Raises UserError where none is in it.
+    """
+    times = [int(numbers(path, row[:1])[0]) for row in rows_of(path)[1:]]
+    for time in times:
+        frame = read_frame_at(video, time / 1e6)
+        if frame is not None:
+            write_image(folder / f"{time}.png", frame)
+    if not any(folder.iterdir()):
+        raise UserError(
+            f"{video} has none of the {len(times)} frames of {path}",
+            "the whole video",
+            "download it again",
+        )
 
 
 def _find_photos(

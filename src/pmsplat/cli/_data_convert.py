@@ -1,0 +1,134 @@
+"""`pmsplat data convert`: one scene, or a folder of many, added to the chunks of a split."""
+
+import argparse
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._shared import add_photos, output, photo_options, size, terminal
+
+if TYPE_CHECKING:
+    from ..tasks.convert_scenes import Summary
+
+_REASONS = 10  # that are printed; the file has all
+
+_HELP = """Adds one scene, or every scene in a folder, to the chunks of a split.
+
+A scene is whatever `pmsplat predict` takes. A folder of scenes may hold folders with cameras (DL3DV
+as it is downloaded, COLMAP, nerfstudio, ...), at any depth; camera texts of RealEstate10K beside
+their frames or videos (--images names the folder of both, if it is elsewhere); or the chunks of
+another split, which --size makes smaller. Scenes without cameras are dropped unless --poses says
+what finds them.
+
+Of a folder of scenes, a scene that cannot be used is dropped, and named with its reason in
+conversion.json beside the chunks, as photos are that a scene lacks. Run it again after an
+interruption: it goes on after the last chunk. Several machines share the work with --shard 1/16,
+2/16, ..."""
+
+
+def add_convert(verbs: Any) -> None:
+    """The action and its options."""
+    convert = verbs.add_parser(
+        "convert",
+        help="scenes -> chunks",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add_argument("input", help="a folder of photos, a video, a chunk scene, or many scenes")
+    convert.add_argument("output", type=Path, help="a split folder, such as datasets/mine/test")
+    convert.add_argument("--scene", help="name of the one scene (default: that of the input)")
+    convert.add_argument(
+        "--size", type=size, metavar="HxW", help="scale to cover it and cut the centre"
+    )
+    convert.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photo")
+    convert.add_argument(
+        "--jobs", type=int, metavar="N", help="processes (default: one for each processor)"
+    )
+    convert.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="only the I-th of N parts of the scenes"
+    )
+    add_photos(convert)
+    convert.set_defaults(action=_convert)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted I/N with I from 1 to N, such as 3/16")
+    return int(found[1]), int(found[2])
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from ..errors import UserError
+    from ..scene.folders import is_scene
+    from ..tasks.jobs import collect_warnings
+
+    if arguments.every < 1:
+        raise UserError(f"--every {arguments.every}", "1 or more", "take every photo with 1")
+    with collect_warnings():  # that are said where the scene is opened
+        single = is_scene(Path(arguments.input))
+    refused = (("shard", "jobs"), "one scene") if single else (("scene",), "many scenes")
+    for option in refused[0]:
+        if getattr(arguments, option) is not None:
+            raise UserError(
+                f"--{option} for {arguments.input}, which holds {refused[1]}",
+                "one scene" if option == "scene" else "a folder of scenes",
+                f"leave --{option} out",
+            )
+    if single:
+        _convert_one(arguments)
+    else:
+        _convert_many(arguments)
+
+
+def _convert_one(arguments: argparse.Namespace) -> None:
+    from ..data import to_chunk_scene
+    from ..io.chunks import append, check_new
+    from ..scene import open_scene
+
+    check_new(arguments.output, [arguments.scene] if arguments.scene else [])
+    shown = terminal()
+    scene = open_scene(arguments.input, photo_options(arguments), tell=shown.tell)
+    key = arguments.scene or scene.name
+    check_new(arguments.output, [key])
+    indices = range(0, len(scene), arguments.every)
+    converted = to_chunk_scene(scene, key, arguments.size, indices, shown.track)
+    chunk = append(arguments.output, [converted])
+    output().print(f"scene {key!r}: {len(converted)} photos in {chunk}")
+
+
+def _convert_many(arguments: argparse.Namespace) -> None:
+    from ..tasks.convert_scenes import ConvertOptions, convert_scenes
+
+    options = ConvertOptions(
+        size=arguments.size,
+        every=arguments.every,
+        jobs=arguments.jobs,
+        shard=arguments.shard or (1, 1),
+        photos=photo_options(arguments),
+    )
+    shown = terminal(arguments)
+    _show(convert_scenes(arguments.input, arguments.output, options, shown.tell, shown.track))
+
+
+def _show(summary: "Summary") -> None:
+    def say(text: str) -> None:
+        output().print(text, soft_wrap=True, markup=False)
+
+    say(
+        f"{summary.converted} scenes converted, {summary.found} there before, "
+        f"{len(summary.dropped)} dropped: {summary.photos} photos in {summary.chunks} chunks."
+    )
+    reasons = Counter(summary.dropped.values()).most_common()
+    for reason, count in reasons[:_REASONS]:
+        first = next(key for key, why in summary.dropped.items() if why == reason)
+        say(f"  {count} dropped, {first} first: {reason}")
+    if len(reasons) > _REASONS:
+        say(f"  and others for {len(reasons) - _REASONS} more reasons")
+    if summary.left_out:
+        say(f"{summary.left_out} photos that scenes lack or that cannot be used are left out.")
+    if len(summary.sizes) > 1:
+        sizes = ", ".join(f"{h}x{w} ({count} scenes)" for (h, w), count in summary.sizes.items())
+        say(f"The photos have different sizes: {sizes}. One size for all: --size HxW.")
+    say(f"All scenes, dropped ones with their reasons: {summary.record}")
