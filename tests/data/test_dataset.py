@@ -229,6 +229,23 @@ def test_unusable_scenes_are_named_once_and_replaced(tmp_path: Path) -> None:
     assert {skip.scenes for skip in stream.skips.take()} == set(reasons)
 
 
+def test_what_a_quarantine_names_is_left_out(tmp_path: Path) -> None:
+    """Also a chunk that is not there."""
+    folder = write_split(tmp_path, [["a", "bb"], ["ccc"], ["dddd"]]) / "train"
+    (folder / "000002.torch").unlink()
+    with pytest.raises(UserError, match="lacks 1 of the 3 chunks"):
+        ChunkDataset(str(tmp_path), RECIPE).train(0, STEP)
+    chunks.write_quarantine(
+        folder, chunks.Quarantine({"000002.torch": "no file"}, {"bb": "changed bytes"})
+    )
+    stream = ChunkDataset(str(tmp_path), RECIPE).train(0, STEP)
+    assert {batch.scene[0] for batch in take(stream, 12)} == {"a", "ccc"}
+    assert sorted(stream.skips.take(), key=str) == [
+        Skip("000000.torch", ("bb",), "changed bytes", True),
+        Skip("000002.torch", ("dddd",), "no file", True),
+    ]
+
+
 def test_not_one_usable_scene_is_an_error(tmp_path: Path) -> None:
     write_split(tmp_path, [["a", "b"], ["c"]])
     recipe = replace(RECIPE, sampler=Bounded(Gap((9, 9), (9, 9)), 1))

@@ -21,7 +21,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..contracts import Teacher
 from ..errors import UserError
-from ..io.chunks import INDEX, Chunk, ChunkScene, Split, open_chunk, read_split
+from ..io.chunks import (
+    INDEX,
+    Chunk,
+    ChunkScene,
+    Split,
+    open_chunk,
+    read_quarantine,
+    read_split,
+)
 from ..scene.fit import flip
 from ..types import Batch, Pointmap, Views
 from ._batches import (
@@ -285,12 +293,16 @@ class _Loader:
     """Scenes of a split; the OPEN chunks read last stay open."""
 
     def __init__(self, split: Split) -> None:
-        self.split = split
+        self.split, self.quarantine = split, read_quarantine(split.folder)
         self.chunks: OrderedDict[str, Chunk | UserError] = OrderedDict()
         self.reader: CacheReader | None = None
 
     def scene(self, name: str, key: str) -> ChunkScene:
-        """Raises Damaged for a scene that cannot be read."""
+        """Raises Damaged for a scene that cannot be read, or that a quarantine names."""
+        if name in self.quarantine.chunks:
+            raise DamagedChunk(self.quarantine.chunks[name])
+        if key in self.quarantine.scenes:
+            raise Damaged(self.quarantine.scenes[key])
         chunk = self._open(name)
         if isinstance(chunk, UserError):
             raise DamagedChunk(chunk.got) from chunk

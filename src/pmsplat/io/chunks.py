@@ -111,7 +111,8 @@ class Split:
 def read_split(folder: str | Path) -> Split:
     """Reads the index of a split folder; opens no chunk.
 
-    Raises UserError if the folder, its index.json or a chunk of the index is missing.
+    Raises UserError if the folder, its index.json or a chunk of the index is missing that its
+    quarantine does not name.
     """
     folder = Path(folder)
     path = folder / INDEX
@@ -133,7 +134,8 @@ def read_split(folder: str | Path) -> Split:
             )
         keys.setdefault(chunk, []).append(key)
     # Check that the chunks are there.
-    missing = [chunk for chunk in keys if not (folder / chunk).is_file()]
+    known = read_quarantine(folder).chunks
+    missing = [chunk for chunk in keys if chunk not in known and not (folder / chunk).is_file()]
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} of the {len(keys)} chunks of its index, "
