@@ -51,8 +51,9 @@ def open_ranks() -> Iterator[Ranks]:
     started = not distributed.is_initialized()
     if started:
         distributed.init_process_group("gloo", timeout=PATIENCE)
-    group = None if started else distributed.new_group(timeout=PATIENCE, backend="gloo")
+    group = distributed.new_group(timeout=PATIENCE, backend="gloo")
+    assert isinstance(group, distributed.ProcessGroup), "of all ranks"
     try:
         yield Ranks(rank, count, group)
     finally:
-        distributed.destroy_process_group(group)
+        distributed.destroy_process_group(None if started else group)

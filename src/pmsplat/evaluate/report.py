@@ -149,7 +149,7 @@ def describe_costs(costs: Sequence[Cost], device: torch.device) -> dict[str, Any
     }
 
 
-def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
+def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
     """Writes a line per scene, with a column per metric; values that a scene lacks are empty."""
     names = dict.fromkeys(name for row in rows for name in row.values)
     with atomic(path) as temporary, temporary.open("w", newline="") as file:

@@ -1,8 +1,8 @@
 """An encoder measured on the scenes of an evaluation index: tables in memory, files in a folder."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -11,12 +11,14 @@ from ..contracts import PoseTeacher
 from ..errors import UserError
 from ..evaluate import report
 from ..evaluate.budget import draw_budgets
+from ..evaluate.compare import Difference, Measured, compare, write_differences
 from ..evaluate.cost import Summary, summarize
 from ..evaluate.identity import Identity
 from ..evaluate.protocol import Result
 from ..evaluate.ranks import open_ranks
 from ..progress import Track, silently
 from ..train.settings import Experiment
+from ..zoo.load import WEIGHTS, open_model
 from ._measured import Method, Setting, open_baselines, open_method, open_setting
 
 log = logging.getLogger(__name__)
@@ -132,6 +134,75 @@ def evaluate(
     with open_ranks() as ranks:
         setting = open_setting(experiment, options or Options(), ranks, tell, track)
         return _evaluate(setting, open_method(setting, model, weights), folder)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models on the same scenes: their evaluations in order, and how each but the first differs
+    from the first."""
+
+    evaluations: tuple[Evaluation, ...]
+    differences: tuple[tuple[Difference, ...], ...]
+    folder: Path
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """All results by the name of their method: baselines, then the models."""
+        models = {one.name: one.model for one in self.evaluations}
+        return {**self.evaluations[0].baselines, **models}
+
+
+def evaluate_models(
+    experiment: Experiment,
+    models: Sequence[str | Path],
+    output: str | Path | None = None,
+    options: Options | None = None,
+    tell: Callable[[str], None] = log.info,
+    track: Track = silently,
+) -> Comparison:
+    """Measures several models as `evaluate` does, one after the other, and compares them.
+
+    Each has a folder in `output` (None: OUTPUT/evaluation), called as `name_models` says; the
+    baselines are in that of the first. comparison.json has the differences of each other model to
+    the first, scene by scene, with intervals (see `evaluate.compare`). Raises UserError as
+    `evaluate` does, and for a model that is given twice.
+    """
+    folder = Path(output or Path(experiment.output) / "evaluation")
+    names, chosen = name_models(models), options or Options()
+    for model in models:
+        open_model(model)  # what is missing is told before hours of work
+    found: list[Evaluation] = []
+    with open_ranks() as ranks:
+        for name, model in zip(names, models, strict=True):
+            mine = replace(chosen, baselines=chosen.baselines and not found)
+            setting = open_setting(experiment, mine, ranks, tell, track)
+            one = _evaluate(setting, open_method(setting, model, None), folder / name)
+            found.append(replace(one, name=name))
+        first, *others = (
+            Measured(one.name, one.model.rows, one.identity.index, one.model.protocol)
+            for one in found
+        )
+        differences = tuple(tuple(compare(other, first)) for other in others)
+        if ranks.first:
+            write_differences(folder / "comparison.json", [d for some in differences for d in some])
+    return Comparison(tuple(found), differences, folder)
+
+
+def name_models(models: Sequence[str | Path]) -> list[str]:
+    """What models are called beside each other: the end of their paths that tells them apart.
+
+    outputs/a/model.safetensors and outputs/b/model.safetensors are a and b. UserError for a model
+    that is given twice.
+    """
+    paths = [Path(model) for model in models]
+    paths = [path.parent if path.name == WEIGHTS else path for path in paths]
+    parts = [path.with_suffix("").parts if path.is_file() else path.parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(some[-length:]) for some in parts]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(str(model) for model in models if list(models).count(model) > 1)
+    raise UserError(f"`model={twice}`, given twice", "different models", "leave one of them out")
 
 
 def _evaluate(setting: Setting, method: Method, folder: Path) -> Evaluation:
