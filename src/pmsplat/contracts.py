@@ -307,9 +307,10 @@ class Dataset(Protocol):
     workers have consumed before, `batch_size` that of the loader. `evaluation` yields one batch per
     scene, of the first `limit` scenes. Lengths are in the unit of the data.
 
-    Optional: the fields of `DatasetTraits`, and the parts of `CachingDataset`. What `evaluation`
-    returns may share its scenes among the ranks of torchrun; it then has `keys`, the names of all
-    scenes in order, and `without`, which gives the same without some of them.
+    Optional: the fields of `DatasetTraits`, the parts of `CachingDataset`, and `skips` of a stream
+    (`pmsplat.data.Skips`), which says what scenes are left out. What `evaluation` returns may share
+    its scenes among the ranks of torchrun; it then has `keys`, the names of all scenes in order,
+    and `without`, which gives the same without some of them.
     """
 
     def train(
@@ -372,6 +373,12 @@ def caching_dataset(dataset: Dataset, owner: str, remedy: str) -> CachingDataset
 def order_of_scenes(scenes: Any) -> list[str]:
     """The names of all scenes of an evaluation, in order; none where it has no `keys`."""
     return list(getattr(scenes, "keys", ()))
+
+
+def list_skips(scenes: Any) -> list[Any]:
+    """The `pmsplat.data.Skip` of an evaluation since the last call; none without `skips`."""
+    skips = getattr(scenes, "skips", None)
+    return [] if skips is None else skips.take()
 
 
 def without_scenes(scenes: Any, done: Collection[str]) -> Iterable[Batch]:

@@ -71,3 +71,13 @@ def test_peak_memory_is_that_of_the_call() -> None:
         pytest.skip("measures the GPU here")
     peak = measure.peak_mib(lambda: float(np.ones(64 * 2**17).sum()))
     assert peak is not None and 60 <= peak <= 80
+
+
+def test_reading_data_is_measured_beside_a_plain_reader(tmp_path: Path) -> None:
+    """Of 6 photographs, and of whole chunks: about 100 photographs for each of their scenes."""
+    out = tmp_path / "figures.json"
+    words = "data --scenes 3 --frames 100 --stored 48 64 --size 16 16 --samples 4 --json"
+    assert main([*words.split(), str(out)]) == 0
+    found = json.loads(out.read_text())["figures"]
+    assert all(row["samples_per_second"] > 0 and row["cpu_seconds"] > 0 for row in found.values())
+    assert 5 * found["ours"]["bytes"] < found["plain"]["bytes"]

@@ -1,7 +1,6 @@
 """Streams: every scene once over ranks and workers, the same sequence after a resumption."""
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pmsplat.data import (
     Gap,
     Poses,
     Recipe,
+    Skip,
     Spread,
     _dataset,
     collate,
@@ -72,33 +72,33 @@ def as_shard(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int, worker: int
     monkeypatch.setattr(_dataset, "_worker", lambda: (worker, workers))
 
 
-@pytest.mark.parametrize("shards", [(1, 1), (1, 3), (2, 4)])
-def test_every_scene_once_an_epoch(
-    root: Path, monkeypatch: pytest.MonkeyPatch, shards: tuple[int, int]
-) -> None:
-    ranks, workers = shards
-    for epoch in range(2):
-        seen = []
-        for rank in range(ranks):
-            for worker in range(workers):
-                as_shard(monkeypatch, rank, ranks, worker, workers)
-                stream = ChunkDataset(str(root), RECIPE).train(3, STEP)
-                shard = rank * workers + worker
-                share = (shard + 1) * 23 // (ranks * workers) - shard * 23 // (ranks * workers)
-                batches = take(stream, share * (epoch + 1))[share * epoch :]
-                seen += [batch.scene[0] for batch in batches]
-        assert sorted(seen) == [f"s{i:02d}" for i in range(23)]
+def in_order(dataset: ChunkDataset, monkeypatch: pytest.MonkeyPatch, shares: tuple[int, int, int]):
+    """The first 48 examples by 12 scenes a step, of so many ranks, workers, and in each batch."""
+    ranks, workers, size = shares
+    found = {}
+    for rank in range(ranks):
+        for worker in range(workers):
+            as_shard(monkeypatch, rank, ranks, worker, workers)
+            turns = range(worker, 48 // (ranks * size), workers)
+            stream = iter(dataset.train(3, STEP, batch_size=size))
+            for turn in turns:
+                for place in range(size):
+                    found[turn * ranks * size + rank * size + place] = next(stream)
+    return [found[i] for i in range(48)]
 
 
-def test_more_shards_than_scenes_all_get_some(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("shares", [(1, 3, 12), (2, 2, 6), (4, 1, 3), (12, 1, 1)])
+def test_any_number_of_ranks_and_workers_sees_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch, shares: tuple[int, int, int]
 ) -> None:
-    write_split(tmp_path, [["a", "b"]])
-    seen = []
-    for worker in range(4):
-        as_shard(monkeypatch, 0, 1, worker, 4)
-        seen += [b.scene[0] for b in take(ChunkDataset(str(tmp_path), RECIPE).train(0, STEP), 1)]
-    assert sorted(seen) == ["a", "a", "b", "b"]
+    """As many scenes in a step, and the same ones, with the same frames, mirrored or not."""
+    recipe = replace(RECIPE, sampler=Bounded(Gap((1, 4), (1, 4), 3), targets=2))
+    dataset = ChunkDataset(str(root), recipe)
+    whole = in_order(dataset, monkeypatch, (1, 1, 12))
+    assert all(map(same, whole, in_order(dataset, monkeypatch, shares)))
+    seen = [batch.scene[0] for batch in whole]
+    every = [f"s{i:02d}" for i in range(23)]
+    assert sorted(seen[:23]) == sorted(seen[23:46]) == every and seen[:23] != seen[23:46]
 
 
 def test_epochs_and_seeds_are_shuffled_differently(root: Path) -> None:
@@ -136,7 +136,7 @@ def test_resumption_with_workers_and_batches(root: Path, batches: int) -> None:
 def test_all_of_a_batch_have_as_many_views_and_batches_differ(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of all workers; those of another device have other numbers; so has a resumed run its own."""
+    """Of all workers and devices; a resumed run goes on with the same numbers."""
     sampler = Spread(Gap((3, 3), (4, 4)), (2, 4), targets=1)
     dataset = ChunkDataset(str(root), replace(RECIPE, sampler=sampler))
 
@@ -153,7 +153,9 @@ def test_all_of_a_batch_have_as_many_views_and_batches_differ(
     assert set(single) == {2, 3, 4}
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert counts() != found
+    other = counts()
+    monkeypatch.setenv("RANK", "0")
+    assert counts() == other and set(other) == {2, 3, 4}
 
 
 def test_resumption_decodes_nothing_of_the_past(
@@ -177,24 +179,24 @@ def test_half_of_the_examples_are_mirrored(root: Path) -> None:
     assert 22 < mirrored < 58
 
 
-def test_the_gap_follows_the_shared_step(root: Path) -> None:
-    step = torch.zeros((), dtype=torch.int64).share_memory_()
+def test_the_gap_follows_the_steps(root: Path) -> None:
+    """Each batch is a step, from the one at which the stream begins, however early it is loaded."""
     recipe = replace(RECIPE, sampler=Bounded(Gap((1, 4), (1, 4), 100), targets=1))
-    iterator = iter(ChunkDataset(str(root), recipe).train(0, step))
+    dataset = ChunkDataset(str(root), recipe)
 
-    def gap() -> int:
-        names = next(iterator).context.names
-        assert names is not None
-        return int(names[0][1]) - int(names[0][0])
+    def gaps(step: int, batch_size: int = 1) -> list[int]:
+        start = torch.tensor(step)
+        stream = dataset.train(0, start, batch_size=batch_size)
+        start.fill_(99)
+        rows = [batch.context.names for batch in take(stream, 8)]
+        return [int(row[0][1]) - int(row[0][0]) for row in rows if row is not None]
 
-    assert {gap() for _ in range(5)} == {1}
-    step.fill_(100)
-    assert {gap() for _ in range(5)} == {4}
+    assert gaps(0) == [1] * 8 and gaps(100) == [4] * 8
+    assert gaps(32) == [1, 1, 2, 2, 2, 2, 2, 2]  # 1 + floor(3 step / 100)
+    assert gaps(32, batch_size=2) == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
-def test_unusable_scenes_are_counted_and_replaced(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unusable_scenes_are_named_once_and_replaced(tmp_path: Path) -> None:
     wide = ours("wide", 5)
     wide.K[:, 0, 0] = 0.3  # 118 degrees
     torn = ours("torn", 5)
@@ -203,18 +205,28 @@ def test_unusable_scenes_are_counted_and_replaced(
         ours("mixed", 5), depths=None, images=tuple(encoded(i, (12, 16 + i)) for i in range(5))
     )
     chunks.append(tmp_path / "train", [wide, torn, ours("short", 1), ours("good", 5), mixed])
-    recipe = replace(RECIPE, resize=False)
-    with caplog.at_level(logging.INFO, "pmsplat"):
-        batches = take(ChunkDataset(str(tmp_path), recipe).train(0, STEP), 11)
-    assert {batch.scene[0] for batch in batches} == {"good"}
-    told = caplog.text
-    for reason in (
-        "a field of view beyond 100 degrees",
-        "an unreadable image",
-        "too few frames for the gap",
-        "photos of different sizes",
-    ):
-        assert reason in told
+    chunks.append(tmp_path / "train", [ours("lost", 5), ours("too", 5)])
+    cut = tmp_path / "train" / "000001.torch"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    dataset = ChunkDataset(str(tmp_path), replace(RECIPE, resize=False))
+    stream = dataset.train(0, STEP)
+    assert {batch.scene[0] for batch in take(stream, 11)} == {"good"}
+    found = stream.skips.take()
+    reasons = {skip.scenes: (skip.reason.partition("(")[0].strip(), skip.damaged) for skip in found}
+    assert reasons == {
+        ("wide",): ("a field of view beyond 100 degrees", False),
+        ("torn",): ("an unreadable image", True),
+        ("short",): ("too few frames for the gap", False),
+        ("mixed",): ("photos of different sizes", False),
+        ("lost", "too"): (f"the chunk {cut} cannot be read", True),
+    }
+    assert len(found) == 5 and not stream.skips.take()
+    assert {skip.chunk for skip in found} == {"000000.torch", "000001.torch"}
+    # Worker processes say the same, and do not wait for a reader
+    stream = dataset.train(0, STEP)
+    loader = DataLoader(stream, num_workers=2, collate_fn=collate, multiprocessing_context="spawn")
+    take(loader, 40)
+    assert {skip.scenes for skip in stream.skips.take()} == set(reasons)
 
 
 def test_not_one_usable_scene_is_an_error(tmp_path: Path) -> None:
@@ -231,7 +243,8 @@ def test_errors_in_a_worker_stay_one_sentence(tmp_path: Path) -> None:
     loader = DataLoader(
         ChunkDataset(str(tmp_path), RECIPE).train(0, STEP), num_workers=1, collate_fn=collate
     )
-    with pytest.raises(UserError, match=r"^the chunk .*000000\.torch cannot be read") as caught:
+    message = r"^not one scene .* can be used: the chunk .*000000\.torch cannot be read"
+    with pytest.raises(UserError, match=message) as caught:
         take(loader, 1)
     assert "\n" not in str(caught.value)
 
@@ -289,9 +302,10 @@ def test_evaluation_passes_over_what_the_protocol_does(tmp_path: Path) -> None:
     write_index(path, {"wide": frames})
     with pytest.raises(UserError, match=r"not one scene .* field of view beyond 100"):
         list(dataset.evaluation())
-    write_index(path, {"torn": frames})
-    with pytest.raises(UserError, match=r"scene 'torn' of .*000000\.torch has an unreadable image"):
-        list(dataset.evaluation())
+    write_index(path, {"torn": frames, "good": frames})
+    stream = dataset.evaluation()
+    assert [batch.scene[0] for batch in stream] == ["good"]
+    assert stream.skips.take() == [Skip("000000.torch", ("torn",), "an unreadable image", True)]
 
 
 def test_batches_keep_the_range_and_the_unit_of_the_scene(tmp_path: Path) -> None:
@@ -443,7 +457,7 @@ def test_a_setting_of_the_wrong_length_is_told() -> None:
 
 
 def test_an_odd_scene_in_a_chunk_is_skipped_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
 ) -> None:
     path = write_split(tmp_path, [["a", "bb", "ccc"]]) / "train" / "000000.torch"
     entries = torch.load(path, weights_only=True)
@@ -455,10 +469,8 @@ def test_an_odd_scene_in_a_chunk_is_skipped_and_counted(
     frames = Frames((0, 2), (1,))
     write_index(tmp_path / "index.json", dict.fromkeys(("a", "bb", "ccc"), frames))
     dataset = ChunkDataset(str(tmp_path), RECIPE, str(tmp_path / "index.json"))
-    with caplog.at_level(logging.INFO):
-        assert {batch.scene[0] for batch in take(dataset.train(0, STEP), 6)} == {"a", "ccc"}
-        assert [batch.scene for batch in dataset.evaluation()] == [["a"], ["ccc"]]
-    reason = "{\"no 'near' and 'far' for each image\": "
-    for split in ("train", "test"):
-        said = [it.getMessage() for it in caplog.records if f"/{split}" in it.getMessage()]
-        assert any(f"skipped {reason}" in text for text in said)
+    wanted = Skip("000000.torch", ("bb",), "no 'near' and 'far' for each image", True)
+    training, evaluation = dataset.train(0, STEP), dataset.evaluation()
+    assert {batch.scene[0] for batch in take(training, 6)} == {"a", "ccc"}
+    assert [batch.scene for batch in evaluation] == [["a"], ["ccc"]]
+    assert training.skips.take() == evaluation.skips.take() == [wanted]

@@ -175,7 +175,7 @@ def test_frames_are_drawn_again_until_a_window_holds_them(
         cache
     )
     stream = dataset.train(0, torch.zeros((), dtype=torch.int64))
-    assert all(isinstance(stream._frames(scene, generator), Snapped) for _ in range(50))
+    assert all(isinstance(stream._frames(scene, generator, 0, None), Snapped) for _ in range(50))
 
 
 def test_examples_bring_true_points_mirrored_or_not(

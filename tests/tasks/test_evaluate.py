@@ -16,7 +16,7 @@ from pmsplat.cli import main
 from pmsplat.data import synthetic
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
-from pmsplat.io.chunks import write_chunk
+from pmsplat.io.chunks import read_split, write_chunk
 from pmsplat.scene import open_scene
 from pmsplat.tasks.depth import Options as DepthOptions
 from pmsplat.tasks.depth import depth
@@ -397,3 +397,23 @@ def test_models_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert name_models(runs) == ["a", "b"]
     published = ["depthsplat-gs-small-re10k-256x256-view2", "mvsplat-re10k"]
     assert name_models(published) == published
+
+
+def test_a_damaged_scene_is_left_out_and_said(tmp_path: Path) -> None:
+    experiment = config.compose([*ROOMS, *where(tmp_path), "dataset.test_scenes=3"])
+    synthetic.make(experiment.dataset.settings)
+    split = read_split(tmp_path / "test")
+    (chunk,) = split.keys
+    scenes = list(split.chunk(chunk).scenes.values())
+    c2w = scenes[1].c2w.clone()
+    c2w[:, 0, 3] = float("nan")
+    scenes[1] = replace(scenes[1], c2w=c2w)
+    (tmp_path / "test" / chunk).unlink()
+    write_chunk(tmp_path / "test" / chunk, scenes)
+    found = evaluate(experiment, tiny("mvsplat"), tmp_path / "out", QUICK)
+    assert [row.scene for row in found.model.rows] == [scenes[0].key, scenes[2].key]
+    written = json.loads((tmp_path / "out/results.json").read_text())
+    assert any(
+        note.startswith("1 scene could not be measured: it has") and "not finite" in note
+        for note in written["notes"]
+    )

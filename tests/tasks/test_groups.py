@@ -185,7 +185,7 @@ def test_groups_that_contradict_each_other_are_told(
 ) -> None:
     left = random_gaussians(100 - floaters, generator)
     groups = [Group([0, 1], [0, 1]), Group([2, 3], [2, 3])]
-    fused = Fused(left, given=100, floaters=floaters, full=100 - floaters)
+    fused = Fused(left, given=100, floaters=0, contradicted=floaters, full=100 - floaters)
     said = describe_fusion(fused, groups, Fusing("shares", None, False, False))
     found = [line for line in said if "contradict" in line]
     assert len(found) == told and all("51%" in line and "`fuse=union`" in line for line in found)

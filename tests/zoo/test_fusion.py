@@ -141,12 +141,14 @@ def test_what_others_see_through_is_left_out() -> None:
     depth[0, 0].view(-1)[400:450] = 1.5
     floating = Prediction((depth,), (replace(bad.gaussians[-1], means=means),))
     seeing = (Wall()(ASIDE), ASIDE)
-    fused = fuse_parts([(floating, FRONT), seeing], "shares")
-    assert fused.floaters == 50 and (fused.gaussians.means[..., 2] > 2).all()
+    assert fuse_parts([(floating, FRONT), seeing], "shares").floaters == 0  # one against one
+    fused = fuse_parts([(floating, FRONT), seeing, seeing], "shares")
+    assert fused.floaters == fused.contradicted == 50 and (fused.gaussians.means[..., 2] > 2).all()
     assert fused.given - 50 == fused.gaussians.means.shape[1]
-    # Another group that depicts them outvotes two that see through, and not three
-    assert fuse_parts([(floating, FRONT)] * 2 + [seeing] * 2, "shares").floaters == 0
-    assert fuse_parts([(floating, FRONT)] * 2 + [seeing] * 3, "shares").floaters == 100
+    # Another group that depicts them outvotes three that see through, and not four
+    three = fuse_parts([(floating, FRONT)] * 2 + [seeing] * 3, "shares")
+    assert three.floaters == 0 and three.contradicted == 100
+    assert fuse_parts([(floating, FRONT)] * 2 + [seeing] * 4, "shares").floaters == 100
     assert fuse_parts([(floating, FRONT)], "shares").floaters == 0
 
 

@@ -26,6 +26,7 @@ from ._pointmaps import (
     write_pointmaps,
 )
 from ._sampling import Bounded, Frames, Gap, Sampler, Spread
+from ._skips import Skip, Skips
 from ._windows import Snapped, Windows
 
 __all__ = [
@@ -42,8 +43,10 @@ __all__ = [
     "Poses",
     "Recipe",
     "Sampler",
+    "Skip",
     "SkippedEntry",
     "SkippedScene",
+    "Skips",
     "Snapped",
     "Spread",
     "StalePointmaps",

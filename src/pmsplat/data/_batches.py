@@ -113,7 +113,15 @@ class Recipe:
 
 
 class Unusable(Exception):
-    """Why a scene is skipped, in the words of the log."""
+    """Why a scene is skipped, in words that follow "it has"."""
+
+
+class Damaged(Unusable):
+    """Why a scene cannot be read, whatever the recipe."""
+
+
+class DamagedChunk(Damaged):
+    """Why no scene of a chunk can be read."""
 
 
 def make_batch(
@@ -163,8 +171,8 @@ def check(scene: ChunkScene, recipe: Recipe) -> None:
 def fitted_views(scene: ChunkScene, frames: tuple[int, ...], recipe: Recipe) -> Views:
     """Frames of a scene at the size of the recipe, in the scene's own unit, batch axis 1.
 
-    Raises Unusable for photos that cannot be read or do not fit the recipe, and for depth maps that
-    are not on the grid of their photo.
+    Raises Damaged for photos that cannot be read and depth maps that are not on the grid of their
+    photo, Unusable for photos that do not fit the recipe.
     """
     index = list(frames)
     photos = chunk_photos(scene, frames)
@@ -178,7 +186,7 @@ def fitted_views(scene: ChunkScene, frames: tuple[int, ...], recipe: Recipe) -> 
         for photo in photos:
             source = photo.depth_source
             if source is not None and image_size(source, upright=False) != photo.size:
-                raise Unusable("depth of another size than its photo")
+                raise Damaged("depth of another size than its photo")
         return make_views(
             photos,
             cameras,
@@ -188,8 +196,9 @@ def fitted_views(scene: ChunkScene, frames: tuple[int, ...], recipe: Recipe) -> 
             with_depth=scene.depths is not None,
         )
     except UserError as error:
-        reason = error.kind if isinstance(error, UnfitPhotos) else "an unreadable image"
-        raise Unusable(reason) from error
+        if isinstance(error, UnfitPhotos):
+            raise Unusable(error.kind) from error
+        raise Damaged("an unreadable image") from error
 
 
 def _bound(carried: Tensor | None, given: float | None, index: list[int]) -> Tensor:

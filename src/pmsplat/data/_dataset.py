@@ -1,17 +1,18 @@
-"""The streams behind every dataset of chunks: sharded, shuffled, resumable.
+"""The streams behind every dataset of chunks: shuffled, shared, resumable.
 
-An epoch is a permutation of the chunks, and of the scenes in each. Every shard (one worker of one
-rank) takes a contiguous, equal part of it, so it opens only its part of the files and every scene
-is seen once. What an item is depends on its position alone: the stream can start anywhere.
+An epoch is a permutation of the chunks, and of the scenes in each. What an item is depends on its
+position alone. A training step takes the next items, as many as all ranks together have in their
+batches: so the sequence is the same for any number of workers, and for any number of ranks with as
+many scenes in a step, and it can start anywhere. A scene that cannot be used is said (`_skips`),
+and the next that can takes its place.
 """
 
 import hashlib
-import logging
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from math import ceil
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -20,10 +21,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..contracts import Teacher
 from ..errors import UserError
-from ..io.chunks import Chunk, ChunkScene, Split, read_split
+from ..io.chunks import INDEX, Chunk, ChunkScene, Split, open_chunk, read_split
 from ..scene.fit import flip
 from ..types import Batch, Pointmap, Views
 from ._batches import (
+    Damaged,
+    DamagedChunk,
     Recipe,
     Unusable,
     check,
@@ -41,10 +44,10 @@ from ._pointmaps import (
     StalePointmaps,
 )
 from ._sampling import Frames
+from ._skips import Skip, Skips
 from ._windows import Snapped, Windows
 
-log = logging.getLogger(__name__)
-
+OPEN = 16  # chunks that one process keeps open: their tables, not their photographs
 DRAWS = 50  # of frames of a scene, until a window of the teacher contains them
 
 
@@ -85,11 +88,11 @@ class ChunkDataset:
     ) -> "TrainingStream":
         """An endless stream of training examples, each a Batch with a batch axis of 1.
 
-        `step` is a shared-memory scalar that the trainer sets to its global step. To resume, `skip`
-        is the number of examples consumed so far over all ranks and workers, `batch_size` that of
-        the DataLoader (workers take turns by batches): then the sequence goes on as if it had never
-        stopped, with as many ranks and workers as before. Where the number of context views is
-        random, all examples of a batch have the same.
+        `step` is the trainer's global step where the stream begins; each batch is one more. To
+        resume, `skip` is the number of examples consumed so far over all ranks, `batch_size` that
+        of the DataLoader (whose workers take turns by batches): then the sequence goes on as if it
+        had never stopped. Where the number of context views is random, all examples of a step have
+        the same. Scenes that are left out are in `skips` of the stream.
         """
         return TrainingStream(self.split("train"), self.recipe, seed, step, skip, batch_size)
 
@@ -157,61 +160,57 @@ class TrainingStream(IterableDataset[Batch]):
     def __init__(
         self, split: Split, recipe: Recipe, seed: int, step: Tensor, skip: int, batch_size: int
     ) -> None:
-        self.split, self.recipe, self.seed, self.step = split, recipe, seed, step
+        self.split, self.recipe, self.seed = split, recipe, seed
+        self.step = int(step)  # now: a process that loads begins later
         self.rank, self.ranks = rank_of_ranks()
-        self.batches_done = skip // self.ranks // batch_size
-        self.batch_size = batch_size
+        self.skip, self.batch_size = skip, batch_size
+        self.skips = Skips()
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
-        role = (worker + self.batches_done) % workers  # whose turn it would be, had we not stopped
-        turns = (self.batches_done - role + workers - 1) // workers
-        order = _Order(self.split, self.seed, self.rank * workers + role, self.ranks * workers)
-        loader = _Loader(self.split)
-        skipped: Counter[str] = Counter()
-        item = turns * self.batch_size
-        while True:
-            yield self._example(order, item, loader, skipped)
-            item += 1
-            if item % order.share == 0 and skipped:
-                log.info("%s, shard %d: skipped %s", self.split.folder, role, dict(skipped))
-                skipped.clear()
+        order, loader = _Order(self.split, self.seed), _Loader(self.split)
+        together = self.ranks * self.batch_size
+        for turn in count(worker, workers):
+            first = self.skip + turn * together
+            views = self._count_views(first // together)
+            mine = first + self.rank * self.batch_size
+            for item in range(mine, mine + self.batch_size):
+                yield self._example(order, item, self.step + turn, views, loader)
 
     def _example(
-        self, order: "_Order", item: int, loader: "_Loader", skipped: Counter[str]
+        self, order: "_Order", item: int, step: int, views: int | None, loader: "_Loader"
     ) -> Batch:
         """The item's scene, or, where it cannot be used, the next in the order that can."""
-        generator = _generator(self.seed, order.shard, item)
-        count = self._count_views(order.shard, item)
+        generator = _generator(self.seed, 0, item)
         reasons: Counter[str] = Counter()
         for chunk, key in order.following(item):
             try:
                 scene = loader.scene(chunk, key)
                 check(scene, self.recipe)
-                batch = self._batch(scene, self._frames(scene, generator, count), loader)
+                frames = self._frames(scene, generator, step, views)
+                batch = self._batch(chunk, scene, frames, loader)
             except Unusable as reason:
                 reasons[str(reason)] += 1
+                self.skips.add(_skip(self.split, chunk, key, reason))
                 continue
-            skipped.update(reasons)
             if torch.rand((), generator=generator) < self.recipe.flip:
                 batch = flip(batch)
             return batch
         raise no_usable_scene(self.split, reasons)
 
-    def _count_views(self, shard: int, item: int) -> int | None:
-        """How many context views all examples of the item's batch have; None: it is alone in it."""
-        if self.batch_size == 1:
+    def _count_views(self, step: int) -> int | None:
+        """How many context views all examples of a step have; None: each its own, alone in it."""
+        if self.batch_size * self.ranks == 1:
             return None
-        batch = _generator(self.seed, shard, "batch", item // self.batch_size)
-        return self.recipe.sampler.count_views(batch)
+        return self.recipe.sampler.count_views(_generator(self.seed, 0, "batch", step))
 
     def _frames(
-        self, scene: ChunkScene, generator: torch.Generator, count: int | None = None
+        self, scene: ChunkScene, generator: torch.Generator, step: int, views: int | None
     ) -> Frames | Snapped:
         """Frames of an example; with a cache, drawn until a window of the teacher contains them."""
         cache = self.recipe.pointmaps
         for _ in range(DRAWS):
-            frames = self.recipe.sampler(scene.c2w[:, :3, 3], int(self.step), generator, count)
+            frames = self.recipe.sampler(scene.c2w[:, :3, 3], step, generator, views)
             if frames is None:
                 raise Unusable("too few frames for the gap")
             if cache is None:
@@ -225,13 +224,15 @@ class TrainingStream(IterableDataset[Batch]):
             "lower teacher.windows.every)"
         )
 
-    def _batch(self, scene: ChunkScene, frames: Frames | Snapped, loader: "_Loader") -> Batch:
+    def _batch(
+        self, chunk: str, scene: ChunkScene, frames: Frames | Snapped, loader: "_Loader"
+    ) -> Batch:
         if isinstance(frames, Frames):
             return make_batch(scene, frames, self.recipe)
         cache, snapped = self.recipe.pointmaps, frames
         assert cache is not None
         try:
-            pointmap = loader.pointmap(cache, scene.key, snapped)
+            pointmap = loader.pointmap(cache, chunk, scene.key, snapped)
         except SkippedScene as reason:
             raise Unusable(str(reason)) from reason
         except (MissingPointmaps, StalePointmaps):
@@ -255,6 +256,7 @@ class EvaluationStream(IterableDataset[Batch]):
             grouped.setdefault(chunk_of[key], []).append(key)
         self.order = [(chunk, key) for chunk, keys in grouped.items() for key in keys]
         self.left = [place for place in self.order if place[1] not in done]
+        self.skips = Skips()
 
     @property
     def keys(self) -> list[str]:
@@ -270,29 +272,21 @@ class EvaluationStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
-        loader = _Loader(self.split)
-        skipped: Counter[str] = Counter()
+        loader, reasons = _Loader(self.split), Counter[str]()
         mine = self.left[self.rank :: self.ranks][worker::workers]
         for chunk, key in mine:
             try:
                 scene = loader.scene(chunk, key)
                 check(scene, self.recipe)
+                check_frames(self.index[key], len(scene), key)
+                batch = make_evaluation_batch(scene, self.index[key], self.recipe)
             except Unusable as reason:
-                skipped[str(reason)] += 1
+                reasons[str(reason)] += 1
+                self.skips.add(_skip(self.split, chunk, key, reason))
                 continue
-            check_frames(self.index[key], len(scene), key)
-            try:
-                yield make_evaluation_batch(scene, self.index[key], self.recipe)
-            except Unusable as reason:
-                raise UserError(
-                    f"scene {key!r} of {self.split.folder / chunk} has {reason}",
-                    "every scene of the evaluation index whole",
-                    "repair the data or leave the scene out of the index",
-                ) from reason
-        if skipped:
-            log.info("%s: skipped %s", self.split.folder, dict(skipped))
-        if skipped.total() == len(self.order):
-            raise no_usable_scene(self.split, skipped)
+            yield batch
+        if reasons.total() == len(self.order):
+            raise no_usable_scene(self.split, reasons)
 
 
 def pair(values: list[int], name: str) -> tuple[int, int]:
@@ -305,54 +299,58 @@ def pair(values: list[int], name: str) -> tuple[int, int]:
 
 
 class _Loader:
-    """Scenes of a split; the chunk read last stays open."""
+    """Scenes of a split; the OPEN chunks read last stay open."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        self.name: str | None = None
-        self.chunk = Chunk()
+        self.chunks: OrderedDict[str, Chunk | UserError] = OrderedDict()
         self.reader: CacheReader | None = None
 
-    def scene(self, chunk: str, key: str) -> ChunkScene:
-        if chunk != self.name:
-            self.name, self.chunk = chunk, self.split.chunk(chunk)
-        if key in self.chunk.faults:
-            raise Unusable(self.chunk.faults[key])
-        return self.chunk.scenes[key]
+    def scene(self, name: str, key: str) -> ChunkScene:
+        """Raises Damaged for a scene that cannot be read."""
+        chunk = self._open(name)
+        if isinstance(chunk, UserError):
+            raise DamagedChunk(chunk.got) from chunk
+        if key in chunk.faults:
+            raise Damaged(chunk.faults[key])
+        if key not in chunk.scenes:
+            raise Damaged(f"no entry in its chunk, where {INDEX} says that it is")
+        return chunk.scenes[key]
 
-    def pointmap(self, cache: PointmapCache, key: str, snapped: Snapped) -> Pointmap:
-        """A teacher's pointmap of a scene of the chunk read last."""
-        assert self.name is not None
+    def _open(self, name: str) -> Chunk | UserError:
+        """A chunk, or why it cannot be read."""
+        if name not in self.chunks:
+            try:
+                self.chunks[name] = open_chunk(self.split.folder / name)
+            except UserError as error:
+                self.chunks[name] = error
+            if len(self.chunks) > OPEN:
+                self.chunks.popitem(last=False)
+        self.chunks.move_to_end(name)
+        return self.chunks[name]
+
+    def pointmap(self, cache: PointmapCache, chunk: str, key: str, snapped: Snapped) -> Pointmap:
+        """A teacher's pointmap of a scene."""
         if self.reader is None:
             self.reader = cache.reader()
-        return self.reader.read(self.split.folder / self.name, key, snapped)
+        return self.reader.read(self.split.folder / chunk, key, snapped)
 
 
 class _Order:
-    """What one shard reads: item number -> (chunk, scene key), for ever.
+    """What is read: item number -> (chunk, scene key), for ever, epoch after epoch."""
 
-    A round is one epoch, or as many as give every shard something.
-    """
-
-    def __init__(self, split: Split, seed: int, shard: int, shards: int) -> None:
-        self.split, self.seed, self.shard = split, seed, shard
-        self.scenes = sum(map(len, split.keys.values()))
-        self.epochs = ceil(shards / self.scenes)
-        total = self.epochs * self.scenes
-        self.start = shard * total // shards
-        self.share = (shard + 1) * total // shards - self.start
-        self._round = -1
-        self._positions: list[tuple[str, str]] = []
+    def __init__(self, split: Split, seed: int) -> None:
+        self.split, self.seed = split, seed
+        self._number = -1
+        self._places: list[tuple[str, str]] = []
 
     def following(self, item: int) -> Iterator[tuple[str, str]]:
-        """The place of an item, then all those after it, around the round, once each."""
-        round_, offset = divmod(item, self.share)
-        if round_ != self._round:
-            first = round_ * self.epochs
-            self._positions = [p for e in range(self.epochs) for p in self._epoch(first + e)]
-            self._round = round_
-        for i in range(len(self._positions)):
-            yield self._positions[(self.start + offset + i) % len(self._positions)]
+        """The place of an item, then all those after it, around the epoch, once each."""
+        epoch, offset = divmod(item, sum(map(len, self.split.keys.values())))
+        if epoch != self._number:
+            self._number, self._places = epoch, self._epoch(epoch)
+        yield from self._places[offset:]
+        yield from self._places[:offset]
 
     def _epoch(self, epoch: int) -> list[tuple[str, str]]:
         generator = _generator(self.seed, "epoch", epoch)
@@ -388,6 +386,12 @@ def _generator(*words: int | str) -> torch.Generator:
     """A generator that depends on the words alone."""
     digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest))
+
+
+def _skip(split: Split, chunk: str, key: str, reason: Unusable) -> Skip:
+    """What is left out for that reason: a scene, or its whole chunk."""
+    scenes = split.keys[chunk] if isinstance(reason, DamagedChunk) else [key]
+    return Skip(chunk, tuple(scenes), str(reason), isinstance(reason, Damaged))
 
 
 def no_usable_scene(split: Split, reasons: Counter[str]) -> UserError:

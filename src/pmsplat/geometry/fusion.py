@@ -58,8 +58,13 @@ class Votes:
 
     @property
     def floaters(self) -> Bool[Tensor, " gaussian"]:
-        """Those that more than twice as many groups see through as depict."""
-        return self.through > 2 * self.agree
+        """Those that at least twice as many groups see through as depict, their own included."""
+        return self.through >= 2 * (self.agree + 1)
+
+    @property
+    def contradicted(self) -> Bool[Tensor, " gaussian"]:
+        """Those that others see through, and not fewer than depict them, their own included."""
+        return self.through > self.agree
 
 
 @torch.no_grad()

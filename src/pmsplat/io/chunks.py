@@ -12,7 +12,7 @@ import json
 import logging
 import pickle
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ._chunk_offsets import read_offsets, write_offsets
 from ._chunk_scene import FIELDS, ChunkScene, Fault, make_entry, parse_entry, pose_fault
-from .files import atomic, check_folder, write_text
+from .files import atomic, check_folder, locked, write_text
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ __all__ = [
     "Split",
     "append",
     "check_new",
+    "open_chunk",
     "pose_fault",
     "read_chunk",
     "read_split",
@@ -65,7 +67,7 @@ _DAMAGED = (
 class Chunk:
     """The usable scenes of a chunk by key, and the fault of each other scene."""
 
-    scenes: dict[str, ChunkScene] = field(default_factory=dict)
+    scenes: Mapping[str, ChunkScene] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
 
 
@@ -154,33 +156,55 @@ def read_chunk(path: str | Path) -> Chunk:
         ) from error
     if not isinstance(entries, list):
         raise _format_error(path, f"it holds a {type(entries).__name__}, not a list of scenes")
-    chunk, nameless, extra = Chunk(), 0, set()
+    scenes: dict[str, ChunkScene] = {}
+    faults: dict[str, str] = {}
+    nameless, extra = 0, set()
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
             nameless += 1
             continue
         key = entry["key"]
         extra |= {name for name in entry if name not in FIELDS}
-        scene = Fault(TWINS) if key in chunk.scenes or key in chunk.faults else parse_entry(entry)
+        scene = Fault(TWINS) if key in scenes or key in faults else parse_entry(entry)
         if isinstance(scene, ChunkScene) and entry["cameras"][:, 4:6].any():
             extra.add("the numbers behind cx and cy, which should be 0")
         if isinstance(scene, ChunkScene):
-            chunk.scenes[key] = scene
+            scenes[key] = scene
         else:
-            chunk.scenes.pop(key, None)
-            chunk.faults[key] = scene
+            scenes.pop(key, None)
+            faults[key] = scene
     if nameless == len(entries):
         raise _format_error(path, "no entry is a dict with a 'key'")
     if nameless:
         log.warning("%s: left out %d entries that are not a dict with a 'key'", path, nameless)
     if extra:
         _say_unused(str(path.parent), ", ".join(sorted(map(str, extra))))
-    return chunk
+    return Chunk(scenes, faults)
 
 
 @cache  # a training reads every chunk many times
 def _say_unused(folder: str, names: str) -> None:
     log.warning("%s: scenes have fields that are not used (%s)", folder, names)
+
+
+def open_chunk(path: str | Path) -> Chunk:
+    """The same as `read_chunk`, with scenes that are made one by one as they are asked for.
+
+    What the first call finds is kept beside the chunk (see `_chunk_offsets`), so that later ones
+    open a scene in a thousandth of the time. Several processes do not do that work twice.
+    """
+    path = Path(path)
+    if not zipfile.is_zipfile(path):
+        return read_chunk(path)
+    found = read_offsets(path)
+    if found is None:
+        with locked(path):
+            found = read_offsets(path)
+            if found is None:
+                chunk = read_chunk(path)
+                write_offsets(path, chunk.scenes, chunk.faults)
+                return chunk
+    return Chunk(*found)
 
 
 def write_chunk(path: str | Path, scenes: Iterable[ChunkScene]) -> None:

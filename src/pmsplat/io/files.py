@@ -91,6 +91,34 @@ def locked(path: str | Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def sole_writer(folder: str | Path) -> Iterator[None]:
+    """Inside, no other process is inside with the same folder, which is created if missing.
+
+    Raises UserError where one is; its lock ends with it, however it ends. Where folders cannot be
+    locked (Windows, some network file systems) nothing is.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is writing into {folder}",
+                "one at a time",
+                "wait for it, end it, or choose another folder",
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def check_folder(path: str | Path) -> None:
     """Raises UserError where `path` is no folder and cannot become one: a file is in its place."""
     for place in (Path(path), *Path(path).parents):

@@ -126,9 +126,9 @@ def describe_fusion(fused: Fused, groups: Sequence[Group], fusing: Fusing) -> li
         steps.append("those in one voxel, about a pixel wide, became one")
     if steps:
         said.append(f"Of these Gaussians, {' and '.join(steps)}: {fused.full} are left.")
-    if fused.floaters > CONTRADICTED * fused.given:
+    if fused.contradicted > CONTRADICTED * fused.given:
         said.append(
-            f"The groups contradict each other: {fused.floaters / fused.given:.0%} of the "
+            f"The groups contradict each other: {fused.contradicted / fused.given:.0%} of the "
             "Gaussians lie where other groups see through. Check the cameras; if they are right, "
             "the model does not know such scenes, and `fuse=union` keeps all that it predicts."
         )

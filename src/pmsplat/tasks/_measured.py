@@ -22,6 +22,7 @@ from ..contracts import (
     count_steps,
     dataset_traits,
     encoder_traits,
+    list_skips,
     order_of_scenes,
     require,
     without_scenes,
@@ -87,8 +88,9 @@ class Setting:
         journal = Journal(path, self._fingerprint(method), self.ranks.rank)
         rows = self._gather(list(journal.read(self.tell).values()))
         rows = {name: row for name, row in rows.items() if not order or name in order}
-        left = self._track(without_scenes(scenes, rows.keys()), f"measuring {method.name}")
-        batches = self.cameras.scenes(left, self.device)
+        left = without_scenes(scenes, rows.keys())
+        shown = self._track(left, f"measuring {method.name}")
+        batches = self.cameras.scenes(shown, self.device)
         with journal.writer() as write:
             mine = self._measure(method, batches, write)
 
@@ -98,6 +100,8 @@ class Setting:
         fitted.check_left_out(left_out, len(rows))
         protocol.check_rows(list(rows.values()))
         ordered = [rows[name] for name in order or rows if name in rows]
+        unread = self._gather_skips(left)
+        left_out.update(unread[name] for name in order if name in unread and name not in rows)
         notes = method.notes + fitted.describe_left_out(left_out)
         result = Result(ordered, notes, self.cameras.name)
         if self.ranks.first:
@@ -132,6 +136,12 @@ class Setting:
     def _gather(self, rows: Sequence[Row]) -> dict[str, Row]:
         """Those of all ranks, by name."""
         return {row.scene: row for some in self.ranks.gather(rows) for row in some}
+
+    def _gather_skips(self, scenes: Any) -> dict[str, str]:
+        """Why scenes of all ranks could not be read or used, by name."""
+        skips = list_skips(scenes)
+        mine = {name: f"it has {skip.reason}" for skip in skips for name in skip.scenes}
+        return {name: why for some in self.ranks.gather(mine) for name, why in some.items()}
 
     def _track(self, scenes: Iterable[Batch], description: str) -> Iterable[Batch]:
         return self.track(scenes, description, len(scenes) if isinstance(scenes, Sized) else 0)

@@ -209,6 +209,8 @@ def _evaluate(setting: Setting, method: Method, folder: Path) -> Evaluation:
     """Measures a model, and the baselines where they are wanted."""
     name, chosen = Path(method.name).name, setting.options
     result = setting.measure(method, folder / "results.json")
+    for note in result.notes[len(method.notes) :]:
+        setting.tell(note)
     if setting.ranks.first:
         report.write_csv(folder / "scenes.csv", result.rows)
         if chosen.gaussians:

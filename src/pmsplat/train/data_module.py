@@ -1,6 +1,7 @@
 """Streams of a dataset -> loaders, the same examples after a resumption as without one."""
 
 import signal
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from ..contracts import Dataset
-from ..data import collate
+from ..data import Skips, collate
 from ..types import Batch
 from .packing import Packed, collate_packed
 from .settings import Experiment
@@ -17,13 +18,17 @@ from .settings import Experiment
 class DataModule(LightningDataModule):
     """The training stream from where the trainer stands, and the head of the evaluation index.
 
-    `step` is the trainer's step, in memory that worker processes share.
+    `step` is the trainer's step, in memory that worker processes share. Checkpoints hold how many
+    examples were consumed, so that a run goes on with the next one on any number of devices.
+    `skips`: what the training stream leaves out, where it says so.
     """
 
     def __init__(self, dataset: Dataset, experiment: Experiment) -> None:
         super().__init__()
         self.dataset, self.experiment = dataset, experiment
         self.step = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.skips: Skips | None = None
+        self._before = _Consumed()
 
     def prepare_data(self) -> None:
         """One process opens both splits, and so a dataset that is generated is made once."""
@@ -35,11 +40,26 @@ class DataModule(LightningDataModule):
         cfg, trainer = self.experiment.trainer, self.trainer
         assert trainer is not None
         self.step.fill_(trainer.global_step)
-        consumed = trainer.global_step * cfg.batch_size * trainer.world_size
         stream = self.dataset.train(
-            self.experiment.seed, self.step, skip=consumed, batch_size=cfg.batch_size
+            self.experiment.seed, self.step, skip=self._consumed(), batch_size=cfg.batch_size
         )
+        self.skips = getattr(stream, "skips", None)
         return self._loader(stream, cfg.batch_size, cfg.workers)
+
+    def state_dict(self) -> dict[str, int]:
+        assert self.trainer is not None
+        return {"step": self.trainer.global_step, "examples": self._consumed()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._before = _Consumed(**state_dict)
+
+    def _consumed(self) -> int:
+        """How many examples the steps so far have taken, on all devices together."""
+        trainer = self.trainer
+        assert trainer is not None
+        steps = trainer.global_step - self._before.step
+        batch = self.experiment.trainer.batch_size * trainer.world_size
+        return self._before.examples + steps * batch
 
     def val_dataloader(self) -> DataLoader[Batch | Packed]:
         cfg = self.experiment.trainer
@@ -66,6 +86,14 @@ class DataModule(LightningDataModule):
             multiprocessing_context="spawn" if workers else None,
             generator=torch.Generator().manual_seed(0),  # of worker seeds, which streams do not use
         )
+
+
+@dataclass(frozen=True)
+class _Consumed:
+    """The examples that were consumed up to a step; those of a run's first part, resumed from."""
+
+    step: int = 0
+    examples: int = 0
 
 
 def _ignore_ctrl_c(worker: int) -> None:

@@ -7,7 +7,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .. import registry
 from ..contracts import (
     LPIPS,
     Dataset,
+    DatasetTraits,
     EncoderTraits,
     dataset_traits,
     encoder_traits,
@@ -31,7 +32,7 @@ from ..contracts import (
 from ..device import cuda_obstacle, float32_products
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
-from ..io.files import write_text
+from ..io.files import sole_writer, write_text
 from ..io.weights import check_same
 from ..losses import Term
 from ..render import fast_backend, obstacle
@@ -39,7 +40,7 @@ from ..types import Batch
 from ..zoo.init import initialize, open_base
 from ..zoo.load import CONFIG, WEIGHTS, load, save
 from . import optim, pointmaps
-from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
+from .callbacks import LAST, Checkpoints, Pictures, ProgressBar, SkippedScenes
 from .data_module import DataModule
 from .memory import MemoryWatch
 from .module import TrainingModule
@@ -72,12 +73,15 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     on_gpu = _check_devices(cfg)
     if on_gpu:
         _prepare_renderer(experiment.renderer.name)
-    resumed = _find_checkpoint(output, cfg)
-    with _quiet_lightning(), float32_products(tf32=on_gpu and cfg.precision != "float32"):
+    with ExitStack() as stack:
+        if _writes():
+            stack.enter_context(sole_writer(output))
+        resumed = _find_checkpoint(output, cfg)
+        stack.enter_context(_quiet_lightning())
+        stack.enter_context(float32_products(tf32=on_gpu and cfg.precision != "float32"))
         # Open the data before anything slow, so that a wrong path is an error at once.
         data, add_pointmap = _open_data(experiment, tell)
         traits = dataset_traits(data.dataset)
-        scale_near = traits.scale_near
         component = _learn_range(experiment.model, data.dataset, tell)
         component, base = _open_base(component, tell)
         experiment = replace(experiment, model=component)
@@ -85,20 +89,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         # Build the model and the losses; the seed makes initial weights the same in every run.
         torch.manual_seed(experiment.seed)
         model = registry.build("models", component.name, component.settings)
-        near = encoder_traits(model).near
-        if not scale_near and near not in (None, traits.near):
-            other = "scale_near=true" if traits.near is None else f"near={near}"
-            raise UserError(
-                f"model {component.name} with its own near {near}, for scenes that keep their unit",
-                "a near that the run can set, since the model learns in the unit of the scenes",
-                f"make `near` a field of its Config, or set dataset.{other}",
-            )
-        if scale_near and near is None:
-            raise UserError(
-                f"model {component.name} without a near, for scenes that each have their own unit",
-                "the nearest depth that every scene is scaled to",
-                "set model.near=0.5, or dataset.scale_near=false to keep the units of the scenes",
-            )
+        _check_near(component.name, encoder_traits(model).near, traits)
         _check_draws(cfg, component.name, encoder_traits(model))
         optim.freeze_others(model, experiment.optimizer.parts)
         terms = {
@@ -123,7 +114,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
 
         # Train; validation measures LPIPS where a loss wants it.
         lpips = find_lpips()[0] if experiment.losses_that_want(LPIPS) else None
-        module = TrainingModule(experiment, model, terms, lpips, add_pointmap, scale_near)
+        module = TrainingModule(experiment, model, terms, lpips, add_pointmap, traits.scale_near)
         checkpoints = Checkpoints(
             output,
             cfg.checkpoint_every,
@@ -132,7 +123,8 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         memory = MemoryWatch(lambda batch: module.compute(batch).loss)
         gathers = bool(encoder_traits(model).anchors)
         strategy = UNEVEN if gathers and _count_devices(cfg, on_gpu) > 1 else "auto"
-        trainer = _build_trainer(experiment, [checkpoints, memory], strategy)
+        skipped = SkippedScenes(output, tell, cfg.strict)
+        trainer = _build_trainer(experiment, [checkpoints, memory, skipped], strategy)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         except torch.OutOfMemoryError as error:
@@ -144,12 +136,20 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     return output / WEIGHTS
 
 
+def _writes() -> bool:
+    """Whether this process is the one that writes; the others follow it."""
+    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
 def _find_checkpoint(output: Path, cfg: Trainer) -> Path | None:
     """The checkpoint to resume from, if any."""
     last = output / LAST
-    if cfg.resume and not last.is_file():
+    if cfg.resume is True and not last.is_file():
         raise UserError(
-            f"nothing to resume: there is no {last}", "an interrupted run", "drop trainer.resume"
+            f"nothing to resume: there is no {last}",
+            "an interrupted run",
+            "leave trainer.resume out, or set it to auto",
         )
     if not cfg.resume and last.exists():
         raise UserError(
@@ -157,7 +157,7 @@ def _find_checkpoint(output: Path, cfg: Trainer) -> Path | None:
             "a folder without one",
             "resume it (trainer.resume=true), or choose another folder (output=...)",
         )
-    return last if cfg.resume else None
+    return last if last.is_file() else None
 
 
 def _open_data(
@@ -203,6 +203,23 @@ def _learn_range(component: Component, dataset: Dataset, tell: Callable[[str], N
         far = {"far": traits.far} if searches else {}
         settings = replace(settings, near=traits.near, **far)
     return replace(component, settings=settings)
+
+
+def _check_near(name: str, near: float | None, traits: DatasetTraits) -> None:
+    """UserError where model and data disagree on who sets the unit of length."""
+    if not traits.scale_near and near not in (None, traits.near):
+        other = "scale_near=true" if traits.near is None else f"near={near}"
+        raise UserError(
+            f"model {name} with its own near {near}, for scenes that keep their unit",
+            "a near that the run can set, since the model learns in the unit of the scenes",
+            f"make `near` a field of its Config, or set dataset.{other}",
+        )
+    if traits.scale_near and near is None:
+        raise UserError(
+            f"model {name} without a near, for scenes that each have their own unit",
+            "the nearest depth that every scene is scaled to",
+            "set model.near=0.5, or dataset.scale_near=false to keep the units of the scenes",
+        )
 
 
 def _check_draws(cfg: Trainer, name: str, traits: EncoderTraits) -> None:

@@ -11,6 +11,7 @@ from . import optim
 
 PRECISIONS = ("float32", "tf32", "bf16")
 ACCELERATORS = ("auto", "cpu", "gpu")
+RESUME = (False, True, "auto")
 LOGGERS = ("tensorboard", "csv", "wandb")
 MISSING = ("error", "compute")
 
@@ -102,7 +103,8 @@ class Trainer:
     """Fewest and most anchors of a training step of a model that gathers views, drawn anew for
     each; in some steps every view is one. null: as many as the model has by itself."""
     initial: str | None = None  # published name or checkpoint to start from
-    resume: bool = False  # go on from last.ckpt in the output folder
+    resume: bool | str = False  # go on from last.ckpt in the output folder; auto: if there is one
+    strict: bool = False  # end with an error at the first scene that cannot be read
     checkpoint_every: int = 1000  # steps between replacements of last.ckpt and model.safetensors
     validate_every: int = 5000  # steps between validations; 0 never
     validate_scenes: int = 32  # of the evaluation index
@@ -110,11 +112,14 @@ class Trainer:
     loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
 
     def __post_init__(self) -> None:
-        for name, valid in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
+        choices = {"precision": PRECISIONS, "accelerator": ACCELERATORS, "resume": RESUME}
+        for name, valid in choices.items():
             value = getattr(self, name)
             if value not in valid:
                 raise UserError(
-                    f"trainer.{name}={value}", f"one of {', '.join(valid)}", _name_default(name)
+                    f"trainer.{name}={value}",
+                    f"one of {', '.join(str(word).lower() for word in valid)}",
+                    _name_default(name),
                 )
         unknown = [name for name in self.loggers if name not in LOGGERS]
         if unknown:

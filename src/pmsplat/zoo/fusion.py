@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..contracts import Encoder
@@ -97,12 +97,14 @@ class Fused:
     """Gaussians of several parts as one, and how they became it.
 
     `given` is how many there were, `floaters` how many of them were left out since others see
-    through them, `full` how many were left before a budget.
+    through them, `contradicted` how many other groups see through at least as often as they are
+    depicted, `full` how many were left before a budget.
     """
 
     gaussians: Gaussians
     given: int
     floaters: int
+    contradicted: int
     full: int
 
 
@@ -161,9 +163,12 @@ def fuse_parts(
     taken = [_as_part(part) for part in parts]
     _check_parts(taken)
     joined = Gaussians.joined([part.gaussians for part in taken])
-    given, floaters = joined.means.shape[1], 0
+    given, floaters, contradicted = joined.means.shape[1], 0, 0
     if len(taken) > 1 and how != "union":
-        joined, kept = _share(taken, joined)
+        votes = _vote(taken)
+        contradicted = sum(int(of_part.contradicted.sum()) for of_part in votes)
+        kept = ~torch.cat([of_part.floaters for of_part in votes])
+        joined = _share(taken, votes, joined).map(lambda tensor: tensor[:, kept])
         floaters = given - joined.means.shape[1]
         if how == "voxels":
             cloud = _cloud(joined)
@@ -172,7 +177,7 @@ def fuse_parts(
             joined = _with_cloud(joined, merged)
     full = joined.means.shape[1]
     fewer = joined if gaussians is None else limit(joined, gaussians)
-    return Fused(fewer, given, floaters, full)
+    return Fused(fewer, given, floaters, contradicted, full)
 
 
 def limit(gaussians: Gaussians, count: int) -> Gaussians:
@@ -251,23 +256,22 @@ def _check_finite(gaussians: Gaussians) -> None:
         )
 
 
-def _share(parts: Sequence[Part], joined: Gaussians) -> tuple[Gaussians, Bool[Tensor, " given"]]:
-    """The Gaussians of all parts without floaters, what several depict shared out; which they are.
-
-    See `fuse`.
-    """
+def _vote(parts: Sequence[Part]) -> list[fusion.Votes]:
+    """What the other parts say of the Gaussians of each."""
     maps = [part.maps for part in parts]
-    votes = [
+    return [
         fusion.count_votes(part.gaussians.means[0].float(), maps[:i] + maps[i + 1 :])
         for i, part in enumerate(parts)
     ]
+
+
+def _share(parts: Sequence[Part], votes: Sequence[fusion.Votes], joined: Gaussians) -> Gaussians:
+    """The Gaussians of all parts, with what several depict shared out."""
     shared = [
         fusion.share_opacities(part.gaussians.opacities[0], part.sureness, of_part)
         for part, of_part in zip(parts, votes, strict=True)
     ]
-    kept = ~torch.cat([vote.floaters for vote in votes])
-    joined = replace(joined, opacities=torch.cat(shared)[None])
-    return joined.map(lambda tensor: tensor[:, kept]), kept
+    return replace(joined, opacities=torch.cat(shared)[None])
 
 
 def _cloud(gaussians: Gaussians) -> Cloud:

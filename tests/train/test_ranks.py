@@ -1,0 +1,105 @@
+"""Several processes, several workers, several tries: the same training."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pmsplat import train
+from pmsplat.errors import UserError
+from pmsplat.train import Experiment
+from tests.train.test_loop import interrupt_at, losses
+
+Setting = Callable[..., Experiment]
+
+
+def weights(output: str | Path) -> dict[str, Tensor]:
+    saved = torch.load(Path(output) / "last.ckpt", weights_only=True)
+    return {name: x for name, x in saved["state_dict"].items() if x.is_floating_point()}
+
+
+def run_two(rooms: Path, output: Path, *overrides: str) -> None:
+    """The command in two processes that torchrun starts, on the CPU."""
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-endpoint", "localhost:0", "-m", "pmsplat", "train", "+experiment=demo_tiny"]
+    words = ["model=tests.lab.encoder", f"dataset.root={rooms}", "dataset.scenes=6"]
+    words += ["dataset.test_scenes=2", "dataset.frames=10", "dataset.size=[32,32]"]
+    words += ["trainer.log_every=1", "trainer.validate_every=0", "trainer.loggers=[csv]"]
+    words += ["optimizer.lr=5e-3", "trainer.accelerator=cpu", "trainer.workers=0", *overrides]
+    words += ["trainer.devices=2", f"output={output}"]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    once = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, *launch, *words], env=os.environ | once, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_learn_what_one_with_the_joint_batch_does(
+    setting: Setting, rooms: Path, tmp_path: Path
+) -> None:
+    """From the start, and going on where one was interrupted, with the next examples."""
+    words = ("trainer.workers=0", "trainer.batch_size=4", "trainer.steps=6")
+    whole = setting(*words, f"output={tmp_path / 'whole'}")
+    train.run(whole)
+    run_two(rooms, tmp_path / "two", "trainer.batch_size=2", "trainer.steps=6")
+    interrupt_at(3, setting(*words, f"output={tmp_path / 'both'}"))
+    run_two(
+        rooms, tmp_path / "both", "trainer.batch_size=2", "trainer.steps=6", "trainer.resume=true"
+    )
+    for output in ("two", "both"):
+        for name, value in weights(tmp_path / output).items():
+            torch.testing.assert_close(value, weights(whole.output)[name], atol=1e-6, rtol=0)
+
+
+def test_another_batch_goes_on_with_the_next_examples(setting: Setting) -> None:
+    """4 steps of 2 scenes, then 2 of 3: 14 examples, where the step alone would say 18."""
+    words = ("trainer.workers=0", "trainer.steps=6")
+    interrupt_at(4, setting(*words))
+    again = setting(*words, "trainer.batch_size=3", "trainer.resume=true")
+    train.run(again)
+    saved = torch.load(Path(again.output) / "last.ckpt", weights_only=True)
+    assert saved["DataModule"] == {"step": 6, "examples": 14}
+
+
+def test_workers_do_not_change_what_is_learned(setting: Setting, tmp_path: Path) -> None:
+    found = []
+    for workers in (0, 2):
+        words = f"trainer.workers={workers}", f"output={tmp_path / str(workers)}"
+        experiment = setting("trainer.steps=8", *words)
+        train.run(experiment)
+        found.append(losses(experiment.output))
+    assert found[0] == found[1] and len(found[0]) == 8
+
+
+def test_resuming_automatically(setting: Setting, tmp_path: Path) -> None:
+    """It begins where there is nothing, goes on from where it stopped, and ends at the end."""
+    words = ("trainer.steps=8", "trainer.resume=auto")
+    straight = setting(*words, f"output={tmp_path / 'straight'}")
+    train.run(straight)
+    broken = setting(*words, f"output={tmp_path / 'broken'}")
+    interrupt_at(5, broken)
+    for _ in range(2):
+        train.run(broken)
+        assert losses(broken.output) == losses(straight.output)
+    assert len(losses(broken.output)) == 8
+
+
+def test_two_runs_into_one_folder_are_refused(setting: Setting) -> None:
+    experiment = setting("trainer.steps=2")
+    folder = Path(experiment.output)
+    folder.mkdir(parents=True)
+    other = os.open(folder, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match=r"another process is writing into .*; wanted one"):
+        train.run(experiment)
+    assert not list(folder.iterdir())
+    os.close(other)
+    train.run(experiment)
+    assert len(losses(folder)) == 2
