@@ -447,7 +447,8 @@ def test_own_photos_train_from_chunks(root: Path) -> None:
 def test_constant_ranges_are_traits(root: Path) -> None:
     given = re10k.build(re10k.Config(root=str(root), near=0.7))
     assert dataset_traits(given) == DatasetTraits(scale_near=False, near=0.7, far=100.0)
-    assert dataset_traits(synthetic.build(synthetic.Config())) == DatasetTraits()
+    made = dataset_traits(synthetic.build(synthetic.Config()))
+    assert made == DatasetTraits(index="datasets/synthetic/evaluation_index.json")
 
 
 @pytest.mark.parametrize(

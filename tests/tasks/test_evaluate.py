@@ -1,5 +1,6 @@
 """`pmsplat evaluate` from Python; and one unit of length for training and for every verb."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,11 +16,11 @@ from pmsplat.cli import main
 from pmsplat.data import synthetic
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
-from pmsplat.io.chunks import write_chunk
+from pmsplat.io.chunks import read_split, write_chunk
 from pmsplat.scene import open_scene
 from pmsplat.tasks.depth import Options as DepthOptions
 from pmsplat.tasks.depth import depth
-from pmsplat.tasks.evaluate import Evaluation, Options, evaluate
+from pmsplat.tasks.evaluate import Evaluation, Options, evaluate, name_models
 from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
 from pmsplat.tasks.refine import Options as RefineOptions
@@ -337,3 +338,82 @@ def test_anchors_of_a_model_without_are_refused(
     said = capsys.readouterr().err.replace("\n", " ")
     assert "--anchors 2 for a model in which each view speaks for itself" in said
     assert "leave --anchors out" in said and not (tmp_path / "out").exists()
+
+
+def test_several_models_are_measured_and_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [*ROOMS, *where(tmp_path), "dataset.test_scenes=2"]
+    for name, model in (("a", shaken(tiny("mvsplat"))), ("b", shaken(shaken(tiny("mvsplat"))))):
+        save(model, tmp_path / name / "model.safetensors", "mvsplat")
+    models = [word for name in "ab" for word in ("--model", str(tmp_path / name))]
+    command = ["evaluate", *data, "--device", "cpu", "--output", str(tmp_path / "out")]
+    assert main([*command, *models, "--baselines"]) == 0
+    shown = capsys.readouterr().out
+    assert "b minus a, scene by scene" in shown and shown.count("nearest photo") == 1
+    psnr = []
+    for name in "ab":
+        content = json.loads((tmp_path / "out" / name / "results.json").read_text())
+        psnr.append({row["scene"]: row["psnr"] for row in content["per_scene"]})
+        assert f"{content['means']['psnr']:.2f}" in shown
+        # Every view is there, and averages to its scene
+        for scene, value in psnr[-1].items():
+            views = [view for view in content["per_view"] if view["scene"] == scene]
+            assert sum(view["psnr"] for view in views) / len(views) == pytest.approx(value)
+            assert all(view["lpips"] is None and len(view["truth"]) == 64 for view in views)
+        assert content["cost"]["gaussians"] == 2 * 32 * 48
+        weights = (tmp_path / name / "model.safetensors").read_bytes()
+        assert content["identity"]["weights"] == hashlib.sha256(weights).hexdigest()
+        index = (tmp_path / "evaluation_index.json").read_bytes()
+        assert content["identity"]["index"] == hashlib.sha256(index).hexdigest()
+        assert "skimage" in content["definitions"]["ssim"]
+        assert "VGG-16" in content["definitions"]["lpips"]
+    first = json.loads((tmp_path / "out/comparison.json").read_text())["differences"][0]
+    assert (first["method"], first["against"], first["metric"]) == ("b", "a", "psnr")
+    differences = [psnr[1][scene] - psnr[0][scene] for scene in psnr[0]]
+    assert first["difference"] == pytest.approx(sum(differences) / 2)
+    assert first["low"] == pytest.approx(min(differences))  # of two scenes, both may be drawn twice
+    assert (tmp_path / "out/a/plane_sweep.json").exists()
+    assert not (tmp_path / "out/b/plane_sweep.json").exists()
+    for more, sentence in (
+        (["--model", str(tmp_path / "b")], f"--model {tmp_path / 'b'}, given twice"),
+        (["--weights", "x.pth"], "--weights x.pth for 2 models"),
+        (["--model", "nothing"], "'nothing', which is neither a published model nor a file"),
+    ):
+        assert main([*command, *models, *more]) == 2
+        assert sentence in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_models_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
+    for name in ("x/one.safetensors", "y/one.safetensors", "y/two.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    x, y, two = (
+        tmp_path / name for name in ("x/one.safetensors", "y/one.safetensors", "y/two.safetensors")
+    )
+    assert name_models([x, two]) == ["one", "two"]
+    assert name_models([x, y]) == ["x-one", "y-one"]
+    runs = ["outputs/a/model.safetensors", "outputs/b"]
+    assert name_models(runs) == ["a", "b"]
+    published = ["depthsplat-gs-small-re10k-256x256-view2", "mvsplat-re10k"]
+    assert name_models(published) == published
+
+
+def test_a_damaged_scene_is_left_out_and_said(tmp_path: Path) -> None:
+    experiment = config.compose([*ROOMS, *where(tmp_path), "dataset.test_scenes=3"])
+    synthetic.make(experiment.dataset.settings)
+    split = read_split(tmp_path / "test")
+    (chunk,) = split.keys
+    scenes = list(split.chunk(chunk).scenes.values())
+    c2w = scenes[1].c2w.clone()
+    c2w[:, 0, 3] = float("nan")
+    scenes[1] = replace(scenes[1], c2w=c2w)
+    (tmp_path / "test" / chunk).unlink()
+    write_chunk(tmp_path / "test" / chunk, scenes)
+    found = evaluate(experiment, tiny("mvsplat"), tmp_path / "out", QUICK)
+    assert [row.scene for row in found.model.rows] == [scenes[0].key, scenes[2].key]
+    written = json.loads((tmp_path / "out/results.json").read_text())
+    assert any(
+        note.startswith("1 scene could not be measured: it has") and "not finite" in note
+        for note in written["notes"]
+    )

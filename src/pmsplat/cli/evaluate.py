@@ -35,20 +35,40 @@ poses.
         --poses da3 --optimize-poses 200 --output outputs/re10k_da3_optimized_200
 
 Writes evaluation/results.json (with the settings of the evaluated model) and evaluation/scenes.csv
-(a row per scene, as they come) into the experiment's output folder, or into --output; with
+(a row per scene) into the experiment's output folder, or into --output; with
 --baselines also nearest_view.json and plane_sweep.json, and with --gaussians budgets.png, PSNR
-against the number of Gaussians. Another run begins anew and replaces them.
+against the number of Gaussians. results.json has every scene and every view, with SHA-256 of the
+pixels, the weights and the index, and what a scene costs. An interrupted evaluation goes on where
+it stopped; one that ended begins anew.
+
+Several models are measured in one run, each into a folder of its own; a table shows how each
+differs from the first, scene by scene, with 95 % intervals (bootstrap over scenes):
+
+    pmsplat evaluate +experiment=re10k_small --model outputs/a --model outputs/b --output outputs/ab
+
+Processes share the scenes where torchrun starts them:
+
+    torchrun --nproc-per-node=8 -m pmsplat evaluate +experiment=re10k_small --model outputs/a
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ._shared import add_device, add_graph, add_passes, counts, output, terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..tasks.evaluate import Comparison, Evaluation
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
     parser.add_argument(
-        "--model", help="a checkpoint or a published name (default: what `pmsplat train` left)"
+        "--model",
+        action="append",
+        help="a checkpoint or a published name (default: what `pmsplat train` left); given several "
+        "times, all of them are measured and compared with the first",
     )
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
     parser.add_argument(
@@ -91,11 +111,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluates, and prints the tables."""
     from .. import config
-    from ..evaluate import report
-    from ..evaluate.budget import BUDGETS, budget_rows
-    from ..evaluate.fitted import GIVEN
-    from ..evaluate.series import STEPS
-    from ..tasks.evaluate import Options, evaluate
+    from ..data import rank_of_ranks
+    from ..errors import UserError
+    from ..tasks.evaluate import Options, evaluate, evaluate_models
 
     show, console = terminal(), output()
     experiment = config.compose(arguments.overrides)
@@ -111,18 +129,54 @@ def run(arguments: argparse.Namespace) -> None:
         poses=arguments.poses,
         optimize_poses=arguments.optimize_poses,
     )
+    models, folder = arguments.model or [], arguments.output
+    if len(models) > 1:
+        if arguments.weights:
+            raise UserError(
+                f"`weights={arguments.weights}` for {len(models)} models",
+                "the file of one",
+                "measure that model alone",
+            )
+        many = evaluate_models(experiment, models, folder, options, show.tell, show.track)
+        if not rank_of_ranks()[0]:
+            _print_comparison(console, many, experiment.name)
+        return
     found = evaluate(
         experiment,
-        arguments.model,
-        arguments.output,
+        next(iter(models), None),
+        folder,
         options,
         arguments.weights,
-        tell=show.tell,
-        track=show.track,
+        show.tell,
+        show.track,
     )
+    if not rank_of_ranks()[0]:  # the first rank speaks for all
+        _print_evaluation(console, found, experiment.name)
+
+
+def _print_comparison(console: "Console", found: "Comparison", title: str) -> None:
+    """A table of all, then how each differs from the first, and what each takes."""
+    from ..evaluate import compare, report
+
+    protocol = found.evaluations[0].model.protocol
+    console.print(report.table(found.results, _name_protocol(title, protocol)))
+    for differences in found.differences:
+        if differences:
+            console.print(compare.difference_table(differences))
+    for one in found.evaluations:
+        console.print(f"{one.name}: {_describe_time(one)}", soft_wrap=True)
+    console.print(f"written to {found.folder}", soft_wrap=True)
+
+
+def _print_evaluation(console: "Console", found: "Evaluation", title: str) -> None:
+    """A table of the model beside the baselines, and one for all that is measured besides."""
+    from ..evaluate import report
+    from ..evaluate.budget import BUDGETS, budget_rows
+    from ..evaluate.fitted import GIVEN
+    from ..evaluate.series import STEPS
+
     protocol, means = found.model.protocol, found.model.means
-    title = experiment.name if protocol == GIVEN else f"{experiment.name}, {protocol} poses"
-    console.print(report.table(found.results, title))
+    console.print(report.table(found.results, _name_protocol(title, protocol)))
     if protocol != GIVEN:
         poses = report.table({found.name: found.model}, "errors of the poses", report.POSES)
         console.print(poses)
@@ -130,9 +184,20 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(table)
     if table := BUDGETS.table(budget_rows(means), "with fewer Gaussians"):
         console.print(table)
-    if arguments.geometry:
-        title = "geometry, in scene units"
-        console.print(report.table(found.results, title, report.GEOMETRY))
-    seconds = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in found.seconds.items())
-    seconds += " (warm-up included)" if found.warm_up_included else ""
-    console.print(f"per scene: {seconds}; written to {found.folder}", soft_wrap=True)
+    if not means.keys().isdisjoint(report.GEOMETRY):
+        console.print(report.table(found.results, "geometry, in scene units", report.GEOMETRY))
+    time = _describe_time(found)
+    console.print(f"per scene: {time}; written to {found.folder}", soft_wrap=True)
+
+
+def _name_protocol(title: str, protocol: str) -> str:
+    from ..evaluate.fitted import GIVEN
+
+    return title if protocol == GIVEN else f"{title}, {protocol} poses"
+
+
+def _describe_time(found: "Evaluation") -> str:
+    """The milliseconds of each part of a scene."""
+    cost = found.cost
+    parts = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in cost.seconds.items())
+    return parts + (" (warm-up included)" if cost.warm_up_included else "")

@@ -10,7 +10,7 @@ and the next that can takes its place.
 import hashlib
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -85,6 +85,11 @@ class ChunkDataset:
     def far(self) -> float | None:
         """The far of every scene, where it is one number for all."""
         return self.recipe.far
+
+    @property
+    def index(self) -> str | None:
+        """The file of the evaluation index."""
+        return self._index
 
     def train(
         self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1
@@ -246,9 +251,11 @@ class TrainingStream(IterableDataset[Batch]):
 
 
 class EvaluationStream(IterableDataset[Batch]):
-    """See `ChunkDataset.evaluation`."""
+    """See `ChunkDataset.evaluation`; scenes that are `done` are not read again."""
 
-    def __init__(self, split: Split, recipe: Recipe, index: Index) -> None:
+    def __init__(
+        self, split: Split, recipe: Recipe, index: Index, done: Collection[str] = ()
+    ) -> None:
         self.split, self.recipe, self.index = split, recipe, index
         self.rank, self.ranks = rank_of_ranks()
         chunk_of = split.chunk_of
@@ -256,15 +263,25 @@ class EvaluationStream(IterableDataset[Batch]):
         for key in index:
             grouped.setdefault(chunk_of[key], []).append(key)
         self.order = [(chunk, key) for chunk, keys in grouped.items() for key in keys]
+        self.left = [place for place in self.order if place[1] not in done]
         self.skips = Skips()
 
+    @property
+    def keys(self) -> list[str]:
+        """All scenes, of all ranks, in order."""
+        return [key for _, key in self.order]
+
+    def without(self, done: Collection[str]) -> "EvaluationStream":
+        """The same without some scenes: ranks share the others."""
+        return EvaluationStream(self.split, self.recipe, self.index, done)
+
     def __len__(self) -> int:
-        return len(self.order[self.rank :: self.ranks])
+        return len(self.left[self.rank :: self.ranks])
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
         loader, reasons = _Loader(self.split), Counter[str]()
-        mine = self.order[self.rank :: self.ranks][worker::workers]
+        mine = self.left[self.rank :: self.ranks][worker::workers]
         for chunk, key in mine:
             try:
                 scene = loader.scene(chunk, key)
