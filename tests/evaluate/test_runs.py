@@ -43,7 +43,7 @@ def test_what_the_protocol_writes_is_read_back(tmp_path: Path) -> None:
 
 def test_views_identity_and_cost_where_the_file_has_them(tmp_path: Path) -> None:
     view = {"scene": "a", "view": "7", "psnr": 21.0, "ssim": None, "truth": "cd", "prediction": "e"}
-    cost = {"gaussians": 1000, "encode_seconds": 0.1, "peak_bytes": None}
+    cost = {"gaussians": 1000, "encode_seconds": 0.1, "peak_bytes": None, "megabytes": 10**400}
     path = write_results(tmp_path, gains(20), views=[view], cost=cost)
     run = read_run(path)
     (row,) = run.views
@@ -63,6 +63,7 @@ def test_a_file_of_a_baseline_has_no_settings(tmp_path: Path) -> None:
     ("content", "wanted"),
     [
         ("no json", "is no JSON"),
+        ('{"means": {}, "model": "\\ud800"}', "is no JSON"),
         ("[1]", "has no 'means'"),
         ('{"means": {}}', "has no scene in 'per_scene'"),
         ('{"means": {}, "per_scene": [{"psnr": 1}]}', "something else than scenes"),

@@ -1,7 +1,6 @@
 """Evaluations that were written earlier: results.json back as values, and whether they compare."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -18,6 +17,7 @@ RESULTS = "results.json"
 BASELINE_NAMES = {run.__name__: label for label, run in BASELINES.items()}
 APART = "make a report of each, or join them with `pmsplat leaderboard`"
 DIGITS = 12  # of a hash, where people read it
+LARGE = 1e300  # numbers beyond are none
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_bytes())
+        json.dumps(content, ensure_ascii=False).encode()  # half of a letter cannot be written again
     except (ValueError, RecursionError) as error:
         raise _no_results(path, f"is no JSON ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("means"), dict):
@@ -281,12 +282,12 @@ def _read_protocol(content: Mapping[str, Any]) -> Protocol:
     dataset = _mapping(experiment.get("dataset"))
     settings = _mapping(dataset.get("settings"))
     size, index = settings.get("size"), settings.get("index")
-    known = isinstance(size, list) and len(size) == 2 and all(type(x) is int for x in size)
+    size = size if isinstance(size, list) and [type(x) for x in size] == [int, int] else None
     return Protocol(
         dataset=_text(dataset.get("name")) or None,
         index=Path(index).name if isinstance(index, str) and index else None,
         index_hash=_texts(content.get("identity")).get("index"),
-        size=(size[0], size[1]) if known else None,
+        size=(size[0], size[1]) if size else None,
         poses=_text(content.get("protocol")) or GIVEN,
     )
 
@@ -311,7 +312,7 @@ def _list(value: Any) -> list[Any]:
 def _numbers(value: Any) -> dict[str, float]:
     """The finite numbers of a mapping."""
     numbers = {k: v for k, v in _mapping(value).items() if type(v) in (int, float)}
-    return {name: float(number) for name, number in numbers.items() if math.isfinite(number)}
+    return {name: float(number) for name, number in numbers.items() if -LARGE < number < LARGE}
 
 
 def _texts(value: Any) -> dict[str, str]:

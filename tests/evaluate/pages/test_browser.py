@@ -147,6 +147,14 @@ def test_focus_is_seen_and_motion_is_reduced(visit: Any) -> None:
     assert page.evaluate(behavior) == "auto"
 
 
+def test_a_table_can_be_copied(visit: Any) -> None:
+    page = visit("report", 1280)
+    button = page.get_by_role("button", name="Copy LaTeX")
+    button.click()
+    page.wait_for_function("getSelection().toString() || document.body.innerText.match(/Copied/)")
+    assert page.locator("pre").last.inner_text().startswith("% needs")
+
+
 def test_light_and_dark_can_be_read(visit: Any) -> None:
     """WCAG's contrast of text to its background is 4.5 or more, of quiet text too."""
     for scheme in ("light", "dark"):

@@ -127,10 +127,14 @@ def draw_differences(metric: Metric, pairs: Sequence[Pair], colors: tuple[int, i
         better = colors[int((value > 0) == metric.rises)]
         bars.append(Mark(box, better, f"{pair.scene}: {metric.write(value, sign=True)}"))
     middle = axis.at(mean(values))
+    # Bars stand on the left and hang on the right, so the other corners are free for the label.
+    label, kind = ((WIDTH - MARGIN, middle - 5), "strong end")
+    if mean(values) < 0:
+        label, kind = ((left + 2, middle + 14), "strong")
     marks = [
         _line(left, WIDTH - MARGIN, axis.at(0), axis.at(0), "axis"),
         _line(left, WIDTH - MARGIN, middle, middle, "mean"),
-        _text(WIDTH - MARGIN, middle - 5, f"mean {metric.write(mean(values), True)}", "strong end"),
+        _text(*label, f"mean {metric.write(mean(values), True)}", kind),
     ]
     said = (
         f"Differences in {metric.label} of {len(values)} scenes, sorted, from "

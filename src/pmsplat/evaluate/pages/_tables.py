@@ -92,8 +92,8 @@ def _scene_row(
             marked = len(found) > 1 and metric.is_best(value, best[metric.key])
             cells.append(tag("td", tag("strong", text) if marked else text, data_value=raw(value)))
     if difference:
-        pair = [row.values.get(difference.key) for row in found]
-        gain = None if None in pair else pair[1] - pair[0]  # pyright: ignore[reportOptionalOperand]
+        first, second = (row.values.get(difference.key) for row in found)
+        gain = None if first is None or second is None else second - first
         cells.append(tag("td", difference.write(gain, sign=True), data_value=raw(gain)))
     return tag("tr", tag("th", name, scope="row"), *cells)
 

@@ -11,9 +11,9 @@ from ..pictures import FOLDER, file_name
 from ..runs import DIGITS, RESULTS, Protocol, Run
 from . import _frame
 from ._frame import GENERATOR, PAGE, Page, Section
-from ._markup import Markup, escape, join, tag
+from ._markup import Markup, join, tag
 from ._metrics import MAIN, METRICS, MISSING, Cost, Metric, find_costs, find_metrics
-from ._tables import UNKNOWN, raw, say_count, scrolling, sort_head, write_protocol
+from ._tables import raw, say_count, scrolling, sort_head, write_protocol
 from .report import LATEX, MARKDOWN
 
 RUNS = "runs"  # folder of the site: a folder for each run, with its results and its report
@@ -116,12 +116,9 @@ def _write_group(number: int, group: Group) -> Section:
     heads = [
         sort_head("#", "number"),
         sort_head("model", "name"),
-        sort_head("scenes", "number"),
         *(sort_head(metric.heading, "number") for metric in group.metrics),
+        sort_head("scenes", "number"),
         *(sort_head(cost.heading, "number") for cost in group.costs),
-        sort_head("hardware", "name"),
-        sort_head("commit", "name"),
-        tag("th", "more", scope="col"),
     ]
     caption = "A heading sorts by its column. The best is bold."
     if rest:
@@ -148,31 +145,38 @@ def _write_row(
     count = f"{len(run.rows):,}"
     if rank is None:
         count = f"{len(group.scenes & set(run.by_scene)):,} of {len(group.scenes):,}"
-    cells = [tag("td", count, data_value=raw(len(run.rows)))]
+    cells = []
     for metric in group.metrics:
         value = means.get(metric.key)
         text = metric.write(value)
         marked = metric.is_best(value, best.get(metric.key))
         cells.append(tag("td", tag("strong", text) if marked else text, data_value=raw(value)))
+    cells.append(tag("td", count, data_value=raw(len(run.rows))))
     for cost in group.costs:
         value = run.cost.get(cost.key)
         cells.append(tag("td", cost.write(value), data_value=raw(value)))
-    commit, hardware = run.identity.get("commit"), run.identity.get("hardware")
     links = [tag("a", "results", href=entry.results, aria_label=f"Results of {run.name}")]
     if entry.report:
         links.insert(0, tag("a", "report", href=entry.report, aria_label=f"Report of {run.name}"))
-    name = tag("a", run.name, href=entry.report) if entry.report else escape(run.name)
+    commit = run.identity.get("commit", "")
+    code = tag("code", commit[:DIGITS]) if commit else "commit unknown"
+    made = [run.identity.get("hardware", "hardware unknown"), code]
+    below = [join(links, " · "), join(made, " · ")]
     return tag(
         "tr",
         tag("td", MISSING if rank is None else str(rank), data_value=raw(rank)),
-        tag("th", name, scope="row"),
+        tag(
+            "th",
+            tag("span", run.name),
+            *(tag("small", line) for line in below),
+            scope="row",
+            data_value=run.name,
+        ),
         *cells,
-        tag("td", escape(hardware) if hardware else UNKNOWN, class_="text"),
-        tag("td", tag("code", commit[:DIGITS]) if commit else UNKNOWN, class_="text"),
-        tag("td", join(links, " · "), class_="text"),
     )
 
 
 def _name_group(protocol: Protocol) -> str:
     poses = "" if protocol.poses == GIVEN else f", {protocol.poses} cameras"
-    return f"{protocol.title}, {protocol.size_text}{poses}"
+    size = protocol.size_text.replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{protocol.title}, {size}{poses}"

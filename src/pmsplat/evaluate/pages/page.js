@@ -14,7 +14,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
       head.setAttribute("aria-sort", rising ? "ascending" : "descending");
       const read = (row) => {
         const cell = row.cells[column];
-        return number ? parseFloat(cell.dataset.value ?? cell.textContent) : cell.textContent;
+        const text = cell.dataset.value ?? cell.textContent;
+        return number ? parseFloat(text) : text;
       };
       const order = (a, b) => {
         if (!number) return a.localeCompare(b, undefined, { numeric: true });
@@ -50,8 +51,9 @@ for (const scene of document.querySelectorAll(".scene")) {
   const show = () => {
     for (const { select, image, name } of sides) {
       const found = pictures.get(`${view ? view.value : 0}/${select.value}`);
-      image.src = found.src;
-      image.alt = found.alt;
+      if (found) image.src = found.src;
+      else image.removeAttribute("src");
+      image.alt = found ? found.alt : "No picture";
       name.textContent = select.selectedOptions[0].textContent;
     }
     move();
@@ -86,7 +88,8 @@ for (const button of document.querySelectorAll(".copy")) {
       getSelection().selectAllChildren(text); // where a browser refuses: selected, for Ctrl-C
       return;
     }
+    const label = button.textContent;
     button.textContent = "Copied";
-    setTimeout(() => (button.textContent = "Copy"), 2000);
+    setTimeout(() => (button.textContent = label), 2000);
   });
 }

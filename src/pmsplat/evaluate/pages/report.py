@@ -172,7 +172,7 @@ def _write_differences(runs: Sequence[Run]) -> Markup:
         ]  # fmt: skip
         metric, pairs = next(iter(paired.items()))
         scatter = draw_scatter(metric, pairs, (first.name, other.name), colors)
-        charts.append(_chart_card(f"{metric.label}, both", "a dot for each scene", scatter))
+        charts.append(_chart_card(f"{metric.label}, scene by scene", "of both runs", scatter))
         parts += [
             tag("h3", swatch(i), " ", other.name, " against ", swatch(0), " ", first.name),
             scrolling(table, f"{other.name} minus {first.name}"),
@@ -217,8 +217,9 @@ def _write_copies(grid: Grid) -> Markup:
         ("Markdown", MARKDOWN, write_markdown(grid)),
         ("LaTeX", LATEX, write_latex(grid)),
     ):
-        button = tag("button", "Copy", type="button", class_="copy", hidden=True,
-                     aria_label=f"Copy the {name} table")  # fmt: skip
+        button = tag(
+            "button", f"Copy {name}", type="button", class_="copy", hidden=True, aria_live="polite"
+        )
         link = tag("a", file, href=file)
         code = tag("pre", escape(text), tabindex="0", role="region", aria_label=f"{name} table")
         head = tag("div", tag("h3", name), link, button, class_="bar-of-copy")
