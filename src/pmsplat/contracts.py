@@ -6,7 +6,7 @@ optional parts, with their defaults, are the fields of the dataclass beside it. 
 at whether a part is there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -307,7 +307,9 @@ class Dataset(Protocol):
     workers have consumed before, `batch_size` that of the loader. `evaluation` yields one batch per
     scene, of the first `limit` scenes. Lengths are in the unit of the data.
 
-    Optional: the fields of `DatasetTraits`, and the parts of `CachingDataset`.
+    Optional: the fields of `DatasetTraits`, and the parts of `CachingDataset`. What `evaluation`
+    returns may share its scenes among the ranks of torchrun; it then has `keys`, the names of all
+    scenes in order, and `without`, which gives the same without some of them.
     """
 
     def train(
@@ -323,12 +325,14 @@ class DatasetTraits:
 
     `scale_near`: its scenes come in units of their own, so each is scaled until the smallest `near`
     of its context views equals the model's `near`, or as its `typical_depth` says. `near` and
-    `far`: those of every scene, where they are one number for all.
+    `far`: those of every scene, where they are one number for all. `index`: the file that says
+    what `evaluation` measures, where there is one.
     """
 
     scale_near: bool = False
     near: float | None = None
     far: float | None = None
+    index: str | None = None
 
 
 class CachingDataset(Dataset, Protocol):
@@ -363,6 +367,21 @@ def caching_dataset(dataset: Dataset, owner: str, remedy: str) -> CachingDataset
     for part in parts:
         require(dataset, part, owner, "teacher.cache", f"add `{part}` to it, or {remedy}")
     return cast(CachingDataset, dataset)
+
+
+def order_of_scenes(scenes: Any) -> list[str]:
+    """The names of all scenes of an evaluation, in order; none where it has no `keys`."""
+    return list(getattr(scenes, "keys", ()))
+
+
+def without_scenes(scenes: Any, done: Collection[str]) -> Iterable[Batch]:
+    """The scenes of an evaluation that are not done; those that are done are read where it has no
+    `without`."""
+    if not done:
+        return scenes
+    if hasattr(scenes, "without"):
+        return scenes.without(done)
+    return (batch for batch in scenes if batch.scene[0] not in done)
 
 
 def dataset_traits(dataset: Dataset) -> DatasetTraits:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol, report
-from pmsplat.evaluate.fitted import PoseProtocol
+from pmsplat.evaluate.fitted import PoseProtocol, check_left_out
 from pmsplat.evaluate.protocol import Result, Row
 from pmsplat.scene import open_scene
 from pmsplat.types import Batch, Gaussians, PosedDepth, Views
@@ -106,10 +106,14 @@ def test_where_no_scene_is_left_the_reason_is_said(scenes: list[Batch]) -> None:
     c2w = scenes[0].context.cameras.c2w[:, :1].expand(-1, 2, -1, -1)
     cameras = replace(scenes[0].context.cameras, c2w=c2w)
     still = replace(scenes[0], context=replace(scenes[0].context, cameras=cameras))
+    fitted = PoseProtocol(StandIn(scenes)).scenes([still], CPU)
+    assert not list(fitted)
     with pytest.raises(
         UserError, match=r"no scene that can be measured .*the given cameras are at"
     ):
-        list(PoseProtocol(StandIn(scenes)).scenes([still], CPU))
+        check_left_out(fitted.left_out, measured=0)
+    check_left_out(fitted.left_out, measured=1)
+    check_left_out({}, measured=0)
 
 
 def test_results_say_their_protocol_and_do_not_share_a_table() -> None:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,9 +58,7 @@ def test_mean_over_targets_then_over_scenes(generator: torch.Generator) -> None:
 
 def test_depth_is_measured_where_it_is_known(generator: torch.Generator) -> None:
     batches = [scene("with", 1, generator, depth=True), scene("without", 1, generator)]
-    seen: list[Row] = []
-    result = protocol.evaluate(off_by(0.1), batches, on_row=seen.append)
-    assert seen == result.rows
+    result = protocol.evaluate(off_by(0.1), batches)
     assert result.rows[0].values["abs_rel"] == pytest.approx(1.0)
     assert result.rows[0].values["delta1"] == 0.0
     assert "abs_rel" not in result.rows[1].values
@@ -157,7 +155,7 @@ def test_pipeline_draws_every_level_of_a_model_in_any_number_of_pieces(
     assert torch.equal(whole.renderings[1].color, want.color)
     for a, b in zip(whole.renderings, pieces.renderings, strict=True):
         assert torch.allclose(a.color, b.color) and torch.allclose(a.depth, b.depth)
-    assert set(watch.means()) == {"encode", "render"}
+    assert set(watch.take()) == {"encode", "render"}
 
 
 def test_only_the_most_opaque_share_is_drawn_and_losses_see_all(generator: torch.Generator) -> None:
@@ -237,10 +235,7 @@ def test_json_and_csv_hold_every_scene(tmp_path: Path) -> None:
     assert content["per_scene"][1] == {
         "scene": "b", "targets": 3, "psnr": 30.0, "ssim": None, "abs_rel": 0.25,
     }  # fmt: skip
-    with report.rows_as_they_come(tmp_path / "scenes.csv") as append:
-        for row in a_result().rows:
-            append(row)
-        assert not (tmp_path / "scenes.csv").exists()
+    report.write_csv(tmp_path / "scenes.csv", a_result().rows)
     with (tmp_path / "scenes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["scene"] for row in rows] == ["a", "b"]
@@ -248,43 +243,19 @@ def test_json_and_csv_hold_every_scene(tmp_path: Path) -> None:
 
 
 def test_a_first_scene_without_depth_leaves_that_of_the_others(tmp_path: Path) -> None:
-    with report.rows_as_they_come(tmp_path / "scenes.csv") as append:
-        for row in a_result().rows:
-            append(row)
+    report.write_csv(tmp_path / "scenes.csv", a_result().rows)
     with (tmp_path / "scenes.csv").open() as file:
         assert [row["abs_rel"] for row in csv.DictReader(file)] == ["", "0.25"]
 
 
-def test_interrupted_rows_stay_in_a_partial_file(tmp_path: Path) -> None:
-    path = tmp_path / "scenes.csv"
-
-    def interrupted() -> Iterator[Row]:
-        yield a_result().rows[0]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), report.rows_as_they_come(path) as append:
-        for row in interrupted():
-            append(row)
-    assert not path.exists()
-    assert len((tmp_path / "scenes.partial.csv").read_text().splitlines()) == 2
-
-
-def test_stopwatch_leaves_out_the_warm_up() -> None:
-    watch = Stopwatch(skip=1)
-    watch.seconds["encode"] = [9.0, 1.0, 3.0]
-    watch.seconds["render"] = [5.0]
-    assert watch.means() == {"encode": 2.0, "render": 5.0}
-    with watch("sum"):
-        torch.ones(10).sum()
-    assert watch.means()["sum"] > 0
-
-
-def test_a_stopwatch_tells_that_the_warm_up_is_in_the_mean() -> None:
-    watch = Stopwatch(skip=1)
-    watch.seconds["encode"] = [9.0, 1.0]
-    assert not watch.warm_up_included
-    watch.seconds["render"] = [5.0]
-    assert watch.warm_up_included
+def test_a_stopwatch_adds_up_each_part_until_it_is_read() -> None:
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch("wait"):
+            time.sleep(0.01)
+    taken = watch.take()
+    assert taken.keys() == {"wait"} and 0.02 <= taken["wait"] < 0.1
+    assert watch.take() == {}
 
 
 def test_a_method_without_any_of_the_metrics_is_not_in_the_table() -> None:

@@ -87,7 +87,7 @@ def test_the_command_shows_protocol_and_errors(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pmsplat.tasks.evaluate.pick_teacher", lambda *_: teacher)
+    monkeypatch.setattr("pmsplat.evaluate.fitted.pick_teacher", lambda *_: teacher)
     save(tiny("mvsplat"), tmp_path / "model.safetensors", "mvsplat")
     words = ["evaluate", *overrides, "--model", str(tmp_path / "model.safetensors")]
     words += ["--poses", "vggt", "--optimize-poses", "2", "--device", "cpu", "--limit", "1"]

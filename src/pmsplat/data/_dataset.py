@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -74,6 +74,11 @@ class ChunkDataset:
     def far(self) -> float | None:
         """The far of every scene, where it is one number for all."""
         return self.recipe.far
+
+    @property
+    def index(self) -> str | None:
+        """The file of the evaluation index."""
+        return self._index
 
     def train(
         self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1
@@ -237,9 +242,11 @@ class TrainingStream(IterableDataset[Batch]):
 
 
 class EvaluationStream(IterableDataset[Batch]):
-    """See `ChunkDataset.evaluation`."""
+    """See `ChunkDataset.evaluation`; scenes that are `done` are not read again."""
 
-    def __init__(self, split: Split, recipe: Recipe, index: Index) -> None:
+    def __init__(
+        self, split: Split, recipe: Recipe, index: Index, done: Collection[str] = ()
+    ) -> None:
         self.split, self.recipe, self.index = split, recipe, index
         self.rank, self.ranks = rank_of_ranks()
         chunk_of = split.chunk_of
@@ -247,15 +254,25 @@ class EvaluationStream(IterableDataset[Batch]):
         for key in index:
             grouped.setdefault(chunk_of[key], []).append(key)
         self.order = [(chunk, key) for chunk, keys in grouped.items() for key in keys]
+        self.left = [place for place in self.order if place[1] not in done]
+
+    @property
+    def keys(self) -> list[str]:
+        """All scenes, of all ranks, in order."""
+        return [key for _, key in self.order]
+
+    def without(self, done: Collection[str]) -> "EvaluationStream":
+        """The same without some scenes: ranks share the others."""
+        return EvaluationStream(self.split, self.recipe, self.index, done)
 
     def __len__(self) -> int:
-        return len(self.order[self.rank :: self.ranks])
+        return len(self.left[self.rank :: self.ranks])
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
         loader = _Loader(self.split)
         skipped: Counter[str] = Counter()
-        mine = self.order[self.rank :: self.ranks][worker::workers]
+        mine = self.left[self.rank :: self.ranks][worker::workers]
         for chunk, key in mine:
             try:
                 scene = loader.scene(chunk, key)

@@ -10,7 +10,7 @@ Three protocols, whose numbers must not stand in one table:
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,7 +21,16 @@ from torch.nn.functional import interpolate
 from ..contracts import PoseTeacher
 from ..errors import UserError
 from ..geometry import align, se3
-from ..scene.pose_networks import TOGETHER, are_cameras, ask, baseline, describe, find_ranges
+from ..scene.pose_networks import (
+    TOGETHER,
+    are_cameras,
+    ask,
+    baseline,
+    check_choice,
+    describe,
+    find_ranges,
+    pick_teacher,
+)
 from ..types import Batch, Cameras, PosedDepth
 from .poses import pose_errors
 
@@ -36,12 +45,50 @@ class PoseProtocol:
     teacher: PoseTeacher | None = None
     steps: int = 0
 
+    @classmethod
+    def choose(
+        cls, poses: str | PoseTeacher | None, steps: int, tell: Callable[[str], None]
+    ) -> "PoseProtocol":
+        """The protocol of an evaluation's `poses` and `optimize_poses`; reads the network.
+
+        UserError where they do not fit together, and where no network is to be had.
+        """
+        if type(steps) is not int or steps < 0:
+            raise UserError(
+                f"`optimize_poses={steps}`",
+                "a whole number from 0",
+                "leave it out to measure by the fit alone",
+            )
+        if poses is None and steps:
+            raise UserError(
+                f"`optimize_poses={steps}` with the cameras of the data",
+                "cameras that a network finds",
+                "add `poses`, such as `poses=da3`, or leave `optimize_poses` out",
+            )
+        if poses is None:
+            return cls()
+        check_choice(poses)
+        teacher = pick_teacher(poses, tell)
+        if teacher is None:
+            raise UserError(
+                f"`poses={poses}`, where pycolmap would find the cameras",
+                "a network, as an index has too few photos of a scene for pycolmap",
+                "choose `poses=da3` or `poses=vggt`",
+            )
+        teacher.prepare()
+        return cls(teacher, steps)
+
     @property
     def name(self) -> str:
         """One of the protocols above."""
         if self.teacher is None:
             return GIVEN
         return f"optimized-{self.steps}" if self.steps else FITTED
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a network finds the cameras of the context views."""
+        return self.teacher is not None
 
     @property
     def facts(self) -> dict[str, str | int]:
@@ -76,10 +123,7 @@ class Scenes:
     @property
     def notes(self) -> tuple[str, ...]:
         """A sentence for each reason why scenes were left out."""
-        return tuple(
-            f"{count} scene{'s' * (count > 1)} could not be measured: {reason}."
-            for reason, count in self.left_out.items()
-        )
+        return describe_left_out(self.left_out)
 
 
 @dataclass(frozen=True)
@@ -87,7 +131,7 @@ class FittedScenes(Scenes):
     """The scenes with the cameras that `find` predicts for the images of their context views.
 
     Near and far of all views are those of the predicted depth; the cameras of the targets are the
-    given ones. Raises UserError where no scene can be measured.
+    given ones.
     """
 
     find: Callable[[Float[Tensor, "batch view 3 height width"]], PosedDepth] = field(kw_only=True)
@@ -105,12 +149,24 @@ class FittedScenes(Scenes):
                 continue
             self.errors[batch.scene[0]] = pose_errors(found.c2w[0], given[0])
             yield _with_cameras(batch, found, similarity)
-        if self.left_out and not self.errors:
-            raise UserError(
-                f"no scene that can be measured ({' '.join(self.notes)})",
-                "cameras that fit the given ones in one scene or more",
-                "choose another network, or other data",
-            )
+
+
+def describe_left_out(left_out: Mapping[str, int]) -> tuple[str, ...]:
+    """A sentence for each reason why so many scenes were left out."""
+    return tuple(
+        f"{count} scene{'s' * (count > 1)} could not be measured: {reason}."
+        for reason, count in left_out.items()
+    )
+
+
+def check_left_out(left_out: Mapping[str, int], measured: int) -> None:
+    """UserError where scenes were left out and none was measured."""
+    if left_out and not measured:
+        raise UserError(
+            f"no scene that can be measured ({' '.join(describe_left_out(left_out))})",
+            "cameras that fit the given ones in one scene or more",
+            "choose another network, or other data",
+        )
 
 
 def find_with(

@@ -7,6 +7,12 @@ from torch import Tensor
 from ..foundation.lpips import LPIPS
 from ..losses.ssim import ssim as structural_similarity
 
+DEFINITIONS = {
+    "psnr": "dB, both images clipped to [0, 1], at most 100",
+    "ssim": "Gaussian window of 11 pixels and sigma 1.5, images not clipped, float64; as skimage's "
+    "structural_similarity with gaussian_weights=True, win_size=11, data_range=1",
+    "lpips": "version 0.1 over VGG-16, images not clipped",
+}
 LEAST_MSE = 1e-10  # identical images read 100 dB instead of infinity, so that means stay finite
 
 

@@ -26,11 +26,13 @@ from ..types import Batch, Cameras, Gaussians, Reduced, Rendering, StepOutput, V
 from ..zoo.infer import model_frame
 from . import metrics
 from .budget import BUDGETS, COUNT, reduce_gaussians
+from .cost import Cost
 from .depth import depth_metrics
 from .fitted import GIVEN
 from .geometry import geometry_metrics
 from .series import STEPS
 from .timing import Stopwatch
+from .views import ViewRow, add_hashes, list_views
 
 TARGETS_AT_ONCE = 16  # drawn together: bounds memory on indices with hundreds of targets
 
@@ -41,11 +43,16 @@ Aim = Callable[[Gaussians, Views], Cameras]
 
 @dataclass(frozen=True)
 class Row:
-    """One scene: means over its targets (of depth: over the known pixels of its context views)."""
+    """One scene: means over its targets (of depth: over the known pixels of its context views).
+
+    `views` are the targets one by one, where they were drawn; `cost` is what it took, if known.
+    """
 
     scene: str
     targets: int
     values: dict[str, float]
+    views: tuple[ViewRow, ...] = ()
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -157,19 +164,35 @@ def _draw(
     )
 
 
-@torch.no_grad()
-@float32_products(tf32=False)
 def evaluate(
     run: Pipeline,
     batches: Iterable[Batch],
     device: torch.device | str = "cpu",
     lpips: lpips_network.LPIPS | None = None,
-    on_row: Callable[[Row], None] | None = None,
     geometry: bool = False,
     each_step: bool = False,
     known: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Result:
-    """Measures `run` on one batch (of one scene) after the other.
+    """What `measure_scenes` finds; UserError where there is no scene, or nothing to measure."""
+    rows: list[Row] = []
+    measure_scenes(run, batches, rows.append, device, lpips, geometry, each_step, known)
+    check_rows(rows)
+    return Result(rows)
+
+
+@torch.no_grad()
+@float32_products(tf32=False)
+def measure_scenes(
+    run: Pipeline,
+    batches: Iterable[Batch],
+    on_row: Callable[[Row], None],
+    device: torch.device | str = "cpu",
+    lpips: lpips_network.LPIPS | None = None,
+    geometry: bool = False,
+    each_step: bool = False,
+    known: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Measures `run` on one batch (of one scene) after the other; `on_row` gets each as it is done.
 
     psnr, ssim and, where a network is given, lpips of the last rendering, if there is one; psnr
     once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
@@ -177,17 +200,21 @@ def evaluate(
     `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
     encoder and after each, and of the answer with fewer Gaussians where `run` has budgets (see
     `budget`). A network is put into eval mode by its owner. `known` are more values of the scenes,
-    by name, which it may get as they come. `on_row` sees each scene as it is done. UserError where
-    there is no scene, or nothing to measure in any, and for `geometry` where the data has no depth.
+    by name, which it may get as they come. UserError for `geometry` where the data has no depth.
     """
-    rows = []
     network = None if lpips is None else lpips.to(device)
     for batch in batches:
-        row = measure(run(batch.to(device)), network, geometry, each_step)
+        step = run(batch.to(device))
+        row = measure(step, network, geometry, each_step)
         more = {} if known is None else known.get(row.scene, {})
-        rows.append(replace(row, values={**row.values, **more}))
-        if on_row:
-            on_row(rows[-1])
+        views = row.views
+        if views:
+            views = add_hashes(views, step.renderings[-1].color[0], batch.target.images[0])
+        on_row(replace(row, values={**row.values, **more}, views=views))
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """UserError where there is no scene, or nothing was measured in any."""
     if not rows:
         raise UserError(
             "the evaluation found no scene",
@@ -200,7 +227,6 @@ def evaluate(
             "data with depth, or a model with Gaussians",
             "choose another dataset or another model",
         )
-    return Result(rows)
 
 
 @torch.no_grad()
@@ -210,40 +236,53 @@ def measure(
     geometry: bool = False,
     each_step: bool = False,
 ) -> Row:
-    """The metrics of one scene: of colour where it was rendered, of depth where it is known."""
+    """The metrics of one scene: of colour where it was rendered, of depth where it is known.
+
+    Its views have no hashes.
+    """
     batch = step.batch
     assert len(batch.scene) == 1, "the protocol is one scene at a time"
-    values = _color_values(step, lpips) | _depth_values(step)
+    colors = [_measure_color(one, batch, lpips) for one in step.renderings[-1:]]
+    values, views = _depth_values(step), ()
+    for color in colors:
+        values, views = color.means | values, list_views(batch.target, color.views)
     if each_step:
-        levels = [_image_values(one, batch, lpips) for one in step.renderings[:-1]]
+        levels = [_measure_color(one, batch, lpips).means for one in step.renderings[:-1]]
         levels += [values] if step.renderings else []
         values |= STEPS.names(dict(enumerate(levels)))
     if step.reduced:
-        reduced = {r.budget: _image_values(r.rendering, batch, lpips) for r in step.reduced}
+        reduced = {r.budget: _measure_color(r.rendering, batch, lpips).means for r in step.reduced}
         values |= BUDGETS.names(reduced) | {COUNT: step.reduced[0].of}
     if geometry:
         values |= _geometry_values(step)
-    return Row(batch.scene[0], batch.target.images.shape[1], values)
+    return Row(batch.scene[0], batch.target.images.shape[1], values, views)
 
 
-def _color_values(step: StepOutput, lpips: lpips_network.LPIPS | None) -> dict[str, float]:
-    """Of the answer as rendered."""
-    return _image_values(step.renderings[-1], step.batch, lpips) if step.renderings else {}
+@dataclass(frozen=True)
+class _Color:
+    """Metrics of a rendering by name: means over the targets, and of each target."""
+
+    means: dict[str, float]
+    views: dict[str, list[float]]
 
 
-def _image_values(
-    rendering: Rendering, batch: Batch, lpips: lpips_network.LPIPS | None
-) -> dict[str, float]:
-    """Of one rendering of the targets: each metric says what it clips."""
+def _measure_color(rendering: Rendering, batch: Batch, lpips: lpips_network.LPIPS | None) -> _Color:
+    """Each metric says what it clips; a GPU sends all numbers at once."""
     images, color = batch.target.images, rendering.color.detach()
-    values = {"psnr": metrics.psnr(color, images), "ssim": metrics.ssim(color, images)}
-    outside = is_outside(batch)
+    views = {"psnr": metrics.psnr(color, images), "ssim": metrics.ssim(color, images)}
+    groups, outside = dict(views), is_outside(batch)
     if outside.any() and not outside.all():
-        values["psnr_inside"] = values["psnr"][:, ~outside]
-        values["psnr_outside"] = values["psnr"][:, outside]
+        groups["psnr_inside"] = views["psnr"][:, ~outside]
+        groups["psnr_outside"] = views["psnr"][:, outside]
     if lpips is not None:
-        values["lpips"] = metrics.lpips(color, images, lpips)
-    return {name: value.mean().item() for name, value in values.items()}
+        views["lpips"] = groups["lpips"] = metrics.lpips(color, images, lpips)
+    sent = [group.mean(dim=1).double() for group in groups.values()]
+    sent += [view[0].double() for view in views.values()]
+    means, *rows = torch.cat(sent).cpu().split([len(groups)] + [images.shape[1]] * len(views))
+    return _Color(
+        dict(zip(groups, means.tolist(), strict=True)),
+        {name: row.tolist() for name, row in zip(views, rows, strict=True)},
+    )
 
 
 def _depth_values(step: StepOutput) -> dict[str, float]:

@@ -4,16 +4,19 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from ..errors import UserError
-from ..io.files import write_text
+from ..io.files import atomic, write_text
+from .cost import Cost, define_costs, summarize
+from .metrics import DEFINITIONS
 from .protocol import Result, Row
+from .series import METRICS
 
 # Heading and decimals of each metric; those without a heading are only written to files.
 COLUMNS = {
@@ -100,7 +103,10 @@ def table(results: Mapping[str, Result], title: str = "", columns: Columns = COL
 
 
 def write_json(path: str | os.PathLike, result: Result, about: Mapping[str, Any]) -> None:
-    """Writes the fields `about`, the means, the notes and every scene as JSON; NaN becomes null."""
+    """Writes the fields `about`, the means, the notes, every scene and every view as JSON.
+
+    NaN becomes null, and so do metrics of color that views lack.
+    """
     content = {
         **about,
         "means": _to_json(result.means),
@@ -110,32 +116,47 @@ def write_json(path: str | os.PathLike, result: Result, about: Mapping[str, Any]
             {"scene": row.scene, "targets": row.targets, **_to_json(row.values)}
             for row in result.rows
         ],
+        "per_view": [
+            {
+                "scene": row.scene,
+                "view": view.view,
+                **dict.fromkeys(METRICS),
+                **_to_json(view.values),
+                "prediction": view.prediction,
+                "truth": view.truth,
+            }
+            for row in result.rows
+            for view in row.views
+        ],
     }
     write_text(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-@contextmanager
-def rows_as_they_come(
-    path: str | os.PathLike, columns: Columns = COLUMNS
-) -> Iterator[Callable[[Row], None]]:
-    """Yields a function that appends a scene to NAME.partial.csv, renamed to `path` at the end.
+def describe_costs(costs: Sequence[Cost], device: torch.device) -> dict[str, Any]:
+    """The fields of results that say what the scenes took, and what all numbers are."""
+    total = summarize(costs)
+    return {
+        "seconds": total.seconds,
+        "seconds_with_warm_up": total.warm_up_included,
+        "cost": {
+            "gaussians": total.gaussians,
+            "megabytes": total.megabytes,
+            "encode_seconds": total.seconds.get("encode"),
+            "render_seconds": total.seconds.get("render"),
+            "peak_bytes": total.peak_bytes,
+        },
+        "definitions": DEFINITIONS | define_costs(device),
+    }
 
-    There is one column per metric; values that a scene lacks are empty. After an interruption the
-    partial file stays, with the scenes so far; the next run starts again and replaces it.
-    """
-    final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_suffix(f".partial{final.suffix}")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["scene", "targets", *columns], restval="")
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
+    """Writes a line per scene, with a column per metric; values that a scene lacks are empty."""
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["scene", "targets", *names], restval="")
         writer.writeheader()
-
-        def append(row: Row) -> None:
+        for row in rows:
             writer.writerow({"scene": row.scene, "targets": row.targets, **row.values})
-            file.flush()
-
-        yield append
-    os.replace(partial, final)
 
 
 def _to_json(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -5,7 +5,7 @@ is that of the answer.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -28,14 +28,6 @@ class Series:
             for number, values in rows.items()
             for metric in METRICS
             if metric in values
-        }
-
-    def columns(self, numbers: Iterable[int]) -> dict[str, tuple[str, int]]:
-        """Those of a file of results for these numbers; the main table has none of them."""
-        return {
-            f"{metric}_{self.word}{number}": ("", decimals)
-            for number in numbers
-            for metric, (_, decimals) in METRICS.items()
         }
 
     def rows(self, means: Mapping[str, float]) -> dict[int, dict[str, float]]:

@@ -11,6 +11,11 @@ from torch import Tensor
 RANDOM = 0.1  # of those that are kept while a network learns (Long-LRM)
 
 
+def count_kept(total: int, share: float) -> int:
+    """How many Gaussians a share of `total` is; at least one, where there is any."""
+    return min(total, max(1, round(share * total)))
+
+
 def choose_opaque(
     opacities: Float[Tensor, "batch gaussian"],
     share: float,
@@ -21,8 +26,7 @@ def choose_opaque(
     With a generator, on their device, a tenth of them are others at random, so that each of these
     gets a gradient from time to time. All scenes keep as many, and the host does not wait.
     """
-    total = opacities.shape[1]
-    kept = min(total, max(1, round(share * total)))
+    kept = count_kept(opacities.shape[1], share)
     others = 0 if generator is None else round(RANDOM * kept)
     chosen = opacities.detach().topk(kept - others, sorted=False).indices
     if others:

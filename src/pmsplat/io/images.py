@@ -238,10 +238,15 @@ def count_scale(near: float, far: float) -> float:
     return next(step for step in steps if far <= step * FULL_SCALE)
 
 
-def to_uint8(image: Float[Tensor, "3 height width"]) -> UInt8[np.ndarray, "height width 3"]:
-    """A [0, 1] tensor, channels first, as 8-bit pixels, channels last; clipped and rounded."""
+def to_uint8(
+    image: Float[Tensor, "*batch 3 height width"],
+) -> UInt8[np.ndarray, "*batch height width 3"]:
+    """A [0, 1] tensor, channels first, as 8-bit pixels, channels last; clipped and rounded.
+
+    Of a GPU all of it comes in one transfer.
+    """
     pixels = image.detach().float().clamp(0, 1).mul(255).round()
-    return pixels.permute(1, 2, 0).byte().cpu().numpy()
+    return pixels.movedim(-3, -1).byte().cpu().numpy()
 
 
 def _open(source: Source) -> Image.Image:

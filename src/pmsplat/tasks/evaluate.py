@@ -1,41 +1,25 @@
 """An encoder measured on the scenes of an evaluation index: tables in memory, files in a folder."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from .. import registry
-from ..contracts import (
-    PoseTeacher,
-    count_anchors,
-    count_steps,
-    dataset_traits,
-    encoder_traits,
-    require,
-)
+from ..contracts import PoseTeacher
 from ..errors import UserError
-from ..evaluate import protocol, report
-from ..evaluate.baselines import BASELINES
-from ..evaluate.budget import BUDGETS, COUNT, draw_budgets
-from ..evaluate.fitted import PoseProtocol
+from ..evaluate import report
+from ..evaluate.budget import draw_budgets
+from ..evaluate.cost import Summary, summarize
+from ..evaluate.identity import Identity
 from ..evaluate.protocol import Result
-from ..evaluate.series import STEPS
-from ..evaluate.timing import Stopwatch
+from ..evaluate.ranks import open_ranks
 from ..progress import Track, silently
-from ..scene.pose_networks import check_choice, pick_teacher
-from ..train.settings import Component, Experiment, Renderer
-from ..types import Batch, Cameras, Gaussians, Views
-from ..zoo.infer import depth_only_error
-from ..zoo.load import WEIGHTS, Loaded, open_model
-from ..zoo.poses import search_cameras
-from .options import as_graph, pick_device
+from ..train.settings import Experiment
+from ._measured import Method, Setting, open_baselines, open_method, open_setting
 
 log = logging.getLogger(__name__)
-
-WARM_UP = 5  # scenes whose times do not count
 
 
 @dataclass(frozen=True)
@@ -65,6 +49,13 @@ class Options:
     optimize_poses: int = 0
 
     def __post_init__(self) -> None:
+        if self.baselines and self.optimize_poses:
+            raise UserError(
+                f"`baselines` with `optimize_poses={self.optimize_poses}`, which moves cameras for "
+                "the model alone",
+                "methods whose numbers compare",
+                "leave one of them out",
+            )
         if self.limit is not None and self.limit < 1:
             raise UserError(
                 f"`limit={self.limit}`", "at least 1", "leave `limit` out to measure all scenes"
@@ -80,22 +71,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of a model and of the baselines by name, and the mean seconds of a scene.
-
-    `warm_up_included`: there were too few scenes to leave the slow first ones out of `seconds`.
-    """
+    """The results of a model and of the baselines by name, the model's identity, and the folder."""
 
     name: str
     model: Result
     baselines: Mapping[str, Result]
-    seconds: Mapping[str, float]
-    warm_up_included: bool
     folder: Path
+    identity: Identity
 
     @property
     def results(self) -> dict[str, Result]:
         """All results by the name of their method, the model last."""
         return {**self.baselines, self.name: self.model}
+
+    @property
+    def cost(self) -> Summary:
+        """What the model takes for a scene."""
+        return summarize([row.cost for row in self.model.rows if row.cost is not None])
 
 
 def evaluate(
@@ -121,156 +113,35 @@ def evaluate(
                           as many Gaussians, and "gaussians" how many there are otherwise; with
                           `poses`, the "protocol", what found the "poses", how many steps moved the
                           cameras of the targets, the errors of the poses, and which scenes could
-                          not be measured
-        scenes.csv        a row per scene, as they come
+                          not be measured; "per_view" has every target with the SHA-256 of its
+                          pixels, "identity" what the results are of, "cost" what a scene takes, and
+                          "definitions" says what the numbers are
+        scenes.csv        a row per scene
         nearest_view.json, plane_sweep.json     with `baselines`
         budgets.png       PSNR against the number of Gaussians, with `gaussians`
+
+    and, until results.json is written, the scenes that are done (see `evaluate.journal`): an
+    interrupted evaluation of the same goes on after them. Processes of torchrun share the scenes,
+    all return the results of all, and the first of them writes.
 
     `tell` gets what is left out. Raises UserError where the model, the data or the index is missing
     or does not fit, for `steps` and `anchors` of a model that has none, and for more `gaussians`
     than there are.
     """
-    chosen = options or Options()
     folder = Path(output or Path(experiment.output) / "evaluation")
-    device = pick_device(chosen.device)
-    cameras = PoseProtocol(_pick_poses(chosen, tell), chosen.optimize_poses)
-    predicted = cameras.teacher is not None
-
-    # Open the data and the model.
-    dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
-    owner = f"the dataset {experiment.dataset.name!r}"
-    scenes = require(dataset, "evaluation", owner, "evaluation")(chosen.limit)
-    path = Path(experiment.output) / WEIGHTS if model is None else model
-    loaded = _open(path, weights)
-    encoder = loaded.model.to(device).eval()
-    name = loaded.component if isinstance(path, nn.Module) else str(path)
-    traits = encoder_traits(encoder)
-    steps = count_steps(chosen.steps, traits.steps)
-    steps = None if traits.steps is None else steps
-    anchors = count_anchors(chosen.anchors, traits.anchors)
-    if chosen.gaussians and not traits.draws:
-        raise depth_only_error()
-    lpips, notes = protocol.find_lpips() if traits.draws else (None, ())
-    for note in notes:
-        tell(note)
-
-    # Measure the model, scene by scene.
-    watch = Stopwatch(device, skip=WARM_UP)
-    renderer = experiment.renderer
-    pipeline = protocol.pipeline(
-        as_graph(encoder, chosen.graph, device),
-        renderer.name,
-        renderer.background,
-        watch,
-        scale_near=dataset_traits(dataset).scale_near or predicted,
-        steps=steps,
-        all_levels=steps is not None,
-        keep=renderer.keep,
-        budgets=chosen.gaussians,
-        aim=_aim(chosen.optimize_poses, renderer),
-        anchors=chosen.anchors,
-    )
-    columns = report.COLUMNS | (report.GEOMETRY if chosen.geometry else {})
-    columns |= {} if steps is None else STEPS.columns(range(steps + 1))
-    columns |= BUDGETS.columns(chosen.gaussians) | ({COUNT: ("", 0)} if chosen.gaussians else {})
-    columns |= report.POSES if predicted else {}
-    with report.rows_as_they_come(folder / "scenes.csv", columns) as append:
-        batches = cameras.scenes(_track(track, scenes, "evaluating"), device)
-        found = protocol.evaluate(
-            pipeline,
-            batches,
-            device,
-            lpips,
-            append,
-            chosen.geometry,
-            steps is not None,
-            batches.errors,
-        )
-    for note in batches.notes:
-        tell(note)
-    result = replace(found, notes=notes + batches.notes, protocol=cameras.name)
-    measured = replace(experiment, model=Component(loaded.component, loaded.settings))
-    about = {
-        "model": name,
-        "steps": steps,
-        "anchors": anchors or None,
-        "experiment": asdict(measured),
-        "seconds": watch.means(),
-        "seconds_with_warm_up": watch.warm_up_included,
-        **cameras.facts,
-    }
-    report.write_json(folder / "results.json", result, about)
-    if chosen.gaussians:
-        draw_budgets(folder / "budgets.png", result.means, Path(name).name)
-
-    # Measure the baselines, which give the same in every unit of length.
-    baselines = {}
-    for label, run in BASELINES.items() if chosen.baselines else ():
-        batches = _track(track, dataset.evaluation(chosen.limit), label)
-        batches = cameras.scenes(batches, device)
-        found = protocol.evaluate(run, batches, device, lpips, geometry=chosen.geometry)
-        found = replace(found, protocol=cameras.name)
-        report.write_json(folder / f"{run.__name__}.json", found, cameras.facts)
-        baselines[label] = found
-    return Evaluation(
-        Path(name).name, result, baselines, watch.means(), watch.warm_up_included, folder
-    )
+    with open_ranks() as ranks:
+        setting = open_setting(experiment, options or Options(), ranks, tell, track)
+        return _evaluate(setting, open_method(setting, model, weights), folder)
 
 
-def _pick_poses(options: Options, tell: Callable[[str], None]) -> PoseTeacher | None:
-    """The network that finds the cameras; UserError where the options do not fit together."""
-    if type(options.optimize_poses) is not int or options.optimize_poses < 0:
-        raise UserError(
-            f"`optimize_poses={options.optimize_poses}`",
-            "a whole number from 0",
-            "leave it out to measure by the fit alone",
-        )
-    if options.poses is None and options.optimize_poses:
-        raise UserError(
-            f"`optimize_poses={options.optimize_poses}` with the cameras of the data",
-            "cameras that a network finds",
-            "add `poses`, such as `poses=da3`, or leave `optimize_poses` out",
-        )
-    if options.baselines and options.optimize_poses:
-        raise UserError(
-            f"`baselines` with `optimize_poses={options.optimize_poses}`, which moves cameras for "
-            "the model alone",
-            "methods whose numbers compare",
-            "leave one of them out",
-        )
-    if options.poses is None:
-        return None
-    check_choice(options.poses)
-    teacher = pick_teacher(options.poses, tell)
-    if teacher is None:
-        raise UserError(
-            f"`poses={options.poses}`, where pycolmap would find the cameras",
-            "a network, as an index has too few photos of a scene for pycolmap",
-            "choose `poses=da3` or `poses=vggt`",
-        )
-    teacher.prepare()
-    return teacher
-
-
-def _aim(steps: int, renderer: Renderer) -> protocol.Aim | None:
-    """What moves the cameras of the targets; None for no steps."""
-    if not steps:
-        return None
-
-    def aim(gaussians: Gaussians, views: Views) -> Cameras:
-        return search_cameras(gaussians, views, steps, renderer.name, renderer.background)
-
-    return aim
-
-
-def _open(model: str | Path | nn.Module, weights: str | Path | None) -> Loaded:
-    """The model with its component and settings, which an encoder in memory need not have."""
-    if isinstance(model, nn.Module):
-        settings = getattr(model, "cfg", None)
-        return Loaded(model, type(model).__name__, settings if is_dataclass(settings) else None)
-    return open_model(model, weights)
-
-
-def _track(track: Track, scenes: Iterable[Batch], description: str) -> Iterable[Batch]:
-    """The scenes, with progress shown."""
-    return track(scenes, description, len(scenes) if isinstance(scenes, Sized) else 0)
+def _evaluate(setting: Setting, method: Method, folder: Path) -> Evaluation:
+    """Measures a model, and the baselines where they are wanted."""
+    name, chosen = Path(method.name).name, setting.options
+    result = setting.measure(method, folder / "results.json")
+    if setting.ranks.first:
+        report.write_csv(folder / "scenes.csv", result.rows)
+        if chosen.gaussians:
+            draw_budgets(folder / "budgets.png", result.means, name)
+    baselines = open_baselines(setting, method) if chosen.baselines else {}
+    others = {m.name: setting.measure(m, folder / f"{file}.json") for file, m in baselines.items()}
+    return Evaluation(name, result, others, folder, method.identity)

@@ -35,11 +35,15 @@ __all__ = ["CONFIG", "WEIGHTS", "ZOO", "Loaded", "Published", "load", "open_mode
 
 @dataclass(frozen=True)
 class Loaded:
-    """An encoder in eval mode, the name of its component, and the Config it was built from."""
+    """An encoder in eval mode, the name of its component, and the Config it was built from.
+
+    `path` is the file of its weights, or the index of their files; None for one in memory.
+    """
 
     model: nn.Module
     component: str
     settings: Any
+    path: Path | None = None
 
 
 def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Module:
@@ -84,7 +88,7 @@ def open_model(name_or_path: str | Path, weights: str | Path | None = None) -> L
     files.check_same(state, model.state_dict(), str(path), remedy)
     model.load_state_dict(state)
     set_memory_format(model)
-    return Loaded(model.eval(), header.model, config)
+    return Loaded(model.eval(), header.model, config, path)
 
 
 def save(model: nn.Module, path: str | Path, component: str, settings: Any = None) -> None:
@@ -134,7 +138,7 @@ def _load_official(name: str, settings: dict[str, Any], path: Path) -> Loaded:
         raise UserError(error.got, f"{error.wanted}, as {name} has it", remedy) from error
     model.load_state_dict(state, assign=True)
     set_memory_format(model)
-    return Loaded(model.eval(), component, config)
+    return Loaded(model.eval(), component, config, path)
 
 
 def _release_settings(name: str, path: Path) -> dict[str, Any]:

@@ -58,14 +58,12 @@ def save_ply(gaussians: Gaussians, path: str | Path) -> None:
     UserError for a batch of several scenes or for values that are not finite. The file is complete
     or absent.
     """
-    coefficients = min(gaussians.sh.shape[-2], (DEGREE + 1) ** 2)
+    coefficients = _count_coefficients(gaussians)
     if coefficients < gaussians.sh.shape[-2]:
         _warn_once_about_degree()
     blocks = write_blocks(gaussians, path)
     tell_loss(gaussians, path, comments=True, confidence=True)
-    names = _list_properties(coefficients - 1)
-    if gaussians.confidence is not None:
-        names.append(CONFIDENCE)
+    names = _list_columns(gaussians)
     vertices = np.empty((gaussians.means.shape[1], len(names)), "<f4")
     filled = 0
     for block in blocks:
@@ -76,6 +74,20 @@ def save_ply(gaussians: Gaussians, path: str | Path) -> None:
     with atomic(path) as temporary:
         element, comments = PlyElement.describe(table, "vertex"), write_comments(gaussians)
         PlyData([element], text=False, byte_order="<", comments=comments).write(str(temporary))
+
+
+def bytes_per_gaussian(gaussians: Gaussians) -> int:
+    """What `save_ply` writes for each of them."""
+    return 4 * len(_list_columns(gaussians))
+
+
+def _count_coefficients(gaussians: Gaussians) -> int:
+    return min(gaussians.sh.shape[-2], (DEGREE + 1) ** 2)
+
+
+def _list_columns(gaussians: Gaussians) -> list[str]:
+    sure = [] if gaussians.confidence is None else [CONFIDENCE]
+    return _list_properties(_count_coefficients(gaussians) - 1) + sure
 
 
 def _list_properties(rest: int) -> list[str]:

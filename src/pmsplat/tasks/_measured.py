@@ -1,0 +1,284 @@
+"""What an evaluation measures, and on what: models and baselines by the same steps.
+
+Scenes that an interrupted evaluation measured are kept, and ranks share the others.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .. import registry
+from ..contracts import (
+    Dataset,
+    count_anchors,
+    count_steps,
+    dataset_traits,
+    encoder_traits,
+    order_of_scenes,
+    require,
+    without_scenes,
+)
+from ..evaluate import fitted, protocol, report
+from ..evaluate.baselines import BASELINES
+from ..evaluate.cost import Meter
+from ..evaluate.identity import Identity, identify
+from ..evaluate.journal import Journal
+from ..evaluate.protocol import Result, Row
+from ..evaluate.ranks import Ranks
+from ..evaluate.timing import Stopwatch
+from ..foundation.lpips import LPIPS
+from ..progress import Track, silently
+from ..train.settings import Component, Experiment, Renderer
+from ..types import Batch, Cameras, Gaussians, Views
+from ..zoo.infer import depth_only_error
+from ..zoo.load import WEIGHTS, Loaded, open_model
+from ..zoo.poses import search_cameras
+from .options import as_graph, pick_device
+
+if TYPE_CHECKING:
+    from .evaluate import Options
+
+
+@dataclass(frozen=True)
+class Method:
+    """A model or a baseline.
+
+    `about` are the fields of its results that are known beforehand; `kept`: scenes of it that were
+    measured earlier can be known again.
+    """
+
+    name: str
+    meter: Meter
+    identity: Identity
+    about: Mapping[str, Any]
+    lpips: LPIPS | None = None
+    notes: tuple[str, ...] = ()
+    each_step: bool = False
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods have in common: the data, what finds the cameras, where and who computes."""
+
+    experiment: Experiment
+    options: "Options"
+    dataset: Dataset
+    cameras: fitted.PoseProtocol
+    device: torch.device
+    ranks: Ranks
+    tell: Callable[[str], None]
+    track: Track
+
+    def measure(self, method: Method, path: Path) -> Result:
+        """Measures the scenes of this rank, and writes the results of all ranks to `path`."""
+        scenes = self.dataset.evaluation(self.options.limit)
+        order = dict.fromkeys(order_of_scenes(scenes))
+
+        # Keep what an interrupted evaluation has done, and measure the others.
+        journal = Journal(path, self._fingerprint(method), self.ranks.rank)
+        rows = self._gather(list(journal.read(self.tell).values()))
+        rows = {name: row for name, row in rows.items() if not order or name in order}
+        left = self._track(without_scenes(scenes, rows.keys()), f"measuring {method.name}")
+        batches = self.cameras.scenes(left, self.device)
+        with journal.writer() as write:
+            mine = self._measure(method, batches, write)
+
+        # Join what all ranks have measured, in the order of the index.
+        rows |= self._gather(mine)
+        left_out = sum(self.ranks.gather(batches.left_out), Counter[str]())
+        fitted.check_left_out(left_out, len(rows))
+        protocol.check_rows(list(rows.values()))
+        ordered = [rows[name] for name in order or rows if name in rows]
+        notes = method.notes + fitted.describe_left_out(left_out)
+        result = Result(ordered, notes, self.cameras.name)
+        if self.ranks.first:
+            report.write_json(path, result, self._describe(method, result))
+        self.ranks.gather(None)  # nothing is forgotten before it is written
+        journal.remove()
+        return result
+
+    def _measure(
+        self, method: Method, batches: fitted.Scenes, write: Callable[[Row], None]
+    ) -> list[Row]:
+        """The scenes one by one; `write` gets each as it is done."""
+        rows: list[Row] = []
+
+        def keep(row: Row) -> None:
+            rows.append(replace(row, cost=method.meter.cost))
+            write(rows[-1])
+
+        geometry = self.options.geometry
+        protocol.measure_scenes(
+            method.meter,
+            batches,
+            keep,
+            self.device,
+            method.lpips,
+            geometry,
+            method.each_step,
+            batches.errors,
+        )
+        return rows
+
+    def _gather(self, rows: Sequence[Row]) -> dict[str, Row]:
+        """Those of all ranks, by name."""
+        return {row.scene: row for some in self.ranks.gather(rows) for row in some}
+
+    def _track(self, scenes: Iterable[Batch], description: str) -> Iterable[Batch]:
+        return self.track(scenes, description, len(scenes) if isinstance(scenes, Sized) else 0)
+
+    def _describe(self, method: Method, result: Result) -> dict[str, Any]:
+        """The fields of a method's results beside its metrics."""
+        costs = [row.cost for row in result.rows if row.cost is not None]
+        identity = {"identity": asdict(method.identity)}
+        costs = report.describe_costs(costs, self.device)
+        return {**method.about, **self.cameras.facts, **identity, **costs}
+
+    def _fingerprint(self, method: Method) -> dict[str, str | None]:
+        """What scenes that were measured earlier must have been measured with."""
+        chosen, experiment = self.options, method.about["experiment"]
+        settings = {
+            **method.about,
+            **self.cameras.facts,
+            "experiment": [experiment[part] for part in ("dataset", "model", "renderer")],
+            "options": [chosen.geometry, chosen.graph, chosen.gaussians],
+            "lpips": method.lpips is not None,
+        }
+        text = json.dumps(settings, sort_keys=True, default=str)
+        known = {name: str(value) for name, value in asdict(method.identity).items()}
+        return {
+            "weights": known["weights"] if method.kept else None,
+            "settings": hashlib.sha256(text.encode()).hexdigest(),
+            **{name: known[name] for name in ("index", "version", "commit", "hardware")},
+        }
+
+
+def open_setting(
+    experiment: Experiment,
+    options: "Options",
+    ranks: Ranks,
+    tell: Callable[[str], None],
+    track: Track,
+) -> Setting:
+    """The data and all else that methods have in common; only the first rank speaks.
+
+    UserError where the data or its index is missing, or the options do not fit.
+    """
+    if not ranks.first:
+        tell, track = _ignore, silently
+    device = pick_device(options.device)
+    if device.type == "cuda" and device.index is None and ranks.count > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    cameras = fitted.PoseProtocol.choose(options.poses, options.optimize_poses, tell)
+    dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
+    owner = f"the dataset {experiment.dataset.name!r}"
+    require(dataset, "evaluation", owner, "evaluation")(options.limit)
+    return Setting(experiment, options, dataset, cameras, device, ranks, tell, track)
+
+
+def open_method(
+    setting: Setting, model: str | Path | nn.Module | None, weights: str | Path | None
+) -> Method:
+    """The model as it is measured; None: what training left in the experiment's output.
+
+    UserError where it is missing, or has no steps, anchors or Gaussians that are asked for.
+    """
+    experiment, chosen = setting.experiment, setting.options
+    path = Path(experiment.output) / WEIGHTS if model is None else model
+    loaded = _open(path, weights)
+    encoder = loaded.model.to(setting.device).eval()
+    traits = encoder_traits(encoder)
+    steps = count_steps(chosen.steps, traits.steps)
+    steps = None if traits.steps is None else steps
+    anchors = count_anchors(chosen.anchors, traits.anchors)
+    if chosen.gaussians and not traits.draws:
+        raise depth_only_error()
+    lpips, notes = protocol.find_lpips() if traits.draws else (None, ())
+    for note in notes:
+        setting.tell(note)
+    name = loaded.component if isinstance(path, nn.Module) else str(path)
+    renderer, watch = experiment.renderer, Stopwatch(setting.device)
+    run = protocol.pipeline(
+        as_graph(encoder, chosen.graph, setting.device),
+        renderer.name,
+        renderer.background,
+        watch,
+        scale_near=dataset_traits(setting.dataset).scale_near or setting.cameras.predicts,
+        steps=steps,
+        all_levels=steps is not None,
+        keep=renderer.keep,
+        budgets=chosen.gaussians,
+        aim=_aim(chosen.optimize_poses, renderer),
+        anchors=chosen.anchors,
+    )
+    measured = replace(experiment, model=Component(loaded.component, loaded.settings))
+    return Method(
+        name=name,
+        meter=Meter(run, watch, renderer.keep),
+        identity=_identify(setting, loaded.path),
+        about={
+            "model": name,
+            "steps": steps,
+            "anchors": anchors or None,
+            "experiment": asdict(measured),
+        },
+        lpips=lpips,
+        notes=notes,
+        each_step=steps is not None,
+        kept=loaded.path is not None,
+    )
+
+
+def open_baselines(setting: Setting, model: Method) -> dict[str, Method]:
+    """The baselines by the name of their files, measured beside a model.
+
+    They give the same in every unit of length.
+    """
+    identity = replace(model.identity, weights=None)
+    settings = {**asdict(setting.experiment), "model": None}
+    return {
+        run.__name__: Method(
+            name=label,
+            meter=Meter(run, Stopwatch(setting.device)),
+            identity=identity,
+            about={"model": label, "experiment": settings},
+            lpips=model.lpips,
+        )
+        for label, run in BASELINES.items()
+    }
+
+
+def _open(model: str | Path | nn.Module, weights: str | Path | None) -> Loaded:
+    """The model with its component and settings, which an encoder in memory need not have."""
+    if isinstance(model, nn.Module):
+        settings = getattr(model, "cfg", None)
+        return Loaded(model, type(model).__name__, settings if is_dataclass(settings) else None)
+    return open_model(model, weights)
+
+
+def _identify(setting: Setting, weights: Path | None) -> Identity:
+    return identify(weights, dataset_traits(setting.dataset).index, setting.device)
+
+
+def _aim(steps: int, renderer: Renderer) -> protocol.Aim | None:
+    """What moves the cameras of the targets; None for no steps."""
+    if not steps:
+        return None
+
+    def aim(gaussians: Gaussians, views: Views) -> Cameras:
+        return search_cameras(gaussians, views, steps, renderer.name, renderer.background)
+
+    return aim
+
+
+def _ignore(text: str) -> None:
+    """What ranks but the first say."""
