@@ -1,6 +1,5 @@
 """The scenes that are chosen, their pictures on disk, and the same pictures read back."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,10 @@ from pmsplat.evaluate.pictures import (
     write_pictures,
 )
 from pmsplat.evaluate.protocol import Row
+from pmsplat.evaluate.views import ViewRow
 from pmsplat.io.images import read_image
 from pmsplat.types import Batch, StepOutput
 from tests.models.tiny import tiny
-
-
-@dataclass(frozen=True)
-class Measured:
-    scene: str
-    view: str
-    values: dict[str, float]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +83,7 @@ def test_pictures_show_what_they_are_called(step: StepOutput, tmp_path: Path) ->
 def test_numbers_that_are_known_are_taken(step: StepOutput, tmp_path: Path) -> None:
     names = step.batch.target.names
     assert names is not None
-    known = [Measured("any", names[0][0], {"psnr": 12.5, "ssim": float("nan")})]
+    known = [ViewRow(names[0][0], {"psnr": 12.5, "ssim": float("nan")})]
     written = write_pictures(tmp_path, step, known)
     assert written.targets[0].values == {"psnr": 12.5}
     assert set(written.targets[1].values) == {"psnr"}
@@ -106,7 +99,11 @@ def test_the_chosen_scenes_are_predicted_again_and_read_back(
         seen.append(batch.scene[0])
         return run(batch)
 
-    folders = predict_pictures(watched, batches, names[:2], tmp_path)
+    views = batches[1].target.names
+    assert views is not None
+    known = {"psnr": 12.5, "lpips": 0.25}
+    measured = [Row(names[1], 1, {}, (ViewRow(views[0][0], known),))]
+    folders = predict_pictures(watched, batches, names[:2], tmp_path, measured)
     assert seen == names[:2] and len(folders) == 2
     found = read_pictures(tmp_path)
     assert set(found) == set(names[:2])
@@ -115,6 +112,8 @@ def test_the_chosen_scenes_are_predicted_again_and_read_back(
     (first, *_), drawn = found[names[0]].targets, run(batches[0]).rendering
     expected = psnr(drawn.color[0, 0], batches[0].target.images[0, 0]).item()
     assert first.values["psnr"] == pytest.approx(expected, abs=1e-4)
+    one, *others = found[names[1]].targets
+    assert one.values == known and all(set(other.values) == {"psnr"} for other in others)
     with pytest.raises(UserError, match="'zebra' did not come again"):
         predict_pictures(run, batches, ["zebra"], tmp_path)
 

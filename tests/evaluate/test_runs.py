@@ -38,7 +38,7 @@ def test_what_the_protocol_writes_is_read_back(tmp_path: Path) -> None:
     protocol = run.protocol
     assert (protocol.dataset, protocol.index, protocol.size) == ("dl3dv", "some.json", (256, 448))
     assert protocol.poses == "fitted" and run.facts == {"steps": "2", "poses": "da3"}
-    assert run.cost == {"encode_seconds": 0.5} and run.views == () and run.identity == {}
+    assert run.cost == {"encode_seconds": 0.5} and run.views == [] and run.identity == {}
 
 
 def test_views_identity_and_cost_where_the_file_has_them(tmp_path: Path) -> None:

@@ -11,10 +11,9 @@ pictures/SCENE/depth-NAME.webp          expected depth (`figures.colorize_depth`
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -29,22 +28,13 @@ from ..types import Batch, StepOutput, Views
 from ..view import figures
 from .metrics import psnr
 from .protocol import Pipeline, Row
+from .views import ViewRow
 
 FOLDER, MANIFEST = "pictures", "pictures.json"
 KINDS = ("target", "render", "error", "depth")  # of each target
 QUALITY = 90  # of WebP
 TARGETS, CONTEXT = 3, 6  # most pictures of a scene that are written, spread over all
 LONGEST = 100  # letters of a name in the name of a file
-
-
-class Measured(Protocol):
-    """The metrics of one target, by the name of the view."""
-
-    @property
-    def view(self) -> str: ...
-
-    @property
-    def values(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -101,26 +91,24 @@ def predict_pictures(
     batches: Iterable[Batch],
     scenes: Collection[str],
     folder: Path,
-    rows: Iterable[Measured] = (),
+    rows: Iterable[Row] = (),
     device: torch.device | str = "cpu",
 ) -> list[Path]:
     """Predicts these scenes again and writes their pictures into FOLDER/pictures; their folders.
 
-    Of `batches`, of one scene each, no more are taken than are needed. `rows` are the metrics of
-    targets; those of other scenes are left alone, where they say of which scene they are. UserError
-    where a scene does not come, or nothing is rendered.
+    Of `batches`, of one scene each, no more are taken than are needed. `rows` are what was measured
+    of scenes, of these and others. UserError where a scene does not come, or nothing is rendered.
     """
     missing, written = set(scenes), []
-    measured = list(rows)
+    views = {row.scene: row.views for row in rows}
     if not missing:
         return []
     for batch in batches:
         name = batch.scene[0]
         if name not in missing:
             continue
-        mine = [row for row in measured if getattr(row, "scene", name) == name]
         place = folder / FOLDER / file_name(name)
-        write_pictures(place, run(batch.to(device)), mine)
+        write_pictures(place, run(batch.to(device)), views.get(name, ()))
         written.append(place)
         missing.remove(name)
         if not missing:
@@ -132,8 +120,8 @@ def predict_pictures(
     )
 
 
-def write_pictures(folder: Path, step: StepOutput, rows: Sequence[Measured] = ()) -> Pictures:
-    """The pictures of a scene (batch 1), whole folders last to first: the list of them ends it.
+def write_pictures(folder: Path, step: StepOutput, rows: Sequence[ViewRow] = ()) -> Pictures:
+    """The pictures of a scene (batch 1), and the list of them, which comes last.
 
     `rows` has the metrics of targets by name; of those it has not, PSNR is measured here. At most
     TARGETS targets and CONTEXT context views, spread over all. UserError where nothing was drawn.

@@ -12,22 +12,13 @@ from ..errors import UserError, name_some
 from .baselines import BASELINES
 from .fitted import GIVEN
 from .protocol import Row
+from .views import ViewRow
 
 RESULTS = "results.json"
 BASELINE_NAMES = {run.__name__: label for label, run in BASELINES.items()}
 APART = "make a report of each, or join them with `pmsplat leaderboard`"
 DIGITS = 12  # of a hash, where people read it
 LARGE = 1e300  # numbers beyond are none
-
-
-@dataclass(frozen=True)
-class ViewRow:
-    """One target of a scene: its metrics, and the hash of the photograph's pixels, if known."""
-
-    scene: str
-    view: str
-    values: dict[str, float]
-    truth: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,6 @@ class Run:
     path: Path
     protocol: Protocol
     rows: tuple[Row, ...]
-    views: tuple[ViewRow, ...] = ()
     notes: tuple[str, ...] = ()
     identity: Mapping[str, str] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
@@ -87,6 +77,11 @@ class Run:
         return {row.scene: row for row in self.rows}
 
     @property
+    def views(self) -> list[ViewRow]:
+        """The targets of all scenes, one by one; none where the file has only scenes."""
+        return [view for row in self.rows for view in row.views]
+
+    @property
     def means(self) -> dict[str, float]:
         """The mean of each metric over the scenes that have it."""
         names = dict.fromkeys(name for row in self.rows for name in row.values)
@@ -99,8 +94,7 @@ class Run:
         """The run as if only these scenes had been measured, in the order of the run."""
         wanted = set(scenes)
         rows = tuple(row for row in self.rows if row.scene in wanted)
-        views = tuple(view for view in self.views if view.scene in wanted)
-        return replace(self, rows=rows, views=views)
+        return replace(self, rows=rows)
 
 
 def read_run(path: str | Path) -> Run:
@@ -111,7 +105,7 @@ def read_run(path: str | Path) -> Run:
     path = Path(path)
     path = path / RESULTS if path.is_dir() else path
     content = _read_json(path)
-    rows = tuple(_read_row(path, entry) for entry in _entries(path, content, "per_scene"))
+    rows = _read_rows(path, content)
     if not rows:
         raise _no_results(path, "has no scene in 'per_scene'")
     names = [row.scene for row in rows]
@@ -125,7 +119,6 @@ def read_run(path: str | Path) -> Run:
         path=path,
         protocol=_read_protocol(content),
         rows=rows,
-        views=tuple(_read_view(path, entry) for entry in _entries(path, content, "per_view")),
         notes=tuple(str(note) for note in _list(content.get("notes"))),
         identity=_texts(content.get("identity")),
         cost=cost | _numbers(content.get("cost")),
@@ -163,15 +156,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     """
     for first, other in combinations(runs, 2):
         _check_protocols(first, other)
-        photos = {(view.scene, view.view): view.truth for view in first.views if view.truth}
-        for view in other.views:
-            if view.truth and photos.get((view.scene, view.view), view.truth) != view.truth:
-                raise UserError(
-                    f"another photograph of target {view.view!r} of scene {view.scene!r} in "
-                    f"{first.name!r} and {other.name!r}",
-                    "results that were measured against the same pixels",
-                    APART,
-                )
+        _check_photos(first, other)
     if not common_scenes(runs):
         names = [repr(run.name) for run in runs]
         raise UserError(
@@ -226,8 +211,26 @@ def _check_protocols(one: Run, other: Run) -> None:
         )
 
 
+def _check_photos(one: Run, other: Run) -> None:
+    photos = {(row.scene, v.view): v.truth for row in one.rows for v in row.views if v.truth}
+    for row in other.rows:
+        for view in row.views:
+            if view.truth and photos.get((row.scene, view.view), view.truth) != view.truth:
+                raise UserError(
+                    f"another photograph of target {view.view!r} of scene {row.scene!r} in "
+                    f"{one.name!r} and {other.name!r}",
+                    "results that were measured against the same pixels",
+                    APART,
+                )
+
+
+def shorten_hash(text: str) -> str:
+    """The first digits of a hash, with the "+" of a commit with changes."""
+    return text if len(text) < 2 * DIGITS else text[:DIGITS] + "+" * text.endswith("+")
+
+
 def _describe(protocol: Protocol) -> str:
-    digits = f" ({protocol.index_hash[:DIGITS]})" if protocol.index_hash else ""
+    digits = f" ({shorten_hash(protocol.index_hash)})" if protocol.index_hash else ""
     return f"{protocol.title}{digits}"
 
 
@@ -261,20 +264,26 @@ def _entries(path: Path, content: Mapping[str, Any], key: str) -> list[Mapping[s
     return entries
 
 
-def _read_row(path: Path, entry: Mapping[str, Any]) -> Row:
-    targets = entry.get("targets")
-    if type(targets) is not int:
-        raise _no_results(path, f"does not say how many targets the scene {entry['scene']!r} has")
-    values = _numbers({k: v for k, v in entry.items() if k not in ("scene", "targets")})
-    return Row(entry["scene"], targets, values)
+def _read_rows(path: Path, content: Mapping[str, Any]) -> tuple[Row, ...]:
+    views: dict[str, list[ViewRow]] = {}
+    for entry in _entries(path, content, "per_view"):
+        views.setdefault(entry["scene"], []).append(_read_view(path, entry))
+    rows = []
+    for entry in _entries(path, content, "per_scene"):
+        scene, targets = entry["scene"], entry.get("targets")
+        if type(targets) is not int:
+            raise _no_results(path, f"does not say how many targets the scene {scene!r} has")
+        values = _numbers({k: v for k, v in entry.items() if k not in ("scene", "targets")})
+        rows.append(Row(scene, targets, values, tuple(views.get(scene, ()))))
+    return tuple(rows)
 
 
 def _read_view(path: Path, entry: Mapping[str, Any]) -> ViewRow:
     if not isinstance(entry.get("view"), str):
         raise _no_results(path, f"has a target without a name in the scene {entry['scene']!r}")
-    truth = entry.get("truth")
     values = _numbers({k: v for k, v in entry.items() if k not in ("scene", "view")})
-    return ViewRow(entry["scene"], entry["view"], values, truth if isinstance(truth, str) else None)
+    hashes = _texts({k: entry.get(k) for k in ("prediction", "truth")})
+    return ViewRow(entry["view"], values, hashes.get("prediction"), hashes.get("truth"))
 
 
 def _read_protocol(content: Mapping[str, Any]) -> Protocol:

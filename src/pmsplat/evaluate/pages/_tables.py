@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ..protocol import Row
-from ..runs import DIGITS, Protocol, Run
+from ..runs import Protocol, Run, shorten_hash
 from ._markup import Markup, escape, join, tag
 from ._metrics import MAIN, METRICS, Metric
 from ._plain import Grid
@@ -138,7 +138,9 @@ def write_protocol(protocol: Protocol, *more: str) -> Markup:
     chips = [
         f"pictures {protocol.size_text}",
         f"{protocol.poses} cameras",
-        f"index {protocol.index_hash[:DIGITS]}" if protocol.index_hash else "index hash unknown",
+        f"index {shorten_hash(protocol.index_hash)}"
+        if protocol.index_hash
+        else "index hash unknown",
         *more,
     ]
     return tag("ul", *(tag("li", chip) for chip in chips), class_="chips")
@@ -161,5 +163,5 @@ def _hash(text: str | None) -> Markup:
     """The first digits of a hash; all of them where the pointer rests."""
     if not text:
         return UNKNOWN
-    short = text if len(text) < 2 * DIGITS else f"{text[:DIGITS]}…"
+    short = shorten_hash(text)
     return tag("code", short, title=text if short != text else None)

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from ...io.files import write_bytes, write_text
 from ..fitted import GIVEN
 from ..pictures import FOLDER, file_name
-from ..runs import DIGITS, RESULTS, Protocol, Run
+from ..runs import RESULTS, Protocol, Run, shorten_hash
 from . import _frame
 from ._frame import GENERATOR, PAGE, Page, Section
 from ._markup import Markup, join, tag
@@ -159,7 +159,7 @@ def _write_row(
     if entry.report:
         links.insert(0, tag("a", "report", href=entry.report, aria_label=f"Report of {run.name}"))
     commit = run.identity.get("commit", "")
-    code = tag("code", commit[:DIGITS]) if commit else "commit unknown"
+    code = tag("code", shorten_hash(commit)) if commit else "commit unknown"
     made = [run.identity.get("hardware", "hardware unknown"), code]
     below = [join(links, " · "), join(made, " · ")]
     return tag(

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...io.files import write_text
-from ..pictures import read_pictures
-from ..runs import Run, check_comparable, common_scenes
+from ..pictures import Pictures, read_pictures
+from ..runs import RESULTS, Protocol, Run, check_comparable, common_scenes
 from . import _frame
 from ._charts import Series, draw_differences, draw_distributions, draw_scatter
 from ._differences import Difference, compare, pair_scenes
@@ -40,7 +40,7 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     _frame.check_place(folder)
     scenes = common_scenes(runs)
     shared = [run.at(scenes) for run in runs]
-    exhibits = choose_exhibits(shared, [read_pictures(run.folder) for run in runs])
+    exhibits = choose_exhibits(shared, [_find_pictures(run) for run in runs])
     images = Images(folder, list_paths(exhibits))
     grid = tabulate(shared)
     means = join([_write_tiles(shared), write_grid(grid, _say_means(runs, scenes))])
@@ -66,6 +66,11 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     return _frame.write_page(folder, page)
 
 
+def _find_pictures(run: Run) -> dict[str, Pictures]:
+    """Those beside results.json; files of baselines in the same folder have none."""
+    return read_pictures(run.folder) if run.path.name == RESULTS else {}
+
+
 def _name_page(runs: Sequence[Run]) -> str:
     if len(runs) == 2:
         return f"{runs[0].name} and {runs[1].name}"
@@ -82,7 +87,7 @@ def _introduce(runs: Sequence[Run]) -> Markup:
     return join([tag("p", said, class_="lead"), write_protocol(protocol, *dataset)])
 
 
-def _count_known(protocol) -> int:
+def _count_known(protocol: Protocol) -> int:
     return sum(value is not None for value in vars(protocol).values())
 
 
