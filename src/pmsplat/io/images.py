@@ -176,10 +176,12 @@ def read_depth(source: Source) -> Shaped[np.ndarray, "height width"]:
 def encode_image(
     image: UInt8[np.ndarray, "height width 3"], format: str = "png", quality: int = 95
 ) -> bytes:
-    """An image as the bytes of a PNG (lossless) or JPEG file; `quality` is for JPEG."""
+    """An image as the bytes of a PNG (lossless), JPEG or WebP file; PNG has no `quality`."""
     stream = io.BytesIO()
     if format == "png":
         Image.fromarray(image).save(stream, "PNG", compress_level=1)
+    elif format == "webp":
+        Image.fromarray(image).save(stream, "WEBP", quality=quality)
     else:
         Image.fromarray(image).save(stream, "JPEG", quality=quality, subsampling=0)
     return stream.getvalue()

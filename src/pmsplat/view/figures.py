@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 import torch
 from einops import rearrange
@@ -18,6 +19,8 @@ from ..scene.bounds import central_depths
 
 COLORMAP = "viridis"  # perceptually even, and readable by the colour-blind and in print
 ERROR_COLORMAP = "Reds"  # from white
+DIFFERENCE_COLORMAP = "magma"  # from black
+MOST_DIFFERENCE = 0.25  # of colors in [0, 1]: what takes the last color
 MARGIN, LABEL, FONT = 6, 22, 14  # pixels of a sheet: between images, for a label, of its letters
 
 
@@ -72,6 +75,26 @@ def colorize_error(
     known = truth > 0
     error = (depth - truth).abs() / torch.where(known, truth, torch.ones_like(truth))
     return _colored((error / most).clamp(0, 1), known, ERROR_COLORMAP)
+
+
+def colorize_difference(
+    image: Float[Tensor, "*batch 3 height width"],
+    target: Float[Tensor, "*batch 3 height width"],
+    most: float = MOST_DIFFERENCE,
+) -> Float[Tensor, "*batch 3 height width"]:
+    """|image - target|, the mean of the three colors, as color in [0, 1]. No gradient.
+
+    Both clipped to [0, 1]. Black is none, then violet and orange; light yellow is `most` or more.
+    """
+    error = (image.clamp(0, 1) - target.clamp(0, 1)).abs().mean(dim=-3)
+    known = torch.ones_like(error, dtype=torch.bool)
+    return _colored((error / most).clamp(0, 1).nan_to_num(1), known, DIFFERENCE_COLORMAP)
+
+
+def sample_colormap(name: str, count: int = 9) -> list[str]:
+    """Colors of a colormap in even steps, as #rrggbb: for a legend."""
+    colors = matplotlib.colormaps[name](np.linspace(0, 1, count))
+    return [matplotlib.colors.to_hex(color) for color in colors]
 
 
 def colorize_normals(

@@ -1,0 +1,102 @@
+"""The frame of every page: head, navigation, sections, style and script, all in one file."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ...errors import UserError
+from ...io.files import write_text
+from ._markup import Markup, tag
+
+HERE = Path(__file__).parent
+GENERATOR = '<meta name="generator" content="pmsplat">'
+PAGE = "index.html"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page with a heading of its own; `id` is its address."""
+
+    id: str
+    heading: str
+    body: Markup
+
+
+@dataclass(frozen=True)
+class Page:
+    """`kind` says what sort of page it is, `title` which one; `intro` stands below the title."""
+
+    kind: str
+    title: str
+    intro: Markup
+    sections: Sequence[Section]
+
+
+def check_place(folder: Path) -> None:
+    """Raises UserError where a folder has a page that is not one of ours."""
+    page = folder / PAGE
+    if page.exists() and (not page.is_file() or GENERATOR.encode() not in page.read_bytes()[:2000]):
+        raise UserError(
+            f"{page}, which is another page",
+            "a folder without one, or one with a report of pmsplat, which is replaced",
+            "choose another folder for `output`",
+        )
+
+
+def write_page(folder: Path, page: Page) -> Path:
+    """Writes index.html, all or nothing. Nothing in it is loaded from a network."""
+    check_place(folder)
+    write_text(folder / PAGE, _render(page))
+    return folder / PAGE
+
+
+def _render(page: Page) -> str:
+    style, script = _asset("page.css"), _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # A browser follows this policy: no network, and no script but ours, whatever the data says.
+    policy = (
+        "default-src 'none'; img-src 'self' data: file:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
+    links = [tag("a", s.heading, href=f"#{s.id}") for s in page.sections]
+    body = [
+        tag("a", "Skip to the results", class_="skip", href=f"#{page.sections[0].id}"),
+        tag(
+            "header",
+            tag("p", page.kind, class_="eyebrow"),
+            tag("h1", page.title),
+            page.intro,
+            tag("nav", *links, aria_label="Sections") if len(links) > 1 else None,
+            class_="hero",
+        ),
+        tag("main", *(_render_section(section) for section in page.sections)),
+        tag("footer", tag("p", "Made by pmsplat. Everything on this page is in its folder.")),
+    ]
+    head = [
+        tag("meta", charset="utf-8"),
+        Markup(GENERATOR),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{page.title} · {page.kind}"),
+        tag("style", style),
+    ]
+    whole = tag(
+        "html", tag("head", *head), tag("body", *body, tag("script", script)), lang="en"
+    )  # fmt: skip
+    return f"<!doctype html>\n{whole}\n"
+
+
+def _render_section(section: Section) -> Markup:
+    heading = tag("h2", section.heading, id=f"{section.id}-heading")
+    return tag(
+        "section", heading, section.body, id=section.id, aria_labelledby=f"{section.id}-heading"
+    )  # fmt: skip
+
+
+@cache
+def _asset(name: str) -> Markup:
+    return Markup((HERE / name).read_text(encoding="utf-8"))

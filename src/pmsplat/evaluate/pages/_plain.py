@@ -1,0 +1,101 @@
+"""The table of means as Markdown and as LaTeX, to copy into a README or a paper."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..runs import Run
+from ._metrics import find_costs, find_metrics
+
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "δ": r"$\delta$", "<": r"$<$", ">": r"$>$",
+    "–": "--", "−": "$-$", "×": r"$\times$", "·": r"$\cdot$",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text: the first column names the rows."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+def tabulate(runs: Sequence[Run]) -> Grid:
+    """A line for each run: scenes, means, costs. Of two or more, the best means are marked."""
+    means = [run.means for run in runs]
+    metrics, costs = find_metrics(means), find_costs(runs)
+    best = {m.key: m.best(mean.get(m.key) for mean in means) for m in metrics}
+    rows = []
+    for run, mean in zip(runs, means, strict=True):
+        row = [Cell(run.name), Cell(str(len(run.rows)))]
+        for metric in metrics:
+            value = mean.get(metric.key)
+            marked = len(runs) > 1 and metric.is_best(value, best[metric.key])
+            row.append(Cell(metric.write(value), marked))
+        row += [Cell(cost.write(run.cost.get(cost.key))) for cost in costs]
+        rows.append(row)
+    head = ["model", "scenes", *(m.heading for m in metrics), *(c.heading for c in costs)]
+    return Grid(head, rows)
+
+
+def write_markdown(grid: Grid) -> str:
+    """The grid as a table of GitHub's Markdown; the best is bold."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    def write(cell: Cell) -> str:
+        text = _escape_markdown(cell.text)
+        return f"**{text}**" if cell.best else text
+
+    rules = ["---", *["--:"] * (len(grid.head) - 1)]
+    head = line([_escape_markdown(text) for text in grid.head])
+    body = [line([write(cell) for cell in row]) for row in grid.rows]
+    return "\n".join([head, line(rules), *body]) + "\n"
+
+
+def write_latex(grid: Grid) -> str:
+    """The grid as a tabular of the package booktabs; the best is bold."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"  {' & '.join(cells)} \\\\"
+
+    def write(cell: Cell) -> str:
+        text = _escape_latex(cell.text)
+        return f"\\textbf{{{text}}}" if cell.best else text
+
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            f"\\begin{{tabular}}{{l{'r' * (len(grid.head) - 1)}}}",
+            r"  \toprule",
+            line([_escape_latex(text) for text in grid.head]),
+            r"  \midrule",
+            *(line([write(cell) for cell in row]) for row in grid.rows),
+            r"  \bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _escape_markdown(text: str) -> str:
+    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", _one_line(text))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

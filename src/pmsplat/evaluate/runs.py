@@ -1,0 +1,339 @@
+"""Evaluations that were written earlier: results.json back as values, and whether they compare."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from ..errors import UserError, name_some
+from .baselines import BASELINES
+from .fitted import GIVEN
+from .protocol import Row
+from .views import ViewRow
+
+RESULTS = "results.json"
+BASELINE_NAMES = {run.__name__: label for label, run in BASELINES.items()}
+APART = "make a report of each, or join them with `pmsplat leaderboard`"
+DIGITS = 12  # of a hash, where people read it
+LARGE = 1e300  # numbers beyond are none
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What must be equal for numbers to compare; None: the file does not say.
+
+    `index` is a file's name and `index_hash` the SHA-256 of its content, `size` (height, width) of
+    the pictures, `poses` whose cameras were used (see `fitted`).
+    """
+
+    dataset: str | None = None
+    index: str | None = None
+    index_hash: str | None = None
+    size: tuple[int, int] | None = None
+    poses: str = GIVEN
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Equal for results that may share a table: data by index, size, poses."""
+        data = self.index_hash or f"{self.dataset or 'unknown'}/{self.index or ''}"
+        return data, str(self.size), self.poses
+
+    @property
+    def title(self) -> str:
+        """The name of the index, else that of the data."""
+        return self.index or self.dataset or "unknown data"
+
+    @property
+    def size_text(self) -> str:
+        return "unknown" if self.size is None else f"{self.size[0]} × {self.size[1]}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One file of results.
+
+    `identity` and `cost` are those of the file, as far as it has them; `seconds` are means of a
+    scene. `facts` are further settings for people: a name and a value.
+    """
+
+    name: str
+    path: Path
+    protocol: Protocol
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    identity: Mapping[str, str] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    @property
+    def by_scene(self) -> dict[str, Row]:
+        return {row.scene: row for row in self.rows}
+
+    @property
+    def views(self) -> list[ViewRow]:
+        """The targets of all scenes, one by one; none where the file has only scenes."""
+        return [view for row in self.rows for view in row.views]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean of each metric over the scenes that have it."""
+        names = dict.fromkeys(name for row in self.rows for name in row.values)
+        return {
+            name: mean(row.values[name] for row in self.rows if name in row.values)
+            for name in names
+        }
+
+    def at(self, scenes: Iterable[str]) -> "Run":
+        """The run as if only these scenes had been measured, in the order of the run."""
+        wanted = set(scenes)
+        rows = tuple(row for row in self.rows if row.scene in wanted)
+        return replace(self, rows=rows)
+
+
+def read_run(path: str | Path) -> Run:
+    """A results.json, or the one in a folder, or a baseline's file beside it.
+
+    Raises UserError where there is none, and for what `pmsplat evaluate` did not write.
+    """
+    path = Path(path)
+    path = path / RESULTS if path.is_dir() else path
+    content = _read_json(path)
+    rows = _read_rows(path, content)
+    if not rows:
+        raise _no_results(path, "has no scene in 'per_scene'")
+    names = [row.scene for row in rows]
+    if twins := [name for name in dict.fromkeys(names) if names.count(name) > 1][:1]:
+        raise _no_results(path, f"has the scene {twins[0]!r} twice")
+    seconds = _numbers(content.get("seconds"))
+    cost = {f"{name}_seconds": value for name, value in seconds.items()}
+    facts = {name: _text(content.get(name)) for name in ("steps", "anchors", "poses")}
+    return Run(
+        name=_name(path, content),
+        path=path,
+        protocol=_read_protocol(content),
+        rows=rows,
+        notes=tuple(str(note) for note in _list(content.get("notes"))),
+        identity=_texts(content.get("identity")),
+        cost=cost | _numbers(content.get("cost")),
+        facts={name: text for name, text in facts.items() if text},
+    )
+
+
+def name_runs(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[Run]:
+    """The runs with these names, or with their own, told apart by folder where they are equal.
+
+    UserError where there are not as many names as runs, or two are equal.
+    """
+    if names is None:
+        found = [run.name for run in runs]
+        twins = {name for name in found if found.count(name) > 1}
+        found = [f"{r.name} ({r.folder.name})" if r.name in twins else r.name for r in runs]
+        names = [
+            name if found[:i].count(name) == 0 else f"{name} {found[:i].count(name) + 1}"
+            for i, name in enumerate(found)
+        ]
+    if len(names) != len(runs) or len(set(names)) < len(names) or not all(names):
+        raise UserError(
+            f"{len(names)} `names` ({name_some(list(names))}) for {len(runs)} files of results",
+            "a name for each, no two equal",
+            "leave `names` out to take those of the models",
+        )
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Raises UserError for runs whose numbers must not stand in one table.
+
+    Other poses, pictures of another size, another index, other photographs, no scene in common.
+    What a file does not say is no difference.
+    """
+    for first, other in combinations(runs, 2):
+        _check_protocols(first, other)
+        _check_photos(first, other)
+    if not common_scenes(runs):
+        names = [repr(run.name) for run in runs]
+        raise UserError(
+            f"no scene that {name_some(names)} have in common",
+            "results on the same scenes",
+            "measure all with the same index",
+        )
+
+
+def common_scenes(runs: Sequence[Run]) -> list[str]:
+    """The scenes that every run has, in the order of the first."""
+    shared = set.intersection(*(set(run.by_scene) for run in runs))
+    return [row.scene for row in runs[0].rows if row.scene in shared]
+
+
+def find_runs(folder: str | Path) -> list[Path]:
+    """The files of results in a folder, or below it, sorted; UserError where there is none."""
+    folder = Path(folder)
+    if (folder / RESULTS).is_file():
+        return [folder / RESULTS]
+    if found := sorted(folder.rglob(RESULTS)):
+        return found
+    raise UserError(
+        f"no {RESULTS} in {folder}",
+        "a folder into which `pmsplat evaluate` wrote, or one with such folders",
+        "check the path",
+    )
+
+
+def _check_protocols(one: Run, other: Run) -> None:
+    a, b = one.protocol, other.protocol
+    both = f"{one.name!r} and {other.name!r}"
+    if a.poses != b.poses:
+        raise UserError(
+            f"results of the protocols {a.poses} and {b.poses} ({both}) for one report",
+            "results whose cameras come from the same place, as their numbers do not compare",
+            APART,
+        )
+    if None not in (a.size, b.size) and a.size != b.size:
+        raise UserError(
+            f"pictures of {a.size_text} and {b.size_text} ({both}) for one report",
+            "results of one size, as metrics depend on it",
+            APART,
+        )
+    hashes, names = {a.index_hash, b.index_hash}, {a.index, b.index}
+    known = hashes if None not in hashes else names
+    if None not in known and len(known) > 1:
+        raise UserError(
+            f"results of two indices, {_describe(a)} and {_describe(b)} ({both})",
+            "results of one index, as their numbers do not compare",
+            APART,
+        )
+
+
+def _check_photos(one: Run, other: Run) -> None:
+    photos = {(row.scene, v.view): v.truth for row in one.rows for v in row.views if v.truth}
+    for row in other.rows:
+        for view in row.views:
+            if view.truth and photos.get((row.scene, view.view), view.truth) != view.truth:
+                raise UserError(
+                    f"another photograph of target {view.view!r} of scene {row.scene!r} in "
+                    f"{one.name!r} and {other.name!r}",
+                    "results that were measured against the same pixels",
+                    APART,
+                )
+
+
+def shorten_hash(text: str) -> str:
+    """The first digits of a hash, with the "+" of a commit with changes."""
+    return text if len(text) < 2 * DIGITS else text[:DIGITS] + "+" * text.endswith("+")
+
+
+def _describe(protocol: Protocol) -> str:
+    digits = f" ({shorten_hash(protocol.index_hash)})" if protocol.index_hash else ""
+    return f"{protocol.title}{digits}"
+
+
+def _no_results(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} {why}",
+        f"a {RESULTS} that `pmsplat evaluate` wrote",
+        "check the path, or measure again",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"there is no file {path}", f"a {RESULTS} of `pmsplat evaluate`", "check the path"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+        json.dumps(content, ensure_ascii=False).encode()  # half of a letter cannot be written again
+    except (ValueError, RecursionError) as error:
+        raise _no_results(path, f"is no JSON ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("means"), dict):
+        raise _no_results(path, "has no 'means'")
+    return content
+
+
+def _entries(path: Path, content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    entries = _list(content.get(key))
+    if not all(isinstance(e, dict) and isinstance(e.get("scene"), str) for e in entries):
+        raise _no_results(path, f"has something else than scenes in {key!r}")
+    return entries
+
+
+def _read_rows(path: Path, content: Mapping[str, Any]) -> tuple[Row, ...]:
+    views: dict[str, list[ViewRow]] = {}
+    for entry in _entries(path, content, "per_view"):
+        views.setdefault(entry["scene"], []).append(_read_view(path, entry))
+    rows = []
+    for entry in _entries(path, content, "per_scene"):
+        scene, targets = entry["scene"], entry.get("targets")
+        if type(targets) is not int:
+            raise _no_results(path, f"does not say how many targets the scene {scene!r} has")
+        values = _numbers({k: v for k, v in entry.items() if k not in ("scene", "targets")})
+        rows.append(Row(scene, targets, values, tuple(views.get(scene, ()))))
+    return tuple(rows)
+
+
+def _read_view(path: Path, entry: Mapping[str, Any]) -> ViewRow:
+    if not isinstance(entry.get("view"), str):
+        raise _no_results(path, f"has a target without a name in the scene {entry['scene']!r}")
+    values = _numbers({k: v for k, v in entry.items() if k not in ("scene", "view")})
+    hashes = _texts({k: entry.get(k) for k in ("prediction", "truth")})
+    return ViewRow(entry["view"], values, hashes.get("prediction"), hashes.get("truth"))
+
+
+def _read_protocol(content: Mapping[str, Any]) -> Protocol:
+    experiment = _mapping(content.get("experiment"))
+    dataset = _mapping(experiment.get("dataset"))
+    settings = _mapping(dataset.get("settings"))
+    size, index = settings.get("size"), settings.get("index")
+    size = size if isinstance(size, list) and [type(x) for x in size] == [int, int] else None
+    return Protocol(
+        dataset=_text(dataset.get("name")) or None,
+        index=Path(index).name if isinstance(index, str) and index else None,
+        index_hash=_texts(content.get("identity")).get("index"),
+        size=(size[0], size[1]) if size else None,
+        poses=_text(content.get("protocol")) or GIVEN,
+    )
+
+
+def _name(path: Path, content: Mapping[str, Any]) -> str:
+    """Of the model; a file model.safetensors, as training leaves it, is called as its folder."""
+    if path.stem in BASELINE_NAMES:
+        return BASELINE_NAMES[path.stem]
+    model = Path(_text(content.get("model")) or path.parent.name or path.stem)
+    named = model.with_suffix("") if model.suffix in (".safetensors", ".ckpt", ".pt") else model
+    return named.parent.name if named.name == "model" and named.parent.name else named.name
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    """The finite numbers of a mapping."""
+    numbers = {k: v for k, v in _mapping(value).items() if type(v) in (int, float)}
+    return {name: float(number) for name, number in numbers.items() if -LARGE < number < LARGE}
+
+
+def _texts(value: Any) -> dict[str, str]:
+    """What a mapping says, without what it does not know."""
+    texts = {name: _text(item) for name, item in _mapping(value).items()}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _text(value: Any) -> str:
+    """A value for people, on one line; "" for none."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, list):
+        return " ".join(_text(item) for item in value)
+    return "" if value is None else str(value)
