@@ -151,7 +151,7 @@ def test_devices_that_are_not_there_are_told(setting: Callable[..., Experiment])
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, every=1, export=lambda: None)
+    checkpoints = Checkpoints(tmp_path, every=1, export=lambda path: None)
     checkpoints._on_ctrl_c(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         checkpoints._on_ctrl_c(signal.SIGINT, None)

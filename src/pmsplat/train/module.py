@@ -61,6 +61,7 @@ class TrainingModule(LightningModule):
         )
         self.rows: list[protocol.Row] = []  # of the validation at hand
         self.skipped = self.skipped_in_a_row = torch.zeros(())  # steps; on the device
+        self.gradient_norm = torch.zeros(())  # of the step before, unclipped; on the device
         self.zeros: dict[str, Tensor] = {}  # by loss and level, of all steps; on the device
         self.skipped_samples: dict[str, Tensor] = {}  # samples, by loss; on the device
         self.steps_without_samples: dict[str, Tensor] = {}  # in a row, by loss; on the device
@@ -115,7 +116,7 @@ class TrainingModule(LightningModule):
         self.zeros |= fresh
         terms = self.zeros | terms  # levels that other steps had add nothing to this one
         shown |= terms
-        shown["skipped"] = self.skipped
+        shown["skipped"], shown["gradient_norm"] = self.skipped, self.gradient_norm
         for name, samples in outcome.skipped.items():
             self.skipped_samples[name] = self.skipped_samples.get(name, 0) + samples.float()
             shown[f"skipped/{name}"] = self.skipped_samples[name]
@@ -161,7 +162,7 @@ class TrainingModule(LightningModule):
     ) -> None:
         limit = self.experiment.trainer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        bad = (~norm.isfinite()).float()
+        self.gradient_norm, bad = norm.detach(), (~norm.isfinite()).float()
         self.trainer.optimizers[0].found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
         self.skipped = self.skipped + bad
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
