@@ -155,7 +155,9 @@ def test_devices_that_are_not_there_are_told(setting: Callable[..., Experiment])
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, every=1, export=lambda path: None)
-    checkpoints._on_ctrl_c(signal.SIGINT, None)
+    for by in (signal.SIGTERM, signal.SIGTERM):
+        checkpoints._on_ctrl_c(by, None)
+    assert checkpoints.interrupted
     with pytest.raises(KeyboardInterrupt):
         checkpoints._on_ctrl_c(signal.SIGINT, None)
 

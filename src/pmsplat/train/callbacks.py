@@ -140,7 +140,8 @@ class Checkpoints(Callback):
     Files are replaced as a whole, and checkpoints are read again before that. After Ctrl-C the
     current step finishes on all devices (where there are several, up to AGREE_EVERY steps), so that
     training can be resumed exactly; a second Ctrl-C stops at once. SIGTERM, which schedulers send
-    before SIGKILL, has the same effect. Where memory is full, the last finished step is saved.
+    before SIGKILL, often more than once, has the effect of the first. Where memory is full, the
+    last finished step is saved.
     """
 
     def __init__(
@@ -235,7 +236,7 @@ class Checkpoints(Callback):
             old.unlink()
 
     def _on_ctrl_c(self, signum: int, frame: Any) -> None:
-        if self.interrupted:
+        if self.interrupted and signum == signal.SIGINT:  # SIGTERM may come from several sides
             raise KeyboardInterrupt
         self.interrupted = True
 
