@@ -9,7 +9,7 @@ from ..runs import RESULTS, Protocol, Run, check_comparable, common_scenes
 from . import _frame
 from ._charts import Series, draw_differences, draw_distributions, draw_scatter
 from ._differences import Difference, compare, pair_scenes
-from ._frame import Page, Section
+from ._frame import Page, Section, check_place
 from ._gallery import Images, choose_exhibits, list_paths, write_exhibit, write_legend
 from ._markup import Markup, escape, join, tag
 from ._metrics import MAIN, METRICS, UNITS
@@ -37,7 +37,7 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     not compare (see `runs.check_comparable`), damaged pictures, and a folder with another page.
     """
     check_comparable(runs)
-    _frame.check_place(folder)
+    check_place(folder)
     scenes = common_scenes(runs)
     shared = [run.at(scenes) for run in runs]
     exhibits = choose_exhibits(shared, [_find_pictures(run) for run in runs])
