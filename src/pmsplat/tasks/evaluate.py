@@ -11,14 +11,14 @@ from ..contracts import PoseTeacher
 from ..errors import UserError
 from ..evaluate import report
 from ..evaluate.budget import draw_budgets
-from ..evaluate.compare import Difference, Measured, compare, write_differences
+from ..evaluate.compare import Difference, compare, write_differences
 from ..evaluate.cost import Summary, summarize
 from ..evaluate.identity import Identity
 from ..evaluate.pages.report import write_report
 from ..evaluate.pictures import choose_scenes, forget_pictures
 from ..evaluate.protocol import Result
 from ..evaluate.ranks import open_ranks
-from ..evaluate.runs import BASELINE_NAMES, RESULTS, name_runs, read_run
+from ..evaluate.runs import BASELINE_NAMES, RESULTS, Protocol, Run, name_runs, read_run
 from ..progress import Track, silently
 from ..train.settings import Experiment
 from ..zoo.load import WEIGHTS, open_model
@@ -191,7 +191,12 @@ def evaluate_models(
             one = _evaluate(setting, open_method(setting, model, None), folder / name, first)
             found.append(replace(one, name=name))
         first, *others = (
-            Measured(one.name, one.model.rows, one.identity.index, one.model.protocol)
+            Run(
+                one.name,
+                one.folder / RESULTS,
+                Protocol(index_hash=one.identity.index, poses=one.model.protocol),
+                tuple(one.model.rows),
+            )
             for one in found
         )
         differences = tuple(tuple(compare(other, first)) for other in others)
