@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
+from ..runs import Run
 from ._markup import Markup, join, tag
 from ._metrics import UNITS, Metric
 
@@ -37,6 +38,16 @@ class Pair:
     scene: str
     first: float
     second: float
+
+
+def pair_scenes(metric: Metric, first: Run, second: Run) -> list[Pair]:
+    """The scenes that have the metric in both runs, in the order of the first."""
+    other = second.by_scene
+    return [
+        Pair(row.scene, row.values[metric.key], other[row.scene].values[metric.key])
+        for row in first.rows
+        if metric.key in row.values and row.scene in other and metric.key in other[row.scene].values
+    ]
 
 
 @dataclass(frozen=True)

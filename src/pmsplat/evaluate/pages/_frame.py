@@ -42,7 +42,7 @@ def check_place(folder: Path) -> None:
         raise UserError(
             f"{page}, which is another page",
             "a folder without one, or one with a report of pmsplat, which is replaced",
-            "choose another folder for `output`",
+            "choose another folder",
         )
 
 
