@@ -17,6 +17,7 @@ from pmsplat.data import synthetic
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
 from pmsplat.io.chunks import read_split, write_chunk
+from pmsplat.io.files import sole_writer
 from pmsplat.scene import open_scene
 from pmsplat.tasks.depth import Options as DepthOptions
 from pmsplat.tasks.depth import depth
@@ -248,6 +249,8 @@ def test_an_encoder_in_memory_is_measured_too(root: Path, tmp_path: Path) -> Non
     found = evaluate(config.compose(as_folder(root)), model, tmp_path, replace(QUICK, limit=1))
     assert found.name == "DepthSplat" and len(found.model.rows) == 1
     assert json.loads((tmp_path / "results.json").read_text())["model"] == "DepthSplat"
+    with sole_writer(tmp_path), pytest.raises(UserError, match="another process is writing into"):
+        evaluate(config.compose(as_folder(root)), model, tmp_path, replace(QUICK, limit=1))
 
 
 def test_budgets_are_measured_and_shown(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ..evaluate.pictures import choose_scenes, forget_pictures
 from ..evaluate.protocol import Result
 from ..evaluate.ranks import open_ranks
 from ..evaluate.runs import BASELINE_NAMES, RESULTS, Protocol, Run, name_runs, read_run
+from ..io.files import sole_writer
 from ..progress import Track, silently
 from ..train.settings import Experiment
 from ..zoo.load import WEIGHTS, open_model
@@ -232,18 +234,20 @@ def _evaluate(
     For a page, scenes are drawn that are chosen by `first`; None: by the model itself.
     """
     name, chosen = Path(method.name).name, setting.options
-    result = setting.measure(method, folder / "results.json")
-    for note in result.notes[len(method.notes) :]:
-        setting.tell(note)
-    if setting.ranks.first:
-        report.write_csv(folder / "scenes.csv", result.rows)
-        forget_pictures(folder)
-        if chosen.gaussians:
-            draw_budgets(folder / "budgets.png", result.means, name)
-    baselines = open_baselines(setting, method) if chosen.baselines else {}
-    others = {m.name: setting.measure(m, folder / f"{file}.json") for file, m in baselines.items()}
-    if setting.ranks.first and chosen.report is not None:
-        setting.draw(method, result.rows, choose_scenes((first or result).rows), folder)
+    writing = sole_writer(folder) if setting.ranks.first else nullcontext()
+    with writing:
+        result = setting.measure(method, folder / RESULTS)
+        for note in result.notes[len(method.notes) :]:
+            setting.tell(note)
+        if setting.ranks.first:
+            report.write_csv(folder / "scenes.csv", result.rows)
+            forget_pictures(folder)
+            if chosen.gaussians:
+                draw_budgets(folder / "budgets.png", result.means, name)
+        baselines = open_baselines(setting, method).items() if chosen.baselines else ()
+        others = {m.name: setting.measure(m, folder / f"{file}.json") for file, m in baselines}
+        if setting.ranks.first and chosen.report is not None:
+            setting.draw(method, result.rows, choose_scenes((first or result).rows), folder)
     return Evaluation(name, result, others, folder, method.identity)
 
 
