@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...io.files import write_text
+from ...view.pages import frame
+from ...view.pages.frame import PAGE, Page, Section
+from ...view.pages.markup import Markup, escape, join, tag
 from ..pictures import Pictures, read_pictures
 from ..runs import RESULTS, Protocol, Run, check_comparable, common_scenes
-from . import _frame
 from ._charts import Series, draw_differences, draw_distributions, draw_scatter
 from ._differences import Difference, compare, pair_scenes
-from ._frame import Page, Section
 from ._gallery import Images, choose_exhibits, list_paths, write_exhibit, write_legend
-from ._markup import Markup, escape, join, tag
 from ._metrics import MAIN, METRICS, UNITS
 from ._plain import Grid, tabulate, write_latex, write_markdown
 from ._tables import (
@@ -37,7 +37,7 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     not compare (see `runs.check_comparable`), damaged pictures, and a folder with another page.
     """
     check_comparable(runs)
-    _frame.check_place(folder)
+    frame.check_place(folder / PAGE)
     scenes = common_scenes(runs)
     shared = [run.at(scenes) for run in runs]
     exhibits = choose_exhibits(shared, [_find_pictures(run) for run in runs])
@@ -63,7 +63,7 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     write_text(folder / MARKDOWN, write_markdown(grid))
     write_text(folder / LATEX, write_latex(grid))
     page = Page("pmsplat evaluation", _name_page(runs), _introduce(shared), sections)
-    return _frame.write_page(folder, page)
+    return frame.write_page(folder / PAGE, page)
 
 
 def _find_pictures(run: Run) -> dict[str, Pictures]:
