@@ -104,13 +104,15 @@ def test_other_protocols_are_refused(tmp_path: Path) -> None:
 
 
 def test_another_photograph_is_refused(tmp_path: Path) -> None:
-    def run(name: str, truth: str):
-        view = {"scene": "a", "view": "7", "psnr": 21.0, "truth": truth}
+    def run(name: str, truth: str | None, target: str = "7"):
+        view = {"scene": "a", "view": target, "psnr": 21.0, "truth": truth}
         return read_run(write_results(tmp_path / name, gains(20), name, [view]))
 
-    check_comparable([run("x", "12"), run("y", "12")])
-    with pytest.raises(UserError, match="another photograph of target '7' of scene 'a'"):
-        check_comparable([run("x", "12"), run("y", "34")])
+    for same in (run("y", "12"), run("y", None)):
+        check_comparable([run("x", "12"), same])
+    for other in (run("y", "34"), run("y", "12", target="8")):
+        with pytest.raises(UserError, match="other photographs of scene 'a' in 'x' and 'y'"):
+            check_comparable([run("x", "12"), other])
 
 
 def test_scenes_in_common_are_those_of_all(tmp_path: Path) -> None:

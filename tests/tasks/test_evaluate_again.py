@@ -120,15 +120,23 @@ def test_an_interrupted_evaluation_of_another_index_is_begun_anew(folder: Path) 
 
 
 def test_ranks_share_the_scenes_and_write_the_same_once(folder: Path) -> None:
-    done = run(folder, "shared", "--baselines", ranks=2)
+    pages = [["--baselines", "--report", str(folder / f"page of {n}")] for n in (2, 1)]
+    done = run(folder, "shared", *pages[0], ranks=2)
     assert done.returncode == 0, done.stderr
-    assert run(folder, "alone", "--baselines").returncode == 0
+    assert run(folder, "alone", *pages[1]).returncode == 0
     for file in ("results.json", "nearest_view.json", "plane_sweep.json"):
         assert results(folder, "shared", file) == results(folder, "alone", file)
     one, other = measured(done)
     assert len(one) == 3 and len(other) == 2 and not one & other
     assert done.stdout.count("PSNR") == 1 and done.stdout.count("written to") == 1
     assert not list((folder / "shared").glob("*.jsonl"))
+    shown, wanted = (
+        {file.relative_to(folder / name): file.read_bytes() for file in found}
+        for name in ("shared", "alone")
+        if (found := sorted((folder / name).glob("pictures/*/*")))
+    )
+    assert shown == wanted and len({file.parent for file in shown}) == 3
+    assert (folder / "page of 2" / "index.html").is_file()
 
 
 def test_other_ranks_go_on_after_a_killed_one(folder: Path) -> None:

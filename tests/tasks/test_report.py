@@ -4,17 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pmsplat import config
 from pmsplat.cli import main
-from pmsplat.data import synthetic
-from pmsplat.evaluate import protocol
-from pmsplat.evaluate.pictures import choose_scenes, predict_pictures
-from pmsplat.evaluate.runs import read_run
-from pmsplat.tasks.evaluate import Options, evaluate
-from pmsplat.tasks.report import report
-from tests.evaluate.pages.html import read_page
 from tests.evaluate.results import gains, write_results
-from tests.models.tiny import tiny
 
 
 def test_a_report_of_two_and_a_site_of_all(
@@ -75,28 +66,3 @@ def test_a_folder_in_place_of_which_there_is_a_file(
     path = write_results(tmp_path, gains(20))
     assert main(["report", str(path), "--output", str(path)]) == 2
     assert "is a file; wanted a folder" in capsys.readouterr().err
-
-
-def test_what_is_measured_is_reported_with_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A tiny model and a baseline on three procedural rooms."""
-    monkeypatch.setattr(protocol, "find_lpips", lambda: (None, ("no weights of LPIPS",)))
-    words = ["+experiment=demo_tiny", f"dataset.root={tmp_path}", "dataset.size=[32,48]"]
-    words += ["dataset.scenes=1", "dataset.test_scenes=3", "dataset.frames=8"]
-    experiment = config.compose(words)
-    model, folder = tiny(sh_degree=1), tmp_path / "measured"
-    found = evaluate(experiment, model, folder, Options(device="cpu", baselines=True))
-    rooms = synthetic.build(experiment.dataset.settings).evaluation(None)
-    scenes = choose_scenes(found.model.rows)
-    predict_pictures(protocol.pipeline(model, "cpu"), rooms, scenes, folder, found.model.rows)
-    page = report([folder, folder / "plane_sweep.json"], tmp_path / "report")
-    assert read_run(folder).means == pytest.approx(found.model.means)
-    shown = read_page(page).all("article", class_="scene")
-    assert [scene.all("h3")[0].text for scene in shown] == scenes and len(scenes) == 3
-    values = {view.view: view.values["psnr"] for view in read_run(folder).by_scene[scenes[0]].views}
-    renders = shown[0].all("figure", class_="render")
-    assert len(renders) == len(values) == 3  # of the model alone: the baseline has no pictures
-    for figure in renders:
-        view = (figure.all("img")[0].attributes["alt"] or "").split()[1]
-        assert f"PSNR {values[view]:.2f} dB" in figure.text

@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import pmsplat
 from pmsplat import config, registry, train
+from pmsplat.data import collate
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
 from pmsplat.models import mvsplat
 from pmsplat.train import Experiment, loop
 from pmsplat.train.callbacks import Checkpoints
+from pmsplat.train.failure import read_failure
 from pmsplat.train.settings import Component
 from tests.zoo.test_init import unimatch
 
@@ -151,8 +154,10 @@ def test_devices_that_are_not_there_are_told(setting: Callable[..., Experiment])
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, every=1, export=lambda: None)
-    checkpoints._on_ctrl_c(signal.SIGINT, None)
+    checkpoints = Checkpoints(tmp_path, every=1, export=lambda path: None)
+    for by in (signal.SIGTERM, signal.SIGTERM):
+        checkpoints._on_ctrl_c(by, None)
+    assert checkpoints.interrupted
     with pytest.raises(KeyboardInterrupt):
         checkpoints._on_ctrl_c(signal.SIGINT, None)
 
@@ -221,10 +226,25 @@ def test_steps_without_finite_gradients_are_passed_over_and_counted(
 ) -> None:
     monkeypatch.setattr("pmsplat.train.module.BAD_STEPS", 4)
     experiment = setting("trainer.steps=30", "model.bad_from=4", "trainer.checkpoint_every=3")
-    with pytest.raises(UserError, match=r"gradients of 4 steps in a row.*not finite.*lower"):
+    with pytest.raises(UserError, match=r"gradients of 4 steps in a row.*not finite.*lower") as it:
         train.run(experiment)
     saved = torch.load(Path(experiment.output) / "last.ckpt", weights_only=True)
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
+    # The batch is kept: that of the last step, as the stream gives it
+    kept = read_failure(Path(experiment.output) / "not_finite.pt")
+    assert ", ".join(kept.batch.scene) in it.value.got
+    for name, value in kept.weights.items():
+        assert torch.equal(value, saved["state_dict"][f"model.{name}"])
+    data = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
+    cfg = experiment.trainer
+    stream = data.train(experiment.seed, torch.tensor(0), batch_size=cfg.batch_size)
+    batches = iter(DataLoader(stream, cfg.batch_size, collate_fn=collate))
+    last = [next(batches) for _ in range(kept.step)][-1]
+    assert last.scene == kept.batch.scene
+    assert torch.equal(last.context.images, kept.batch.context.images)
+    assert torch.equal(last.target.cameras.c2w, kept.batch.target.cameras.c2w)
+    with pytest.raises(UserError, match="is not a batch that training kept"):
+        read_failure(Path(experiment.output) / "last.ckpt")
 
 
 def test_weights_to_start_from_are_taken_and_checked(

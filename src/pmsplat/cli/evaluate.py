@@ -46,6 +46,9 @@ differs from the first, scene by scene, with 95 % intervals (bootstrap over scen
 
     pmsplat evaluate +experiment=re10k_small --model outputs/a --model outputs/b --output outputs/ab
 
+--report makes a page of all of them, as `pmsplat report` does, with pictures of the scenes in which
+the first model is worst, median and best; the pictures lie in pictures/ beside each results.json.
+
 Processes share the scenes where torchrun starts them:
 
     torchrun --nproc-per-node=8 -m pmsplat evaluate +experiment=re10k_small --model outputs/a
@@ -103,6 +106,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with --poses: steps that move the cameras of the targets (default: 0, the fit alone)",
     )
     parser.add_argument("--output", help="folder (default: OUTPUT/evaluation)")
+    parser.add_argument(
+        "--report", metavar="DIR", help="folder of a page with charts and pictures of all results"
+    )
     parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
     add_device(parser)
     add_graph(parser)
@@ -128,6 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
         gaussians=arguments.gaussians,
         poses=arguments.poses,
         optimize_poses=arguments.optimize_poses,
+        report=arguments.report,
     )
     models, folder = arguments.model or [], arguments.output
     if len(models) > 1:

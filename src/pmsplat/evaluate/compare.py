@@ -7,38 +7,23 @@ each draw. Scenes are drawn and not targets, since those of one scene are not in
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
-from ..errors import UserError
 from ..io.files import write_text
-from .fitted import GIVEN
-from .protocol import Row
 from .report import COLUMNS, GEOMETRY
-from .views import ViewRow
+from .runs import Run, check_comparable
 
 RESAMPLES, CONFIDENCE, SEED = 10_000, 0.95, 0
 AT_ONCE = 1 << 22  # scenes drawn at a time: bounds memory
 SHOWN = {name: column for name, column in (COLUMNS | GEOMETRY).items() if column[0]}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A method's results: the SHA-256 of its index, None where it is not known, and its protocol
-    (see `fitted`)."""
-
-    name: str
-    rows: Sequence[Row]
-    index: str | None = None
-    protocol: str = GIVEN
 
 
 @dataclass(frozen=True)
@@ -70,32 +55,12 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def read_measured(path: str | Path, name: str | None = None) -> Measured:
-    """The results of a results.json; `name`: what it is called instead of its model."""
-    content = json.loads(Path(path).read_text())
-    views: dict[str, list[ViewRow]] = {}
-    for entry in content.get("per_view", ()):
-        hashes = entry["prediction"], entry["truth"]
-        values = {k: v for k, v in entry.items() if isinstance(v, float)}
-        views.setdefault(entry["scene"], []).append(ViewRow(entry["view"], values, *hashes))
-    rows = [
-        _read_row(entry, tuple(views.get(entry["scene"], ()))) for entry in content["per_scene"]
-    ]
-    index = content.get("identity", {}).get("index")
-    return Measured(name or content["model"], rows, index, content.get("protocol", GIVEN))
-
-
-def _read_row(entry: Mapping[str, Any], views: tuple[ViewRow, ...]) -> Row:
-    values = {k: v for k, v in entry.items() if k not in ("scene", "targets") and v is not None}
-    return Row(entry["scene"], entry["targets"], values, views)
-
-
-def compare(method: Measured, against: Measured, seed: int = SEED) -> list[Difference]:
+def compare(method: Run, against: Run, seed: int = SEED) -> list[Difference]:
     """The differences of all metrics that both have in some scene, over the scenes that both have.
 
-    Raises UserError as `check_comparable` does.
+    Raises UserError as `runs.check_comparable` does.
     """
-    check_comparable(method, against)
+    check_comparable([method, against])
     ours, theirs = ({row.scene: row.values for row in some.rows} for some in (method, against))
     found = []
     for metric in SHOWN:
@@ -133,46 +98,6 @@ def bootstrap_mean(
         means.append(values[chosen].mean(dim=1))
     tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=values.dtype)
     return Interval(*torch.cat(means).quantile(tails).tolist())
-
-
-def check_comparable(method: Measured, against: Measured) -> None:
-    """UserError for results whose numbers do not compare.
-
-    Those of several protocols or indices, without a common scene, or of other photographs of one:
-    other targets, another size, or other pixels.
-    """
-    names = f"{method.name} and {against.name}"
-    if method.protocol != against.protocol:
-        raise UserError(
-            f"{names}, measured by the protocols {method.protocol} and {against.protocol}",
-            "results of one protocol",
-            "measure both with the same `poses` and `optimize_poses`",
-        )
-    indices = method.index, against.index
-    if None not in indices and method.index != against.index:
-        hashes = " and ".join(str(index)[:12] for index in indices)
-        raise UserError(
-            f"{names}, measured by indices of the SHA-256 {hashes}",
-            "results of one index",
-            "measure both by the same file (dataset.index)",
-        )
-    ours, theirs = (
-        {row.scene: _list_truths(row) for row in some.rows} for some in (method, against)
-    )
-    common = [scene for scene in ours if scene in theirs]
-    if not common:
-        raise UserError(f"{names}, which have no scene in common", "one or more", "measure both")
-    for scene in common:
-        if ours[scene] and theirs[scene] and ours[scene] != theirs[scene]:
-            raise UserError(
-                f"{names}, measured by different photographs of scene {scene!r}",
-                'the same targets of the same size (equal hashes in "per_view")',
-                "measure both with the same dataset settings",
-            )
-
-
-def _list_truths(row: Row) -> dict[str, str | None]:
-    return {view.view: view.truth for view in row.views}
 
 
 def write_differences(path: str | Path, differences: Sequence[Difference]) -> None:

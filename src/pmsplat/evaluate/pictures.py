@@ -11,6 +11,7 @@ pictures/SCENE/depth-NAME.webp          expected depth (`figures.colorize_depth`
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -189,6 +190,12 @@ def read_pictures(results: Path) -> dict[str, Pictures]:
                 raise _damaged(path, f"names {pictures.path(kind, view).name}, which is missing")
         found[pictures.scene] = pictures
     return found
+
+
+def forget_pictures(results: Path) -> None:
+    """Removes the pictures beside a results.json that is no longer what they show."""
+    for path in (results / FOLDER).glob(f"*/{MANIFEST}"):
+        shutil.rmtree(path.parent)
 
 
 def _damaged(path: Path, why: str) -> UserError:

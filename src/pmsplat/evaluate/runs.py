@@ -151,7 +151,8 @@ def name_runs(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[R
 def check_comparable(runs: Sequence[Run]) -> None:
     """Raises UserError for runs whose numbers must not stand in one table.
 
-    Other poses, pictures of another size, another index, other photographs, no scene in common.
+    Other poses, pictures of another size, another index, other targets or photographs, no scene in
+    common.
     What a file does not say is no difference.
     """
     for first, other in combinations(runs, 2):
@@ -191,13 +192,13 @@ def _check_protocols(one: Run, other: Run) -> None:
     both = f"{one.name!r} and {other.name!r}"
     if a.poses != b.poses:
         raise UserError(
-            f"results of the protocols {a.poses} and {b.poses} ({both}) for one report",
+            f"results of the protocols {a.poses} and {b.poses} ({both})",
             "results whose cameras come from the same place, as their numbers do not compare",
             APART,
         )
     if None not in (a.size, b.size) and a.size != b.size:
         raise UserError(
-            f"pictures of {a.size_text} and {b.size_text} ({both}) for one report",
+            f"pictures of {a.size_text} and {b.size_text} ({both})",
             "results of one size, as metrics depend on it",
             APART,
         )
@@ -212,16 +213,19 @@ def _check_protocols(one: Run, other: Run) -> None:
 
 
 def _check_photos(one: Run, other: Run) -> None:
-    photos = {(row.scene, v.view): v.truth for row in one.rows for v in row.views if v.truth}
+    photos = {row.scene: _list_photos(row) for row in one.rows}
     for row in other.rows:
-        for view in row.views:
-            if view.truth and photos.get((row.scene, view.view), view.truth) != view.truth:
-                raise UserError(
-                    f"another photograph of target {view.view!r} of scene {row.scene!r} in "
-                    f"{one.name!r} and {other.name!r}",
-                    "results that were measured against the same pixels",
-                    APART,
-                )
+        ours, theirs = photos.get(row.scene), _list_photos(row)
+        if ours and theirs and ours != theirs:
+            raise UserError(
+                f"other photographs of scene {row.scene!r} in {one.name!r} and {other.name!r}",
+                'the same targets and pixels (equal hashes in "per_view")',
+                APART,
+            )
+
+
+def _list_photos(row: Row) -> dict[str, str]:
+    return {view.view: view.truth for view in row.views if view.truth}
 
 
 def shorten_hash(text: str) -> str:

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, is_dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,16 @@ from ..evaluate.baselines import BASELINES
 from ..evaluate.cost import Meter
 from ..evaluate.identity import Identity, identify
 from ..evaluate.journal import Journal
+from ..evaluate.pictures import predict_pictures
 from ..evaluate.protocol import Result, Row
 from ..evaluate.ranks import Ranks
 from ..evaluate.timing import Stopwatch
 from ..foundation.lpips import LPIPS
+from ..io.files import check_folder
 from ..progress import Track, silently
 from ..train.settings import Component, Experiment, Renderer
 from ..types import Batch, Cameras, Gaussians, Views
+from ..view.pages.frame import PAGE, check_place
 from ..zoo.infer import depth_only_error
 from ..zoo.load import WEIGHTS, Loaded, open_model
 from ..zoo.poses import search_cameras
@@ -109,6 +113,17 @@ class Setting:
         self.ranks.gather(None)  # nothing is forgotten before it is written
         journal.remove()
         return result
+
+    def draw(self, method: Method, rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
+        """Predicts some scenes again, and writes their pictures into FOLDER/pictures.
+
+        For one rank alone, whichever ranks measured them: of a single scene the first gets all.
+        """
+        scenes = self.dataset.evaluation(self.options.limit)
+        known = set(order_of_scenes(scenes))
+        alone = (without_scenes(scenes, known - {name}) for name in names) if known else [scenes]
+        batches = self.cameras.scenes(chain.from_iterable(alone), self.device)
+        predict_pictures(method.meter.run, batches, names, folder, rows, self.device)
 
     def _measure(
         self, method: Method, batches: fitted.Scenes, write: Callable[[Row], None]
@@ -183,6 +198,9 @@ def open_setting(
 
     UserError where the data or its index is missing, or the options do not fit.
     """
+    if options.report is not None:
+        check_folder(options.report)
+        check_place(Path(options.report) / PAGE)
     if not ranks.first:
         tell, track = _ignore, silently
     device = pick_device(options.device)

@@ -11,11 +11,14 @@ from ..contracts import PoseTeacher
 from ..errors import UserError
 from ..evaluate import report
 from ..evaluate.budget import draw_budgets
-from ..evaluate.compare import Difference, Measured, compare, write_differences
+from ..evaluate.compare import Difference, compare, write_differences
 from ..evaluate.cost import Summary, summarize
 from ..evaluate.identity import Identity
+from ..evaluate.pages.report import write_report
+from ..evaluate.pictures import choose_scenes, forget_pictures
 from ..evaluate.protocol import Result
 from ..evaluate.ranks import open_ranks
+from ..evaluate.runs import BASELINE_NAMES, RESULTS, Protocol, Run, name_runs, read_run
 from ..progress import Track, silently
 from ..train.settings import Experiment
 from ..zoo.load import WEIGHTS, open_model
@@ -37,6 +40,9 @@ class Options:
     `poses`: what finds the cameras of the context views, as `scene.PhotoOptions.poses` names it,
     and `optimize_poses` by how many steps the cameras of the targets are then moved (see
     `evaluate.fitted`, which has the protocols). None: cameras are those of the data.
+
+    `report`: the folder of a page of all results, with pictures of the worst, the median and the
+    best scenes of the (first) model.
     """
 
     baselines: bool = False
@@ -49,6 +55,7 @@ class Options:
     gaussians: tuple[int, ...] = ()
     poses: str | PoseTeacher | None = None
     optimize_poses: int = 0
+    report: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.baselines and self.optimize_poses:
@@ -121,6 +128,7 @@ def evaluate(
         scenes.csv        a row per scene
         nearest_view.json, plane_sweep.json     with `baselines`
         budgets.png       PSNR against the number of Gaussians, with `gaussians`
+        pictures/         of a few scenes, with `report` (see `evaluate.pictures`)
 
     and, until results.json is written, the scenes that are done (see `evaluate.journal`): an
     interrupted evaluation of the same goes on after them. Processes of torchrun share the scenes,
@@ -133,7 +141,10 @@ def evaluate(
     folder = Path(output or Path(experiment.output) / "evaluation")
     with open_ranks() as ranks:
         setting = open_setting(experiment, options or Options(), ranks, tell, track)
-        return _evaluate(setting, open_method(setting, model, weights), folder)
+        found = _evaluate(setting, open_method(setting, model, weights), folder)
+        if ranks.first and setting.options.report is not None:
+            _write_page(setting.options.report, [found], tell)
+    return found
 
 
 @dataclass(frozen=True)
@@ -176,15 +187,23 @@ def evaluate_models(
         for name, model in zip(names, models, strict=True):
             mine = replace(chosen, baselines=chosen.baselines and not found)
             setting = open_setting(experiment, mine, ranks, tell, track)
-            one = _evaluate(setting, open_method(setting, model, None), folder / name)
+            first = found[0].model if found else None
+            one = _evaluate(setting, open_method(setting, model, None), folder / name, first)
             found.append(replace(one, name=name))
         first, *others = (
-            Measured(one.name, one.model.rows, one.identity.index, one.model.protocol)
+            Run(
+                one.name,
+                one.folder / RESULTS,
+                Protocol(index_hash=one.identity.index, poses=one.model.protocol),
+                tuple(one.model.rows),
+            )
             for one in found
         )
         differences = tuple(tuple(compare(other, first)) for other in others)
         if ranks.first:
             write_differences(folder / "comparison.json", [d for some in differences for d in some])
+            if chosen.report is not None:
+                _write_page(chosen.report, found, tell)
     return Comparison(tuple(found), differences, folder)
 
 
@@ -205,16 +224,35 @@ def name_models(models: Sequence[str | Path]) -> list[str]:
     raise UserError(f"`model={twice}`, given twice", "different models", "leave one of them out")
 
 
-def _evaluate(setting: Setting, method: Method, folder: Path) -> Evaluation:
-    """Measures a model, and the baselines where they are wanted."""
+def _evaluate(
+    setting: Setting, method: Method, folder: Path, first: Result | None = None
+) -> Evaluation:
+    """Measures a model, and the baselines where they are wanted.
+
+    For a page, scenes are drawn that are chosen by `first`; None: by the model itself.
+    """
     name, chosen = Path(method.name).name, setting.options
     result = setting.measure(method, folder / "results.json")
     for note in result.notes[len(method.notes) :]:
         setting.tell(note)
     if setting.ranks.first:
         report.write_csv(folder / "scenes.csv", result.rows)
+        forget_pictures(folder)
         if chosen.gaussians:
             draw_budgets(folder / "budgets.png", result.means, name)
     baselines = open_baselines(setting, method) if chosen.baselines else {}
     others = {m.name: setting.measure(m, folder / f"{file}.json") for file, m in baselines.items()}
+    if setting.ranks.first and chosen.report is not None:
+        setting.draw(method, result.rows, choose_scenes((first or result).rows), folder)
     return Evaluation(name, result, others, folder, method.identity)
+
+
+def _write_page(
+    folder: str | Path, found: Sequence[Evaluation], tell: Callable[[str], None]
+) -> None:
+    """The page of all models, then the baselines."""
+    first, labels = found[0], BASELINE_NAMES.items()
+    paths = [one.folder / RESULTS for one in found]
+    paths += [first.folder / f"{file}.json" for file, label in labels if label in first.baselines]
+    page = write_report(Path(folder), name_runs([read_run(path) for path in paths]))
+    tell(f"Open {page} in a browser.")

@@ -1,11 +1,13 @@
 """Callbacks of the trainer: progress, checkpoints and Ctrl-C, pictures."""
 
-import csv
+import errno
+import math
 import os
+import shutil
 import signal
 import threading
 import time
-from collections import Counter
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..data import Skip
-from ..errors import UserError
 from ..types import Batch, StepOutput
 from ..view.figures import color_range, colorize_depth, contact_sheet
+from ..zoo.load import WEIGHTS
 
 LAST = "last.ckpt"
-SKIPPED = "skipped.csv"
+BEST = "best.safetensors"
+KEPT = "checkpoints"
 SHARE = 0.9  # share of the old value in a running mean
 TERM = "loss/"  # prefix of the names of single loss terms
 SHOWN = {"loss": "loss {:.4g}", "psnr": "PSNR {:.2f} dB", "abs_rel": "AbsRel {:.3f}"}
@@ -129,16 +131,24 @@ def _running(mean: Tensor, value: Tensor) -> Tensor:
 
 
 class Checkpoints(Callback):
-    """Saves FOLDER/last.ckpt and calls `export` every `every` steps, at the end and after Ctrl-C.
+    """Saves FOLDER/last.ckpt and the model every `every` steps, at the end and after Ctrl-C.
 
-    Files are replaced as a whole. After Ctrl-C the current step finishes on all devices (where
-    there are several, up to AGREE_EVERY steps), so that training can be resumed exactly; a second
-    Ctrl-C stops at once. SIGTERM, which schedulers send before SIGKILL, has the same effect. Where
-    memory is full, the last finished step is saved.
+    `export` writes the model to a path: FOLDER/model.safetensors, and best.safetensors whenever a
+    validation is the best so far, by PSNR, or by AbsRel of a model of depth alone. With `keep`
+    above 1 the checkpoints of the last so many saves are in FOLDER/checkpoints too.
+
+    Files are replaced as a whole, and checkpoints are read again before that. After Ctrl-C the
+    current step finishes on all devices (where there are several, up to AGREE_EVERY steps), so that
+    training can be resumed exactly; a second Ctrl-C stops at once. SIGTERM, which schedulers send
+    before SIGKILL, often more than once, has the effect of the first. Where memory is full, the
+    last finished step is saved.
     """
 
-    def __init__(self, folder: Path, every: int, export: Callable[[], None]) -> None:
-        self.folder, self.every, self.export = folder, every, export
+    def __init__(
+        self, folder: Path, every: int, export: Callable[[Path], None], keep: int = 1
+    ) -> None:
+        self.folder, self.every, self.export, self.keep = folder, every, export, keep
+        self.best: float | None = None  # the highest value
         self.interrupted = False
         self._saved_at = -1
         self._before: Any = None
@@ -166,6 +176,20 @@ class Checkpoints(Callback):
         if not trainer.should_stop and trainer.global_step % self.every == 0:
             self._save(trainer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = trainer.callback_metrics
+        name, sign = ("val/psnr", 1) if "val/psnr" in values else ("val/abs_rel", -1)
+        value = sign * float(values.get(name, torch.nan))
+        if trainer.is_global_zero and value > (-math.inf if self.best is None else self.best):
+            self.best = value
+            self.export(self.folder / BEST)
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, float | None]) -> None:
+        self.best = state_dict["best"]
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
 
@@ -188,88 +212,41 @@ class Checkpoints(Callback):
         try:
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
+                _read_again(temporary)
+                self._keep(temporary, trainer.global_step)
                 os.replace(temporary, self.folder / LAST)
-                self.export()
+                self.export(self.folder / WEIGHTS)
         finally:
             if trainer.is_global_zero:
                 temporary.unlink(missing_ok=True)
 
+    def _keep(self, saved: Path, step: int) -> None:
+        """Keeps a checkpoint under the name of its step, and as many of those before."""
+        if self.keep == 1:
+            return
+        kept = self.folder / KEPT
+        kept.mkdir(exist_ok=True)
+        place = kept / f"step_{step:07d}.ckpt"
+        place.unlink(missing_ok=True)
+        try:
+            place.hardlink_to(saved)
+        except OSError:  # a file system without links
+            shutil.copyfile(saved, place)
+        for old in sorted(kept.glob("step_*.ckpt"))[: -self.keep]:
+            old.unlink()
+
     def _on_ctrl_c(self, signum: int, frame: Any) -> None:
-        if self.interrupted:
+        if self.interrupted and signum == signal.SIGINT:  # SIGTERM may come from several sides
             raise KeyboardInterrupt
         self.interrupted = True
 
 
-class SkippedScenes(Callback):
-    """Names each scene that training leaves out, once, and lists them in FOLDER/skipped.csv.
-
-    Scenes that cannot be read are named one by one as they are met, or end the run where it is
-    `strict`; of those that the settings rule out, the first for each reason. Totals come at the
-    end. Where there are several devices, the first tells what it meets itself.
-    """
-
-    def __init__(self, folder: Path, tell: Callable[[str], None], strict: bool = False) -> None:
-        self.folder, self.tell, self.strict = folder, tell, strict
-        self.known: set[Skip] = set()
-        self.reasons: Counter[str] = Counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        damaged = [skip for skip in self._take(trainer) if skip.damaged]
-        if damaged and self.strict:
-            raise UserError(
-                f"{describe_skip(damaged[0])}, and trainer.strict=true",
-                "scenes that can all be read",
-                "repair or remove it, or leave trainer.strict out",
-            )
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take(trainer)
-        if self.reasons:
-            counts = [f"{reason} ({count})" for reason, count in self.reasons.most_common()]
-            self.tell(
-                f"{self.reasons.total()} scenes were left out, see {self.folder / SKIPPED}: "
-                f"{'; '.join(counts)}."
-            )
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._take(trainer)
-
-    def _take(self, trainer: Trainer) -> list[Skip]:
-        """Tells what is new, and returns it."""
-        skips = getattr(getattr(trainer, "datamodule", None), "skips", None)
-        if skips is None or not trainer.is_global_zero:
-            return []
-        new = [skip for skip in dict.fromkeys(skips.take()) if skip not in self.known]
-        for skip in new:
-            if skip.damaged:
-                self.tell(f"Left out: {describe_skip(skip)}.")
-            elif skip.reason not in self.reasons:
-                self.tell(f"Left out: {describe_skip(skip)}; others like it are counted.")
-            self.reasons[skip.reason] += len(skip.scenes)
-        self._write(new)
-        self.known |= set(new)
-        return new
-
-    def _write(self, new: list[Skip]) -> None:
-        if not new:
-            return
-        with (self.folder / SKIPPED).open("a" if self.known else "w", newline="") as file:
-            rows = csv.writer(file)
-            if not self.known:
-                rows.writerow(["chunk", "scene", "reason", "damaged"])
-            for skip in new:
-                rows.writerows([skip.chunk, key, skip.reason, skip.damaged] for key in skip.scenes)
-
-
-def describe_skip(skip: Skip) -> str:
-    """What was left out and why, as a part of a sentence."""
-    if len(skip.scenes) == 1:
-        return f"scene {skip.scenes[0]!r} of {skip.chunk}: {skip.reason}"
-    return f"all {len(skip.scenes)} scenes of {skip.chunk}: {skip.reason}"
+def _read_again(path: Path) -> None:
+    """Raises OSError for a checkpoint that did not reach the disk as it was written."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise OSError(errno.EIO, f"{damaged} is not what was written", str(path))
 
 
 class Pictures(Callback):

@@ -40,11 +40,12 @@ from ..types import Batch
 from ..zoo.init import initialize, open_base
 from ..zoo.load import CONFIG, WEIGHTS, load, save
 from . import optim, pointmaps
-from .callbacks import LAST, Checkpoints, Pictures, ProgressBar, SkippedScenes
+from .callbacks import LAST, Checkpoints, Pictures, ProgressBar
 from .data_module import DataModule
 from .memory import MemoryWatch
 from .module import TrainingModule
 from .settings import Component, Experiment, Trainer
+from .skipped import SkippedScenes
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         checkpoints = Checkpoints(
             output,
             cfg.checkpoint_every,
-            lambda: save(model, output / WEIGHTS, component.name, component.settings),
+            lambda path: save(model, path, component.name, component.settings),
+            cfg.keep_checkpoints,
         )
         memory = MemoryWatch(lambda batch: module.compute(batch).loss)
         gathers = bool(encoder_traits(model).anchors)

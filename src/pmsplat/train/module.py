@@ -1,6 +1,7 @@
 """The training step and its optimizer, as Lightning wants them."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from ..errors import UserError
+from ..errors import UserError, name_some
 from ..evaluate import protocol
 from ..foundation.lpips import LPIPS
 from ..losses import Term
@@ -18,6 +19,7 @@ from ..zoo.infer import model_frame
 from . import optim
 from .callbacks import TERM
 from .data_module import DataModule
+from .failure import NOT_FINITE, Failure, write_failure
 from .settings import Experiment
 from .step import Outcome, draw_anchors, draw_steps, step_generator, training_step
 
@@ -30,7 +32,8 @@ class TrainingModule(LightningModule):
     A step whose loss or gradients are not finite is skipped on all devices alike and counted
     ("train/skipped"), and so are samples that a loss skips ("train/skipped/NAME"), since the
     process began. Counters stay on the device and are read only at steps that are logged: there,
-    UserError is raised where the last BAD_STEPS steps, or all their samples, were skipped.
+    UserError is raised where the last BAD_STEPS steps, or all their samples, were skipped. The last
+    batch whose loss or gradients were not finite is then in OUTPUT/not_finite.pt (see `failure`).
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class TrainingModule(LightningModule):
         )
         self.rows: list[protocol.Row] = []  # of the validation at hand
         self.skipped = self.skipped_in_a_row = torch.zeros(())  # steps; on the device
+        self.before: Batch | None = None  # the batch before one that is logged
+        self.gradient_norm = torch.zeros(())  # of the step before, unclipped; on the device
         self.zeros: dict[str, Tensor] = {}  # by loss and level, of all steps; on the device
         self.skipped_samples: dict[str, Tensor] = {}  # samples, by loss; on the device
         self.steps_without_samples: dict[str, Tensor] = {}  # in a row, by loss; on the device
@@ -115,7 +120,7 @@ class TrainingModule(LightningModule):
         self.zeros |= fresh
         terms = self.zeros | terms  # levels that other steps had add nothing to this one
         shown |= terms
-        shown["skipped"] = self.skipped
+        shown["skipped"], shown["gradient_norm"] = self.skipped, self.gradient_norm
         for name, samples in outcome.skipped.items():
             self.skipped_samples[name] = self.skipped_samples.get(name, 0) + samples.float()
             shown[f"skipped/{name}"] = self.skipped_samples[name]
@@ -128,6 +133,8 @@ class TrainingModule(LightningModule):
                 shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
             values = {f"train/{name}": value for name, value in shown.items()}
             self.log_dict(values, batch_size=len(batch.scene))
+        ahead = self.global_step + 2
+        self.before = batch if ahead % self.experiment.trainer.log_every == 0 else None
 
         # Where the loss is not finite, make every gradient NaN, so that all devices skip the step.
         finite = outcome.loss.detach().isfinite()
@@ -138,7 +145,7 @@ class TrainingModule(LightningModule):
         if self.skipped_in_a_row.item() >= BAD_STEPS:
             raise UserError(
                 f"the loss or its gradients of {int(self.skipped_in_a_row)} steps in a row, up to "
-                f"step {self.global_step}, were not finite",
+                f"step {self.global_step}, were not finite{self._keep_batch()}",
                 "a run that converges",
                 "lower optimizer.lr, or use trainer.precision=float32, and resume",
             )
@@ -153,6 +160,15 @@ class TrainingModule(LightningModule):
                     f"~loss.{loss}",
                 )
 
+    def _keep_batch(self) -> str:
+        """Writes the batch of the step before; where it is, as a part of a sentence."""
+        if self.before is None:
+            return ""
+        name = NOT_FINITE if self.global_rank == 0 else f"{self.global_rank}-{NOT_FINITE}"
+        path = Path(self.experiment.output) / name
+        write_failure(path, Failure(self.global_step, self.before, self.model.state_dict()))
+        return f"; the last batch, of {name_some(self.before.scene)}, is in {path}"
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -161,7 +177,7 @@ class TrainingModule(LightningModule):
     ) -> None:
         limit = self.experiment.trainer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        bad = (~norm.isfinite()).float()
+        self.gradient_norm, bad = norm.detach(), (~norm.isfinite()).float()
         self.trainer.optimizers[0].found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
         self.skipped = self.skipped + bad
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad

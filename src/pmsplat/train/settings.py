@@ -106,6 +106,7 @@ class Trainer:
     resume: bool | str = False  # go on from last.ckpt in the output folder; auto: if there is one
     strict: bool = False  # end with an error at the first scene that cannot be read
     checkpoint_every: int = 1000  # steps between replacements of last.ckpt and model.safetensors
+    keep_checkpoints: int = 1  # of the last saves; more than last.ckpt are in checkpoints/
     validate_every: int = 5000  # steps between validations; 0 never
     validate_scenes: int = 32  # of the evaluation index
     log_every: int = 50  # steps between lines in the logs
@@ -145,7 +146,7 @@ class Trainer:
                     f"set trainer.{name}={example}",
                 )
         least = {"steps": 1, "batch_size": 1, "workers": 0, "nodes": 1, "checkpoint_every": 1}
-        least |= {"validate_every": 0, "validate_scenes": 1, "log_every": 1}
+        least |= {"keep_checkpoints": 1, "validate_every": 0, "validate_scenes": 1, "log_every": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(

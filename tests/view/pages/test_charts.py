@@ -21,8 +21,9 @@ def bars(svg: Element) -> dict[tuple[float, float], int]:
     found = {}
     for bar in svg.all("rect"):
         (title,) = bar.all("title")
-        low, high, count = re.fullmatch(r"(\S+) to (\S+)°: (\d+) scenes", title.text).groups()
-        found[float(low.replace("−", "-")), float(high.replace("−", "-"))] = int(count)
+        said = re.fullmatch(r"(\S+) to (\S+)°: (\d+) scenes", title.text.replace("−", "-"))
+        assert said is not None
+        found[float(said[1]), float(said[2])] = int(said[3])
     return found
 
 
@@ -36,7 +37,7 @@ def test_every_value_lies_in_a_bar_that_counts_it(tmp_path: Path, values: list[f
     assert sum(found.values()) == len(values)
     for (low, high), count in found.items():
         assert count == sum(low <= value < high for value in values)
-    heights = [float(bar.attributes["height"]) for bar in svg.all("rect")]
+    heights = [float(bar.attributes["height"] or "") for bar in svg.all("rect")]
     unit = heights[0] / next(iter(found.values()))
     assert heights == pytest.approx([unit * count for count in found.values()], abs=0.02)
 

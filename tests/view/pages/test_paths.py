@@ -32,7 +32,7 @@ def draw(folder: Path, c2w: torch.Tensor) -> Element:
 
 def points(svg: Element, kind: str) -> torch.Tensor:
     (path,) = svg.all("path", class_=kind)
-    numbers = re.findall(r"-?[\d.]+", path.attributes["d"].replace("h0", ""))
+    numbers = re.findall(r"-?[\d.]+", (path.attributes["d"] or "").replace("h0", ""))
     return torch.tensor([float(number) for number in numbers]).reshape(-1, 2)
 
 
@@ -82,9 +82,13 @@ def test_both_axes_have_one_scale_and_the_bar_has_it_too(tmp_path: Path) -> None
     )
     bar = svg.all("line", class_="plan-scale")[0].attributes
     length = float(svg.all("text")[0].text)
-    assert float(bar["x2"]) - float(bar["x1"]) == pytest.approx(scale * length, rel=0.01)
+    assert float(bar["x2"] or "") - float(bar["x1"] or "") == pytest.approx(
+        scale * length, rel=0.01
+    )
     start = svg.all("circle")[0].attributes
-    assert float(start["cx"]) == pytest.approx(float(points(svg, "plan-path")[0, 0]), abs=0.06)
+    assert float(start["cx"] or "") == pytest.approx(
+        float(points(svg, "plan-path")[0, 0]), abs=0.06
+    )
     assert svg.attributes["aria-label"] == "A <path>"
 
 

@@ -19,6 +19,7 @@ from ...view.pages.charts import (
     draw_y_axis,
 )
 from ...view.pages.markup import Markup, join, tag
+from ..runs import Run
 from ._metrics import UNITS, Metric
 
 ROW, PLOT = 66, 38  # heights: of a run, of its dots or bars in it
@@ -44,6 +45,16 @@ class Pair:
     scene: str
     first: float
     second: float
+
+
+def pair_scenes(metric: Metric, first: Run, second: Run) -> list[Pair]:
+    """The scenes that have the metric in both runs, in the order of the first."""
+    other = second.by_scene
+    return [
+        Pair(row.scene, row.values[metric.key], other[row.scene].values[metric.key])
+        for row in first.rows
+        if metric.key in row.values and row.scene in other and metric.key in other[row.scene].values
+    ]
 
 
 def draw_distributions(metric: Metric, series: Sequence[Series], what: str) -> Markup:

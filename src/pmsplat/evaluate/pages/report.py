@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...io.files import write_text
-from ...view.pages import frame
-from ...view.pages.frame import PAGE, Page, Section
+from ...view.pages.frame import PAGE, Page, Section, check_place, write_page
 from ...view.pages.markup import Markup, escape, join, tag
+from ..compare import Difference, compare
 from ..pictures import Pictures, read_pictures
 from ..runs import RESULTS, Protocol, Run, check_comparable, common_scenes
-from ._charts import Series, draw_differences, draw_distributions, draw_scatter
-from ._differences import Difference, compare, pair_scenes
+from ._charts import Pair, Series, draw_differences, draw_distributions, draw_scatter, pair_scenes
 from ._gallery import Images, choose_exhibits, list_paths, write_exhibit, write_legend
-from ._metrics import MAIN, METRICS, UNITS
+from ._metrics import MAIN, METRICS, MISSING, UNITS, Metric
 from ._plain import Grid, tabulate, write_latex, write_markdown
 from ._tables import (
     color,
@@ -37,7 +36,7 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     not compare (see `runs.check_comparable`), damaged pictures, and a folder with another page.
     """
     check_comparable(runs)
-    frame.check_place(folder / PAGE)
+    check_place(folder / PAGE)
     scenes = common_scenes(runs)
     shared = [run.at(scenes) for run in runs]
     exhibits = choose_exhibits(shared, [_find_pictures(run) for run in runs])
@@ -63,7 +62,7 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     write_text(folder / MARKDOWN, write_markdown(grid))
     write_text(folder / LATEX, write_latex(grid))
     page = Page("pmsplat evaluation", _name_page(runs), _introduce(shared), sections)
-    return frame.write_page(folder / PAGE, page)
+    return write_page(folder / PAGE, page)
 
 
 def _find_pictures(run: Run) -> dict[str, Pictures]:
@@ -155,12 +154,11 @@ def _write_differences(runs: Sequence[Run]) -> Markup:
         )
     ]
     for i, other in enumerate(runs[1:], start=1):
-        metrics = [METRICS[key] for key in MAIN if METRICS[key].key in other.means]
-        paired = {metric: pair_scenes(metric, first, other) for metric in metrics}
-        paired = {metric: pairs for metric, pairs in paired.items() if pairs}
+        found = {METRICS[d.metric]: d for d in compare(other, first) if d.metric in MAIN}
+        paired = {metric: pair_scenes(metric, first, other) for metric in found}
         if not paired:
             continue
-        rows = [_difference_row(compare(metric, pairs)) for metric, pairs in paired.items()]
+        rows = [_difference_row(metric, found[metric], pairs) for metric, pairs in paired.items()]
         heads = ("mean difference", "95 % interval", "better in", "equal in")
         table = tag(
             "table",
@@ -190,18 +188,17 @@ def _chart_card(title: str, more: str, chart: Markup) -> Markup:
     return tag("article", tag("h4", title, " ", tag("small", more)), chart, class_="card")
 
 
-def _difference_row(found: Difference) -> Markup:
-    metric = found.metric
-    sure = found.low > 0 or found.high < 0
-    mean = metric.write(found.mean, sign=True)
+def _difference_row(metric: Metric, found: Difference, pairs: Sequence[Pair]) -> Markup:
+    mean, known = metric.write(found.difference, sign=True), found.low == found.low
     interval = f"{metric.write(found.low, True)} to {metric.write(found.high, True)}"
+    better = sum((p.second > p.first) if metric.rises else (p.second < p.first) for p in pairs)
     return tag(
         "tr",
         tag("th", metric.heading, scope="row"),
-        tag("td", tag("strong", mean) if sure else mean),
-        tag("td", interval),
-        tag("td", f"{found.better:,} of {found.scenes:,}"),
-        tag("td", f"{found.equal:,}"),
+        tag("td", tag("strong", mean) if found.sure else mean),
+        tag("td", interval if known else MISSING),
+        tag("td", f"{better:,} of {found.scenes:,}"),
+        tag("td", f"{sum(p.second == p.first for p in pairs):,}"),
     )
 
 

@@ -46,7 +46,7 @@ def check_place(path: Path) -> None:
         raise UserError(
             f"{path}, which is another page",
             "a place without one, or one with a page of pmsplat, which is replaced",
-            "choose another place for `output`",
+            "choose another place",
         )
 
 
