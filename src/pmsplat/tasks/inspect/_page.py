@@ -82,7 +82,7 @@ def _write_totals(splits: Sequence[Survey]) -> Markup:
         _write_tile("Size", size, more),
     ]
     table = _write_table(splits) if len(splits) > 1 else None
-    return join([tag("div", *tiles, class_="cards tiles"), table])
+    return join([tag("div", *tiles, class_="cards totals"), table])
 
 
 def _write_tile(heading: str, figure: str, more: str) -> Markup:
