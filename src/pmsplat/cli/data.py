@@ -17,6 +17,8 @@ pmsplat data index datasets/dl3dv out.json --spread 40 --context 8 --targets 8
     one of the first 40 frames: context views far apart in space, as ReSplat's evaluation has them
 pmsplat data verify datasets/re10k
     every byte, photo and camera of a split, or of all splits; writes down what training leaves out
+pmsplat data inspect datasets/re10k --output re10k.html
+    a page to look at: totals, and photographs and camera paths of a sample of scenes
 pmsplat data info datasets/mine/test
     what is in a split, a chunk, or a folder of photos
 """
@@ -29,6 +31,7 @@ from typing import TYPE_CHECKING
 from ._data_convert import add_convert
 from ._data_fetch import add_fetch
 from ._data_index import add_index
+from ._data_inspect import add_inspect
 from ._data_verify import add_verify
 from ._shared import add_photos, output, photo_options, size, terminal
 
@@ -57,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     add_index(verbs)
     add_verify(verbs)
+    add_inspect(verbs)
 
     info = verbs.add_parser("info", help="what is in a split, a chunk, or a folder of photos")
     info.add_argument("path")

@@ -3,7 +3,7 @@
 from ._batches import Poses, Recipe, Unusable, collate, make_batch
 from ._convert import to_chunk_scene
 from ._dataset import ChunkDataset, no_usable_scene, pair, rank_of_ranks
-from ._examine import ChunkFacts, SceneFacts, examine_chunk, find_fault, share_photos
+from ._examine import ChunkFacts, SceneFacts, examine_chunk, find_fault, find_remarks, share_photos
 from ._index import (
     Index,
     check_scenes,
@@ -60,6 +60,7 @@ __all__ = [
     "collate",
     "examine_chunk",
     "find_fault",
+    "find_remarks",
     "make_batch",
     "make_index",
     "make_outside_index",

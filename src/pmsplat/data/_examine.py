@@ -98,7 +98,7 @@ def examine_scene(scene: ChunkScene) -> SceneFacts:
         size=size,
         fault=fault,
         detail=detail,
-        remarks=tuple(_find_remarks(scene, distinct[0])),
+        remarks=tuple(find_remarks(scene, distinct[0])),
         sketch=tuple(sorted(hashes)[:SKETCH]),
     )
 
@@ -133,8 +133,8 @@ def find_fault(scene: ChunkScene, sizes: list[tuple[int, int]]) -> tuple[str, st
     return "", ""
 
 
-def _find_remarks(scene: ChunkScene, size: tuple[int, int]) -> list[str]:
-    """What is odd about a scene that can be used."""
+def find_remarks(scene: ChunkScene, size: tuple[int, int]) -> list[str]:
+    """What is odd about a scene that can be used; `size`: (height, width) of its photos."""
     remarks = []
     height, width = size
     pixels = scene.K[:, 0, 0] * width / (scene.K[:, 1, 1] * height)

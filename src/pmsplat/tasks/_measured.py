@@ -33,7 +33,6 @@ from ..evaluate.baselines import BASELINES
 from ..evaluate.cost import Meter
 from ..evaluate.identity import Identity, identify
 from ..evaluate.journal import Journal
-from ..evaluate.pages.report import check_place
 from ..evaluate.pictures import predict_pictures
 from ..evaluate.protocol import Result, Row
 from ..evaluate.ranks import Ranks
@@ -43,6 +42,7 @@ from ..io.files import check_folder
 from ..progress import Track, silently
 from ..train.settings import Component, Experiment, Renderer
 from ..types import Batch, Cameras, Gaussians, Views
+from ..view.pages.frame import PAGE, check_place
 from ..zoo.infer import depth_only_error
 from ..zoo.load import WEIGHTS, Loaded, open_model
 from ..zoo.poses import search_cameras
@@ -200,7 +200,7 @@ def open_setting(
     """
     if options.report is not None:
         check_folder(options.report)
-        check_place(Path(options.report))
+        check_place(Path(options.report) / PAGE)
     if not ranks.first:
         tell, track = _ignore, silently
     device = pick_device(options.device)

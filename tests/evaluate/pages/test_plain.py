@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pmsplat.evaluate.pages._markup import Markup, join, tag
 from pmsplat.evaluate.pages._plain import tabulate, write_latex, write_markdown
 from pmsplat.evaluate.runs import name_runs, read_run
+from pmsplat.view.pages.markup import Markup, join, tag
 from tests.evaluate.results import gains, write_results
 
 

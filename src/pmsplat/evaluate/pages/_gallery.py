@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from ...io.files import write_bytes
 from ...view import figures
+from ...view.pages.markup import Markup, escape, join, tag
 from ..pictures import FOLDER, Pictures
 from ..runs import Run
-from ._markup import Markup, escape, join, tag
 from ._metrics import MAIN, METRICS, UNITS
 from ._tables import named, say_count, scrolling
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from ...view.pages.markup import Markup, escape, join, tag
 from ..protocol import Row
 from ..runs import Protocol, Run, shorten_hash
-from ._markup import Markup, escape, join, tag
 from ._metrics import MAIN, METRICS, Metric
 from ._plain import Grid
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ...io.files import write_bytes, write_text
+from ...view.pages.frame import GENERATOR, PAGE, Page, Section, check_place, write_page
+from ...view.pages.markup import Markup, join, tag
 from ..fitted import GIVEN
 from ..pictures import FOLDER, file_name
 from ..runs import RESULTS, Protocol, Run, shorten_hash
-from . import _frame
-from ._frame import GENERATOR, PAGE, Page, Section
-from ._markup import Markup, join, tag
 from ._metrics import MAIN, METRICS, MISSING, Cost, Metric, find_costs, find_metrics
 from ._tables import raw, say_count, scrolling, sort_head, write_protocol
 from .report import LATEX, MARKDOWN
@@ -35,7 +34,7 @@ def write_leaderboard(folder: Path, runs: Sequence[Run]) -> Path:
     Runs of one protocol share a table, sorted by PSNR; others have tables of their own. Files of
     results and reports that lie beside them (in the same folder, or in report/) are copied.
     """
-    _frame.check_place(folder)
+    check_place(folder / PAGE)
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for number, run in enumerate(runs, start=1):
         groups.setdefault(run.protocol.key, []).append(_copy(folder, run, number))
@@ -50,7 +49,7 @@ def write_leaderboard(folder: Path, runs: Sequence[Run]) -> Path:
         sections,
     )
     write_text(folder / ".nojekyll", "")  # GitHub Pages then serves every file as it is
-    return _frame.write_page(folder, page)
+    return write_page(folder / PAGE, page)
 
 
 def _copy(folder: Path, run: Run, number: int) -> Entry:

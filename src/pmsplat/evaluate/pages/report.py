@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...io.files import write_text
+from ...view.pages.frame import PAGE, Page, Section, check_place, write_page
+from ...view.pages.markup import Markup, escape, join, tag
 from ..compare import Difference, compare
 from ..pictures import Pictures, read_pictures
 from ..runs import RESULTS, Protocol, Run, check_comparable, common_scenes
-from . import _frame
 from ._charts import Pair, Series, draw_differences, draw_distributions, draw_scatter, pair_scenes
-from ._frame import Page, Section, check_place
 from ._gallery import Images, choose_exhibits, list_paths, write_exhibit, write_legend
-from ._markup import Markup, escape, join, tag
 from ._metrics import MAIN, METRICS, MISSING, UNITS, Metric
 from ._plain import Grid, tabulate, write_latex, write_markdown
 from ._tables import (
@@ -37,7 +36,7 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     not compare (see `runs.check_comparable`), damaged pictures, and a folder with another page.
     """
     check_comparable(runs)
-    check_place(folder)
+    check_place(folder / PAGE)
     scenes = common_scenes(runs)
     shared = [run.at(scenes) for run in runs]
     exhibits = choose_exhibits(shared, [_find_pictures(run) for run in runs])
@@ -63,7 +62,7 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     write_text(folder / MARKDOWN, write_markdown(grid))
     write_text(folder / LATEX, write_latex(grid))
     page = Page("pmsplat evaluation", _name_page(runs), _introduce(shared), sections)
-    return _frame.write_page(folder, page)
+    return write_page(folder / PAGE, page)
 
 
 def _find_pictures(run: Run) -> dict[str, Pictures]:

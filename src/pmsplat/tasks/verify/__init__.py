@@ -1,6 +1,6 @@
 """Checks every byte of a split of chunks, and writes down what training has to leave out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...data import ChunkFacts, SceneFacts, examine_chunk
@@ -8,10 +8,10 @@ from ...errors import UserError
 from ...io.chunks import INDEX, write_quarantine
 from ...progress import Track, silently
 from ..jobs import collect_warnings, count_jobs, run_jobs
-from ._journal import JOURNAL, Journal
+from ._journal import JOURNAL, Journal, read_facts
 from ._ledger import Ledger, Row, Verified
 
-__all__ = ["JOURNAL", "Row", "Verified", "verify"]
+__all__ = ["JOURNAL", "Row", "Verified", "find_splits", "read_verified", "verify"]
 
 
 def verify(
@@ -32,7 +32,7 @@ def verify(
     jobs = count_jobs(jobs)
     verified: list[Verified] = []
     others: dict[str, dict[str, SceneFacts]] = {}
-    for folder in _find_splits(Path(path)):
+    for folder in find_splits(Path(path)):
         files = sorted(folder.glob("*.torch"))
         journal = Journal(folder, again, tell)
         missing = [file for file in files if file not in journal]
@@ -49,13 +49,27 @@ def verify(
     return verified
 
 
-def _examine(file: Path) -> ChunkFacts:
-    with collect_warnings():  # the facts say them
-        return examine_chunk(file)
+def read_verified(folders: Sequence[Path]) -> list[Verified | None]:
+    """What an earlier `verify` of some splits of a dataset found out; no chunk is opened.
+
+    None for a split with a chunk that it has not looked at, or that has changed since.
+    """
+    verified: list[Verified | None] = []
+    others: dict[str, dict[str, SceneFacts]] = {}
+    for folder in folders:
+        files, facts = sorted(folder.glob("*.torch")), read_facts(folder)
+        if not files or any(file.name not in facts for file in files):
+            verified.append(None)
+            continue
+        ledger = Ledger(folder, {file.name: facts[file.name] for file in files})
+        ledger.compare_splits(others)
+        others[folder.name] = ledger.usable
+        verified.append(ledger.summarize(found=len(files)))
+    return verified
 
 
-def _find_splits(path: Path) -> list[Path]:
-    """The folder itself, if it has chunks, else those in it that have."""
+def find_splits(path: Path) -> list[Path]:
+    """The folder itself, if it has chunks, else those in it that have; UserError if none has."""
 
     def has_chunks(folder: Path) -> bool:
         return (folder / INDEX).is_file() or any(folder.glob("*.torch"))
@@ -71,3 +85,8 @@ def _find_splits(path: Path) -> list[Path]:
             "check the path",
         )
     return found
+
+
+def _examine(file: Path) -> ChunkFacts:
+    with collect_warnings():  # the facts say them
+        return examine_chunk(file)

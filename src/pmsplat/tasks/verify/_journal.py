@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ class Journal:
 
     def __init__(self, folder: Path, again: bool, tell: Callable[[str], None]) -> None:
         self.path, self.writable = folder / JOURNAL, os.access(folder, os.W_OK)
-        self._facts: dict[str, ChunkFacts] = {}
-        lines = [] if again else self._read()
+        known = {} if again else _read(self.path)
+        self._facts = {name: line.facts for name, line in known.items()}
         if self.writable:
             with atomic(self.path) as temporary:  # without a line that was cut off
-                temporary.write_text("".join(lines))
+                temporary.write_text("".join(line.text for line in known.values()))
         else:
             tell(f"{folder} cannot be written: nothing is kept there, nor is {QUARANTINE}.")
 
@@ -47,19 +47,30 @@ class Journal:
             with self.path.open("a") as stream:
                 stream.write(json.dumps(_identify(file) | asdict(facts)) + "\n")
 
-    def _read(self) -> list[str]:
-        """Takes in the lines that are still true, and returns them."""
-        true = []
-        for line in self.path.read_text().splitlines(True) if self.path.is_file() else ():
-            try:
-                entry = json.loads(line)
-                file = self.path.parent / entry["chunk"]
-                if line.endswith("\n") and entry | _identify(file) == entry:
-                    self._facts[file.name] = _parse(entry)
-                    true.append(line)
-            except (ValueError, KeyError, TypeError, OSError):  # cut off, or the chunk is gone
-                continue
-        return true
+
+def read_facts(folder: Path) -> dict[str, ChunkFacts]:
+    """What is known of the chunk files of a folder that have not changed since, by name."""
+    return {name: line.facts for name, line in _read(folder / JOURNAL).items()}
+
+
+@dataclass(frozen=True)
+class _Line:
+    text: str
+    facts: ChunkFacts
+
+
+def _read(path: Path) -> dict[str, _Line]:
+    """The lines of a journal that are still true, by chunk file."""
+    true = {}
+    for text in path.read_text().splitlines(True) if path.is_file() else ():
+        try:
+            entry = json.loads(text)
+            file = path.parent / entry["chunk"]
+            if text.endswith("\n") and entry | _identify(file) == entry:
+                true[file.name] = _Line(text, _parse(entry))
+        except (ValueError, KeyError, TypeError, OSError):  # cut off, or the chunk is gone
+            continue
+    return true
 
 
 def _identify(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...io.files import write_text
-from ._markup import Markup, tag
+from .markup import Markup, tag
 
 HERE = Path(__file__).parent
 GENERATOR = '<meta name="generator" content="pmsplat">'
@@ -27,30 +27,34 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """`kind` says what sort of page it is, `title` which one; `intro` stands below the title."""
+    """`kind` says what sort of page it is, `title` which one; `intro` stands below the title.
+
+    `skip` leads past all that to the first section; `closing` is the last line.
+    """
 
     kind: str
     title: str
     intro: Markup
     sections: Sequence[Section]
+    skip: str = "Skip to the results"
+    closing: str = "Made by pmsplat. Everything on this page is in its folder."
 
 
-def check_place(folder: Path) -> None:
-    """Raises UserError where a folder has a page that is not one of ours."""
-    page = folder / PAGE
-    if page.exists() and (not page.is_file() or GENERATOR.encode() not in page.read_bytes()[:2000]):
+def check_place(path: Path) -> None:
+    """Raises UserError where a file is that is not one of our pages."""
+    if path.exists() and (not path.is_file() or GENERATOR.encode() not in path.read_bytes()[:2000]):
         raise UserError(
-            f"{page}, which is another page",
-            "a folder without one, or one with a report of pmsplat, which is replaced",
-            "choose another folder",
+            f"{path}, which is another page",
+            "a place without one, or one with a page of pmsplat, which is replaced",
+            "choose another place",
         )
 
 
-def write_page(folder: Path, page: Page) -> Path:
-    """Writes index.html, all or nothing. Nothing in it is loaded from a network."""
-    check_place(folder)
-    write_text(folder / PAGE, _render(page))
-    return folder / PAGE
+def write_page(path: Path, page: Page) -> Path:
+    """Writes a page, all or nothing; its path. Nothing in it is loaded from a network."""
+    check_place(path)
+    write_text(path, _render(page))
+    return path
 
 
 def _render(page: Page) -> str:
@@ -63,7 +67,7 @@ def _render(page: Page) -> str:
     )
     links = [tag("a", s.heading, href=f"#{s.id}") for s in page.sections]
     body = [
-        tag("a", "Skip to the results", class_="skip", href=f"#{page.sections[0].id}"),
+        tag("a", page.skip, class_="skip", href=f"#{page.sections[0].id}"),
         tag(
             "header",
             tag("p", page.kind, class_="eyebrow"),
@@ -73,7 +77,7 @@ def _render(page: Page) -> str:
             class_="hero",
         ),
         tag("main", *(_render_section(section) for section in page.sections)),
-        tag("footer", tag("p", "Made by pmsplat. Everything on this page is in its folder.")),
+        tag("footer", tag("p", page.closing)),
     ]
     head = [
         tag("meta", charset="utf-8"),
