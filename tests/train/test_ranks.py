@@ -39,6 +39,7 @@ def run_two(rooms: Path, output: Path, *overrides: str) -> None:
         [sys.executable, *launch, *words], env=os.environ | once, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("A step takes 4 scenes: 2 on each of 2 devices.") == 1
 
 
 def test_two_processes_learn_what_one_with_the_joint_batch_does(

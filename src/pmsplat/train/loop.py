@@ -127,6 +127,12 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         strategy = UNEVEN if gathers and _count_devices(cfg, on_gpu) > 1 else "auto"
         skipped = SkippedScenes(output, tell, cfg.strict)
         trainer = _build_trainer(experiment, [checkpoints, memory, skipped], strategy)
+        if trainer.world_size > 1 and trainer.is_global_zero:
+            together = trainer.world_size * cfg.batch_size
+            tell(
+                f"A step takes {together} scenes: {cfg.batch_size} on each of "
+                f"{trainer.world_size} devices."
+            )
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         except torch.OutOfMemoryError as error:
