@@ -56,27 +56,13 @@ def test_a_question_that_does_not_start_says_why() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_figures_and_reasons_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_kept(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    words = [
-        "gpu",
-        "--tiny",
-        "--only",
-        "sweep",
-        "rasterizers",
-        "--minutes",
-        "3",
-        "--json",
-        str(out),
-    ]
-    assert main(words) == 0
+    assert main(["gpu", "--tiny", "--only", "sweep", "--minutes", "3", "--json", str(out)]) == 0
     figures = json.loads(out.read_text())["figures"]
-    assert list(figures) == ["rasterizers", "sweep"]  # in the order of value
     errors = figures["sweep"]["cases"]["all_pairs float32 errors"]
     assert 0 < errors["values"] < 1e-5 and 0 < errors["gradient"] < 1e-4
     assert figures["sweep"]["cases"]["tiny torch float32 f+b"]["ms"] > 0
-    reason = figures["rasterizers"]["cases"]["a1 bare gsplat forward"]["skipped"]
-    assert "gsplat" in reason and reason in capsys.readouterr().out
 
 
 def test_a_run_without_time_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:

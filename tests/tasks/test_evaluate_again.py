@@ -107,6 +107,7 @@ def test_a_killed_evaluation_goes_on_after_the_scenes_that_are_done(folder: Path
     assert names == {"results.json", "scenes.csv"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_of_another_index_is_begun_anew(folder: Path) -> None:
     assert run(folder, "other", last=3).returncode == -signal.SIGKILL
     index = json.loads((folder / "evaluation_index.json").read_text())
@@ -139,6 +140,7 @@ def test_ranks_share_the_scenes_and_write_the_same_once(folder: Path) -> None:
     assert (folder / "page of 2" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_other_ranks_go_on_after_a_killed_one(folder: Path) -> None:
     assert run(folder, "fewer", ranks=2, last=2).returncode
     kept = sum(len(p.read_text().splitlines()) - 1 for p in (folder / "fewer").glob("*.jsonl"))
@@ -149,6 +151,7 @@ def test_other_ranks_go_on_after_a_killed_one(folder: Path) -> None:
     assert results(folder, "fewer") == results(folder, "whole")
 
 
+@pytest.mark.slow
 def test_more_ranks_than_scenes(folder: Path) -> None:
     done = run(folder, "few", "--limit", "1", ranks=2)
     assert done.returncode == 0, done.stderr

@@ -178,6 +178,7 @@ def test_a_data_set_is_fetched_once(hub: Hub, tmp_path: Path) -> None:
     assert hub.state.sent.total() == before
 
 
+@pytest.mark.slow
 def test_a_subset_is_a_folder_or_a_pattern(hub: Hub, tmp_path: Path) -> None:
     options = ("--output", str(tmp_path), "--subset", "train/*1.torch", "--subset", "test/")
     code, said = run(hub, "acid", *options, "--transfers", "1")
@@ -250,6 +251,7 @@ def test_a_full_disk_is_said_before_the_first_byte(hub: Hub, tmp_path: Path) -> 
     assert not hub.state.sent and not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow  # five processes
 def test_what_stops_a_download_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
     output = ("--output", str(tmp_path))
     for status, reason in ((404, "has no"), (401, "set HF_TOKEN"), (503, "status 503")):

@@ -45,18 +45,15 @@ def run_two(rooms: Path, output: Path, *overrides: str) -> None:
 def test_two_processes_learn_what_one_with_the_joint_batch_does(
     setting: Setting, rooms: Path, tmp_path: Path
 ) -> None:
-    """From the start, and going on where one was interrupted, with the next examples."""
+    """They go on where one was interrupted, with the next examples."""
     words = ("trainer.workers=0", "trainer.batch_size=4", "trainer.steps=6")
     whole = setting(*words, f"output={tmp_path / 'whole'}")
     train.run(whole)
-    run_two(rooms, tmp_path / "two", "trainer.batch_size=2", "trainer.steps=6")
     interrupt_at(3, setting(*words, f"output={tmp_path / 'both'}"))
-    run_two(
-        rooms, tmp_path / "both", "trainer.batch_size=2", "trainer.steps=6", "trainer.resume=true"
-    )
-    for output in ("two", "both"):
-        for name, value in weights(tmp_path / output).items():
-            torch.testing.assert_close(value, weights(whole.output)[name], atol=1e-6, rtol=0)
+    more = ("trainer.batch_size=2", "trainer.steps=6", "trainer.resume=true")
+    run_two(rooms, tmp_path / "both", *more)
+    for name, value in weights(tmp_path / "both").items():
+        torch.testing.assert_close(value, weights(whole.output)[name], atol=1e-6, rtol=0)
 
 
 def test_another_batch_goes_on_with_the_next_examples(setting: Setting) -> None:
