@@ -353,16 +353,17 @@ class _Order:
 
     def __init__(self, split: Split, seed: int) -> None:
         self.split, self.seed = split, seed
+        self.scenes = sum(map(len, split.keys.values()))
         self._number = -1
         self._places: list[tuple[str, str]] = []
 
     def following(self, item: int) -> Iterator[tuple[str, str]]:
         """The place of an item, then all those after it, around the epoch, once each."""
-        epoch, offset = divmod(item, sum(map(len, self.split.keys.values())))
+        epoch, offset = divmod(item, self.scenes)
         if epoch != self._number:
             self._number, self._places = epoch, self._epoch(epoch)
-        yield from self._places[offset:]
-        yield from self._places[:offset]
+        for i in range(self.scenes):
+            yield self._places[(offset + i) % self.scenes]
 
     def _epoch(self, epoch: int) -> list[tuple[str, str]]:
         generator = _generator(self.seed, "epoch", epoch)
