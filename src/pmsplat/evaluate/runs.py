@@ -5,13 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from ..errors import UserError, name_some
 from .baselines import BASELINES
 from .fitted import GIVEN
-from .protocol import Row
+from .protocol import Result, Row
 from .views import ViewRow
 
 RESULTS = "results.json"
@@ -84,11 +83,7 @@ class Run:
     @property
     def means(self) -> dict[str, float]:
         """The mean of each metric over the scenes that have it."""
-        names = dict.fromkeys(name for row in self.rows for name in row.values)
-        return {
-            name: mean(row.values[name] for row in self.rows if name in row.values)
-            for name in names
-        }
+        return Result(list(self.rows)).means
 
     def at(self, scenes: Iterable[str]) -> "Run":
         """The run as if only these scenes had been measured, in the order of the run."""
