@@ -4,7 +4,6 @@ import base64
 import io
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +23,7 @@ from pmsplat.tasks.verify import verify
 from tests.evaluate.pages.html import Element, levels, read_page
 from tests.evaluate.pages.test_browser import contrast
 from tests.tasks.test_verify import scene, write
+from tests.view.browser import launched
 
 EVIL = "<script>alert('a')</script>"
 LONG = "a_scene_with_a_name_that_is_longer_than_any_phone_is_wide_and_has_no_space_in_it"
@@ -190,15 +190,8 @@ def test_mistakes_are_said(dataset: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu"]
-        opened = driver.chromium.launch(executable_path=chromium, args=flags)
-        yield opened
-        opened.close()
+    with launched("--headless=new", "--no-sandbox", "--disable-gpu") as browser:
+        yield browser
 
 
 def test_a_browser_shows_it_at_a_desk_and_on_a_phone(browser: Any, dataset: Path) -> None:

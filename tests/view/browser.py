@@ -21,22 +21,29 @@ WINDOW = (900, 400)  # pixels: width, height; the panel of controls covers the r
 
 
 @contextmanager
-def opened(address: str) -> Iterator[Any]:
-    """Playwright's page at the address, without the warning that software draws."""
+def launched(*flags: str) -> Iterator[Any]:
+    """Playwright's browser with these flags."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium here: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        browser = driver.chromium.launch(executable_path=chromium, args=list(flags))
         try:
-            page = browser.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]})
-            page.goto(address)
-            page.get_by_role("button", name="Save video").wait_for()
-            page.add_style_tag(content=".mantine-Notifications-root {display: none}")
-            yield page
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def opened(address: str) -> Iterator[Any]:
+    """Playwright's page at the address, without the warning that software draws."""
+    with launched(*FLAGS) as browser:
+        page = browser.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]})
+        page.goto(address)
+        page.get_by_role("button", name="Save video").wait_for()
+        page.add_style_tag(content=".mantine-Notifications-root {display: none}")
+        yield page
 
 
 def screenshot(page: Any) -> np.ndarray:

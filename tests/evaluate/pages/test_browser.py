@@ -1,6 +1,5 @@
 """The report and the leaderboard in a real browser, as wide as a desk and as a phone."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pmsplat.evaluate.pages.report import write_report
 from pmsplat.evaluate.runs import read_run
 from tests.evaluate.pages.test_report import draw
 from tests.evaluate.results import gains, write_results
+from tests.view.browser import launched
 
 WIDTHS = (1280, 360)
 LONG = "a_model_with_a_name_that_is_longer_than_any_phone_is_wide_and_has_no_space_in_it"
@@ -37,15 +37,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu"]
-        opened = driver.chromium.launch(executable_path=chromium, args=flags)
-        yield opened
-        opened.close()
+    with launched("--headless=new", "--no-sandbox", "--disable-gpu") as browser:
+        yield browser
 
 
 @pytest.fixture
