@@ -147,8 +147,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     """Raises UserError for runs whose numbers must not stand in one table.
 
     Other poses, pictures of another size, another index, other targets or photographs, no scene in
-    common.
-    What a file does not say is no difference.
+    common. What a file does not say is no difference.
     """
     for first, other in combinations(runs, 2):
         _check_protocols(first, other)
