@@ -145,6 +145,13 @@ def test_other_data_in_its_place_is_told(tmp_path: Path) -> None:
         synthetic.write(tmp_path, 1, 2, (8, 8), 0, "train")
 
 
+def test_no_split_is_made_beside_other_data(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    with pytest.raises(UserError, match=r"\(not a procedural one\).*; choose another"):
+        synthetic.make(synthetic.Config(str(tmp_path), scenes=1, test_scenes=1))
+    assert not (tmp_path / "train").exists()
+
+
 def test_rooms_of_other_settings_say_how_to_use_them(tmp_path: Path) -> None:
     """One message for both splits, and what it says works."""
     made = synthetic.Config(str(tmp_path), scenes=3, test_scenes=2, frames=10, size=[16, 24])

@@ -83,13 +83,16 @@ def build(cfg: Config) -> ChunkDataset:
 def make(cfg: Config) -> None:
     """Both splits and the evaluation index of the test split, where they are missing.
 
-    Raises UserError, before anything is written, where a file is in the place of a split.
+    Raises UserError, before anything is written, where a file or another dataset is in the place
+    of a split.
     """
     size = pair(cfg.size, "size")
-    for split in ("train", "test"):
+    splits = {"train": cfg.scenes, "test": cfg.test_scenes}
+    for split, scenes in splits.items():
         check_folder(Path(cfg.root) / split)
-    write(cfg.root, cfg.scenes, cfg.frames, size, cfg.seed, "train")
-    write(cfg.root, cfg.test_scenes, cfg.frames, size, cfg.seed, "test")
+        _is_made(Path(cfg.root) / split, _made_with(scenes, cfg.frames, size, cfg.seed))
+    for split, scenes in splits.items():
+        write(cfg.root, scenes, cfg.frames, size, cfg.seed, split)
     path = _evaluation_index(cfg)
     if not path.is_file():
         keys = json.loads((Path(cfg.root) / "test" / INDEX).read_text())
@@ -117,7 +120,7 @@ def write(
     where another dataset is in its place.
     """
     folder = Path(root) / split
-    made = {"design": _DESIGN, "scenes": scenes, "frames": frames, "size": list(size), "seed": seed}
+    made = _made_with(scenes, frames, size, seed)
     if _is_made(folder, made):
         return
     keys = [f"room-{split}-{seed}-{number:05d}" for number in range(scenes)]
@@ -161,27 +164,34 @@ def scene(key: str, frames: int, size: tuple[int, int]) -> ChunkScene:
     )
 
 
+def _made_with(scenes: int, frames: int, size: tuple[int, int], seed: int) -> dict:
+    """What the file beside a split says about it."""
+    return {
+        "design": _DESIGN, "scenes": scenes, "frames": frames, "size": list(size), "seed": seed,
+    }  # fmt: skip
+
+
 def _is_made(folder: Path, made: dict) -> bool:
     path = folder / _MADE_WITH
     if path.is_file() and json.loads(path.read_text()) == made:
         return True
     if folder.exists():
-        there = path.read_text().strip() if path.is_file() else "not a procedural one"
+        there, remedy = "not a procedural one", ""
+        if path.is_file():
+            there, remedy = path.read_text().strip(), _how_to_use(folder.parent)
         raise UserError(
             f"{folder} holds another dataset ({there})",
             f"one made with {json.dumps(made)}",
-            _how_to_use(folder.parent, made["design"]) + "choose another dataset.root",
+            f"{remedy}choose another dataset.root",
         )
     return False
 
 
-def _how_to_use(root: Path, design: int) -> str:
-    """A remedy: how to use the folders under `root`; "" if they are not synthetic data."""
+def _how_to_use(root: Path) -> str:
+    """A remedy: how to use the rooms that are under `root`."""
     found = {split: root / split / _MADE_WITH for split in ("train", "test")}
     there = {s: json.loads(path.read_text()) for s, path in found.items() if path.is_file()}
-    if not there:
-        return ""
-    if any(made.get("design") != design for made in there.values()):
+    if any(made.get("design") != _DESIGN for made in there.values()):
         return "delete it: rooms have come to look different, or "
     settings = {"scenes": there.get("train"), "test_scenes": there.get("test")}
     words = [f"dataset.{name}={made['scenes']}" for name, made in settings.items() if made]
