@@ -91,9 +91,8 @@ def _render(page: Page) -> str:
         tag("title", f"{page.title} · {page.kind}"),
         tag("style", style),
     ]
-    whole = tag(
-        "html", tag("head", *head), tag("body", *body, *(tag("script", s) for s in scripts)), lang="en"
-    )  # fmt: skip
+    body += [tag("script", script) for script in scripts]
+    whole = tag("html", tag("head", *head), tag("body", *body), lang="en")
     return f"<!doctype html>\n{whole}\n"
 
 

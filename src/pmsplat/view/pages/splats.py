@@ -9,11 +9,9 @@ import base64
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from ...geometry import sh
@@ -29,21 +27,26 @@ KEYS = (
 )
 
 
+Row = tuple[float, ...]
+Matrix = tuple[Row, ...]
+
+
 @dataclass(frozen=True)
 class Start:
-    """The camera that a viewer starts with: `K` divided by width and height, `size` of pictures.
+    """The camera that a viewer starts with: `K` divided by width and height, `size` (height, width)
+    of its pictures. Plain numbers, as JSON holds them.
 
     It turns about the point `focus` before it, around the direction `up` of the world. Lengths are
     in scene units. `background` is RGB in [0, 1].
     """
 
-    c2w: Float[Tensor, "4 4"]
-    K: Float[Tensor, "3 3"]
+    c2w: Matrix
+    K: Matrix
     size: tuple[int, int]
     near: float
     focus: float
-    up: tuple[float, float, float]
-    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    up: Row
+    background: Row = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def flatten(gaussians: Gaussians, start: Start, count: int) -> Gaussians:
     They have the colors that are seen from the start. They are drawn by the rules of 3DGS, whatever
     theirs are.
     """
-    eye = start.c2w[:3, 3].to(gaussians.means)
+    eye = gaussians.means.new_tensor([row[3] for row in start.c2w[:3]])
     color = sh.color(gaussians.sh, normalize(gaussians.means - eye, dim=-1))
     dc = ((color - 0.5) / sh.C0)[:, :, None]
     return limit(replace(gaussians, sh=dc, rules=CLASSIC), count)
@@ -120,18 +123,5 @@ def write_viewer(
         tag("p", join([escape(KEYS), note], " "), class_="hint"),
         *data,
         class_="turn",
-        data_start=_write_start(start),
+        data_start=json.dumps(asdict(start), allow_nan=False),
     )
-
-
-def _write_start(start: Start) -> str:
-    content = {
-        "c2w": start.c2w.tolist(),
-        "K": start.K.tolist(),
-        "size": list(start.size),
-        "near": start.near,
-        "focus": start.focus,
-        "up": list(start.up),
-        "background": list(start.background),
-    }
-    return json.dumps(content, allow_nan=False)
