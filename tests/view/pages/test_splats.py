@@ -1,4 +1,4 @@
-"""The viewer of a scene in a real browser, opened as a file: it shows what our own renderer draws."""
+"""The viewer of a scene in a real browser, as a file: it shows what our own renderer draws."""
 
 import base64
 import hashlib
