@@ -11,6 +11,7 @@ from ..runs import Run
 from ..tours import SCENE, START, VIDEO, Tour
 from ._tables import named
 
+EQUAL = 60.0  # dB: pictures that nobody tells apart
 HELD = 15_000_000  # bytes of scenes and videos that a page holds, as they are written into it
 
 
@@ -97,11 +98,13 @@ def _write_viewer(scene: str, found: Mapping[int, Pictures], runs: Sequence[Run]
 
 def _say_count(name: str, tour: Tour) -> str:
     """How many Gaussians a viewer has, and what is lost with the others."""
-    of = f"{name}: " if name else ""
-    kept = f"{tour.gaussians:,} of {tour.of:,} Gaussians"
+    kept = f"{name}: " if name else ""
     if tour.gaussians == tour.of:
-        kept = f"all {tour.of:,} Gaussians"
-    return f"{of}{kept}, {tour.psnr:.1f} dB to the model's own picture."
+        kept += f"all {tour.of:,} Gaussians"
+    else:
+        kept += f"{tour.gaussians:,} of {tour.of:,} Gaussians"
+    same = tour.gaussians == tour.of and tour.psnr > EQUAL
+    return f"{kept}." if same else f"{kept}, {tour.psnr:.1f} dB to the model's own picture."
 
 
 def _write_videos(scene: str, found: Mapping[int, Pictures], runs: Sequence[Run]) -> Markup | None:

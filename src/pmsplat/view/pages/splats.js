@@ -214,6 +214,8 @@ class Viewer {
     this.pictures = new Map();
     [this.button.hidden, this.stop.hidden] = [true, false];
     this.frame.tabIndex = 0;
+    this.frame.setAttribute("role", "application");
+    this.frame.setAttribute("aria-label", this.frame.dataset.label);
     this.frame.classList.add("open");
     this.frame.focus({ preventScroll: true });
     this.said.textContent = "Loading…";
@@ -224,7 +226,7 @@ class Viewer {
     for (const picture of this.pictures.values()) picture.close();
     this.pictures = null;
     [this.button.hidden, this.stop.hidden] = [false, true];
-    this.frame.removeAttribute("tabindex");
+    for (const name of ["tabindex", "role", "aria-label"]) this.frame.removeAttribute(name);
     this.frame.classList.remove("open");
     delete this.box.dataset.drawn;
     this.said.textContent = "";

@@ -6,6 +6,7 @@ evaluated once, from where the viewer starts.
 """
 
 import base64
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ def write_viewer(
     `poster` is the address of a picture of the start, `about` describes the scene to those who do
     not see it, `note` is said below. The page needs SCRIPTS. Several models share the camera.
     """
-    group = f"model-{base64.b16encode(about.encode()).decode()[:40]}"
+    group = f"model-{hashlib.sha256(about.encode()).hexdigest()[:12]}"  # of radio buttons
     frame = tag(
         "div",
         tag("img", src=poster, alt=f"Start of the view of {about}", decoding="async"),
@@ -95,8 +96,7 @@ def write_viewer(
             aria_label=f"Turn {about}",
         ),
         class_="turn-frame",
-        role="application",
-        aria_label=f"{about} in three dimensions. {KEYS}",
+        data_label=f"{about} in three dimensions. {KEYS}",
         style=f"aspect-ratio: {start.size[1]} / {start.size[0]}",
     )  # fmt: skip
     chosen = [
