@@ -142,7 +142,9 @@ def test_the_wheel_has_the_package_its_configuration_and_its_types(wheel: zipfil
     files = {path.relative_to(ROOT / "config") for path in (ROOT / "config").rglob("*.yaml")}
     carried = {Path("pmsplat", "configuration", file) for file in files}
     data = {Path("pmsplat", "py.typed"), Path("pmsplat", "kernels", "cpu_rules.json")}
-    data |= {Path("pmsplat", "view", "pages", name) for name in ("page.css", "page.js")}
+    ours = ("page.css", "page.js", "splats.js")
+    renderer = ("gsplat.min.js", "gsplat.json", "gsplat.LICENSE.txt")
+    data |= {Path("pmsplat", "view", "pages", name) for name in (*ours, *renderer)}
     expected = modules | carried | data
     assert inside == {path.as_posix() for path in expected}
 

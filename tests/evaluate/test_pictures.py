@@ -8,7 +8,7 @@ import torch
 
 from pmsplat.data import synthetic
 from pmsplat.errors import UserError
-from pmsplat.evaluate import protocol
+from pmsplat.evaluate import protocol, tours
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.evaluate.pictures import (
     choose_scenes,
@@ -22,6 +22,11 @@ from pmsplat.evaluate.views import ViewRow
 from pmsplat.io.images import read_image
 from pmsplat.types import Batch, StepOutput
 from tests.models.tiny import tiny
+
+
+@pytest.fixture(autouse=True)
+def short_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tours, "FRAMES", 3)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from pmsplat import config, registry
 from pmsplat.cli import main
 from pmsplat.data import synthetic
-from pmsplat.evaluate import protocol
+from pmsplat.evaluate import protocol, tours
 from pmsplat.evaluate.pictures import read_pictures
 from pmsplat.evaluate.runs import read_run
 from pmsplat.io.images import read_image
@@ -24,6 +24,11 @@ from tests.models.tiny import shaken, tiny
 @pytest.fixture(autouse=True)
 def without_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "find_lpips", lambda: (None, ("no weights of LPIPS",)))
+
+
+@pytest.fixture(autouse=True)
+def short_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tours, "FRAMES", 3)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,13 @@ def test_a_model_and_the_baselines_with_three_scenes(
     for figure in renders:
         view = (figure.all("img")[0].attributes["alt"] or "").split()[1]
         assert f"PSNR {values[view]:.2f} dB" in figure.text
+
+    # Its scenes turn and have videos; they are of the model, in the page itself
+    (policy,) = page.all("meta", http_equiv="Content-Security-Policy")
+    assert "worker-src blob:" in (policy.attributes["content"] or "")
+    found = [scene.all("div", class_="turn") for scene in page.all("article", class_="scene")]
+    assert [len(turns) for turns in found] == [1, 1, 1] and len(page.all("video")) == 3
+    assert "all 3,072 Gaussians" in page.all("article", class_="scene")[0].text
 
     # Another evaluation leaves no pictures of this one
     assert main([*words, "--limit", "1"]) == 0

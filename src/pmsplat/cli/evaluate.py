@@ -47,7 +47,8 @@ differs from the first, scene by scene, with 95 % intervals (bootstrap over scen
     pmsplat evaluate +experiment=re10k_small --model outputs/a --model outputs/b --output outputs/ab
 
 --report makes a page of all of them, as `pmsplat report` does, with pictures of the scenes in which
-the first model is worst, median and best; the pictures lie in pictures/ beside each results.json.
+the first model is worst, median and best, which turn, and videos of them; all of that lies in
+pictures/ beside each results.json.
 
 Processes share the scenes where torchrun starts them:
 

@@ -8,9 +8,10 @@ scenes by the same protocol: the same index, size of pictures and kind of camera
 the scenes that all have; differences are to the first.
 
 OUTPUT/index.html needs no network: tables, distributions of PSNR, SSIM and LPIPS, differences scene
-by scene, pictures of the worst, median and best scenes where they lie beside the results, and where
-the numbers come from. More than 12 MB of pictures are copied into the folder, which is then the
-report. table.md and table.tex hold the table of means.
+by scene, the worst, median and best scenes where `pmsplat evaluate --report` left them beside the
+results (pictures, videos, and Gaussians to turn), and where the numbers come from. More than 12 MB
+of pictures are copied into the folder, which is then the report. table.md and table.tex hold the
+table of means.
 """
 
 import argparse

@@ -6,6 +6,8 @@ pictures/SCENE/target-NAME.webp         photographs of the targets
 pictures/SCENE/render-NAME.webp         the same views as the model draws them
 pictures/SCENE/error-NAME.webp          the difference of both (`figures.colorize_difference`)
 pictures/SCENE/depth-NAME.webp          expected depth (`figures.colorize_depth`)
+
+and of a model with Gaussians what `tours` says.
 """
 
 import hashlib
@@ -29,6 +31,7 @@ from ..types import Batch, StepOutput, Views
 from ..view import figures
 from .metrics import psnr
 from .protocol import Pipeline, Row
+from .tours import Drawing, Tour, parse_tour, write_tour
 from .views import ViewRow
 
 FOLDER, MANIFEST = "pictures", "pictures.json"
@@ -52,7 +55,7 @@ class Pictures:
 
     `context` names the views of which there are pictures, of `views` that the model saw; `error` is
     the difference with the last color, `depth` what has the first and the last (see `figures`);
-    `size` is (height, width) of the targets.
+    `size` is (height, width) of the targets. `tour` is None where there are no Gaussians.
     """
 
     scene: str
@@ -62,6 +65,7 @@ class Pictures:
     targets: tuple[Target, ...]
     depth: tuple[float, float]
     error: float = figures.MOST_DIFFERENCE
+    tour: Tour | None = None
     folder: Path = field(default=Path(), compare=False)
 
     def path(self, kind: str, view: str) -> Path:
@@ -94,11 +98,13 @@ def predict_pictures(
     folder: Path,
     rows: Iterable[Row] = (),
     device: torch.device | str = "cpu",
+    drawing: Drawing | None = None,
 ) -> list[Path]:
     """Predicts these scenes again and writes their pictures into FOLDER/pictures; their folders.
 
     Of `batches`, of one scene each, no more are taken than are needed. `rows` are what was measured
-    of scenes, of these and others. UserError where a scene does not come, or nothing is rendered.
+    of scenes, of these and others, `drawing` is how `run` draws. UserError where a scene does not
+    come, or nothing is rendered.
     """
     missing, written = set(scenes), []
     views = {row.scene: row.views for row in rows}
@@ -109,7 +115,7 @@ def predict_pictures(
         if name not in missing:
             continue
         place = folder / FOLDER / file_name(name)
-        write_pictures(place, run(batch.to(device)), views.get(name, ()))
+        write_pictures(place, run(batch.to(device)), views.get(name, ()), drawing)
         written.append(place)
         missing.remove(name)
         if not missing:
@@ -121,11 +127,17 @@ def predict_pictures(
     )
 
 
-def write_pictures(folder: Path, step: StepOutput, rows: Sequence[ViewRow] = ()) -> Pictures:
+def write_pictures(
+    folder: Path,
+    step: StepOutput,
+    rows: Sequence[ViewRow] = (),
+    drawing: Drawing | None = None,
+) -> Pictures:
     """The pictures of a scene (batch 1), and the list of them, which comes last.
 
     `rows` has the metrics of targets by name; of those it has not, PSNR is measured here. At most
-    TARGETS targets and CONTEXT context views, spread over all. UserError where nothing was drawn.
+    TARGETS targets and CONTEXT context views, spread over all. The tour starts at the middle one.
+    UserError where nothing was drawn.
     """
     batch, rendering = step.batch, step.rendering.map(lambda tensor: tensor.detach().cpu())
     assert len(batch.scene) == 1, "pictures are of one scene"
@@ -154,6 +166,7 @@ def write_pictures(folder: Path, step: StepOutput, rows: Sequence[ViewRow] = ())
         context=tuple(context[i] for i in seen),
         targets=tuple(targets),
         depth=(near, far),
+        tour=write_tour(folder, step, shown[len(shown) // 2], drawing or Drawing()),
         folder=folder,
     )
 
@@ -185,9 +198,11 @@ def read_pictures(results: Path) -> dict[str, Pictures]:
         names = [("context", view) for view in pictures.context]
         for target in pictures.targets:
             names += [(kind, target.view) for kind in KINDS]
-        for kind, view in names:
-            if not pictures.path(kind, view).is_file():
-                raise _damaged(path, f"names {pictures.path(kind, view).name}, which is missing")
+        files = [pictures.path(kind, view) for kind, view in names]
+        files += [path.parent / name for name in (pictures.tour.files if pictures.tour else ())]
+        for file in files:
+            if not file.is_file():
+                raise _damaged(path, f"names {file.name}, which is missing")
         found[pictures.scene] = pictures
     return found
 
@@ -238,6 +253,7 @@ def _parse(path: Path) -> Pictures:
         targets=tuple(targets),
         depth=(near, far),
         error=float(content["error"]),
+        tour=parse_tour(content["tour"]) if content.get("tour") else None,
         folder=path.parent,
     )
 

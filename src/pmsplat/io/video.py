@@ -21,10 +21,13 @@ _ROUNDED = 0.005  # seconds, less than half of a frame at 60 frames a second
 QUALITY = 16  # constant rate factor of x264: visually lossless
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
+def write_video(
+    path: str | Path, frames: Iterable[np.ndarray], fps: float, quality: int = QUALITY
+) -> None:
     """Writes uint8 RGB frames [height, width, 3] of one size as H.264 in an .mp4 (yuv420p, BT.709).
 
-    Every browser and player can show this format. It halves the resolution of the colour, so for
+    Every browser and player can show this format. `quality` is x264's constant rate factor: more
+    is worse, and smaller. It halves the resolution of the colour, so for
     an odd size the last row or column is repeated. `frames` may be a generator: only one frame at a
     time is in memory. The file is complete or absent; a full disk raises OSError with errno ENOSPC.
     """
@@ -33,17 +36,20 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
     if first is None:
         raise UserError("a video of no frames", "at least one frame", "render at least one camera")
     with atomic(path) as temporary:
-        _encode(temporary, _pad_to_even(first), (_pad_to_even(frame) for frame in stream), fps)
+        rest = (_pad_to_even(frame) for frame in stream)
+        _encode(temporary, _pad_to_even(first), rest, fps, quality)
 
 
-def _encode(path: Path, first: np.ndarray, rest: Iterator[np.ndarray], fps: float) -> None:
+def _encode(
+    path: Path, first: np.ndarray, rest: Iterator[np.ndarray], fps: float, quality: int
+) -> None:
     height, width = first.shape[:2]
     command = [
         get_ffmpeg_exe(), "-y", "-loglevel", "error",
         "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-",
         "-vf", "scale=out_color_matrix=bt709:out_range=tv", "-pix_fmt", "yuv420p",
         "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
-        "-c:v", "libx264", "-crf", f"{QUALITY}", "-movflags", "+faststart", "-f", "mp4", str(path),
+        "-c:v", "libx264", "-crf", f"{quality}", "-movflags", "+faststart", "-f", "mp4", str(path),
     ]  # fmt: skip
     with tempfile.TemporaryFile() as log:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log) as process:

@@ -37,6 +37,7 @@ from ..evaluate.pictures import predict_pictures
 from ..evaluate.protocol import Result, Row
 from ..evaluate.ranks import Ranks
 from ..evaluate.timing import Stopwatch
+from ..evaluate.tours import Drawing
 from ..foundation.lpips import LPIPS
 from ..io.files import check_folder
 from ..progress import Track, silently
@@ -123,7 +124,9 @@ class Setting:
         known = set(order_of_scenes(scenes))
         alone = (without_scenes(scenes, known - {name}) for name in names) if known else [scenes]
         batches = self.cameras.scenes(chain.from_iterable(alone), self.device)
-        predict_pictures(method.meter.run, batches, names, folder, rows, self.device)
+        renderer = self.experiment.renderer
+        drawing = Drawing(renderer.name, renderer.background, renderer.keep)
+        predict_pictures(method.meter.run, batches, names, folder, rows, self.device, drawing)
 
     def _measure(
         self, method: Method, batches: fitted.Scenes, write: Callable[[Row], None]

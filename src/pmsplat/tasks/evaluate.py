@@ -130,7 +130,8 @@ def evaluate(
         scenes.csv        a row per scene
         nearest_view.json, plane_sweep.json     with `baselines`
         budgets.png       PSNR against the number of Gaussians, with `gaussians`
-        pictures/         of a few scenes, with `report` (see `evaluate.pictures`)
+        pictures/         of a few scenes, with `report`: pictures, Gaussians and a video (see
+                          `evaluate.pictures` and `evaluate.tours`)
 
     and, until results.json is written, the scenes that are done (see `evaluate.journal`): an
     interrupted evaluation of the same goes on after them. Processes of torchrun share the scenes,

@@ -70,6 +70,22 @@ def test_no_page_is_wider_than_the_window(visit: Any, name: str, width: int) -> 
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+def test_means_of_color_depth_and_costs_need_no_scrolling(browser: Any, tmp_path: Path) -> None:
+    values = dict.fromkeys(("psnr", "ssim", "lpips", "abs_rel", "rmse", "delta1"), 0.5)
+    cost = {"gaussians": 131072, "megabytes": 29.9, "peak_bytes": 2e10}
+    runs = [
+        read_run(write_results(tmp_path / name, {"a": values}, name, cost=cost))
+        for name in ("depthsplat-gs-small-re10k-256x256-view2", "second")
+    ]
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(write_report(tmp_path / "out", runs).as_uri())
+    tables = page.locator("#results .scroll")
+    count = "all => all.map(e => e.querySelectorAll('th[scope=col]').length)"
+    assert tables.evaluate_all(count) == [5, 4, 6]
+    assert tables.evaluate_all("all => all.every(e => e.scrollWidth <= e.clientWidth)")
+    page.close()
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_slider_moves_by_keyboard_and_by_pointer(visit: Any, width: int) -> None:
     page = visit("report", width)

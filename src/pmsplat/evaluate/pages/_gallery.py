@@ -13,6 +13,7 @@ from ..pictures import FOLDER, Pictures
 from ..runs import Run
 from ._metrics import MAIN, METRICS, UNITS
 from ._tables import named, say_count, scrolling
+from ._tours import write_tours
 
 EMBEDDED = 12_000_000  # bytes of pictures up to which a page holds them itself
 SMALL = 200  # pixels: narrower pictures are enlarged with sharp pixels
@@ -70,8 +71,12 @@ def choose_exhibits(
     return exhibits
 
 
-def write_exhibit(exhibit: Exhibit, runs: Sequence[Run], images: Images) -> Markup:
-    """A scene: the slider and the numbers, then all of its pictures."""
+def write_exhibit(
+    exhibit: Exhibit, runs: Sequence[Run], images: Images, held: Sequence[int] = ()
+) -> Markup:
+    """A scene: the slider and the numbers, then all of its pictures.
+
+    It turns, and has videos, for the runs that are `held`."""
     pictures = exhibit.first
     small = pictures.size[1] < SMALL
     views = [
@@ -106,6 +111,7 @@ def write_exhibit(exhibit: Exhibit, runs: Sequence[Run], images: Images) -> Mark
         ),
         views[0],
         rest,
+        write_tours(exhibit.scene, exhibit.pictures, runs, held),
         id=exhibit.id,
         class_="scene small" if small else "scene",
     )

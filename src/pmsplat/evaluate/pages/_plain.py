@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..runs import Run
-from ._metrics import find_costs, find_metrics
+from ._metrics import COSTS, METRICS, find_costs, find_metrics
+
+WIDEST = 10  # most columns of a table that a window of 1280 pixels shows whole
+COLOR = ("psnr", "psnr_inside", "psnr_outside", "ssim", "lpips")
 
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -45,6 +48,30 @@ def tabulate(runs: Sequence[Run]) -> Grid:
         rows.append(row)
     head = ["model", "scenes", *(m.heading for m in metrics), *(c.heading for c in costs)]
     return Grid(head, rows)
+
+
+def split(grid: Grid) -> dict[str, Grid]:
+    """The grid as tables that a window can show, by their titles: color, geometry, costs.
+
+    One table where it is narrow enough.
+    """
+    if len(grid.head) <= WIDEST:
+        return {"Means": grid}
+    costs = {cost.heading for cost in COSTS}
+    color = {METRICS[key].heading for key in COLOR}
+    parts = {
+        "Means": lambda head: head in color,
+        "Depth and geometry": lambda head: head not in color | costs,
+        "What a scene takes": lambda head: head in costs,
+    }
+    found = {}
+    for title, belongs in parts.items():
+        chosen = [i for i, head in enumerate(grid.head) if i > 1 and belongs(head)]
+        columns = [0, 1, *chosen] if title == "Means" else [0, *chosen]
+        if chosen:
+            head = [grid.head[i] for i in columns]
+            found[title] = Grid(head, [[row[i] for i in columns] for row in grid.rows])
+    return found
 
 
 def write_markdown(grid: Grid) -> str:

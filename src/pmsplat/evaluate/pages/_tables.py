@@ -32,8 +32,8 @@ def scrolling(table: Markup, label: str, tall: bool = False) -> Markup:
     return tag("div", table, class_=kind, role="region", aria_label=label, tabindex="0")
 
 
-def write_grid(grid: Grid, caption: str) -> Markup:
-    """The table of means."""
+def write_grid(grid: Grid, title: str, caption: str | None = None) -> Markup:
+    """A table of runs; None: its title is the caption."""
     head = tag("tr", *(tag("th", text, scope="col") for text in grid.head))
     rows = []
     for i, (first, *cells) in enumerate(grid.rows):
@@ -43,12 +43,12 @@ def write_grid(grid: Grid, caption: str) -> Markup:
         rows.append(tag("tr", tag("th", named(i, first.text), scope="row"), *written))
     table = tag(
         "table",
-        tag("caption", tag("span", caption)),
+        tag("caption", tag("span", caption or title)),
         tag("thead", head),
         tag("tbody", *rows),
         class_="numbers",
     )
-    return scrolling(table, "Means")
+    return scrolling(table, title)
 
 
 def write_scenes(runs: Sequence[Run], links: Mapping[str, str]) -> Markup:

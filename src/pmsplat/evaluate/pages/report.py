@@ -6,13 +6,14 @@ from pathlib import Path
 from ...io.files import write_text
 from ...view.pages.frame import PAGE, Page, Section, check_place, write_page
 from ...view.pages.markup import Markup, escape, join, tag
+from ...view.pages.splats import SCRIPTS
 from ..compare import Difference, compare
 from ..pictures import Pictures, read_pictures
 from ..runs import RESULTS, Protocol, Run, check_comparable, common_scenes
 from ._charts import Pair, Series, draw_differences, draw_distributions, draw_scatter, pair_scenes
 from ._gallery import Images, choose_exhibits, list_paths, write_exhibit, write_legend
 from ._metrics import MAIN, METRICS, MISSING, UNITS, Metric
-from ._plain import Grid, tabulate, write_latex, write_markdown
+from ._plain import Grid, split, tabulate, write_latex, write_markdown
 from ._tables import (
     color,
     named,
@@ -24,6 +25,7 @@ from ._tables import (
     write_protocol,
     write_scenes,
 )
+from ._tours import choose_tours, say_what_is_left_out
 
 MARKDOWN, LATEX = "table.md", "table.tex"
 
@@ -42,15 +44,20 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     exhibits = choose_exhibits(shared, [_find_pictures(run) for run in runs])
     images = Images(folder, list_paths(exhibits))
     grid = tabulate(shared)
-    means = join([_write_tiles(shared), write_grid(grid, _say_means(runs, scenes))])
+    captions = {"Means": _say_means(runs, scenes)}
+    tables = [write_grid(t, title, captions.get(title)) for title, t in split(grid).items()]
+    means = join([_write_tiles(shared), *tables])
     sections = [
         Section("results", "Results", means),
         Section("distributions", "Distributions", _write_distributions(shared)),
     ]
     if len(runs) > 1:
         sections.append(Section("differences", "Paired differences", _write_differences(shared)))
-    shown = [write_exhibit(exhibit, shared, images) for exhibit in exhibits]
-    gallery = join([write_legend(), *shown]) if shown else _say_no_pictures()
+    tours = choose_tours([exhibit.pictures for exhibit in exhibits])
+    shown = [write_exhibit(exhibit, shared, images, tours.held) for exhibit in exhibits]
+    gallery = _say_no_pictures()
+    if shown:
+        gallery = join([write_legend(), say_what_is_left_out(tours, shared), *shown])
     links = {exhibit.scene: exhibit.id for exhibit in exhibits}
     facts = [write_facts(i, run) for i, run in enumerate(runs)]
     sections += [
@@ -61,7 +68,10 @@ def write_report(folder: Path, runs: Sequence[Run]) -> Path:
     ]
     write_text(folder / MARKDOWN, write_markdown(grid))
     write_text(folder / LATEX, write_latex(grid))
-    page = Page("pmsplat evaluation", _name_page(runs), _introduce(shared), sections)
+    scripts = SCRIPTS if tours.held else ()
+    page = Page(
+        "pmsplat evaluation", _name_page(runs), _introduce(shared), sections, scripts=scripts
+    )
     return write_page(folder / PAGE, page)
 
 

@@ -29,7 +29,8 @@ class Section:
 class Page:
     """`kind` says what sort of page it is, `title` which one; `intro` stands below the title.
 
-    `skip` leads past all that to the first section; `closing` is the last line.
+    `skip` leads past all that to the first section; `closing` is the last line. `scripts` are files
+    of this folder that run after that of every page, in their order; they may start workers.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Page:
     intro: Markup
     sections: Sequence[Section]
     skip: str = "Skip to the results"
+    scripts: Sequence[str] = ()
     closing: str = "Made by pmsplat. Everything on this page is in its folder."
 
 
@@ -58,13 +60,14 @@ def write_page(path: Path, page: Page) -> Path:
 
 
 def _render(page: Page) -> str:
-    style, script = _asset("page.css"), _asset("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style, scripts = read_asset("page.css"), [read_asset(n) for n in ("page.js", *page.scripts)]
     # A browser follows this policy: no network, and no script but ours, whatever the data says.
     policy = (
-        "default-src 'none'; img-src 'self' data: file:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'"
+        "default-src 'none'; img-src 'self' data: file:; media-src 'self' data: file:; "
+        f"style-src 'unsafe-inline'; script-src {' '.join(map(_hash_script, scripts))}"
     )
+    if page.scripts:
+        policy += " 'wasm-unsafe-eval'; worker-src blob:"
     links = [tag("a", s.heading, href=f"#{s.id}") for s in page.sections]
     body = [
         tag("a", page.skip, class_="skip", href=f"#{page.sections[0].id}"),
@@ -88,9 +91,8 @@ def _render(page: Page) -> str:
         tag("title", f"{page.title} · {page.kind}"),
         tag("style", style),
     ]
-    whole = tag(
-        "html", tag("head", *head), tag("body", *body, tag("script", script)), lang="en"
-    )  # fmt: skip
+    body += [tag("script", script) for script in scripts]
+    whole = tag("html", tag("head", *head), tag("body", *body), lang="en")
     return f"<!doctype html>\n{whole}\n"
 
 
@@ -101,6 +103,12 @@ def _render_section(section: Section) -> Markup:
     )  # fmt: skip
 
 
+def _hash_script(script: str) -> str:
+    """How a policy allows this script and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
 @cache
-def _asset(name: str) -> Markup:
+def read_asset(name: str) -> Markup:
+    """The text of a file of this folder."""
     return Markup((HERE / name).read_text(encoding="utf-8"))

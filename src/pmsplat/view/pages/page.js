@@ -1,4 +1,4 @@
-// Sorts tables, moves the boundary between two pictures, copies text. The page is complete without.
+// Sorts tables, moves the boundary between two pictures, plays videos, copies text. The page is complete without.
 "use strict";
 
 // Tables: a heading sorts by its column, then the other way round; missing numbers stay last.
@@ -75,6 +75,20 @@ for (const scene of document.querySelectorAll(".scene")) {
   view?.addEventListener("change", show);
   box.hidden = false;
   show();
+}
+
+// Videos of one scene: all from the beginning, at once.
+for (const flight of document.querySelectorAll(".flight")) {
+  const button = flight.querySelector(".play-all");
+  if (!button) continue;
+  const videos = [...flight.querySelectorAll("video")];
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    for (const video of videos) {
+      video.currentTime = 0;
+      video.play();
+    }
+  });
 }
 
 // Text to copy.
