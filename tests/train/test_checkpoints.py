@@ -11,8 +11,8 @@ import torch
 
 import pmsplat
 from pmsplat import train
-from pmsplat.train import Experiment, callbacks
-from pmsplat.train.callbacks import Checkpoints
+from pmsplat.train import Experiment, checkpoints
+from pmsplat.train.checkpoints import Checkpoints
 
 Setting = Callable[..., Experiment]
 
@@ -51,7 +51,7 @@ def test_the_best_model_is_that_of_the_best_validation(
         step = trainer.global_step  # type: ignore[attr-defined]
         seen[step] = (self.folder / "model.safetensors").read_bytes()
 
-    monkeypatch.setattr(callbacks.Checkpoints, "_save", saved)
+    monkeypatch.setattr(checkpoints.Checkpoints, "_save", saved)
     train.run(experiment)
     best = Path(experiment.output) / "best.safetensors"
     assert best.read_bytes() == seen[4] != seen[6]
@@ -64,7 +64,7 @@ def test_a_checkpoint_that_is_damaged_on_its_way_replaces_none(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = setting("trainer.workers=0", "trainer.steps=4", "trainer.checkpoint_every=2")
-    read_again = callbacks._read_again
+    read_again = checkpoints._read_again
 
     def damaged(path: Path) -> None:
         if (path.parent / "last.ckpt").exists():  # the second
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_is_damaged_on_its_way_replaces_none(
             path.write_bytes(content)
         read_again(path)
 
-    monkeypatch.setattr(callbacks, "_read_again", damaged)
+    monkeypatch.setattr(checkpoints, "_read_again", damaged)
     with pytest.raises(OSError, match="is not what was written"):
         train.run(experiment)
     last = Path(experiment.output) / "last.ckpt"
