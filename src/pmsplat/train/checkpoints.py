@@ -25,9 +25,10 @@ AGREE_EVERY = 10  # steps: several devices wait for each other to learn of a Ctr
 class Checkpoints(Callback):
     """Saves FOLDER/last.ckpt and the model every `every` steps, at the end and after Ctrl-C.
 
-    `export` writes the model to a path: FOLDER/model.safetensors, and best.safetensors whenever a
-    validation is the best so far, by PSNR, or by AbsRel of a model of depth alone. With `keep`
-    above 1 the checkpoints of the last so many saves are in FOLDER/checkpoints too.
+    `export` writes the model to a path, and is called on all devices: FOLDER/model.safetensors, and
+    best.safetensors whenever a validation is the best so far, by PSNR, or by AbsRel of a model of
+    depth alone. With `keep` above 1 the checkpoints of the last so many saves are in
+    FOLDER/checkpoints too.
 
     Files are replaced as a whole, and checkpoints are read again before that. After Ctrl-C the
     current step finishes on all devices (where there are several, up to AGREE_EVERY steps), so that
@@ -72,7 +73,7 @@ class Checkpoints(Callback):
         values = trainer.callback_metrics
         name, sign = ("val/psnr", 1) if "val/psnr" in values else ("val/abs_rel", -1)
         value = sign * float(values.get(name, torch.nan))
-        if trainer.is_global_zero and value > (-math.inf if self.best is None else self.best):
+        if value > (-math.inf if self.best is None else self.best):  # on all devices alike
             self.best = value
             self.export(self.folder / BEST)
 
@@ -107,7 +108,7 @@ class Checkpoints(Callback):
                 _read_again(temporary)
                 self._keep(temporary, trainer.global_step)
                 os.replace(temporary, self.folder / LAST)
-                self.export(self.folder / WEIGHTS)
+            self.export(self.folder / WEIGHTS)
         finally:
             if trainer.is_global_zero:
                 temporary.unlink(missing_ok=True)

@@ -1,13 +1,19 @@
 """The devices and the processes of a run."""
 
 import os
+from collections.abc import Callable
 
 import torch
+from pytorch_lightning.strategies import Strategy
 
 from ..device import cuda_obstacle
 from ..errors import UserError
 from ..render import fast_backend, obstacle
+from . import sharding
 from .settings import Trainer
+
+# Where every view is an anchor, a step leaves the weights for other views without a gradient
+UNEVEN = "ddp_find_unused_parameters_true"
 
 
 def is_first() -> bool:
@@ -58,3 +64,27 @@ def prepare_renderer(name: str) -> None:
     problem = obstacle(fast_backend(device) if name == "auto" else name, device)
     if problem is not None:
         raise problem
+
+
+def choose_strategy(
+    cfg: Trainer, on_gpu: bool, gathers: bool, tell: Callable[[str], None]
+) -> str | Strategy:
+    """How the devices train together, as Lightning wants it.
+
+    `gathers`: whether the model has anchors. UserError for such a model in parts.
+    """
+    devices = count_devices(cfg, on_gpu)
+    if devices == 1:
+        if cfg.strategy == "fsdp":
+            tell("trainer.strategy=fsdp with one device: it has the whole model.")
+        return "auto"
+    if cfg.strategy == "ddp":
+        return UNEVEN if gathers else "auto"
+    if gathers:
+        raise UserError(
+            "trainer.strategy=fsdp for a model with anchors, of whose weights each device uses "
+            "others in a step",
+            "a model that always uses all of its weights",
+            "set trainer.strategy=ddp, or model.anchors=0",
+        )
+    return sharding.strategy(devices)

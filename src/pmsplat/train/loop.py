@@ -7,12 +7,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.strategies import Strategy
 
 from .. import registry
 from ..contracts import (
@@ -31,24 +32,24 @@ from ..types import Batch
 from ..zoo.load import CONFIG, WEIGHTS, save
 from . import optim, pointmaps
 from .callbacks import Pictures, ProgressBar
-from .checkpoints import LAST, Checkpoints
+from .checkpoints import BEST, LAST, Checkpoints
 from .data_module import DataModule
-from .devices import check_devices, count_devices, is_first, prepare_renderer
+from .devices import check_devices, choose_strategy, is_first, prepare_renderer
 from .memory import MemoryWatch
 from .module import TrainingModule
 from .resume import check_resumed, find_checkpoint, tell_changes
-from .settings import Experiment
+from .settings import Component, Experiment, Trainer
+from .sharding import gather_state
 from .skipped import SkippedScenes
 from .start import check_draws, check_near, fill, learn_range, open_base_of
 
 log = logging.getLogger(__name__)
 
-# Where every view is an anchor, a step leaves the weights for other views without a gradient
-UNEVEN = "ddp_find_unused_parameters_true"
 ADVICE = (  # of Lightning, on things that are decided here
     ".*does not have many workers.*",
     ".*`IterableDataset` has `__len__` defined.*",
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ".*FSDP2-wrapped module .* returned a view.*",  # nothing writes into a prediction
     ".*in eval mode at the start of training.*",  # the base of an update
     ".*recommended to use `self.log.*sync_dist=True.*",  # means are the same on all devices already
 )
@@ -110,22 +111,13 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         lpips = find_lpips()[0] if experiment.losses_that_want(LPIPS) else None
         module = TrainingModule(experiment, model, terms, lpips, add_pointmap, traits.scale_near)
         checkpoints = Checkpoints(
-            output,
-            cfg.checkpoint_every,
-            lambda path: save(model, path, component.name, component.settings),
-            cfg.keep_checkpoints,
+            output, cfg.checkpoint_every, _Export(module, component), cfg.keep_checkpoints
         )
         memory = MemoryWatch(lambda batch: module.compute(batch).loss)
-        gathers = bool(encoder_traits(model).anchors)
-        strategy = UNEVEN if gathers and count_devices(cfg, on_gpu) > 1 else "auto"
-        skipped = SkippedScenes(output, tell, cfg.strict)
-        trainer = _build_trainer(experiment, [checkpoints, memory, skipped], strategy)
-        if trainer.world_size > 1 and trainer.is_global_zero:
-            together = trainer.world_size * cfg.batch_size
-            tell(
-                f"A step takes {together} scenes: {cfg.batch_size} on each of "
-                f"{trainer.world_size} devices."
-            )
+        callbacks = [checkpoints, memory, SkippedScenes(output, tell, cfg.strict)]
+        strategy = choose_strategy(cfg, on_gpu, bool(encoder_traits(model).anchors), tell)
+        trainer = _build_trainer(experiment, callbacks, strategy)
+        _describe(trainer, cfg, tell)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         except torch.OutOfMemoryError as error:
@@ -135,6 +127,22 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     if checkpoints.interrupted:
         raise KeyboardInterrupt
     return output / WEIGHTS
+
+
+@dataclass(frozen=True)
+class _Export:
+    """Writes the model that is shown to a path; all processes call it, the first writes."""
+
+    module: TrainingModule
+    component: Component
+
+    def __call__(self, path: Path) -> None:
+        (model,), average = self.module.shown, self.module.average
+        if average is not None:
+            average.refresh()
+        state = gather_state(model)
+        if self.module.trainer.is_global_zero:
+            save(model, path, self.component.name, self.component.settings, state)
 
 
 def _open_data(
@@ -160,6 +168,23 @@ def _open_data(
     return data, add_pointmap
 
 
+def _describe(trainer: pl.Trainer, cfg: Trainer, tell: Callable[[str], None]) -> None:
+    """Says once what a step takes, and which weights the files hold."""
+    if not trainer.is_global_zero:
+        return
+    if trainer.world_size > 1:
+        together = trainer.world_size * cfg.batch_size
+        tell(
+            f"A step takes {together} scenes: {cfg.batch_size} on each of {trainer.world_size} "
+            "devices."
+        )
+    if cfg.ema:
+        tell(
+            f"{WEIGHTS}, {BEST} and validation have the running mean of the weights "
+            f"(trainer.ema={cfg.ema}); {LAST} has both."
+        )
+
+
 def _add_resume(problem: UserError, output: Path) -> UserError:
     """The problem with, in its remedy, how to go on from the checkpoint that is left, if any."""
     if not (output / LAST).is_file():
@@ -169,7 +194,7 @@ def _add_resume(problem: UserError, output: Path) -> UserError:
 
 
 def _build_trainer(
-    experiment: Experiment, callbacks: list[pl.Callback], strategy: str = "auto"
+    experiment: Experiment, callbacks: list[pl.Callback], strategy: str | Strategy = "auto"
 ) -> pl.Trainer:
     cfg, output = experiment.trainer, Path(experiment.output)
     validate = cfg.validate_every > 0
