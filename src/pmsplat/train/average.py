@@ -1,7 +1,7 @@
 """A running mean of the weights, which usually predicts better than the last ones.
 
-Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; here older values
-count exponentially less (Tarvainen and Valpola, "Mean teachers are better role models", 2017).
+Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; here values
+count less the older they are (Tarvainen and Valpola, "Mean teachers are better role models", 2017).
 """
 
 from copy import deepcopy

@@ -37,6 +37,7 @@ from .data_module import DataModule
 from .devices import check_devices, choose_strategy, is_first, prepare_renderer
 from .memory import MemoryWatch
 from .module import TrainingModule
+from .profile import Profile
 from .resume import check_resumed, find_checkpoint, tell_changes
 from .settings import Component, Experiment, Trainer
 from .sharding import gather_state
@@ -44,6 +45,8 @@ from .skipped import SkippedScenes
 from .start import check_draws, check_near, fill, learn_range, open_base_of
 
 log = logging.getLogger(__name__)
+
+PROFILE = "profile"
 
 ADVICE = (  # of Lightning, on things that are decided here
     ".*does not have many workers.*",
@@ -115,6 +118,8 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         )
         memory = MemoryWatch(lambda batch: module.compute(batch).loss)
         callbacks = [checkpoints, memory, SkippedScenes(output, tell, cfg.strict)]
+        if cfg.profile:
+            callbacks.append(Profile(output / PROFILE, cfg.profile))
         strategy = choose_strategy(cfg, on_gpu, bool(encoder_traits(model).anchors), tell)
         trainer = _build_trainer(experiment, callbacks, strategy)
         _describe(trainer, cfg, tell)

@@ -116,6 +116,7 @@ class Trainer:
     validate_every: int = 5000  # steps between validations; 0 never
     validate_scenes: int = 32  # of the evaluation index
     log_every: int = 50  # steps between lines in the logs
+    profile: int = 0  # steps whose operators and times are written to profile/; 0 none
     loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
 
     def __post_init__(self) -> None:
@@ -154,6 +155,7 @@ class Trainer:
                 )
         least = {"steps": 1, "batch_size": 1, "workers": 0, "nodes": 1, "checkpoint_every": 1}
         least |= {"keep_checkpoints": 1, "validate_every": 0, "validate_scenes": 1, "log_every": 1}
+        least |= {"profile": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(
