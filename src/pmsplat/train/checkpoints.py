@@ -13,13 +13,54 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins import TorchCheckpointIO
+from torch import nn
 
-from ..zoo.load import WEIGHTS
+from ..io.files import atomic, clear_leftovers
+from ..io.tensors import save_torch
+from ..zoo.load import CONFIG, WEIGHTS
 
 LAST = "last.ckpt"
 BEST = "best.safetensors"
 KEPT = "checkpoints"
 AGREE_EVERY = 10  # steps: several devices wait for each other to learn of a Ctrl-C
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint where it is wanted; Lightning's own goes through memory and /tmp."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        save_torch(checkpoint, Path(path))
+
+
+def clear_scraps(folder: Path) -> None:
+    """Removes what a killed run had half written; for the only process that writes there."""
+    for name in (WEIGHTS, BEST, CONFIG):
+        clear_leftovers(folder / name)
+    for path in (folder / KEPT).glob(".step_*.tmp"):
+        path.unlink()
+    _temporary(folder).unlink(missing_ok=True)
+
+
+def needed_bytes(model: nn.Module, keep: int, has_average: bool) -> int:
+    """What a run writes at most for a model: checkpoints and exports, one of each being replaced.
+
+    A checkpoint has weights, two moments of those that train, and their mean where there is one.
+    """
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    moments = 2 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    checkpoint = weights * (2 if has_average else 1) + moments
+    return (keep + 1) * checkpoint + 3 * weights
+
+
+def kept_bytes(folder: Path) -> int:
+    """What a run has written of that already, and replaces."""
+    paths = [*(folder / KEPT).glob("step_*.ckpt"), folder / WEIGHTS, folder / BEST]
+    if len(paths) == 2:
+        paths.append(folder / LAST)  # otherwise one of those
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 class Checkpoints(Callback):
@@ -101,7 +142,7 @@ class Checkpoints(Callback):
         if trainer.global_step == self._saved_at:
             return
         self._saved_at = trainer.global_step
-        temporary = self.folder / f".{LAST}.tmp"
+        temporary = _temporary(self.folder)
         try:
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
@@ -124,7 +165,8 @@ class Checkpoints(Callback):
         try:
             place.hardlink_to(saved)
         except OSError:  # a file system without links
-            shutil.copyfile(saved, place)
+            with atomic(place) as copy:
+                shutil.copyfile(saved, copy)
         for old in sorted(kept.glob("step_*.ckpt"))[: -self.keep]:
             old.unlink()
 
@@ -132,6 +174,11 @@ class Checkpoints(Callback):
         if self.interrupted and signum == signal.SIGINT:  # SIGTERM may come from several sides
             raise KeyboardInterrupt
         self.interrupted = True
+
+
+def _temporary(folder: Path) -> Path:
+    """Where a checkpoint is written before it replaces another; the same in all processes."""
+    return folder / f".{LAST}.tmp"
 
 
 def _read_again(path: Path) -> None:

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import Strategy
+from torch import nn
 
 from .. import registry
 from ..contracts import (
@@ -26,20 +27,28 @@ from ..contracts import (
 from ..device import float32_products
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
-from ..io.files import sole_writer, write_text
+from ..io.files import check_room, is_full, sole_writer, write_text
 from ..losses import Term
 from ..types import Batch
 from ..zoo.load import CONFIG, WEIGHTS, save
 from . import optim, pointmaps
 from .callbacks import Pictures, ProgressBar
-from .checkpoints import BEST, LAST, Checkpoints
+from .checkpoints import (
+    BEST,
+    LAST,
+    Checkpoints,
+    WholeFiles,
+    clear_scraps,
+    kept_bytes,
+    needed_bytes,
+)
 from .data_module import DataModule
 from .devices import check_devices, choose_strategy, is_first, prepare_renderer
 from .memory import MemoryWatch
 from .module import TrainingModule
 from .profile import Profile
 from .resume import check_resumed, find_checkpoint, tell_changes
-from .settings import Component, Experiment, Trainer
+from .settings import Experiment, Trainer
 from .sharding import gather_state
 from .skipped import SkippedScenes
 from .start import check_draws, check_near, fill, learn_range, open_base_of
@@ -74,47 +83,31 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     with ExitStack() as stack:
         if is_first():
             stack.enter_context(sole_writer(output))
+            clear_scraps(output)
         resumed = find_checkpoint(output, cfg)
         stack.enter_context(_quiet_lightning())
         stack.enter_context(float32_products(tf32=on_gpu and cfg.precision != "float32"))
+
         # Open the data before anything slow, so that a wrong path is an error at once.
         data, add_pointmap = _open_data(experiment, tell)
-        traits = dataset_traits(data.dataset)
-        component = learn_range(experiment.model, data.dataset, tell)
-        component, base = open_base_of(component, tell)
-        experiment = replace(experiment, model=component)
+        experiment, model = _build_model(experiment, data.dataset, resumed, tell)
+        if is_first():
+            needed = needed_bytes(model, cfg.keep_checkpoints, bool(cfg.ema)) - kept_bytes(output)
+            check_room(output, needed, "checkpoints and models take")
+        _keep_settings(experiment, resumed, tell)
 
-        # Build the model and the losses; the seed makes initial weights the same in every run.
-        torch.manual_seed(experiment.seed)
-        model = registry.build("models", component.name, component.settings)
-        check_near(component.name, encoder_traits(model).near, traits)
-        check_draws(cfg, component.name, encoder_traits(model))
-        optim.freeze_others(model, experiment.optimizer.parts)
+        # Put the run together; validation measures LPIPS where a loss wants it.
+        lpips = find_lpips()[0] if experiment.losses_that_want(LPIPS) else None
         terms = {
             name: Term(
                 registry.build("losses", term.name, term.settings), term.weight, term.start_step
             )
             for name, term in experiment.loss.items()
         }
-
-        # Start from the checkpoint of an interrupted run, from given weights, or from nothing.
-        if resumed:
-            check_resumed(resumed, model, cfg.steps)
-        else:
-            fill(model, component, base, cfg.initial, tell)
-        del base
-
-        # Keep the settings beside the results; name those that a resumed run changes.
-        settings = output / CONFIG
-        if resumed and settings.is_file():
-            tell_changes(json.loads(settings.read_text()), experiment, tell)
-        write_text(settings, json.dumps(asdict(experiment), indent=1) + "\n")
-
-        # Train; validation measures LPIPS where a loss wants it.
-        lpips = find_lpips()[0] if experiment.losses_that_want(LPIPS) else None
-        module = TrainingModule(experiment, model, terms, lpips, add_pointmap, traits.scale_near)
+        scale = dataset_traits(data.dataset).scale_near
+        module = TrainingModule(experiment, model, terms, lpips, add_pointmap, scale)
         checkpoints = Checkpoints(
-            output, cfg.checkpoint_every, _Export(module, component), cfg.keep_checkpoints
+            output, cfg.checkpoint_every, _Export(module), cfg.keep_checkpoints
         )
         memory = MemoryWatch(lambda batch: module.compute(batch).loss)
         callbacks = [checkpoints, memory, SkippedScenes(output, tell, cfg.strict)]
@@ -123,15 +116,54 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         strategy = choose_strategy(cfg, on_gpu, bool(encoder_traits(model).anchors), tell)
         trainer = _build_trainer(experiment, callbacks, strategy)
         _describe(trainer, cfg, tell)
+
+        # Train. What cannot be finished says how to go on from what is kept.
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         except torch.OutOfMemoryError as error:
             if memory.problem is None:
                 raise
             raise _add_resume(memory.problem, output) from error
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise _add_resume(_explain_full(error, trainer.global_step), output) from error
     if checkpoints.interrupted:
         raise KeyboardInterrupt
     return output / WEIGHTS
+
+
+def _build_model(
+    experiment: Experiment, dataset: Dataset, resumed: Path | None, tell: Callable[[str], None]
+) -> tuple[Experiment, nn.Module]:
+    """The experiment with the settings of its model that data and weights decide, and the model.
+
+    Filled from given weights, or from nothing; not from the checkpoint of a run that goes on, which
+    is checked.
+    """
+    traits = dataset_traits(dataset)
+    component = learn_range(experiment.model, dataset, tell)
+    component, base = open_base_of(component, tell)
+    torch.manual_seed(experiment.seed)  # initial weights are the same in every run
+    model = registry.build("models", component.name, component.settings)
+    check_near(component.name, encoder_traits(model).near, traits)
+    check_draws(experiment.trainer, component.name, encoder_traits(model))
+    optim.freeze_others(model, experiment.optimizer.parts)
+    if resumed:
+        check_resumed(resumed, model, experiment.trainer.steps)
+    else:
+        fill(model, component, base, experiment.trainer.initial, tell)
+    return replace(experiment, model=component), model
+
+
+def _keep_settings(
+    experiment: Experiment, resumed: Path | None, tell: Callable[[str], None]
+) -> None:
+    """Writes the settings beside the results; names those that a resumed run changes."""
+    path = Path(experiment.output) / CONFIG
+    if resumed and path.is_file():
+        tell_changes(json.loads(path.read_text()), experiment, tell)
+    write_text(path, json.dumps(asdict(experiment), indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -139,15 +171,15 @@ class _Export:
     """Writes the model that is shown to a path; all processes call it, the first writes."""
 
     module: TrainingModule
-    component: Component
 
     def __call__(self, path: Path) -> None:
         (model,), average = self.module.shown, self.module.average
+        component = self.module.experiment.model
         if average is not None:
             average.refresh()
         state = gather_state(model)
         if self.module.trainer.is_global_zero:
-            save(model, path, self.component.name, self.component.settings, state)
+            save(model, path, component.name, component.settings, state)
 
 
 def _open_data(
@@ -190,6 +222,16 @@ def _describe(trainer: pl.Trainer, cfg: Trainer, tell: Callable[[str], None]) ->
         )
 
 
+def _explain_full(error: OSError, done: int) -> UserError:
+    """The sentence for a run that ended after `done` steps because it could not write."""
+    place = f" at {error.filename}" if error.filename else ""
+    return UserError(
+        f"cannot write{place} after {done} steps: {error.strerror}",
+        "room and permission to write",
+        "free some space",
+    )
+
+
 def _add_resume(problem: UserError, output: Path) -> UserError:
     """The problem with, in its remedy, how to go on from the checkpoint that is left, if any."""
     if not (output / LAST).is_file():
@@ -221,6 +263,7 @@ def _build_trainer(
             Pictures(output / "pictures"),
             *callbacks,
         ],
+        plugins=[WholeFiles()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
