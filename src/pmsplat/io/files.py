@@ -132,6 +132,31 @@ def sole_writer(folder: str | Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def one_of_writers(folder: str | Path) -> Iterator[None]:
+    """Inside, this process may write into a folder, as others do: each its own files, by `atomic`.
+
+    Creates the folder. Where nobody else is inside, what killed processes left half written there
+    is removed first. Where folders cannot be locked nothing is removed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # others are inside, or it cannot be locked
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for leftover in folder.glob(".*-*.tmp"):
+                leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
 def check_folder(path: str | Path) -> None:
     """Raises UserError where `path` is no folder and cannot become one: a file is in its place."""
     for place in (Path(path), *Path(path).parents):
