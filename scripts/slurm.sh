@@ -3,8 +3,9 @@
 #     sbatch scripts/slurm.sh train +experiment=re10k_small dataset.root=/data/re10k
 #     sbatch --nodes=2 scripts/slurm.sh evaluate +experiment=re10k_small --model outputs/re10k_small
 #     sbatch --array=1-16 --gpus-per-node=0 scripts/slurm.sh data convert /raw /data/mine/test
+#     sbatch --array=1-16 --gpus-per-node=1 scripts/slurm.sh teacher cache +experiment=re10k_small_pm
 # train and evaluate run on all GPUs of all nodes; a training that is stopped before its end is
-# queued again and goes on. Each job of an array converts its part of the scenes. Options of sbatch
+# queued again and goes on. Each job of an array does its part of the other work. Options of sbatch
 # before the script replace those below.
 #SBATCH --job-name=pmsplat
 #SBATCH --nodes=1
@@ -20,6 +21,14 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 
 NODES=${SLURM_NNODES:-1}
 GPUS=${SLURM_GPUS_ON_NODE:-1}
+case "${1:-}" in
+train | evaluate)
+    if [ -n "${SLURM_ARRAY_TASK_COUNT:-}" ]; then
+        echo "slurm.sh: $1 in an array, whose jobs would all do the same; use --nodes" >&2
+        exit 2
+    fi
+    ;;
+esac
 case "${1:-}" in
 train) set -- "$@" trainer.resume=auto trainer.nodes="$NODES" trainer.devices="$GPUS" ;;
 evaluate) ;;

@@ -376,7 +376,8 @@ def order_of_scenes(scenes: Any) -> list[str]:
 
 
 def list_skips(scenes: Any) -> list[Any]:
-    """The `pmsplat.data.Skip` of an evaluation since the last call; none without `skips`."""
+    """The `pmsplat.data.Skip` of a stream or an evaluation since the last call; none without
+    `skips`."""
     skips = getattr(scenes, "skips", None)
     return [] if skips is None else skips.take()
 

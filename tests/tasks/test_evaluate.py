@@ -26,7 +26,7 @@ from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
 from pmsplat.tasks.refine import Options as RefineOptions
 from pmsplat.tasks.refine import refine
-from pmsplat.train import loop
+from pmsplat.train import loop, start
 from pmsplat.train.settings import Component
 from pmsplat.types import StepOutput
 from pmsplat.zoo.load import open_model, save
@@ -147,7 +147,7 @@ def test_a_constant_near_of_the_data_is_what_a_model_learns_with() -> None:
         dataset = pmsplat.registry.build(
             "data", experiment.dataset.name, experiment.dataset.settings
         )
-        return loop._learn_range(experiment.model, dataset, told.append).settings.near
+        return start.learn_range(experiment.model, dataset, told.append).settings.near
 
     assert near() == 0.5
     assert near("dataset.near=1.5") == 1.5

@@ -16,6 +16,7 @@ from pmsplat import cli, config, registry, train
 from pmsplat.errors import UserError
 from pmsplat.foundation.teachers import given
 from pmsplat.io.chunks import ChunkScene, read_chunk, write_chunk
+from pmsplat.io.files import one_of_writers
 from pmsplat.tasks import teacher
 from pmsplat.train.settings import Experiment
 from pmsplat.types import Pointmap, Views
@@ -109,6 +110,35 @@ def test_ranks_share_the_chunks(
         monkeypatch.setenv("RANK", str(rank))
         assert teacher.cache(experiment(root, tmp_path), "cpu", tell=print).written == 1
         assert (tmp_path / "train" / f"00000{rank}.zip").is_file()
+
+
+def test_shards_share_the_chunks_and_ranks_those_of_a_shard(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    written = []
+    for part in (1, 2, 3):
+        for rank in (0, 1):
+            monkeypatch.setenv("RANK", str(rank))
+            made = experiment(root, tmp_path)
+            written.append(teacher.cache(made, "cpu", tell=print, shard=(part, 3)).written)
+    assert written == [1, 1, 0, 0, 0, 0]
+    assert len(list((tmp_path / "train").glob("*.zip"))) == 2
+
+
+def test_what_a_killed_process_left_is_removed_unless_another_writes(
+    root: Path, tmp_path: Path
+) -> None:
+    left = tmp_path / "train" / ".000000-abc.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    with one_of_writers(left.parent):  # removes it
+        assert not left.exists()
+        left.write_bytes(b"half")
+        teacher.cache(experiment(root, tmp_path), "cpu", tell=print, shard=(1, 2))
+        assert left.exists()
+    teacher.cache(experiment(root, tmp_path), "cpu", tell=print)
+    assert sorted(path.name for path in left.parent.iterdir()) == ["000000.zip", "000001.zip"]
 
 
 def test_an_interruption_leaves_whole_files(

@@ -13,7 +13,7 @@ import pmsplat
 from pmsplat import config, registry, train
 from pmsplat.errors import UserError
 from pmsplat.losses import Term
-from pmsplat.train import Experiment, loop
+from pmsplat.train import Experiment, devices
 from pmsplat.train.callbacks import row_of
 from pmsplat.train.module import TrainingModule
 from pmsplat.train.step import ALL_ANCHORS, draw_anchors, training_step
@@ -143,9 +143,9 @@ def test_it_starts_from_a_trained_encoder_as_that_encoder_on_the_anchors(
     torch.testing.assert_close(found.gaussians[-1].opacities, alone.gaussians[-1].opacities)
 
 
-@pytest.mark.parametrize(("anchors", "devices"), [(0, "1"), (0, "2"), (4, "1"), (4, "2")])
+@pytest.mark.parametrize(("anchors", "count"), [(0, "1"), (0, "2"), (4, "1"), (4, "2")])
 def test_devices_may_leave_out_the_weights_of_supports(
-    anchors: int, devices: str, setting: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+    anchors: int, count: str, setting: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where all views are anchors on one of them; found out only where that can be."""
     strategies = []
@@ -159,8 +159,8 @@ def test_devices_may_leave_out_the_weights_of_supports(
 
     monkeypatch.setattr(pl, "Trainer", note)
     with pytest.raises(Stop):
-        train.run(setting(*(TINY if anchors else SMALL), f"trainer.devices='{devices}'"))
-    assert strategies == [loop.UNEVEN if anchors and devices == "2" else "auto"]
+        train.run(setting(*(TINY if anchors else SMALL), f"trainer.devices='{count}'"))
+    assert strategies == [devices.UNEVEN if anchors and count == "2" else "auto"]
 
 
 def test_what_is_shown_of_a_step_is_of_the_views_spoken_of() -> None:

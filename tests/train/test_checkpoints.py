@@ -1,9 +1,11 @@
 """What is kept of a run: the last checkpoints, the best model, and nothing that is damaged."""
 
 import csv
+import errno
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning
@@ -11,8 +13,10 @@ import torch
 
 import pmsplat
 from pmsplat import train
-from pmsplat.train import Experiment, callbacks
-from pmsplat.train.callbacks import Checkpoints
+from pmsplat.errors import UserError
+from pmsplat.train import Experiment, checkpoints
+from pmsplat.train.checkpoints import Checkpoints, kept_bytes
+from tests.lab.encoder import Encoder
 
 Setting = Callable[..., Experiment]
 
@@ -51,7 +55,7 @@ def test_the_best_model_is_that_of_the_best_validation(
         step = trainer.global_step  # type: ignore[attr-defined]
         seen[step] = (self.folder / "model.safetensors").read_bytes()
 
-    monkeypatch.setattr(callbacks.Checkpoints, "_save", saved)
+    monkeypatch.setattr(checkpoints.Checkpoints, "_save", saved)
     train.run(experiment)
     best = Path(experiment.output) / "best.safetensors"
     assert best.read_bytes() == seen[4] != seen[6]
@@ -64,7 +68,7 @@ def test_a_checkpoint_that_is_damaged_on_its_way_replaces_none(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = setting("trainer.workers=0", "trainer.steps=4", "trainer.checkpoint_every=2")
-    read_again = callbacks._read_again
+    read_again = checkpoints._read_again
 
     def damaged(path: Path) -> None:
         if (path.parent / "last.ckpt").exists():  # the second
@@ -75,12 +79,67 @@ def test_a_checkpoint_that_is_damaged_on_its_way_replaces_none(
             path.write_bytes(content)
         read_again(path)
 
-    monkeypatch.setattr(callbacks, "_read_again", damaged)
+    monkeypatch.setattr(checkpoints, "_read_again", damaged)
     with pytest.raises(OSError, match="is not what was written"):
         train.run(experiment)
     last = Path(experiment.output) / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 2
     assert not list(last.parent.glob("*.tmp")) and not list(last.parent.glob(".*.tmp"))
+
+
+def test_a_disk_without_room_is_told_before_the_first_step(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for one byte less than what the checkpoints and models of the run take."""
+    experiment = setting("trainer.workers=0", "trainer.steps=4", "trainer.keep_checkpoints=3")
+    model = Encoder(experiment.model.settings)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    needed = 4 * numbers * (3 * (3 + 1) + 3)
+    usage = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr("pmsplat.io.files.shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match=r"MB free in .*, where checkpoints and models take"):
+        train.run(experiment)
+    assert not list(Path(experiment.output).iterdir())
+    usage.free = needed
+    train.run(experiment)
+    left = sum(path.stat().st_size for path in (Path(experiment.output) / "checkpoints").iterdir())
+    assert kept_bytes(Path(experiment.output)) > left > 0
+
+
+def test_a_disk_that_fills_leaves_the_checkpoint_before(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = 0
+    whole = checkpoints.save_torch
+
+    def fill(content: object, path: Path) -> None:
+        nonlocal saved
+        saved += 1
+        whole(content, path)
+        if saved == 2:
+            path.write_bytes(path.read_bytes()[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    experiment = setting("trainer.workers=0", "trainer.steps=6", "trainer.checkpoint_every=2")
+    straight = setting("trainer.workers=0", "trainer.steps=6", f"output={experiment.output}2")
+    train.run(straight)
+    monkeypatch.setattr(checkpoints, "save_torch", fill)
+    with pytest.raises(UserError, match=r"after 4 steps: No space left.*last\.ckpt by trainer\.re"):
+        train.run(experiment)
+    output = Path(experiment.output)
+    assert torch.load(output / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert pmsplat.load(output / "model.safetensors") is not None
+    assert not list(output.rglob("*.tmp"))
+    for name in (".model-1.tmp", ".last.ckpt.tmp"):  # as a killed run leaves them
+        (output / name).write_bytes(b"half")
+    again = ("trainer.workers=0", "trainer.steps=6", "trainer.resume=true")
+    train.run(setting(*again))
+    ours, theirs = (
+        torch.load(Path(folder) / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (output, straight.output)
+    )
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert not list(output.rglob("*.tmp"))
 
 
 def test_the_norm_of_the_gradients_is_logged(setting: Setting) -> None:

@@ -11,8 +11,9 @@ import torch
 
 from pmsplat import config, render, train
 from pmsplat.errors import UserError
-from pmsplat.train import Experiment, callbacks, loop
-from pmsplat.train.callbacks import Checkpoints, ProgressBar, shown
+from pmsplat.train import Experiment, loop
+from pmsplat.train.callbacks import ProgressBar, shown
+from pmsplat.train.checkpoints import AGREE_EVERY, Checkpoints
 from tests.waits import no_waits
 
 
@@ -117,11 +118,11 @@ def test_several_devices_agree_on_ctrl_c_now_and_then(tmp_path: Any) -> None:
         if trainer.global_step == 3:
             checkpoints._on_ctrl_c(0, None)
         checkpoints.on_train_batch_end(trainer, module, None, None, 0)
-        assert trainer.should_stop is (trainer.global_step == callbacks.AGREE_EVERY)
+        assert trainer.should_stop is (trainer.global_step == AGREE_EVERY)
     assert trainer.asked == 1 and trainer.saved == [4, 8] and checkpoints.interrupted
     other: Any = Devices(2, theirs=True)
     checkpoints = Checkpoints(tmp_path, 4, lambda path: None)
-    other.global_step = callbacks.AGREE_EVERY
+    other.global_step = AGREE_EVERY
     checkpoints.on_train_batch_end(other, module, None, None, 0)
     assert other.should_stop and checkpoints.interrupted
 

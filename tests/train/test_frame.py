@@ -10,7 +10,7 @@ import torch
 from pmsplat import config
 from pmsplat.losses import Term, mse
 from pmsplat.render import rasterize
-from pmsplat.train import loop
+from pmsplat.train import start
 from pmsplat.train.module import TrainingModule
 from pmsplat.train.settings import Component
 from tests.evaluate.test_series import SIZE, a_batch, align
@@ -70,7 +70,7 @@ def test_a_model_learns_the_range_of_data_in_one_unit(monkeypatch: pytest.Monkey
 
     def learn(**traits: object) -> Settings:
         dataset: Any = SimpleNamespace(**traits)
-        found: Any = loop._learn_range(Component("some", None), dataset, lambda _: None)
+        found: Any = start.learn_range(Component("some", None), dataset, lambda _: None)
         return found.settings
 
     assert learn(near=0.5, far=20.0, scale_near=False) == Settings(0.5, 20.0)

@@ -22,8 +22,8 @@ from pmsplat.data import collate
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
 from pmsplat.models import mvsplat
-from pmsplat.train import Experiment, loop
-from pmsplat.train.callbacks import Checkpoints
+from pmsplat.train import Experiment, loop, resume
+from pmsplat.train.checkpoints import Checkpoints
 from pmsplat.train.failure import read_failure
 from pmsplat.train.settings import Component
 from tests.zoo.test_init import unimatch
@@ -87,11 +87,11 @@ def test_what_an_older_version_wrote_otherwise_is_no_change(
     (perceptual,) = [term for term in old["loss"].values() if term["name"] == "lpips"]
     perceptual["settings"].popitem()
     told: list[str] = []
-    loop._tell_changes(deepcopy(old), experiment, told.append)
+    resume.tell_changes(deepcopy(old), experiment, told.append)
     assert not told
     old["model"]["settings"] |= {"published": True, "planes": 7}
     old["dataset"]["settings"]["gone"] = 1  # is listed, not refused
-    loop._tell_changes(old, experiment, told.append)
+    resume.tell_changes(old, experiment, told.append)
     assert "model.planes=128 (was 7)" in told[0] and "dataset.gone=None (was 1)" in told[0]
     assert "model.deviations.along_ray=False (was True)" in told[0]
 

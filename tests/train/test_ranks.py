@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
 
+import pmsplat
 from pmsplat import train
 from pmsplat.errors import UserError
 from pmsplat.train import Experiment
+from pmsplat.train.devices import choose_strategy
 from tests.train.test_loop import interrupt_at, losses
 
 Setting = Callable[..., Experiment]
@@ -54,6 +57,61 @@ def test_two_processes_learn_what_one_with_the_joint_batch_does(
     run_two(rooms, tmp_path / "both", *more)
     for name, value in weights(tmp_path / "both").items():
         torch.testing.assert_close(value, weights(whole.output)[name], atol=1e-6, rtol=0)
+
+
+def test_devices_that_share_a_model_learn_what_one_does(
+    setting: Setting, rooms: Path, tmp_path: Path
+) -> None:
+    """From a checkpoint of one process, and back; three scenes are validated on two devices."""
+    more = ("trainer.steps=6", "trainer.ema=0.9", "trainer.checkpoint_every=2")
+    more += ("trainer.keep_checkpoints=3", "trainer.validate_every=2", "trainer.validate_scenes=3")
+    words = ("trainer.workers=0", "trainer.batch_size=4", "dataset.test_scenes=3", *more)
+    root = f"dataset.root={tmp_path / 'rooms'}"
+    whole = setting(*words, root, f"output={tmp_path / 'whole'}")
+    train.run(whole)
+    both = tmp_path / "both"
+    interrupt_at(2, setting(*words, root, f"output={both}"))
+    two = ("trainer.batch_size=2", "trainer.strategy=fsdp", "trainer.resume=true")
+    run_two(tmp_path / "rooms", both, *more, *two, "dataset.test_scenes=3")
+
+    def compare() -> None:
+        ours, theirs = (
+            torch.load(folder / "last.ckpt", weights_only=True)
+            for folder in (both, Path(whole.output))
+        )
+        for name, value in theirs["state_dict"].items():
+            torch.testing.assert_close(ours["state_dict"][name], value, atol=1e-6, rtol=0)
+            mean = theirs["ema"]["state_dict"][name]
+            torch.testing.assert_close(ours["ema"]["state_dict"][name], mean, atol=1e-6, rtol=0)
+        moments, known = (x["optimizer_states"][0]["state"] for x in (ours, theirs))
+        for number, state in known.items():
+            for part in ("step", "exp_avg", "exp_avg_sq"):
+                torch.testing.assert_close(moments[number][part], state[part], atol=1e-6, rtol=0)
+        best = (pmsplat.load(folder / "best.safetensors") for folder in (both, Path(whole.output)))
+        for one, other in zip(*(model.parameters() for model in best), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+        values = (
+            ours["callbacks"]["Checkpoints"]["best"],
+            theirs["callbacks"]["Checkpoints"]["best"],
+        )
+        assert values[0] == pytest.approx(values[1], abs=1e-4)
+
+    compare()
+    (both / "last.ckpt").write_bytes((both / "checkpoints" / "step_0000004.ckpt").read_bytes())
+    train.run(setting(*words, root, "trainer.resume=true", f"output={both}"))
+    compare()
+
+
+@pytest.mark.parametrize(("devices", "gathers"), [(1, False), (1, True), (2, False), (2, True)])
+def test_what_cannot_be_shared_is_said(setting: Setting, devices: int, gathers: bool) -> None:
+    cfg, told = setting("trainer.strategy=fsdp", f"trainer.devices='{devices}'").trainer, []
+    if devices == 1:
+        assert choose_strategy(cfg, False, gathers, told.append) == "auto" and len(told) == 1
+    elif gathers:
+        with pytest.raises(UserError, match=r"fsdp for a model with anchors.*strategy=ddp"):
+            choose_strategy(cfg, False, gathers, told.append)
+    else:
+        assert isinstance(choose_strategy(cfg, False, gathers, told.append), ModelParallelStrategy)
 
 
 def test_another_batch_goes_on_with_the_next_examples(setting: Setting) -> None:

@@ -1,12 +1,11 @@
 """`pmsplat data convert`: one scene, or a folder of many, added to the chunks of a split."""
 
 import argparse
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._shared import add_photos, output, photo_options, size, terminal
+from ._shared import add_photos, output, photo_options, shard, size, terminal
 
 if TYPE_CHECKING:
     from ..tasks.convert_scenes import Summary
@@ -46,17 +45,10 @@ def add_convert(verbs: Any) -> None:
         "--jobs", type=int, metavar="N", help="processes (default: one for each processor)"
     )
     convert.add_argument(
-        "--shard", type=_shard, metavar="I/N", help="only the I-th of N parts of the scenes"
+        "--shard", type=shard, metavar="I/N", help="only the I-th of N parts of the scenes"
     )
     add_photos(convert)
     convert.set_defaults(action=_convert)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r}; wanted I/N with I from 1 to N, such as 3/16")
-    return int(found[1]), int(found[2])
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -201,3 +201,11 @@ def rgb(text: str) -> tuple[float, float, float]:
     if not all(0 <= part <= 1 for part in (red, green, blue)):
         raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers from 0 to 1")
     return red, green, blue
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`3/16` as (3, 16)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted I/N with I from 1 to N, such as 3/16")
+    return int(found[1]), int(found[2])

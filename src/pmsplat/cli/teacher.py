@@ -3,6 +3,7 @@
     pmsplat teacher cache +experiment=re10k_small_pm
     pmsplat teacher cache +experiment=re10k_small_pm teacher=depth_anything_3
     torchrun --nproc-per-node=8 -m pmsplat teacher cache +experiment=dl3dv_base_256x448_pm
+    pmsplat teacher cache +experiment=dl3dv_base_256x448_pm --shard 3/16
 
 Writes the teacher's pointmaps beside the chunks (teacher.cache, a folder in dataset.root), one file
 per chunk of float16 points and confidences. Training with the same settings reads them and does not
@@ -17,7 +18,7 @@ in a window are skipped, here and in training, and counted.
 
 import argparse
 
-from ._shared import add_device, add_overwrite, terminal
+from ._shared import add_device, add_overwrite, shard, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     job.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `pmsplat train`")
     add_device(job)
+    job.add_argument(
+        "--shard", type=shard, metavar="I/N", help="only the I-th of N parts of the chunks"
+    )
     add_overwrite(job, "replace pointmaps of other settings")
 
 
@@ -46,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.overwrite,
         tell=show.tell,
         track=show.track,
+        shard=arguments.shard or (1, 1),
     )
     show.tell(
         f"{summary.written} files with {summary.scenes} scenes written "

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ._chunk_scene import ChunkScene
 from .files import atomic
+from .tensors import save_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def write_offsets(path: Path, scenes: Mapping[str, ChunkScene], faults: dict[str
         return
     try:
         with atomic(path.with_suffix(SUFFIX)) as temporary:
-            save_file(tables, temporary, {HEADER: json.dumps(header)})
+            save_safetensors(tables, temporary, {HEADER: json.dumps(header)})
     except OSError as error:
         log.info("%s: scenes are found slowly, since no file can be written (%s)", path, error)
 

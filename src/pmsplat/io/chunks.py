@@ -26,6 +26,7 @@ from ._chunk_offsets import read_offsets, write_offsets
 from ._chunk_scene import FIELDS, ChunkScene, Fault, make_entry, parse_entry, pose_fault
 from ._quarantine import QUARANTINE, Quarantine, read_quarantine, write_quarantine
 from .files import atomic, check_folder, locked, write_text
+from .tensors import save_torch
 
 log = logging.getLogger(__name__)
 
@@ -251,8 +252,8 @@ def write_chunk(path: str | Path, scenes: Iterable[ChunkScene]) -> None:
                 "choose another key for one of them",
             )
         entries[scene.key] = make_entry(scene)
-    with atomic(path) as temporary, temporary.open("wb") as stream:
-        torch.save(list(entries.values()), stream)
+    with atomic(path) as temporary:
+        save_torch(list(entries.values()), temporary)
 
 
 def append(folder: str | Path, scenes: list[ChunkScene]) -> Path:

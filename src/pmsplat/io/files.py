@@ -1,9 +1,11 @@
 """Writes files whole or not at all."""
 
 import contextlib
+import errno
 import glob
 import logging
 import os
+import shutil
 import struct
 import sys
 import tempfile
@@ -130,6 +132,31 @@ def sole_writer(folder: str | Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def one_of_writers(folder: str | Path) -> Iterator[None]:
+    """Inside, this process may write into a folder, as others do: each its own files, by `atomic`.
+
+    Creates the folder. Where nobody else is inside, what killed processes left half written there
+    is removed first. Where folders cannot be locked nothing is removed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # others are inside, or it cannot be locked
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for leftover in folder.glob(".*-*.tmp"):
+                leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
 def check_folder(path: str | Path) -> None:
     """Raises UserError where `path` is no folder and cannot become one: a file is in its place."""
     for place in (Path(path), *Path(path).parents):
@@ -137,6 +164,38 @@ def check_folder(path: str | Path) -> None:
             return
         if place.exists():
             raise UserError(f"{place} is a file", "a folder to write into", "choose another folder")
+
+
+def check_room(folder: str | Path, needed: int, purpose: str) -> None:
+    """UserError where a folder that exists cannot be written, or has no room for so many bytes.
+
+    `purpose` is what takes them, with a verb, as in "12 checkpoints take". A quota is not seen.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b" ")
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror})",
+            "a folder with room and permission to write",
+            "choose another one",
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{_say(free)} free in {folder}, where {purpose} {_say(needed)}",
+            "room for all of it, before anything is computed",
+            "free some, or choose a folder on a larger disk",
+        )
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a file could not be written for want of room, or of the right to."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
+def _say(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
@@ -28,6 +27,7 @@ from ._checkpoints import (
 )
 from ._transfer import DownloadImpossible, download, explain, failures
 from .files import atomic
+from .tensors import save_safetensors
 
 FORMAT = 1  # of our own checkpoints
 HEADER = "pmsplat"
@@ -92,7 +92,8 @@ def save_checkpoint(path: str | Path, state: dict[str, Tensor], header: Header) 
     """Writes one of our checkpoints, whole or not at all."""
     text = json.dumps({"format": FORMAT, "model": header.model, "settings": header.settings})
     with atomic(path) as temporary:
-        save_file({k: v.cpu().contiguous() for k, v in state.items()}, temporary, {HEADER: text})
+        whole = {name: value.cpu().contiguous() for name, value in state.items()}
+        save_safetensors(whole, temporary, {HEADER: text})
 
 
 def read_header(path: str | Path) -> Header | None:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,7 @@ from ..data import (
 from ..errors import UserError
 from ..foundation.teachers import query_teacher
 from ..io.chunks import Chunk, Split
+from ..io.files import one_of_writers
 from ..progress import Track, silently
 from ..train.pointmaps import build_teacher, require_cache
 from ..train.settings import Experiment
@@ -55,14 +57,15 @@ def cache(
     overwrite: bool = False,
     tell: Callable[[str], None] = print,
     track: Track = silently,
+    shard: tuple[int, int] = (1, 1),
 ) -> Summary:
     """Writes the pointmaps that training with `experiment` reads, one file per chunk.
 
-    Files that are there and fit are kept, so an interrupted run continues. With torchrun's RANK and
-    WORLD_SIZE the chunks are shared out. Scenes that training would skip are skipped, and `tell`
-    receives their count. UserError for files of other settings (unless `overwrite`), for an
-    experiment without a teacher or a cache, for a dataset that keeps no pointmaps or has no usable
-    scene, and for too small a disk.
+    Files that are there and fit are kept, so an interrupted run continues. `shard` (i, n): only the
+    i-th of n parts of the chunks, which torchrun's processes share out further. Scenes that
+    training would skip are skipped, and `tell` receives their count. UserError for files of other
+    settings (unless `overwrite`), for an experiment without a teacher or a cache, for a dataset
+    that keeps no pointmaps or has no usable scene, and for too small a disk.
     """
     settings = experiment.teacher
     if settings is None or settings.cache is None:
@@ -80,10 +83,12 @@ def cache(
     pointmaps: PointmapCache = dataset.pointmap_cache(teacher, settings.cache, settings.windows)
     split, reader = dataset.split("train"), pointmaps.reader()
     rank, ranks = rank_of_ranks()
-    mine = [split.folder / name for name in split.keys][rank::ranks]
+    part, parts = shard
+    first, step = (part - 1) * ranks + rank, parts * ranks
+    mine = [split.folder / name for name in split.keys][first::step]
     missing = [chunk for chunk in mine if not _is_done(reader, chunk, overwrite, tell)]
     if missing:
-        estimate = _estimate(split, pointmaps, missing, ranks)
+        estimate = _estimate(split, pointmaps, missing, step)
         if rank == 0:
             tell(estimate)
 
@@ -93,12 +98,13 @@ def cache(
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     scenes = written = 0
     skipped: Counter[str] = Counter()
-    for chunk in track(missing, f"running {teacher.name}", len(missing)):
-        content = split.chunk(chunk.name)
-        skipped.update(content.faults.values())
-        entries = _query_chunk(content, dataset, teacher, pointmaps.key.windows, place, skipped)
-        written += write_pointmaps(reader.path(chunk), pointmaps.key, chunk, entries)
-        scenes += len(content.scenes) + len(content.faults)
+    with one_of_writers(pointmaps.folder) if missing else nullcontext():
+        for chunk in track(missing, f"running {teacher.name}", len(missing)):
+            content = split.chunk(chunk.name)
+            skipped.update(content.faults.values())
+            entries = _query_chunk(content, dataset, teacher, pointmaps.key.windows, place, skipped)
+            written += write_pointmaps(reader.path(chunk), pointmaps.key, chunk, entries)
+            scenes += len(content.scenes) + len(content.faults)
 
     # Report the scenes that have no pointmaps, and why.
     if skipped.total() == scenes and len(missing) == len(split.keys):

@@ -8,8 +8,8 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from ..contracts import Dataset
-from ..data import Skips, collate
+from ..contracts import Dataset, list_skips
+from ..data import Skip, collate
 from ..types import Batch
 from .packing import Packed, collate_packed
 from .settings import Experiment
@@ -20,14 +20,13 @@ class DataModule(LightningDataModule):
 
     `step` is the trainer's step, in memory that worker processes share. Checkpoints hold how many
     examples were consumed, so that a run goes on with the next one on any number of devices.
-    `skips`: what the training stream leaves out, where it says so.
     """
 
     def __init__(self, dataset: Dataset, experiment: Experiment) -> None:
         super().__init__()
         self.dataset, self.experiment = dataset, experiment
         self.step = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.skips: Skips | None = None
+        self._stream: Any = None
         self._before = _Consumed()
 
     def prepare_data(self) -> None:
@@ -43,8 +42,12 @@ class DataModule(LightningDataModule):
         stream = self.dataset.train(
             self.experiment.seed, self.step, skip=self._consumed(), batch_size=cfg.batch_size
         )
-        self.skips = getattr(stream, "skips", None)
+        self._stream = stream
         return self._loader(stream, cfg.batch_size, cfg.workers)
+
+    def take_skips(self) -> list[Skip]:
+        """What the training stream has left out since the last call, where it says so."""
+        return list_skips(self._stream)
 
     def state_dict(self) -> dict[str, int]:
         assert self.trainer is not None

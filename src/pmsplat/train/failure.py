@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..io.files import atomic
+from ..io.tensors import save_torch
 from ..types import Batch, Cameras, Pointmap, Views
 
 NOT_FINITE = "not_finite.pt"
@@ -31,7 +32,7 @@ def write_failure(path: Path, failure: Failure) -> None:
         "weights": {name: value.cpu() for name, value in failure.weights.items()},
     }
     with atomic(path) as temporary:
-        torch.save(content, temporary)
+        save_torch(content, temporary)
 
 
 def read_failure(path: str | Path) -> Failure:

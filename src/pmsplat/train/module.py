@@ -1,6 +1,7 @@
 """The training step and its optimizer, as Lightning wants them."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from ..losses import Term
 from ..nn.half import CastTogether
 from ..types import Batch, Prediction, Views
 from ..zoo.infer import model_frame
-from . import optim
+from . import average, optim
+from .average import Average
 from .callbacks import TERM
 from .data_module import DataModule
 from .failure import NOT_FINITE, Failure, write_failure
 from .settings import Experiment
+from .sharding import Sharded, full
 from .step import Outcome, draw_anchors, draw_steps, step_generator, training_step
 
 BAD_STEPS = 20  # in a row without a finite gradient, or a sample that a loss counts: it has failed
@@ -34,6 +37,9 @@ class TrainingModule(LightningModule):
     process began. Counters stay on the device and are read only at steps that are logged: there,
     UserError is raised where the last BAD_STEPS steps, or all their samples, were skipped. The last
     batch whose loss or gradients were not finite is then in OUTPUT/not_finite.pt (see `failure`).
+
+    `shown` is the model that is validated and exported: `model`, or the running mean of its weights
+    where the settings want one.
     """
 
     def __init__(
@@ -49,9 +55,13 @@ class TrainingModule(LightningModule):
         self.experiment, self.model, self.terms = experiment, model, terms
         self.add_pointmap = add_pointmap
         self.lpips = [lpips]  # in a list: measured with, not trained and not saved
-        renderer = experiment.renderer
+        decay, renderer = experiment.trainer.ema, experiment.renderer
+        self.average = Average(model, decay) if decay else None
+        self.shown = [model if self.average is None else self.average.model]  # in a list, likewise
         self.scale_near = scale_near  # scenes come in units of their own
-        self.encode = CastTogether(model)
+        self.encode: Callable[..., Prediction] = CastTogether(model)
+        self.sharded: list[Sharded] = []  # of the model, then of that which is shown
+        self.whole = ExitStack()  # while it is validated, where it is sharded
         self.pipeline = protocol.pipeline(
             self.predict,
             renderer.name,
@@ -60,7 +70,11 @@ class TrainingModule(LightningModule):
             generator=self.make_generator,
         )
         self.validation = protocol.pipeline(
-            model, renderer.name, renderer.background, scale_near=scale_near, keep=renderer.keep
+            self.shown[0],
+            renderer.name,
+            renderer.background,
+            scale_near=scale_near,
+            keep=renderer.keep,
         )
         self.rows: list[protocol.Row] = []  # of the validation at hand
         self.skipped = self.skipped_in_a_row = torch.zeros(())  # steps; on the device
@@ -70,6 +84,14 @@ class TrainingModule(LightningModule):
         self.skipped_samples: dict[str, Tensor] = {}  # samples, by loss; on the device
         self.steps_without_samples: dict[str, Tensor] = {}  # in a row, by loss; on the device
 
+    def configure_model(self) -> None:
+        """Shards the model where the strategy has devices that share it."""
+        if self.device_mesh is None or self.sharded:
+            return
+        models = dict.fromkeys([self.model, *self.shown])
+        self.sharded = [Sharded(model, self.device_mesh["data_parallel"]) for model in models]
+        self.encode = self.sharded[0].predict
+
     def configure_optimizers(self) -> Any:
         cfg = self.experiment
         optimizer, schedule = optim.build(self.model, cfg.optimizer, cfg.trainer.steps)
@@ -77,6 +99,24 @@ class TrainingModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        if self.average is not None:
+            self.average.begin(self.device)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.average is not None:
+            checkpoint[average.KEY] = self.average.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run without a mean may go on with one, and the other way round."""
+        if self.average is not None and average.KEY in checkpoint:
+            self.average.load(checkpoint[average.KEY])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -166,7 +206,8 @@ class TrainingModule(LightningModule):
             return ""
         name = NOT_FINITE if self.global_rank == 0 else f"{self.global_rank}-{NOT_FINITE}"
         path = Path(self.experiment.output) / name
-        write_failure(path, Failure(self.global_step, self.before, self.model.state_dict()))
+        weights = {name: full(value) for name, value in self.model.state_dict().items()}
+        write_failure(path, Failure(self.global_step, self.before, weights))
         return f"; the last batch, of {name_some(self.before.scene)}, is in {path}"
 
     def configure_gradient_clipping(
@@ -177,13 +218,18 @@ class TrainingModule(LightningModule):
     ) -> None:
         limit = self.experiment.trainer.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.gradient_norm, bad = norm.detach(), (~norm.isfinite()).float()
+        self.gradient_norm = full(norm.detach())
+        bad = (~self.gradient_norm.isfinite()).float()
         self.trainer.optimizers[0].found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
         self.skipped = self.skipped + bad
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
 
     def on_validation_epoch_start(self) -> None:
         self.rows.clear()
+        if self.average is not None:
+            self.average.refresh()
+        for sharded in self.sharded[-1:]:
+            self.whole.enter_context(sharded.whole())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         step = self.validation(batch)
@@ -201,3 +247,4 @@ class TrainingModule(LightningModule):
             distributed.all_gather_object(rows, self.rows)
         means = protocol.Result([row for some in rows for row in some]).means
         self.log_dict({f"val/{name}": value for name, value in means.items()})
+        self.whole.close()

@@ -11,8 +11,10 @@ from . import optim
 
 PRECISIONS = ("float32", "tf32", "bf16")
 ACCELERATORS = ("auto", "cpu", "gpu")
+STRATEGIES = ("ddp", "fsdp")
 RESUME = (False, True, "auto")
 LOGGERS = ("tensorboard", "csv", "wandb")
+MOST_EMA = 0.999999  # above, a mean moves by less than float32 holds
 MISSING = ("error", "compute")
 
 
@@ -94,8 +96,12 @@ class Trainer:
     accelerator: str = "auto"  # auto, cpu or gpu
     devices: str = "auto"  # how many devices per node, or auto
     nodes: int = 1
+    strategy: str = "ddp"  # of several devices: a whole model on each (ddp), or in parts (fsdp)
     precision: str = "tf32"  # float32, tf32 (matrix products on CUDA) or bf16 (autocast)
     gradient_clip: float = 0.5  # largest norm of all gradients together
+    ema: float = 0.0
+    """Share of the old value in a running mean of the weights, as 0.999: that mean is validated and
+    exported. 0: the weights themselves."""
     update_steps: list[int] | None = None
     """Fewest and most steps of the model's own update in a training step, drawn anew for each;
     null: as many as the model takes by itself."""
@@ -110,10 +116,12 @@ class Trainer:
     validate_every: int = 5000  # steps between validations; 0 never
     validate_scenes: int = 32  # of the evaluation index
     log_every: int = 50  # steps between lines in the logs
+    profile: int = 0  # steps whose operators and times are written to profile/; 0 none
     loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
 
     def __post_init__(self) -> None:
         choices = {"precision": PRECISIONS, "accelerator": ACCELERATORS, "resume": RESUME}
+        choices |= {"strategy": STRATEGIES}
         for name, valid in choices.items():
             value = getattr(self, name)
             if value not in valid:
@@ -133,7 +141,7 @@ class Trainer:
             raise UserError(
                 f"trainer.devices={self.devices}", "a number or auto", _name_default("devices")
             )
-        rules = {"gradient_clip": registry.number(0)}
+        rules = {"gradient_clip": registry.number(0), "ema": registry.number(0, MOST_EMA)}
         rules |= {"update_steps": registry.several(registry.whole(1), 2).or_none}
         rules |= {"anchors": registry.several(registry.whole(2), 2).or_none}
         registry.check_settings(self, rules, "trainer.")
@@ -147,6 +155,7 @@ class Trainer:
                 )
         least = {"steps": 1, "batch_size": 1, "workers": 0, "nodes": 1, "checkpoint_every": 1}
         least |= {"keep_checkpoints": 1, "validate_every": 0, "validate_scenes": 1, "log_every": 1}
+        least |= {"profile": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(

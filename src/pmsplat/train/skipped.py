@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ..data import Skip
 from ..errors import UserError
+from .data_module import DataModule
 
 SKIPPED = "skipped.csv"
 
@@ -54,10 +55,10 @@ class SkippedScenes(Callback):
 
     def _take(self, trainer: Trainer) -> list[Skip]:
         """Tells what is new, and returns it."""
-        skips = getattr(getattr(trainer, "datamodule", None), "skips", None)
-        if skips is None or not trainer.is_global_zero:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, DataModule) or not trainer.is_global_zero:
             return []
-        new = [skip for skip in dict.fromkeys(skips.take()) if skip not in self.known]
+        new = [skip for skip in dict.fromkeys(data.take_skips()) if skip not in self.known]
         for skip in new:
             if skip.damaged:
                 self.tell(f"Left out: {describe_skip(skip)}.")

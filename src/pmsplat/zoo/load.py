@@ -91,13 +91,21 @@ def open_model(name_or_path: str | Path, weights: str | Path | None = None) -> L
     return Loaded(model.eval(), header.model, config, path)
 
 
-def save(model: nn.Module, path: str | Path, component: str, settings: Any = None) -> None:
+def save(
+    model: nn.Module,
+    path: str | Path,
+    component: str,
+    settings: Any = None,
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Writes a checkpoint for `load` to read: the model's weights, component and settings.
 
-    `settings` is the Config that the component built the model from; None: `model.cfg`.
+    `settings` is the Config that the component built the model from; None: `model.cfg`. `state`:
+    the weights, where the model has them in parts.
     """
     config: Any = model.cfg if settings is None else settings
-    files.save_checkpoint(path, model.state_dict(), files.Header(component, asdict(config)))
+    weights = model.state_dict() if state is None else state
+    files.save_checkpoint(path, weights, files.Header(component, asdict(config)))
 
 
 def _open_published(name: str, weights: str | Path | None) -> Loaded:

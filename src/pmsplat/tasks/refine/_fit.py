@@ -22,6 +22,7 @@ from ...device import upload
 from ...errors import UserError
 from ...evaluate.metrics import psnr, ssim
 from ...io.files import atomic
+from ...io.tensors import save_torch
 from ...losses.ssim import WINDOW
 from ...losses.ssim import ssim as similarity
 from ...render import rasterize
@@ -189,7 +190,7 @@ def wait_for(device: torch.device) -> None:
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Writes the state of a run, whole or not at all."""
     with atomic(path) as temporary:
-        torch.save(state, temporary)
+        save_torch(state, temporary)
 
 
 def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""The devices and the processes of a run."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from pytorch_lightning.strategies import Strategy
+
+from ..device import cuda_obstacle
+from ..errors import UserError
+from ..render import fast_backend, obstacle
+from . import sharding
+from .settings import Trainer
+
+# Where every view is an anchor, a step leaves the weights for other views without a gradient
+UNEVEN = "ddp_find_unused_parameters_true"
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes; the others follow it.
+
+    Asked before they know each other: those that Lightning starts itself have no RANK yet, so this
+    is no question for `data.rank_of_ranks`.
+    """
+    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
+def check_devices(cfg: Trainer) -> bool:
+    """Whether the run uses CUDA; UserError where its devices are not there, or cannot be used."""
+    problem = None if cfg.accelerator == "cpu" else cuda_obstacle()
+    if problem is not None:
+        remedy = f"{problem.remedy}, or train on the CPU: trainer.accelerator=cpu"
+        raise UserError(problem.got, problem.wanted, remedy)
+    there = torch.cuda.device_count()
+    if cfg.accelerator == "gpu" and not there:
+        raise UserError(
+            "trainer.accelerator=gpu without a CUDA device",
+            "auto or cpu",
+            "set trainer.accelerator=auto",
+        )
+    on_gpu = cfg.accelerator == "gpu" or (cfg.accelerator == "auto" and there > 0)
+    if on_gpu and cfg.devices != "auto" and int(cfg.devices) > there:
+        raise UserError(
+            f"trainer.devices={cfg.devices} where there are {there}",
+            f"at most {there}",
+            "set trainer.devices=auto",
+        )
+    return on_gpu
+
+
+def count_devices(cfg: Trainer, on_gpu: bool) -> int:
+    """How many devices of all nodes train together."""
+    there = torch.cuda.device_count() if on_gpu else 1
+    return cfg.nodes * (there if cfg.devices == "auto" else int(cfg.devices))
+
+
+def prepare_renderer(name: str) -> None:
+    """Builds the renderer where it was never used; UserError where it cannot draw on CUDA.
+
+    Every process comes here before its first step, and "auto" refuses to draw on the CPU.
+    """
+    device = torch.device("cuda")
+    problem = obstacle(fast_backend(device) if name == "auto" else name, device)
+    if problem is not None:
+        raise problem
+
+
+def choose_strategy(
+    cfg: Trainer, on_gpu: bool, gathers: bool, tell: Callable[[str], None]
+) -> str | Strategy:
+    """How the devices train together, as Lightning wants it.
+
+    `gathers`: whether the model has anchors. UserError for such a model in parts.
+    """
+    devices = count_devices(cfg, on_gpu)
+    if devices == 1:
+        if cfg.strategy == "fsdp":
+            tell("trainer.strategy=fsdp with one device: it has the whole model.")
+        return "auto"
+    if cfg.strategy == "ddp":
+        return UNEVEN if gathers else "auto"
+    if gathers:
+        raise UserError(
+            "trainer.strategy=fsdp for a model with anchors, of whose weights each device uses "
+            "others in a step",
+            "a model that always uses all of its weights",
+            "set trainer.strategy=ddp, or model.anchors=0",
+        )
+    return sharding.strategy(devices)

@@ -1,0 +1,42 @@
+"""The trace of some steps: what is in it, and that it changes nothing."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pmsplat import train
+from pmsplat.errors import UserError
+from pmsplat.train import Experiment
+from tests.train.test_loop import losses
+
+
+def test_steps_after_the_first_are_traced(
+    setting: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    words = ("trainer.workers=0", "trainer.steps=11")
+    traced = setting(*words, "trainer.profile=2", f"output={tmp_path / 'traced'}")
+    train.run(traced)
+    folder = Path(traced.output) / "profile"
+    assert {path.name for path in folder.iterdir()} == {"trace.json.gz", "operators.txt"}
+    events = json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))["traceEvents"]
+    names = [event["name"] for event in events if event.get("cat") == "cpu_op"]
+    assert names.count("aten::_fused_adamw_") == 2
+    table = (folder / "operators.txt").read_text()
+    (row,) = [line for line in table.splitlines() if " aten::convolution_backward " in line]
+    assert row.split()[-1] == "4"  # of two layers
+    straight = setting(*words, f"output={tmp_path / 'straight'}")
+    train.run(straight)
+    assert losses(traced.output) == losses(straight.output)
+
+
+def test_a_run_that_ends_earlier_leaves_what_there_is(setting: Callable[..., Experiment]) -> None:
+    experiment = setting("trainer.workers=0", "trainer.steps=8", "trainer.profile=50")
+    train.run(experiment)
+    assert "aten::" in (Path(experiment.output) / "profile" / "operators.txt").read_text()
+    with pytest.raises(UserError, match=r"trainer\.profile=-1"):
+        setting("trainer.profile=-1")
+    assert torch.autograd.profiler._is_profiler_enabled is False
