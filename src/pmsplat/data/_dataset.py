@@ -127,7 +127,7 @@ class ChunkDataset:
     def window_views(self, scene: ChunkScene, frames: tuple[int, ...]) -> Views:
         """Frames of a scene as a teacher sees them; raises Unusable where training skips it."""
         check(scene, self.recipe)
-        return fitted_views(scene, frames, self.recipe)
+        return fitted_views(scene, frames, replace(self.recipe, decode="exact"))
 
     def with_pointmaps(self, cache: PointmapCache) -> "ChunkDataset":
         """The same dataset, whose training examples have a teacher's pointmaps."""
