@@ -70,7 +70,7 @@ def same(a: Batch, b: Batch) -> bool:
 def as_shard(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int, worker: int, workers: int):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
-    monkeypatch.setattr(_dataset, "_worker", lambda: (worker, workers))
+    monkeypatch.setattr(_dataset, "worker_of_workers", lambda: (worker, workers))
 
 
 def in_order(dataset: ChunkDataset, monkeypatch: pytest.MonkeyPatch, shares: tuple[int, int, int]):

@@ -150,6 +150,7 @@ def make_batch(
     scene: ChunkScene, frames: Frames, recipe: Recipe, pointmap: Pointmap | None = None
 ) -> Batch:
     """The context and target views of one scene, batch axis 1; `pointmap` is of the former."""
+    scene.fetch([*frames.context, *frames.target])
     context = replace(fitted_views(scene, frames.context, recipe), pointmap=pointmap)
     target = fitted_views(scene, frames.target, recipe)
     return Batch(context=context, target=target, scene=[scene.key])
