@@ -36,6 +36,8 @@ THIRD_PARTY = {
     "gsplat": ("render/gsplat.py", "tasks/refine/"),
     "diff_gaussian_rasterization": ("render/diff_gaussian.py",),
     "huggingface_hub": ("io/_transfer.py", "io/weights.py", "io/hub.py"),
+    "obstore": ("io/_objects.py",),
+    "simplejpeg": ("io/_jpeg.py",),
     "vggt": ("foundation/",),
     "depth_anything_3": ("foundation/",),
     "viser": ("view/server.py",),

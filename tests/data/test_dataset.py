@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -29,7 +30,7 @@ from pmsplat.data import (
 )
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
-from pmsplat.io import chunks
+from pmsplat.io import chunks, images
 from pmsplat.scene.photos import Photo
 from pmsplat.types import Batch
 from tests.io.test_chunks import encoded, ours
@@ -69,7 +70,7 @@ def same(a: Batch, b: Batch) -> bool:
 def as_shard(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int, worker: int, workers: int):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
-    monkeypatch.setattr(_dataset, "_worker", lambda: (worker, workers))
+    monkeypatch.setattr(_dataset, "worker_of_workers", lambda: (worker, workers))
 
 
 def in_order(dataset: ChunkDataset, monkeypatch: pytest.MonkeyPatch, shares: tuple[int, int, int]):
@@ -285,6 +286,29 @@ def test_evaluation_walks_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         shared += [b.scene[0] for b in part]
         assert len(part) == 3 - rank
     assert sorted(shared) == list("abcde")
+
+
+def test_scaled_decoding_is_of_training_alone(tmp_path: Path) -> None:
+    y, x = np.mgrid[:80, :120]
+    pixels = np.stack([2 * x, 3 * y, x + y], axis=-1).astype(np.uint8)
+    jpeg = torch.frombuffer(bytearray(images.encode_image(pixels, "jpeg")), dtype=torch.uint8)
+    scene = replace(ours("a", 5), images=(jpeg,) * 5, depths=None, depth_scale=1.0)
+    for split in ("train", "test"):
+        chunks.append(tmp_path / split, [scene])
+    write_index(tmp_path / "index.json", {"a": Frames((0, 4), (1, 3))})
+    exact, scaled = (
+        ChunkDataset(
+            str(tmp_path), replace(RECIPE, size=(20, 30), decode=name), str(tmp_path / "index.json")
+        )
+        for name in ("exact", "scaled")
+    )
+    one, other = (take(dataset.train(0, STEP), 1)[0] for dataset in (exact, scaled))
+    assert torch.equal(one.context.cameras.K, other.context.cameras.K)
+    apart = (one.context.images - other.context.images).abs()
+    assert 0 < apart.max() < 0.05
+    assert same(*(next(iter(dataset.evaluation())) for dataset in (exact, scaled)))
+    with pytest.raises(UserError, match=r"dataset.decode=quick.*exact, scaled"):
+        re10k.build(re10k.Config(decode="quick"))
 
 
 def test_an_index_of_other_data_is_told(tmp_path: Path) -> None:

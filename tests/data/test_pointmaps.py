@@ -72,7 +72,7 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> ChunkDataset:
 
 @pytest.fixture(scope="module")
 def cache(rooms: ChunkDataset) -> PointmapCache:
-    cache = PointmapCache(rooms.root / "pointmaps", KEY)
+    cache = PointmapCache(Path(rooms.root) / "pointmaps", KEY)
     exact(rooms, cache)
     return cache
 

@@ -148,3 +148,18 @@ def test_split_and_index_pass_over_them(path: Path) -> None:
     assert chunks.write_index(path.parent).keys == {
         "000000.torch": ["a", "plain", "far", "long", "odd"]
     }
+
+
+def test_what_is_not_used_is_said_with_offsets_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "000000.torch"
+    write_chunk(path, [ours("a", 3)])
+    entries = torch.load(path, weights_only=True)
+    torch.save([entries[0] | {"caption": "a cat"}, {"images": []}], path)
+    for _ in range(2):
+        chunks._say_unused.cache_clear()
+        caplog.clear()
+        assert open_chunk(path).unused == ("caption",)
+        assert "not used (caption)" in caplog.text and "left out 1 entries" in caplog.text
+    assert path.with_suffix(".offsets").is_file()

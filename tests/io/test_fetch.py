@@ -4,11 +4,9 @@ import hashlib
 import multiprocessing
 import os
 import resource
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pytest
 from pmsplat.errors import UserError
 from pmsplat.io import weights
 from pmsplat.io.weights import Source
+from tests.servers import Handler, Server, running
 
 MB = 1_000_000
 CHUNK = 10 * 1024 * 1024  # the bytes that the hub's client writes at a time
@@ -30,14 +29,12 @@ NEWEST_PATH = "/team/models/resolve/main/nested/model.pth"
 URL = f"https://huggingface.co{PATH}"
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Server):
     """Answers for SOURCE as the hub does, with a redirection to a storage on another host, is that
     storage too, serving `content`, and remembers what it was asked for."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.content, self.etag, self.size = CONTENT, DIGEST, len(CONTENT)
         self.status = 200
         self.moved = False  # only the newest revision has the file
@@ -48,15 +45,7 @@ class Hub(ThreadingHTTPServer):
         self.tokens: dict[str, str | None] = {}  # the last Authorization header, by path
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
+class _Handler(Handler):
     def do_GET(self) -> None:
         hub = self.server
         assert isinstance(hub, Hub)
@@ -64,24 +53,18 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/storage":
             self._content(hub)
         elif self.path == PATH and hub.moved:
-            self._empty(404, X_Error_Code="EntryNotFound")
+            self.answer(404, X_Error_Code="EntryNotFound")
         elif self.path == (NEWEST_PATH if hub.moved else PATH):
             hub.asked += 1
             self._redirection(hub)
         else:  # the client also asks for news of its own
-            self._empty(404)
-
-    def _empty(self, status: int, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": "0"}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
+            self.answer(404)
 
     def _redirection(self, hub: Hub) -> None:
         if hub.status != 200:
-            self._empty(hub.status)
+            self.answer(hub.status)
         else:
-            self._empty(
+            self.answer(
                 302,
                 Location=f"http://localhost:{hub.server_port}/storage",
                 ETag='"of-the-redirection"',
@@ -91,14 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
 
     def _content(self, hub: Hub) -> None:
-        wanted, size = self.headers.get("Range"), len(hub.content)
-        hub.ranges.append(wanted)
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(size - start))
-        if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
-        self.end_headers()
+        hub.ranges.append(self.headers.get("Range"))
+        start, _ = self.begin(len(hub.content))
         self._send(hub, start)
 
     def _send(self, hub: Hub, start: int) -> None:
@@ -116,13 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(Hub()) as server:
+        yield server
 
 
 processes = multiprocessing.get_context("forkserver")  # forked once torch is imported, so quick
@@ -196,37 +168,33 @@ def check_fetched(fetching: Fetching) -> None:
     assert not list(fetching.folder.rglob("*.part"))
 
 
-def address(hub: Hub) -> str:
-    return f"http://127.0.0.1:{hub.server_port}"
-
-
 def test_a_file_is_downloaded_once(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "pretrained"
-    check_fetched(start(folder, address(hub)))
+    check_fetched(start(folder, hub.address))
     assert hub.ranges == [None]
     before = hub.asked
-    check_fetched(start(folder, address(hub)))
+    check_fetched(start(folder, hub.address))
     assert hub.asked == before
 
 
 def test_a_file_that_left_its_revision_is_found_in_the_newest(hub: Hub, tmp_path: Path) -> None:
     hub.moved = True
-    check_fetched(start(tmp_path, address(hub)))
+    check_fetched(start(tmp_path, hub.address))
     unknown = Source(SOURCE.repository, SOURCE.revision, SOURCE.file, "")
     assert "no nested/model.pth at revision" in error_of(
-        start(tmp_path / "x", address(hub), unknown)
+        start(tmp_path / "x", hub.address, unknown)
     )
 
 
 def test_a_token_reaches_the_hub_and_no_other_host(hub: Hub, tmp_path: Path) -> None:
-    check_fetched(start(tmp_path, address(hub), HF_TOKEN="hf_secret"))
+    check_fetched(start(tmp_path, hub.address, HF_TOKEN="hf_secret"))
     assert hub.tokens[PATH] == "Bearer hf_secret" and hub.tokens["/storage"] is None
 
 
 def test_a_cut_transfer_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
     hub.cuts = 1
     folder = tmp_path / "pretrained"
-    check_fetched(start(folder, address(hub)))
+    check_fetched(start(folder, hub.address))
     first, second = hub.ranges
     assert first is None and second == f"bytes={CHUNK}-"
 
@@ -234,7 +202,7 @@ def test_a_cut_transfer_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> No
 def test_a_killed_download_is_resumed_by_the_next(hub: Hub, tmp_path: Path) -> None:
     hub.stall = 24 * MB
     folder = tmp_path / "pretrained"
-    fetching = start(folder, address(hub))
+    fetching = start(folder, hub.address)
     deadline = time.monotonic() + 40
     while not (parts := [p for p in folder.rglob("*.part") if p.stat().st_size >= CHUNK]):
         assert time.monotonic() < deadline and fetching.process.is_alive()
@@ -243,7 +211,7 @@ def test_a_killed_download_is_resumed_by_the_next(hub: Hub, tmp_path: Path) -> N
     assert not (folder / "model.pth").exists()
     kept = parts[0].stat().st_size
     hub.stall = None
-    check_fetched(start(folder, address(hub)))
+    check_fetched(start(folder, hub.address))
     assert hub.ranges == [None, f"bytes={kept}-"]
 
 
@@ -251,13 +219,13 @@ def test_a_part_longer_than_the_file_is_begun_anew(hub: Hub, tmp_path: Path) -> 
     part = tmp_path / ".incoming" / f"model.pth.{DIGEST[:16]}.part"
     part.parent.mkdir()
     part.write_bytes(CONTENT + b"more")
-    check_fetched(start(tmp_path, address(hub)))
+    check_fetched(start(tmp_path, hub.address))
     assert hub.ranges == [None]
 
 
 def test_processes_do_not_harm_each_other(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "pretrained"
-    for fetching in [start(folder, address(hub)) for _ in range(3)]:
+    for fetching in [start(folder, hub.address) for _ in range(3)]:
         check_fetched(fetching)
     assert hub.ranges == [None]
 
@@ -265,26 +233,26 @@ def test_processes_do_not_harm_each_other(hub: Hub, tmp_path: Path) -> None:
 def test_a_wrong_file_from_the_hub_is_removed(hub: Hub, tmp_path: Path) -> None:
     hub.content = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
     folder = tmp_path / "pretrained"
-    sentence = error_of(start(folder, address(hub)))
+    sentence = error_of(start(folder, hub.address))
     assert hashlib.sha256(hub.content).hexdigest()[:16] in sentence and DIGEST[:8] in sentence
     assert [path.suffix for path in folder.rglob("*") if path.is_file()] == [".lock"]
     hub.content = CONTENT
-    check_fetched(start(folder, address(hub)))
+    check_fetched(start(folder, hub.address))
     assert hub.ranges == [None, None]
 
 
 def test_another_file_under_the_name_is_not_even_downloaded(hub: Hub, tmp_path: Path) -> None:
     hub.etag = "0" * 64
-    assert "offers a file with SHA-256 0000" in error_of(start(tmp_path, address(hub)))
+    assert "offers a file with SHA-256 0000" in error_of(start(tmp_path, hub.address))
     assert hub.ranges == []
 
 
 def test_without_a_published_hash_the_hubs_own_counts(hub: Hub, tmp_path: Path) -> None:
     unknown = Source(SOURCE.repository, SOURCE.revision, SOURCE.file, "")
     hub.content = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
-    assert "has SHA-256" in error_of(start(tmp_path, address(hub), unknown))
+    assert "has SHA-256" in error_of(start(tmp_path, hub.address, unknown))
     hub.content = CONTENT
-    check_fetched(start(tmp_path, address(hub), unknown))
+    check_fetched(start(tmp_path, hub.address, unknown))
 
 
 @pytest.mark.parametrize(
@@ -298,11 +266,11 @@ def test_without_a_published_hash_the_hubs_own_counts(hub: Hub, tmp_path: Path) 
 )
 def test_refusals_are_explained(hub: Hub, tmp_path: Path, status: int, reason: str) -> None:
     hub.status = status
-    assert reason in error_of(start(tmp_path, address(hub)))
+    assert reason in error_of(start(tmp_path, hub.address))
 
 
 def test_no_connection_is_an_error_within_seconds(hub: Hub, tmp_path: Path) -> None:
-    gone = address(hub)
+    gone = hub.address
     hub.server_close()
     begun = time.monotonic()
     sentence = error_of(start(tmp_path, gone))
@@ -314,20 +282,20 @@ def test_no_connection_is_an_error_within_seconds(hub: Hub, tmp_path: Path) -> N
 
 def test_a_full_disk_is_an_error_beforehand(hub: Hub, tmp_path: Path) -> None:
     hub.size = 10**15
-    assert "there is no room: it needs 1,000,000,000 MB" in error_of(start(tmp_path, address(hub)))
+    assert "there is no room: it needs 1,000,000,000 MB" in error_of(start(tmp_path, hub.address))
     assert hub.ranges == []
 
 
 def test_a_disk_that_fills_up_is_an_error_and_the_part_is_kept(hub: Hub, tmp_path: Path) -> None:
-    sentence = error_of(start(tmp_path, address(hub), limit=12 * MB))
+    sentence = error_of(start(tmp_path, hub.address, limit=12 * MB))
     assert "there is no room for it" in sentence
-    check_fetched(start(tmp_path, address(hub)))
+    check_fetched(start(tmp_path, hub.address))
     assert hub.ranges == [None, f"bytes={12 * MB}-"]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    sentence = error_of(start(tmp_path / "file" / "pretrained", address(hub)))
+    sentence = error_of(start(tmp_path / "file" / "pretrained", hub.address))
     assert "the folder cannot be written (" in sentence
 
 

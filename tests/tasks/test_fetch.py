@@ -7,22 +7,21 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 
 from pmsplat.tasks.fetch import HUB, OTHERS
+from tests.servers import Handler, Server, running
 
 COMMIT = "c" * 40
 MB = 1_000_000
+JSON = {"Content_Type": "application/json"}
 REPOSITORY = HUB["acid"].repository
 CONTENTS = {
     ".gitattributes": b"*.torch lfs",
@@ -52,40 +51,26 @@ class State:
     ranges: dict[str, str] = field(default_factory=dict)
 
 
-class Hub(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Hub(Server):
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(HubHandler)
         self.state = State()
 
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
+class HubHandler(Handler):
     def do_GET(self) -> None:
         assert isinstance(self.server, Hub)
-        state, path = self.server.state, unquote(urlsplit(self.path).path)
+        state, path = self.server.state, self.place
         if state.status != 200:
-            self._answer(state.status, b"{}")
+            self.answer(state.status, b"{}")
         elif re.fullmatch(f"/api/datasets/{REPOSITORY}(/revision/main)?", path):
-            self._answer(200, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode())
+            self.answer(200, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode(), **JSON)
         elif path == f"/api/datasets/{REPOSITORY}/tree/{COMMIT}":
-            self._answer(200, json.dumps(self._tree(state)).encode())
+            self.answer(200, json.dumps(self._tree(state)).encode(), **JSON)
         elif path.startswith(start := f"/datasets/{REPOSITORY}/resolve/{COMMIT}/"):
             self._file(state, path.removeprefix(start))
         else:
-            self._answer(404, b"{}")
+            self.answer(404, b"{}")
 
     def _tree(self, state: State) -> list[dict]:
         entries: list[dict] = [{"type": "directory", "path": "test", "oid": "d" * 40, "size": 0}]
@@ -102,38 +87,20 @@ class Handler(BaseHTTPRequestHandler):
     def _file(self, state: State, path: str) -> None:
         content, wanted = state.contents[path], self.headers.get("Range")
         state.sent[path] += 1
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         if wanted:
             state.ranges[path] = wanted
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
+        start, end = self.begin(len(content))
         if state.stall is not None and len(content) > state.stall:
             self.wfile.write(content[start : state.stall])
             time.sleep(30)
         else:
-            self.wfile.write(content[start:])
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(content[start:end])
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(Hub()) as server:
+        yield server
 
 
 def start(hub: Hub | str, *arguments: str, **settings: str) -> subprocess.Popen[str]:

@@ -30,7 +30,7 @@ _NEW_FRAMES = [
 def add_index(verbs: Any) -> None:
     """The action and its options."""
     index = verbs.add_parser("index", help="an evaluation index")
-    index.add_argument("root", type=Path, help="a dataset (its test split is taken) or a split")
+    index.add_argument("root", help="a dataset (its test split is taken) or a split")
     index.add_argument("output", type=Path, help="the JSON file to write")
     index.add_argument(
         "--gap", type=int, metavar="N", help="frames from first to last context view (default: 8)"
@@ -150,7 +150,16 @@ def _centers(split: "Split") -> "dict[str, Tensor]":
     return centers
 
 
-def _split(root: Path) -> "Split":
+def _split(root: str) -> "Split":
+    from ..errors import UserError
     from ..io import chunks
 
-    return chunks.read_split(root if (root / chunks.INDEX).is_file() else root / "test")
+    if not chunks.is_remote(root):
+        folder = Path(root)
+        return chunks.read_split(folder if (folder / chunks.INDEX).is_file() else folder / "test")
+    try:
+        return chunks.read_split(f"{root.rstrip('/')}/test")
+    except chunks.Unreachable:
+        raise
+    except UserError:  # it has no test split: it is one
+        return chunks.read_split(root)

@@ -22,7 +22,7 @@ def add_inspect(verbs: Any) -> None:
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    inspect.add_argument("path", type=Path, help="a dataset (all its splits are taken) or a split")
+    inspect.add_argument("path", help="a dataset (all its splits are taken) or a split")
     inspect.add_argument(
         "--output", type=Path, required=True, metavar="PAGE", help="the page, such as page.html"
     )

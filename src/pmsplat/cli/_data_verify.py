@@ -1,7 +1,6 @@
 """`pmsplat data verify`: every byte, photo and camera of a split of chunks."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._shared import output, terminal
@@ -29,7 +28,7 @@ def add_verify(verbs: Any) -> None:
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verify.add_argument("path", type=Path, help="a dataset (all its splits are taken) or a split")
+    verify.add_argument("path", help="a dataset (all its splits are taken) or a split")
     verify.add_argument(
         "--jobs", type=int, metavar="N", help="processes (default: one for each processor)"
     )

@@ -97,7 +97,9 @@ def _info(arguments: argparse.Namespace) -> None:
     from ..scene import open_scene
 
     folder = Path(arguments.path)
-    if arguments.write_index:
+    if chunks.is_remote(arguments.path) and not arguments.write_index:
+        _describe_split(chunks.read_split(arguments.path))
+    elif arguments.write_index:
         _describe_split(chunks.write_index(folder))
     elif (folder / chunks.INDEX).is_file():
         _describe_split(chunks.read_split(folder))

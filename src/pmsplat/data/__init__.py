@@ -2,7 +2,7 @@
 
 from ._batches import Poses, Recipe, Unusable, collate, make_batch
 from ._convert import to_chunk_scene
-from ._dataset import ChunkDataset, no_usable_scene, pair, rank_of_ranks
+from ._dataset import ChunkDataset, no_usable_scene, pair
 from ._examine import ChunkFacts, SceneFacts, examine_chunk, find_fault, find_remarks, share_photos
 from ._index import (
     Index,
@@ -14,6 +14,7 @@ from ._index import (
     read_index,
     write_index,
 )
+from ._order import rank_of_ranks
 from ._pointmaps import (
     CacheKey,
     CacheReader,

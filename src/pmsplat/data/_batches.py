@@ -14,7 +14,13 @@ from ..io.chunks import ChunkScene
 from ..io.images import image_size
 from ..registry import check_settings, number, several, suggest, whole
 from ..scene.fit import stretch
-from ..scene.photos import UnfitPhotos, chunk_photos, make_views
+from ..scene.photos import (
+    UnfitPhotos,
+    chunk_photos,
+    fit_photo_fast,
+    fit_photo_scaled,
+    make_views,
+)
 from ..types import Batch, Bundle, Cameras, Pointmap, Views
 from ._pointmaps import PointmapCache
 from ._sampling import Frames, Sampler
@@ -45,6 +51,14 @@ FRAMES = {
 
 DL3DV's chunks come from nerfstudio's files, whose world is COLMAP's turned; "colmap" turns it back,
 as ReSplat's `opencv_pose_format` does.
+"""
+
+
+DECODERS = {"exact": fit_photo_fast, "scaled": fit_photo_scaled}
+"""How photos are decoded and scaled.
+
+"exact" is how all figures are measured. "scaled" lets libjpeg scale JPEG files of at least twice
+the size by 1/2 or less while it decodes them, which takes less time.
 """
 
 
@@ -86,7 +100,8 @@ class Recipe:
     `near` and `far` in scene units, None: those that the scene carries. `poses`: how cameras are
     read. Scenes with a field of view beyond `max_fov` degrees or a camera coordinate beyond
     `max_translation` are skipped. `flip` is the probability of a mirrored training example.
-    `pointmaps`: training examples have a teacher's pointmaps, read from this cache.
+    `pointmaps`: training examples have a teacher's pointmaps, read from this cache. `decode`: see
+    DECODERS.
     """
 
     size: tuple[int, int]
@@ -101,9 +116,16 @@ class Recipe:
     pointmaps: PointmapCache | None = None
     poses: Poses = field(default_factory=Poses)
     context_size: tuple[int, int] | None = None
+    decode: str = "exact"
 
     def __post_init__(self) -> None:
         check_settings(self, RULES, "dataset.")
+        if self.decode not in DECODERS:
+            raise UserError(
+                f"dataset.decode={self.decode}",
+                f"one of {', '.join(DECODERS)}",
+                suggest(str(self.decode), list(DECODERS)),
+            )
         if self.near is not None and self.far is not None and not self.near < self.far:
             raise UserError(
                 f"dataset.near={self.near} and dataset.far={self.far}",
@@ -128,14 +150,18 @@ def make_batch(
     scene: ChunkScene, frames: Frames, recipe: Recipe, pointmap: Pointmap | None = None
 ) -> Batch:
     """The context and target views of one scene, batch axis 1; `pointmap` is of the former."""
+    scene.fetch([*frames.context, *frames.target])
     context = replace(fitted_views(scene, frames.context, recipe), pointmap=pointmap)
     target = fitted_views(scene, frames.target, recipe)
     return Batch(context=context, target=target, scene=[scene.key])
 
 
 def make_evaluation_batch(scene: ChunkScene, frames: Frames, recipe: Recipe) -> Batch:
-    """The same for a scene to be measured, the context views at the size in which they are seen."""
-    batch = make_batch(scene, frames, recipe)
+    """The same for a scene to be measured: the context views at the size in which they are seen.
+
+    Photos are decoded exactly, whatever training does.
+    """
+    batch = make_batch(scene, frames, replace(recipe, decode="exact"))
     if recipe.context_size is None:
         return batch
     return replace(batch, context=stretch(batch.context, recipe.context_size))
@@ -194,6 +220,7 @@ def fitted_views(scene: ChunkScene, frames: tuple[int, ...], recipe: Recipe) -> 
             resize=recipe.resize,
             exact=recipe.exact,
             with_depth=scene.depths is not None,
+            fit=DECODERS[recipe.decode],
         )
     except UserError as error:
         if isinstance(error, UnfitPhotos):

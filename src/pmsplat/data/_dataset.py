@@ -7,9 +7,7 @@ many scenes in a step, and it can start anywhere. A scene that cannot be used is
 and the next that can takes its place.
 """
 
-import hashlib
-import os
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from itertools import count
@@ -17,21 +15,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from ..contracts import Teacher
 from ..errors import UserError
-from ..io.chunks import (
-    INDEX,
-    Chunk,
-    ChunkScene,
-    Split,
-    open_chunk,
-    read_quarantine,
-    read_split,
-)
+from ..io.chunks import ChunkScene, Split, is_remote, read_split
 from ..scene.fit import flip
-from ..types import Batch, Pointmap, Views
+from ..types import Batch, Views
 from ._batches import (
     Damaged,
     DamagedChunk,
@@ -43,9 +33,10 @@ from ._batches import (
     make_evaluation_batch,
 )
 from ._index import Index, check_frames, check_scenes, read_index
+from ._loader import SceneLoader
+from ._order import Order, make_generator, rank_of_ranks, worker_of_workers
 from ._pointmaps import (
     CacheKey,
-    CacheReader,
     MissingPointmaps,
     PointmapCache,
     SkippedScene,
@@ -55,13 +46,13 @@ from ._sampling import Frames
 from ._skips import Skip, Skips
 from ._windows import Snapped, Windows
 
-OPEN = 16  # chunks that one process keeps open: their tables, not their photographs
 DRAWS = 50  # of frames of a scene, until a window of the teacher contains them
 
 
 class ChunkDataset:
     """A dataset in chunks: ROOT/train, ROOT/test, and an evaluation index of the latter.
 
+    ROOT is a folder, or an address (`io._objects`), of which only the photographs used are read.
     `scale_near`: its scenes come in units of their own (see `contracts.DatasetTraits`).
     """
 
@@ -73,7 +64,7 @@ class ChunkDataset:
         prepare: Callable[[], None] | None = None,
         scale_near: bool = False,
     ) -> None:
-        self.root, self.recipe, self.scale_near = Path(root), recipe, scale_near
+        self.root, self.recipe, self.scale_near = root, recipe, scale_near
         self._index, self._prepare = index, prepare
 
     @property
@@ -108,31 +99,39 @@ class ChunkDataset:
         """The chunks of ROOT/`name`, made first where the dataset makes itself."""
         if self._prepare is not None:
             self._prepare()
-        return read_split(self.root / name)
+        remote = is_remote(self.root)
+        return read_split(f"{self.root.rstrip('/')}/{name}" if remote else Path(self.root) / name)
 
     def pointmap_cache(
         self, teacher: Teacher, folder: str, windows: Windows, required: bool = True
     ) -> PointmapCache:
         """The cache of a teacher's pointmaps of this dataset in `folder`.
 
-        A relative folder is beside the splits, in the root of the dataset.
+        A relative folder is beside the splits, in the root of the dataset. Raises UserError for a
+        root elsewhere.
         """
+        if is_remote(self.root):
+            raise UserError(
+                f"teacher.cache with the data at {self.root}",
+                "chunks on this machine, beside which pointmaps are kept",
+                "download them, or leave teacher.cache out: the teacher then runs while training",
+            )
         recipe = self.recipe
         fit = "scaled and cut" if recipe.resize else "cut"
         if teacher.posed:
             fit += ", exact principal points" if recipe.exact else ", published principal points"
         key = CacheKey(teacher.name, teacher.revision, recipe.size, fit, windows)
-        return PointmapCache(self.root / folder / "train", key, required)
+        return PointmapCache(Path(self.root) / folder / "train", key, required)
 
     def window_views(self, scene: ChunkScene, frames: tuple[int, ...]) -> Views:
         """Frames of a scene as a teacher sees them; raises Unusable where training skips it."""
         check(scene, self.recipe)
-        return fitted_views(scene, frames, self.recipe)
+        return fitted_views(scene, frames, replace(self.recipe, decode="exact"))
 
     def with_pointmaps(self, cache: PointmapCache) -> "ChunkDataset":
         """The same dataset, whose training examples have a teacher's pointmaps."""
         recipe = replace(self.recipe, pointmaps=cache)
-        return ChunkDataset(str(self.root), recipe, self._index, self._prepare, self.scale_near)
+        return ChunkDataset(self.root, recipe, self._index, self._prepare, self.scale_near)
 
     def check_pointmaps(self) -> None:
         """Opens every file of required pointmaps, so that a missing one is an error at once."""
@@ -175,8 +174,8 @@ class TrainingStream(IterableDataset[Batch]):
         self.skips = Skips()
 
     def __iter__(self) -> Iterator[Batch]:
-        worker, workers = _worker()
-        order, loader = _Order(self.split, self.seed), _Loader(self.split)
+        worker, workers = worker_of_workers()
+        order, loader = Order(self.split, self.seed), SceneLoader(self.split)
         together = self.ranks * self.batch_size
         for turn in count(worker, workers):
             first = self.skip + turn * together
@@ -186,10 +185,10 @@ class TrainingStream(IterableDataset[Batch]):
                 yield self._example(order, item, self.step + turn, views, loader)
 
     def _example(
-        self, order: "_Order", item: int, step: int, views: int | None, loader: "_Loader"
+        self, order: Order, item: int, step: int, views: int | None, loader: SceneLoader
     ) -> Batch:
         """The item's scene, or, where it cannot be used, the next in the order that can."""
-        generator = _generator(self.seed, 0, item)
+        generator = make_generator(self.seed, 0, item)
         reasons: Counter[str] = Counter()
         for chunk, key in order.following(item):
             try:
@@ -210,7 +209,7 @@ class TrainingStream(IterableDataset[Batch]):
         """How many context views all examples of a step have; None: each its own, alone in it."""
         if self.batch_size * self.ranks == 1:
             return None
-        return self.recipe.sampler.count_views(_generator(self.seed, 0, "batch", step))
+        return self.recipe.sampler.count_views(make_generator(self.seed, 0, "batch", step))
 
     def _frames(
         self, scene: ChunkScene, generator: torch.Generator, step: int, views: int | None
@@ -233,7 +232,7 @@ class TrainingStream(IterableDataset[Batch]):
         )
 
     def _batch(
-        self, chunk: str, scene: ChunkScene, frames: Frames | Snapped, loader: "_Loader"
+        self, chunk: str, scene: ChunkScene, frames: Frames | Snapped, loader: SceneLoader
     ) -> Batch:
         if isinstance(frames, Frames):
             return make_batch(scene, frames, self.recipe)
@@ -279,8 +278,8 @@ class EvaluationStream(IterableDataset[Batch]):
         return len(self.left[self.rank :: self.ranks])
 
     def __iter__(self) -> Iterator[Batch]:
-        worker, workers = _worker()
-        loader, reasons = _Loader(self.split), Counter[str]()
+        worker, workers = worker_of_workers()
+        loader, reasons = SceneLoader(self.split), Counter[str]()
         mine = self.left[self.rank :: self.ranks][worker::workers]
         for chunk, key in mine:
             try:
@@ -306,101 +305,6 @@ def pair(values: list[int], name: str) -> tuple[int, int]:
     return values[0], values[1]
 
 
-class _Loader:
-    """Scenes of a split; the OPEN chunks read last stay open."""
-
-    def __init__(self, split: Split) -> None:
-        self.split, self.quarantine = split, read_quarantine(split.folder)
-        self.chunks: OrderedDict[str, Chunk | UserError] = OrderedDict()
-        self.reader: CacheReader | None = None
-
-    def scene(self, name: str, key: str) -> ChunkScene:
-        """Raises Damaged for a scene that cannot be read, or that a quarantine names."""
-        if name in self.quarantine.chunks:
-            raise DamagedChunk(self.quarantine.chunks[name])
-        if key in self.quarantine.scenes:
-            raise Damaged(self.quarantine.scenes[key])
-        chunk = self._open(name)
-        if isinstance(chunk, UserError):
-            raise DamagedChunk(chunk.got) from chunk
-        if key in chunk.faults:
-            raise Damaged(chunk.faults[key])
-        if key not in chunk.scenes:
-            raise Damaged(f"no entry in its chunk, where {INDEX} says that it is")
-        return chunk.scenes[key]
-
-    def _open(self, name: str) -> Chunk | UserError:
-        """A chunk, or why it cannot be read."""
-        if name not in self.chunks:
-            try:
-                self.chunks[name] = open_chunk(self.split.folder / name)
-            except UserError as error:
-                self.chunks[name] = error
-            if len(self.chunks) > OPEN:
-                self.chunks.popitem(last=False)
-        self.chunks.move_to_end(name)
-        return self.chunks[name]
-
-    def pointmap(self, cache: PointmapCache, chunk: str, key: str, snapped: Snapped) -> Pointmap:
-        """A teacher's pointmap of a scene."""
-        if self.reader is None:
-            self.reader = cache.reader()
-        return self.reader.read(self.split.folder / chunk, key, snapped)
-
-
-class _Order:
-    """What is read: item number -> (chunk, scene key), for ever, epoch after epoch."""
-
-    def __init__(self, split: Split, seed: int) -> None:
-        self.split, self.seed = split, seed
-        self.scenes = sum(map(len, split.keys.values()))
-        self._number = -1
-        self._places: list[tuple[str, str]] = []
-
-    def following(self, item: int) -> Iterator[tuple[str, str]]:
-        """The place of an item, then all those after it, around the epoch, once each."""
-        epoch, offset = divmod(item, self.scenes)
-        if epoch != self._number:
-            self._number, self._places = epoch, self._epoch(epoch)
-        for i in range(self.scenes):
-            yield self._places[(offset + i) % self.scenes]
-
-    def _epoch(self, epoch: int) -> list[tuple[str, str]]:
-        generator = _generator(self.seed, "epoch", epoch)
-        chunks = list(self.split.keys)
-        order = []
-        for c in torch.randperm(len(chunks), generator=generator).tolist():
-            keys = self.split.keys[chunks[c]]
-            shuffled = torch.randperm(len(keys), generator=generator).tolist()
-            order += [(chunks[c], keys[k]) for k in shuffled]
-        return order
-
-
-def rank_of_ranks() -> tuple[int, int]:
-    """(rank, number of ranks) of this process; UserError where torchrun's variables are invalid."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not rank.isdecimal() or not ranks.isdecimal() or not int(rank) < int(ranks):
-        raise UserError(
-            f"RANK={rank} and WORLD_SIZE={ranks} in the environment",
-            "a number below that of the processes",
-            "start them with torchrun, or unset both",
-        )
-    return int(rank), int(ranks)
-
-
-def _worker() -> tuple[int, int]:
-    info = get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
-
-
-def _generator(*words: int | str) -> torch.Generator:
-    """A generator that depends on the words alone."""
-    digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest))
-
-
 def _skip(split: Split, chunk: str, key: str, reason: Unusable) -> Skip:
     """What is left out for that reason: a scene, or its whole chunk."""
     scenes = split.keys[chunk] if isinstance(reason, DamagedChunk) else [key]
@@ -411,7 +315,7 @@ def no_usable_scene(split: Split, reasons: Counter[str]) -> UserError:
     """The error of a split all of whose scenes are skipped: how many for each reason."""
     counts = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     return UserError(
-        f"not one scene of {split.folder} can be used: {counts}",
+        f"not one scene of {split.place} can be used: {counts}",
         "at least one",
         "look at the data with `pmsplat data info`, or choose other gaps",
     )

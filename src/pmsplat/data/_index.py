@@ -64,11 +64,11 @@ def check_scenes(index: Index, split: Split, path: str | Path) -> None:
     unknown = [key for key in index if key not in known]
     if unknown:
         raise UserError(
-            f"{path} names {len(unknown)} of {len(index)} scenes that {split.folder} does not "
+            f"{path} names {len(unknown)} of {len(index)} scenes that {split.place} does not "
             f"have, {unknown[0]!r} first",
             "an index of scenes that are there",
             "complete the data, or keep what is there with "
-            f"`pmsplat data index {split.folder} OUT.json --within {path}`",
+            f"`pmsplat data index {split.place} OUT.json --within {path}`",
         )
 
 

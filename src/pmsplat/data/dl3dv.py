@@ -38,6 +38,9 @@ class Config:
     gap_warm_up: int = 10_000
     flip: float = 0.5
     """Probability that a training example is mirrored."""
+    decode: str = "exact"
+    """How training decodes photos; evaluation is always exact. "scaled": JPEG files of at least
+    twice the size are scaled by 1/2 or less while they are decoded, sooner and nearly the same."""
     exact_crop: bool = False
     """Move the principal point with the crop; the published code leaves it at the center."""
 
@@ -57,6 +60,7 @@ def build(cfg: Config) -> ChunkDataset:
         resize=cfg.resize,
         exact=cfg.exact_crop,
         flip=cfg.flip,
+        decode=cfg.decode,
         max_translation=_MAX_TRANSLATION,
         poses=cfg.poses,
         context_size=pair(cfg.context_size, "context_size") if cfg.context_size else None,

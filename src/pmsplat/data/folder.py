@@ -35,6 +35,9 @@ class Config:
     """Fewest and most photos from the first to the last context view."""
     flip: float = 0.5
     """Probability that a training example is mirrored."""
+    decode: str = "exact"
+    """How training decodes photos; evaluation is always exact. "scaled": JPEG files of at least
+    twice the size are scaled by 1/2 or less while they are decoded, sooner and nearly the same."""
 
     def __post_init__(self) -> None:
         _check_scale_near(self.scale_near)
@@ -71,5 +74,6 @@ def build(cfg: Config) -> ChunkDataset:
         near=cfg.near,
         far=cfg.far,
         flip=cfg.flip,
+        decode=cfg.decode,
     )
     return ChunkDataset(cfg.root, recipe, cfg.index, scale_near=cfg.scale_near)

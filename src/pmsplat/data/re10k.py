@@ -30,6 +30,9 @@ class Config:
     gap_warm_up: int = 30_000
     flip: float = 0.5
     """Probability that a training example is mirrored."""
+    decode: str = "exact"
+    """How training decodes photos; evaluation is always exact. "scaled": JPEG files of at least
+    twice the size are scaled by 1/2 or less while they are decoded, sooner and nearly the same."""
     exact_crop: bool = False
     """Move the principal point with the crop; the published code leaves it at the center."""
 
@@ -48,5 +51,6 @@ def build(cfg: Config) -> ChunkDataset:
         far=cfg.far,
         exact=cfg.exact_crop,
         flip=cfg.flip,
+        decode=cfg.decode,
     )
     return ChunkDataset(cfg.root, recipe, cfg.index)

@@ -2,17 +2,16 @@
 
 Who needs one scene of a chunk would otherwise build every tensor of every scene, thousands, and
 check them all. The offsets hold what was found once: cameras as they were parsed, and the place of
-each photograph, which is mapped into memory and read when it is decoded. They are valid while the
-chunk has the same length and the same zip directory, which has the CRC of all its parts.
+each photograph, which is read when it is decoded: of a file on this machine by mapping it into
+memory, of one elsewhere by range (`_chunk_file`). They are valid while the chunk has the same
+length and the same zip directory, which has the CRC of all its parts.
 """
 
-import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ._chunk_scene import ChunkScene
+from ..errors import UserError
+from ._chunk_file import ChunkFile, LocalChunk
+from ._chunk_scene import Chunk, ChunkScene
 from .files import atomic
 from .tensors import save_safetensors
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".offsets"
-FORMAT = 1
+FORMAT = 2
 HEADER = "pmsplat"
 
 
@@ -46,8 +47,8 @@ class _Tables:
 class MappedScenes(Mapping[str, ChunkScene]):
     """The scenes of a chunk by key, each made when it is asked for."""
 
-    def __init__(self, path: Path, tables: _Tables, scenes: dict[str, dict[str, Any]]) -> None:
-        self._path, self._tables, self._scenes = path, tables, scenes
+    def __init__(self, file: ChunkFile, tables: _Tables, scenes: dict[str, dict[str, Any]]) -> None:
+        self._file, self._tables, self._scenes = file, tables, scenes
 
     def __len__(self) -> int:
         return len(self._scenes)
@@ -58,17 +59,12 @@ class MappedScenes(Mapping[str, ChunkScene]):
     def __contains__(self, key: object) -> bool:
         return key in self._scenes
 
-    @cached_property
-    def _bytes(self) -> Tensor:
-        size = self._path.stat().st_size
-        return torch.from_file(str(self._path), shared=False, size=size, dtype=torch.uint8)
-
     def __getitem__(self, key: str) -> ChunkScene:
         about, rows = self._scenes[key], self._tables
         start, end = about["frames"]
 
-        def files(places: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self._bytes[at : at + size] for at, size in places[start:end].tolist())
+        def files(places: Tensor) -> Sequence[Tensor]:
+            return self._file.files(places[start:end].tolist())
 
         near, far = rows.bounds[start:end].unbind(dim=1)
         ranged = bool(near.isfinite().all())
@@ -87,31 +83,35 @@ class MappedScenes(Mapping[str, ChunkScene]):
         )
 
 
-def read_offsets(path: Path) -> tuple[MappedScenes, dict[str, str]] | None:
-    """The scenes of a chunk and its faults; None where its offsets are missing or not valid."""
-    place = path.with_suffix(SUFFIX)
+def read_offsets(file: ChunkFile, place: Path) -> Chunk | None:
+    """A chunk whose offsets are at `place`; None where they are missing or not valid."""
     if not place.is_file():
         return None
     try:
-        with safe_open(place, "pt") as file:
-            about = json.loads((file.metadata() or {})[HEADER])
+        with safe_open(place, "pt") as offsets:
+            about = json.loads((offsets.metadata() or {})[HEADER])
             names = _Tables.__dataclass_fields__
-            tables = _Tables(**{name: file.get_tensor(name) for name in names})
-        if about["format"] != FORMAT or about["chunk"] != _identify(path, about["directory"]):
-            log.info("%s has changed since %s was written, which is renewed", path, place.name)
+            tables = _Tables(**{name: offsets.get_tensor(name) for name in names})
+        if about["format"] != FORMAT or about["chunk"] != _identify(file, about["directory"]):
+            log.info("the chunk of %s has changed since: it is renewed", place)
             return None
-        _check(tables, about["scenes"], path.stat().st_size)
-        return MappedScenes(path, tables, about["scenes"]), about["faults"]
+        _check(tables, about["scenes"], file.size)
+        scenes = MappedScenes(file, tables, about["scenes"])
+        unused = tuple(map(str, about["unused"]))
+        return Chunk(scenes, about["faults"], int(about["nameless"]), unused)
+    except UserError:  # of a store: a ValueError too
+        raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError):
         log.info("%s is damaged and is renewed", place)
         return None
 
 
-def write_offsets(path: Path, scenes: Mapping[str, ChunkScene], faults: dict[str, str]) -> None:
+def write_offsets(path: Path, chunk: Chunk) -> None:
     """Writes the offsets of a chunk whose scenes are mapped, if that is possible.
 
     It is not where a file is laid out in another way, or the folder cannot be written.
     """
+    scenes = chunk.scenes
     with zipfile.ZipFile(path) as archive:
         directory = archive.start_dir
     places = _Places.of(path, scenes)
@@ -132,10 +132,12 @@ def write_offsets(path: Path, scenes: Mapping[str, ChunkScene], faults: dict[str
         frames += len(scene)
     header = {
         "format": FORMAT,
-        "chunk": _identify(path, directory),
+        "chunk": _identify(LocalChunk(path), directory),
         "directory": directory,
         "scenes": about,
-        "faults": faults,
+        "faults": chunk.faults,
+        "nameless": chunk.nameless,
+        "unused": chunk.unused,
     }
     tables = {name: torch.cat(part).contiguous() for name, part in parts.items() if part}
     if not tables:
@@ -188,7 +190,7 @@ class _Places:
 
 
 def _rows(scene: ChunkScene, places: _Places) -> _Tables:
-    def table(files: tuple[Tensor, ...] | None) -> Tensor:
+    def table(files: Sequence[Tensor] | None) -> Tensor:
         if files is None:
             return torch.zeros(len(scene), 2, dtype=torch.int64)
         return torch.tensor([(places.at(file), len(file)) for file in files])
@@ -201,12 +203,9 @@ def _rows(scene: ChunkScene, places: _Places) -> _Tables:
     )  # fmt: skip
 
 
-def _identify(path: Path, directory: int) -> list[Any]:
+def _identify(file: ChunkFile, directory: int) -> list[Any]:
     """Length of a chunk, and the digest of its zip directory, which begins there."""
-    with path.open("rb") as file:
-        file.seek(directory)
-        digest = hashlib.blake2b(file.read(), digest_size=16).hexdigest()
-    return [path.stat().st_size, digest]
+    return [file.size, file.identify(directory)]
 
 
 def _check(tables: _Tables, scenes: dict[str, Any], size: int) -> None:

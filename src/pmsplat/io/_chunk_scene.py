@@ -1,6 +1,7 @@
-"""One scene of a chunk, and its entry in the file: see `chunks`."""
+"""A chunk, one scene of it, and its entry in the file: see `chunks`."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..geometry import se3
 from ..geometry.origin import local_origin
 from ..types import NO_OFFSET, Origin, as_triple
 from . import images
+from ._chunk_file import RemoteFiles
 
 FIELDS = {
     "key", "url", "timestamps", "cameras", "images", "near", "far", "depths", "depth_scale",
@@ -29,17 +31,27 @@ class ChunkScene:
     key: str
     c2w: Float[Tensor, "frame 4 4"]
     K: Float[Tensor, "frame 3 3"]
-    images: tuple[UInt8[Tensor, " byte"], ...]
+    images: Sequence[UInt8[Tensor, " byte"]]
     timestamps: Int64[Tensor, " frame"]
     url: str = ""
     near: Float[Tensor, " frame"] | None = None
     far: Float[Tensor, " frame"] | None = None
-    depths: tuple[UInt8[Tensor, " byte"], ...] | None = None
+    depths: Sequence[UInt8[Tensor, " byte"]] | None = None
     depth_scale: float = 1.0
     origin: Origin = NO_OFFSET
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fetch(self, frames: Iterable[int]) -> None:
+        """Brings the files of some frames here together, where they lie elsewhere.
+
+        Raises UserError where that is not possible.
+        """
+        wanted = list(frames)
+        for files in (self.images, self.depths):
+            if isinstance(files, RemoteFiles):
+                files.fetch(wanted)
 
     def image(self, frame: int) -> UInt8[np.ndarray, "height width 3"]:
         """Decodes one photo; raises UserError if it is damaged."""
@@ -51,6 +63,19 @@ class ChunkScene:
             return None
         counts = images.read_depth(self.depths[frame].numpy().tobytes())
         return counts.astype(np.float32) * np.float32(self.depth_scale)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The usable scenes of a chunk by key, and the fault of each other scene.
+
+    `nameless` counts entries without a key, `unused` names what scenes have that is not used.
+    """
+
+    scenes: Mapping[str, ChunkScene] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    nameless: int = 0
+    unused: tuple[str, ...] = ()
 
 
 _OUTSIDE = 10  # sides of a picture: farther out no principal point lies

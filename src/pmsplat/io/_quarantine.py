@@ -31,14 +31,19 @@ def read_quarantine(folder: str | Path) -> Quarantine:
     Raises UserError for a file that is not one.
     """
     path = Path(folder) / QUARANTINE
-    if not path.is_file():
+    return parse_quarantine(path.read_bytes() if path.is_file() else None, str(folder))
+
+
+def parse_quarantine(data: bytes | None, folder: str) -> Quarantine:
+    """The quarantine of a split by the bytes of its file, None if it has none."""
+    if data is None:
         return Quarantine()
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(data)
         return Quarantine(_reasons(content, "chunks"), _reasons(content, "scenes"))
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} is no quarantine ({error})",
+            f"{folder}/{QUARANTINE} is no quarantine ({error})",
             "JSON {'chunks': {file: reason}, 'scenes': {key: reason}}",
             f"write it again with `pmsplat data verify {folder}`",
         ) from error

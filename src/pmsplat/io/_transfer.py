@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ._checkpoints import first_line
 
 _LARGEST = 50_000_000_000  # bytes; the hub gives larger files to its own client only
@@ -91,6 +92,32 @@ def download(
             part.unlink()
             raise DownloadImpossible(fault)
         os.replace(part, path)
+
+
+def hub_folder(url: str) -> tuple[str, dict[str, str]]:
+    """hf://datasets/OWNER/NAME[@REVISION]/PATH -> its address, and the headers of a request.
+
+    Raises UserError for an address of another form, and where downloads are switched off.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers
+
+    parts = url.removeprefix("hf://").split("/")
+    if len(parts) < 3 or parts[0] != "datasets" or not all(parts[:3]):
+        raise UserError(
+            f"{url}, which names no data set of the hub",
+            "hf://datasets/OWNER/NAME, with @REVISION and a folder if need be",
+            "check the address",
+        )
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"{url} is to be read, and downloads are switched off by HF_HUB_OFFLINE",
+            "the hub, or data on this machine",
+            "unset HF_HUB_OFFLINE, or set dataset.root to a folder",
+        )
+    name, _, revision = parts[2].partition("@")
+    place = "/".join([parts[1], name, "resolve", revision or "main", *parts[3:]])
+    return f"{constants.ENDPOINT}/datasets/{place}", build_hf_headers()
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -12,8 +12,8 @@ import json
 import logging
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,18 @@ import torch
 
 from ..errors import UserError
 from ._checksums import Damage, find_damage
-from ._chunk_offsets import read_offsets, write_offsets
-from ._chunk_scene import FIELDS, ChunkScene, Fault, make_entry, parse_entry, pose_fault
-from ._quarantine import QUARANTINE, Quarantine, read_quarantine, write_quarantine
+from ._chunk_file import LocalChunk
+from ._chunk_offsets import SUFFIX, read_offsets, write_offsets
+from ._chunk_scene import FIELDS, Chunk, ChunkScene, Fault, make_entry, parse_entry, pose_fault
+from ._objects import RemoteFolder, Unreachable, is_remote
+from ._quarantine import (
+    QUARANTINE,
+    Quarantine,
+    parse_quarantine,
+    read_quarantine,
+    write_quarantine,
+)
+from ._remote_chunks import mirror_of, open_remote_chunk
 from .files import atomic, check_folder, locked, write_text
 from .tensors import save_torch
 
@@ -38,9 +47,12 @@ __all__ = [
     "Damage",
     "Quarantine",
     "Split",
+    "Unreachable",
     "append",
     "check_bytes",
+    "check_local",
     "check_new",
+    "is_remote",
     "open_chunk",
     "pose_fault",
     "read_chunk",
@@ -73,48 +85,61 @@ _DAMAGED = (
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """The usable scenes of a chunk by key, and the fault of each other scene.
-
-    `nameless` counts entries without a key.
-    """
-
-    scenes: Mapping[str, ChunkScene] = field(default_factory=dict)
-    faults: dict[str, str] = field(default_factory=dict)
-    nameless: int = 0
-
-
-@dataclass(frozen=True)
 class Split:
-    """A folder of chunks: the keys of the scenes in each file, in the order of its index."""
+    """A folder of chunks: the keys of the scenes in each file, in the order of its index.
+
+    Of a folder elsewhere, at `remote`, `folder` is the one with what is known of it here.
+    """
 
     folder: Path
     keys: dict[str, list[str]]
+    remote: RemoteFolder | None = None
+
+    @property
+    def place(self) -> str:
+        """The folder or address, as users know it."""
+        return str(self.remote or self.folder)
 
     @property
     def chunk_of(self) -> dict[str, str]:
         """The chunk file of every scene."""
         return {key: chunk for chunk, keys in self.keys.items() for key in keys}
 
+    def open(self, name: str) -> Chunk:
+        """Opens one chunk, as `open_chunk`."""
+        if self.remote is None:
+            return open_chunk(self.folder / name)
+        chunk = open_remote_chunk(self.remote, name, open_chunk)
+        _say_left_out(f"{self.remote}/{name}", self.place, chunk)
+        return chunk
+
+    def quarantine(self) -> Quarantine:
+        """What is left out of the split."""
+        if self.remote is None:
+            return read_quarantine(self.folder)
+        return parse_quarantine(self.remote.read_optional(QUARANTINE), self.place)
+
     def chunk(self, name: str) -> Chunk:
         """Reads one chunk; raises UserError if it lacks a scene of the index."""
-        chunk = read_chunk(self.folder / name)
+        chunk = read_chunk(self.folder / name) if self.remote is None else self.open(name)
         for key in self.keys[name]:
             if key not in chunk.scenes and key not in chunk.faults:
                 raise UserError(
-                    f"{self.folder / INDEX} says that scene {key!r} is in {name}, which lacks it",
+                    f"{self.place}/{INDEX} says that scene {key!r} is in {name}, which lacks it",
                     "an index that fits its chunks",
-                    f"write a new index with `pmsplat data info {self.folder} --write-index`",
+                    f"write a new index with `pmsplat data info {self.place} --write-index`",
                 )
         return chunk
 
 
 def read_split(folder: str | Path) -> Split:
-    """Reads the index of a split folder; opens no chunk.
+    """Reads the index of a split, a folder or an address; opens no chunk.
 
     Raises UserError if the folder, its index.json or a chunk of the index is missing that its
-    quarantine does not name.
+    quarantine does not name. Of an address the chunks are not looked for.
     """
+    if is_remote(folder):
+        return _read_remote_split(RemoteFolder(str(folder)))
     folder = Path(folder)
     path = folder / INDEX
     if not path.is_file():
@@ -124,16 +149,7 @@ def read_split(folder: str | Path) -> Split:
             "check dataset.root, or write the index of existing chunks with "
             f"`pmsplat data info {folder} --write-index`",
         )
-    # Group the scenes of the index by chunk.
-    keys: dict[str, list[str]] = {}
-    for key, chunk in _read_json(path).items():
-        if not isinstance(chunk, str) or Path(chunk).name != chunk:
-            raise UserError(
-                f"{path} names {chunk!r} as the chunk of {key!r}",
-                "the name of a file beside it",
-                f"write a new index with `pmsplat data info {folder} --write-index`",
-            )
-        keys.setdefault(chunk, []).append(key)
+    keys = _group(_read_json(path), str(path), str(folder))
     # Check that the chunks are there.
     known = read_quarantine(folder).chunks
     missing = [chunk for chunk in keys if chunk not in known and not (folder / chunk).is_file()]
@@ -145,9 +161,35 @@ def read_split(folder: str | Path) -> Split:
             "finish the download, or write a new index with "
             f"`pmsplat data info {folder} --write-index`",
         )
+    return Split(folder, keys)
+
+
+def _read_remote_split(folder: RemoteFolder) -> Split:
+    data, path = folder.read(INDEX), f"{folder}/{INDEX}"
+    if data is None:
+        raise UserError(
+            f"there is no {path}",
+            "a folder of NNNNNN.torch chunks with an index.json",
+            "check dataset.root, or upload the index of the split too",
+        )
+    content = _parse_json(data, path, str(folder))
+    return Split(mirror_of(folder), _group(content, path, str(folder)), folder)
+
+
+def _group(index: dict[str, Any], path: str, folder: str) -> dict[str, list[str]]:
+    """The scenes of an index by chunk."""
+    keys: dict[str, list[str]] = {}
+    for key, chunk in index.items():
+        if not isinstance(chunk, str) or Path(chunk).name != chunk:
+            raise UserError(
+                f"{path} names {chunk!r} as the chunk of {key!r}",
+                "the name of a file beside it",
+                f"write a new index with `pmsplat data info {folder} --write-index`",
+            )
+        keys.setdefault(chunk, []).append(key)
     if not keys:
         raise UserError(f"{path} is empty", "at least one scene", "check dataset.root")
-    return Split(folder, keys)
+    return keys
 
 
 def read_chunk(path: str | Path) -> Chunk:
@@ -177,11 +219,9 @@ def read_chunk(path: str | Path) -> Chunk:
             faults[key] = scene
     if nameless == len(entries):
         raise _format_error(path, "no entry is a dict with a 'key'")
-    if nameless:
-        log.warning("%s: left out %d entries that are not a dict with a 'key'", path, nameless)
-    if extra:
-        _say_unused(str(path.parent), ", ".join(sorted(map(str, extra))))
-    return Chunk(scenes, faults, nameless)
+    chunk = Chunk(scenes, faults, nameless, tuple(sorted(map(str, extra))))
+    _say_left_out(str(path), str(path.parent), chunk)
+    return chunk
 
 
 def check_bytes(path: str | Path) -> Damage:
@@ -213,6 +253,16 @@ def _load(path: Path) -> list[Any]:
     return entries
 
 
+def _say_left_out(path: str, folder: str, chunk: Chunk) -> None:
+    """Warns of what a chunk has that is not used, of unused fields once for its folder."""
+    if chunk.nameless:
+        log.warning(
+            "%s: left out %d entries that are not a dict with a 'key'", path, chunk.nameless
+        )
+    if chunk.unused:
+        _say_unused(folder, ", ".join(chunk.unused))
+
+
 @cache  # a training reads every chunk many times
 def _say_unused(folder: str, names: str) -> None:
     log.warning("%s: scenes have fields that are not used (%s)", folder, names)
@@ -227,15 +277,17 @@ def open_chunk(path: str | Path) -> Chunk:
     path = Path(path)
     if not zipfile.is_zipfile(path):
         return read_chunk(path)
-    found = read_offsets(path)
+    place = path.with_suffix(SUFFIX)
+    found = read_offsets(LocalChunk(path), place)
     if found is None:
         with locked(path):
-            found = read_offsets(path)
+            found = read_offsets(LocalChunk(path), place)
             if found is None:
                 chunk = read_chunk(path)
-                write_offsets(path, chunk.scenes, chunk.faults)
+                write_offsets(path, chunk)
                 return chunk
-    return Chunk(*found)
+    _say_left_out(str(path), str(path.parent), found)
+    return found
 
 
 def write_chunk(path: str | Path, scenes: Iterable[ChunkScene]) -> None:
@@ -288,11 +340,22 @@ def check_new(folder: str | Path, keys: list[str]) -> dict[str, str]:
     return index
 
 
+def check_local(path: str | Path) -> None:
+    """Raises UserError for an address, where whole chunks on this machine are needed."""
+    if is_remote(path):
+        raise UserError(
+            f"{path} is not on this machine",
+            "a folder: every byte is read, or files are written beside the chunks",
+            "download it, or run this where the data are and upload what it writes",
+        )
+
+
 def write_index(folder: str | Path) -> Split:
     """Writes index.json for all chunks of a folder and returns the split.
 
     Raises UserError if the folder holds no chunk, or two chunks have a scene of the same key.
     """
+    check_local(folder)
     folder = Path(folder)
     index: dict[str, str] = {}
     for path in sorted(folder.glob("*.torch")):
@@ -312,9 +375,13 @@ def write_index(folder: str | Path) -> Split:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    remedy = f"write a new index with `pmsplat data info {path.parent} --write-index`"
+    return _parse_json(path.read_bytes(), str(path), str(path.parent))
+
+
+def _parse_json(data: bytes, path: str, folder: str) -> dict[str, Any]:
+    remedy = f"write a new index with `pmsplat data info {folder} --write-index`"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not JSON ({error})", "an object {scene: chunk}", remedy

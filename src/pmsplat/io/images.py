@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
+from . import _jpeg
 from ._pixels import BLACK as BLACK
 from ._pixels import Color as Color
 from ._pixels import to_rgb
@@ -50,19 +51,28 @@ _UNREADABLE = (
 
 
 def read_image(
-    source: Source, upright: bool = True, background: Color = BLACK
+    source: Source,
+    upright: bool = True,
+    background: Color = BLACK,
+    least: tuple[int, int] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """An image file, or its bytes, as 8-bit RGB; transparency is laid over `background`.
 
     `upright=False` leaves the pixels as they are stored, whatever EXIF says of their orientation
     (HEIC has its own way to turn pixels, which always applies). Whole numbers of 10 to 32 bits and
     floats in [0, 1] are scaled. A warning, once for every folder, names transparency, further
-    pictures in a file, and a range that was guessed. Raises UserError for what is missing,
-    truncated, not an image, of more than 178 megapixels, or of a brightness that is not known.
+    pictures in a file, and a range that was guessed. With `least`, (height, width), a JPEG in
+    memory of twice that size or more may come smaller, but not below it. Raises UserError for what
+    is missing, truncated, not an image, of more than 178 megapixels, or of a brightness that is not
+    known.
     """
     with _open(source) as image:
         try:
             turn = TURNS.get(_orientation(image)) if upright else None
+            if isinstance(source, bytes) and _is_plain(image) and turn is None:
+                pixels = _jpeg.decode(source, least)
+                if pixels is not None:
+                    return pixels
             rgb = to_rgb(image, background, _name(source), _folder(source))
             return np.array(rgb if turn is None else rgb.transpose(turn))
         except UserError:  # a ValueError too
@@ -247,6 +257,11 @@ def to_uint8(
     """
     pixels = image.detach().float().clamp(0, 1).mul(255).round()
     return pixels.movedim(-3, -1).byte().cpu().numpy()
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether it is a JPEG of 8-bit colours."""
+    return image.format == "JPEG" and image.mode == "RGB"
 
 
 def _open(source: Source) -> Image.Image:

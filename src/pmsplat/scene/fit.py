@@ -15,12 +15,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import UserError
 from ..geometry import camera
+from ..kernels import lanczos
 from ..types import Batch, Views
 
 Size = tuple[int, int]
@@ -47,14 +47,20 @@ def center_window(size: Size, wanted: Size) -> Size:
     return (size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2
 
 
-def fit_image(image: UInt8[np.ndarray, "height width 3"], size: Size) -> UInt8[np.ndarray, "h w 3"]:
-    """A photo scaled to cover `size` and cut to it around the center."""
-    covering = covering_size((image.shape[0], image.shape[1]), size)
-    if covering != image.shape[:2]:
-        height, width = covering
-        scaled = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
-        image = np.array(scaled)
-    return _cut(image, size)
+def fit_image(
+    image: UInt8[np.ndarray, "height width 3"],
+    size: Size,
+    before: Size | None = None,
+    path: lanczos.Path = "pillow",
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A photo scaled to cover `size` and cut to it around the center.
+
+    `before`: the size of the photo, where `image` is a smaller copy of it. `path`: see
+    `lanczos.resize`; the result is the same.
+    """
+    covering = covering_size(before or (image.shape[0], image.shape[1]), size)
+    start = center_window(covering, size)
+    return lanczos.resize(image, covering, start, size, path)
 
 
 def fit_depth(depth: Shaped[np.ndarray, "height width"], size: Size) -> Shaped[np.ndarray, "h w"]:
@@ -156,7 +162,8 @@ def _flip(views: Views) -> Views:
 
 def to_tensor(images: list[UInt8[np.ndarray, "height width 3"]]) -> Float[Tensor, "1 v 3 h w"]:
     """Photos of one size as float32 in [0, 1], channel first, batch axis 1."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)[None].contiguous().float() / 255
+    planes = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+    return torch.stack(planes)[None].contiguous().float().div_(255)
 
 
 def _cut(pixels: np.ndarray, size: Size) -> np.ndarray:

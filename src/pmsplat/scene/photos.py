@@ -1,7 +1,7 @@
 """Photographs of one place, decoded when they are asked for, and the views made of them."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..io.cameras.survey import GIVEN, LeftOut, Lens, Shot, Survey
 from ..io.chunks import ChunkScene
 from ..types import NO_OFFSET, Cameras, Origin, Views, as_triple
 from .bounds import RangeSource, ranges
-from .fit import crop, fit_depth, fit_image, fit_K, to_tensor
+from .fit import covering_size, crop, fit_depth, fit_image, fit_K, to_tensor
 from .undistort import pinhole, undistort_depth, undistort_image
 
 _ASPECT_TOLERANCE = 0.01  # between a photo and its lens: rounding of downscaled copies
@@ -171,6 +171,29 @@ class Scene:
             )
 
 
+Fitting = Callable[[Photo, tuple[int, int]], UInt8[np.ndarray, "h w 3"]]
+"""How a photo is decoded and brought to a (height, width)."""
+
+
+def fit_photo(photo: Photo, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """A photo, scaled to cover a size and cut to it."""
+    return fit_image(photo.pixels(), size)
+
+
+def fit_photo_fast(photo: Photo, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """The same bits, sooner where there are many photos of one size."""
+    return fit_image(photo.pixels(), size, path="compiled")
+
+
+def fit_photo_scaled(photo: Photo, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """Nearly the same: a JPEG of twice the size or more is scaled by 1/2 or less while decoded."""
+    if not photo.is_pinhole:
+        return fit_photo_fast(photo, size)
+    covering = covering_size(photo.size, size)
+    pixels = images.read_image(photo.image, photo.upright, photo.background, least=covering)
+    return fit_image(pixels, size, photo.size, path="compiled")
+
+
 def make_views(
     photos: Sequence[Photo],
     cameras: Cameras,
@@ -178,13 +201,15 @@ def make_views(
     resize: bool = True,
     exact: bool = True,
     with_depth: bool = True,
+    fit: Fitting = fit_photo,
 ) -> Views:
     """Photos and their pinholes `cameras` (batch 1), decoded and brought to one size.
 
     With a (height, width) `size` photos are scaled to cover it, unless `resize` is False, and cut
-    around the center. Without, they stay as they are. `exact`: see `fit`. `with_depth` adds their
-    depth, 0 for photos without. Raises UnfitPhotos for photos that are not scaled and differ in
-    size or are smaller than `size`, UserError for those that cannot be read.
+    around the center. Without, they stay as they are. `exact`: see `fit.py`. `with_depth` adds
+    their depth, 0 for photos without. `fit`: how each is decoded and scaled. Raises UnfitPhotos for
+    photos that are not scaled and differ in size or are smaller than `size`, UserError for those
+    that cannot be read.
     """
     # Photos that are not scaled must be of one size, and not smaller than what is cut from them.
     goal = size if resize else None
@@ -205,7 +230,7 @@ def make_views(
     # Decode them one at a time: only what fits the goal is kept.
     fitted, depths, intrinsics = [], [], []
     for photo, K in zip(photos, cameras.K[0], strict=True):
-        fitted.append(fit_image(photo.pixels(), goal))
+        fitted.append(fit(photo, goal))
         intrinsics.append(fit_K(K, photo.size, goal, exact))
         if with_depth:
             depth = photo.depth()

@@ -33,5 +33,5 @@ def inspect(
             f"choose {output / 'page.html'}",
         )
     check_place(output)
-    splits = survey_splits(find_splits(Path(path)), scenes, track)
+    splits = survey_splits(find_splits(path), scenes, track)
     return write_page(output, make_page(Path(path), splits))

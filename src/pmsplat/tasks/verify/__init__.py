@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...data import ChunkFacts, SceneFacts, examine_chunk
 from ...errors import UserError
-from ...io.chunks import INDEX, write_quarantine
+from ...io.chunks import INDEX, check_local, write_quarantine
 from ...progress import Track, silently
 from ..jobs import collect_warnings, count_jobs, run_jobs
 from ._journal import JOURNAL, Journal, read_facts
@@ -32,7 +32,7 @@ def verify(
     jobs = count_jobs(jobs)
     verified: list[Verified] = []
     others: dict[str, dict[str, SceneFacts]] = {}
-    for folder in find_splits(Path(path)):
+    for folder in find_splits(path):
         files = sorted(folder.glob("*.torch"))
         journal = Journal(folder, again, tell)
         missing = [file for file in files if file not in journal]
@@ -68,8 +68,10 @@ def read_verified(folders: Sequence[Path]) -> list[Verified | None]:
     return verified
 
 
-def find_splits(path: Path) -> list[Path]:
+def find_splits(path: str | Path) -> list[Path]:
     """The folder itself, if it has chunks, else those in it that have; UserError if none has."""
+    check_local(path)
+    path = Path(path)
 
     def has_chunks(folder: Path) -> bool:
         return (folder / INDEX).is_file() or any(folder.glob("*.torch"))
