@@ -11,7 +11,7 @@ from pmsplat.evaluate.pages.leaderboard import write_leaderboard
 from pmsplat.evaluate.pages.report import write_report
 from pmsplat.evaluate.runs import read_run
 from tests.evaluate.pages.test_report import draw
-from tests.evaluate.results import gains, write_results
+from tests.evaluate.results import Values, gains, write_results
 from tests.view.browser import launched
 
 WIDTHS = (1280, 360)
@@ -71,7 +71,7 @@ def test_no_page_is_wider_than_the_window(visit: Any, name: str, width: int) -> 
 
 
 def test_means_of_color_depth_and_costs_need_no_scrolling(browser: Any, tmp_path: Path) -> None:
-    values = dict.fromkeys(("psnr", "ssim", "lpips", "abs_rel", "rmse", "delta1"), 0.5)
+    values: Values = dict.fromkeys(("psnr", "ssim", "lpips", "abs_rel", "rmse", "delta1"), 0.5)
     cost = {"gaussians": 131072, "megabytes": 29.9, "peak_bytes": 2e10}
     runs = [
         read_run(write_results(tmp_path / name, {"a": values}, name, cost=cost))
