@@ -1,21 +1,29 @@
-"""Reading training examples: samples a second, CPU and bytes of each, beside a plain reader.
+"""Reading training examples: samples a second, CPU and bytes of each, beside other readers.
 
-python benchmarks/run.py data --json benchmarks/data.json
+python benchmarks/run.py data --threads 1 --json benchmarks/data.json
     chunks like those of RealEstate10K are made first (360x640, 100 photographs a scene); then one
     process reads examples of 2 context and 4 target views at 256x256
+python benchmarks/run.py data --threads 1 --photos DIR
+    the same with the photographs of a folder instead of smooth noise
+python benchmarks/run.py data --threads 1 --stored 540 960 --size 256 448
+    photographs of twice the size, where decoding can be scaled too
 
 The plain reader does what the published loaders do: it loads a whole chunk, takes an example from
-each of its scenes, and goes on with the next chunk. Both decode and scale the same photographs, the
-plain one by PIL. Bytes are those of the files that are read; nothing is in the way of either, since
-the operating system has the files in memory: a disk or a network widens the difference.
+each of its scenes, and goes on with the next chunk; it decodes and scales by Pillow. litdata, if it
+is installed, has the same photographs as items of its own format, which are decoded and scaled in
+the same way. Bytes are those of the files that are read. "cold" examples are read after the
+operating system has let go of the files.
 """
 
 import argparse
+import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 VIEWS = 2, 4  # context, target
+ROUNDS = 3  # the best counts: other programs only take time away
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,40 +33,90 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stored", type=int, nargs=2, default=[360, 640], metavar=("H", "W"))
     parser.add_argument("--size", type=int, nargs=2, default=[256, 256], metavar=("H", "W"))
     parser.add_argument("--samples", type=int, default=128, help="timed examples (default: 128)")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="photographs to use")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Prints a row for each reader; gives the figures by name."""
+    """Prints a row for each reader and each decoder; gives the figures by name."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_chunks(root / "train", arguments)
-        found = {
-            "ours": measure(ours(root, arguments), arguments.samples),
-            "plain": measure(plain(root / "train", arguments), arguments.samples),
+        pictures = choose_pictures(arguments)
+        write_chunks(root / "train", arguments, pictures)
+        readers = {
+            "exact": lambda: ours(root, arguments, "exact"),
+            "scaled": lambda: ours(root, arguments, "scaled"),
+            "plain": lambda: plain(root / "train", arguments),
         }
-        found["ours"]["bytes"] = used_bytes(root / "train", arguments)
+        if importlib.util.find_spec("litdata") is None:
+            print("litdata is not installed: it is left out")
+        else:
+            write_litdata(root, arguments, pictures)
+            readers["litdata"] = lambda: litdata(root / "litdata", arguments)
+        found: dict[str, Any] = {name: {} for name in readers}
+        for _ in range(ROUNDS):  # in turns, so that what else runs meets all alike
+            for name, make in readers.items():
+                keep_best(found[name], measure(make(), arguments.samples))
+        for name, make in readers.items():
+            found[name]["cold_samples_per_second"] = measure_cold(make(), root, arguments.scenes)
+        photo = sum(map(len, pictures)) / len(pictures)
+        offsets = sum(path.stat().st_size for path in (root / "train").glob("*.offsets"))
         size = sum(path.stat().st_size for path in (root / "train").glob("*.torch"))
+        for name in readers:
+            found[name]["bytes"] = round(sum(VIEWS) * photo)
+        for name in ("exact", "scaled"):
+            found[name]["bytes"] += offsets // arguments.scenes
         found["plain"]["bytes"] = size // arguments.scenes
-    print(f"{'':8}{'samples/s':>10}{'CPU ms/sample':>15}{'KB/sample':>11}")
-    for name, row in found.items():
-        print(
-            f"{name:8}{row['samples_per_second']:>10.1f}{1e3 * row['cpu_seconds']:>15.1f}"
-            f"{row['bytes'] / 1e3:>11.0f}"
-        )
-    cores = 200 * found["ours"]["cpu_seconds"]
-    print(f"200 samples/s keep {cores:.1f} such cores busy.")
+        found["decoders"] = time_decoders(pictures, arguments)
+    show(found)
     return found
 
 
-def write_chunks(folder: Path, arguments: argparse.Namespace) -> None:
-    """Scenes of a camera that moves sideways, in chunks of 16; photographs are smooth noise."""
+def show(found: dict[str, Any]) -> None:
+    """Prints the figures."""
+    print(f"{'':10}{'samples/s':>10}{'cold':>8}{'CPU ms/sample':>15}{'KB/sample':>11}{'cores':>7}")
+    for name, row in found.items():
+        if name != "decoders":
+            print(
+                f"{name:10}{row['samples_per_second']:>10.1f}{row['cold_samples_per_second']:>8.1f}"
+                f"{1e3 * row['cpu_seconds']:>15.1f}{row['bytes'] / 1e3:>11.0f}"
+                f"{200 * row['cpu_seconds']:>7.1f}"
+            )
+    print("cores: so many such cores are busy with 200 samples a second")
+    for name, milliseconds in found["decoders"].items():
+        print(f"{name:34}{milliseconds:>8.2f} ms a photograph")
+
+
+def keep_best(best: dict[str, float], new: dict[str, float]) -> None:
+    """The most samples a second and the least CPU of several rounds."""
+    for name, value in new.items():
+        choose = max if name == "samples_per_second" else min
+        best[name] = choose(best.get(name, value), value)
+
+
+def choose_pictures(arguments: argparse.Namespace) -> list[Any]:
+    """Encoded photographs of the stored size: of the folder, or of noise."""
+    import numpy as np
+    import torch
+
+    from pmsplat.io.images import encode_image, read_image
+    from pmsplat.scene.fit import fit_image
+
+    if arguments.photos is None:
+        return [encode(seed, arguments.stored) for seed in range(16)]
+    paths = sorted(p for p in arguments.photos.iterdir() if p.suffix.lower() in (".jpg", ".png"))
+    fitted = (fit_image(read_image(path), tuple(arguments.stored)) for path in paths[:16])
+    data = [encode_image(np.ascontiguousarray(image), "jpeg", 90) for image in fitted]
+    return [torch.from_numpy(np.frombuffer(d, np.uint8).copy()) for d in data]
+
+
+def write_chunks(folder: Path, arguments: argparse.Namespace, pictures: list[Any]) -> None:
+    """Scenes of a camera that moves sideways, in chunks of 16."""
     import torch
 
     from pmsplat.io.chunks import ChunkScene, append
 
-    pictures = [encode(seed, arguments.stored) for seed in range(16)]
     for first in range(0, arguments.scenes, 16):
         scenes = []
         for number in range(first, min(first + 16, arguments.scenes)):
@@ -71,7 +129,8 @@ def write_chunks(folder: Path, arguments: argparse.Namespace) -> None:
                     c2w=c2w,
                     K=K.repeat(arguments.frames, 1, 1),
                     images=tuple(
-                        pictures[(number + i) % 16].clone() for i in range(arguments.frames)
+                        pictures[(number + i) % len(pictures)].clone()
+                        for i in range(arguments.frames)
                     ),
                     timestamps=torch.arange(arguments.frames),
                 )
@@ -109,34 +168,102 @@ def measure(examples: Iterator[Any], samples: int) -> dict[str, float]:
     return {"samples_per_second": samples / wall, "cpu_seconds": cpu / samples}
 
 
-def stream(root: Path, arguments: argparse.Namespace) -> Any:
-    """The training stream of the dataset."""
+def measure_cold(examples: Iterator[Any], root: Path, samples: int) -> float:
+    """Examples a second when no file of the data is in memory at first."""
+    import time
+
+    next(examples)
+    os.sync()
+    for path in root.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    wall = time.perf_counter()
+    for _ in range(samples):
+        next(examples)
+    return samples / (time.perf_counter() - wall)
+
+
+def ours(root: Path, arguments: argparse.Namespace, decode: str) -> Iterator[Any]:
+    """Examples as training reads them, once offsets have been found."""
     import torch
 
     from pmsplat.data import re10k
-
-    config = re10k.Config(root=str(root), size=list(arguments.size), target_views=VIEWS[1])
-    return re10k.build(config).train(0, torch.zeros((), dtype=torch.int64))
-
-
-def ours(root: Path, arguments: argparse.Namespace) -> Iterator[Any]:
-    """Examples as training reads them, once offsets have been found."""
     from pmsplat.io.chunks import open_chunk
 
     for path in (root / "train").glob("*.torch"):
         open_chunk(path)
-    return iter(stream(root, arguments))
+    config = re10k.Config(
+        root=str(root), size=list(arguments.size), target_views=VIEWS[1], decode=decode
+    )
+    return iter(re10k.build(config).train(0, torch.zeros((), dtype=torch.int64)))
 
 
-def used_bytes(folder: Path, arguments: argparse.Namespace) -> int:
-    """Of an example: its photographs, and its share of the offsets that open its chunk."""
-    from pmsplat.io.chunks import read_split
+def write_litdata(root: Path, arguments: argparse.Namespace, pictures: list[Any]) -> None:
+    """The photographs in the order of the chunks, an item each, in litdata's own files."""
+    from litdata.streaming.writer import BinaryWriter  # pyright: ignore[reportMissingImports]
 
-    split = read_split(folder)
-    name = next(iter(split.keys))
-    images = next(iter(split.chunk(name).scenes.values())).images
-    tables = sum(path.stat().st_size for path in folder.glob("*.offsets"))
-    return sum(VIEWS) * sum(map(len, images)) // len(images) + tables // arguments.scenes
+    (root / "litdata").mkdir()
+    writer = BinaryWriter(str(root / "litdata"), chunk_bytes="64MB")
+    for index in range(arguments.scenes * arguments.frames):
+        scene, frame = divmod(index, arguments.frames)
+        writer[index] = {"image": pictures[(scene + frame) % len(pictures)].numpy().tobytes()}
+    writer.done()
+    writer.merge(1)
+
+
+def litdata(folder: Path, arguments: argparse.Namespace) -> Iterator[Any]:
+    """Scene after scene, frames at random, by litdata's own access to an item."""
+    import numpy as np
+    import torch
+    from litdata import StreamingDataset  # pyright: ignore[reportMissingImports]
+
+    load, dataset = decoder(tuple(arguments.size)), StreamingDataset(str(folder))
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        for scene in torch.randperm(arguments.scenes, generator=generator).tolist():
+            frames = torch.randint(arguments.frames, (sum(VIEWS),), generator=generator)
+            items = [dataset[scene * arguments.frames + i]["image"] for i in frames.tolist()]
+            yield torch.stack(
+                [load(torch.from_numpy(np.frombuffer(i, np.uint8).copy())) for i in items]
+            )
+
+
+def time_decoders(pictures: list[Any], arguments: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of CPU for a photograph, by step and by what does it."""
+    import io
+    import time
+
+    import numpy as np
+    from PIL import Image
+    from torchvision.io import decode_jpeg
+
+    from pmsplat.io.images import read_image
+    from pmsplat.scene.fit import covering_size, fit_image, to_tensor
+
+    size, stored = tuple(arguments.size), tuple(arguments.stored)
+    files = [picture.numpy().tobytes() for picture in pictures]
+    decoded = [read_image(data) for data in files]
+    fitted = [np.ascontiguousarray(fit_image(image, size)) for image in decoded]
+    steps: dict[str, Callable[[int], Any]] = {
+        "decode: Pillow": lambda i: np.array(Image.open(io.BytesIO(files[i])).convert("RGB")),
+        "decode: torchvision": lambda i: decode_jpeg(pictures[i]),
+        "decode: simplejpeg (used)": lambda i: read_image(files[i]),
+        "decode: simplejpeg, scaled": lambda i: read_image(
+            files[i], least=covering_size(stored, size)
+        ),
+        "scale: Pillow": lambda i: fit_image(decoded[i], size),
+        "scale: compiled (used)": lambda i: fit_image(decoded[i], size, path="compiled"),
+        "to float (used)": lambda i: to_tensor([fitted[i]]),
+    }
+    best = dict.fromkeys(steps, float("inf"))
+    for _ in range(8):
+        for name, step in steps.items():
+            start = time.process_time()
+            for i in range(len(files)):
+                step(i)
+            best[name] = min(best[name], 1e3 * (time.process_time() - start) / len(files))
+    return best
 
 
 def plain(folder: Path, arguments: argparse.Namespace) -> Iterator[Any]:

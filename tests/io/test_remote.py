@@ -126,6 +126,20 @@ def test_what_a_quarantine_elsewhere_names(store: Store) -> None:
     assert read_split(address(store)).quarantine().scenes == content["scenes"]
 
 
+def test_a_data_set_of_the_hub(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    for path in list(store.contents):
+        name = path.rpartition("/")[2]
+        store.contents[f"/datasets/team/re10k/resolve/v2/sub/{name}"] = store.contents[path]
+    monkeypatch.setattr(constants, "ENDPOINT", store.address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    split = read_split("hf://datasets/team/re10k@v2/sub")
+    assert list(split.open("000000.torch").scenes) == ["a", "b"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="switched off by HF_HUB_OFFLINE"):
+        read_split("hf://datasets/team/re10k")
+
+
 def test_what_cannot_be_read_is_one_sentence(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +156,6 @@ def test_what_cannot_be_read_is_one_sentence(
         store.status = status
         assert words in error(address(store))
     assert "of the kind ftp://" in error("ftp://somewhere/re10k")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "names no data set" in error("hf://team/re10k")
     monkeypatch.setitem(sys.modules, "obstore", None)
     assert 'pip install "pmsplat[cloud]"' in error(address(store))
