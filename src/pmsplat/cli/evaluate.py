@@ -110,6 +110,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", metavar="DIR", help="folder of a page with charts and pictures of all results"
     )
+    parser.add_argument(
+        "--strict", action="store_true", help="stop where a scene of the index cannot be measured"
+    )
     parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
     add_device(parser)
     add_graph(parser)
@@ -136,6 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
         poses=arguments.poses,
         optimize_poses=arguments.optimize_poses,
         report=arguments.report,
+        strict=arguments.strict,
     )
     models, folder = arguments.model or [], arguments.output
     if len(models) > 1:
@@ -172,7 +176,7 @@ def _print_comparison(console: "Console", found: "Comparison", title: str) -> No
         if differences:
             console.print(compare.difference_table(differences))
     for one in found.evaluations:
-        console.print(f"{one.name}: {_describe_time(one)}", soft_wrap=True)
+        console.print(f"{one.name}: {_describe_coverage(one)}{_describe_time(one)}", soft_wrap=True)
     console.print(f"written to {found.folder}", soft_wrap=True)
 
 
@@ -195,13 +199,21 @@ def _print_evaluation(console: "Console", found: "Evaluation", title: str) -> No
     if not means.keys().isdisjoint(report.GEOMETRY):
         console.print(report.table(found.results, "geometry, in scene units", report.GEOMETRY))
     time = _describe_time(found)
-    console.print(f"per scene: {time}; written to {found.folder}", soft_wrap=True)
+    console.print(
+        f"{_describe_coverage(found)}per scene: {time}; written to {found.folder}", soft_wrap=True
+    )
 
 
 def _name_protocol(title: str, protocol: str) -> str:
     from ..evaluate.fitted import GIVEN
 
     return title if protocol == GIVEN else f"{title}, {protocol} poses"
+
+
+def _describe_coverage(found: "Evaluation") -> str:
+    """How many scenes of the index were measured."""
+    coverage = found.model.coverage
+    return "" if coverage is None else f"{coverage.said}; "
 
 
 def _describe_time(found: "Evaluation") -> str:

@@ -27,6 +27,7 @@ from ..zoo.infer import model_frame
 from . import metrics
 from .budget import BUDGETS, COUNT, reduce_gaussians
 from .cost import Cost
+from .coverage import Coverage
 from .depth import depth_metrics
 from .fitted import GIVEN
 from .geometry import geometry_metrics
@@ -57,11 +58,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """All scenes, what there is to say about them, and whose cameras were used (see `fitted`)."""
+    """All scenes, what there is to say about them, whose cameras were used (see `fitted`), and of
+    how many scenes they are, where an index says that."""
 
     rows: list[Row]
     notes: tuple[str, ...] = ()
     protocol: str = GIVEN
+    coverage: Coverage | None = None
 
     @property
     def means(self) -> dict[str, float]:

@@ -111,6 +111,7 @@ def write_json(path: str | os.PathLike, result: Result, about: Mapping[str, Any]
         **about,
         "means": _to_json(result.means),
         "scenes": len(result.rows),
+        "coverage": None if result.coverage is None else result.coverage.describe(),
         "notes": list(result.notes),
         "per_scene": [
             {"scene": row.scene, "targets": row.targets, **_to_json(row.values)}

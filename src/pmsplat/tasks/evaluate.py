@@ -43,6 +43,9 @@ class Options:
     and `optimize_poses` by how many steps the cameras of the targets are then moved (see
     `evaluate.fitted`, which has the protocols). None: cameras are those of the data.
 
+    `strict`: an error where a scene of the index is missing, or cannot be read or used; else it is
+    counted (see `evaluate.coverage`) and the rest is measured.
+
     `report`: the folder of a page of all results, with pictures of the worst, the median and the
     best scenes of the (first) model.
     """
@@ -58,6 +61,7 @@ class Options:
     poses: str | PoseTeacher | None = None
     optimize_poses: int = 0
     report: str | Path | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.baselines and self.optimize_poses:
