@@ -37,6 +37,7 @@ from ..evaluate.cost import Meter
 from ..evaluate.coverage import Coverage, check_complete
 from ..evaluate.identity import Identity, identify
 from ..evaluate.journal import Journal
+from ..evaluate.noise import PoseNoise
 from ..evaluate.pictures import predict_pictures
 from ..evaluate.protocol import Result, Row
 from ..evaluate.ranks import Ranks
@@ -86,7 +87,7 @@ class Setting:
     options: "Options"
     dataset: Dataset
     index: Mapping[str, Any]
-    cameras: fitted.PoseProtocol
+    cameras: fitted.PoseProtocol | PoseNoise
     device: torch.device
     ranks: Ranks
     tell: Callable[[str], None]
@@ -125,7 +126,8 @@ class Setting:
         if self.ranks.first:
             report.write_json(path, result, self._describe(method, result))
         self.ranks.gather(None)  # nothing is forgotten before it is written
-        journal.remove()
+        if not self.options.resumable:
+            journal.remove()
         return result
 
     def draw(self, method: Method, rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
@@ -221,7 +223,9 @@ def open_setting(
     device = pick_device(options.device)
     if device.type == "cuda" and device.index is None and ranks.count > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    cameras = fitted.PoseProtocol.choose(options.poses, options.optimize_poses, tell)
+    cameras = options.pose_noise
+    if cameras is None:
+        cameras = fitted.PoseProtocol.choose(options.poses, options.optimize_poses, tell)
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
     owner = f"the dataset {experiment.dataset.name!r}"
     evaluation = require(dataset, "evaluation", owner, "evaluation")
@@ -319,12 +323,10 @@ def open_method(
         renderer.background,
         watch,
         scale_near=dataset_traits(setting.dataset).scale_near or setting.cameras.predicts,
-        steps=steps,
-        all_levels=steps is not None,
-        keep=renderer.keep,
-        budgets=chosen.gaussians,
-        aim=_aim(chosen.optimize_poses, renderer),
-        anchors=chosen.anchors,
+        passes=protocol.Passes(steps, steps is not None, chosen.anchors),
+        drawn=protocol.Drawn(
+            renderer.keep, budgets=chosen.gaussians, aim=_aim(chosen.optimize_poses, renderer)
+        ),
     )
     measured = replace(experiment, model=Component(loaded.component, loaded.settings))
     return Method(
