@@ -15,6 +15,8 @@ from ..io.files import atomic, write_text
 from ..view.figures import Line, draw_panels
 from .series import METRICS
 
+GAUSSIANS = "Gaussians"
+
 
 @dataclass(frozen=True)
 class Point:
@@ -71,23 +73,21 @@ class Curve:
             draw_panels(folder / "sweep.png", panels, self.quantity, title)
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
-        shown = self.shown
-        head = ["model", self.quantity, *(METRICS[name][0] for name in shown)]
-        rows = [
-            [
-                point.model,
-                point.value,
-                *(
-                    f"{point.metrics[name]:.{METRICS[name][1]}f}" if name in point.metrics else "–"
-                    for name in shown
-                ),
-                "–" if point.gaussians is None else f"{point.gaussians:,.0f}",
-                str(point.scenes) if point.wanted in (None, point.scenes)
-                else f"{point.scenes} of {point.wanted}",
-            ]
-            for point in self.points
-        ]  # fmt: skip
-        return [*head, "Gaussians", "scenes"], rows
+        """Headings and lines; the number of Gaussians only where it is not what is varied."""
+        counted = [] if self.quantity == GAUSSIANS else [GAUSSIANS]
+        metrics = [METRICS[name][0] for name in self.shown]
+        rows = [self._cells_of(point, bool(counted)) for point in self.points]
+        return ["model", self.quantity, *metrics, *counted, "scenes"], rows
+
+    def _cells_of(self, point: Point, counted: bool) -> list[str]:
+        cells = [point.model, point.value]
+        for name in self.shown:
+            known = name in point.metrics
+            cells.append(f"{point.metrics[name]:.{METRICS[name][1]}f}" if known else "–")
+        if counted:
+            cells.append("–" if point.gaussians is None else f"{point.gaussians:,.0f}")
+        whole = point.wanted in (None, point.scenes)
+        return [*cells, str(point.scenes) if whole else f"{point.scenes} of {point.wanted}"]
 
     def _lines(self, metric: str) -> list[Line]:
         found = []

@@ -15,7 +15,7 @@ from ..contracts import dataset_traits
 from ..data import find_protocol, read_index, read_walks, vary_views, write_index
 from ..errors import UserError, count_of
 from ..evaluate.budget import budget_rows
-from ..evaluate.curve import Curve, Point
+from ..evaluate.curve import GAUSSIANS, Curve, Point
 from ..evaluate.journal import Journal
 from ..evaluate.noise import PoseNoise
 from ..evaluate.ranks import open_ranks
@@ -104,7 +104,7 @@ def over_sizes(experiment: Experiment, options: Options, sizes: Sequence[tuple[i
 def over_gaussians(experiment: Experiment, options: Options, counts: Sequence[int]) -> Plan:
     """Fewer Gaussians: one evaluation, whose prediction is reduced to each number."""
     setup = Setup("all", None, experiment, replace(options, gaussians=tuple(counts)))
-    return Plan("gaussians", "Gaussians", (setup,))
+    return Plan("gaussians", GAUSSIANS, (setup,))
 
 
 def over_pose_noise(
