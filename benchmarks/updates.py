@@ -329,4 +329,4 @@ def stepping(model: Any) -> Any:
     """The model as what is measured: drawn before the first step and after each."""
     from pmsplat.evaluate import protocol
 
-    return protocol.pipeline(model, scale_near=True, steps=STEPS, all_levels=True)
+    return protocol.pipeline(model, scale_near=True, passes=protocol.Passes(STEPS, True))

@@ -15,6 +15,7 @@ unknown key is an error that names the nearest valid one.
     loss=[photometric,pointmap]     several files of config/loss together
     teacher=vggt                    a file of config/teacher, for losses such as pointmap
     teacher=null                    no teacher
+    protocol=dl3dv-8v-n40           an evaluation protocol: its data, size and index
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import registry
+from .data import NamedProtocol, find_protocol
 from .errors import UserError
+from .io.chunks import is_remote
 from .train import optim
 from .train.settings import Component, Experiment, LossTerm, Renderer, TeacherSettings, Trainer
 
@@ -53,6 +56,7 @@ class _Run:
 
     seed: int = Experiment.seed
     output: str = Experiment.output
+    protocol: str | None = None
 
 
 def folder() -> Path:
@@ -92,6 +96,7 @@ def compose(overrides: Sequence[str]) -> Experiment:
             "quote values with spaces or brackets for the shell",
         ) from error
     # Sort them into YAML files, components without a file, and values.
+    protocol = _take_protocol(parsed)
     files, bare, values = [], {}, []
     for override in parsed:
         if override.is_sweep_override():
@@ -114,11 +119,14 @@ def compose(overrides: Sequence[str]) -> Experiment:
     tree = _compose_files(files) | bare
     for group in GROUPS:
         _expand_nested(tree, group)
+    chosen = "dataset" in bare or any(file.startswith("dataset=") for file in files)
+    _apply_protocol(tree, protocol, chosen)
     for override in values:
         _apply(tree, override)
         if isinstance(override.value(), str):
             _expand_nested(tree, override.key_or_group.partition(".")[0])
     tree = _resolve(tree)
+    _find_index(tree, protocol)
     name = next((f.partition("=")[2] for f in files if f.startswith("+experiment=")), "run")
     return _make_experiment(tree, name)
 
@@ -187,6 +195,43 @@ def _read_file(group: str, name: str) -> dict[str, Any]:
     return {str(key): value for key, value in file.items()}
 
 
+def _take_protocol(overrides: list[Override]) -> NamedProtocol | None:
+    """The evaluation protocol that the overrides name, the last one; they no longer have it."""
+    named = [override for override in overrides if override.key_or_group == "protocol"]
+    for override in named:
+        overrides.remove(override)
+    value = named[-1].value() if named and not named[-1].is_sweep_override() else None
+    return None if value is None else find_protocol(str(value))
+
+
+def _apply_protocol(tree: dict[str, Any], protocol: NamedProtocol | None, chosen: bool) -> None:
+    """The data, size and index of a protocol, in place of the experiment's.
+
+    A dataset that was `chosen` keeps its reader and its place: the protocol is then used on it.
+    """
+    if protocol is None:
+        return
+    dataset = tree.get("dataset")
+    assert isinstance(dataset, dict)
+    if not chosen:
+        if dataset.get("name") != protocol.data.reader:
+            tree["dataset"] = dataset = _read_file("dataset", protocol.data.reader)
+        dataset["root"] = protocol.data.root
+    dataset |= {"size": list(protocol.size), "index": None}
+    tree["protocol"] = protocol.name
+
+
+def _find_index(tree: dict[str, Any], protocol: NamedProtocol | None) -> None:
+    """The index of a protocol beside the data, unless another was given."""
+    dataset = tree["dataset"]
+    if (
+        protocol is not None
+        and dataset.get("index") is None
+        and isinstance(root := dataset.get("root"), str)
+    ):
+        dataset["index"] = str(protocol.find("." if is_remote(root) else root))
+
+
 def _resolve(tree: dict[str, Any]) -> dict[str, Any]:
     """Replaces every `${...}` by the value it refers to, overrides included."""
     try:
@@ -244,7 +289,9 @@ def _add_loss(tree: dict[str, Any], path: list[str]) -> dict[str, Any]:
 
 def _make_experiment(tree: dict[str, Any], name: str) -> Experiment:
     registry.check_keys(tree, [f.name for f in fields(Experiment) if f.name != "name"], "the run")
-    scalars = {key: tree[key] for key in ("seed", "output") if tree.get(key) is not None}
+    scalars = {
+        key: tree[key] for key in ("seed", "output", "protocol") if tree.get(key) is not None
+    }
     run = typed(_Run, {"output": f"outputs/{name}"} | scalars, "the run")
     return Experiment(
         name=name,
@@ -257,6 +304,7 @@ def _make_experiment(tree: dict[str, Any], name: str) -> Experiment:
         trainer=typed(Trainer, _mapping("trainer", tree.get("trainer")), "trainer"),
         seed=run.seed,
         output=run.output,
+        protocol=run.protocol,
     )
 
 

@@ -310,7 +310,8 @@ class Dataset(Protocol):
     Optional: the fields of `DatasetTraits`, the parts of `CachingDataset`, and `skips` of a stream
     (`pmsplat.data.Skips`), which says what scenes are left out. What `evaluation` returns may share
     its scenes among the ranks of torchrun; it then has `keys`, the names of all scenes in order,
-    and `without`, which gives the same without some of them.
+    and `without`, which gives the same without some of them. `listed` (`pmsplat.data.Listed`) is
+    what its index names besides.
     """
 
     def train(
@@ -380,6 +381,11 @@ def list_skips(scenes: Any) -> list[Any]:
     `skips`."""
     skips = getattr(scenes, "skips", None)
     return [] if skips is None else skips.take()
+
+
+def get_listed(scenes: Any) -> Any | None:
+    """The `pmsplat.data.Listed` of an evaluation: what its index lists beside; None without one."""
+    return getattr(scenes, "listed", None)
 
 
 def without_scenes(scenes: Any, done: Collection[str]) -> Iterable[Batch]:

@@ -10,6 +10,11 @@ def name_some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun: "1 chunk", "2,500 scenes"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 class UserError(ValueError):
     """An error caused by user input: what was given, what is wanted, what to do.
 

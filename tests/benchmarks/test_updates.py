@@ -28,7 +28,7 @@ def test_a_small_run(
     data = registry.build("data", run.dataset.name, run.dataset.settings)
     model = load(plan.folder("resplat", 1, 0) / "model.safetensors").eval()
     for steps in (0, updates.STEPS):
-        pipeline = protocol.pipeline(model, scale_near=True, steps=steps)
+        pipeline = protocol.pipeline(model, scale_near=True, passes=protocol.Passes(steps))
         means = protocol.evaluate(pipeline, data.evaluation()).means
         assert figures["psnr"][steps] == pytest.approx(means["psnr"], abs=1e-3)
     # Both rates start from the same Gaussians, and Adam lowers the error

@@ -99,7 +99,7 @@ def test_convert_tells_a_damaged_photo(
     assert "1.png cannot be read as an image" in capsys.readouterr().err
     assert not (tmp_path / "test").exists()
     assert run("convert", photos, tmp_path / "test") == 0  # with the other one
-    assert "1 photos in" in capsys.readouterr().out
+    assert "1 photo in" in capsys.readouterr().out
 
 
 def test_synthetic_is_ready_to_train_and_evaluate(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_index_of_a_dataset_and_within_another(
     assert run("index", tmp_path, out, "--gap", "6", "--targets", "2") == 0
     index = read_index(out)
     assert list(index) == ["a", "c"] and len(index["a"].target) == 2
-    assert "2 scenes" in (said := capsys.readouterr().out) and "1 others" in said
+    assert "2 scenes" in (said := capsys.readouterr().out) and "1 other of" in said
     assert run("index", tmp_path, out, "--gap", "50") == 2
     assert "no scene has more than 50 frames, the longest 12" in capsys.readouterr().err
     entry = {"context": [0, 2], "target": [1]}
@@ -196,7 +196,7 @@ def test_index_of_views_far_apart(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--every without --spread" in capsys.readouterr().err
     for frames, short in (("12", False), ("13", True)):
         assert run("index", tmp_path, out, "--spread", frames, "--context", "3") == 0
-        assert (f"1 of the scenes have fewer than {frames}" in capsys.readouterr().out) == short
+        assert (f"1 of the scenes has fewer than {frames}" in capsys.readouterr().out) == short
 
 
 @pytest.mark.parametrize(

@@ -317,9 +317,14 @@ def test_an_index_of_other_data_is_told(tmp_path: Path) -> None:
     dataset = ChunkDataset(str(tmp_path), RECIPE, str(path))
     with pytest.raises(UserError, match="there is no evaluation index"):
         dataset.evaluation()
-    write_index(path, {"a": Frames((0, 1), (2,)), "x": Frames((0, 1), (2,))})
-    with pytest.raises(UserError, match=r"names 1 of 2 scenes .* 'x' first"):
+    write_index(path, {"x": Frames((0, 1), (2,)), "y": Frames((0, 1), (2,))})
+    with pytest.raises(UserError, match=r"names 2 scenes, none of which .* 'x' first"):
         dataset.evaluation()
+    write_index(path, {"a": Frames((0, 1), (2,)), "x": Frames((0, 1), (2,))}, null=["n"])
+    stream = dataset.evaluation(limit=1)
+    listed = stream.listed
+    assert stream.keys == ["a"] and listed.entries == 3
+    assert (listed.null, listed.missing, listed.beyond) == (1, ("x",), 0)
     write_index(path, {"a": Frames((0, 1), (2,)), "b": Frames((0, 1), (7,))})
     with pytest.raises(UserError, match="frame 7 of scene 'b'; wanted a frame from 0 to 4"):
         list(dataset.evaluation())

@@ -36,7 +36,9 @@ def test_more_than_there_are_is_refused(generator: torch.Generator) -> None:
     wanted = r"`gaussians=51` for a scene of 50 Gaussians.*leave out 51"
     with pytest.raises(UserError, match=wanted):
         reduce_gaussians(random_gaussians(50, generator), 51)
-    run = protocol.pipeline(encoder_of(random_gaussians(50, generator)), "cpu", budgets=(51,))
+    run = protocol.pipeline(
+        encoder_of(random_gaussians(50, generator)), "cpu", drawn=protocol.Drawn(budgets=(51,))
+    )
     with pytest.raises(UserError, match=wanted):
         protocol.evaluate(run, [scene("a", 2, generator)])
 
@@ -44,7 +46,7 @@ def test_more_than_there_are_is_refused(generator: torch.Generator) -> None:
 def test_each_budget_is_drawn_and_measured_as_by_hand(generator: torch.Generator) -> None:
     gaussians, batch = random_gaussians(60, generator), scene("a", 2, generator)
     model = encoder_of(gaussians)
-    run = protocol.pipeline(model, "reference", budgets=(40, 7))
+    run = protocol.pipeline(model, "reference", drawn=protocol.Drawn(budgets=(40, 7)))
     plain = protocol.evaluate(protocol.pipeline(model, "reference"), [batch]).rows[0].values
     values = protocol.evaluate(run, [batch]).rows[0].values
     assert values["gaussians"] == 60
@@ -61,7 +63,9 @@ def test_each_budget_is_drawn_and_measured_as_by_hand(generator: torch.Generator
 
 def test_budgets_are_of_the_share_that_is_kept(generator: torch.Generator) -> None:
     gaussians, batch = random_gaussians(60, generator), scene("a", 2, generator)
-    run = protocol.pipeline(encoder_of(gaussians), "reference", keep=0.5, budgets=(10,))
+    run = protocol.pipeline(
+        encoder_of(gaussians), "reference", drawn=protocol.Drawn(0.5, budgets=(10,))
+    )
     ranked = gaussians.opacities[0].argsort(descending=True)[:30].sort().values
     half = gaussians.map(lambda x: x[:, ranked])
     wanted = rasterize(reduce_gaussians(half, 10), batch.target.cameras, SIZE, "reference")
@@ -75,11 +79,16 @@ def test_an_encoder_of_depth_alone_has_nothing_to_reduce(generator: torch.Genera
         return Prediction((torch.ones(1, 2, *SIZE),), ())
 
     batch = scene("a", 1, generator)
-    assert protocol.pipeline(model, "reference", budgets=(10,))(batch).reduced == ()
+    assert (
+        protocol.pipeline(model, "reference", drawn=protocol.Drawn(budgets=(10,)))(batch).reduced
+        == ()
+    )
 
 
 def test_reduced_renderings_are_part_of_the_bundle(generator: torch.Generator) -> None:
-    run = protocol.pipeline(encoder_of(random_gaussians(20, generator)), "reference", budgets=(5,))
+    run = protocol.pipeline(
+        encoder_of(random_gaussians(20, generator)), "reference", drawn=protocol.Drawn(budgets=(5,))
+    )
     step = run(scene("a", 1, generator)).to(torch.float64)
     assert step.reduced[0].rendering.color.dtype == torch.float64
     assert replace(step.reduced[0], of=3).budget == 5

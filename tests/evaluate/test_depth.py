@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pmsplat.evaluate.depth import depth_metrics, median_scale
+from pmsplat.evaluate.depth import aligned_depths, depth_metrics, median_scale
 
 
 def test_a_constant_factor_has_a_closed_form() -> None:
@@ -40,3 +40,20 @@ def test_median_scale_undoes_a_factor(generator: torch.Generator) -> None:
     truth[0], depth[1] = 0, 0
     factor = median_scale(depth, truth)
     assert depth_metrics(depth[2:] * factor, truth[2:]).abs_rel < 1e-6
+
+
+def test_alignments_undo_what_they_allow(generator: torch.Generator) -> None:
+    """A factor of each map by the median; scale and shift of inverse depth by least squares."""
+    truth = 1 + 4 * torch.rand(3, 12, 16, generator=generator, dtype=torch.float64)
+    truth[:, 0] = 0  # not known
+    factors = torch.tensor([0.5, 3.0, 1.0])[:, None, None]
+    assert depth_metrics(aligned_depths(factors * truth, truth)["median"], truth).abs_rel < 1e-12
+    inverse = 0.25 / truth.clamp_min(0.5) + 0.125
+    found = aligned_depths(1 / inverse, truth)
+    assert depth_metrics(found["affine"], truth).abs_rel < 1e-12
+    assert depth_metrics(found["median"], truth).abs_rel > 0.05
+    blank = torch.zeros_like(truth)
+    assert all(torch.equal(x, blank) for x in aligned_depths(blank, truth).values())
+    flat = aligned_depths(torch.ones_like(truth), truth)["affine"][:, 1:]
+    mean = 1 / (1 / truth[:, 1:]).mean(dim=(1, 2))
+    torch.testing.assert_close(flat, mean[:, None, None].expand_as(flat))

@@ -69,7 +69,7 @@ def test_optimized_targets_beat_fitted_ones(scenes: list[Batch]) -> None:
     ):
         assert protocol_.name == name
         batches = protocol_.scenes(scenes, CPU)
-        run = protocol.pipeline(Sweep(), "cpu", scale_near=True, aim=aimed)
+        run = protocol.pipeline(Sweep(), "cpu", scale_near=True, drawn=protocol.Drawn(aim=aimed))
         result = protocol.evaluate(run, batches, known=batches.errors)
         psnr[name] = result.means["psnr"]
         assert ("auc_5" in result.means) == (name != "given")

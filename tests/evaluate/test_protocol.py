@@ -105,7 +105,7 @@ def test_geometry_is_measured_if_asked(generator: torch.Generator) -> None:
     plain = protocol.evaluate(off_by(0.1), [batch]).means
     assert not set(plain) & set(report.GEOMETRY)
     found = protocol.evaluate(off_by(0.1), [batch], geometry=True).means
-    assert set(found) <= set(report.COLUMNS) | set(report.GEOMETRY)
+    assert set(found) <= {*report.COLUMNS, *report.ALIGNED, *report.GEOMETRY}
     assert found["edge_abs_rel"] == pytest.approx(1)  # twice the depth, everywhere
     assert found["points"] == found["true_points"] == 2 * 16 * 20
     with pytest.raises(UserError, match=r"no true depth in scene 'without'.*leave out `geometry`"):
@@ -122,7 +122,8 @@ def depth_alone(batch: Batch) -> StepOutput:
 def test_a_model_that_predicts_depth_alone_is_measured_by_depth(generator: torch.Generator) -> None:
     batches = [scene("without", 1, generator), scene("with", 1, generator, depth=True)]
     result = protocol.evaluate(depth_alone, batches)
-    assert [set(row.values) for row in result.rows] == [set(), {"abs_rel", "rmse", "delta1"}]
+    known = {"abs_rel", "rmse", "delta1", *report.ALIGNED}
+    assert [set(row.values) for row in result.rows] == [set(), known]
     assert result.means["abs_rel"] == pytest.approx(0.1, rel=1e-5)
     assert result.means["delta1"] == 1.0
 
@@ -165,7 +166,7 @@ def test_only_the_most_opaque_share_is_drawn_and_losses_see_all(generator: torch
     def model(views: Views) -> Prediction:
         return Prediction((depth, depth), (coarse, fine))
 
-    step = protocol.pipeline(model, "reference", keep=0.25)(batch)
+    step = protocol.pipeline(model, "reference", drawn=protocol.Drawn(0.25))(batch)
     assert step.prediction.gaussians == (coarse, fine)
     for gaussians, rendering in zip((coarse, fine), step.renderings, strict=True):
         least = gaussians.opacities[0].sort().values[-5]
@@ -208,13 +209,13 @@ def a_result() -> Result:
     return Result(rows, ("The LPIPS column is left out: no weights.",))
 
 
-def test_table_shows_means_dashes_and_notes() -> None:
+def test_table_shows_means_and_dashes() -> None:
     other = Result([Row("a", 1, {"psnr": 10.0})])
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(report.table({"ours": a_result(), "copy": other}, "results"))
     text = console.export_text()
     assert "25.00" in text and "10.00" in text and "0.250" in text and "–" in text
-    assert "LPIPS column is left out" in text
+    assert "left out" not in text  # it is told before scenes are measured
 
 
 def test_geometry_has_a_table_of_its_own() -> None:

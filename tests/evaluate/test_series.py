@@ -52,7 +52,7 @@ def psnr(image: Tensor, target: Tensor) -> float:
 
 def test_every_step_in_the_frame_of_the_middle_view_as_by_hand(generator: torch.Generator) -> None:
     model, batch = stepped(generator, near=None), a_batch(generator)
-    run = protocol.pipeline(model, "reference", steps=3, all_levels=True)
+    run = protocol.pipeline(model, "reference", passes=protocol.Passes(3, True))
     (row,) = protocol.evaluate(run, [batch], each_step=True).rows
     seen = align(batch)
     for step in range(4):

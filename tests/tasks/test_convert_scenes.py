@@ -317,7 +317,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().out
     assert "2 scenes converted, 0 there before, 1 dropped" in said
     assert "1 dropped, c first: no cameras" in said and "conversion.json" in said
-    assert "different sizes: 8x12 (1 scenes), 16x24 (1 scenes)" in said
+    assert "different sizes: 8x12 (1 scene), 16x24 (1 scene)" in said
     assert main([*arguments, "--size", "6x8"]) == 2
     assert "holds scenes converted with" in capsys.readouterr().err
     assert main([*arguments, "--scene", "x"]) == 2

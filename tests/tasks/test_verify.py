@@ -343,7 +343,7 @@ def test_the_command_prints_each_trouble_once(
     shown = capsys.readouterr()
     assert shown.out.count("cameras that are not finite") == 1
     assert shown.out.count("photos of 24x32") == 1
-    assert "2 chunks, 4 scenes: 3 can be used" in shown.out and "1 are left out" in shown.out
+    assert "2 chunks, 4 scenes: 3 can be used" in shown.out and "1 is left out" in shown.out
     assert "1 of 4 scenes cannot be used; wanted" in shown.err
     write(tmp_path / "test", [scene("a", 3)], [scene("b", 4)])
     assert main(["data", "verify", str(tmp_path / "test"), "--jobs", "1"]) == 0

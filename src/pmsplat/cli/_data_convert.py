@@ -76,6 +76,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _convert_one(arguments: argparse.Namespace) -> None:
     from ..data import to_chunk_scene
+    from ..errors import count_of
     from ..io.chunks import append, check_new
     from ..scene import open_scene
 
@@ -87,7 +88,7 @@ def _convert_one(arguments: argparse.Namespace) -> None:
     indices = range(0, len(scene), arguments.every)
     converted = to_chunk_scene(scene, key, arguments.size, indices, shown.track)
     chunk = append(arguments.output, [converted])
-    output().print(f"scene {key!r}: {len(converted)} photos in {chunk}")
+    output().print(f"scene {key!r}: {count_of(len(converted), 'photo')} in {chunk}")
 
 
 def _convert_many(arguments: argparse.Namespace) -> None:
@@ -105,22 +106,28 @@ def _convert_many(arguments: argparse.Namespace) -> None:
 
 
 def _show(summary: "Summary") -> None:
+    from ..errors import count_of
+
     def say(text: str) -> None:
         output().print(text, soft_wrap=True, markup=False)
 
     say(
-        f"{summary.converted} scenes converted, {summary.found} there before, "
-        f"{len(summary.dropped)} dropped: {summary.photos} photos in {summary.chunks} chunks."
+        f"{count_of(summary.converted, 'scene')} converted, {summary.found} there before, "
+        f"{len(summary.dropped)} dropped: {count_of(summary.photos, 'photo')} in "
+        f"{count_of(summary.chunks, 'chunk')}."
     )
     reasons = Counter(summary.dropped.values()).most_common()
     for reason, count in reasons[:_REASONS]:
         first = next(key for key, why in summary.dropped.items() if why == reason)
         say(f"  {count} dropped, {first} first: {reason}")
     if len(reasons) > _REASONS:
-        say(f"  and others for {len(reasons) - _REASONS} more reasons")
+        say(f"  and others for {count_of(len(reasons) - _REASONS, 'more reason')}")
     if summary.left_out:
-        say(f"{summary.left_out} photos that scenes lack or that cannot be used are left out.")
+        photos, verb = count_of(summary.left_out, "photo"), "is" if summary.left_out == 1 else "are"
+        say(f"{photos} {verb} left out, which scenes lack or which cannot be used.")
     if len(summary.sizes) > 1:
-        sizes = ", ".join(f"{h}x{w} ({count} scenes)" for (h, w), count in summary.sizes.items())
+        sizes = ", ".join(
+            f"{h}x{w} ({count_of(count, 'scene')})" for (h, w), count in summary.sizes.items()
+        )
         say(f"The photos have different sizes: {sizes}. One size for all: --size HxW.")
     say(f"All scenes, dropped ones with their reasons: {summary.record}")

@@ -10,7 +10,7 @@ from ._shared import output, terminal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..data import Index
+    from ..data import Index, NamedProtocol
     from ..io.chunks import Split
 
 
@@ -31,7 +31,22 @@ def add_index(verbs: Any) -> None:
     """The action and its options."""
     index = verbs.add_parser("index", help="an evaluation index")
     index.add_argument("root", help="a dataset (its test split is taken) or a split")
-    index.add_argument("output", type=Path, help="the JSON file to write")
+    index.add_argument(
+        "output",
+        type=Path,
+        nargs="?",
+        help="the JSON file to write (default, with --protocol: where it is looked for)",
+    )
+    index.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="frames as this protocol has them (`pmsplat data protocols` lists all)",
+    )
+    index.add_argument(
+        "--fetch",
+        action="store_true",
+        help="with --protocol: get the authors' file from where it is published",
+    )
     index.add_argument(
         "--gap", type=int, metavar="N", help="frames from first to last context view (default: 8)"
     )
@@ -63,29 +78,135 @@ def add_index(verbs: Any) -> None:
         type=Path,
         metavar="INDEX",
         help="copy this index, dropping scenes that the data lacks; "
-        "cannot be combined with the options above",
+        "of the options above goes with --protocol alone",
     )
     index.set_defaults(action=_index)
 
 
+def add_protocols(verbs: Any) -> None:
+    """The list of protocols."""
+    protocols = verbs.add_parser("protocols", help="evaluation protocols by name")
+    protocols.set_defaults(action=_list_protocols)
+
+
+def _list_protocols(arguments: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from ..data import PROTOCOLS
+
+    headings = ("protocol", "data", "views", "size", "scenes", "context; targets", "reported by")
+    table = Table(*headings)
+    for one in PROTOCOLS.values():
+        made = one.said if not one.why else f"{one.said} *"
+        size, scenes = "x".join(map(str, one.size)), str(one.scenes or "")
+        table.add_row(one.name, one.data.name, str(one.views), size, scenes, made, one.used)
+    table.caption = "* `data index --protocol` says why the frames are not the authors' own"
+    output().print(table)
+
+
 def _index(arguments: argparse.Namespace) -> None:
     from ..data import check_scenes, read_index, write_index
+    from ..errors import UserError, count_of
 
+    if arguments.protocol:
+        _protocol_index(arguments)
+        return
+    if arguments.fetch:
+        raise UserError("--fetch without --protocol", "both", "leave --fetch out")
+    if arguments.output is None:
+        raise UserError("no file to write", "ROOT OUT.json", "name the file after the data")
     if arguments.within:
         wanted = "the frames of that index as they are, or new ones"
         _refuse(arguments, _NEW_FRAMES, "with --within", wanted)
     split = _split(arguments.root)
     if arguments.within:
         index = read_index(arguments.within)
+        check_scenes(index, split, arguments.within)
         known = split.chunk_of
         index = {key: frames for key, frames in index.items() if key in known}
     else:
         index = _new_index(arguments, split)
-    check_scenes(index, split, arguments.output)
     write_index(arguments.output, index)
     left = len(split.chunk_of) - len(index)
-    out = f"; {left} others of {arguments.root} are left out" if left else ""
-    output().print(f"{len(index)} scenes in {arguments.output}{out}", soft_wrap=True)
+    out = f"; {_left_out(left, arguments.root)}" if left else ""
+    said = count_of(len(index), "scene")
+    output().print(f"{said} in {arguments.output}{out}", soft_wrap=True)
+
+
+def _left_out(count: int, root: str) -> str:
+    noun, verb = ("other", "is") if count == 1 else ("others", "are")
+    return f"{count} {noun} of {root} {verb} left out"
+
+
+def _protocol_index(arguments: argparse.Namespace) -> None:
+    """The index of a protocol: the authors', or of the cameras of the data."""
+    from ..data import check_scenes, find_protocol, read_listing, read_walks, write_index
+    from ..errors import UserError, count_of
+
+    _refuse(arguments, _NEW_FRAMES, "with --protocol", "the frames of the protocol, or others")
+    protocol, given = find_protocol(arguments.protocol), arguments.within
+    split = _split(arguments.root)
+    root = _beside(arguments.root)
+    path = arguments.output or protocol.places(root)[-1]
+    if arguments.fetch:
+        given = _fetch(protocol, root)
+    null: list[str] = []
+    if given:
+        index = protocol.choose(read_listing(given), given)
+        check_scenes(index, split, given)
+        index = {key: frames for key, frames in index.items() if key in split.chunk_of}
+    elif protocol.rule is None:
+        raise UserError(
+            f"--protocol {protocol.name}, whose frames cannot be made again: {protocol.why}",
+            "the authors' file",
+            "add --fetch, or --within FILE",
+        )
+    else:
+        walks = read_walks(split, track=terminal().track)
+        index = protocol.rule(walks)
+        null = [key for key in walks if key not in index]
+    write_index(path, index, null)
+    left = len(split.chunk_of) - len(index)
+    said = [f"{count_of(len(index), 'scene')} in {path}"]
+    said += [_left_out(left, arguments.root)] if left else []
+    said += [f"of the authors' {protocol.scenes:,}"] if given and protocol.scenes else []
+    if not given and protocol.why:
+        said.append(f"not the authors' frames, as {protocol.why}")
+    output().print("; ".join(said), soft_wrap=True)
+
+
+def _fetch(protocol: "NamedProtocol", root: Path) -> Path:
+    """The authors' file, beside the data; UserError where it is another than was published."""
+    from ..data import read_listing
+    from ..errors import UserError
+    from ..io.addresses import fetch_file
+
+    if protocol.url is None:
+        raise UserError(
+            f"--fetch for {protocol.name}, of which no file is published",
+            "a protocol of a published file",
+            "leave --fetch out: the frames follow from the cameras",
+        )
+    path = Path(root, protocol.file if protocol.bucket is None else f"authors_{protocol.file}")
+    if not path.is_file():
+        fetch_file(protocol.url, path)
+    index = protocol.choose(read_listing(path), path)
+    if protocol.is_official(index) is False:
+        raise UserError(
+            f"{path} has other frames than {protocol.name} had when it was published",
+            f"the file of {protocol.url}",
+            "remove it, or measure by it as an index of your own (dataset.index)",
+        )
+    return path
+
+
+def _beside(root: str) -> Path:
+    """Where an index of some data is looked for: its root; of data far away, the working folder."""
+    from ..io import chunks
+
+    if chunks.is_remote(root):
+        return Path()
+    return Path(root).parent if (Path(root) / chunks.INDEX).is_file() else Path(root)
 
 
 def _new_index(arguments: argparse.Namespace, split: "Split") -> "Index":
@@ -125,8 +246,9 @@ def _spread_index(arguments: argparse.Namespace, split: "Split") -> "Index":
         targets = 3 if arguments.targets is None else arguments.targets
         index = make_spread_index(centers, first, views, targets)
     if short := sum(len(centers[key]) < first for key in index):
+        have = "has" if short == 1 else "have"
         output().print(
-            f"{short} of the scenes have fewer than {first} frames: all of theirs are used"
+            f"{short} of the scenes {have} fewer than {first} frames: all of theirs are used"
         )
     return index
 
@@ -142,12 +264,10 @@ def _refuse(arguments: argparse.Namespace, options: Iterable[str], where: str, w
 
 def _centers(split: "Split") -> "dict[str, Tensor]":
     """The camera centers of every usable scene, in the order of the index."""
-    centers = {}
-    for name in terminal().track(list(split.keys), "reading chunks", len(split.keys)):
-        scenes = split.chunk(name).scenes
-        known = (key for key in split.keys[name] if key in scenes)
-        centers |= {key: scenes[key].c2w[:, :3, 3].clone() for key in known}
-    return centers
+    from ..data import read_walks
+
+    walks = read_walks(split, track=terminal().track)
+    return {key: cameras.c2w[0, :, :3, 3] for key, cameras in walks.items()}
 
 
 def _split(root: str) -> "Split":

@@ -39,7 +39,7 @@ def add_verify(verbs: Any) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from ..errors import UserError
+    from ..errors import UserError, count_of
     from ..tasks.verify import verify
 
     shown = terminal(arguments)
@@ -49,7 +49,8 @@ def _verify(arguments: argparse.Namespace) -> None:
     if broken := [split for split in splits if not split.is_whole]:
         unused, scenes = (sum(s.scenes - s.whole for s in broken), sum(s.scenes for s in splits))
         raise UserError(
-            f"{arguments.path} has troubles: {unused} of {scenes} scenes cannot be used",
+            f"{arguments.path} has troubles: {unused} of {count_of(scenes, 'scene')} cannot be "
+            "used",
             "every scene whole and in the index",
             _remedy(broken),
         )
@@ -64,7 +65,7 @@ def _remedy(broken: "list[Verified]") -> str:
 def _show(split: "Verified") -> None:
     from rich.table import Table
 
-    from ..errors import name_some
+    from ..errors import count_of, name_some
 
     if split.rows:
         table = Table("found in " + str(split.folder), "scenes", "which", "")
@@ -73,12 +74,18 @@ def _show(split: "Verified") -> None:
             effect = "used" if row.used else "left out"
             table.add_row(row.reason, count, name_some(row.names), effect)
         output().print(table)
-    sizes = ", ".join(f"{h}x{w} ({count} scenes)" for (h, w), count in split.sizes.items())
-    known = f" {split.found} chunks have not changed since they were looked at." * bool(split.found)
+    sizes = ", ".join(
+        f"{h}x{w} ({count_of(count, 'scene')})" for (h, w), count in split.sizes.items()
+    )
+    unused, known = split.scenes - split.whole, ""
+    if split.found:
+        verb = "has" if split.found == 1 else "have"
+        known = f" {count_of(split.found, 'chunk')} {verb} not changed since the last look."
     output().print(
-        f"{split.folder}: {split.chunks} chunks, {split.scenes} scenes: {split.whole} can be used, "
-        f"with {split.photos} photos{' of ' + sizes if sizes else ''}; "
-        f"{split.scenes - split.whole} are left out.{known}",
+        f"{split.folder}: {count_of(split.chunks, 'chunk')}, {count_of(split.scenes, 'scene')}: "
+        f"{split.whole} can be used, with {count_of(split.photos, 'photo')}"
+        f"{' of ' + sizes if sizes else ''}; {unused} {'is' if unused == 1 else 'are'} left out."
+        f"{known}",
         soft_wrap=True,
     )
     for note in split.notes:

@@ -162,6 +162,26 @@ def counts(text: str) -> tuple[int, ...]:
     return _whole_numbers(text, "whole numbers with commas, such as 100000,50000")
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """0,2.5,10: numbers from 0 on, as an option has them."""
+    if not re.fullmatch(r"\d+(\.\d+)?(,\d+(\.\d+)?)*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted numbers with commas, such as 0,2.5,10")
+    return tuple(map(float, text.split(",")))
+
+
+def pose_noise(text: str) -> tuple[float, ...]:
+    """5 or 5,0.05: degrees, and a share of the longest baseline, as an option has them."""
+    found = numbers(text)
+    if len(found) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted DEGREES or DEGREES,SHARE, as 5,0.05")
+    return found
+
+
+def sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """256x448,512x960: several of (height, width), as an option has them."""
+    return tuple(size(part) for part in text.split(","))
+
+
 def _whole_numbers(text: str, wanted: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r}; wanted {wanted}")

@@ -15,6 +15,10 @@ pmsplat data index datasets/re10k out.json --gap 75 --outside 30 --targets 20 --
     one whose targets all lie outside the context views, by up to 30 frames
 pmsplat data index datasets/dl3dv out.json --spread 40 --context 8 --targets 8
     one of the first 40 frames: context views far apart in space, as ReSplat's evaluation has them
+pmsplat data protocols
+    the evaluation protocols in use, by name
+pmsplat data index datasets/dl3dv --protocol dl3dv-8v-n40
+    the index of one of them, for `pmsplat evaluate … protocol=dl3dv-8v-n40`
 pmsplat data verify datasets/re10k
     every byte, photo and camera of a split, or of all splits; writes down what training leaves out
 pmsplat data inspect datasets/re10k --output re10k.html
@@ -30,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from ._data_convert import add_convert
 from ._data_fetch import add_fetch
-from ._data_index import add_index
+from ._data_index import add_index, add_protocols
 from ._data_inspect import add_inspect
 from ._data_verify import add_verify
 from ._shared import add_photos, output, photo_options, size, terminal
@@ -59,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     synthetic.set_defaults(action=_synthetic)
 
     add_index(verbs)
+    add_protocols(verbs)
     add_verify(verbs)
     add_inspect(verbs)
 

@@ -4,11 +4,18 @@
     pmsplat evaluate +experiment=re10k_small --model outputs/re10k_small/model.safetensors
     pmsplat evaluate +experiment=re10k_small --model depthsplat-gs-small-re10k-256x256-view2
 
-The experiment says which data and renderer; overrides as in `pmsplat train`. PSNR, SSIM and LPIPS
-(VGG-16) are averaged over the targets of a scene, then over scenes, as in the published tables;
-depth is measured where the data has it, and alone where the model predicts nothing else. Without
-its weights LPIPS is skipped, with a message. Where an index has targets between the context views
-and outside them, PSNR is also given for each group.
+The experiment says which data and renderer; overrides as in `pmsplat train`. protocol=NAME takes
+data, size and index of an evaluation that people report (`pmsplat data protocols` lists them):
+
+    pmsplat evaluate +experiment=re10k_small protocol=acid-2v \\
+        --model depthsplat-gs-small-re10k-256x256-view2
+
+Scenes of the index that are null, missing or damaged are counted, and the rest is measured.
+
+PSNR, SSIM and LPIPS (VGG-16) are averaged over the targets of a scene, then over scenes, as in the
+published tables; depth is measured where the data has it, and alone where the model predicts
+nothing else. Without its weights LPIPS is skipped, with a message. Where an index has targets
+between the context views and outside them, PSNR is also given for each group.
 
 A model that works in steps is measured before the first and after each of them; --steps sets how
 many it takes. A model that gathers views in anchors does so in as many as it was trained for, or as
@@ -58,11 +65,12 @@ Processes share the scenes where torchrun starts them:
 import argparse
 from typing import TYPE_CHECKING
 
-from ._shared import add_device, add_graph, add_passes, counts, output, terminal
+from ._shared import add_device, add_graph, add_passes, counts, output, pose_noise, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..evaluate.noise import PoseNoise
     from ..tasks.evaluate import Comparison, Evaluation
 
 
@@ -106,9 +114,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="with --poses: steps that move the cameras of the targets (default: 0, the fit alone)",
     )
+    parser.add_argument(
+        "--pose-noise",
+        type=pose_noise,
+        metavar="DEG[,SHARE]",
+        help="turn the context cameras by so many degrees, and move them by a share of the longest "
+        "distance between two",
+    )
     parser.add_argument("--output", help="folder (default: OUTPUT/evaluation)")
     parser.add_argument(
         "--report", metavar="DIR", help="folder of a page with charts and pictures of all results"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="stop where a scene of the index cannot be measured"
     )
     parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
     add_device(parser)
@@ -136,6 +154,8 @@ def run(arguments: argparse.Namespace) -> None:
         poses=arguments.poses,
         optimize_poses=arguments.optimize_poses,
         report=arguments.report,
+        strict=arguments.strict,
+        pose_noise=_make_noise(arguments.pose_noise),
     )
     models, folder = arguments.model or [], arguments.output
     if len(models) > 1:
@@ -162,6 +182,15 @@ def run(arguments: argparse.Namespace) -> None:
         _print_evaluation(console, found, experiment.name)
 
 
+def _make_noise(given: tuple[float, ...] | None) -> "PoseNoise | None":
+    from ..evaluate.noise import PoseNoise
+
+    if given is None:
+        return None
+    degrees, shift = (*given, 0.0)[:2]
+    return PoseNoise(degrees, shift)
+
+
 def _print_comparison(console: "Console", found: "Comparison", title: str) -> None:
     """A table of all, then how each differs from the first, and what each takes."""
     from ..evaluate import compare, report
@@ -172,7 +201,7 @@ def _print_comparison(console: "Console", found: "Comparison", title: str) -> No
         if differences:
             console.print(compare.difference_table(differences))
     for one in found.evaluations:
-        console.print(f"{one.name}: {_describe_time(one)}", soft_wrap=True)
+        console.print(f"{one.name}: {_describe_coverage(one)}{_describe_time(one)}", soft_wrap=True)
     console.print(f"written to {found.folder}", soft_wrap=True)
 
 
@@ -192,16 +221,26 @@ def _print_evaluation(console: "Console", found: "Evaluation", title: str) -> No
         console.print(table)
     if table := BUDGETS.table(budget_rows(means), "with fewer Gaussians"):
         console.print(table)
+    if not means.keys().isdisjoint(report.ALIGNED):
+        console.print(report.table(found.results, "depth, aligned", report.ALIGNED))
     if not means.keys().isdisjoint(report.GEOMETRY):
         console.print(report.table(found.results, "geometry, in scene units", report.GEOMETRY))
     time = _describe_time(found)
-    console.print(f"per scene: {time}; written to {found.folder}", soft_wrap=True)
+    console.print(
+        f"{_describe_coverage(found)}per scene: {time}; written to {found.folder}", soft_wrap=True
+    )
 
 
 def _name_protocol(title: str, protocol: str) -> str:
     from ..evaluate.fitted import GIVEN
 
     return title if protocol == GIVEN else f"{title}, {protocol} poses"
+
+
+def _describe_coverage(found: "Evaluation") -> str:
+    """How many scenes of the index were measured."""
+    coverage = found.model.coverage
+    return "" if coverage is None else f"{coverage.said}; "
 
 
 def _describe_time(found: "Evaluation") -> str:

@@ -6,15 +6,22 @@ from ._dataset import ChunkDataset, no_usable_scene, pair
 from ._examine import ChunkFacts, SceneFacts, examine_chunk, find_fault, find_remarks, share_photos
 from ._index import (
     Index,
+    Listed,
+    Listing,
     check_scenes,
+    hash_frames,
+    make_even_index,
     make_index,
     make_outside_index,
+    make_path_index,
     make_regular_index,
     make_spread_index,
     read_index,
+    read_listing,
+    vary_views,
     write_index,
 )
-from ._order import rank_of_ranks
+from ._order import make_generator, rank_of_ranks
 from ._pointmaps import (
     CacheKey,
     CacheReader,
@@ -27,11 +34,14 @@ from ._pointmaps import (
     WindowPointmap,
     write_pointmaps,
 )
+from ._protocols import PROTOCOLS, NamedProtocol, find_protocol, recognize
 from ._sampling import Bounded, Frames, Gap, Sampler, Spread
 from ._skips import Skip, Skips
+from ._walks import read_walks
 from ._windows import Snapped, Windows
 
 __all__ = [
+    "PROTOCOLS",
     "Bounded",
     "CacheKey",
     "CacheReader",
@@ -41,7 +51,10 @@ __all__ = [
     "Frames",
     "Gap",
     "Index",
+    "Listed",
+    "Listing",
     "MissingPointmaps",
+    "NamedProtocol",
     "PointmapCache",
     "Poses",
     "Recipe",
@@ -61,18 +74,27 @@ __all__ = [
     "collate",
     "examine_chunk",
     "find_fault",
+    "find_protocol",
     "find_remarks",
+    "hash_frames",
     "make_batch",
+    "make_even_index",
+    "make_generator",
     "make_index",
     "make_outside_index",
+    "make_path_index",
     "make_regular_index",
     "make_spread_index",
     "no_usable_scene",
     "pair",
     "rank_of_ranks",
     "read_index",
+    "read_listing",
+    "read_walks",
+    "recognize",
     "share_photos",
     "to_chunk_scene",
+    "vary_views",
     "write_index",
     "write_pointmaps",
 ]

@@ -32,7 +32,7 @@ from ._batches import (
     make_batch,
     make_evaluation_batch,
 )
-from ._index import Index, check_frames, check_scenes, read_index
+from ._index import Index, Listed, check_frames, check_scenes, read_listing
 from ._loader import SceneLoader
 from ._order import Order, make_generator, rank_of_ranks, worker_of_workers
 from ._pointmaps import (
@@ -144,7 +144,8 @@ class ChunkDataset:
         """One Batch, with a batch axis of 1, for each of the first `limit` scenes of the index.
 
         In the order of the index, but scenes of one chunk come together. Ranks and workers share
-        the scenes; a DataLoader of batch size 1 or None keeps the order.
+        the scenes; a DataLoader of batch size 1 or None keeps the order. Scenes that the data lacks
+        are passed over and counted in `listed`; UserError where it lacks all.
         """
         split = self.split("test")
         if self._index is None:
@@ -154,11 +155,13 @@ class ChunkDataset:
                 "set dataset.index to the published file, or write one with "
                 f"`pmsplat data index {self.root} OUT.json`",
             )
-        index = read_index(self._index)
-        check_scenes(index, split, self._index)
-        if limit is not None:
-            index = dict(list(index.items())[:limit])
-        return EvaluationStream(split, self.recipe, index)
+        listing = read_listing(self._index)
+        check_scenes(listing.index, split, self._index)
+        here, missing = listing.split(split.chunk_of)
+        index = here if limit is None else dict(list(here.items())[:limit])
+        beyond = len(here) - len(index)
+        listed = Listed(listing.index, len(listing.null), missing, beyond)
+        return EvaluationStream(split, self.recipe, index, listed=listed)
 
 
 class TrainingStream(IterableDataset[Batch]):
@@ -253,9 +256,15 @@ class EvaluationStream(IterableDataset[Batch]):
     """See `ChunkDataset.evaluation`; scenes that are `done` are not read again."""
 
     def __init__(
-        self, split: Split, recipe: Recipe, index: Index, done: Collection[str] = ()
+        self,
+        split: Split,
+        recipe: Recipe,
+        index: Index,
+        done: Collection[str] = (),
+        listed: Listed | None = None,
     ) -> None:
         self.split, self.recipe, self.index = split, recipe, index
+        self.listed = listed or Listed(index)
         self.rank, self.ranks = rank_of_ranks()
         chunk_of = split.chunk_of
         grouped: dict[str, list[str]] = {}
@@ -272,7 +281,7 @@ class EvaluationStream(IterableDataset[Batch]):
 
     def without(self, done: Collection[str]) -> "EvaluationStream":
         """The same without some scenes: ranks share the others."""
-        return EvaluationStream(self.split, self.recipe, self.index, done)
+        return EvaluationStream(self.split, self.recipe, self.index, done, self.listed)
 
     def __len__(self) -> int:
         return len(self.left[self.rank :: self.ranks])

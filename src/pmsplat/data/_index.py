@@ -3,8 +3,11 @@
 The JSON of pixelSplat and all that followed: {scene: {"context": [...], "target": [...]} or null}.
 """
 
+import hashlib
 import json
 import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,51 @@ Index = dict[str, Frames]
 log = logging.getLogger(__name__)
 
 
-def read_index(path: str | Path) -> Index:
-    """An index file; scenes that are null (published as "not to be measured") are left out.
+@dataclass(frozen=True)
+class Listing:
+    """What an index file lists: scenes with frames, and the keys of those that are null.
 
-    Raises UserError where it is missing, malformed, or holds no scene.
+    `overlap` has the share that the context views have in common, of scenes whose entry says it.
+    """
+
+    index: Index
+    null: tuple[str, ...] = ()
+    overlap: dict[str, float] = field(default_factory=dict)
+
+    def split(self, known: Collection[str]) -> tuple[Index, tuple[str, ...]]:
+        """The scenes that the data has, and the keys of those that it lacks."""
+        here = {key: frames for key, frames in self.index.items() if key in known}
+        return here, tuple(key for key in self.index if key not in known)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What an evaluation does not come to, of the entries of its index; and what it measures.
+
+    Entries that are `null`, scenes that are `missing` in the data, and those `beyond` a limit.
+    `index` are the entries that are not null.
+    """
+
+    index: Index
+    null: int = 0
+    missing: tuple[str, ...] = ()
+    beyond: int = 0
+
+    @property
+    def entries(self) -> int:
+        """All that the index lists."""
+        return len(self.index) + self.null
+
+    @property
+    def frames(self) -> str:
+        """The hash of what is measured where nothing is missing."""
+        return hash_frames(self.index)
+
+
+def read_listing(path: str | Path) -> Listing:
+    """An index file; scenes that are null were published as "not to be measured".
+
+    Raises UserError where it is missing, malformed, names a scene twice, or holds no scene.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,7 +80,9 @@ def read_index(path: str | Path) -> Index:
             "download the published one, or write one with `pmsplat data index ROOT OUT.json`",
         )
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(), object_pairs_hook=_without_twins)
+    except _TwinError as twin:
+        raise _malformed_error(path, f"it names {twin} twice") from twin
     except (ValueError, RecursionError) as error:
         raise _malformed_error(path, f"it is not JSON ({error})") from error
     if not isinstance(content, dict):
@@ -44,31 +90,46 @@ def read_index(path: str | Path) -> Index:
     index = {key: _frames(entry, key, path) for key, entry in content.items() if entry is not None}
     if not index:
         raise _malformed_error(path, "it holds no scene that is not null")
-    if len(index) < len(content):
-        log.info("%s: %d of %d scenes are null", path, len(content) - len(index), len(content))
-    return index
+    null = tuple(key for key, entry in content.items() if entry is None)
+    shares = {key: content[key].get("overlap") for key in index}
+    overlap = {key: float(x) for key, x in shares.items() if type(x) in (int, float)}
+    return Listing(index, null, overlap)
 
 
-def write_index(path: str | Path, index: Index) -> None:
-    """An index as a file, one scene a line."""
+def read_index(path: str | Path) -> Index:
+    """The scenes of an index file that are not null; UserError as `read_listing`."""
+    listing = read_listing(path)
+    if listing.null:
+        total = len(listing.index) + len(listing.null)
+        log.info("%s: %d of %d scenes are null", path, len(listing.null), total)
+    return listing.index
+
+
+def hash_frames(index: Index) -> str:
+    """SHA-256 of what is measured: the same for files that differ in spaces or order alone."""
+    rows = [[key, frames.context, frames.target] for key, frames in sorted(index.items())]
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_index(path: str | Path, index: Index, null: Collection[str] = ()) -> None:
+    """An index as a file, one scene a line; those that are not to be measured last, as null."""
     lines = [
         f"{json.dumps(key)}: " + json.dumps({"context": frames.context, "target": frames.target})
         for key, frames in index.items()
     ]
+    lines += [f"{json.dumps(key)}: null" for key in null]
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def check_scenes(index: Index, split: Split, path: str | Path) -> None:
-    """Raises UserError where the index names scenes that the split does not have."""
-    known = split.chunk_of
-    unknown = [key for key in index if key not in known]
-    if unknown:
+    """Raises UserError where the split has no scene that the index names."""
+    if index and not any(key in split.chunk_of for key in index):
         raise UserError(
-            f"{path} names {len(unknown)} of {len(index)} scenes that {split.place} does not "
-            f"have, {unknown[0]!r} first",
+            f"{path} names {len(index)} scenes, none of which {split.place} has, "
+            f"{next(iter(index))!r} first",
             "an index of scenes that are there",
-            "complete the data, or keep what is there with "
-            f"`pmsplat data index {split.place} OUT.json --within {path}`",
+            "choose the data that the index belongs to, or write another with `pmsplat data index "
+            f"{split.place} OUT.json`",
         )
 
 
@@ -176,23 +237,101 @@ def make_spread_index(
 
 
 def make_regular_index(
-    centers: dict[str, Float[Tensor, "frame 3"]], first: int, views: int, every: int
+    centers: dict[str, Float[Tensor, "frame 3"]],
+    first: int | None,
+    views: int,
+    every: int,
+    start: int | None = None,
 ) -> Index:
-    """The same, but the last of every `every` frames are the targets, the context is of the others.
+    """The same, but every `every`-th frame is a target, the context is of the others.
 
-    The rule of ReSplat's indices for DL3DV called start_0_distance_FIRST_ctx_VIEWSv_tgt_every8th.
+    From frame `start` on; None: the last of each `every`. `first` None: of the whole scene. The
+    rule of ReSplat's indices for DL3DV called start_0_distance_FIRST_ctx_VIEWSv_tgt_every8th, and,
+    of whole scenes from frame 0 on, for the targets of Long-LRM (arXiv 2410.12781).
     """
-    _check_spread(views, first // every if every > 1 else 0, first)
+    longest = max(map(len, centers.values()), default=0)
+    within = longest if first is None else first
+    _check_spread(views, within // every if every > 1 else 0, within)
     index = {}
     for key, places in centers.items():
-        frames = range(min(first, len(places)))
-        targets = frames[every - 1 :: every]
+        frames = range(len(places) if first is None else min(first, len(places)))
+        targets = frames[every - 1 if start is None else start :: every]
         others = [frame for frame in frames if frame not in targets]
         if len(others) < views or not targets:
             continue
         chosen = farthest_points(places[others], views)
         index[key] = Frames(tuple(sorted(others[i] for i in chosen)), tuple(targets))
     return _some(index, views + every - 1, {key: len(c) for key, c in centers.items()})
+
+
+def make_path_index(
+    centers: dict[str, Float[Tensor, "frame 3"]], first: int, views: int, inside: bool = False
+) -> Index:
+    """The same, but all of the first frames are targets, those of the context too.
+
+    `inside`: only from the first to the last context view. The rule of DepthSplat's indices for
+    DL3DV called start_0_distance_FIRST_ctx_VIEWSv_video; that of 12 views has targets inside.
+    """
+    _check_spread(views, 1, first)
+    index = {}
+    for key, places in centers.items():
+        places = places[:first]
+        if len(places) > views:
+            context = tuple(sorted(farthest_points(places, views)))
+            ends = (context[0], context[-1]) if inside else (0, len(places) - 1)
+            index[key] = Frames(context, tuple(range(ends[0], ends[1] + 1)))
+    return _some(index, views, {key: len(c) for key, c in centers.items()})
+
+
+def make_even_index(
+    lengths: dict[str, int], views: int, targets: int | None = None, first: int | None = None
+) -> Index:
+    """Frames in order: `views` evenly from the first to the last, of the `first` or of all.
+
+    Scenes of fewer than `first` frames are left out. `targets` as in `make_spread_index`; None: all
+    frames from the first to the last context view. The rule of ReSplat's index for RealEstate10K
+    called start_0_distance_FIRST_ctx_VIEWSv_tgt_TARGETSv, and of re10k_ctx_6v_video.
+    """
+    _check_spread(views, targets or 1, max(lengths.values(), default=0) if first is None else first)
+    index = {}
+    for key, count in lengths.items():
+        count = count if first is None else min(count, first)
+        if count < (first or views + (targets or 1)):
+            continue
+        context = tuple((count - 1) * i // (views - 1) for i in range(views))
+        rest = [frame for frame in range(count) if frame not in context]
+        chosen = range(count) if targets is None else rest[:: len(rest) // targets][:targets]
+        index[key] = Frames(context, tuple(chosen))
+    return _some(index, (first or views + 1) - 1, lengths)
+
+
+def vary_views(
+    index: Index, centers: dict[str, Float[Tensor, "frame 3"]], counts: Collection[int]
+) -> dict[int, Index]:
+    """The same scenes and targets with other numbers of context views, for a curve over views.
+
+    Context views are the farthest points (`farthest_points`) of the frames from the first to the
+    last that the entry names, targets left out; where its own context views are targets too, of all
+    these frames. So more views are the fewer ones and some more. Scenes with too few frames for the
+    largest number are left out of all. UserError where none has enough.
+    """
+    most, varied = max(counts), {count: Index() for count in counts}
+    for key, frames in index.items():
+        named = {*frames.context, *frames.target}
+        seen = set() if set(frames.context) <= set(frames.target) else set(frames.target)
+        free = [i for i in range(min(named), max(named) + 1) if i not in seen]
+        if len(free) < most:
+            continue
+        chosen = [free[i] for i in farthest_points(centers[key][free], most)]
+        for count in counts:
+            varied[count][key] = Frames(tuple(sorted(chosen[:count])), frames.target)
+    if not varied[most]:
+        raise UserError(
+            f"{most} context views, more than any of {len(index)} scenes has frames between",
+            "fewer views, or an index of longer scenes",
+            "lower the largest number",
+        )
+    return varied
 
 
 def _check_spread(views: int, targets: int, first: int) -> None:
@@ -236,6 +375,18 @@ def _some(index: Index, frames: int, lengths: dict[str, int]) -> Index:
             "use a smaller gap",
         )
     return index
+
+
+class _TwinError(ValueError):
+    """A JSON object with a key twice; the text is the key as people write it."""
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwinError(repr(next(name for name in names if names.count(name) > 1)))
+    return content
 
 
 def _frames(entry: Any, key: str, path: Path) -> Frames:

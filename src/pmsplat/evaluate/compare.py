@@ -18,12 +18,12 @@ from rich.table import Table
 from torch import Tensor
 
 from ..io.files import write_text
-from .report import COLUMNS, GEOMETRY
+from .report import ALIGNED, COLUMNS, GEOMETRY
 from .runs import Run, check_comparable
 
 RESAMPLES, CONFIDENCE, SEED = 10_000, 0.95, 0
 AT_ONCE = 1 << 22  # scenes drawn at a time: bounds memory
-SHOWN = {name: column for name, column in (COLUMNS | GEOMETRY).items() if column[0]}
+SHOWN = {name: column for name, column in (COLUMNS | ALIGNED | GEOMETRY).items() if column[0]}
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,39 @@ def depth_metrics(
     )
 
 
+def aligned_depths(
+    depth: Float[Tensor, "*batch height width"], truth: Float[Tensor, "*batch height width"]
+) -> dict[str, Float[Tensor, "*batch height width"]]:
+    """The prediction as methods of unknown scale are measured, each map aligned by itself.
+
+    "median": times the ratio of the medians (Zhou et al., CVPR 2017); "affine": inverse depth times
+    a scale plus a shift, by least squares (MiDaS, Ranftl et al., TPAMI 2022), where that is not
+    above 0 as far as the farthest true depth. Maps without a pixel where both are known stay.
+    """
+    flat = [x.detach().double().reshape(-1, *x.shape[-2:]) for x in (depth, truth)]
+    maps = {name: [] for name in ("median", "affine")}
+    for one, true in zip(*flat, strict=True):
+        known = (true > 0) & (one > 0)
+        if not known.any():
+            maps["median"].append(one)
+            maps["affine"].append(one)
+            continue
+        maps["median"].append(one * median_scale(one, true))
+        maps["affine"].append(_fit_inverse(one, true, known))
+    return {name: torch.stack(found).reshape(depth.shape) for name, found in maps.items()}
+
+
+def _fit_inverse(depth: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+    """Scale and shift of inverse depth by least squares over the known pixels; 0 stays 0."""
+    given, wanted = 1 / depth[known], 1 / truth[known]
+    spread = given - given.mean()
+    variance = spread.square().sum()
+    scale = (spread * wanted).sum() / variance if variance > 0 else given.new_zeros(())
+    inverse = wanted.mean() + scale * (1 / depth.clamp_min(1e-12) - given.mean())
+    fitted = 1 / inverse.clamp_min(1 / float(truth.max()))
+    return torch.where(depth > 0, fitted, depth)
+
+
 def median_scale(
     depth: Float[Tensor, "*shape"],
     truth: Float[Tensor, "*shape"],

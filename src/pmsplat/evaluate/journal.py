@@ -67,6 +67,12 @@ class Journal:
         for path in self._files():
             path.unlink(missing_ok=True)
 
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Removes what is kept of all evaluations in a folder, or below it."""
+        for path in folder.rglob("*.partial-*.jsonl"):
+            path.unlink(missing_ok=True)
+
     def _open(self) -> BinaryIO:
         """The file of this rank, after what is kept of it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,11 @@ DEFINITIONS = {
     "ssim": "Gaussian window of 11 pixels and sigma 1.5, images not clipped, float64; as skimage's "
     "structural_similarity with gaussian_weights=True, win_size=11, data_range=1",
     "lpips": "version 0.1 over VGG-16, images not clipped",
+    "abs_rel": "mean of |predicted - true| / true depth of the context views, not aligned",
+    "rmse": "root of the mean squared depth error in the unit of the data, not aligned",
+    "delta1": "share of pixels whose depth is within a factor of 1.25 of the true one",
+    "median": "each depth map times the ratio of the medians of true and predicted depth",
+    "affine": "inverse depth of each map times a scale plus a shift, by least squares",
 }
 LEAST_MSE = 1e-10  # identical images read 100 dB instead of infinity, so that means stay finite
 

@@ -27,7 +27,8 @@ from ..zoo.infer import model_frame
 from . import metrics
 from .budget import BUDGETS, COUNT, reduce_gaussians
 from .cost import Cost
-from .depth import depth_metrics
+from .coverage import Coverage
+from .depth import aligned_depths, depth_metrics
 from .fitted import GIVEN
 from .geometry import geometry_metrics
 from .series import STEPS
@@ -57,11 +58,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """All scenes, what there is to say about them, and whose cameras were used (see `fitted`)."""
+    """All scenes, what there is to say about them, whose cameras were used (see `fitted`), and of
+    how many scenes they are, where an index says that."""
 
     rows: list[Row]
     notes: tuple[str, ...] = ()
     protocol: str = GIVEN
+    coverage: Coverage | None = None
 
     @property
     def means(self) -> dict[str, float]:
@@ -73,35 +76,49 @@ class Result:
         }
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How a model that has a choice works: see `contracts.take_steps`."""
+
+    steps: int | None = None
+    all_levels: bool = False
+    anchors: int | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What of a prediction is drawn.
+
+    `keep` is the share of each scene's Gaussians, the most opaque; while the model learns,
+    `generator` makes what chooses some of the others too (see `choose_opaque`). Losses see the
+    whole prediction. `budgets`: the answer that is drawn is also reduced to so many Gaussians each;
+    UserError where it has fewer. `aim` moves the cameras of the targets before anything is drawn,
+    by the Gaussians of the answer and the photographs.
+    """
+
+    keep: float = 1.0
+    generator: MakeGenerator | None = None
+    budgets: Sequence[int] = ()
+    aim: Aim | None = None
+
+
 def pipeline(
     model: Encoder,
     backend: str = "auto",
     background: Sequence[float] | None = None,
     watch: Stopwatch | None = None,
     scale_near: bool = False,
-    steps: int | None = None,
-    all_levels: bool = False,
-    keep: float = 1.0,
-    generator: MakeGenerator | None = None,
-    budgets: Sequence[int] = (),
-    aim: Aim | None = None,
-    anchors: int | None = None,
+    passes: Passes = Passes(),
+    drawn: Drawn = Drawn(),
 ) -> Pipeline:
     """A model followed by a rasteriser: every level of the prediction drawn into the targets.
 
     Gradients flow. `watch` books "encode" and "render" of each batch, the answer's alone. Targets
     are drawn in the world that the model sees, which may be that of its middle context view.
     `scale_near`: scenes come in units of their own, so each is scaled to the unit of the model.
-    What is predicted is brought back: lengths are measured in the unit of the scene. `steps`,
-    `all_levels` and `anchors`: see `contracts.take_steps`.
-
-    `keep` is the share of each scene's Gaussians that is drawn, the most opaque; while the model
-    learns, `generator` makes what chooses some of the others too (see `choose_opaque`). Losses see
-    the whole prediction. `budgets`: the answer that is drawn is also reduced to so many Gaussians
-    each; UserError where it has fewer. `aim` moves the cameras of the targets before anything is
-    drawn, by the Gaussians of the answer and the photographs.
+    What is predicted is brought back: lengths are measured in the unit of the scene.
     """
-    encode = take_steps(model, steps, all_levels, anchors)
+    encode = take_steps(model, passes.steps, passes.all_levels, passes.anchors)
 
     def timed(name: str):
         return watch(name) if watch else nullcontext()
@@ -112,21 +129,21 @@ def pipeline(
         seen = frame.to_model(batch)
         with timed("encode"):
             prediction = encode(seen.context)
-            levels = [_prune(gaussians, keep, generator) for gaussians in prediction.gaussians]
+            levels = [_prune(gaussians, drawn) for gaussians in prediction.gaussians]
         cameras = seen.target.cameras
-        if aim is not None and levels:
+        if drawn.aim is not None and levels:
             with timed("aim"):
-                cameras = aim(levels[-1], seen.target)
+                cameras = drawn.aim(levels[-1], seen.target)
 
         def draw(gaussians: Gaussians) -> Rendering:
             return _draw(gaussians, cameras, seen.target.size, backend, behind)
 
-        drawn = [draw(gaussians) for gaussians in levels[:-1]]
+        pictures = [draw(gaussians) for gaussians in levels[:-1]]
         with timed("render"):
-            drawn += [draw(gaussians) for gaussians in levels[-1:]]
-        renderings = tuple(frame.to_scene(rendering) for rendering in drawn)
+            pictures += [draw(gaussians) for gaussians in levels[-1:]]
+        renderings = tuple(frame.to_scene(rendering) for rendering in pictures)
         reduced = []
-        for budget in budgets if levels else ():
+        for budget in drawn.budgets if levels else ():
             rendering = frame.to_scene(draw(reduce_gaussians(levels[-1], budget)))
             reduced.append(Reduced(budget, levels[-1].means.shape[1], rendering))
         return StepOutput(batch, frame.to_scene(prediction), renderings, reduced=tuple(reduced))
@@ -134,12 +151,13 @@ def pipeline(
     return run
 
 
-def _prune(gaussians: Gaussians, keep: float, generator: MakeGenerator | None) -> Gaussians:
+def _prune(gaussians: Gaussians, drawn: Drawn) -> Gaussians:
     """The share of them that is drawn."""
-    if keep == 1:
+    if drawn.keep == 1:
         return gaussians
-    draws = None if generator is None else generator(gaussians.means.device)
-    return gaussians.take(choose_opaque(gaussians.opacities, keep, draws))
+    device = gaussians.means.device
+    draws = None if drawn.generator is None else drawn.generator(device)
+    return gaussians.take(choose_opaque(gaussians.opacities, drawn.keep, draws))
 
 
 def _draw(
@@ -196,7 +214,8 @@ def measure_scenes(
 
     psnr, ssim and, where a network is given, lpips of the last rendering, if there is one; psnr
     once more apart, inside and outside the baseline, where a scene has targets of both; abs_rel,
-    rmse and delta1 of the context depth where prediction and data both have one, and with
+    rmse and delta1 of the context depth where prediction and data both have one, as it is and after
+    the alignments of `aligned_depths`, and with
     `geometry` all of `geometry_metrics`; with `each_step` color also before the first step of an
     encoder and after each, and of the answer with fewer Gaussians where `run` has budgets (see
     `budget`). A network is put into eval mode by its owner. `known` are more values of the scenes,
@@ -290,10 +309,15 @@ def _depth_values(step: StepOutput) -> dict[str, float]:
     known = step.context.depth
     if known is None or not step.prediction.depths:
         return {}
-    depth = depth_metrics(step.prediction.depths[-1], known)
+    predicted = step.prediction.depths[-1]
+    depth = depth_metrics(predicted, known)
     if not depth.pixels:
         return {}
-    return {"abs_rel": depth.abs_rel, "rmse": depth.rmse, "delta1": depth.delta1}
+    values = {"abs_rel": depth.abs_rel, "rmse": depth.rmse, "delta1": depth.delta1}
+    for name, aligned in aligned_depths(predicted, known).items():
+        found = depth_metrics(aligned, known)
+        values |= {f"abs_rel_{name}": found.abs_rel, f"delta1_{name}": found.delta1}
+    return values
 
 
 def _geometry_values(step: StepOutput) -> dict[str, float]:

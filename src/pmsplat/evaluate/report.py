@@ -29,6 +29,12 @@ COLUMNS = {
     "rmse": ("RMSE ↓", 3),
     "delta1": ("δ<1.25 ↑", 3),
 }
+ALIGNED = {
+    "abs_rel_median": ("AbsRel, median ↓", 3),
+    "delta1_median": ("δ<1.25, median ↑", 3),
+    "abs_rel_affine": ("AbsRel, affine ↓", 3),
+    "delta1_affine": ("δ<1.25, affine ↑", 3),
+}
 GEOMETRY = {
     "accuracy": ("accuracy ↓", 4),
     "accuracy_median": ("", 4),
@@ -75,7 +81,6 @@ def table(results: Mapping[str, Result], title: str = "", columns: Columns = COL
     # Choose metrics and methods.
     found = {name for result in results.values() for name in result.means}
     names = [name for name, (heading, _) in columns.items() if heading and name in found]
-    notes = dict.fromkeys(note for result in results.values() for note in result.notes)
     results = {k: r for k, r in results.items() if not r.means.keys().isdisjoint(names)} or results
     drawn = Table(title=title or None)
     # With many metrics, write a line for each.
@@ -98,7 +103,6 @@ def table(results: Mapping[str, Result], title: str = "", columns: Columns = COL
         means = result.means
         cells = [f"{means[name]:.{columns[name][1]}f}" if name in means else "–" for name in names]
         drawn.add_row(label, str(len(result.rows)), *cells)
-    drawn.caption = "\n".join(notes) or None
     return drawn
 
 
@@ -111,6 +115,7 @@ def write_json(path: str | os.PathLike, result: Result, about: Mapping[str, Any]
         **about,
         "means": _to_json(result.means),
         "scenes": len(result.rows),
+        "coverage": None if result.coverage is None else result.coverage.describe(),
         "notes": list(result.notes),
         "per_scene": [
             {"scene": row.scene, "targets": row.targets, **_to_json(row.values)}

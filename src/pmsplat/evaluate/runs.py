@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UserError, name_some
 from .baselines import BASELINES
+from .coverage import Coverage
 from .fitted import GIVEN
 from .protocol import Result, Row
 from .views import ViewRow
@@ -25,7 +26,8 @@ class Protocol:
     """What must be equal for numbers to compare; None: the file does not say.
 
     `index` is a file's name and `index_hash` the SHA-256 of its content, `size` (height, width) of
-    the pictures, `poses` whose cameras were used (see `fitted`).
+    the pictures, `poses` whose cameras were used (see `fitted`). `named` is the name of the
+    protocol, `official` whether the frames are its authors', and `frames` the hash of these.
     """
 
     dataset: str | None = None
@@ -33,17 +35,21 @@ class Protocol:
     index_hash: str | None = None
     size: tuple[int, int] | None = None
     poses: str = GIVEN
+    named: str | None = None
+    official: bool | None = None
+    frames: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
         """Equal for results that may share a table: data by index, size, poses."""
-        data = self.index_hash or f"{self.dataset or 'unknown'}/{self.index or ''}"
+        index = self.frames or self.index_hash
+        data = index or f"{self.dataset or 'unknown'}/{self.index or ''}"
         return data, str(self.size), self.poses
 
     @property
     def title(self) -> str:
-        """The name of the index, else that of the data."""
-        return self.index or self.dataset or "unknown data"
+        """The name of the protocol, else of the index, else that of the data."""
+        return self.named or self.index or self.dataset or "unknown data"
 
     @property
     def size_text(self) -> str:
@@ -54,8 +60,8 @@ class Protocol:
 class Run:
     """One file of results.
 
-    `identity` and `cost` are those of the file, as far as it has them; `seconds` are means of a
-    scene. `facts` are further settings for people: a name and a value.
+    `identity`, `cost` and `coverage` are those of the file, as far as it has them; `seconds` are
+    means of a scene. `facts` are further settings for people: a name and a value.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Run:
     identity: Mapping[str, str] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
     @property
     def folder(self) -> Path:
@@ -118,6 +125,7 @@ def read_run(path: str | Path) -> Run:
         identity=_texts(content.get("identity")),
         cost=cost | _numbers(content.get("cost")),
         facts={name: text for name, text in facts.items() if text},
+        coverage=Coverage.read(_numbers(content.get("coverage"))),
     )
 
 
@@ -196,8 +204,15 @@ def _check_protocols(one: Run, other: Run) -> None:
             "results of one size, as metrics depend on it",
             APART,
         )
-    hashes, names = {a.index_hash, b.index_hash}, {a.index, b.index}
-    known = hashes if None not in hashes else names
+    if None not in (a.named, b.named) and a.named != b.named:
+        raise UserError(
+            f"results of the protocols {a.named} and {b.named} ({both})",
+            "results of one protocol, as their numbers do not compare",
+            APART,
+        )
+    by_frames, by_hash = {a.frames, b.frames}, {a.index_hash, b.index_hash}
+    by_name: set[str | None] = {a.index, b.index}
+    known = next((found for found in (by_frames, by_hash) if None not in found), by_name)
     if None not in known and len(known) > 1:
         raise UserError(
             f"results of two indices, {_describe(a)} and {_describe(b)} ({both})",
@@ -229,7 +244,7 @@ def shorten_hash(text: str) -> str:
 
 def _describe(protocol: Protocol) -> str:
     digits = f" ({shorten_hash(protocol.index_hash)})" if protocol.index_hash else ""
-    return f"{protocol.title}{digits}"
+    return f"{protocol.index or protocol.title}{digits}"
 
 
 def _no_results(path: Path, why: str) -> UserError:
@@ -289,6 +304,8 @@ def _read_protocol(content: Mapping[str, Any]) -> Protocol:
     dataset = _mapping(experiment.get("dataset"))
     settings = _mapping(dataset.get("settings"))
     size, index = settings.get("size"), settings.get("index")
+    about = _mapping(content.get("index"))
+    official, frames = about.get("official"), _text(about.get("frames")) or None
     size = size if isinstance(size, list) and [type(x) for x in size] == [int, int] else None
     return Protocol(
         dataset=_text(dataset.get("name")) or None,
@@ -296,6 +313,9 @@ def _read_protocol(content: Mapping[str, Any]) -> Protocol:
         index_hash=_texts(content.get("identity")).get("index"),
         size=(size[0], size[1]) if size else None,
         poses=_text(content.get("protocol")) or GIVEN,
+        named=_text(about.get("protocol")) or None,
+        official=official if isinstance(official, bool) else None,
+        frames=frames,
     )
 
 

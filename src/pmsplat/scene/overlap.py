@@ -32,19 +32,42 @@ def overlaps(cameras: Cameras) -> Float[Tensor, "view view"]:
     Estimated for surfaces at the geometric mean of near and far of each camera; what two cameras
     see from directions more than WIDEST apart does not count. Batch 1.
     """
-    c2w, K = cameras.c2w[0], cameras.K[0]
-    centers = c2w[:, :3, 3]
-    depth = (cameras.near * cameras.far).sqrt()[0]
-    grid = depth[:, None, None].expand(-1, GRID, GRID)
-    points = camera.unproject_depth(grid, c2w, K).flatten(1, 2)
-    rows = []
-    for own, seen in zip(centers, points, strict=True):  # by camera: bounds memory for long videos
-        there = camera.project_world(seen.expand(len(c2w), -1, -1), c2w, K)
-        inside = (there[..., :2] >= 0).all(-1) & (there[..., :2] <= 1).all(-1) & (there[..., 2] > 0)
-        cosine = cosine_similarity(seen - own, seen - centers[:, None], dim=-1)
-        rows.append((inside & (cosine > math.cos(WIDEST))).float().mean(dim=-1))
+    points = _surfaces(cameras)
+    rows = [  # by camera: bounds memory for long videos
+        _seen_from(points[i].expand_as(points), cameras.c2w[0, i], cameras)
+        for i in range(len(points))
+    ]
     share = torch.stack(rows)
     return torch.minimum(share, share.T)
+
+
+def overlaps_of(cameras: Cameras, view: int) -> Float[Tensor, " view"]:
+    """The row of one camera in `overlaps`, for less."""
+    points, own = _surfaces(cameras), cameras.at([view])
+    theirs = _seen_from(points[view].expand_as(points), own.c2w[0, 0], cameras)
+    ours = _seen_from(points, cameras.c2w[0], own)
+    return torch.minimum(theirs, ours)
+
+
+def _surfaces(cameras: Cameras) -> Float[Tensor, "view point 3"]:
+    """Points that each camera sees."""
+    depth = (cameras.near * cameras.far).sqrt()[0]
+    grid = depth[:, None, None].expand(-1, GRID, GRID)
+    return camera.unproject_depth(grid, cameras.c2w[0], cameras.K[0]).flatten(1, 2)
+
+
+def _seen_from(
+    points: Float[Tensor, "view point 3"],
+    seen_from: Float[Tensor, "*view 4 4"],
+    cameras: Cameras,
+) -> Float[Tensor, " view"]:
+    """The share of points, which cameras `seen_from` see, that each of the cameras sees too."""
+    c2w, K = cameras.c2w[0], cameras.K[0]
+    there = camera.project_world(points, c2w, K)
+    inside = (there[..., :2] >= 0).all(-1) & (there[..., :2] <= 1).all(-1) & (there[..., 2] > 0)
+    here = seen_from[..., :3, 3].unsqueeze(-2)
+    cosine = cosine_similarity(points - here, points - c2w[:, None, :3, 3], dim=-1)
+    return (inside & (cosine > math.cos(WIDEST))).float().mean(dim=-1)
 
 
 def held_out(overlap: Float[Tensor, "view view"], context: list[int], count: int) -> list[int]:

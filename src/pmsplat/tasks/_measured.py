@@ -23,16 +23,21 @@ from ..contracts import (
     count_steps,
     dataset_traits,
     encoder_traits,
+    get_listed,
     list_skips,
     order_of_scenes,
     require,
     without_scenes,
 )
+from ..data import Listed, Skip, find_protocol, recognize
+from ..errors import UserError, count_of, name_some
 from ..evaluate import fitted, protocol, report
 from ..evaluate.baselines import BASELINES
 from ..evaluate.cost import Meter
+from ..evaluate.coverage import Coverage, check_complete
 from ..evaluate.identity import Identity, identify
 from ..evaluate.journal import Journal
+from ..evaluate.noise import PoseNoise
 from ..evaluate.pictures import predict_pictures
 from ..evaluate.protocol import Result, Row
 from ..evaluate.ranks import Ranks
@@ -73,12 +78,16 @@ class Method:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all methods have in common: the data, what finds the cameras, where and who computes."""
+    """What all methods have in common: the data, what finds the cameras, where and who computes.
+
+    `index` are the fields of results that say what its index is.
+    """
 
     experiment: Experiment
     options: "Options"
     dataset: Dataset
-    cameras: fitted.PoseProtocol
+    index: Mapping[str, Any]
+    cameras: fitted.PoseProtocol | PoseNoise
     device: torch.device
     ranks: Ranks
     tell: Callable[[str], None]
@@ -105,14 +114,20 @@ class Setting:
         fitted.check_left_out(left_out, len(rows))
         protocol.check_rows(list(rows.values()))
         ordered = [rows[name] for name in order or rows if name in rows]
-        unread = self._gather_skips(left)
-        left_out.update(unread[name] for name in order if name in unread and name not in rows)
-        notes = method.notes + fitted.describe_left_out(left_out)
-        result = Result(ordered, notes, self.cameras.name)
+        skipped = {name: skip for name, skip in self._gather_skips(left).items() if name in order}
+        skipped = {name: skip for name, skip in skipped.items() if name not in rows}
+        left_out.update(f"it has {skip.reason}" for skip in skipped.values())
+        damaged = sum(skip.damaged for skip in skipped.values())
+        coverage = _cover(get_listed(scenes), len(rows), damaged, left_out.total())
+        unmeasured = (*_describe_missing(get_listed(scenes)), *fitted.describe_left_out(left_out))
+        if self.options.strict:
+            check_complete(coverage, " ".join(unmeasured))
+        result = Result(ordered, method.notes + unmeasured, self.cameras.name, coverage)
         if self.ranks.first:
             report.write_json(path, result, self._describe(method, result))
         self.ranks.gather(None)  # nothing is forgotten before it is written
-        journal.remove()
+        if not self.options.resumable:
+            journal.remove()
         return result
 
     def draw(self, method: Method, rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
@@ -155,11 +170,10 @@ class Setting:
         """Those of all ranks, by name."""
         return {row.scene: row for some in self.ranks.gather(rows) for row in some}
 
-    def _gather_skips(self, scenes: Any) -> dict[str, str]:
+    def _gather_skips(self, scenes: Any) -> dict[str, Skip]:
         """Why scenes of all ranks could not be read or used, by name."""
-        skips = list_skips(scenes)
-        mine = {name: f"it has {skip.reason}" for skip in skips for name in skip.scenes}
-        return {name: why for some in self.ranks.gather(mine) for name, why in some.items()}
+        mine = {name: skip for skip in list_skips(scenes) for name in skip.scenes}
+        return {name: skip for some in self.ranks.gather(mine) for name, skip in some.items()}
 
     def _track(self, scenes: Iterable[Batch], description: str) -> Iterable[Batch]:
         return self.track(scenes, description, len(scenes) if isinstance(scenes, Sized) else 0)
@@ -169,7 +183,7 @@ class Setting:
         costs = [row.cost for row in result.rows if row.cost is not None]
         identity = {"identity": asdict(method.identity)}
         costs = report.describe_costs(costs, self.device)
-        return {**method.about, **self.cameras.facts, **identity, **costs}
+        return {**method.about, **self.index, **self.cameras.facts, **identity, **costs}
 
     def _fingerprint(self, method: Method) -> dict[str, str | None]:
         """What scenes that were measured earlier must have been measured with."""
@@ -209,11 +223,76 @@ def open_setting(
     device = pick_device(options.device)
     if device.type == "cuda" and device.index is None and ranks.count > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    cameras = fitted.PoseProtocol.choose(options.poses, options.optimize_poses, tell)
+    cameras = options.pose_noise
+    if cameras is None:
+        cameras = fitted.PoseProtocol.choose(options.poses, options.optimize_poses, tell)
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
     owner = f"the dataset {experiment.dataset.name!r}"
-    require(dataset, "evaluation", owner, "evaluation")(options.limit)
-    return Setting(experiment, options, dataset, cameras, device, ranks, tell, track)
+    evaluation = require(dataset, "evaluation", owner, "evaluation")
+    _check_index(experiment, dataset_traits(dataset).index)
+    listed = get_listed(evaluation(options.limit))
+    if options.strict and listed is not None:
+        coverage = Coverage(len(listed.index) - len(listed.missing), missing=len(listed.missing))
+        check_complete(coverage, " ".join(_describe_missing(listed)))
+    index = {} if listed is None else _describe_index(experiment.protocol, listed)
+    return Setting(experiment, options, dataset, index, cameras, device, ranks, tell, track)
+
+
+def _check_index(experiment: Experiment, path: str | None) -> None:
+    """UserError where a protocol has no index beside the data yet."""
+    if experiment.protocol is None or path is None or Path(path).is_file():
+        return
+    named, root = find_protocol(experiment.protocol), Path(path).parent
+    file = f"the authors' ({named.url})" if named.url else "the authors'"
+    made = f"run `pmsplat data index {root} --protocol {named.name}`"
+    raise UserError(
+        f"there is no index of the protocol {named.name} at {path}",
+        f"{file}, or one made from the cameras" if named.rule else file,
+        made if named.rule else f"{made[:-1]} --fetch`",
+    )
+
+
+def _describe_index(name: str | None, listed: Listed) -> dict[str, Any]:
+    """The fields of results about the index: the protocol, and whether its frames are the authors'.
+
+    UserError where the frames are of another protocol than was named.
+    """
+    known, named = recognize(listed.index), None if name is None else find_protocol(name)
+    if named is not None:
+        views = {len(frames.context) for frames in listed.index.values()}
+        if (known is not None and known.name != named.name) or views != {named.views}:
+            is_of = known.name if known else f"{', '.join(map(str, sorted(views)))} context views"
+            raise UserError(
+                f"an index of {is_of} for protocol={named.name}",
+                f"one of {named.views} context views, of that protocol",
+                "name the protocol of the index, or leave `dataset.index` out",
+            )
+    found = named or known
+    official = None if found is None else found.is_official(listed.index)
+    about = {"protocol": found.name if found else None, "official": official}
+    return {"index": {**about, "frames": listed.frames}}
+
+
+def _cover(listed: Listed | None, evaluated: int, damaged: int, left_out: int) -> Coverage:
+    """What became of all entries; scenes that are `left_out` are `damaged` or unusable."""
+    rest = {"damaged": damaged, "unusable": left_out - damaged}
+    if listed is None:
+        return Coverage(evaluated, **rest)
+    found = Coverage(
+        evaluated, null=listed.null, missing=len(listed.missing), beyond=listed.beyond, **rest
+    )
+    assert found.listed == listed.entries, f"{found} of {listed.entries} entries"
+    return found
+
+
+def _describe_missing(listed: Listed | None) -> tuple[str, ...]:
+    """A sentence about scenes of the index that the data lacks."""
+    if listed is None or not listed.missing:
+        return ()
+    count = len(listed.missing)
+    verb = "is" if count == 1 else "are"
+    named = name_some(listed.missing)
+    return (f"{count_of(count, 'scene')} of the index {verb} not in the data: {named}.",)
 
 
 def open_method(
@@ -244,12 +323,10 @@ def open_method(
         renderer.background,
         watch,
         scale_near=dataset_traits(setting.dataset).scale_near or setting.cameras.predicts,
-        steps=steps,
-        all_levels=steps is not None,
-        keep=renderer.keep,
-        budgets=chosen.gaussians,
-        aim=_aim(chosen.optimize_poses, renderer),
-        anchors=chosen.anchors,
+        passes=protocol.Passes(steps, steps is not None, chosen.anchors),
+        drawn=protocol.Drawn(
+            renderer.keep, budgets=chosen.gaussians, aim=_aim(chosen.optimize_poses, renderer)
+        ),
     )
     measured = replace(experiment, model=Component(loaded.component, loaded.settings))
     return Method(

@@ -112,7 +112,9 @@ def _claim_folder(folder: Path, experiment: Experiment) -> Path:
 
 def _build_pipeline(model: nn.Module, experiment: Experiment) -> protocol.Pipeline:
     renderer = experiment.renderer
-    return protocol.pipeline(model.eval(), renderer.name, renderer.background, keep=renderer.keep)
+    return protocol.pipeline(
+        model.eval(), renderer.name, renderer.background, drawn=protocol.Drawn(renderer.keep)
+    )
 
 
 @torch.no_grad()

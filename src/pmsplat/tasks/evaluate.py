@@ -15,6 +15,7 @@ from ..evaluate.budget import draw_budgets
 from ..evaluate.compare import Difference, compare, write_differences
 from ..evaluate.cost import Summary, summarize
 from ..evaluate.identity import Identity
+from ..evaluate.noise import PoseNoise
 from ..evaluate.pages.report import write_report
 from ..evaluate.pictures import choose_scenes, forget_pictures
 from ..evaluate.protocol import Result
@@ -43,6 +44,13 @@ class Options:
     and `optimize_poses` by how many steps the cameras of the targets are then moved (see
     `evaluate.fitted`, which has the protocols). None: cameras are those of the data.
 
+    `pose_noise`: how wrong the context cameras are made (see `evaluate.noise`). `resumable`: the
+    scenes that are done stay beside the results, so that the same evaluation measures nothing
+    again.
+
+    `strict`: an error where a scene of the index is missing, or cannot be read or used; else it is
+    counted (see `evaluate.coverage`) and the rest is measured.
+
     `report`: the folder of a page of all results, with pictures of the worst, the median and the
     best scenes of the (first) model.
     """
@@ -58,6 +66,9 @@ class Options:
     poses: str | PoseTeacher | None = None
     optimize_poses: int = 0
     report: str | Path | None = None
+    strict: bool = False
+    pose_noise: PoseNoise | None = None
+    resumable: bool = False
 
     def __post_init__(self) -> None:
         if self.baselines and self.optimize_poses:
@@ -65,6 +76,12 @@ class Options:
                 f"`baselines` with `optimize_poses={self.optimize_poses}`, which moves cameras for "
                 "the model alone",
                 "methods whose numbers compare",
+                "leave one of them out",
+            )
+        if self.pose_noise is not None and (self.poses is not None or self.optimize_poses):
+            raise UserError(
+                f"`pose_noise={self.pose_noise.degrees:g}` with cameras that a network finds",
+                "cameras of the data, that are made wrong",
                 "leave one of them out",
             )
         if self.limit is not None and self.limit < 1:
@@ -182,7 +199,7 @@ def evaluate_models(
     `evaluate` does, and for a model that is given twice.
     """
     folder = Path(output or Path(experiment.output) / "evaluation")
-    names, chosen = name_models(models), options or Options()
+    names, chosen, tell = name_models(models), options or Options(), say_once(tell)
     for model in models:
         open_model(model)  # what is missing is told before hours of work
     found: list[Evaluation] = []
@@ -208,6 +225,18 @@ def evaluate_models(
             if chosen.report is not None:
                 _write_page(chosen.report, found, tell)
     return Comparison(tuple(found), differences, folder)
+
+
+def say_once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """`tell`, without what it was told before: of several models the same is left out."""
+    said = set[str]()
+
+    def once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            tell(text)
+
+    return once
 
 
 def name_models(models: Sequence[str | Path]) -> list[str]:

@@ -66,15 +66,14 @@ class TrainingModule(LightningModule):
             self.predict,
             renderer.name,
             renderer.background,
-            keep=renderer.keep,
-            generator=self.make_generator,
+            drawn=protocol.Drawn(renderer.keep, self.make_generator),
         )
         self.validation = protocol.pipeline(
             self.shown[0],
             renderer.name,
             renderer.background,
             scale_near=scale_near,
-            keep=renderer.keep,
+            drawn=protocol.Drawn(renderer.keep),
         )
         self.rows: list[protocol.Row] = []  # of the validation at hand
         self.skipped = self.skipped_in_a_row = torch.zeros(())  # steps; on the device

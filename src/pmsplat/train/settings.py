@@ -181,6 +181,8 @@ class Experiment:
     optimizer: optim.Config = field(default_factory=optim.Config)
     trainer: Trainer = field(default_factory=Trainer)
     seed: int = 111123  # of initial weights and data order
+    protocol: str | None = None
+    """The name of an evaluation protocol (`pmsplat.data.PROTOCOLS`), which chose data and index."""
     output: str = "outputs/run"
 
     def losses_that_want(self, what: str) -> dict[str, LossTerm]:

@@ -1,6 +1,7 @@
 """Pictures for people: depth in colour, sheets of labelled images, and curves."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -195,5 +196,36 @@ def draw_curve(
     if log:
         plot.set_xscale("log")
     plot.grid(alpha=0.3)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of one name in a diagram: places, values, and what the places are called."""
+
+    name: str
+    across: tuple[float, ...]
+    up: tuple[float, ...]
+    labels: tuple[str, ...]
+
+
+def draw_panels(
+    path: Path, panels: Sequence[tuple[str, Sequence[Line]]], across: str, title: str
+) -> None:
+    """Writes diagrams (heading, lines) side by side over one quantity, a PNG."""
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    plots = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure.suptitle(title)
+    for plot, (heading, lines) in zip(plots, panels, strict=True):
+        marks = {}
+        for line in lines:
+            plot.plot(line.across, line.up, marker="o", markersize=4, label=line.name)
+            marks |= dict(zip(line.across, line.labels, strict=True))
+        plot.set(xlabel=across, ylabel=heading)
+        plot.set_xticks(list(marks), list(marks.values()))
+        plot.grid(alpha=0.3)
+    if len(panels[0][1]) > 1:
+        plots[0].legend(fontsize="small")
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

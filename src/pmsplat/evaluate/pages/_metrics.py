@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..report import COLUMNS, GEOMETRY, POSES
+from ..report import ALIGNED, COLUMNS, GEOMETRY, POSES
 from ..runs import Run
 
 MAIN = ("psnr", "ssim", "lpips")  # of these a page shows more than means
@@ -62,7 +62,7 @@ class Cost:
 
 METRICS = {
     key: Metric(key, heading, decimals, "↑" in heading)
-    for key, (heading, decimals) in {**COLUMNS, **GEOMETRY, **POSES}.items()
+    for key, (heading, decimals) in {**COLUMNS, **ALIGNED, **GEOMETRY, **POSES}.items()
     if heading
 }
 COSTS = (

@@ -118,6 +118,7 @@ def write_facts(index: int, run: Run) -> Markup:
         ("hardware", escape(known["hardware"]) if "hardware" in known else UNKNOWN),
         ("weights", _hash(known.get("weights"))),
         ("index", join([run.protocol.index, _hash(known.get("index"))], " ")),
+        ("scenes", escape(run.coverage.said) if run.coverage else UNKNOWN),
         ("cameras", escape(_say_poses(run))),
         *((name, escape(text)) for name, text in run.facts.items() if name != "poses"),
         ("results", _code(str(run.path))),
@@ -135,7 +136,12 @@ def write_facts(index: int, run: Run) -> Markup:
 
 def write_protocol(protocol: Protocol, *more: str) -> Markup:
     """What all numbers of a table have in common, as a line of labels."""
+    named = []
+    if protocol.named:
+        frames = ", other frames than the authors'" if protocol.official is False else ""
+        named.append(f"protocol {protocol.named}{frames}")
     chips = [
+        *named,
         f"pictures {protocol.size_text}",
         f"{protocol.poses} cameras",
         f"index {shorten_hash(protocol.index_hash)}"

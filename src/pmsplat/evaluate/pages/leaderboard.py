@@ -122,6 +122,9 @@ def _write_group(number: int, group: Group) -> Section:
     caption = "A heading sorts by its column. The best is bold."
     if rest:
         caption += " Runs that lack scenes have no rank: their means are over others."
+    found = [entry.run.coverage for entry in whole if entry.run.coverage is not None]
+    if short := [coverage for coverage in found if not coverage.complete]:
+        caption += f" Not all scenes of the index: {short[0].said}."
     table = tag(
         "table",
         tag("caption", tag("span", caption)),
@@ -142,7 +145,9 @@ def _write_row(
     """A run; `rank` is None where it lacks scenes."""
     run, means = entry.run, entry.run.means
     count = f"{len(run.rows):,}"
-    if rank is None:
+    if run.coverage is not None and not run.coverage.complete:
+        count = f"{len(run.rows):,} of {run.coverage.wanted:,}"
+    elif rank is None:
         count = f"{len(group.scenes & set(run.by_scene)):,} of {len(group.scenes):,}"
     cells = []
     for metric in group.metrics:

@@ -126,6 +126,9 @@ def _say_means(runs: Sequence[Run], scenes: Sequence[str]) -> str:
     more = [f"{run.name} {len(run.rows):,}" for run in runs if len(run.rows) > len(scenes)]
     if more:
         said += f" Only the {len(scenes):,} scenes that all have count ({', '.join(more)})."
+    for run in runs:
+        if run.coverage is not None and not run.coverage.complete:
+            said += f" {run.name}: {run.coverage.said}."
     return said
 
 
