@@ -222,7 +222,7 @@ def test_chunks_are_of_a_size_and_added_to_those_that_are_there(
 def split_of_one(path: Path, tmp_path: Path) -> tuple[torch.Tensor, ...]:
     assert main(["data", "convert", str(path), str(tmp_path / "single")]) == 0
     (scene,) = split_of(tmp_path / "single").values()
-    return scene.images
+    return tuple(scene.images)
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch) -> None:
