@@ -110,7 +110,7 @@ def test_no_offsets_where_they_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pmsplat.io._chunk_offsets.save_file", full)
+    monkeypatch.setattr("pmsplat.io._chunk_offsets.save_safetensors", full)
     for _ in range(2):
         assert list(open_chunk(path).scenes) == ["a", "plain", "far", "long"]
     assert [file.name for file in path.parent.iterdir()] == ["000000.torch"]

@@ -40,7 +40,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path` and renames it to `path` after the block.
 
     Creates the folder if it is missing. After an exception (Ctrl-C included) the temporary file is
-    removed, and `path` is as it was before.
+    removed, and `path` is as it was before. Where there is no room for it, the error names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +51,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_get_umask())
         os.replace(temporary, path)
+    except OSError as error:
+        if not is_full(error) or error.filename not in (None, name):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
