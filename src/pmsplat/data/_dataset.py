@@ -176,14 +176,23 @@ class TrainingStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
+        read = self.turns()
+        for turn in count(worker, workers):
+            yield from read(turn)
+
+    def turns(self) -> Callable[[int], Iterator[Batch]]:
+        """What reads the examples of any turn, that is of this rank's batch of a step from 0."""
         order, loader = _Order(self.split, self.seed), _Loader(self.split)
         together = self.ranks * self.batch_size
-        for turn in count(worker, workers):
+
+        def read(turn: int) -> Iterator[Batch]:
             first = self.skip + turn * together
             views = self._count_views(first // together)
             mine = first + self.rank * self.batch_size
             for item in range(mine, mine + self.batch_size):
                 yield self._example(order, item, self.step + turn, views, loader)
+
+        return read
 
     def _example(
         self, order: "_Order", item: int, step: int, views: int | None, loader: "_Loader"
