@@ -13,7 +13,8 @@ from jaxtyping import Float
 from ._tracer import BALL, BOX, CYLINDER, DISC, SIDE, SQUARE, Bodies, Light
 
 FOV = (18.0, 95.0)  # degrees, across the longer side
-PARALLAX = (3.0, 64.0)  # of the subject between the outer context views, in 256ths of the width
+PARALLAX = (4.0, 110.0)  # of the subject between the outer context views, in 256ths of the width
+WIDE = 40 / 256  # parallax from which on cameras turn to the subject
 SKY = 60.0  # how far the sky is, in distances of the subject
 CLEAR = 0.25  # nothing comes nearer to a camera than this share of the subject's distance
 WHITE = np.ones(3, np.float32)
@@ -130,22 +131,24 @@ def draw_cameras(rng: Rng, aspect: float, context: int, targets: int) -> Cameras
     ends = np.linspace(0, 1, context) + rng.uniform(-0.2, 0.2, context) / context
     ends[0], ends[-1] = 0, 1
     outside = rng.random(targets) < 0.12
-    between = np.where(outside, rng.choice([-0.15, 1.15], targets), rng.uniform(0.05, 0.95, targets))
+    between = np.where(
+        outside, rng.choice([-0.15, 1.15], targets), rng.uniform(0.05, 0.95, targets)
+    )
     s = np.concatenate([ends, between]) - 0.5
     bend = rng.normal(0, 0.3, 3)
     shake = rng.normal(0, 0.03, (len(s), 3))
     eyes = length * (s[:, None] * along + (s**2)[:, None] * bend + shake)
     # where it looks: at the subject, or ahead, or between; with unsteady hands
     follow = rng.choice([0.0, 1.0, rng.uniform(0, 1)], p=[0.3, 0.4, 0.3])
+    if parallax > WIDE:  # else the views would have too little in common
+        follow = rng.uniform(0.7, 1.0)
     turned = np.arctan2(eyes[:, :2], subject - eyes[:, 2:]) * follow
     turn = rng.normal(0, 0.03, 3) * s[:, None] + rng.normal(0, 0.004, (len(s), 3))
     pitch = rng.normal(0.12, 0.2)
     roll = rng.normal(0, 0.03)
     c2w = np.tile(np.eye(4), (len(s), 1, 1))
     for i in range(len(s)):
-        c2w[i, :3, :3] = _turned(
-            turn[i, 0] - turned[i, 0], turn[i, 1] + turned[i, 1], turn[i, 2]
-        )
+        c2w[i, :3, :3] = _turned(turn[i, 0] - turned[i, 0], turn[i, 1] + turned[i, 1], turn[i, 2])
         c2w[i, :3, 3] = eyes[i]
     tilt = np.eye(4)
     tilt[:3, :3] = _turned(0, -pitch, roll)

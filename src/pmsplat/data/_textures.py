@@ -67,7 +67,7 @@ def _piece(rng: Rng, path: Path) -> Image:
     cut = pixels[top : top + side, left : left + side]
     rows = cut[low] * (1 - share)[:, None, None] + cut[low + 1] * share[:, None, None]
     out = rows[:, low] * (1 - share)[:, None] + rows[:, low + 1] * share[:, None]
-    return np.rot90(out, rng.integers(4)).copy()
+    return np.rot90(out, int(rng.integers(4))).copy()
 
 
 def _noise(rng: Rng, power: float) -> Float[np.ndarray, "side side"]:
@@ -157,9 +157,7 @@ def _cover(shapes: Any, colors: Any, image: Any) -> None:
         for i in range(max(0, int(y - reach)), min(side, int(y + reach) + 1)):
             for j in range(max(0, int(x - reach)), min(side, int(x + reach) + 1)):
                 u, v = (j - x) * c + (i - y) * s, (i - y) * c - (j - x) * s
-                inside = (
-                    abs(u) < a and abs(v) < b if box else (u / a) ** 2 + (v / b) ** 2 < 1
-                )
+                inside = abs(u) < a and abs(v) < b if box else (u / a) ** 2 + (v / b) ** 2 < 1
                 if inside:
                     image[i, j, 0], image[i, j, 1] = colors[k, 0], colors[k, 1]
                     image[i, j, 2] = colors[k, 2]

@@ -18,6 +18,7 @@ SIDE, LEVELS = 256, 8  # texels of a texture's side, and its copies down to 2 x 
 TEXELS = sum((SIDE >> level) ** 2 for level in range(LEVELS))
 OFFSETS = np.cumsum([0, *((SIDE >> level) ** 2 for level in range(LEVELS - 1))]).astype(np.int64)
 NOTHING = np.float32(np.inf)
+TILE = 8  # pixels of the side of a tile, for which bodies are listed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 compiled: Any = njit(fastmath={"contract", "arcp", "nsz"}, cache=True, nogil=True)
@@ -168,12 +169,12 @@ def _hit_cylinder(o: Any, d: Any) -> Any:
 
 
 @compiled
-def _nearest(bodies: Any, o: Any, d: Any, local: Any, slope: Any) -> Any:
-    """(body, face, distance) of the first hit; body -1 for none."""
+def _nearest(bodies: Any, near: Any, o: Any, d: Any, local: Any, slope: Any) -> Any:
+    """(body, face, distance) of the first hit among the bodies `near` a ray; body -1 for none."""
     kinds, centers, to_local, radii = bodies[0], bodies[1], bodies[2], bodies[4]
     squared = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
     best, owner, on = NOTHING, -1, 0
-    for i in range(len(kinds)):
+    for i in near:
         x, y, z = o[0] - centers[i, 0], o[1] - centers[i, 1], o[2] - centers[i, 2]
         along = x * d[0] + y * d[1] + z * d[2]
         apart = x * x + y * y + z * z - radii[i] * radii[i]
@@ -222,20 +223,24 @@ def _sample(texture: Any, u: Any, v: Any, level: int, out: Any, share: Any) -> N
 @compiled
 def _shade(
     bodies: Any, textures: Any, lamp: Any, owner: int, face: int, o: Any, d: Any, t: Any,
-    pixel: Any, out: Any,
+    pixel: Any, scratch: Any, out: Any,
 ) -> None:  # fmt: skip
     """The color of a hit, into `out`; `pixel` is the width of a pixel at distance 1."""
     kinds, centers, to_local, halves, _, first, texels, shift, turn, gain, offset, plain = bodies
     m, half, kind = to_local[owner], halves[owner], kinds[owner]
-    p, n = np.empty(3, np.float32), np.zeros(3, np.float32)
-    where = o + t * d
-    away = where - centers[owner]
+    wx, wy, wz = o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2]
+    p, n, albedo = scratch[0], scratch[1], scratch[2]
     for r in range(3):
-        p[r] = m[r, 0] * away[0] + m[r, 1] * away[1] + m[r, 2] * away[2]
+        p[r] = (
+            m[r, 0] * (wx - centers[owner, 0])
+            + m[r, 1] * (wy - centers[owner, 1])
+            + m[r, 2] * (wz - centers[owner, 2])
+        )
+        n[r] = albedo[r] = 0
     # the place on the surface in units of length, and the normal of the unit shape
     if kind == BALL:
         u, v = np.arctan2(p[0], p[2]) * half[0], np.arcsin(min(max(p[1], -1), 1)) * half[1]
-        n[:] = p
+        n[0], n[1], n[2] = p[0], p[1], p[2]
     elif kind == CYLINDER and face == 0:
         u, v = np.arctan2(p[0], p[2]) * half[0], p[1] * half[1]
         n[0], n[2] = p[0], p[2]
@@ -247,9 +252,12 @@ def _shade(
         a, b = (1 if axis == 0 else 0), (1 if axis == 2 else 2)
         u, v = p[a] * half[a], p[b] * half[b]
         n[axis] = 1 if face % 2 else -1
-    normal = m.T @ n  # inverse transposed: to_local takes points, so its transpose takes normals
-    length = np.sqrt(normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2)
-    facing = -(normal[0] * d[0] + normal[1] * d[1] + normal[2] * d[2])
+    # to_local takes points, so its transpose takes normals back
+    nx = m[0, 0] * n[0] + m[1, 0] * n[1] + m[2, 0] * n[2]
+    ny = m[0, 1] * n[0] + m[1, 1] * n[1] + m[2, 1] * n[2]
+    nz = m[0, 2] * n[0] + m[1, 2] * n[1] + m[2, 2] * n[2]
+    length = np.sqrt(nx * nx + ny * ny + nz * nz)
+    facing = -(nx * d[0] + ny * d[1] + nz * d[2])
     slant = abs(facing) / length / np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
     toward = np.float32(1) if facing > 0 else np.float32(-1)
 
@@ -262,22 +270,47 @@ def _shade(
     low = min(int(level), LEVELS - 2)
     share = level - low
     index = (first[owner] + (face if kind == BOX else 0)) % len(textures)
-    albedo = np.zeros(3, np.float32)
     _sample(textures[index], x, y, low, albedo, 1 - share)
     _sample(textures[index], x, y, low + 1, albedo, share)
 
     # light
     bright = np.float32(1)
     if not plain[owner]:
-        to = lamp[:3] - where
-        squared = to[0] ** 2 + to[1] ** 2 + to[2] ** 2
-        cosine = (normal[0] * to[0] + normal[1] * to[1] + normal[2] * to[2]) * toward
+        x, y, z = lamp[0] - wx, lamp[1] - wy, lamp[2] - wz
+        squared = x * x + y * y + z * z
+        cosine = (nx * x + ny * y + nz * z) * toward
         cosine = max(cosine / (length * np.sqrt(squared)), np.float32(0))
         reach = lamp[3] * lamp[3]
         bright = lamp[4] + (1 - lamp[4]) * cosine * 2 * reach / (reach + squared)
     for i in range(3):
         color = gain[owner, i] * albedo[i] / 255 + offset[owner, i]
         out[i] += min(max(color, np.float32(0.01)), np.float32(1)) * bright
+
+
+@compiled
+def _list_bodies(bodies: Any, c2w: Any, lens: Any, i: int, j: int, out: Any) -> int:
+    """Lists in `out` the bodies that rays through the tile at row i, column j may meet; how many.
+
+    The balls around them that meet the cone around the tile.
+    """
+    centers, radii = bodies[1], bodies[4]
+    half = np.float32(TILE / 2)
+    x, y = (j + half - lens[2]) / lens[0], (i + half - lens[3]) / lens[1]
+    length = np.sqrt(x * x + y * y + 1)
+    width = np.arctan(np.sqrt((half / lens[0]) ** 2 + (half / lens[1]) ** 2))  # at most
+    axis = (c2w[:3, 0] * x + c2w[:3, 1] * y + c2w[:3, 2]) / length
+    count = 0
+    for k in range(len(radii)):
+        away = centers[k] - c2w[:3, 3]
+        apart = np.sqrt(away[0] ** 2 + away[1] ** 2 + away[2] ** 2)
+        if apart > radii[k]:
+            cosine = (away[0] * axis[0] + away[1] * axis[1] + away[2] * axis[2]) / apart
+            angle = np.arccos(min(max(cosine, np.float32(-1)), np.float32(1)))
+            if angle > width + np.arcsin(radii[k] / apart) + np.float32(1e-3):
+                continue
+        out[count] = k
+        count += 1
+    return count
 
 
 @compiled
@@ -290,7 +323,13 @@ def _trace(
     o = c2w[:3, 3].copy()
     d, cam = np.empty(3, np.float32), np.ones(3, np.float32)
     local, slope = np.empty(3, np.float32), np.empty(3, np.float32)
-    pixel = 1 / lens[0]
+    pixel, scratch = 1 / lens[0], np.empty((3, 3), np.float32)
+    across = (width + TILE - 1) // TILE
+    near = np.empty(((height + TILE - 1) // TILE * across, len(bodies[0])), np.int32)
+    counts = np.empty(len(near), np.int32)
+    for tile in range(len(near)):
+        i, j = tile // across * TILE, tile % across * TILE
+        counts[tile] = _list_bodies(bodies, c2w, lens, i, j, near[tile])
     for refined in range(2):
         for i in range(height):
             for j in range(width):
@@ -300,18 +339,21 @@ def _trace(
                     same = owners[here, j] == owners[there, j] == owners[i, j]
                     if same and owners[i, left] == owners[i, right] == owners[i, j]:
                         continue
+                tile = i // TILE * across + j // TILE
+                chosen = near[tile, : counts[tile]]
                 for k in range(4 if refined else 1):
                     a = np.float32(0.25 + 0.5 * (k % 2) if refined else 0.5)
                     b = np.float32(0.25 + 0.5 * (k // 2) if refined else 0.5)
                     cam[0], cam[1] = (j + a - lens[2]) / lens[0], (i + b - lens[3]) / lens[1]
                     for r in range(3):
                         d[r] = c2w[r, 0] * cam[0] + c2w[r, 1] * cam[1] + c2w[r, 2]
-                    owner, face, t = _nearest(bodies, o, d, local, slope)
+                    owner, face, t = _nearest(bodies, chosen, o, d, local, slope)
                     if not refined:
                         depth[i, j], owners[i, j] = t, owner * 8 + face
                     if owner >= 0:
                         _shade(
-                            bodies, textures, lamp, owner, face, o, d, t, pixel, color[i, j]
+                            bodies, textures, lamp, owner, face, o, d, t, pixel, scratch,
+                            color[i, j],
                         )  # fmt: skip
                 if refined:
                     for r in range(3):

@@ -67,9 +67,7 @@ class Scenery:
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
 
-    def train(
-        self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1
-    ) -> "SceneryStream":
+    def train(self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1) -> "SceneryStream":
         """An endless stream; see `contracts.Dataset`."""
         return SceneryStream(self.cfg, seed, skip, batch_size)
 
@@ -132,9 +130,7 @@ class SceneryStream(IterableDataset[Batch]):
         cfg = self.cfg
         return _textures.make_textures(rng, cfg.textures, self.photos, cfg.photo_share)
 
-    def example(
-        self, item: int, views: int, size: tuple[int, int], textures: np.ndarray
-    ) -> Batch:
+    def example(self, item: int, views: int, size: tuple[int, int], textures: np.ndarray) -> Batch:
         """The example of a number, with a batch axis of 1."""
         rng = np.random.default_rng([self.seed, 0, item])
         targets = self.cfg.target_views

@@ -9,6 +9,7 @@ there, is read before opacity and color are chosen: so pixels that no other view
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -37,7 +38,7 @@ CHECKED = 5  # channels of `_check_by_others`
 
 @dataclass
 class Config:
-    """Widths are multiples of 16; `near` is the unit of length, as of the other encoders."""
+    """`width` is a multiple of 32, `half_width` of 16."""
 
     init_from: list[str] = field(default_factory=list)
     """Weights that training starts from: files of ours."""
@@ -53,7 +54,7 @@ class Config:
     """Nearest depth of the scenes it learns from, to which other scenes are scaled."""
 
     def __post_init__(self) -> None:
-        rules = {"width": whole(16, 16), "half_width": whole(16, 16), "head_width": whole(1)}
+        rules = {"width": whole(32, 32), "half_width": whole(16, 16), "head_width": whole(1)}
         rules |= {"planes": whole(2), "fine_planes": whole(0), "blocks": whole(1)}
         check_settings(self, rules | {"neighbors": whole(1)}, "model.")
         check_choice("sh_degree", self.sh_degree, range(5))
@@ -170,13 +171,11 @@ class UNet(nn.Module):
         self.stem = Conv2d(inputs, width, 3, padding=1)
         self.encoder = nn.ModuleList(_blocks(w, blocks) for w in widths)
         self.down = nn.ModuleList(
-            Conv2d(a, b, 3, 2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
+            Conv2d(a, b, 3, 2, padding=1) for a, b in pairwise(widths)
         )
         self.attention = ViewAttention(widths[-1], 32, False, "sdpa")
         self.middle = _blocks(widths[-1], blocks)
-        self.up = nn.ModuleList(
-            Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.up = nn.ModuleList(Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
         self.norm = GroupNorm(width, activation="gelu")
 

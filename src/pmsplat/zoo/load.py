@@ -24,13 +24,24 @@ from .published import (
     Published,
     recognize_hash,
 )
+from .shipped import SHIPPED, shipped_file
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"  # the checkpoint that training writes into its folder
 CONFIG = "config.json"  # the settings of the training, beside it
 
-__all__ = ["CONFIG", "WEIGHTS", "ZOO", "Loaded", "Published", "load", "open_model", "save"]
+__all__ = [
+    "CONFIG",
+    "SHIPPED",
+    "WEIGHTS",
+    "ZOO",
+    "Loaded",
+    "Published",
+    "load",
+    "open_model",
+    "save",
+]
 
 
 @dataclass(frozen=True)
@@ -49,8 +60,9 @@ class Loaded:
 def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Module:
     """A ready encoder in eval mode: `model(views) -> Prediction`.
 
-    `name_or_path` is a published name (the official file's, without its hash), a checkpoint of
-    ours, the folder of a training run, or an official file. With a published name, `weights` is the
+    `name_or_path` is a published name (the official file's, without its hash), a model that comes
+    with pmsplat (`SHIPPED`), a checkpoint of ours, the folder of a training run, or an official
+    file. With a published name, `weights` is the
     file to use, in any float type and wrapper, or the index or folder of one in parts; without it
     the file is taken from `pretrained/`, or downloaded there. Parameters are float32. Raises
     UserError for an unknown name, for a file that is damaged or of another model, and for an
@@ -65,13 +77,13 @@ def open_model(name_or_path: str | Path, weights: str | Path | None = None) -> L
     name = str(name_or_path)
     if name in ZOO:
         return _open_published(name, weights)
-    path = Path(name_or_path)
+    path = shipped_file(name) if name in SHIPPED else Path(name_or_path)
     path = files.find_checkpoint(path) or path
     if not path.is_file():
         raise UserError(
             f"{name!r}, which is neither a published model nor a file",
             "a checkpoint, or a name that `pmsplat models` lists",
-            registry.suggest(name, list(ZOO)),
+            registry.suggest(name, [*SHIPPED, *ZOO]),
         )
     if weights is not None:
         raise UserError(
@@ -91,13 +103,21 @@ def open_model(name_or_path: str | Path, weights: str | Path | None = None) -> L
     return Loaded(model.eval(), header.model, config, path)
 
 
-def save(model: nn.Module, path: str | Path, component: str, settings: Any = None) -> None:
+def save(
+    model: nn.Module,
+    path: str | Path,
+    component: str,
+    settings: Any = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Writes a checkpoint for `load` to read: the model's weights, component and settings.
 
-    `settings` is the Config that the component built the model from; None: `model.cfg`.
+    `settings` is the Config that the component built the model from; None: `model.cfg`. `dtype`:
+    half precision halves the file; `load` gives float32 again.
     """
     config: Any = model.cfg if settings is None else settings
-    files.save_checkpoint(path, model.state_dict(), files.Header(component, asdict(config)))
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    files.save_checkpoint(path, state, files.Header(component, asdict(config)))
 
 
 def _open_published(name: str, weights: str | Path | None) -> Loaded:
