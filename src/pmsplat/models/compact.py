@@ -49,6 +49,7 @@ class Config:
     fine_planes: int = 8  # and at half of it, half a coarse step apart; 0: no correction there
     blocks: int = 1  # residual blocks of each level of the U-Net, on its way down and up
     neighbors: int = 2  # views that each view is matched with, where there are more than three
+    gaussians: bool = True  # False: depth alone, as a cheap start, with the same parameters
     sh_degree: int = 0
     near: float | None = 0.5
     """Nearest depth of the scenes it learns from, to which other scenes are scaled."""
@@ -77,7 +78,14 @@ class Compact(nn.Module):
         self.down = nn.Sequential(
             Conv2d(half, width, 3, 2, padding=1), ResBlock(width, width, False)
         )
-        self.match = Conv2d(width, width, 1)
+        self.context = nn.Sequential(
+            Conv2d(width, width * 3 // 2, 3, 2, padding=1),
+            *(ResBlock(width * 3 // 2, width * 3 // 2, False) for _ in range(2)),
+            Conv2d(width * 3 // 2, width, 1),
+        )
+        self.match = nn.Sequential(
+            GroupNorm(width, activation="gelu"), Conv2d(width, width, 3, padding=1)
+        )
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
         self.unet = UNet(cfg.planes + width, width, cfg.blocks)
         self.logits = zeroed(Conv2d(width, cfg.planes, 1))
@@ -92,6 +100,11 @@ class Compact(nn.Module):
         self.head = Conv2d(cfg.head_width + 3 + CHECKED, cfg.head_width, 3, padding=1)
         self.out = _out(cfg.head_width, 1 + channels(cfg.sh_degree))
         set_memory_format(self)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it predicts Gaussians, not depth alone."""
+        return self.cfg.gaussians
 
     @property
     def near(self) -> float | None:
@@ -109,6 +122,7 @@ class Compact(nn.Module):
         flat = images.flatten(0, 1)
         half = self.stem((2 * flat - 1).contiguous(memory_format=torch.channels_last))
         quarter = self.down(half)
+        quarter = quarter + interpolate(self.context(quarter), scale_factor=2, mode="bilinear")
 
         # Coarse: match at a quarter of the resolution, over the whole range.
         near, far = cameras.near.flatten().float(), cameras.far.flatten().float()
@@ -142,7 +156,9 @@ class Compact(nn.Module):
         depth = (1 / value).unflatten(0, (batch, count))
         raw = numbers[:, 1:].unflatten(0, (batch, count))
         confidence = coarse.confidence_at(views.size)[:, 0].unflatten(0, (batch, count))
-        levels = gaussians_at(raw, (depth,), images, cameras, self.rules)
+        levels = ()
+        if self.cfg.gaussians:
+            levels = gaussians_at(raw, (depth,), images, cameras, self.rules)
         return Prediction((depth,), levels, confidence)
 
     def _correlate(
