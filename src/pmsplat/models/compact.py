@@ -14,7 +14,16 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import gelu, grid_sample, interpolate, normalize, pixel_shuffle, unfold
+from torch.nn.functional import (
+    avg_pool2d,
+    gelu,
+    grid_sample,
+    interpolate,
+    normalize,
+    pad,
+    pixel_shuffle,
+    unfold,
+)
 
 from ..geometry import camera, se3
 from ..kernels.convolution import Conv2d
@@ -33,6 +42,8 @@ MULTIPLE = 16  # the deepest maps have 1/16 of the resolution
 START_OPACITY = 1.0  # before the sigmoid
 START_SCALE = -1.2  # before the sigmoid of `_head.world_scales`: 0.4 pixels
 SHARPNESS = 10.0  # of the softmax over the cosines of matched features, at first
+TRUST = (30.0, 12.0)  # in the likeness of patches, coarse and fine, at first, as such a factor
+FAINT = 0.1  # length of a patch, of colors in [0, 1], that has little to see
 CHECKED = 5  # channels of `_check_by_others`
 
 
@@ -87,12 +98,13 @@ class Compact(nn.Module):
             GroupNorm(width, activation="gelu"), Conv2d(width, width, 3, padding=1)
         )
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
-        self.unet = UNet(cfg.planes + width, width, cfg.blocks)
+        self.trust = nn.Parameter(torch.tensor(TRUST))  # in patches, coarse and fine
+        self.unet = UNet(2 * cfg.planes + width, width, cfg.blocks)
         self.logits = zeroed(Conv2d(width, cfg.planes, 1))
         self.up = Conv2d(width, half, 1)
         self.fine_match = Conv2d(half, half // 2, 1) if cfg.fine_planes else None
         self.fine = nn.Sequential(
-            Conv2d(2 * half + cfg.fine_planes, half, 3, padding=1), ResBlock(half, half, False)
+            Conv2d(2 * half + 2 * cfg.fine_planes, half, 3, padding=1), ResBlock(half, half, False)
         )
         self.fine_logits = zeroed(Conv2d(half, cfg.fine_planes, 1)) if cfg.fine_planes else None
         self.weights = Conv2d(half, 4 * 9, 1)
@@ -128,8 +140,12 @@ class Compact(nn.Module):
         near, far = cameras.near.flatten().float(), cameras.far.flatten().float()
         whole_range = cost_volume.full_range(near, far, self.cfg.planes)
         volume = self._correlate(self.match(quarter), cameras, others, whole_range)
-        features = self.unet(join([volume, quarter]), count)
-        probability = (volume + self.logits(features).float()).permute(0, 2, 3, 1).softmax(dim=-1)
+        patches = _patches(flat)
+        alike = _correlate_patches(patches, cameras, others, whole_range)
+        alike = avg_pool2d(alike, 4, 2, 1, count_include_pad=False) * self.trust[0]
+        features = self.unet(join([volume, alike, quarter]), count)
+        logits = volume + alike + self.logits(features).float()
+        probability = logits.permute(0, 2, 3, 1).softmax(dim=-1)
         coarse = cost_volume.Match(whole_range.expected(probability), probability)
 
         # Fine: the same at half of it, near the coarse estimate.
@@ -140,7 +156,9 @@ class Compact(nn.Module):
         nearby = None
         if self.fine_match is not None:
             nearby = self._correlate(self.fine_match(half), cameras, others, around)
-            maps.append(nearby)
+            alike = _correlate_patches(patches, cameras, others, around) * self.trust[1]
+            maps += [nearby, alike]
+            nearby = nearby + alike
         fine = self.fine(join(maps))
         if self.fine_logits is not None and nearby is not None:
             chosen = (nearby + self.fine_logits(fine).float()).permute(0, 2, 3, 1).softmax(dim=-1)
@@ -186,9 +204,7 @@ class UNet(nn.Module):
         widths = (width, width * 3 // 2, width * 2)
         self.stem = Conv2d(inputs, width, 3, padding=1)
         self.encoder = nn.ModuleList(_blocks(w, blocks) for w in widths)
-        self.down = nn.ModuleList(
-            Conv2d(a, b, 3, 2, padding=1) for a, b in pairwise(widths)
-        )
+        self.down = nn.ModuleList(Conv2d(a, b, 3, 2, padding=1) for a, b in pairwise(widths))
         self.attention = ViewAttention(widths[-1], 32, False, "sdpa")
         self.middle = _blocks(widths[-1], blocks)
         self.up = nn.ModuleList(Conv2d(b, a, 1) for a, b in pairwise(widths))
@@ -233,10 +249,34 @@ def _upsample(
 ) -> Float[Tensor, "n _ _"]:
     """Each of 2x2 finer values as a convex combination of the 3x3 around."""
     n, height, width = value.shape
-    around = torch.nn.functional.pad(value[:, None], (1, 1, 1, 1), mode="replicate")
+    around = pad(value[:, None], (1, 1, 1, 1), mode="replicate")
     patches = unfold(around, 3).view(n, 1, 9, height, width)
     shares = weights.view(n, 4, 9, height, width).softmax(dim=2)
     return pixel_shuffle((shares * patches).sum(dim=2), 2)[:, 0]
+
+
+@torch.no_grad()
+def _patches(images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 27 rows columns"]:
+    """3x3 pixels around each of the images at half size, less their mean, of length 1 or, where
+    there is little to see, below."""
+    half = avg_pool2d(images.float(), 2)
+    rows, columns = half.shape[-2:]
+    around = unfold(pad(half, (1, 1, 1, 1), mode="replicate"), 3).view(-1, 3, 9, rows, columns)
+    around = (around - around.mean(dim=2, keepdim=True)).flatten(1, 2)
+    return around / (around.norm(dim=1, keepdim=True) + FAINT)
+
+
+@torch.no_grad()
+def _correlate_patches(
+    patches: Float[Tensor, "n 27 rows columns"],
+    cameras: Cameras,
+    others: Int[Tensor, "batch view other"],
+    candidates: cost_volume.Candidates,
+) -> Float[Tensor, "n plane rows columns"]:
+    """Their normalized cross-correlation with those of the other views, from -1 to 1."""
+    with torch.autocast(patches.device.type, enabled=False):
+        scaled = (patches * patches.shape[1] ** 0.25).unflatten(0, others.shape[:2])
+        return cost_volume.cost_volume(scaled, cameras, others, candidates)
 
 
 @torch.no_grad()
