@@ -11,6 +11,7 @@ every model against the seconds of training that its file is named by (00600.saf
 """
 
 import argparse
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
@@ -26,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="FOLDER", help="test/ and index.json")
     parser.add_argument("--models", nargs="*", default=[], type=Path, metavar="PATH")
     parser.add_argument("--size", type=int, nargs=2, default=[192, 256], metavar=("H", "W"))
+    parser.add_argument(
+        "--known", type=Path, metavar="JSON", help="an earlier --json: what it has is kept"
+    )
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="PSNR against training time")
 
 
@@ -41,8 +45,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, Any] = dict(baselines.BASELINES)
     for path in arguments.models:
         runs[path.stem] = protocol.pipeline(load(path), scale_near=True)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = read_known(arguments.known, arguments.size)
     for name, measured in runs.items():
+        if name in found:
+            continue
         result = protocol.evaluate(measured, data.evaluation())
         places = by_place({row.scene: row.values for row in result.rows})
         found[name] = {"mean": _mean(places.values()), "places": places}
@@ -51,6 +57,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.plot is not None:
         plot({k: v["mean"]["psnr"] for k, v in found.items()}, arguments.plot)
     return {"size": arguments.size, "runs": found}
+
+
+def read_known(path: Path | None, size: list[int]) -> dict[str, Any]:
+    """What an earlier run measured; UserError where that was at another size."""
+    from pmsplat.errors import UserError
+
+    if path is None:
+        return {}
+    figures = json.loads(path.read_text())["figures"]
+    if figures["size"] != list(size):
+        raise UserError(
+            f"{path}, measured at {figures['size']}", f"one of {list(size)}", "leave --known out"
+        )
+    return figures["runs"]
 
 
 def by_place(scenes: dict[str, Values]) -> dict[str, Values]:

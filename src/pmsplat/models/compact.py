@@ -56,7 +56,7 @@ class Config:
     width: int = 64  # channels at a quarter of the resolution
     half_width: int = 32  # and at half of it
     head_width: int = 24  # and at all of it
-    planes: int = 64  # depth hypotheses at a quarter of the resolution
+    planes: int = 128  # depth hypotheses at a quarter of the resolution
     fine_planes: int = 8  # and at half of it, half a coarse step apart; 0: no correction there
     blocks: int = 1  # residual blocks of each level of the U-Net, on its way down and up
     neighbors: int = 2  # views that each view is matched with, where there are more than three
