@@ -8,7 +8,7 @@ CVPR 2024. What the other views show where a pixel is seen in them, and the dept
 there, is read before opacity and color are chosen: so pixels that no other view confirms can fade.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -25,13 +25,13 @@ from torch.nn.functional import (
     unfold,
 )
 
-from ..geometry import camera, se3
+from ..geometry import camera, se3, sh
 from ..kernels.convolution import Conv2d
 from ..nn import cost_volume
 from ..nn.maps import BorderConv, join, set_memory_format
 from ..nn.unet import GroupNorm, ResBlock, ViewAttention, zeroed
 from ..registry import check_settings, whole
-from ..types import Cameras, Prediction, Views
+from ..types import Cameras, Gaussians, Prediction, Views
 from ._checks import check_choice, check_near
 from ._depth import choose_others
 from ._deviations import Deviations
@@ -44,6 +44,8 @@ START_SCALE = -1.2  # before the sigmoid of `_head.world_scales`: 0.4 pixels
 SHARPNESS = 10.0  # of the softmax over the cosines of matched features, at first
 TRUST = (30.0, 12.0)  # in the likeness of patches, coarse and fine, at first, as such a factor
 FAINT = 0.1  # length of a patch, of colors in [0, 1], that has little to see
+BLOCK = 8  # pixels of the side of a block that has one Gaussian in the backdrop
+BACKDROP = 0.6  # standard deviation of that, in sides of the block
 CHECKED = 5  # channels of `_check_by_others`
 
 
@@ -176,7 +178,8 @@ class Compact(nn.Module):
         confidence = coarse.confidence_at(views.size)[:, 0].unflatten(0, (batch, count))
         levels = ()
         if self.cfg.gaussians:
-            levels = gaussians_at(raw, (depth,), images, cameras, self.rules)
+            (gaussians,) = gaussians_at(raw, (depth,), images, cameras, self.rules)
+            levels = (_hang_backdrop(gaussians, views),)
         return Prediction((depth,), levels, confidence)
 
     def _correlate(
@@ -253,6 +256,39 @@ def _upsample(
     patches = unfold(around, 3).view(n, 1, 9, height, width)
     shares = weights.view(n, 4, 9, height, width).softmax(dim=2)
     return pixel_shuffle((shares * patches).sum(dim=2), 2)[:, 0]
+
+
+def _hang_backdrop(gaussians: Gaussians, views: Views) -> Gaussians:
+    """The same, but one Gaussian of each block of pixels hangs at far, wide, with the block's mean
+    color: what no surface covers, from another place, shows that and is not black.
+
+    Those of the outermost blocks are wider, for places beyond the edge of the picture.
+    """
+    images, cameras = views.images, views.cameras
+    batch, count, _, height, width = images.shape
+    rows, columns = height // BLOCK, width // BLOCK
+    depth = cameras.far[..., None, None].expand(-1, -1, rows, columns)
+    means = camera.unproject_depth(depth, cameras.c2w, cameras.K)
+    wide = images.new_full((rows, columns), BACKDROP)
+    wide[[0, -1]] = wide[:, [0, -1]] = 2 * BACKDROP
+    scales = wide * BLOCK * depth / (cameras.K[..., 0, 0] * width)[..., None, None]
+    color = avg_pool2d(images.flatten(0, 1), BLOCK).unflatten(0, (batch, count))
+    base = (color.permute(0, 1, 3, 4, 2) - 0.5) / sh.C0
+    values = {
+        "means": means,
+        "scales": scales[..., None].expand(*scales.shape, 3),
+        "quats_wxyz": means.new_tensor([1.0, 0, 0, 0]).expand(*scales.shape, 4),
+        "opacities": torch.full_like(scales, 0.95),
+        "sh": nn.functional.pad(base[..., None, :], (0, 0, 0, gaussians.sh.shape[-2] - 1)),
+    }
+    middle = slice(BLOCK // 2, None, BLOCK)
+
+    def hang(name: str, value: Tensor) -> Tensor:
+        grid = value.unflatten(1, (count, height, width)).clone()
+        grid[:, :, middle, middle] = values[name].to(grid)
+        return grid.flatten(1, 3)
+
+    return replace(gaussians, **{name: hang(name, getattr(gaussians, name)) for name in values})
 
 
 @torch.no_grad()
