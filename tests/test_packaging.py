@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 import pmsplat
 from pmsplat import config
+from pmsplat.zoo.shipped import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -130,6 +131,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in ("src", "config", "tests"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    (copy / "pretrained").mkdir()
+    for file in (ROOT / "pretrained").glob("pmsplat-*.safetensors"):
+        shutil.copy(file, copy / "pretrained")
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     build = [sys.executable, "-m", "uv", "build", "--no-build-isolation", "--out-dir", str(built)]
@@ -147,7 +151,8 @@ def test_the_wheel_has_the_package_its_configuration_and_its_types(wheel: zipfil
     ours = ("page.css", "page.js", "splats.js")
     renderer = ("gsplat.min.js", "gsplat.json", "gsplat.LICENSE.txt")
     data |= {Path("pmsplat", "view", "pages", name) for name in (*ours, *renderer)}
-    expected = modules | carried | data
+    weights = {Path("pmsplat", "weights", f"{name}.safetensors") for name in SHIPPED}
+    expected = modules | carried | data | weights
     assert inside == {path.as_posix() for path in expected}
 
 

@@ -24,6 +24,8 @@ def test_every_model_builds_from_its_defaults(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "count", "size", "levels"),
     [
+        ("compact", {}, 2, (32, 48), 1),
+        ("compact", {"sh_degree": 1}, 5, (48, 32), 1),
         ("depthsplat", {}, 2, (32, 48), 1),
         ("depthsplat", {"scales": 2}, 5, (32, 48), 2),
         ("depthsplat", {"scales": 2, "lowest": 8}, 3, (32, 64), 2),

@@ -19,6 +19,13 @@ BAD: dict[str, list[Any]] = {
     "near": [0.0, -1.0, float("nan"), float("inf")],
 }
 BAD_OF: dict[str, dict[str, list[Any]]] = {
+    "compact": {
+        "half_width": [0, 24],
+        "head_width": [0],
+        "fine_planes": [-1],
+        "blocks": [0],
+        "neighbors": [0],
+    },
     "depthsplat": {
         "neighbors": [0, -1],
         "head_width": [0, -1],
@@ -87,6 +94,8 @@ def test_settings_that_do_not_fit_each_other(
         ("depthsplat2024", {"features": 1, "unet_width": 12}),
         ("mvsplat", {"width": 4, "planes": 2}),
         ("mvsplat", {"width": 24, "planes": 7}),
+        ("compact", {"fine_planes": 0, "planes": 2}),
+        ("compact", {"blocks": 2, "fine_planes": 3, "neighbors": 9, "sh_degree": 2}),
         ("resplat", {"latent": 4, "gaussians_per_point": 16, "steps": 1}),
         ("resplat", {"latent": 4, "gaussians_per_point": 4, "steps": None}),
         ("resplat", {"lowest": 8, "gaussians_per_point": 1, "point_width": 4, "state_width": 1}),
@@ -96,7 +105,7 @@ def test_odd_settings_that_fit_run(
     name: str, settings: dict[str, Any], generator: torch.Generator
 ) -> None:
     """The rules refuse nothing that works."""
-    model = registry.build("models", name, SETTINGS[name] | {"transformer_layers": 1} | settings)
+    model = registry.build("models", name, SETTINGS[name] | settings)
     with torch.no_grad():
         prediction = model.eval()(views(generator, 4, (32, 32)))
     assert prediction.depths[-1].isfinite().all()

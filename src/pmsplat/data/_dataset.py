@@ -178,14 +178,23 @@ class TrainingStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = worker_of_workers()
+        read = self.turns()
+        for turn in count(worker, workers):
+            yield from read(turn)
+
+    def turns(self) -> Callable[[int], Iterator[Batch]]:
+        """What reads the examples of any turn, that is of this rank's batch of a step from 0."""
         order, loader = Order(self.split, self.seed), SceneLoader(self.split)
         together = self.ranks * self.batch_size
-        for turn in count(worker, workers):
+
+        def read(turn: int) -> Iterator[Batch]:
             first = self.skip + turn * together
             views = self._count_views(first // together)
             mine = first + self.rank * self.batch_size
             for item in range(mine, mine + self.batch_size):
                 yield self._example(order, item, self.step + turn, views, loader)
+
+        return read
 
     def _example(
         self, order: Order, item: int, step: int, views: int | None, loader: SceneLoader

@@ -27,13 +27,24 @@ from .published import (
     Published,
     recognize_hash,
 )
+from .shipped import SHIPPED, shipped_file
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"  # the checkpoint that training writes into its folder
 CONFIG = "config.json"  # the settings of the training, beside it
 
-__all__ = ["CONFIG", "WEIGHTS", "ZOO", "Loaded", "Published", "load", "open_model", "save"]
+__all__ = [
+    "CONFIG",
+    "SHIPPED",
+    "WEIGHTS",
+    "ZOO",
+    "Loaded",
+    "Published",
+    "load",
+    "open_model",
+    "save",
+]
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,11 @@ class Loaded:
 def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Module:
     """A ready encoder in eval mode: `model(views) -> Prediction`.
 
-    `name_or_path` is a published name (the official file's, without its hash), a checkpoint of
-    ours, the folder of a training run, an official file, or OWNER/NAME[@REVISION], a model on the
-    Hugging Face hub that `pmsplat models push` wrote: a path of that name goes first, unless hf://
-    stands before it (see `Repository`). With a published name, `weights` is the
+    `name_or_path` is a published name (the official file's, without its hash), a model that comes
+    with pmsplat (`SHIPPED`), a checkpoint of ours, the folder of a training run, an official file,
+    or OWNER/NAME[@REVISION], a model on the Hugging Face hub that `pmsplat models push` wrote: a
+    path of that name goes first, unless hf:// stands before it (see `Repository`). With a published
+    name, `weights` is the
     file to use, in any float type and wrapper, or the index or folder of one in parts; without it
     the file is taken from `pretrained/`, or downloaded there. Parameters are float32. Raises
     UserError for an unknown name, for a file that is damaged or of another model, and for an
@@ -70,7 +82,7 @@ def open_model(name_or_path: str | Path, weights: str | Path | None = None) -> L
     name = str(name_or_path)
     if name in ZOO:
         return _open_published(name, weights)
-    path = Path(name_or_path)
+    path = shipped_file(name) if name in SHIPPED else Path(name_or_path)
     repository = Repository.parse(name)
     is_remote = repository is not None and (is_address(name) or not path.exists())
     if not is_remote:
@@ -109,14 +121,17 @@ def save(
     component: str,
     settings: Any = None,
     state: dict[str, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes a checkpoint for `load` to read: the model's weights, component and settings.
 
     `settings` is the Config that the component built the model from; None: `model.cfg`. `state`:
-    the weights, where the model has them in parts.
+    the weights, where the model has them in parts. `dtype`: half precision halves the file; `load`
+    gives float32 again.
     """
     config: Any = model.cfg if settings is None else settings
     weights = model.state_dict() if state is None else state
+    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
     files.save_checkpoint(path, weights, files.Header(component, asdict(config)))
 
 
@@ -193,7 +208,7 @@ def _not_found(name: str, path: Path, repository: Repository | None) -> UserErro
     return UserError(
         f"{name!r}, which is neither a published model nor a file",
         "a checkpoint, a name that `pmsplat models` lists, or OWNER/NAME of the hub",
-        registry.suggest(name, list(ZOO)),
+        registry.suggest(name, [*SHIPPED, *ZOO]),
     )
 
 

@@ -25,6 +25,10 @@ class TrainedOn:
     baseline: tuple[float, float] | None = None
 
 
+SHIPPED = {
+    "pmsplat-small-v1": TrainedOn((2, 2), (112, 144), "procedural scenes, and five real ones"),
+}
+
 # Distances of published RealEstate10K cameras, in its unit, that are as many frames apart as the
 # context views in training: 5th and 95th percentile over ten sequences of its test split (those in
 # assets/pose_files of hehao13/CameraCtrl at af45a7a), each of the same weight.
@@ -41,6 +45,8 @@ def trained_on(model: str | Path) -> TrainedOn | None:
     from; `model` as for `load`, which has fetched it. None where that is not known."""
     if str(model) in ZOO:
         return _published(str(model))
+    if str(model) in SHIPPED:
+        return SHIPPED[str(model)]
     path, repository = Path(model), Repository.parse(str(model))
     if repository is not None and (is_address(str(model)) or not path.exists()):
         path = find_cached(repository) or path
