@@ -20,16 +20,19 @@ _PUBLIC = {
     "UserError": "errors",
     "Views": "types",
     "compile": "zoo.compile",
+    "from_pretrained": "zoo.share",
     "fuse": "zoo.fusion",
     "infer": "zoo.infer",
     "load": "zoo.load",
     "load_gaussians": "io.gaussians",
     "load_ply": "io.gaussians.ply",
     "pointmap_loss": "losses.pointmap",
+    "push_to_hub": "zoo.share",
     "rasterize": "render",
     "read_views": "scene",
     "save_gaussians": "io.gaussians",
     "save_ply": "io.gaussians.ply",
+    "save_pretrained": "zoo.share",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -1,4 +1,4 @@
-"""List, fetch and convert published models
+"""List, fetch and convert published models, and share your own
 
 pmsplat models
     the names that `pmsplat.load` takes, with parameters, training data, source and license
@@ -7,6 +7,10 @@ pmsplat models fetch depthsplat-gs-small-re10k-256x256-view2
 pmsplat models convert last.ckpt mine.safetensors --name mvsplat-re10k
     an official file -> a checkpoint of pmsplat, which loads without a name: no pickle, settings in
     it; --name is the published model that the file is of, where its hash is not known
+pmsplat models push outputs/re10k_small me/re10k-small --license mit
+    a training run, or a checkpoint -> a repository of the Hugging Face hub, which `pmsplat.load`
+    and --model take by its name: weights, settings, and a model card with the results of
+    `pmsplat evaluate` in that folder; --output writes these files into a folder instead, to look at
 """
 
 import argparse
@@ -17,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ._shared import output
+from ._shared import output, terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,6 +44,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     converting.add_argument("output", metavar="OUT.safetensors", type=Path)
     converting.add_argument("--name", help="which published model FILE is")
     converting.set_defaults(action=_convert)
+
+    pushing = verbs.add_parser("push", help="a model of yours -> the Hugging Face hub")
+    pushing.add_argument("source", metavar="OUT", type=Path, help="training output or checkpoint")
+    pushing.add_argument("repository", metavar="OWNER/NAME", help="where to")
+    pushing.add_argument("--private", action="store_true", help="for you and your organization")
+    pushing.add_argument("--revision", metavar="BRANCH", help="a branch (default: main)")
+    pushing.add_argument("--license", metavar="ID", help="as mit, apache-2.0, cc-by-4.0")
+    pushing.add_argument(
+        "--results", action="append", type=Path, metavar="PATH",
+        help="results of `pmsplat evaluate` (default: those in the folder of the weights)",
+    )  # fmt: skip
+    pushing.add_argument(
+        "--output", type=Path, metavar="DIR", help="write the files there, and push nothing"
+    )
+    pushing.add_argument(
+        "--dry-run", action="store_true", help="print the files and the card, and push nothing"
+    )
+    pushing.set_defaults(action=_push)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -179,3 +201,40 @@ def _fetch(arguments: argparse.Namespace) -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     convert(arguments.file, arguments.output, arguments.name)
     print(f"pmsplat.load({str(arguments.output)!r}) loads it.")  # noqa: T201
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    import tempfile
+    from dataclasses import replace
+
+    from ..io.files import check_folder
+    from ..tasks.push import Options, pack
+    from ..zoo.share import parse_repository
+
+    repository = parse_repository(arguments.repository)
+    if arguments.revision is not None and repository.revision is not None:
+        raise UserError(f"two revisions, {repository} and {arguments.revision}", "one", "drop one")
+    repository = replace(repository, revision=arguments.revision or repository.revision)
+    if arguments.output is not None:
+        check_folder(arguments.output)
+        if arguments.output.is_dir() and any(arguments.output.iterdir()):
+            raise UserError(
+                f"`output={arguments.output}`, which has files", "a new folder", "choose another"
+            )
+    show = terminal(arguments)
+    results = None if arguments.results is None else tuple(arguments.results)
+    package = pack(arguments.source, Options(arguments.license, results), show.tell)
+    if arguments.output is None and not arguments.dry_run:
+        pushed = package.push(repository, arguments.private)
+        show.tell(f"Pushed: {pushed.url}")
+        output().print(
+            f'pmsplat.load("{pushed.repository}") loads it; without the commit, the newest.'
+        )
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.output or Path(scratch)
+        for path in package.write(folder, str(repository)):
+            output().print(f"{path.stat().st_size:>13,} {path.name}")
+        if arguments.output is None:
+            output().print((folder / "README.md").read_text(encoding="utf-8"), markup=False)
+    show.tell(f"Nothing was pushed to {repository}.")

@@ -1,7 +1,9 @@
 """Published models by name, and any checkpoint: one call to a ready encoder."""
 
+import json
 import logging
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import nn
 from .. import registry
 from ..errors import UserError
 from ..io import weights as files
+from ..io.hub_models import LIBRARY, SETTINGS, Repository, fetch_model, is_address
 from ..nn.maps import set_memory_format
 from ._shapes import recognize_shapes
 from .convert import convert
@@ -50,7 +53,9 @@ def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Modu
     """A ready encoder in eval mode: `model(views) -> Prediction`.
 
     `name_or_path` is a published name (the official file's, without its hash), a checkpoint of
-    ours, the folder of a training run, or an official file. With a published name, `weights` is the
+    ours, the folder of a training run, an official file, or OWNER/NAME[@REVISION], a model on the
+    Hugging Face hub that `pmsplat models push` wrote: a path of that name goes first, unless hf://
+    stands before it (see `Repository`). With a published name, `weights` is the
     file to use, in any float type and wrapper, or the index or folder of one in parts; without it
     the file is taken from `pretrained/`, or downloaded there. Parameters are float32. Raises
     UserError for an unknown name, for a file that is damaged or of another model, and for an
@@ -66,20 +71,27 @@ def open_model(name_or_path: str | Path, weights: str | Path | None = None) -> L
     if name in ZOO:
         return _open_published(name, weights)
     path = Path(name_or_path)
-    path = files.find_checkpoint(path) or path
-    if not path.is_file():
-        raise UserError(
-            f"{name!r}, which is neither a published model nor a file",
-            "a checkpoint, or a name that `pmsplat models` lists",
-            registry.suggest(name, list(ZOO)),
-        )
+    repository = Repository.parse(name)
+    is_remote = repository is not None and (is_address(name) or not path.exists())
+    if not is_remote:
+        path = files.find_checkpoint(path) or path
+        if not path.is_file():
+            raise _not_found(name, path, repository)
     if weights is not None:
         raise UserError(
-            f"two checkpoints, {path} and {weights}", "one", "drop weights, or give a model's name"
+            f"two checkpoints, {name} and {weights}", "one", "drop weights, or give a model's name"
         )
-    header = files.read_header(path)
-    if header is None:
-        return _load_official(*_recognize(path), path)
+    if is_remote:
+        assert repository is not None
+        return _open_repository(repository, name)
+    if repository is not None:
+        log.info("%s is a path of this machine; hf://%s would be that of the hub", name, repository)
+    header = files.read_header(path) or _read_settings(path)
+    return _load_official(*_recognize(path), path) if header is None else _open_ours(path, header)
+
+
+def _open_ours(path: Path, header: files.Header) -> Loaded:
+    """The model of a checkpoint of ours, filled."""
     config = registry.make_config("models", header.model, header.settings)
     model = registry.build("models", header.model, config)
     state = files.read_checkpoint(path)
@@ -106,6 +118,75 @@ def save(
     config: Any = model.cfg if settings is None else settings
     weights = model.state_dict() if state is None else state
     files.save_checkpoint(path, weights, files.Header(component, asdict(config)))
+
+
+def _open_repository(repository: Repository, name: str) -> Loaded:
+    """A model on the hub, as `name` asks for it; code that is not of pmsplat is never imported."""
+    try:
+        folder = fetch_model(repository)
+    except UserError as error:
+        if is_address(name):
+            raise
+        got = f"{name!r}, which is no path here and no published model, and {error.got}"
+        raise UserError(got, error.wanted, error.remedy) from error
+    path = files.find_checkpoint(folder)
+    assert path is not None  # as `fetch_model` says
+    header = files.read_header(path) or _read_settings(path)
+    if header is None:
+        raise UserError(
+            f"the repository {repository}, whose weights do not say how to build their model",
+            "a model that `pmsplat models push` wrote",
+            "`pmsplat models` lists published models, which have names of their own",
+        )
+    _refuse_code(header, repository)
+    return _open_ours(path, header)
+
+
+def _read_settings(path: Path) -> files.Header | None:
+    """What builds the model of a checkpoint, from the settings beside it that we wrote, if any."""
+    try:
+        content = json.loads((path.parent / SETTINGS).read_text(encoding="utf-8"))
+        if content["model_type"] != LIBRARY:
+            return None
+        return files.Header(str(content["model"]), dict(content["settings"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # of another program, or of a training, whose checkpoints have a header
+
+
+def _refuse_code(header: files.Header, repository: Repository) -> None:
+    """UserError where a model from the hub names a module of somebody else, not yet imported."""
+    named = [header.model, *_component_names(header.settings)]
+    foreign = [name for name in named if "." in name and name not in sys.modules]
+    if foreign:
+        raise UserError(
+            f"the model {repository}, which is built by the module {foreign[0]!r}",
+            "a component of pmsplat, since a repository does not choose which code runs here",
+            f"import {foreign[0]} first if you trust it",
+        )
+
+
+def _component_names(settings: Any) -> list[str]:
+    """The names of components that settings hold, however deep."""
+    if not isinstance(settings, dict):
+        return []
+    own = [settings["name"]] if isinstance(settings.get("name"), str) else []
+    return own + [name for value in settings.values() for name in _component_names(value)]
+
+
+def _not_found(name: str, path: Path, repository: Repository | None) -> UserError:
+    """What to raise for a path without a checkpoint."""
+    if path.is_dir():
+        remedy = f"a model of that name on the hub is hf://{repository}" if repository else ""
+        return UserError(
+            f"the folder {name} without a checkpoint",
+            f"one with {WEIGHTS}, as training writes it",
+            remedy or "check the path, or give the file itself",
+        )
+    return UserError(
+        f"{name!r}, which is neither a published model nor a file",
+        "a checkpoint, a name that `pmsplat models` lists, or OWNER/NAME of the hub",
+        registry.suggest(name, list(ZOO)),
+    )
 
 
 def _open_published(name: str, weights: str | Path | None) -> Loaded:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .load import CONFIG, WEIGHTS
+from ..io.hub_models import LIBRARY, Repository, find_cached, is_address
+from .load import CONFIG
 from .published import RE10K, ZOO, ZPRESSOR
 
 
@@ -37,16 +38,28 @@ _SIZES = {"pmloss": (256, 448), "ori_depthsplat_tuned": (256, 448), "mvsplat-re1
 
 def trained_on(model: str | Path) -> TrainedOn | None:
     """What a published model, or one of ours with the settings of its training beside it, learned
-    from; `model` as for `load`. None where that is not known."""
+    from; `model` as for `load`, which has fetched it. None where that is not known."""
     if str(model) in ZOO:
         return _published(str(model))
-    path = Path(model)
-    folder = path if (path / WEIGHTS).is_file() else path.parent
+    path, repository = Path(model), Repository.parse(str(model))
+    if repository is not None and (is_address(str(model)) or not path.exists()):
+        path = find_cached(repository) or path
+    folder = path if path.is_dir() else path.parent
     try:
-        settings = json.loads((folder / CONFIG).read_text())["dataset"]
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if content.get("model_type") == LIBRARY:
+            return _shared(content["trained_on"])
+        settings = content["dataset"]
         return _ours(settings["name"], settings["settings"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # moved away from its settings, or of a data set that has no such facts
+
+
+def _shared(facts: dict[str, Any]) -> TrainedOn:
+    """From the settings of a model that was shared (`share.write_folder`)."""
+    pairs = {name: facts[name] for name in ("views", "size", "baseline")}
+    pairs = {name: pair and (pair[0], pair[1]) for name, pair in pairs.items()}
+    return TrainedOn(**pairs, data=str(facts["data"]))
 
 
 def _published(name: str) -> TrainedOn:
