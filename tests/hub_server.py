@@ -48,8 +48,10 @@ class ModelHub(Server):
         self.asked: list[str] = []
         self.messages: list[str] = []  # of commits
 
-    def add(self, name: str, files: dict[str, bytes], **options: bool) -> Stored:
-        stored = Stored(**options)
+    def add(
+        self, name: str, files: dict[str, bytes], private: bool = False, gated: bool = False
+    ) -> Stored:
+        stored = Stored(private=private, gated=gated)
         stored.commit("main", files)
         self.repositories[name] = stored
         return stored

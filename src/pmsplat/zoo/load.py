@@ -121,7 +121,7 @@ def save(
 
 
 def _open_repository(repository: Repository, name: str) -> Loaded:
-    """A model on the hub, as `name` asks for it; code that is not of pmsplat is never imported."""
+    """A model on the hub, as `name` asks for it."""
     try:
         folder = fetch_model(repository)
     except UserError as error:
@@ -129,16 +129,24 @@ def _open_repository(repository: Repository, name: str) -> Loaded:
             raise
         got = f"{name!r}, which is no path here and no published model, and {error.got}"
         raise UserError(got, error.wanted, error.remedy) from error
+    return open_folder(folder, str(repository))
+
+
+def open_folder(folder: Path, name: str) -> Loaded:
+    """The model of a folder that `share.write_folder` wrote, wherever it came from.
+
+    Code that is not of pmsplat is never imported. `name` is what errors call it. Raises UserError
+    where the folder has no such model.
+    """
     path = files.find_checkpoint(folder)
-    assert path is not None  # as `fetch_model` says
-    header = files.read_header(path) or _read_settings(path)
-    if header is None:
+    header = None if path is None else files.read_header(path) or _read_settings(path)
+    if path is None or header is None:
         raise UserError(
-            f"the repository {repository}, whose weights do not say how to build their model",
+            f"{name}, whose weights do not say how to build their model",
             "a model that `pmsplat models push` wrote",
             "`pmsplat models` lists published models, which have names of their own",
         )
-    _refuse_code(header, repository)
+    _refuse_code(header, name)
     return _open_ours(path, header)
 
 
@@ -153,13 +161,13 @@ def _read_settings(path: Path) -> files.Header | None:
         return None  # of another program, or of a training, whose checkpoints have a header
 
 
-def _refuse_code(header: files.Header, repository: Repository) -> None:
+def _refuse_code(header: files.Header, name: str) -> None:
     """UserError where a model from the hub names a module of somebody else, not yet imported."""
     named = [header.model, *_component_names(header.settings)]
     foreign = [name for name in named if "." in name and name not in sys.modules]
     if foreign:
         raise UserError(
-            f"the model {repository}, which is built by the module {foreign[0]!r}",
+            f"the model {name}, which is built by the module {foreign[0]!r}",
             "a component of pmsplat, since a repository does not choose which code runs here",
             f"import {foreign[0]} first if you trust it",
         )
