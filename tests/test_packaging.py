@@ -22,6 +22,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 
 # Imported where the user installed them: no version of theirs on the index fits beside ours.
 FOREIGN = {"vggt", "depth-anything-3"}
+# Imports our plug-in for it, where it is installed.
+HOSTS = {"ffgs"}
 # torch brings the triton that it was built with, on the platforms that have one.
 WITH_TORCH = {"triton"}
 # Imported by Lightning's logger, for those who installed it.
@@ -87,7 +89,7 @@ def distributions(*folders: str) -> set[str]:
 
 def test_every_import_of_the_package_is_declared() -> None:
     undeclared = distributions("src") - {*CORE, *OPTIONAL}
-    assert undeclared == FOREIGN | WITH_TORCH | LOGGERS
+    assert undeclared == FOREIGN | HOSTS | WITH_TORCH | LOGGERS
 
 
 def test_everything_declared_is_imported() -> None:

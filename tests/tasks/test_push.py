@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from pmsplat import cli
 from pmsplat.errors import UserError
@@ -164,7 +164,8 @@ def test_a_pushed_model_is_loaded_by_its_name(machine: Machine, run: Path) -> No
     files = stored.commits[commit]
     assert set(files) == {"README.md", "config.json", "model.safetensors", "training.json"}
     assert [name for name, content in files.items() if SECRET.encode() in content] == []
-    head = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    text = files["README.md"].decode().split("---")[1]
+    head: Any = OmegaConf.to_container(OmegaConf.create(text))
     assert head["license"] == "mit" and head["library_name"] == "pmsplat"
     assert head["pipeline_tag"] == "image-to-3d" and head["datasets"] == ["lhmd/re10k_torch"]
     (result,) = head["model-index"][0]["results"]

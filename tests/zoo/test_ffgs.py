@@ -88,7 +88,7 @@ def test_views_without_range_are_refused_where_a_model_needs_one(
     processor = plugin.PhotoProcessor.from_pretrained(folder)
     views = ffgs.Views(*shots, normalized_intrinsics=True)
     model = plugin.Model.from_pretrained(folder)
-    with pytest.raises(ValueError, match="near=0.5, far=100"):
+    with pytest.raises(ValueError, match=r"near=0\.5, far=100"):
         model(processor.preprocess(views, torch.device("cpu")).model_input)
     with pytest.raises(ValueError, match="both or none"):
         processor.preprocess(views, torch.device("cpu"), near=1.0)
