@@ -36,7 +36,7 @@ THIRD_PARTY = {
     "gsplat": ("render/gsplat.py", "tasks/refine/"),
     "diff_gaussian_rasterization": ("render/diff_gaussian.py",),
     "huggingface_hub": ("io/_transfer.py", "io/weights.py", "io/hub.py", "io/hub_models.py"),
-    "ffgs": ("zoo/ffgs.py",),
+    "ffgs": ("zoo/ffgs_plugin.py",),
     "obstore": ("io/_objects.py",),
     "simplejpeg": ("io/_jpeg.py",),
     "vggt": ("foundation/",),

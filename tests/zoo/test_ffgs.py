@@ -29,7 +29,7 @@ def ffgs(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         return
     monkeypatch.setitem(sys.modules, "ffgs", ffgs_stand_in.module())
     yield sys.modules["ffgs"]
-    sys.modules.pop("pmsplat.zoo.ffgs", None)  # it was made for the stand-in
+    sys.modules.pop("pmsplat.zoo.ffgs_plugin", None)  # it was made for the stand-in
 
 
 @pytest.fixture
@@ -101,7 +101,9 @@ def test_views_without_range_are_refused_where_a_model_needs_one(
 def test_its_pipeline_loads_runs_and_saves_our_models(
     ffgs: ModuleType, folder: Path, shots, tmp_path: Path
 ) -> None:
-    ffgs.register_model(importlib.import_module("pmsplat.zoo.ffgs").SPEC)  # also from a clone
+    ffgs.register_model(
+        importlib.import_module("pmsplat.zoo.ffgs_plugin").SPEC
+    )  # also from a clone
     pipe = ffgs.GSPipeline.from_pretrained(folder)
     views = ffgs.Views(*shots, normalized_intrinsics=True)
     out = pipe(views, near=2.0, far=40.0).to_world()
