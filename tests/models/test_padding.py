@@ -54,7 +54,11 @@ def test_means_are_seen_in_their_own_pixels(name: str, generator: torch.Generato
         found = model(given)
     means = found.gaussians[-1].means.unflatten(1, (3, -1))
     seen = camera.project_world(means, given.cameras.c2w, given.cameras.K)
-    torch.testing.assert_close(seen[..., 2], found.depths[-1].flatten(2), atol=1e-4, rtol=1e-4)
+    depth = found.depths[-1].clone()
+    if name == "compact":  # whose backdrop has the middle of each block
+        far = given.cameras.far[..., None, None]
+        depth[..., 4::8, 4::8] = far.expand_as(depth[..., 4::8, 4::8])
+    torch.testing.assert_close(seen[..., 2], depth.flatten(2), atol=1e-4, rtol=1e-4)
     offset = seen[..., :2] - camera.pixel_grid(*ODD, like=seen).flatten(0, 1)
     assert (offset.abs() * torch.tensor([ODD[1], ODD[0]])).max() < 0.501
 

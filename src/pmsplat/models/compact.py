@@ -267,8 +267,10 @@ def _hang_backdrop(gaussians: Gaussians, views: Views) -> Gaussians:
     images, cameras = views.images, views.cameras
     batch, count, _, height, width = images.shape
     rows, columns = height // BLOCK, width // BLOCK
-    depth = cameras.far[..., None, None].expand(-1, -1, rows, columns)
-    means = camera.unproject_depth(depth, cameras.c2w, cameras.K)
+    middle = slice(BLOCK // 2, None, BLOCK)
+    whole = cameras.far[..., None, None].expand(-1, -1, height, width)
+    means = camera.unproject_depth(whole, cameras.c2w, cameras.K)[:, :, middle, middle]
+    depth = whole[:, :, middle, middle]
     wide = images.new_full((rows, columns), BACKDROP)
     wide[[0, -1]] = wide[:, [0, -1]] = 2 * BACKDROP
     scales = wide * BLOCK * depth / (cameras.K[..., 0, 0] * width)[..., None, None]
@@ -281,7 +283,6 @@ def _hang_backdrop(gaussians: Gaussians, views: Views) -> Gaussians:
         "opacities": torch.full_like(scales, 0.95),
         "sh": nn.functional.pad(base[..., None, :], (0, 0, 0, gaussians.sh.shape[-2] - 1)),
     }
-    middle = slice(BLOCK // 2, None, BLOCK)
 
     def hang(name: str, value: Tensor) -> Tensor:
         grid = value.unflatten(1, (count, height, width)).clone()
