@@ -42,8 +42,10 @@ def test_a_checkpoint_that_does_not_fit_its_settings_is_told(tmp_path: Path) -> 
 
 
 def test_what_stands_beside_the_weights_of_a_training_names_them(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither a published model nor a file"):
+    with pytest.raises(UserError, match="without a checkpoint"):
         pmsplat.load(tmp_path)
+    with pytest.raises(UserError, match="neither a published model nor a file"):
+        pmsplat.load(tmp_path / "nothing")
     state = {f"model.{name}": value for name, value in DepthSplat(TINY).state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     with pytest.raises(UserError, match="is neither a pmsplat checkpoint"):
