@@ -1,10 +1,11 @@
 """`pmsplat data convert`: one scene, or a folder of many, added to the chunks of a split."""
 
 import argparse
-from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import count_of
 from ._shared import add_photos, output, photo_options, shard, size, terminal
 
 if TYPE_CHECKING:
@@ -106,8 +107,6 @@ def _convert_many(arguments: argparse.Namespace) -> None:
 
 
 def _show(summary: "Summary") -> None:
-    from ..errors import count_of
-
     def say(text: str) -> None:
         output().print(text, soft_wrap=True, markup=False)
 
@@ -116,12 +115,9 @@ def _show(summary: "Summary") -> None:
         f"{len(summary.dropped)} dropped: {count_of(summary.photos, 'photo')} in "
         f"{count_of(summary.chunks, 'chunk')}."
     )
-    reasons = Counter(summary.dropped.values()).most_common()
-    for reason, count in reasons[:_REASONS]:
-        first = next(key for key, why in summary.dropped.items() if why == reason)
-        say(f"  {count} dropped, {first} first: {reason}")
-    if len(reasons) > _REASONS:
-        say(f"  and others for {count_of(len(reasons) - _REASONS, 'more reason')}")
+    _say_reasons(say, "dropped", summary.dropped.items())
+    notes = [(key, note) for key, notes in summary.doubtful.items() for note in notes]
+    _say_reasons(say, "doubtful", notes)
     if summary.left_out:
         photos, verb = count_of(summary.left_out, "photo"), "is" if summary.left_out == 1 else "are"
         say(f"{photos} {verb} left out, which scenes lack or which cannot be used.")
@@ -131,3 +127,14 @@ def _show(summary: "Summary") -> None:
         )
         say(f"The photos have different sizes: {sizes}. One size for all: --size HxW.")
     say(f"All scenes, dropped ones with their reasons: {summary.record}")
+
+
+def _say_reasons(say: Callable[[str], None], what: str, found: Iterable[tuple[str, str]]) -> None:
+    """Each reason once, with how many scenes have it and the first of them."""
+    reasons: dict[str, list[str]] = {}
+    for key, reason in found:
+        reasons.setdefault(reason, []).append(key)
+    for reason, keys in sorted(reasons.items(), key=lambda item: -len(item[1]))[:_REASONS]:
+        say(f"  {len(keys)} {what}, {keys[0]} first: {reason}")
+    if len(reasons) > _REASONS:
+        say(f"  and others for {count_of(len(reasons) - _REASONS, 'more reason')}")

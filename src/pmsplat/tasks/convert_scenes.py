@@ -65,11 +65,13 @@ class Summary:
     """Scenes converted by this run, those that were there, and the reason of each dropped one.
 
     `record` is the file that names them all; `sizes` counts the scenes of this and earlier runs.
+    `doubtful` has what was doubtful about scenes that were converted, such as a guessed near.
     """
 
     converted: int
     found: int
     dropped: dict[str, str]
+    doubtful: dict[str, tuple[str, ...]]
     photos: int
     left_out: int
     chunks: int
@@ -128,11 +130,13 @@ def _summarize(record: "_Record", mine: list[FoundScene], found: int) -> Summary
             "at least one whole scene",
             f"see {record.path}",
         )
-    now = [record.scenes[scene.key] for scene in mine if scene.key in record.scenes]
+    there = {s.key: record.scenes[s.key] for s in mine if s.key in record.scenes}
+    now = there.values()
     return Summary(
         converted=len(mine) - found - len(record.dropped),
         found=found,
         dropped=record.dropped,
+        doubtful={key: scene.notes for key, scene in there.items() if scene.notes},
         photos=sum(scene.photos for scene in now),
         left_out=sum(len(scene.left_out) for scene in now),
         chunks=len(record.chunks),
