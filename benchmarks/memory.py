@@ -6,17 +6,18 @@ python benchmarks/run.py memory --json benchmarks/memory.json --plot benchmarks/
 
 Each is a command of its own, whose processes are looked at from outside: resident memory, open
 files and mapped regions of memory, every second. The growth is a line through the last two thirds
-of the run: what is loaded, compiled and reserved once comes before. `--only train` or `--only
-evaluate` asks one of them; what the file of figures has already of the other is kept.
+of the steps or scenes: what is loaded, compiled and reserved once comes before. `--only train` or
+`--only evaluate` asks one of them; what the file of figures has already of the other is kept.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 EVERY = 1.0  # seconds between looks
-SETTLED = 1 / 3  # share of a run before what is kept once is there
+SETTLED = 1 / 3  # share of the steps or scenes before what is kept once is there
 MODEL = "tests.lab.encoder"  # two convolutions: what surrounds an encoder is asked about
 
 
@@ -33,9 +34,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Look:
-    """A process and its children at one moment."""
+    """A process and its children at one moment, when it had `done` so many steps or scenes."""
 
     seconds: float
+    done: int
     mib: float
     files: int
     maps: int
@@ -54,7 +56,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             found = json.loads(arguments.json.read_text())["figures"]
         for name, words in jobs.items():
             if arguments.only in (None, name):
-                found[name] = describe(watch(words), count_units(name, arguments))
+                found[name] = describe(watch(words, COUNTS[name], folder / "run"))
     print(f"{'':10}{'MiB at the end':>15}{'MiB grown':>11}{'files':>7}{'maps':>6}{'s':>7}")
     for name, row in found.items():
         print(
@@ -88,12 +90,24 @@ def evaluation(folder: Path, arguments: argparse.Namespace) -> list[str]:
     return ["evaluate", *common(folder, arguments), "--device", "cpu"]
 
 
-def count_units(name: str, arguments: argparse.Namespace) -> int:
-    """Steps or scenes of a job."""
-    return arguments.steps if name == "train" else arguments.scenes
+def count_steps(folder: Path) -> int:
+    """Steps that the log of a training has."""
+    logs = sorted(folder.glob("csv/version_*/metrics.csv"))
+    lines = logs[-1].read_text().splitlines()[1:] if logs else []
+    steps = [int(line.split(",")[1]) for line in lines if line.count(",") > 1]
+    return steps[-1] + 1 if steps else 0
 
 
-def watch(words: list[str]) -> list[Look]:
+def count_scenes(folder: Path) -> int:
+    """Scenes that an evaluation has kept so far, until it writes its results."""
+    kept = list(folder.glob("evaluation/results.partial-*.jsonl"))
+    return sum(path.read_bytes().count(b"\n") - 1 for path in kept)
+
+
+COUNTS = {"train": count_steps, "evaluate": count_scenes}
+
+
+def watch(words: list[str], count: Callable[[Path], int], folder: Path) -> list[Look]:
     """Runs a command and looks at it until it ends; UserError where it fails."""
     import os
     import subprocess
@@ -111,7 +125,7 @@ def watch(words: list[str]) -> list[Look]:
         env=os.environ | {"PYTHONPATH": paths},
     )
     while process.poll() is None:
-        if (seen := look(process.pid, time.perf_counter() - start)) is not None:
+        if (seen := look(process.pid, time.perf_counter() - start, count(folder))) is not None:
             looks.append(seen)
         time.sleep(EVERY)
     if process.returncode or len(looks) < 3:
@@ -123,7 +137,7 @@ def watch(words: list[str]) -> list[Look]:
     return looks
 
 
-def look(process: int, seconds: float) -> Look | None:
+def look(process: int, seconds: float, done: int) -> Look | None:
     """None where the process has just ended."""
     try:
         places = [Path(f"/proc/{process}")]
@@ -134,34 +148,35 @@ def look(process: int, seconds: float) -> Look | None:
         maps = sum(len((place / "maps").read_text().splitlines()) for place in places)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return Look(seconds, pages / 256, files, maps)  # of 4 KiB
+    return Look(seconds, done, pages / 256, files, maps)  # of 4 KiB
 
 
-def describe(looks: list[Look], units: int) -> dict[str, Any]:
+def describe(looks: list[Look]) -> dict[str, Any]:
     """Growth over the settled part of a run, by lines of least squares, and the curve."""
     import numpy as np
 
-    settled = looks[int(SETTLED * len(looks)) :]
-    seconds = np.array([one.seconds for one in settled])
-    span = seconds[-1] - seconds[0]
+    most = max(one.done for one in looks)
+    settled = [one for one in looks if one.done >= SETTLED * most]
+    units = np.array([one.done for one in settled])
+    span = int(units[-1] - units[0])
 
     def grow(values: list[float]) -> float:
-        return round(float(np.polyfit(seconds, values, 1)[0] * span), 3)
+        return round(float(np.polyfit(units, values, 1)[0] * span), 3)
 
     return {
-        "units": units,
+        "units": most,
         "seconds": round(looks[-1].seconds, 1),
         "mib": round(settled[-1].mib, 1),
+        "over_units": span,
         "growth_mib": grow([one.mib for one in settled]),
         "growth_files": grow([one.files for one in settled]),
         "growth_maps": grow([one.maps for one in settled]),
-        "over_units": round(units * span / looks[-1].seconds),
-        "curve": [[round(one.seconds, 1), round(one.mib, 1)] for one in looks],
+        "curve": [[one.done, round(one.mib, 1)] for one in looks],
     }
 
 
 def plot(path: Path, found: dict[str, Any]) -> None:
-    """Memory over the share of each run that is done."""
+    """Memory over the steps or scenes that are done."""
     from matplotlib.figure import Figure
 
     from pmsplat.io.files import atomic
@@ -170,10 +185,10 @@ def plot(path: Path, found: dict[str, Any]) -> None:
     axes = figure.add_subplot()
     names = {"train": "training, {:,} steps", "evaluate": "evaluation, {:,} scenes"}
     for name, row in found.items():
-        shares = [100 * seconds / row["seconds"] for seconds, _ in row["curve"]]
-        label = names[name].format(row["units"])
-        axes.plot(shares, [mib for _, mib in row["curve"]], label=label)
-    axes.set(xlabel="share of the run in %", ylabel="resident memory in MiB", ylim=(0, None))
+        curve = [(done, mib) for done, mib in row["curve"] if done]
+        shares = [100 * done / row["units"] for done, _ in curve]
+        axes.plot(shares, [mib for _, mib in curve], label=names[name].format(row["units"]))
+    axes.set(xlabel="steps or scenes done, in %", ylabel="resident memory in MiB", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     with atomic(path) as temporary:
