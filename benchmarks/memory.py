@@ -171,7 +171,7 @@ def describe(looks: list[Look]) -> dict[str, Any]:
         "growth_mib": grow([one.mib for one in settled]),
         "growth_files": grow([one.files for one in settled]),
         "growth_maps": grow([one.maps for one in settled]),
-        "curve": [[one.done, round(one.mib, 1)] for one in looks],
+        "curve": [f"{one.done} {one.mib:.1f}" for one in looks],
     }
 
 
@@ -185,10 +185,13 @@ def plot(path: Path, found: dict[str, Any]) -> None:
     axes = figure.add_subplot()
     names = {"train": "training, {:,} steps", "evaluate": "evaluation, {:,} scenes"}
     for name, row in found.items():
-        curve = [(done, mib) for done, mib in row["curve"] if done]
+        curve = [[float(number) for number in point.split()] for point in row["curve"]]
+        curve = [(done, mib) for done, mib in curve if done]
         shares = [100 * done / row["units"] for done, _ in curve]
         axes.plot(shares, [mib for _, mib in curve], label=names[name].format(row["units"]))
-    axes.set(xlabel="steps or scenes done, in %", ylabel="resident memory in MiB", ylim=(0, None))
+    most = max(row["mib"] for row in found.values())
+    axes.set(xlabel="steps or scenes done, in %", ylabel="resident memory in MiB")
+    axes.set_ylim(0, 1.2 * most)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     with atomic(path) as temporary:
