@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from .. import registry
 from ..contracts import Dataset, dataset_traits, require
 from ..errors import UserError
 from ..types import Batch
+from ._order import rank_of_ranks, worker_of_workers
+from ._skips import Skips
 
 NAME, SHARE = "name", "share"
 
@@ -79,12 +81,11 @@ class Mix:
 
     def train(self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1) -> "MixedStream":
         """An endless stream; see `contracts.Dataset`."""
-        from ._dataset import rank_of_ranks
-
-        done = skip // (batch_size * rank_of_ranks()[1])
+        together = batch_size * rank_of_ranks()[1]
+        done = skip // together
         streams = {}
         for part in dict.fromkeys(self.round):
-            before = count_turns(self.round, part, done) * batch_size * rank_of_ranks()[1]
+            before = count_turns(self.round, part, done) * together
             stream = self.parts[part].train(seed, step, before, batch_size)
             require(stream, "turns", f"the stream of dataset.parts.{part}", "a mix")
             streams[part] = stream
@@ -96,20 +97,16 @@ class Mix:
 
 
 class MixedStream(IterableDataset[Batch]):
-    """See `Mix.train`; `done` steps were taken before."""
+    """See `Mix.train`; `done` steps were taken before. What any part leaves out is in `skips`."""
 
     def __init__(self, streams: dict[str, Any], round_: list[str], done: int) -> None:
         self.streams, self.round, self.done = streams, round_, done
-
-    @property
-    def skips(self) -> Any:
-        """Those of the first part that has any."""
-        found = [getattr(stream, "skips", None) for stream in self.streams.values()]
-        return next((skips for skips in found if skips is not None), None)
+        self.skips = Skips()
+        for stream in streams.values():
+            stream.skips = self.skips
 
     def __iter__(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        worker, workers = worker_of_workers()
         read: dict[str, Callable[[int], Iterator[Batch]]] = {
             part: stream.turns() for part, stream in self.streams.items()
         }

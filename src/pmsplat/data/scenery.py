@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from ..registry import check_settings, number, several, whole
 from ..scene.bounds import depth_range
 from ..types import Batch, Cameras, Views
 from . import _scenery, _textures
 from ._dataset import pair
-from ._order import rank_of_ranks
+from ._order import rank_of_ranks, worker_of_workers
 from ._tracer import trace
 
 RENEWED = 512  # examples that share their textures
@@ -97,8 +97,7 @@ class SceneryStream(IterableDataset[Batch]):
         return len(range(self.rank, self.stop, self.ranks))
 
     def __iter__(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        worker, workers = worker_of_workers()
         read = self.turns()
         for turn in count(worker, workers):
             if self.stop is not None and turn * self.ranks + self.rank >= self.stop:
