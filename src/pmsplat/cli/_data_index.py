@@ -264,10 +264,9 @@ def _refuse(arguments: argparse.Namespace, options: Iterable[str], where: str, w
 
 def _centers(split: "Split") -> "dict[str, Tensor]":
     """The camera centers of every usable scene, in the order of the index."""
-    from ..data import read_walks
+    from ..data import centers_of, read_walks
 
-    walks = read_walks(split, track=terminal().track)
-    return {key: cameras.c2w[0, :, :3, 3] for key, cameras in walks.items()}
+    return centers_of(read_walks(split, track=terminal().track))
 
 
 def _split(root: str) -> "Split":

@@ -37,7 +37,7 @@ from ._pointmaps import (
 from ._protocols import PROTOCOLS, NamedProtocol, find_protocol, recognize
 from ._sampling import Bounded, Frames, Gap, Sampler, Spread
 from ._skips import Skip, Skips
-from ._walks import read_walks
+from ._walks import centers_of, read_walks
 from ._windows import Snapped, Windows
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "Unusable",
     "WindowPointmap",
     "Windows",
+    "centers_of",
     "check_scenes",
     "collate",
     "examine_chunk",

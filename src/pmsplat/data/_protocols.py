@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..registry import suggest
 from ._index import Index, Listing, hash_frames
-from ._rules import AllOf, Even, Every, Fixed, Outside, Overlapping, Rule, Spread
+from ._rules import AllOf, Even, Every, Farthest, Fixed, Outside, Overlapping, Rule
 
 RAW = "https://raw.githubusercontent.com"
 DEPTHSPLAT = f"{RAW}/cvg/depthsplat/main/assets"
@@ -186,7 +186,7 @@ def _depthsplat() -> list[NamedProtocol]:
         of(2, 50, "3c2ce139a2efce3b"),
         of(4, 50, "c918d574637cff43"),
         of(6, 50, "1b7bd8a9dce837cf"),
-        _row("dl3dv-2v-n10", DL3DV, 2, "DepthSplat", Spread(10, 2, 4), address=DEPTHSPLAT,
+        _row("dl3dv-2v-n10", DL3DV, 2, "DepthSplat", Farthest(10, 2, 4), address=DEPTHSPLAT,
              file="dl3dv_start_0_distance_10_ctx_2v_tgt_4v.json", scenes=140,
              digest="19e79707aea453be"),
         of(12, 100, "fce87bac0547ee91", **unposed),
@@ -212,7 +212,7 @@ def _resplat() -> list[NamedProtocol]:
     def of(views: int, first: int, targets: int, digest: str, data: Data = DL3DV) -> NamedProtocol:
         file = f"dl3dv_start_0_distance_{first}_ctx_{views}v_tgt_{targets}v.json"
         return _row(f"dl3dv-{views}v-n{first}", data, views, "ReSplat",
-                    Spread(first, views, targets), file=file, address=RESPLAT_DL3DV, scenes=140,
+                    Farthest(first, views, targets), file=file, address=RESPLAT_DL3DV, scenes=140,
                     digest=digest)  # fmt: skip
 
     def added(count: int, digest: str) -> NamedProtocol:
@@ -250,7 +250,7 @@ def _zpressor() -> list[NamedProtocol]:
         model = "mvsplat" if prefix == "acid" else "depthsplat"
         file = f"{prefix}_ctx_{views}v_tgt_8v_n{first}.json"
         return _row(f"{prefix}-zpressor-{views}v", data, views, "ZPressor",
-                    Spread(first, views, 8), file=file, scenes=scenes,
+                    Farthest(first, views, 8), file=file, scenes=scenes,
                     address=f"{ZPRESSOR}/{model}/assets/{prefix}_evaluation")  # fmt: skip
 
     re10k = {8: 7156, 12: 7078, 16: 7002, 24: 6851, 36: 6625}
@@ -267,11 +267,11 @@ def _yonosplat() -> list[NamedProtocol]:
     by, more = "YoNoSplat, ZipSplat", {"address": YONOSPLAT, "size": (224, 224)}
     name = "dl3dv_start_0_distance_{}_ctx_{}v_tgt_8v.json".format
     return [
-        _row("dl3dv-yonosplat-6v", DL3DV, 6, by, Spread(50, 6, 8), file=name(50, 6), scenes=140,
+        _row("dl3dv-yonosplat-6v", DL3DV, 6, by, Farthest(50, 6, 8), file=name(50, 6), scenes=140,
              digest="9340c8e855b1cd72", **more),
-        _row("dl3dv-yonosplat-12v", DL3DV, 12, by, Spread(100, 12, 8), file=name(100, 12),
+        _row("dl3dv-yonosplat-12v", DL3DV, 12, by, Farthest(100, 12, 8), file=name(100, 12),
              scenes=140, digest="3554d97b88c1ba7c", why=TARGETS_DRAWN, **more),
-        _row("dl3dv-yonosplat-24v", DL3DV, 24, by, Spread(150, 24, 8), file=name(150, 24),
+        _row("dl3dv-yonosplat-24v", DL3DV, 24, by, Farthest(150, 24, 8), file=name(150, 24),
              scenes=140, digest="5f27e9b04374d09e", **more),
         _row("re10k-yonosplat-6v", RE10K, 6, by, Even(None, 6, 8), file="re10k_ctx_6v_tgt_8v.json",
              scenes=1600, digest="ca5fef1daf52b5cf", why=TARGETS_DRAWN, **more),

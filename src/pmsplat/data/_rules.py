@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from ..errors import UserError
 from ..scene.overlap import overlaps_of
@@ -24,6 +23,7 @@ from ._index import (
 )
 from ._order import make_generator
 from ._sampling import Frames
+from ._walks import centers_of
 
 Walks = Mapping[str, Cameras]  # the cameras of every frame of a scene, in order, batch 1
 
@@ -39,7 +39,7 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class Spread:
+class Farthest:
     """Farthest points of the camera centers among the `first` frames (`make_spread_index`)."""
 
     first: int
@@ -47,7 +47,7 @@ class Spread:
     targets: int
 
     def __call__(self, walks: Walks) -> Index:
-        return make_spread_index(_centers(walks), self.first, self.views, self.targets)
+        return make_spread_index(centers_of(walks), self.first, self.views, self.targets)
 
     def say(self) -> str:
         return f"farthest points of {self.first} frames; every n-th of the others, {self.targets}"
@@ -62,7 +62,7 @@ class AllOf:
     inside: bool = False
 
     def __call__(self, walks: Walks) -> Index:
-        return make_path_index(_centers(walks), self.first, self.views, self.inside)
+        return make_path_index(centers_of(walks), self.first, self.views, self.inside)
 
     def say(self) -> str:
         shown = "all from first to last of these" if self.inside else f"all {self.first}"
@@ -82,7 +82,7 @@ class Every:
     start: int | None = None
 
     def __call__(self, walks: Walks) -> Index:
-        return make_regular_index(_centers(walks), self.first, self.views, self.every, self.start)
+        return make_regular_index(centers_of(walks), self.first, self.views, self.every, self.start)
 
     def say(self) -> str:
         where = "the whole scene" if self.first is None else f"{self.first} frames"
@@ -219,10 +219,6 @@ class Overlapping:
                 if shares[frame] <= self.high:
                     partners.append(frame)
         return partners
-
-
-def _centers(walks: Walks) -> dict[str, Tensor]:
-    return {key: cameras.c2w[0, :, :3, 3] for key, cameras in walks.items()}
 
 
 def _lengths(walks: Walks) -> dict[str, int]:

@@ -1,6 +1,9 @@
 """The cameras of whole scenes, for rules that choose frames by them; photographs are not read."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+
+from jaxtyping import Float
+from torch import Tensor
 
 from ..errors import UserError
 from ..io.chunks import Split, Unreachable
@@ -29,6 +32,11 @@ def read_walks(
             far = blank * FAR if scene.far is None else scene.far[None].clone()
             walks[scene.key] = Cameras(c2w, scene.K[None].clone(), near, far)
     return walks
+
+
+def centers_of(walks: Mapping[str, Cameras]) -> dict[str, Float[Tensor, "frame 3"]]:
+    """The camera centers of every frame, by scene."""
+    return {key: cameras.c2w[0, :, :3, 3] for key, cameras in walks.items()}
 
 
 def _scenes(split: Split, name: str, wanted: Iterable[str]):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry
-from ..contracts import dataset_traits
-from ..data import find_protocol, read_index, read_walks, vary_views, write_index
+from ..contracts import dataset_traits, require
+from ..data import centers_of, find_protocol, read_index, read_walks, vary_views, write_index
 from ..errors import UserError, count_of
 from ..evaluate.budget import budget_rows
 from ..evaluate.curve import GAUSSIANS, Curve, Point
@@ -21,7 +21,6 @@ from ..evaluate.noise import PoseNoise
 from ..evaluate.ranks import open_ranks
 from ..evaluate.runs import RESULTS
 from ..evaluate.series import METRICS
-from ..io.chunks import read_split
 from ..progress import Track, silently
 from ..train.settings import Component, Experiment
 from ..zoo.load import open_model
@@ -65,8 +64,9 @@ def over_views(
             raise UserError(
                 f"`views={count}`", "2 or more context views", "leave the smaller numbers out"
             )
-    settings = experiment.dataset.settings
-    traits = dataset_traits(registry.build("data", experiment.dataset.name, settings))
+    name = experiment.dataset.name
+    dataset = registry.build("data", name, experiment.dataset.settings)
+    traits = dataset_traits(dataset)
     if traits.index is None:
         raise UserError(
             "`views` without an evaluation index",
@@ -75,8 +75,8 @@ def over_views(
         )
     index = read_index(traits.index)
     experiment = replace(experiment, protocol=None)  # whose number of views is one of these
-    walks = read_walks(read_split(Path(settings.root) / SPLIT), index)
-    centers = {key: cameras.c2w[0, :, :3, 3] for key, cameras in walks.items()}
+    split = require(dataset, "split", f"the dataset {name!r}", "a sweep over views")(SPLIT)
+    centers = centers_of(read_walks(split, index))
     known = {key: frames for key, frames in index.items() if key in centers}
     varied, setups = vary_views(known, centers, counts), []
     with open_ranks() as ranks:
