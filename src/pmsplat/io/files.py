@@ -187,7 +187,7 @@ def check_room(folder: str | Path, needed: int, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{_say(free)} free in {folder}, where {purpose} {_say(needed)}",
+            f"{in_bytes(free)} free in {folder}, where {purpose} {in_bytes(needed)}",
             "room for all of it, before anything is computed",
             "free some, or choose a folder on a larger disk",
         )
@@ -198,7 +198,8 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
-def _say(count: int) -> str:
+def in_bytes(count: float) -> str:
+    """A number of bytes for people."""
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 

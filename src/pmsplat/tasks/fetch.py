@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import UserError, name_some
 from ..io.chunks import INDEX
+from ..io.files import in_bytes
 from ..io.hub import TRANSFERS, Listing, RemoteFile, bytes_here, fetch_files, list_files
 from ..progress import Track, silently
 from ..registry import suggest
@@ -145,16 +146,12 @@ def _check_room(
     place = next((p for p in (folder, *folder.absolute().parents) if p.is_dir()), Path("/"))
     free = shutil.disk_usage(place).free
     tell(
-        f"{listing.repository}: {len(files)} files of {_say(size)}, {_say(here)} of which are in "
-        f"{folder}; {_say(size - here)} to download, {_say(free)} are free there."
+        f"{listing.repository}: {len(files)} files of {in_bytes(size)}, {in_bytes(here)} of which "
+        f"are in {folder}; {in_bytes(size - here)} to download, {in_bytes(free)} are free there."
     )
     if size - here > free:
         raise UserError(
-            f"{_say(size - here)} to download into {folder}, where {_say(free)} are free",
+            f"{in_bytes(size - here)} to download into {folder}, where {in_bytes(free)} are free",
             "room for all of it",
             "make room, choose an `output` on a larger disk, or only a `subset`",
         )
-
-
-def _say(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
