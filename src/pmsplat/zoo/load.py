@@ -67,12 +67,12 @@ def load(name_or_path: str | Path, weights: str | Path | None = None) -> nn.Modu
     with pmsplat (`SHIPPED`), a checkpoint of ours, the folder of a training run, an official file,
     or OWNER/NAME[@REVISION], a model on the Hugging Face hub that `pmsplat models push` wrote: a
     path of that name goes first, unless hf:// stands before it (see `Repository`). With a published
-    name, `weights` is the
-    file to use, in any float type and wrapper, or the index or folder of one in parts; without it
-    the file is taken from `pretrained/`, or downloaded there. Parameters are float32. Raises
-    UserError for an unknown name, for a file that is damaged or of another model, and for an
-    official file whose hash is not known (files of one shape can differ in settings): give its name
-    then. A file of which no hash was published is known by its keys, where it alone has them.
+    name, `weights` is the file to use, in any float type and wrapper, or the index or folder of one
+    in parts; without it the file is taken from `pretrained/`, or downloaded there. Parameters are
+    float32. Raises UserError for an unknown name, for a file that is damaged or of another model,
+    and for an official file whose hash is not known (files of one shape can differ in settings):
+    give its name then. A file of which no hash was published is known by its keys, where it alone
+    has them.
     """
     return open_model(name_or_path, weights).model
 
@@ -121,17 +121,14 @@ def save(
     component: str,
     settings: Any = None,
     state: dict[str, torch.Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes a checkpoint for `load` to read: the model's weights, component and settings.
 
     `settings` is the Config that the component built the model from; None: `model.cfg`. `state`:
-    the weights, where the model has them in parts. `dtype`: half precision halves the file; `load`
-    gives float32 again.
+    the weights, where the model has them in parts, or others, such as in half precision.
     """
     config: Any = model.cfg if settings is None else settings
     weights = model.state_dict() if state is None else state
-    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
     files.save_checkpoint(path, weights, files.Header(component, asdict(config)))
 
 
