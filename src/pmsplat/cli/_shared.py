@@ -63,6 +63,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Which scenes of an evaluation index are measured, and whether all must be."""
+    parser.add_argument(
+        "--strict", action="store_true", help="stop where a scene of the index cannot be measured"
+    )
+    parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
+
+
 def add_graph(parser: argparse.ArgumentParser) -> None:
     """How the network runs on a GPU."""
     parser.add_argument(

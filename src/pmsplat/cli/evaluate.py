@@ -65,7 +65,16 @@ Processes share the scenes where torchrun starts them:
 import argparse
 from typing import TYPE_CHECKING
 
-from ._shared import add_device, add_graph, add_passes, counts, output, pose_noise, terminal
+from ._shared import (
+    add_device,
+    add_graph,
+    add_limits,
+    add_passes,
+    counts,
+    output,
+    pose_noise,
+    terminal,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,10 +134,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", metavar="DIR", help="folder of a page with charts and pictures of all results"
     )
-    parser.add_argument(
-        "--strict", action="store_true", help="stop where a scene of the index cannot be measured"
-    )
-    parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
+    add_limits(parser)
     add_device(parser)
     add_graph(parser)
 

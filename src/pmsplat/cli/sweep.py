@@ -27,7 +27,17 @@ ended begins anew. Processes that torchrun starts share the scenes of each point
 
 import argparse
 
-from ._shared import add_device, add_graph, add_passes, counts, numbers, output, sizes, terminal
+from ._shared import (
+    add_device,
+    add_graph,
+    add_limits,
+    add_passes,
+    counts,
+    numbers,
+    output,
+    sizes,
+    terminal,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,10 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_passes(parser)
     parser.add_argument("--output", required=True, help="folder")
-    parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
-    parser.add_argument(
-        "--strict", action="store_true", help="stop where a scene of the index cannot be measured"
-    )
+    add_limits(parser)
     add_device(parser)
     add_graph(parser)
 
