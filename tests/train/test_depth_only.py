@@ -13,6 +13,8 @@ from pmsplat.cli import main
 from pmsplat.evaluate import protocol
 from pmsplat.train import Experiment
 
+ALIGNED = {f"{name}_{how}" for name in ("abs_rel", "delta1") for how in ("median", "affine")}
+MEASURES = {"abs_rel", "rmse", "delta1"} | ALIGNED
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
@@ -57,7 +59,7 @@ def test_validation_measures_depth_as_evaluation_does(trained: Experiment) -> No
     (validated,) = [row for row in logged(trained) if row["val/abs_rel"]]
     for name in ("abs_rel", "rmse", "delta1"):
         assert float(validated[f"val/{name}"]) == pytest.approx(result.means[name], rel=1e-3)
-    assert set(result.means) == {"abs_rel", "rmse", "delta1"}
+    assert set(result.means) == MEASURES
 
 
 def test_pictures_are_drawn(trained: Experiment) -> None:
@@ -78,7 +80,7 @@ def test_the_command_prints_depth_alone(
     assert "AbsRel" in shown and "PSNR" not in shown
     folder = Path(trained.output) / "evaluation"
     results = json.loads((folder / "results.json").read_text())
-    assert set(results["means"]) == {"abs_rel", "rmse", "delta1"}
+    assert set(results["means"]) == MEASURES
     with (folder / "scenes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert results["means"]["abs_rel"] == pytest.approx(sum(float(r["abs_rel"]) for r in rows) / 2)

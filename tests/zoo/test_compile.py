@@ -25,6 +25,8 @@ def tensors(bundle: Bundle) -> list[Tensor]:
 
 def with_backbone(name: str) -> Any:
     """An encoder with all parts that the published ones have."""
+    if name == "compact":  # its own, whole
+        return shaken(tiny(name))
     changes: dict[str, Any] = {} if name == "mvsplat" else {"vit": "vits", "width": 64}
     changes |= {**SCALES.get(name, {}), "published": True}
     if name == "updated":
