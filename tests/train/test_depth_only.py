@@ -16,6 +16,7 @@ from pmsplat.train import Experiment
 ALIGNED = {f"{name}_{how}" for name in ("abs_rel", "delta1") for how in ("median", "affine")}
 MEASURES = {"abs_rel", "rmse", "delta1"} | ALIGNED
 
+
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The tiny experiment, cut to seconds."""

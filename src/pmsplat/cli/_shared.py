@@ -63,6 +63,29 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model predicts; `chosen_model` reads it."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME|PATH",
+        help="published model, or your checkpoint (default: the small one that ships)",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
+
+
+def chosen_model(arguments: argparse.Namespace, tell: Callable[[str], None]) -> str:
+    """What `add_model` added, or the model that ships, which is said."""
+    from ..errors import UserError
+    from ..zoo.shipped import DEFAULT
+
+    if arguments.model is not None:
+        return arguments.model
+    if arguments.weights is not None:
+        raise UserError("`weights` alone", "the model that they belong to", "add `model`")
+    tell(f"The model is {DEFAULT}, a small one that ships; `pmsplat models` lists larger ones.")
+    return DEFAULT
+
+
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """Which scenes of an evaluation index are measured, and whether all must be."""
     parser.add_argument(

@@ -25,9 +25,11 @@ from pathlib import Path
 from ._shared import (
     add_device,
     add_graph,
+    add_model,
     add_overwrite,
     add_photos,
     build_options,
+    chosen_model,
     context,
     photo_options,
     size,
@@ -38,10 +40,7 @@ from ._shared import (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
     parser.add_argument("input", metavar="INPUT", help="photos, video or chunk, see above")
-    parser.add_argument(
-        "--model", required=True, metavar="NAME|PATH", help="published model, or your checkpoint"
-    )
-    parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
+    add_model(parser)
     parser.add_argument(
         "--output", required=True, metavar="DIR", type=Path, help="folder of results"
     )
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = build_options(Options, arguments, photos=photo_options(arguments))
     summary = depth(
         arguments.input,
-        arguments.model,
+        chosen_model(arguments, show.tell),
         arguments.output,
         options,
         arguments.weights,

@@ -1,7 +1,8 @@
 """List, fetch and convert published models, and share your own
 
 pmsplat models
-    the names that `pmsplat.load` takes, with parameters, training data, source and license
+    the names that `pmsplat.load` takes, one that ships and published ones, with parameters,
+    training data, source and license
 pmsplat models fetch depthsplat-gs-small-re10k-256x256-view2
     downloads into pretrained/, or resumes an interrupted download, and verifies the file
 pmsplat models convert last.ckpt mine.safetensors --name mvsplat-re10k
@@ -100,12 +101,14 @@ def fetch(names: Sequence[str], tell: Callable[[str], None] = lambda _: None) ->
     """
     from ..io import weights
     from ..zoo.load import ZOO
+    from ..zoo.shipped import SHIPPED, shipped_file
 
     for name in names:
-        _known(name)
+        if name not in SHIPPED:
+            _known(name)
     paths = []
     for name in dict.fromkeys(names):
-        paths.append(weights.fetch(ZOO[name].source))
+        paths.append(shipped_file(name) if name in SHIPPED else weights.fetch(ZOO[name].source))
         tell(f"{name}: {paths[-1]}")
     return paths
 
@@ -165,6 +168,8 @@ def _table(found: list[Entry]) -> "Table":
     """The models, under a line for each repository that they come from."""
     from rich.table import Table
 
+    from ..zoo.shipped import SHIPPED, shipped_file
+
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
@@ -172,6 +177,12 @@ def _table(found: list[Entry]) -> "Table":
     table.add_column("here", no_wrap=True)
     table.add_column("trained on", no_wrap=True)
     table.add_column("PSNR", justify="right", no_wrap=True)
+    table.add_row("with pmsplat, MIT", style="italic")
+    for name, shipped in SHIPPED.items():
+        size = f"{shipped_file(name).stat().st_size / 1e6:,.0f} MB"
+        table.add_row(
+            f" {name}", f"{shipped.parameters / 1e6:.1f} M", size, "yes", shipped.data, "-"
+        )
     for origin, group in itertools.groupby(found, _origin):
         table.add_row(origin, style="italic")
         for entry in group:

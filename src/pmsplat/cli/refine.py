@@ -8,7 +8,8 @@ the last two are posed first, by pycolmap or a network (--poses).
     pmsplat refine kitchen/ --output kitchen-3dgs/ --init kitchen-3d/gaussians.ply
 
 It starts from the sparse points of the cameras, from points at random, from the prediction of a
-model (--model), or from a file of Gaussians (--init). Every eighth photo is held out and compared.
+model (--model; --start prediction alone takes the small one that ships), or from a file of
+Gaussians (--init). Every eighth photo is held out and compared.
 Gaussians are added and removed by gsplat's default strategy where gsplat draws (CUDA), else by
 ours; --strategy chooses: default and mcmc are ours, gsplat-default and gsplat-mcmc gsplat's.
 In the output folder afterwards: gaussians.ply, sheet.png (before and after), psnr.png (held-out
@@ -24,6 +25,7 @@ from ._shared import (
     add_overwrite,
     add_photos,
     build_options,
+    chosen_model,
     photo_options,
     size,
     terminal,
@@ -94,6 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ..tasks.refine import Options, refine
 
     show = terminal()
+    if arguments.start == "prediction":
+        arguments.model = chosen_model(arguments, show.tell)
     options = build_options(Options, arguments, photos=photo_options(arguments))
     summary = refine(arguments.input, arguments.output, options, tell=show.tell, track=show.track)
     before, after = summary.before, summary.after

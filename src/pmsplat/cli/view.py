@@ -16,9 +16,14 @@ this machine alone (127.0.0.1) until Ctrl-C.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ._shared import add_backend, add_device, add_rules, build_options, size, terminal
+from ._shared import Terminal, add_backend, add_device, add_rules, build_options, size, terminal
+
+if TYPE_CHECKING:
+    from ..tasks.view import Options
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,14 +54,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serves until Ctrl-C."""
+    from ..tasks.view import Options
+
+    serve(arguments.scenes, build_options(Options, arguments), terminal())
+
+
+def serve(scenes: Sequence[Path], options: "Options", show: Terminal) -> None:
+    """Serves the page of these scenes until Ctrl-C."""
     import contextlib
     import threading
 
-    from ..tasks.view import Options, view
+    from ..tasks.view import view
 
-    show = terminal()
-    options = build_options(Options, arguments)
-    page = view(arguments.scenes, options, tell=show.tell)
+    page = view(scenes, options, tell=show.tell)
     try:
         show.tell(f"Open {page.address} in a browser; Ctrl-C ends.")
         with contextlib.suppress(KeyboardInterrupt):

@@ -1,12 +1,25 @@
 """Models that come with pmsplat: their weights lie in the clone's `pretrained/` or in the wheel."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
 from ..io.weights import pretrained_folder
 
-SHIPPED = ("pmsplat-small-v1",)
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a list says of a model that ships; docs/models.md has its card."""
+
+    parameters: int
+    data: str
+    license: str = "MIT"
+
+
+SHIPPED = {"pmsplat-small-v1": Shipped(2_135_701, "procedural, 5 real")}
 """Names that `pmsplat.load` takes without any download."""
+DEFAULT = "pmsplat-small-v1"
+"""The model where nobody names one."""
 PACKAGED = Path(__file__).resolve().parents[1] / "weights"  # of a wheel
 
 

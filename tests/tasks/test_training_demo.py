@@ -1,4 +1,4 @@
-"""The demo leaves what it promises; its numbers are those of the protocol."""
+"""The training demo leaves what it promises; its numbers are those of the protocol."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from pmsplat import config, registry
 from pmsplat.errors import UserError
 from pmsplat.evaluate import baselines, protocol
 from pmsplat.io.video import read_frames
-from pmsplat.tasks import demo
+from pmsplat.tasks import training_demo as demo
 from pmsplat.tasks.results import prediction
 from pmsplat.train import Experiment
 
@@ -45,7 +45,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.Outcome:
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prediction, "LEAST_SIDE", 32)  # the video as small as the photos: quicker
-        return demo.demo(tiny(folder), folder / "out", tell=lambda text: None)
+        return demo.train_demo(tiny(folder), folder / "out", tell=lambda text: None)
 
 
 def test_everything_is_where_it_says(outcome: demo.Outcome) -> None:
@@ -86,7 +86,7 @@ def test_before_is_what_training_started_from(
         trainer=replace(experiment.trainer, steps=1),
     )
     monkeypatch.setattr(prediction, "LEAST_SIDE", 32)
-    outcome = demo.demo(frozen, tmp_path / "out", tell=lambda text: None)
+    outcome = demo.train_demo(frozen, tmp_path / "out", tell=lambda text: None)
     before, after = (outcome.results[name].means for name in (demo.BEFORE, demo.AFTER))
     assert after == pytest.approx(before, rel=1e-4)
 
@@ -99,10 +99,10 @@ def test_a_second_demo_replaces_the_first_but_nothing_else(
     assert not (outcome.folder / "training").exists()
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
-        demo.demo(tiny(tmp_path), tmp_path, tell=lambda text: None)
+        demo.train_demo(tiny(tmp_path), tmp_path, tell=lambda text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="is a file"):
-        demo.demo(tiny(tmp_path), tmp_path / "thesis.tex", tell=lambda text: None)
+        demo.train_demo(tiny(tmp_path), tmp_path / "thesis.tex", tell=lambda text: None)
 
 
 def test_torch_is_left_alone(outcome: demo.Outcome) -> None:
