@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: one thread each, in its children too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+
 import pytest
 import torch
 
@@ -15,8 +19,7 @@ from pmsplat.scene import open_scene
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if not torch.cuda.is_available():  # before Triton is imported: its kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: one thread each, in its children too
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 INTRINSICS = ((0, 0), (1, 1), (0, 2), (1, 2))  # fx, fy, cx, cy in K

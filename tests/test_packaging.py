@@ -134,6 +134,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     (copy / "pretrained").mkdir()
     for file in (ROOT / "pretrained").glob("pmsplat-*.safetensors"):
         shutil.copy(file, copy / "pretrained")
+    shutil.copytree(ROOT / "assets" / "office", copy / "assets" / "office")
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     build = [sys.executable, "-m", "uv", "build", "--no-build-isolation", "--out-dir", str(built)]
@@ -152,7 +153,9 @@ def test_the_wheel_has_the_package_its_configuration_and_its_types(wheel: zipfil
     renderer = ("gsplat.min.js", "gsplat.json", "gsplat.LICENSE.txt")
     data |= {Path("pmsplat", "view", "pages", name) for name in (*ours, *renderer)}
     weights = {Path("pmsplat", "weights", f"{name}.safetensors") for name in SHIPPED}
-    expected = modules | carried | data | weights
+    office = [file for file in (ROOT / "assets" / "office").rglob("*") if file.is_file()]
+    photos = {Path("pmsplat", file.relative_to(ROOT / "assets")) for file in office}
+    expected = modules | carried | data | weights | photos
     assert inside == {path.as_posix() for path in expected}
 
 

@@ -1,4 +1,4 @@
-"""What the tests of a scenario share: all that are to be run are run once, side by side."""
+"""What the tests of a scenario share: all that a module asks for are run once, side by side."""
 
 import pytest
 
@@ -10,9 +10,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "scenarios(*names): what the fake device runs for a test")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reports(request: pytest.FixtureRequest) -> dict[str, Answer]:
-    """The reports, by name, of the scenarios that the tests at hand ask for."""
+    """The reports, by name, of the scenarios that the tests of this module ask for."""
     if problem := shim.obstacle():
         pytest.skip(problem)
     from . import table
@@ -20,6 +20,7 @@ def reports(request: pytest.FixtureRequest) -> dict[str, Answer]:
     wanted = {
         name
         for item in request.session.items
+        if item.path == request.path
         for marker in item.iter_markers("scenarios")
         for name in marker.args
     }
