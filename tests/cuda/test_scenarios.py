@@ -3,23 +3,25 @@
 `python -m tests.cuda.table` prints what was measured, and writes it with `--renew`.
 """
 
+import re
+
 import pytest
 
 from .bounds import Bounds
 from .fleet import Answer
 from .table import names
 
-SLOW = (  # they take the same roads as their smaller sisters, with more layers
-    "train depthsplat_large",
-    "train depthsplat2024_base",
-    "train depthsplat2024_large",
-    "train resplat_base",
-    "train resplat_large",
-    "predict depthsplat-depth-large",
-    "predict depthsplat-gs-large-re10k-256x256",
-    "predict depthsplat-gs-large-re10k-256x256-view2",
-    "predict resplat-large-dl3dv-256x448-view8",
-)
+# They take the same roads as their smaller sisters, with more layers
+LARGE = re.compile(r"[-_](base|large)(-|_|$)")
+SLOW = (
+    "train depthsplat_tiny", "train resplat_small", "train resplat_tiny",
+    "train zpressor_depthsplat",
+)  # fmt: skip
+
+
+def is_slow(name: str) -> bool:
+    """Whether it runs outside CI."""
+    return name in SLOW or LARGE.search(name) is not None
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,8 @@ def bounds() -> Bounds:
     "name",
     [
         pytest.param(
-            name, marks=[pytest.mark.scenarios(name), *([pytest.mark.slow] if name in SLOW else [])]
+            name,
+            marks=[pytest.mark.scenarios(name), *([pytest.mark.slow] if is_slow(name) else [])],
         )
         for name in names()
     ],
