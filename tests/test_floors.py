@@ -42,6 +42,7 @@ THIRD_PARTY = {
     "vggt": ("foundation/",),
     "depth_anything_3": ("foundation/",),
     "viser": ("view/server.py",),
+    "gradio": ("tasks/app/_page.py",),
     "numba": ("render/cpu.py", "render/_cpu", "kernels/", "data/_tracer.py", "data/_textures.py"),
     "triton": ("render/", "kernels/"),
 }

@@ -152,6 +152,7 @@ def test_the_wheel_has_the_package_its_configuration_and_its_types(wheel: zipfil
     ours = ("page.css", "page.js", "splats.js")
     renderer = ("gsplat.min.js", "gsplat.json", "gsplat.LICENSE.txt")
     data |= {Path("pmsplat", "view", "pages", name) for name in (*ours, *renderer)}
+    data.add(Path("pmsplat", "tasks", "app", "app.css"))
     weights = {Path("pmsplat", "weights", f"{name}.safetensors") for name in SHIPPED}
     office = [file for file in (ROOT / "assets" / "office").rglob("*") if file.is_file()]
     photos = {Path("pmsplat", file.relative_to(ROOT / "assets")) for file in office}

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import sqlite3
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -85,3 +86,24 @@ def test_photos_of_a_tripod_are_told_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="look as if the camera only turned") as caught:
         open_scene(photos, cache=tmp_path / "cache")
     assert "different places" in caught.value.remedy
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pycolmap") is None, reason="pycolmap is missing")
+def test_its_steps_can_be_followed_and_an_exception_ends_it(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(2):
+        wall(120).crop((20 * i, 0, 120 + 20 * i, 120)).save(photos / f"{i}.png")
+    steps: list[str] = []
+
+    def follow(sequence: Iterable[str], description: str, total: int) -> Iterator[str]:
+        assert total == 4  # points, pairs, and each photo
+        for step in sequence:
+            steps.append(step.strip())
+            raise KeyboardInterrupt
+            yield step
+
+    with pytest.raises(KeyboardInterrupt):
+        open_scene(photos, cache=tmp_path / "cache", track=follow)
+    assert steps == ["points found in every photo"]
+    assert not [*(tmp_path / "cache").iterdir()]

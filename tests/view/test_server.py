@@ -21,7 +21,7 @@ from pmsplat.io.video import read_frames
 from pmsplat.render import rasterize
 from pmsplat.types import Cameras
 from pmsplat.view import figures
-from pmsplat.view._address import check_address
+from pmsplat.view.address import check_address
 from pmsplat.view.server import SPLATS, Page, Setting
 from pmsplat.view.stage import ALPHA, COLOR, CONFIDENCE, DEPTH, Exhibit, Stage
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -132,6 +133,38 @@ def read_frames(path: str | Path, count: int | None = None) -> list[np.ndarray]:
             stacklevel=2,
         )
     return frames
+
+
+@dataclass(frozen=True)
+class Described:
+    """How long a video is, in seconds, and the (height, width) of its frames."""
+
+    seconds: float
+    size: tuple[int, int]
+
+
+def describe_video(path: str | Path) -> Described:
+    """What the header of a video says; all is decoded where it does not say how long it is.
+
+    The size is that of stored frames, before they are turned upright. Raises UserError for a file
+    that is not a video.
+    """
+    command = [get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-i", str(path)]
+    header = subprocess.run(command, capture_output=True, check=False).stderr.decode(
+        errors="replace"
+    )
+    size = re.search(r"Stream #.*Video:.*?, (\d+)x(\d+)", header)
+    if size is None:
+        raise _decode_error(path)
+    length = re.search(r"Duration: (\d+):(\d+):([\d.]+)", header)
+    if length is None:
+        try:
+            seconds = count_frames_and_secs(str(path))[1] or 0.0
+        except RuntimeError as error:
+            raise _decode_error(path) from error
+    else:
+        seconds = 3600 * int(length[1]) + 60 * int(length[2]) + float(length[3])
+    return Described(float(seconds), (int(size[2]), int(size[1])))
 
 
 def read_frame_at(path: str | Path, seconds: float) -> np.ndarray | None:

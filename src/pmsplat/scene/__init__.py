@@ -15,6 +15,7 @@ from ..io.cameras import KINDS, find_cameras
 from ..io.cameras.survey import LeftOut
 from ..io.cameras.unread import refuse_unread
 from ..io.photo_files import list_photos, natural_key
+from ..progress import Track, silently
 from ..types import Views
 from .known import PhotoOptions, open_cameras, open_chunk
 from .photos import Photo, Scene, chunk_scene, report_left_out
@@ -63,6 +64,7 @@ def open_scene(
     cache: str | Path | None = None,
     tell: Callable[[str], None] = log.info,
     device: torch.device | str | None = None,
+    track: Track = silently,
 ) -> Scene:
     """A scene from whatever holds one; no photo is decoded yet.
 
@@ -79,12 +81,13 @@ def open_scene(
     names, or of the file. Those that are missing or damaged, or have no usable camera, are left out
     with a warning. `tell` gets a sentence before photos are posed, which takes long, and what is
     doubtful about the cameras of a network, which runs on `device` (None: CUDA where torch can use
-    it). Raises UserError for what is missing, damaged, or does not fit together.
+    it). `track` follows pycolmap. Raises UserError for what is missing, damaged, or does not fit
+    together.
     """
     chosen = options or PhotoOptions()
     check_choice(chosen.poses)
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    run = PoseRun(_cache(cache), tell, torch.device(default if device is None else device))
+    run = PoseRun(_cache(cache), tell, torch.device(default if device is None else device), track)
     given = _open_given(path, chosen)
     if given is None:
         return _open_bare(Path(path), chosen, run)
@@ -104,7 +107,7 @@ def _open_bare(path: Path, options: PhotoOptions, run: PoseRun) -> Scene:
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         teacher = pick_teacher(options.poses, run.tell)
         if teacher is None:
-            return _open_posed(pose_video(path, run.cache, run.tell), path.stem, options)
+            return _open_posed(pose_video(path, run.cache, run.tell, run.track), path.stem, options)
         frames = list_photos(spread_frames(path, run.cache))
         return pose_scene(path.stem, [_bare(frame, options) for frame in frames], teacher, run)
     if not path.is_dir():
@@ -125,7 +128,7 @@ def _open_bare(path: Path, options: PhotoOptions, run: PoseRun) -> Scene:
     report_left_out(left_out, len(photos), path, options.strict)
     name, teacher = path.resolve().name, pick_teacher(options.poses, run.tell)
     if teacher is None:
-        posed = _open_posed(pose_photos(photos, run.cache, run.tell), name, options)
+        posed = _open_posed(pose_photos(photos, run.cache, run.tell, run.track), name, options)
     else:
         refuse_panoramas(photos, run.tell)
         posed = pose_scene(name, [_bare(photo, options) for photo in photos], teacher, run)
@@ -146,7 +149,7 @@ def _pose_given(given: Scene, options: PhotoOptions, run: PoseRun) -> Scene:
                 "photos in files",
                 "write them to a folder first, or choose a network, such as `poses=da3`",
             )
-        again = _open_posed(pose_photos(paths, run.cache, run.tell), given.name, options)
+        again = _open_posed(pose_photos(paths, run.cache, run.tell, run.track), given.name, options)
     again = replace(again, left_out=(*given.left_out, *again.left_out))
     return pose_again(given, again, run.tell)
 

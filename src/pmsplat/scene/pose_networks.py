@@ -30,6 +30,7 @@ from ..io.cameras import transforms
 from ..io.cameras.export import Points, write_transforms
 from ..io.cameras.survey import Lens, Shot
 from ..io.files import write_text
+from ..progress import Track, silently
 from ..types import PosedDepth
 from .bounds import Range, RangeSource, depth_ranges
 from .fit import covering_size, fit_image, restore_K, to_tensor
@@ -57,11 +58,15 @@ _CAMERAS, _FACTS = "transforms.json", "network.json"
 
 @dataclass(frozen=True)
 class PoseRun:
-    """Where cameras are kept, who is told what happens, and on which device a network runs."""
+    """Where cameras are kept, who is told what happens, and on which device a network runs.
+
+    `track` follows the steps of pycolmap.
+    """
 
     cache: Path
     tell: Callable[[str], None]
     device: torch.device
+    track: Track = silently
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,13 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
 from ..io import images, video
 from ..io.cameras.survey import unknown_lens
+from ..progress import Track, silently
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
 
@@ -43,11 +45,14 @@ class Posed:
     turned: int
 
 
-def pose_photos(photos: list[Path], cache: Path, tell: Callable[[str], None]) -> Path:
+def pose_photos(
+    photos: list[Path], cache: Path, tell: Callable[[str], None], track: Track = silently
+) -> Path:
     """A COLMAP folder of the photos, turned upright, in `cache`; found again if it is there.
 
-    `tell` gets a sentence before the work begins. Raises UserError for panoramas, where pycolmap is
-    missing, or where it registers fewer than half of the photos.
+    `tell` gets a sentence before the work begins, `track` follows its steps: an exception that it
+    raises ends pycolmap. Raises UserError for panoramas, where pycolmap is missing, or where it
+    registers fewer than half of the photos.
     """
     refuse_panoramas(photos, tell)
 
@@ -55,7 +60,7 @@ def pose_photos(photos: list[Path], cache: Path, tell: Callable[[str], None]) ->
         for photo in photos:
             copy_upright(photo, folder)
 
-    return _pose(photos[0].parent, photos, cache, collect, tell)
+    return _pose(photos[0].parent, photos, cache, collect, tell, track)
 
 
 def refuse_panoramas(photos: list[Path], tell: Callable[[str], None]) -> None:
@@ -80,13 +85,15 @@ def copy_upright(photo: Path, folder: Path) -> None:
     (folder / name).write_bytes(images.encode_image(images.read_image(photo), "jpeg"))
 
 
-def pose_video(path: Path, cache: Path, tell: Callable[[str], None]) -> Path:
+def pose_video(
+    path: Path, cache: Path, tell: Callable[[str], None], track: Track = silently
+) -> Path:
     """A COLMAP folder of frames spread over a video, in `cache`; the rest as `pose_photos`."""
 
     def collect(folder: Path) -> None:
         _write_frames(path, folder)
 
-    return _pose(path, [path], cache, collect, tell)
+    return _pose(path, [path], cache, collect, tell, track)
 
 
 def spread_frames(path: Path, cache: Path) -> Path:
@@ -114,6 +121,7 @@ def _pose(
     cache: Path,
     collect: Callable[[Path], None],
     tell: Callable[[str], None],
+    track: Track,
 ) -> Path:
     """`collect` puts photos into a folder; messages call them by `place`."""
     done = cache / _fingerprint(sources)
@@ -133,7 +141,7 @@ def _pose(
         collect(folder / "images")
         count = len(list((folder / "images").iterdir()))
         tell(f"Posing {count} photos of {place} with pycolmap: this takes seconds to minutes.")
-        posed = _run(folder, sequential=place.is_file())
+        posed = _run(folder, count, place.is_file(), track)
         if posed.registered < max(_FEWEST, _FEWEST_SHARE * count):
             raise _too_few(posed, count, place)
         if not done.exists():
@@ -166,24 +174,27 @@ def _too_few(posed: Posed, count: int, place: Path) -> UserError:
     )
 
 
-def _run(folder: Path, sequential: bool) -> Posed:
-    """Poses FOLDER/images into FOLDER/sparse/0."""
-    command = [
-        sys.executable,
-        "-m",
-        "pmsplat.scene.posing",
-        str(folder),
-        "sequential" if sequential else "all",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+def _run(folder: Path, count: int, sequential: bool, track: Track) -> Posed:
+    """Poses the `count` photos of FOLDER/images into FOLDER/sparse/0."""
+    pairs = "sequential" if sequential else "all"
+    command = [sys.executable, "-m", "pmsplat.scene.posing", str(folder), pairs]
+    with tempfile.TemporaryFile("w+") as log:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+            assert process.stdout is not None
+            try:
+                said = list(track(process.stdout, "finding the cameras", 2 + count))
+            except BaseException:  # Ctrl-C too: pycolmap must not outlive us
+                process.kill()
+                raise
+        log.seek(0)
+        lines = (log.read().strip() or "".join(said).strip()).splitlines() or ["no message"]
+    if process.returncode != 0:
         raise UserError(
             f"pycolmap failed on {folder / 'images'} ({lines[-1]})",
             "photos that it can read",
             "check that the photos are sharp and overlap, or pose them with another tool",
         )
-    return Posed(**json.loads(done.stdout.splitlines()[-1]))
+    return Posed(**json.loads(said[-1]))
 
 
 def _fingerprint(sources: list[Path]) -> str:
@@ -195,7 +206,10 @@ def _fingerprint(sources: list[Path]) -> str:
 
 
 def main(folder: Path, pairs: str) -> int:
-    """What the process with pycolmap does: features, matches, mapping; keeps the largest model."""
+    """What the process with pycolmap does: features, matches, mapping; keeps the largest model.
+
+    Prints a line after each step, and at the end what became of the photos.
+    """
     import pycolmap
 
     pycolmap.set_random_seed(0)
@@ -207,9 +221,17 @@ def main(folder: Path, pairs: str) -> int:
         photos,
         camera_mode=pycolmap.CameraMode.SINGLE if one_camera else pycolmap.CameraMode.AUTO,
     )
+    say = partial(print, flush=True)
+    say("points found in every photo")
     (pycolmap.match_sequential if pairs == "sequential" else pycolmap.match_exhaustive)(database)
+    say("pairs of photos matched")
     (folder / "models").mkdir()
-    models = pycolmap.incremental_mapping(database, photos, folder / "models")
+    models = pycolmap.incremental_mapping(
+        database,
+        photos,
+        folder / "models",
+        next_image_callback=partial(say, "a photo placed"),
+    )
     best = max(models.values(), key=lambda model: model.num_reg_images(), default=None)
     if best is not None:
         (folder / "sparse" / "0").mkdir(parents=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ class Options:
 
 
 def predict(
-    source: str | Path,
+    source: str | Path | Scene,
     model: str | Path | nn.Module,
     output: str | Path,
     options: Options | None = None,
@@ -83,10 +84,10 @@ def predict(
 ) -> prediction.Summary:
     """Reconstructs a scene from some of its photos and writes what became of it to `output`.
 
-    `source` is anything that `open_scene` opens, `model` a name or path for `pmsplat.load`, or an
-    encoder. Photos that are too many to go through the network together do so in groups that see
-    the same things, one after another, and the Gaussians of all are fused. What is written is in
-    the world and the unit of the input's cameras:
+    `source` is anything that `open_scene` opens, or a scene; `model` a name or path for
+    `pmsplat.load`, or an encoder. Photos that are too many to go through the network together do so
+    in groups that see the same things, one after another, and the Gaussians of all are fused. What
+    is written is in the world and the unit of the input's cameras:
 
         gaussians.ply               loads in standard viewers
         depth/PHOTO.png, .npy       of the context views: in colour, and z in scene units
@@ -108,7 +109,7 @@ def predict(
     device = pick_device(chosen.device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene and load the model
-        scene = open_scene(source, chosen.photos, tell=tell, device=device)
+        scene = as_scene(source, chosen.photos, device, tell, track)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         traits = encoder_traits(encoder)
@@ -222,6 +223,19 @@ def _check_video(options: Options) -> None:
         raise UserError(
             f"`seconds={options.seconds:g}`", "a positive number", "the default is `seconds=1.5`"
         )
+
+
+def as_scene(
+    source: str | Path | Scene,
+    photos: PhotoOptions | None,
+    device: torch.device,
+    tell: Callable[[str], None],
+    track: Track,
+) -> Scene:
+    """The scene itself, or the one that `open_scene` opens."""
+    if isinstance(source, Scene):
+        return source
+    return open_scene(source, photos, tell=tell, device=device, track=track)
 
 
 def choose_views(

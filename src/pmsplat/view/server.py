@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import camera, gaussian, se3
 from ..types import Cameras
-from ._address import check_address, make_port_error
+from .address import check_address, make_port_error
 from .recorder import Recorder
 from .stage import CONFIDENCE, DEPTH, EXTENT, Pace, Stage, make_camera, select_for_browser
 

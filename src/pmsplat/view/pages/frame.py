@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...io.files import write_text
-from .markup import Markup, tag
+from .markup import Markup, join, tag
 
 HERE = Path(__file__).parent
 GENERATOR = '<meta name="generator" content="pmsplat">'
@@ -59,15 +59,13 @@ def write_page(path: Path, page: Page) -> Path:
     return path
 
 
+def render_fragment(title: str, body: Markup, scripts: Sequence[str] = ()) -> str:
+    """A document of a fragment alone, to stand in a frame of another page; `scripts` as in Page."""
+    bare = Markup("body { background: none; } body > * { margin-top: 0; }")
+    return _render_document(title, [body], scripts, bare)
+
+
 def _render(page: Page) -> str:
-    style, scripts = read_asset("page.css"), [read_asset(n) for n in ("page.js", *page.scripts)]
-    # A browser follows this policy: no network, and no script but ours, whatever the data says.
-    policy = (
-        "default-src 'none'; img-src 'self' data: file:; media-src 'self' data: file:; "
-        f"style-src 'unsafe-inline'; script-src {' '.join(map(_hash_script, scripts))}"
-    )
-    if page.scripts:
-        policy += " 'wasm-unsafe-eval'; worker-src blob:"
     links = [tag("a", s.heading, href=f"#{s.id}") for s in page.sections]
     body = [
         tag("a", page.skip, class_="skip", href=f"#{page.sections[0].id}"),
@@ -82,17 +80,32 @@ def _render(page: Page) -> str:
         tag("main", *(_render_section(section) for section in page.sections)),
         tag("footer", tag("p", page.closing)),
     ]
+    return _render_document(f"{page.title} · {page.kind}", body, ("page.js", *page.scripts))
+
+
+def _render_document(
+    title: str, body: Sequence[Markup], names: Sequence[str], style: str = ""
+) -> str:
+    """A document with our style, `style` after it, and the scripts of these names at its end."""
+    scripts = [read_asset(name) for name in names]
+    # A browser follows this policy: no network, and no script but ours, whatever the data says.
+    policy = (
+        "default-src 'none'; img-src 'self' data: file:; media-src 'self' data: file:; "
+        f"style-src 'unsafe-inline'; script-src {' '.join(map(_hash_script, scripts))}"
+    )
+    if set(names) - {"page.js"}:
+        policy += " 'wasm-unsafe-eval'; worker-src blob:"
     head = [
         tag("meta", charset="utf-8"),
         Markup(GENERATOR),
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{page.title} · {page.kind}"),
-        tag("style", style),
+        tag("title", title),
+        tag("style", join([read_asset("page.css"), Markup(style)])),
     ]
-    body += [tag("script", script) for script in scripts]
-    whole = tag("html", tag("head", *head), tag("body", *body), lang="en")
+    ending = [tag("script", script) for script in scripts]
+    whole = tag("html", tag("head", *head), tag("body", *body, *ending), lang="en")
     return f"<!doctype html>\n{whole}\n"
 
 
