@@ -40,4 +40,4 @@ def test_a_missing_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shipped, "PACKAGED", tmp_path)
     monkeypatch.setattr(shipped, "pretrained_folder", lambda: tmp_path)
     with pytest.raises(UserError, match="install pmsplat again"):
-        pmsplat.load(shipped.SHIPPED[0])
+        pmsplat.load(shipped.DEFAULT)
