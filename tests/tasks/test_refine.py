@@ -550,7 +550,7 @@ def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         (["ROOM", "--start", "pionts"], r"--start pionts; wanted one of .*did you mean 'points'"),
         (["ROOM", "--start", "points"], r"has no sparse points; .*--start random"),
-        (["ROOM", "--start", "prediction"], r"--start prediction alone; .*--model"),
+        (["ROOM", "--start", "file"], r"--start file alone; .*--init"),
         (["ROOM", "--start", "random", "--init", "x.ply"], r"--init with --start random"),
         (["ROOM", "--strategy", "mcmv"], r"--strategy mcmv; .*did you mean 'mcmc'"),
         (["ROOM", "--steps", "0"], r"--steps 0; wanted at least 1"),
@@ -566,6 +566,7 @@ def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["ROOM", "--weights", "x.ckpt"], r"--weights alone; wanted the model .*; add --model"),
         (["ROOM", "--strategy", "mcmc", "--most", "99999999"], r"--most 99999999 .* at most 1677"),
         (["nowhere"], r"no scene at nowhere"),
+        (["nowhere", "--start", "prediction"], r"pmsplat-small-v1, a small one that ships"),
     ],
 )
 def test_bad_input_is_told(

@@ -37,8 +37,8 @@ def test_evaluate_writes_a_table_json_and_a_row_per_scene(
     trained: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", *trained, "--device", "cpu"]) == 0
-    shown = capsys.readouterr().out
-    assert "PSNR" in shown and "LPIPS column is left out" in shown
+    shown = capsys.readouterr()
+    assert "PSNR" in shown.out and "LPIPS column is left out" in shown.err
     folder = Path(trained[-1].removeprefix("output=")) / "evaluation"
     results = json.loads((folder / "results.json").read_text())
     with (folder / "scenes.csv").open() as file:

@@ -43,6 +43,7 @@ START_OPACITY = 1.0  # before the sigmoid
 START_SCALE = -1.2  # before the sigmoid of `_head.world_scales`: 0.4 pixels
 SHARPNESS = 10.0  # of the softmax over the cosines of matched features, at first
 TRUST = (30.0, 12.0)  # in the likeness of patches, coarse and fine, at first, as such a factor
+UNSEEN = (12.0, 5.0)  # what stands for both, coarse and fine, where no other view has the candidate
 FAINT = 0.1  # length of a patch, of colors in [0, 1], that has little to see
 BLOCK = 8  # pixels of the side of a block that has one Gaussian in the backdrop
 BACKDROP = 0.6  # standard deviation of that, in sides of the block
@@ -101,6 +102,7 @@ class Compact(nn.Module):
         )
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
         self.trust = nn.Parameter(torch.tensor(TRUST))  # in patches, coarse and fine
+        self.unseen = nn.Parameter(torch.tensor(UNSEEN))
         self.unet = UNet(2 * cfg.planes + width, width, cfg.blocks)
         self.logits = zeroed(Conv2d(width, cfg.planes, 1))
         self.up = Conv2d(width, half, 1)
@@ -134,7 +136,8 @@ class Compact(nn.Module):
         batch, count = images.shape[:2]
         others = choose_others(cameras.c2w, self.cfg.neighbors)
         flat = images.flatten(0, 1)
-        half = self.stem((2 * flat - 1).contiguous(memory_format=torch.channels_last))
+        typed = (2 * flat - 1).to(self.out.weight.dtype)
+        half = self.stem(typed.contiguous(memory_format=torch.channels_last))
         quarter = self.down(half)
         quarter = quarter + interpolate(self.context(quarter), scale_factor=2, mode="bilinear")
 
@@ -145,6 +148,7 @@ class Compact(nn.Module):
         patches = _patches(flat)
         alike = _correlate_patches(patches, cameras, others, whole_range)
         alike = avg_pool2d(alike, 4, 2, 1, count_include_pad=False) * self.trust[0]
+        alike = alike + self.unseen[0] * _share_unseen(quarter, cameras, others, whole_range)
         features = self.unet(join([volume, alike, quarter]), count)
         logits = volume + alike + self.logits(features).float()
         probability = logits.permute(0, 2, 3, 1).softmax(dim=-1)
@@ -159,6 +163,7 @@ class Compact(nn.Module):
         if self.fine_match is not None:
             nearby = self._correlate(self.fine_match(half), cameras, others, around)
             alike = _correlate_patches(patches, cameras, others, around) * self.trust[1]
+            alike = alike + self.unseen[1] * _share_unseen(half, cameras, others, around)
             maps += [nearby, alike]
             nearby = nearby + alike
         fine = self.fine(join(maps))
@@ -271,15 +276,17 @@ def _hang_backdrop(gaussians: Gaussians, views: Views) -> Gaussians:
     whole = cameras.far[..., None, None].expand(-1, -1, height, width)
     means = camera.unproject_depth(whole, cameras.c2w, cameras.K)[:, :, middle, middle]
     depth = whole[:, :, middle, middle]
-    wide = images.new_full((rows, columns), BACKDROP)
-    wide[[0, -1]] = wide[:, [0, -1]] = 2 * BACKDROP
+    wide = images.new_full((rows, columns), 2 * BACKDROP)
+    wide[1:-1, 1:-1] = BACKDROP
     scales = wide * BLOCK * depth / (cameras.K[..., 0, 0] * width)[..., None, None]
     color = avg_pool2d(images.flatten(0, 1), BLOCK).unflatten(0, (batch, count))
     base = (color.permute(0, 1, 3, 4, 2) - 0.5) / sh.C0
+    quats = means.new_zeros(*scales.shape, 4)
+    quats[..., 0] = 1
     values = {
         "means": means,
         "scales": scales[..., None].expand(*scales.shape, 3),
-        "quats_wxyz": means.new_tensor([1.0, 0, 0, 0]).expand(*scales.shape, 4),
+        "quats_wxyz": quats,
         "opacities": torch.full_like(scales, 0.95),
         "sh": nn.functional.pad(base[..., None, :], (0, 0, 0, gaussians.sh.shape[-2] - 1)),
     }
@@ -314,6 +321,24 @@ def _correlate_patches(
     with torch.autocast(patches.device.type, enabled=False):
         scaled = (patches * patches.shape[1] ** 0.25).unflatten(0, others.shape[:2])
         return cost_volume.cost_volume(scaled, cameras, others, candidates)
+
+
+@torch.no_grad()
+def _share_unseen(
+    like: Float[Tensor, "n channel rows columns"],
+    cameras: Cameras,
+    others: Int[Tensor, "batch view other"],
+    candidates: cost_volume.Candidates,
+) -> Float[Tensor, "n plane rows columns"]:
+    """The share of the other views that do not have a candidate in their picture.
+
+    Without a word for it, such a candidate would have the likeness 0, and any chance likeness of
+    those in the picture, which are the near ones beyond the edge of what is shared, would win.
+    """
+    ones = like.new_ones(len(like), 1, *like.shape[-2:]).float()
+    return 1 - cost_volume.cost_volume(
+        ones.unflatten(0, others.shape[:2]), cameras, others, candidates
+    )
 
 
 @torch.no_grad()
