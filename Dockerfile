@@ -2,7 +2,7 @@
 #
 #     docker build -t pmsplat .                            # for a CPU
 #     docker build -t pmsplat --build-arg TORCH=cu130 .    # for CUDA; run it with --gpus all
-#     docker run --rm -v "$PWD:/work" pmsplat predict photos/ --output photos-3d --model NAME
+#     docker run --rm -v "$PWD:/work" pmsplat predict photos/ --output photos-3d
 #
 # TORCH is the build of torch that uv takes. gcc stays in the image: Triton builds its launcher
 # with it when it first draws.
@@ -15,7 +15,7 @@ RUN apt-get update \
 COPY . /pmsplat
 RUN pip install --no-cache-dir "$(grep '^uv==' /pmsplat/requirements.txt)" \
     && uv pip install --system --no-cache --torch-backend="$TORCH" \
-       --constraint /pmsplat/requirements.txt "/pmsplat[view,formats,pose,heic]" \
+       --constraint /pmsplat/requirements.txt "/pmsplat[app,view,formats,pose,heic]" \
     && mkdir /work
 WORKDIR /work
 ENTRYPOINT ["pmsplat"]
