@@ -4,9 +4,9 @@
     pmsplat demo --view
     pmsplat demo --train
 
-The photographs and the model come with pmsplat. Two photographs of an office are shown to the
-model; it predicts depth and Gaussians, renders the photographs that it was not shown, and a video
-of the way between the two. At the end the files are listed; --view shows the Gaussians on a page in
+The photographs and the model come with pmsplat. Three photographs of an office are shown to the
+model; it predicts depth and Gaussians, renders the two photographs between them, and a video of the
+way through all. At the end the files are listed; --view shows the Gaussians on a page in
 the browser, until Ctrl-C.
 
 --train shows the other half in some minutes instead: it makes a small dataset of furnished rooms,

@@ -26,7 +26,7 @@ class TrainedOn:
 
 
 SHIPPED = {
-    "pmsplat-small-v1": TrainedOn((2, 2), (112, 144), "procedural scenes, and five real ones"),
+    "pmsplat-small-v1": TrainedOn((2, 3), (144, 192), "procedural scenes, and five real ones"),
 }
 
 # Distances of published RealEstate10K cameras, in its unit, that are as many frames apart as the
