@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -134,8 +135,10 @@ def test_png_of_16_bits(tmp_path: Path) -> None:
         images.read_image(png_of_16_bits(tmp_path / "dim.png", full >> 4))
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("CMYK", ".tif"), ("LAB", ".tif"), ("YCbCr", ".tif")])
-def test_other_color_spaces(mode: str, suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["CMYK", "LAB", "YCbCr"])
+def test_other_color_spaces(mode: str, tmp_path: Path) -> None:
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) == 12:
+        pytest.skip("Pillow 12 does not read such files of its own")
     smooth = np.stack([RAMP, RAMP[::-1], 0.5 + 0 * RAMP], -1)
     picture = Image.fromarray((255 * smooth).round().astype(np.uint8))
     if mode == "LAB":
@@ -146,8 +149,8 @@ def test_other_color_spaces(mode: str, suffix: str, tmp_path: Path) -> None:
         assert other is not None
     else:
         other = picture.convert(mode)
-    other.save(tmp_path / f"a{suffix}")
-    found = images.read_image(tmp_path / f"a{suffix}")
+    other.save(tmp_path / "a.tif")
+    found = images.read_image(tmp_path / "a.tif")
     assert np.abs(found - 255 * smooth).mean() < 3  # saturated colors lose most
 
 
