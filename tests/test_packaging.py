@@ -34,7 +34,7 @@ THROUGH_LIGHTNING = {"tensorboard"}
 # Needed by a command, a plugin or the build, not by an import.
 TOOLS = {
     "mkdocs-material", "mkdocstrings", "pyright", "pytest-xdist", "ruff", "uv",
-    "beartype", "setuptools",
+    "beartype", "ipykernel", "setuptools",
 }  # fmt: skip
 
 
