@@ -14,8 +14,8 @@ from .table import names
 # They take the same roads as their smaller sisters, with more layers
 LARGE = re.compile(r"[-_](base|large)(-|_|$)")
 SLOW = (
-    "train depthsplat_tiny", "train resplat_small", "train resplat_tiny",
-    "train zpressor_depthsplat",
+    "train depthsplat2024_small", "train depthsplat_tiny", "train resplat_small",
+    "train resplat_tiny", "train updated", "train zpressor_depthsplat",
 )  # fmt: skip
 
 
