@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -25,6 +25,15 @@ def output() -> "Console":
     if not console.is_terminal:
         console.width = UNBOUNDED
     return console
+
+
+class Served(Protocol):
+    """A page that is served."""
+
+    @property
+    def address(self) -> str: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,19 @@ def terminal(arguments: argparse.Namespace | None = None) -> Terminal:
         console.print(text if arguments is None else name_flags(text, arguments))
 
     return Terminal(tell, partial(track, console=console, transient=True, disable=hidden))
+
+
+def serve_until_ctrl_c(page: "Served", tell: Callable[[str], None]) -> None:
+    """Says where a page is, and closes it after Ctrl-C."""
+    import contextlib
+    import threading
+
+    try:
+        tell(f"Open {page.address} in a browser; Ctrl-C ends.")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    finally:
+        page.close()
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

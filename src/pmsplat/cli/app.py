@@ -16,7 +16,7 @@ hour without a visit, and at the end. It needs gradio: pip install "pmsplat[app,
 
 import argparse
 
-from ._shared import add_device, build_options, terminal
+from ._shared import add_device, build_options, serve_until_ctrl_c, terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,17 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serves until Ctrl-C."""
-    import contextlib
-    import threading
-
     from ..tasks.app import Limits, Options, app
 
     show = terminal(arguments)
     options = build_options(Options, arguments, limits=build_options(Limits, arguments))
-    page = app(options, tell=show.tell)
-    try:
-        show.tell(f"Open {page.address} in a browser; Ctrl-C ends.")
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-    finally:
-        page.close()
+    serve_until_ctrl_c(app(options, tell=show.tell), show.tell)

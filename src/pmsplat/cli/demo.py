@@ -6,8 +6,8 @@
 
 The photographs and the model come with pmsplat. Three photographs of an office are shown to the
 model; it predicts depth and Gaussians, renders the two photographs between them, and a video of the
-way through all. At the end the files are listed; --view shows the Gaussians on a page in
-the browser, until Ctrl-C.
+way through all. At the end the files are listed; --view shows the Gaussians on a page in the
+browser, until Ctrl-C.
 
 --train shows the other half in some minutes instead: it makes a small dataset of furnished rooms,
 trains a tiny encoder on it, measures it on rooms that it never saw, beside the nearest photo and a

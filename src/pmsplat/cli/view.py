@@ -20,7 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._shared import Terminal, add_backend, add_device, add_rules, build_options, size, terminal
+from ._shared import (
+    Terminal,
+    add_backend,
+    add_device,
+    add_rules,
+    build_options,
+    serve_until_ctrl_c,
+    size,
+    terminal,
+)
 
 if TYPE_CHECKING:
     from ..tasks.view import Options
@@ -61,15 +70,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def serve(scenes: Sequence[Path], options: "Options", show: Terminal) -> None:
     """Serves the page of these scenes until Ctrl-C."""
-    import contextlib
-    import threading
-
     from ..tasks.view import view
 
-    page = view(scenes, options, tell=show.tell)
-    try:
-        show.tell(f"Open {page.address} in a browser; Ctrl-C ends.")
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-    finally:
-        page.close()
+    serve_until_ctrl_c(view(scenes, options, tell=show.tell), show.tell)

@@ -312,7 +312,7 @@ def _patches(images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 27 r
 
 @torch.no_grad()
 def _correlate_patches(
-    patches: Float[Tensor, "n 27 rows columns"],
+    patches: Float[Tensor, "n channel rows columns"],
     cameras: Cameras,
     others: Int[Tensor, "batch view other"],
     candidates: cost_volume.Candidates,
@@ -335,10 +335,8 @@ def _share_unseen(
     Without a word for it, such a candidate would have the likeness 0, and any chance likeness of
     those in the picture, which are the near ones beyond the edge of what is shared, would win.
     """
-    ones = like.new_ones(len(like), 1, *like.shape[-2:]).float()
-    return 1 - cost_volume.cost_volume(
-        ones.unflatten(0, others.shape[:2]), cameras, others, candidates
-    )
+    ones = like.new_ones(len(like), 1, *like.shape[-2:], dtype=torch.float32)
+    return 1 - _correlate_patches(ones, cameras, others, candidates)
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ class Shipped:
 
     parameters: int
     data: str
-    license: str = "MIT"
 
 
 SHIPPED = {"pmsplat-small-v1": Shipped(2_135_701, "procedural, 5 real")}
