@@ -29,7 +29,9 @@ from pmsplat.tasks.refine import refine
 from pmsplat.train import loop, start
 from pmsplat.train.settings import Component
 from pmsplat.types import StepOutput
+from pmsplat.zoo import memory
 from pmsplat.zoo.load import open_model, save
+from pmsplat.zoo.memory import Plan, needed_bytes
 from tests.lab import rooms
 from tests.models.tiny import shaken, tiny
 
@@ -251,6 +253,28 @@ def test_an_encoder_in_memory_is_measured_too(root: Path, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "results.json").read_text())["model"] == "DepthSplat"
     with sole_writer(tmp_path), pytest.raises(UserError, match="another process is writing into"):
         evaluate(config.compose(as_folder(root)), model, tmp_path, replace(QUICK, limit=1))
+
+
+def test_a_scene_that_fills_the_gpu_is_one_sentence(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the size that fits in what is free, a quarter of what the encoder needs."""
+    model, cpu = tiny(near=None), torch.device("cpu")
+    full = needed_bytes(model, Plan(2, SIZE, 16), cpu)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(0.26 * full / memory.SPARE))
+
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(protocol, "_draw", fill)
+    experiment = config.compose(as_folder(root))
+    with pytest.raises(UserError) as caught:
+        evaluate(experiment, model, tmp_path, replace(QUICK, limit=1))
+    height, width = SIZE
+    assert caught.value.got == f"2 views of {height}x{width} did not fit (CUDA out of memory)"
+    smaller = [side // 2 // 16 * 16 for side in SIZE]
+    assert caught.value.remedy == f"use dataset.size=[{smaller[0]},{smaller[1]}]"
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_budgets_are_measured_and_shown(

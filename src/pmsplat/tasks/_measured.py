@@ -47,8 +47,9 @@ from ..foundation.lpips import LPIPS
 from ..io.files import check_folder
 from ..progress import Track, silently
 from ..train.settings import Component, Experiment, Renderer
-from ..types import Batch, Cameras, Gaussians, Views
+from ..types import Batch, Cameras, Gaussians, StepOutput, Views
 from ..view.pages.frame import PAGE, check_place
+from ..zoo import memory
 from ..zoo.infer import depth_only_error
 from ..zoo.load import WEIGHTS, Loaded, open_model
 from ..zoo.poses import search_cameras
@@ -317,7 +318,7 @@ def open_method(
         setting.tell(note)
     name = loaded.component if isinstance(path, nn.Module) else str(path)
     renderer, watch = experiment.renderer, Stopwatch(setting.device)
-    run = protocol.pipeline(
+    draw = protocol.pipeline(
         as_graph(encoder, chosen.graph, setting.device),
         renderer.name,
         renderer.background,
@@ -331,7 +332,7 @@ def open_method(
     measured = replace(experiment, model=Component(loaded.component, loaded.settings))
     return Method(
         name=name,
-        meter=Meter(run, watch, renderer.keep),
+        meter=Meter(_explain_memory(draw, encoder, chosen, setting.device), watch, renderer.keep),
         identity=_identify(setting, loaded.path),
         about={
             "model": name,
@@ -375,6 +376,25 @@ def _open(model: str | Path | nn.Module, weights: str | Path | None) -> Loaded:
 
 def _identify(setting: Setting, weights: Path | None) -> Identity:
     return identify(weights, dataset_traits(setting.dataset).index, setting.device)
+
+
+def _explain_memory(
+    run: protocol.Pipeline, encoder: nn.Module, options: "Options", device: torch.device
+) -> protocol.Pipeline:
+    """`run`, with the size that should fit as UserError where a scene fills a GPU."""
+
+    def explaining(batch: Batch) -> StepOutput:
+        try:
+            return run(batch)
+        except torch.OutOfMemoryError as error:
+            problem = error
+        views, multiple = batch.context, encoder_traits(encoder).multiple
+        count = views.images.shape[1]
+        plan = memory.Plan(count, views.size, multiple, options.steps, options.anchors)
+        option = "dataset.size=[{},{}]"
+        raise memory.explain(encoder, plan, device, problem, False, option) from problem
+
+    return explaining
 
 
 def _aim(steps: int, renderer: Renderer) -> protocol.Aim | None:

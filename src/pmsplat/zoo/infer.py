@@ -10,7 +10,6 @@ by their usual depth (`typical_depth`). Scenes without a range of depth are in t
 (`fill_range`).
 """
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, TypeVar
@@ -184,10 +183,8 @@ def predict_views(
     except torch.OutOfMemoryError as error:
         multiple = encoder_traits(model).multiple
         plan = memory.Plan(views.images.shape[1], views.size, multiple, steps, anchors)
-        reason = str(error).partition("\n")[0].partition(". ")[0]
         problem = error
-    traceback.clear_frames(problem.__traceback__)  # they hold what the model computed
-    raise memory.explain(model, plan, torch.device(device), reason) from problem
+    raise memory.explain(model, plan, torch.device(device), problem) from problem
 
 
 def infer(

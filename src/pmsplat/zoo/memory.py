@@ -4,6 +4,7 @@ The peak of a small forward pass is measured and extrapolated, since the memory 
 with the number of pixels. This works for any encoder.
 """
 
+import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ PROBE = 64  # pixels per side of the small pass, or the next multiple that the m
 OVERHEAD = 1.5  # measured: resident memory over the tensors alive (kernels' scratch, fragmentation)
 SPARE = 0.9  # of the free memory may be planned for
 HELD = 5.0  # measured: memory over the Gaussians of all groups while they are fused
+OPTION = "`size={}x{}`"  # how a caller is told of a smaller height and width
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,20 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def explain(
-    model: Callable[[Views], Prediction], plan: Plan, device: torch.device, reason: str
+    model: Callable[[Views], Prediction],
+    plan: Plan,
+    device: torch.device,
+    problem: torch.OutOfMemoryError,
+    fewer_views: bool = True,
+    option: str = OPTION,
 ) -> UserError:
     """The sentence, with a plan that should fit, where memory was full although `check` passed.
 
     Other programs may have taken some since, or the plan needs more than was estimated: then half
-    of it is proposed.
+    of it is proposed. `fewer_views`: as for `check`; `option`: how height and width are given.
     """
+    traceback.clear_frames(problem.__traceback__)  # they hold what the model computed
+    reason = str(problem).partition("\n")[0].partition(". ")[0]
     torch.cuda.empty_cache()
     free, share = free_bytes(device) or 0, 0.5
     if isinstance(model, nn.Module):
@@ -156,7 +165,7 @@ def explain(
     return UserError(
         f"{plan.views} views of {plan.size[0]}x{plan.size[1]} did not fit ({reason})",
         f"what fits into the {free / 2**30:.1f} GiB that are free on {device}",
-        _options(plan, share, not encoder_traits(model).anchors),
+        _options(plan, share, fewer_views and not encoder_traits(model).anchors, option),
     )
 
 
@@ -196,11 +205,11 @@ def check(
     )
 
 
-def _options(plan: Plan, share: float, fewer_views: bool) -> str:
+def _options(plan: Plan, share: float, fewer_views: bool, option: str = OPTION) -> str:
     """Plans that fit in `share` of the memory that this one needs, as a remedy."""
     views = int(plan.views * share)
     smaller = [int(side * share**0.5) // plan.multiple * plan.multiple for side in plan.size]
     name = "group" if plan.kept else "views"
     options = [f"`{name}={views}`"] if fewer_views and views >= 2 else []
-    options += [f"`size={smaller[0]}x{smaller[1]}`"] if min(smaller) > 0 else []
+    options += [option.format(*smaller)] if min(smaller) > 0 else []
     return f"use {' or '.join(options)}" if options else "use a machine with more memory"
