@@ -5,6 +5,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,12 +58,27 @@ def test_a_question_that_does_not_start_says_why() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_figures_are_kept(tmp_path: Path) -> None:
-    out = tmp_path / "gpu.json"
-    assert main(["gpu", "--tiny", "--only", "sweep", "--minutes", "3", "--json", str(out)]) == 0
-    figures = json.loads(out.read_text())["figures"]
-    errors = figures["sweep"]["cases"]["all_pairs float32 errors"]
+    cases = _measure("neighbors", tmp_path)
+    wrong = [case["wrong"] for name, case in cases.items() if "noise" in name]
+    assert len(wrong) == 4 and not any(wrong)
+    assert cases["1k 16 nearest"]["ms"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_sweep_is_measured(tmp_path: Path) -> None:
+    cases = _measure("sweep", tmp_path)
+    errors = cases["all_pairs float32 errors"]
     assert 0 < errors["values"] < 1e-5 and 0 < errors["gradient"] < 1e-4
-    assert figures["sweep"]["cases"]["tiny torch float32 f+b"]["ms"] > 0
+    assert cases["tiny torch float32 f+b"]["ms"] > 0
+
+
+def _measure(question: str, folder: Path) -> dict[str, Any]:
+    """The cases of a question at tiny sizes, as the file has them."""
+    out = folder / "gpu.json"
+    words = ["gpu", "--tiny", "--only", question, "--minutes", "3", "--json", str(out)]
+    assert main(words) == 0
+    return json.loads(out.read_text())["figures"][question]["cases"]
 
 
 def test_a_run_without_time_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
-"""Every encoder, loss and job on a fake CUDA device, against bounds.json.
+"""Every encoder, loss and job on a fake CUDA device, and every Triton kernel compiled, against
+bounds.json: one file, so that the scenarios that launch all kernels run once.
 
 `python -m tests.cuda.table` prints what was measured, and writes it with `--renew`.
 """
@@ -7,9 +8,10 @@ import re
 
 import pytest
 
-from .bounds import Bounds
+from . import fleet, table
+from .bounds import SLACK, Bounds
 from .fleet import Answer
-from .table import names
+from .table import LAUNCHING, names
 
 # They take the same roads as their smaller sisters, with more layers
 LARGE = re.compile(r"[-_](base|large)(-|_|$)")
@@ -17,6 +19,8 @@ SLOW = (
     "train depthsplat2024_small", "train depthsplat_tiny", "train resplat_small",
     "train resplat_tiny", "train updated", "train zpressor_depthsplat",
 )  # fmt: skip
+FEW = (75, 90, 120)  # capabilities that CI compiles for
+OTHERS = tuple(capability for capability in table.CAPABILITIES if capability not in FEW)
 
 
 def is_slow(name: str) -> bool:
@@ -63,3 +67,32 @@ def test_every_wait_has_a_reason(bounds: Bounds) -> None:
     for kind, places in bounds.waits.items():
         for place, reason in places.items():
             assert len(reason) > 8, f"bounds.json says not why {kind}s wait at {place}"
+
+
+@pytest.fixture(scope="module")
+def launching(reports: dict[str, Answer]) -> list[Answer]:
+    """The reports of what launches every kernel."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    return [reports[name] for name in LAUNCHING]
+
+
+@pytest.mark.scenarios(*LAUNCHING)
+def test_every_kernel_is_launched_by_a_scenario(launching: list[Answer]) -> None:
+    launched = {kernel for report in launching for kernel in report["kernels"]}
+    (found,) = fleet.run("tests.cuda.compilation", ["find"])
+    assert not found["error"] and launched == set(found["kernels"])
+
+
+@pytest.mark.scenarios(*LAUNCHING)
+@pytest.mark.parametrize(
+    "capabilities", [FEW, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["few", "others"]
+)
+def test_registers_and_spills(
+    capabilities: tuple[int, ...], launching: list[Answer], bounds: Bounds
+) -> None:
+    for kernel, found in table.compile_kernels(launching, capabilities).items():
+        for capability, used in found.items():
+            registers, spills = bounds.kernels[kernel][capability]
+            where = f"{kernel} on sm_{capability}"
+            assert used["registers"] <= registers * SLACK, where
+            assert used["spills"] <= spills * SLACK, where
