@@ -34,6 +34,7 @@ from pmsplat.zoo.load import open_model, save
 from pmsplat.zoo.memory import Plan, needed_bytes
 from tests.lab import rooms
 from tests.models.tiny import shaken, tiny
+from tests.servers import Store, running
 
 SIZE = (32, 48)
 QUICK = Options(device="cpu")
@@ -253,6 +254,28 @@ def test_an_encoder_in_memory_is_measured_too(root: Path, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "results.json").read_text())["model"] == "DepthSplat"
     with sole_writer(tmp_path), pytest.raises(UserError, match="another process is writing into"):
         evaluate(config.compose(as_folder(root)), model, tmp_path, replace(QUICK, limit=1))
+
+
+def test_data_at_an_address_are_measured_the_same(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Index and scenes; the hash of the index is that of the file."""
+    monkeypatch.setenv("PMSPLAT_CACHE", str(tmp_path / "cache"))
+    files = (path for path in root.rglob("*") if path.is_file())
+    contents = {f"/{path.relative_to(root).as_posix()}": path.read_bytes() for path in files}
+    overrides, model = as_folder(root), tiny(near=None)
+    with running(Store(contents)) as store:
+        words = [word.replace(str(root), store.address) for word in overrides]
+        there = evaluate(config.compose(words), model, tmp_path / "there", QUICK)
+        lacking = [*words, f"dataset.index={store.address}/none.json"]
+        with pytest.raises(UserError) as caught:
+            evaluate(config.compose(lacking), model, tmp_path / "none", QUICK)
+        assert f"{store.address}/none.json" in caught.value.got
+    here = evaluate(config.compose(overrides), model, tmp_path / "here", QUICK)
+    assert there.model.means == here.model.means
+    assert there.identity.index == here.identity.index is not None
+    (mine,), (theirs,) = there.model.rows, here.model.rows
+    assert [view.prediction for view in mine.views] == [view.prediction for view in theirs.views]
 
 
 def test_a_scene_that_fills_the_gpu_is_one_sentence(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
-from ..io.chunks import Split
+from ..io.chunks import Split, read_file
 from ..io.files import write_text
 from ._sampling import Frames, farthest_points
 
@@ -68,19 +68,19 @@ class Listed:
 
 
 def read_listing(path: str | Path) -> Listing:
-    """An index file; scenes that are null were published as "not to be measured".
+    """An index file, or one at an address; null scenes were published as "not to be measured".
 
     Raises UserError where it is missing, malformed, names a scene twice, or holds no scene.
     """
-    path = Path(path)
-    if not path.is_file():
+    data = read_file(path)
+    if data is None:
         raise UserError(
             f"there is no evaluation index {path}",
             'a JSON file {scene: {"context": [...], "target": [...]}}',
             "download the published one, or write one with `pmsplat data index ROOT OUT.json`",
         )
     try:
-        content = json.loads(path.read_text(), object_pairs_hook=_without_twins)
+        content = json.loads(data, object_pairs_hook=_without_twins)
     except _TwinError as twin:
         raise _malformed_error(path, f"it names {twin} twice") from twin
     except (ValueError, RecursionError) as error:
@@ -389,7 +389,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _frames(entry: Any, key: str, path: Path) -> Frames:
+def _frames(entry: Any, key: str, path: str | Path) -> Frames:
     chosen = []
     for name in ("context", "target"):
         numbers = entry.get(name) if isinstance(entry, dict) else None
@@ -399,7 +399,7 @@ def _frames(entry: Any, key: str, path: Path) -> Frames:
     return Frames(*chosen)
 
 
-def _malformed_error(path: Path, what: str) -> UserError:
+def _malformed_error(path: str | Path, what: str) -> UserError:
     return UserError(
         f"{path} is no evaluation index: {what}",
         '{scene: {"context": [...], "target": [...]} or null}',

@@ -1,5 +1,6 @@
 """What results are of: weights, index, code, command and machine, so that they can be had again."""
 
+import hashlib
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..io.chunks import read_file
 from ..io.weights import sha256
 
 CHECKOUT = Path(__file__).resolve().parents[3]  # where pmsplat runs from a clone
@@ -37,10 +39,14 @@ class Identity:
 def identify(
     weights: str | Path | None, index: str | Path | None, device: torch.device
 ) -> Identity:
-    """The identity of results that this process measures on `device`, with these files."""
+    """The identity of results that this process measures on `device`, with these files.
+
+    The index may lie at an address.
+    """
+    content = None if index is None else read_file(index)
     return Identity(
         weights=_hash(weights),
-        index=_hash(index),
+        index=None if content is None else hashlib.sha256(content).hexdigest(),
         version=_find_version(),
         commit=_find_commit(CHECKOUT),
         command=_find_command(sys.argv),
@@ -49,7 +55,7 @@ def identify(
 
 
 def _hash(path: str | Path | None) -> str | None:
-    """None also for the index of a checkpoint in parts, which does not tell what is in them."""
+    """None also for the list of a checkpoint in parts, which does not tell what is in them."""
     parts = path is not None and str(path).endswith(".index.json")
     return None if path is None or parts or not Path(path).is_file() else sha256(path)
 

@@ -40,6 +40,17 @@ def is_remote(root: str | Path) -> bool:
     return "://" in str(root)
 
 
+def read_file(path: str | Path) -> bytes | None:
+    """A whole file, on this machine or at an address; None where there is none.
+
+    UserError as `RemoteFolder`.
+    """
+    if not is_remote(path):
+        return Path(path).read_bytes() if Path(path).is_file() else None
+    folder, _, name = str(path).rpartition("/")
+    return RemoteFolder(folder).read(name)
+
+
 class RemoteFolder:
     """A folder of objects at an address; each process that reads it opens it for itself.
 

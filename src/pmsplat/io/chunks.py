@@ -25,7 +25,7 @@ from ._checksums import Damage, find_damage
 from ._chunk_file import LocalChunk
 from ._chunk_offsets import SUFFIX, read_offsets, write_offsets
 from ._chunk_scene import FIELDS, Chunk, ChunkScene, Fault, make_entry, parse_entry, pose_fault
-from ._objects import RemoteFolder, Unreachable, is_remote
+from ._objects import RemoteFolder, Unreachable, is_remote, read_file
 from ._quarantine import (
     QUARANTINE,
     Quarantine,
@@ -56,6 +56,7 @@ __all__ = [
     "open_chunk",
     "pose_fault",
     "read_chunk",
+    "read_file",
     "read_quarantine",
     "read_split",
     "write_chunk",
