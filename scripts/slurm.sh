@@ -4,9 +4,11 @@
 #     sbatch --nodes=2 scripts/slurm.sh evaluate +experiment=re10k_small --model outputs/re10k_small
 #     sbatch --array=1-16 --gpus-per-node=0 scripts/slurm.sh data convert /raw /data/mine/test
 #     sbatch --array=1-16 --gpus-per-node=1 scripts/slurm.sh teacher cache +experiment=re10k_small_pm
+#     sbatch --array=1-16 --gpus-per-node=1 scripts/slurm.sh evaluate +experiment=re10k_small
 # train and evaluate run on all GPUs of all nodes; a training that is stopped before its end is
-# queued again and goes on. Each job of an array does its part of the other work. Options of sbatch
-# before the script replace those below.
+# queued again and goes on. Each job of an array does its part of other work than training; after
+# that of `evaluate`, the same without an array joins the parts. Options of sbatch before the script
+# replace those below.
 #SBATCH --job-name=pmsplat
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -21,23 +23,17 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 
 NODES=${SLURM_NNODES:-1}
 GPUS=${SLURM_GPUS_ON_NODE:-1}
-case "${1:-}" in
-train | evaluate)
-    if [ -n "${SLURM_ARRAY_TASK_COUNT:-}" ]; then
-        echo "slurm.sh: $1 in an array, whose jobs would all do the same; use --nodes" >&2
+if [ -n "${SLURM_ARRAY_TASK_COUNT:-}" ]; then
+    if [ "${1:-}" = train ]; then
+        echo "slurm.sh: train in an array, whose jobs would all do the same; use --nodes" >&2
         exit 2
     fi
-    ;;
-esac
+    set -- "$@" --shard "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))/$SLURM_ARRAY_TASK_COUNT"
+fi
 case "${1:-}" in
 train) set -- "$@" trainer.resume=auto trainer.nodes="$NODES" trainer.devices="$GPUS" ;;
 evaluate) ;;
-*)
-    if [ -n "${SLURM_ARRAY_TASK_COUNT:-}" ]; then
-        set -- "$@" --shard "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))/$SLURM_ARRAY_TASK_COUNT"
-    fi
-    exec srun pmsplat "$@"
-    ;;
+*) exec srun pmsplat "$@" ;;
 esac
 VERB=$1 STOPPED='' CODE=0
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

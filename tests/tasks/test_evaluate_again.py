@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from pmsplat import config
+from pmsplat.cli import main
 from pmsplat.data import synthetic
 from pmsplat.evaluate import protocol
+from pmsplat.evaluate.journal import shard_folder
+from pmsplat.io.files import one_of_writers, sole_writer
 from pmsplat.tasks.evaluate import Options, evaluate
 from pmsplat.zoo.load import save
 from tests.models.tiny import shaken, tiny
@@ -97,7 +100,7 @@ def test_a_killed_evaluation_goes_on_after_the_scenes_that_are_done(folder: Path
         assert not (folder / "killed" / "results.json").exists()
     done = run(folder, "killed")
     assert done.returncode == 0, done.stderr
-    assert "4 scenes of the interrupted evaluation" in done.stderr.replace("\n", " ")
+    assert "4 scenes of the earlier evaluation" in done.stderr.replace("\n", " ")
     (scenes,) = measured(done)
     assert len(scenes) == 1
     assert results(folder, "killed") == results(folder, "whole")
@@ -105,6 +108,37 @@ def test_a_killed_evaluation_goes_on_after_the_scenes_that_are_done(folder: Path
     assert csv[0] == csv[1]
     names = {path.name for path in (folder / "killed").iterdir()}
     assert names == {"results.json", "scenes.csv"}
+
+
+def test_shards_are_joined(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In any order; what they lack is measured, and nothing twice."""
+    words = ["evaluate", *overrides(folder), "--model", str(folder / "model.safetensors")]
+    words += ["--output", str(folder / "sharded"), "--device", "cpu", "--baselines"]
+    assert main([*words, "--shard", "2/3"]) == 0
+    assert "Shard 2/3: 2 scenes are measured" in capsys.readouterr().err.replace("\n", " ")
+    with (
+        sole_writer(shard_folder(folder / "sharded", (1, 3))),
+        one_of_writers(folder / "sharded"),
+    ):
+        for shard in (["--shard", "1/3"], []):
+            assert main([*words, *shard]) == 2
+            assert "another process is writing into" in capsys.readouterr().err.replace("\n", " ")
+    for _ in range(2):
+        assert main([*words, "--shard", "1/3"]) == 0
+    files = sorted((folder / "sharded").glob("*/*"))
+    assert len(files) == 6 and sum(len(file.read_bytes().splitlines()) for file in files) == 18
+    assert not (folder / "sharded" / "results.json").exists()
+    assert main(words) == 0
+    assert "4 scenes of the earlier evaluation" in capsys.readouterr().err.replace("\n", " ")
+    for file in ("results.json", "nearest_view.json"):
+        rows = json.loads((folder / "sharded" / file).read_text())["per_scene"]
+        assert len({row["scene"] for row in rows}) == len(rows) == 5
+    wanted = results(folder, "whole")["means"]["psnr"]
+    assert json.loads((folder / "sharded" / "results.json").read_text())["means"][
+        "psnr"
+    ] == pytest.approx(wanted, abs=1e-4)
+    names = {path.name for path in (folder / "sharded").iterdir()}
+    assert names == {"results.json", "scenes.csv", "nearest_view.json", "plane_sweep.json"}
 
 
 @pytest.mark.slow

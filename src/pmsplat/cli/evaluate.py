@@ -60,6 +60,9 @@ pictures/ beside each results.json.
 Processes share the scenes where torchrun starts them:
 
     torchrun --nproc-per-node=8 -m pmsplat evaluate +experiment=re10k_small --model outputs/a
+
+Jobs that do not know of each other measure a shard each, with --shard 1/16 to 16/16; the same
+command without --shard then joins them.
 """
 
 import argparse
@@ -73,6 +76,7 @@ from ._shared import (
     counts,
     output,
     pose_noise,
+    shard,
     terminal,
 )
 
@@ -134,6 +138,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", metavar="DIR", help="folder of a page with charts and pictures of all results"
     )
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="measure the I-th of N parts of the scenes, which the same command without --shard "
+        "joins (default: all scenes)",
+    )
     add_limits(parser)
     add_device(parser)
     add_graph(parser)
@@ -143,8 +154,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluates, and prints the tables."""
     from .. import config
     from ..data import rank_of_ranks
-    from ..errors import UserError
-    from ..tasks.evaluate import Options, evaluate, evaluate_models
+    from ..errors import UserError, count_of
+    from ..tasks.evaluate import Options, evaluate, evaluate_models, evaluate_shard
 
     show, console = terminal(), output()
     experiment = config.compose(arguments.overrides)
@@ -164,13 +175,23 @@ def run(arguments: argparse.Namespace) -> None:
         pose_noise=_make_noise(arguments.pose_noise),
     )
     models, folder = arguments.model or [], arguments.output
-    if len(models) > 1:
-        if arguments.weights:
-            raise UserError(
-                f"`weights={arguments.weights}` for {len(models)} models",
-                "the file of one",
-                "measure that model alone",
+    if len(models) > 1 and arguments.weights:
+        raise UserError(
+            f"`weights={arguments.weights}` for {len(models)} models",
+            "the file of one",
+            "measure that model alone",
+        )
+    if part := arguments.shard:
+        done = evaluate_shard(
+            experiment, models, part, folder, options, arguments.weights, show.tell, show.track
+        )
+        if not rank_of_ranks()[0]:
+            show.tell(
+                f"Shard {part[0]}/{part[1]}: {count_of(done, 'scene')} are measured and kept; the "
+                "same command without --shard joins all shards and writes the results."
             )
+        return
+    if len(models) > 1:
         many = evaluate_models(experiment, models, folder, options, show.tell, show.track)
         if not rank_of_ranks()[0]:
             _print_comparison(console, many, experiment.name)

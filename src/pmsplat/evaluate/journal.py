@@ -1,32 +1,49 @@
-"""Scenes of an evaluation as they are done, so that an interrupted one goes on where it stopped."""
+"""Scenes of an evaluation as they are done, so that an interrupted one goes on where it stopped,
+and shards that were measured apart are joined."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import UserError
+from ..errors import UserError, count_of
 from .cost import Cost
 from .protocol import Row
 from .views import ViewRow
 
+SHARDS = "shard-*-of-*"  # folders of shards beside the results
+
+
+def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:
+    """Where the scenes of a shard are kept, in the folder of the results."""
+    return folder / SHARDS.replace("*", "{}").format(*shard)
+
 
 class Journal:
-    """What is kept beside `results` until they are written: NAME.partial-RANK.jsonl.
+    """What is kept beside `results` until they are written: NAME.partial-RANK.jsonl, of a shard
+    (i, n) in shard-i-of-n/.
 
     The first line says what is measured, `identity`: strings by what they speak of, None where one
     is not known; the others are a scene each. A process may die at any moment: half a line does not
     count. Neither do scenes of another identity, or of one that is not known.
     """
 
-    def __init__(self, results: Path, identity: Mapping[str, str | None], rank: int = 0) -> None:
+    def __init__(
+        self,
+        results: Path,
+        identity: Mapping[str, str | None],
+        rank: int = 0,
+        shard: tuple[int, int] | None = None,
+    ) -> None:
         self.results, self.identity = results, dict(identity)
-        self.path = results.with_suffix(f".partial-{rank}.jsonl")
+        folder = results.parent if shard is None else shard_folder(results.parent, shard)
+        self.path = folder / f"{results.stem}.partial-{rank}.jsonl"
 
     def read(self, tell: Callable[[str], None]) -> dict[str, Row]:
-        """The scenes that are done, of all ranks, by name; `tell` gets what became of them."""
+        """The scenes that are done, of all ranks and shards, by name; `tell` gets what became of
+        them."""
         rows: dict[str, Row] = {}
         changed: dict[str, None] = {}
         for path in self._files():
@@ -40,11 +57,11 @@ class Journal:
         folder = self.results.parent
         if changed:
             what = " and ".join(changed)
-            tell(f"The interrupted evaluation in {folder} differs in {what}: it is begun anew.")
+            tell(f"The earlier evaluation in {folder} differs in {what}: it is begun anew.")
         if rows:
             tell(
-                f"{len(rows)} scenes of the interrupted evaluation in {folder} are kept; to begin "
-                f"anew, remove {self.path.name} there."
+                f"{count_of(len(rows), 'scene')} of the earlier evaluation in {folder} are kept; "
+                f"to begin anew, remove *.partial-*.jsonl there."
             )
         return rows
 
@@ -66,6 +83,9 @@ class Journal:
         """Forgets the scenes, whose results are written."""
         for path in self._files():
             path.unlink(missing_ok=True)
+        for folder in self.results.parent.glob(SHARDS):
+            with suppress(OSError):  # another method's scenes lie in it
+                folder.rmdir()
 
     @staticmethod
     def forget(folder: Path) -> None:
@@ -85,8 +105,9 @@ class Journal:
         return file
 
     def _files(self) -> list[Path]:
-        """Those of all ranks; this one's may not be among them."""
-        return sorted(self.results.parent.glob(f"{self.results.stem}.partial-*.jsonl"))
+        """Those of all ranks and shards; this one's may not be among them."""
+        folder, name = self.results.parent, f"{self.results.stem}.partial-*.jsonl"
+        return sorted([*folder.glob(name), *folder.glob(f"{SHARDS}/{name}")])
 
     def _compare(self, lines: list[Any]) -> list[str]:
         """In what the scenes of a file may differ from those that are measured."""

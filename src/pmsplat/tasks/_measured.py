@@ -29,8 +29,8 @@ from ..contracts import (
     require,
     without_scenes,
 )
-from ..data import Listed, Skip, find_protocol, recognize
-from ..errors import UserError, count_of, name_some
+from ..data import Skip
+from ..errors import UserError
 from ..evaluate import fitted, protocol, report
 from ..evaluate.baselines import BASELINES
 from ..evaluate.cost import Meter
@@ -53,6 +53,7 @@ from ..zoo import memory
 from ..zoo.infer import depth_only_error
 from ..zoo.load import WEIGHTS, Loaded, open_model
 from ..zoo.poses import search_cameras
+from ._indexed import check_index, cover, describe_index, describe_missing
 from .options import as_graph, pick_device
 
 if TYPE_CHECKING:
@@ -104,14 +105,11 @@ class Setting:
         rows = self._gather(list(journal.read(self.tell).values()))
         rows = {name: row for name, row in rows.items() if not order or name in order}
         left = without_scenes(scenes, rows.keys())
-        shown = self._track(left, f"measuring {method.name}")
-        batches = self.cameras.scenes(shown, self.device)
-        with journal.writer() as write:
-            mine = self._measure(method, batches, write)
+        mine, left_out = self._measure(method, left, journal)
 
         # Join what all ranks have measured, in the order of the index.
         rows |= self._gather(mine)
-        left_out = sum(self.ranks.gather(batches.left_out), Counter[str]())
+        left_out = sum(self.ranks.gather(left_out), Counter[str]())
         fitted.check_left_out(left_out, len(rows))
         protocol.check_rows(list(rows.values()))
         ordered = [rows[name] for name in order or rows if name in rows]
@@ -119,8 +117,8 @@ class Setting:
         skipped = {name: skip for name, skip in skipped.items() if name not in rows}
         left_out.update(f"it has {skip.reason}" for skip in skipped.values())
         damaged = sum(skip.damaged for skip in skipped.values())
-        coverage = _cover(get_listed(scenes), len(rows), damaged, left_out.total())
-        unmeasured = (*_describe_missing(get_listed(scenes)), *fitted.describe_left_out(left_out))
+        coverage = cover(get_listed(scenes), len(rows), damaged, left_out.total())
+        unmeasured = (*describe_missing(get_listed(scenes)), *fitted.describe_left_out(left_out))
         if self.options.strict:
             check_complete(coverage, " ".join(unmeasured))
         result = Result(ordered, method.notes + unmeasured, self.cameras.name, coverage)
@@ -130,6 +128,29 @@ class Setting:
         if not self.options.resumable:
             journal.remove()
         return result
+
+    def measure_shard(self, method: Method, path: Path, shard: tuple[int, int]) -> int:
+        """Measures the scenes of a shard (i, n) that are not done, those of this rank, and keeps
+        them for the `measure` that joins all; how many of the shard are done.
+
+        UserError where the data does not say which scenes it has.
+        """
+        scenes = self.dataset.evaluation(self.options.limit)
+        order = order_of_scenes(scenes)
+        if not order:
+            raise UserError(
+                f"`shard={shard[0]}/{shard[1]}` of {self.experiment.dataset.name!r}, whose scenes "
+                "have no `keys`",
+                "an evaluation that says which scenes it has",
+                "leave `shard` out",
+            )
+        mine = order[shard[0] - 1 :: shard[1]]
+        journal = Journal(path, self._fingerprint(method), self.ranks.rank, shard)
+        kept = journal.read(self.tell).keys() & set(mine)
+        known = set().union(*self.ranks.gather(kept))
+        left = without_scenes(scenes, known | set(order) - set(mine))
+        rows, _ = self._measure(method, left, journal)
+        return len(known) + sum(self.ranks.gather(len(rows)))
 
     def draw(self, method: Method, rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
         """Predicts some scenes again, and writes their pictures into FOLDER/pictures.
@@ -145,27 +166,30 @@ class Setting:
         predict_pictures(method.meter.run, batches, names, folder, rows, self.device, drawing)
 
     def _measure(
-        self, method: Method, batches: fitted.Scenes, write: Callable[[Row], None]
-    ) -> list[Row]:
-        """The scenes one by one; `write` gets each as it is done."""
+        self, method: Method, scenes: Iterable[Batch], journal: Journal
+    ) -> tuple[list[Row], Counter[str]]:
+        """The scenes of this rank, which the journal gets one by one; and why some are left out."""
         rows: list[Row] = []
+        shown = self._track(scenes, f"measuring {method.name}")
+        batches = self.cameras.scenes(shown, self.device)
+        with journal.writer() as write:
 
-        def keep(row: Row) -> None:
-            rows.append(replace(row, cost=method.meter.cost))
-            write(rows[-1])
+            def keep(row: Row) -> None:
+                rows.append(replace(row, cost=method.meter.cost))
+                write(rows[-1])
 
-        geometry = self.options.geometry
-        protocol.measure_scenes(
-            method.meter,
-            batches,
-            keep,
-            self.device,
-            method.lpips,
-            geometry,
-            method.each_step,
-            batches.errors,
-        )
-        return rows
+            geometry = self.options.geometry
+            protocol.measure_scenes(
+                method.meter,
+                batches,
+                keep,
+                self.device,
+                method.lpips,
+                geometry,
+                method.each_step,
+                batches.errors,
+            )
+        return rows, batches.left_out
 
     def _gather(self, rows: Sequence[Row]) -> dict[str, Row]:
         """Those of all ranks, by name."""
@@ -230,70 +254,13 @@ def open_setting(
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
     owner = f"the dataset {experiment.dataset.name!r}"
     evaluation = require(dataset, "evaluation", owner, "evaluation")
-    _check_index(experiment, dataset_traits(dataset).index)
+    check_index(experiment, dataset_traits(dataset).index)
     listed = get_listed(evaluation(options.limit))
     if options.strict and listed is not None:
         coverage = Coverage(len(listed.index) - len(listed.missing), missing=len(listed.missing))
-        check_complete(coverage, " ".join(_describe_missing(listed)))
-    index = {} if listed is None else _describe_index(experiment.protocol, listed)
+        check_complete(coverage, " ".join(describe_missing(listed)))
+    index = {} if listed is None else describe_index(experiment.protocol, listed)
     return Setting(experiment, options, dataset, index, cameras, device, ranks, tell, track)
-
-
-def _check_index(experiment: Experiment, path: str | None) -> None:
-    """UserError where a protocol has no index beside the data yet."""
-    if experiment.protocol is None or path is None or Path(path).is_file():
-        return
-    named, root = find_protocol(experiment.protocol), Path(path).parent
-    file = f"the authors' ({named.url})" if named.url else "the authors'"
-    made = f"run `pmsplat data index {root} --protocol {named.name}`"
-    raise UserError(
-        f"there is no index of the protocol {named.name} at {path}",
-        f"{file}, or one made from the cameras" if named.rule else file,
-        made if named.rule else f"{made[:-1]} --fetch`",
-    )
-
-
-def _describe_index(name: str | None, listed: Listed) -> dict[str, Any]:
-    """The fields of results about the index: the protocol, and whether its frames are the authors'.
-
-    UserError where the frames are of another protocol than was named.
-    """
-    known, named = recognize(listed.index), None if name is None else find_protocol(name)
-    if named is not None:
-        views = {len(frames.context) for frames in listed.index.values()}
-        if (known is not None and known.name != named.name) or views != {named.views}:
-            is_of = known.name if known else f"{', '.join(map(str, sorted(views)))} context views"
-            raise UserError(
-                f"an index of {is_of} for protocol={named.name}",
-                f"one of {named.views} context views, of that protocol",
-                "name the protocol of the index, or leave `dataset.index` out",
-            )
-    found = named or known
-    official = None if found is None else found.is_official(listed.index)
-    about = {"protocol": found.name if found else None, "official": official}
-    return {"index": {**about, "frames": listed.frames}}
-
-
-def _cover(listed: Listed | None, evaluated: int, damaged: int, left_out: int) -> Coverage:
-    """What became of all entries; scenes that are `left_out` are `damaged` or unusable."""
-    rest = {"damaged": damaged, "unusable": left_out - damaged}
-    if listed is None:
-        return Coverage(evaluated, **rest)
-    found = Coverage(
-        evaluated, null=listed.null, missing=len(listed.missing), beyond=listed.beyond, **rest
-    )
-    assert found.listed == listed.entries, f"{found} of {listed.entries} entries"
-    return found
-
-
-def _describe_missing(listed: Listed | None) -> tuple[str, ...]:
-    """A sentence about scenes of the index that the data lacks."""
-    if listed is None or not listed.missing:
-        return ()
-    count = len(listed.missing)
-    verb = "is" if count == 1 else "are"
-    named = name_some(listed.missing)
-    return (f"{count_of(count, 'scene')} of the index {verb} not in the data: {named}.",)
 
 
 def open_method(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from ..evaluate.budget import draw_budgets
 from ..evaluate.compare import Difference, compare, write_differences
 from ..evaluate.cost import Summary, summarize
 from ..evaluate.identity import Identity
+from ..evaluate.journal import shard_folder
 from ..evaluate.noise import PoseNoise
 from ..evaluate.pages.report import write_report
 from ..evaluate.pictures import choose_scenes, forget_pictures
 from ..evaluate.protocol import Result
 from ..evaluate.ranks import open_ranks
 from ..evaluate.runs import BASELINE_NAMES, RESULTS, Protocol, Run, name_runs, read_run
-from ..io.files import sole_writer
+from ..io.files import one_of_writers, sole_writer
 from ..progress import Track, silently
 from ..train.settings import Experiment
 from ..zoo.load import WEIGHTS, open_model
@@ -225,6 +226,42 @@ def evaluate_models(
             if chosen.report is not None:
                 _write_page(chosen.report, found, tell)
     return Comparison(tuple(found), differences, folder)
+
+
+def evaluate_shard(
+    experiment: Experiment,
+    models: Sequence[str | Path],
+    shard: tuple[int, int],
+    output: str | Path | None = None,
+    options: Options | None = None,
+    weights: str | Path | None = None,
+    tell: Callable[[str], None] = log.info,
+    track: Track = silently,
+) -> int:
+    """Measures shard (i, n) of the scenes and keeps them in `output`, until `evaluate` or, of
+    several models, `evaluate_models` with the same arguments joins all shards and measures what
+    they lack. How many scenes of the shard are done.
+
+    Shards may be measured at the same time, on machines of the same kind that share the folder.
+    Nothing is drawn for `options.report`. Raises UserError as `evaluate` does, and where another
+    process measures the same shard.
+    """
+    folder = Path(output or Path(experiment.output) / "evaluation")
+    names = name_models(models) if len(models) > 1 else [""]
+    chosen, tell, done = replace(options or Options(), report=None), say_once(tell), 0
+    with open_ranks() as ranks:
+        setting = open_setting(experiment, chosen, ranks, tell, track)
+        for name, model in zip(names, models or [None], strict=True):
+            method, place = open_method(setting, model, weights), folder / name
+            with ExitStack() as locks:
+                if ranks.first:
+                    locks.enter_context(one_of_writers(place))
+                    locks.enter_context(sole_writer(shard_folder(place, shard)))
+                done = setting.measure_shard(method, place / RESULTS, shard)
+                if chosen.baselines and name == names[0]:
+                    for file, baseline in open_baselines(setting, method).items():
+                        setting.measure_shard(baseline, place / f"{file}.json", shard)
+    return done
 
 
 def say_once(tell: Callable[[str], None]) -> Callable[[str], None]:
