@@ -1,15 +1,13 @@
 """Robust alignment: the kernel of CUDA devices, interpreted, against plain torch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from pmsplat.geometry import align, gaussian, se3
 from pmsplat.kernels import alignment
 from tests.waits import no_waits
+
+from .interpreter import interpreted
 
 FITS = {"umeyama": align.umeyama, "rescaling": align.rescaling}
 Sets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -77,20 +75,9 @@ def check_against_twin(device: str) -> None:
                 assert (error <= 1e-11 * size).all(), (case, name, error.max(), size)
 
 
+@interpreted
 def test_the_kernel_interpreted_equals_its_twin() -> None:
-    pytest.importorskip("triton")
-    program = (
-        "from tests.kernels.test_alignment import check_against_twin as check\n"
-        "check('cpu')\n"
-        "print('equal')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "equal\n", done.stderr
+    check_against_twin("cpu")
 
 
 @pytest.mark.parametrize("fit", FITS.values(), ids=FITS)

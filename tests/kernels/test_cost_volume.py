@@ -1,4 +1,3 @@
-import os
 from dataclasses import replace
 
 import pytest
@@ -13,12 +12,10 @@ from tests.golden import components
 from tests.scenes import random_cameras
 from tests.waits import no_waits
 
+from .interpreter import interpreted
+
 PATHS = ["compiled", "all_pairs", "sampled"]
 BY_TRITON = ["direct", "tiled", "all_pairs"]
-
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles here, and CPUs are no target"
-)
 
 
 def scene(

@@ -1,13 +1,11 @@
 """Turning harmonics: the kernel of CUDA devices, interpreted, against plain torch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from pmsplat.kernels import harmonics
+
+from .interpreter import interpreted
 
 SHAPES = [  # batch, views, pixels, rows and terms of the matrix
     (1, 1, 1, 1, 1), (2, 3, 63, 9, 9), (1, 2, 64, 16, 16), (2, 1, 65, 25, 25), (1, 2, 200, 4, 16),
@@ -49,20 +47,9 @@ def by_kernel(matrix: torch.Tensor, used: torch.Tensor, base: torch.Tensor | Non
     return found.unflatten(0, matrix.shape[:2])
 
 
+@interpreted
 def test_the_kernel_interpreted_equals_its_twin() -> None:
-    pytest.importorskip("triton")
-    program = (
-        "from tests.kernels.test_harmonics import check_against_twin as check\n"
-        "check('cpu')\n"
-        "print('equal')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "equal\n", done.stderr
+    check_against_twin("cpu")
 
 
 @pytest.mark.cuda

@@ -1,6 +1,5 @@
 """Attention to neighbours against a plain gather in float64: values, gradients, odd tables."""
 
-import os
 from collections.abc import Callable, Sequence
 
 import numba
@@ -13,11 +12,10 @@ from pmsplat.kernels import neighbor_attention as kernel
 from pmsplat.kernels import neighbors
 from tests.waits import no_waits
 
+from .interpreter import interpreted
+
 Attend = Callable[..., Tensor]
 
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles here, and CPUs are no target"
-)
 
 CASES = {  # n, m, channels, k
     "nearest": (60, 60, 64, 8),

@@ -1,7 +1,4 @@
 import math
-import os
-import subprocess
-import sys
 
 import numba
 import pytest
@@ -13,7 +10,10 @@ from pmsplat.errors import UserError
 from pmsplat.geometry import neighbors as twin
 from pmsplat.kernels import neighbors
 
+from .interpreter import interpreted
+
 Set = torch.Tensor
+Grid = tuple[int, int] | None
 
 
 def surface(views: int, height: int, width: int) -> Set:
@@ -213,41 +213,28 @@ def test_memory_grows_with_the_points_alone(generator: torch.Generator) -> None:
     assert peak is not None and peak * 2**20 < 600 * 100_000  # bytes for each; all pairs: 40 GB
 
 
-INTERPRETED = """
-import torch
-from pmsplat.geometry import neighbors as twin
-from pmsplat.kernels import neighbors
-from pmsplat.kernels._neighbors_triton import search
-generator = torch.Generator().manual_seed(0)
-def compare(points, reference, grid=None, mask=None):
-    found = neighbors._in_order(points, reference, grid, mask, search)
-    wanted = twin.nearest(points, reference, mask)
-    found, wanted = (reference.gather(1, i[..., None].expand(-1, -1, 3)) for i in (found, wanted))
-    assert (found == wanted).all(), (points.shape, reference.shape, points.dtype)
-def random(*shape, dtype=torch.float32):
-    return torch.randn(*shape, 3, generator=generator, dtype=dtype)
-for dtype, n, m, grid in ((torch.float32, 150, 150, (10, 15)), (torch.float64, 70, 330, None)):
-    mask = torch.rand(2, m, generator=generator) > 0.3
-    compare(random(2, n, dtype=dtype), random(2, m, dtype=dtype), grid, mask)
-compare(random(1, 1), random(1, 1))
-# a block that is one point, tiles that are one spot each, two groups: the sharpest bounds
-compare(random(64, 1), random(64, 60).repeat_interleave(64, dim=1))
-one = torch.full((1, 130, 3), 0.3)
-for some in (one, random(1, 70)):  # nothing is nearer than anything else
-    assert neighbors._in_order(some, one, None, None, search).max() < 130
-print("equal")
-"""
+@interpreted
+def test_the_gpu_kernel_interpreted_equals_its_twin(generator: torch.Generator) -> None:
+    from pmsplat.kernels._neighbors_triton import search
 
+    def compare(points: Set, reference: Set, grid: Grid = None, mask: Set | None = None) -> None:
+        found = neighbors._in_order(points, reference, grid, mask, search)
+        wanted = twin.nearest(points, reference, mask)
+        one, other = (reference.gather(1, i[..., None].expand(-1, -1, 3)) for i in (found, wanted))
+        assert (one == other).all(), (points.shape, reference.shape, points.dtype)
 
-def test_the_gpu_kernel_interpreted_equals_its_twin() -> None:
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "equal\n", done.stderr
+    def random(*shape: int, dtype: torch.dtype = torch.float32) -> Set:
+        return torch.randn(*shape, 3, generator=generator, dtype=dtype)
+
+    for dtype, n, m, grid in ((torch.float32, 150, 150, (10, 15)), (torch.float64, 70, 330, None)):
+        mask = torch.rand(2, m, generator=generator) > 0.3
+        compare(random(2, n, dtype=dtype), random(2, m, dtype=dtype), grid, mask)
+    compare(random(1, 1), random(1, 1))
+    # a block that is one point, tiles that are one spot each, two groups: the sharpest bounds
+    compare(random(64, 1), random(64, 60).repeat_interleave(64, dim=1))
+    one = torch.full((1, 130, 3), 0.3)
+    for some in (one, random(1, 70)):  # nothing is nearer than anything else
+        assert neighbors._in_order(some, one, None, None, search).max() < 130
 
 
 @pytest.mark.cuda

@@ -1,6 +1,5 @@
 """Several neighbours of each point: exact ones, and those within windows of pixels."""
 
-import os
 from pathlib import Path
 
 import numba
@@ -18,11 +17,9 @@ from pmsplat.nn.cost_volume import nearest_others
 from tests.scenes import random_cameras
 from tests.waits import no_waits
 
-Set = torch.Tensor
+from .interpreter import interpreted
 
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles here, and CPUs are no target"
-)
+Set = torch.Tensor
 
 
 def sets(name: str, count: int, generator: torch.Generator) -> tuple[Set, Set]:
