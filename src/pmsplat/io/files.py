@@ -116,13 +116,9 @@ def sole_writer(folder: str | Path) -> Iterator[None]:
     locked (Windows, some network file systems) nothing is.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with _open_folder(folder) as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError as error:
             raise UserError(
                 f"another process is writing into {folder}",
@@ -132,8 +128,6 @@ def sole_writer(folder: str | Path) -> Iterator[None]:
         except OSError:
             pass
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -145,20 +139,56 @@ def one_of_writers(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with _open_folder(folder) as handle:
         with contextlib.suppress(OSError):  # others are inside, or it cannot be locked
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
             for leftover in folder.glob(".*-*.tmp"):
                 leftover.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_SH)
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_SH)
         yield
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A folder in that of the system's temporary files, deleted after the block.
+
+    Folders of the same prefix that killed processes left are deleted first; none where folders
+    cannot be locked.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{glob.escape(prefix)}*"):
+        # Somebody may be inside, or it may be somebody else's.
+        with contextlib.suppress(OSError), _open_folder(left) as handle:
+            _lock(handle)
+            shutil.rmtree(left, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name,
+        _open_folder(name) as handle,
+    ):
+        with contextlib.suppress(OSError):
+            _lock(handle)
+        yield Path(name).resolve()
+
+
+@contextmanager
+def _open_folder(folder: str | Path) -> Iterator[int]:
+    """A folder as what can be locked; -1 where none can."""
+    if fcntl is None:
+        yield -1
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield handle
     finally:
         os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    """BlockingIOError where another process has the lock, another OSError where none can be had."""
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, "folders cannot be locked here")
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_folder(path: str | Path) -> None:

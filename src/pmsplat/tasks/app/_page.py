@@ -2,7 +2,6 @@
 
 import os
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ...errors import UserError
-from ...io.files import is_full
+from ...io.files import is_full, temporary_folder
 from ...view.address import make_port_error
 from ...view.pages.markup import Markup, join, tag
 from ._examples import Example, list_examples
@@ -100,8 +99,7 @@ def serve(options: "Options") -> Page:
 def _open_root() -> Iterator[Path]:
     """A temporary folder, inside of which gradio too keeps all files."""
     before = os.environ.get(TEMPORARY)
-    with tempfile.TemporaryDirectory(prefix="pmsplat-app-", ignore_cleanup_errors=True) as name:
-        root = Path(name).resolve()
+    with temporary_folder("pmsplat-app-") as root:
         os.environ[TEMPORARY] = str(root)
         try:
             yield root
