@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,22 @@ def _published(name: str) -> TrainedOn:
 
 
 def _ours(name: str, settings: dict[str, Any]) -> TrainedOn:
-    """From the settings of a data set; those of one path have two context views."""
+    """From the settings of a data set, of its largest size; those of one path have two context
+    views."""
+    if name == "mix":
+        parts = [part for part in settings["parts"].values() if part.get("share", 1)]
+        return _join([_ours(part["name"], part) for part in parts])
     least, most = settings.get("views", (2, 2))
-    height, width = settings["size"]
+    sizes = settings["sizes"] if "sizes" in settings else [settings["size"]]
+    height, width = max(sizes, key=prod)
     data = f"the scenes of {Path(settings['root']).name}" if name == "folder" else str(name)
     return TrainedOn((int(least), int(most)), (int(height), int(width)), data)
+
+
+def _join(parts: list[TrainedOn]) -> TrainedOn:
+    """What a model learned from that saw all of these."""
+    views = [number for part in parts for number in part.views or ()]
+    sizes = [part.size for part in parts if part.size]
+    return TrainedOn(
+        (min(views), max(views)), max(sizes, key=prod), " and ".join(part.data for part in parts)
+    )

@@ -176,6 +176,17 @@ def test_what_our_models_learned_from(tmp_path: Path) -> None:
     learned = TrainedOn((2, 5), (64, 96), "dl3dv")
     assert trained_on(tmp_path) == learned == trained_on(tmp_path / "model.safetensors")
     assert trained_on(tmp_path / "elsewhere" / "model.safetensors") is None
+    parts = {
+        "made": {"name": "scenery", "views": [2, 3], "sizes": [[128, 128], [144, 192], [192, 96]]},
+        "real": {"name": "folder", "root": "/data/mine", "size": [96, 128], "share": 2},
+        "none": {"name": "dl3dv", "root": "/data/dl3dv", "size": [256, 448], "share": 0},
+    }
+    mixed = {"dataset": {"name": "mix", "settings": {"parts": parts}}}
+    (tmp_path / "config.json").write_text(json.dumps(mixed))
+    assert trained_on(tmp_path) == TrainedOn((2, 3), (144, 192), "scenery and the scenes of mine")
+    parts["real"].pop("size")  # then nobody knows
+    (tmp_path / "config.json").write_text(json.dumps(mixed))
+    assert trained_on(tmp_path) is None
 
 
 def test_lengths_of_the_report_are_json(room: Scene) -> None:
