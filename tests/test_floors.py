@@ -47,16 +47,18 @@ THIRD_PARTY = {
     "triton": ("render/", "kernels/"),
 }
 
+LATE = ("torchvision",)  # imported inside functions: with it comes torch's compiler, for seconds
+
 
 def files() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
 
 
-def imported(path: Path) -> list[str]:
-    """Absolute names of everything a file imports, at the top or inside functions."""
+def imported(path: Path, late: bool = True) -> list[str]:
+    """Absolute names of everything a file imports, at the top or, `late`, inside functions too."""
     package = ["pmsplat", *path.relative_to(ROOT).parts[:-1]]
-    names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    names, tree = [], ast.parse(path.read_text())
+    for node in ast.walk(tree) if late else tree.body:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -99,6 +101,11 @@ def foreign(path: Path) -> list[str]:
     return [p for p in packages if p in THIRD_PARTY and not place.startswith(THIRD_PARTY[p])]
 
 
+def early(path: Path) -> list[str]:
+    """Packages that a file imports at its top and that must be imported late."""
+    return [name for name in imported(path, late=False) if name.split(".")[0] in LATE]
+
+
 def offenders(rule) -> dict[str, list[str]]:
     """What breaks a rule, by file."""
     return {str(path.relative_to(ROOT)): bad for path in files() if (bad := rule(path))}
@@ -120,6 +127,10 @@ def test_third_parties_stay_on_their_floor() -> None:
     assert not offenders(foreign)
 
 
+def test_what_is_slow_is_imported_late() -> None:
+    assert not offenders(early)
+
+
 @pytest.mark.parametrize(
     ("rule", "line"),
     [
@@ -128,6 +139,7 @@ def test_third_parties_stay_on_their_floor() -> None:
         (private, "from ..render._projection import project"),
         (private, "from pmsplat.render import _projection"),
         (foreign, "import pytorch_lightning"),
+        (early, "from torchvision.models import vgg16"),
     ],
 )
 def test_a_planted_fault_is_found(

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision import models
 
 from ..errors import UserError
 from ..io.weights import pretrained_folder
@@ -41,7 +40,7 @@ class LPIPS(nn.Module):
         super().__init__()
         self.taps = TAPS[net]
         with torch.device("meta"):  # the architecture without memory or random numbers
-            self.features = getattr(models, net)(weights=None).features[: self.taps[-1] + 1]
+            self.features = _features(net)[: self.taps[-1] + 1]
         kept = {
             name.removeprefix("features."): tensor
             for name, tensor in weights.items()
@@ -85,6 +84,15 @@ class LPIPS(nn.Module):
         return taken
 
 
+def _features(net: str) -> nn.Sequential:
+    """The convolutions of a network. torchvision is imported late: it takes a second or two."""
+    from torchvision.models import get_model
+
+    features = get_model(net, weights=None).features
+    assert isinstance(features, nn.Sequential)
+    return features
+
+
 def _unit(activation: Tensor) -> Tensor:
     """Normalises over channels; value and gradient are zero where all channels are zero."""
     return activation / (torch.linalg.vector_norm(activation, dim=1, keepdim=True) + 1e-10)
@@ -124,7 +132,7 @@ def _read(path: Path, net: str) -> dict[str, Tensor]:
     heads = [f"lin{i}.model.1.weight" for i in range(len(TAPS[net]))]
     first = weights.get("features.0.weight")
     with torch.device("meta"):
-        wanted = getattr(models, net)(weights=None).features[0].weight.shape
+        wanted = _features(net)[0].weight.shape
     if first is None or first.shape != wanted or not all(head in weights for head in heads):
         raise UserError(
             f"{path} holds no LPIPS weights of {net}",
@@ -147,7 +155,9 @@ def _torchvision(net: str, local: Path) -> dict[str, Tensor]:
     )
     if not heads.is_file():
         raise missing
-    weights = download(models.get_model_weights(net)["IMAGENET1K_V1"], missing)
+    from torchvision.models import get_model_weights
+
+    weights = download(get_model_weights(net)["IMAGENET1K_V1"], missing)
     linear = torch.load(heads, map_location="cpu", weights_only=True)
     last = TAPS[net][-1]
     return linear | {

@@ -56,6 +56,11 @@ class Peak(TorchDispatchMode):
         self.peak = self.now = 0
         self.alive = {tensor.untyped_storage()._cdata: 0 for tensor in known.state_dict().values()}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler, for two seconds, to keep it away from this class."""
+        return False
+
     def __torch_dispatch__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
