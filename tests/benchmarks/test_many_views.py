@@ -16,6 +16,7 @@ from pmsplat.zoo.load import save
 from tests.models.tiny import shaken, tiny
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     synthetic.write(tmp_path, 1, 12, (32, 32), 0, "test")
     plain, gathering = shaken(tiny()), shaken(tiny(anchors=3))

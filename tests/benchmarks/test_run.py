@@ -38,6 +38,7 @@ def test_published_architectures_have_a_row_each(capsys: pytest.CaptureFixture[s
     assert row[:3] == ["mvsplat-re10k", "12.0", "M"] and float(row[3]) > 0
 
 
+@pytest.mark.slow
 def test_files_have_a_row_each_and_their_true_size(tmp_path: Path) -> None:
     """62 float32 of a Gaussian in a .ply, of degree 3, and its header; 32 bytes in a .splat."""
     out = tmp_path / "figures.json"

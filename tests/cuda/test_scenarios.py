@@ -17,7 +17,9 @@ from .table import LAUNCHING, names
 LARGE = re.compile(r"[-_](base|large)(-|_|$)")
 SLOW = (
     "train depthsplat2024_small", "train depthsplat_tiny", "train resplat_small",
-    "train resplat_tiny", "train updated", "train zpressor_depthsplat",
+    "train resplat_tiny", "train updated", "train zpressor_depthsplat", "run bf16", "run scaled",
+    "predict depthsplat-gs-small-re10kdl3dv-448x768-randview4-10", "predict pmloss",
+    "predict ori_depthsplat_tuned", "predict depthsplat-dl3dv-baseline-n50-256x448",
 )  # fmt: skip
 FEW = (75, 90, 120)  # capabilities that CI compiles for
 OTHERS = tuple(capability for capability in table.CAPABILITIES if capability not in FEW)
