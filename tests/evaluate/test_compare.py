@@ -75,9 +75,17 @@ def test_scenes_are_compared_with_themselves() -> None:
     assert (found.method, found.against, found.metric, found.scenes) == ("B", "A", "psnr", 3)
     assert (found.mean, found.against_mean) == pytest.approx((25.1, 25.0))
     assert (found.difference, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert found.sure
+    assert not found.sure  # of three scenes
     (back,) = compare(theirs, ours)
     assert (back.difference, back.low, back.high) == pytest.approx((-0.1, -0.1, -0.1))
+
+
+def test_six_scenes_can_be_sure() -> None:
+    for scenes, sure in (("abcde", False), ("abcdef", True)):
+        theirs = measured("A", **{name: 20.0 + ord(name) for name in scenes})
+        ours = measured("B", **{name: 20.1 + ord(name) for name in scenes})
+        (found,) = compare(ours, theirs)
+        assert found.low > 0 and found.sure == sure
 
 
 def test_a_metric_that_some_scenes_lack_is_compared_over_the_others() -> None:

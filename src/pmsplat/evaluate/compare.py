@@ -22,6 +22,7 @@ from .report import ALIGNED, COLUMNS, GEOMETRY
 from .runs import Run, check_comparable
 
 RESAMPLES, CONFIDENCE, SEED = 10_000, 0.95, 0
+FEWEST = 6  # scenes: of five, all may be on one side of 0 by chance, once in 16 times
 AT_ONCE = 1 << 22  # scenes drawn at a time: bounds memory
 SHOWN = {name: column for name, column in (COLUMNS | ALIGNED | GEOMETRY).items() if column[0]}
 
@@ -51,8 +52,8 @@ class Difference:
 
     @property
     def sure(self) -> bool:
-        """Whether the interval is on one side of 0."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval is on one side of 0, and of FEWEST scenes or more."""
+        return self.scenes >= FEWEST and (self.low > 0 or self.high < 0)
 
 
 def compare(method: Run, against: Run, seed: int = SEED) -> list[Difference]:
@@ -117,7 +118,7 @@ def write_differences(path: str | Path, differences: Sequence[Difference]) -> No
 
 
 def difference_table(differences: Sequence[Difference]) -> Table:
-    """A line for each metric of a method against another; * where the interval excludes 0."""
+    """A line for each metric of a method against another; * where it is `sure`."""
     first = differences[0]
     drawn = Table(title=f"{first.method} minus {first.against}, scene by scene")
     for heading in ("", "difference", f"{CONFIDENCE:.0%} interval", "scenes"):
@@ -128,5 +129,5 @@ def difference_table(differences: Sequence[Difference]) -> Table:
         interval = f"{one.low:{digits}} … {one.high:{digits}}" if one.low == one.low else "–"
         mark = "*" if one.sure else " "
         drawn.add_row(heading, f"{one.difference:{digits}}{mark}", interval, str(one.scenes))
-    drawn.caption = "* the interval excludes 0"
+    drawn.caption = f"* the interval excludes 0, of {FEWEST} scenes or more"
     return drawn
