@@ -300,3 +300,15 @@ def test_lengths_come_back_in_the_unit_of_the_scene(generator: torch.Generator) 
         plain.renderings[-1].depth,
     )
     assert seen.pop() is batch.context  # no arithmetic at all
+
+
+def test_means_of_some_scenes_say_so() -> None:
+    rows = [
+        protocol.Row("a", 1, {"psnr": 20.0, "abs_rel": 0.1, "rmse": 1.0, "lpips": 0.1}),
+        protocol.Row("b", 1, {"psnr": 22.0, "lpips": 0.3}),
+        protocol.Row("c", 1, {"psnr": 24.0}),
+    ]
+    assert protocol.describe_partial(rows[:1]) == ()
+    depth, lpips = protocol.describe_partial(rows)
+    assert depth.startswith("abs_rel, rmse: means of 1 of 3 scenes")
+    assert lpips.startswith("lpips: mean of 2 of 3 scenes")

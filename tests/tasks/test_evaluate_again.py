@@ -115,7 +115,7 @@ def test_shards_are_joined(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     words = ["evaluate", *overrides(folder), "--model", str(folder / "model.safetensors")]
     words += ["--output", str(folder / "sharded"), "--device", "cpu", "--baselines"]
     assert main([*words, "--shard", "2/3"]) == 0
-    assert "Shard 2/3: 2 scenes are measured" in capsys.readouterr().err.replace("\n", " ")
+    assert "Shard 2/3: 2 scenes measured" in capsys.readouterr().err.replace("\n", " ")
     with (
         sole_writer(shard_folder(folder / "sharded", (1, 3))),
         one_of_writers(folder / "sharded"),

@@ -83,7 +83,7 @@ def test_a_model_and_the_baselines_with_three_scenes(
     assert "worker-src blob:" in (policy.attributes["content"] or "")
     found = [scene.all("div", class_="turn") for scene in page.all("article", class_="scene")]
     assert [len(turns) for turns in found] == [1, 1, 1] and len(page.all("video")) == 3
-    assert "all 3,072 Gaussians" in page.all("article", class_="scene")[0].text
+    assert "All 3,072 Gaussians" in page.all("article", class_="scene")[0].text
 
     # Another evaluation leaves no pictures of this one
     assert main([*words, "--limit", "1"]) == 0

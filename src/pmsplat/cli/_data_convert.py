@@ -62,6 +62,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     with collect_warnings():  # that are said where the scene is opened
         single = is_scene(Path(arguments.input))
     refused = (("shard", "jobs"), "one scene") if single else (("scene",), "many scenes")
+    if not Path(arguments.input).exists():
+        refused = ((), "nothing")  # which is said below
     for option in refused[0]:
         if getattr(arguments, option) is not None:
             raise UserError(

@@ -187,7 +187,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
         if not rank_of_ranks()[0]:
             show.tell(
-                f"Shard {part[0]}/{part[1]}: {count_of(done, 'scene')} are measured and kept; the "
+                f"Shard {part[0]}/{part[1]}: {count_of(done, 'scene')} measured and kept; the "
                 "same command without --shard joins all shards and writes the results."
             )
         return

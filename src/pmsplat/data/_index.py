@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..io.chunks import Split, read_file
 from ..io.files import write_text
 from ._sampling import Frames, farthest_points
@@ -125,7 +125,7 @@ def check_scenes(index: Index, split: Split, path: str | Path) -> None:
     """Raises UserError where the split has no scene that the index names."""
     if index and not any(key in split.chunk_of for key in index):
         raise UserError(
-            f"{path} names {len(index)} scenes, none of which {split.place} has, "
+            f"{path} names {count_of(len(index), 'scene')}, none of which {split.place} has, "
             f"{next(iter(index))!r} first",
             "an index of scenes that are there",
             "choose the data that the index belongs to, or write another with `pmsplat data index "

@@ -6,6 +6,7 @@ measured by the same code.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -246,6 +247,20 @@ def check_rows(rows: Sequence[Row]) -> None:
             "data with depth, or a model with Gaussians",
             "choose another dataset or another model",
         )
+
+
+def describe_partial(rows: Sequence[Row]) -> tuple[str, ...]:
+    """A sentence for metrics that some scenes lack, whose means are of the others."""
+    counts = Counter(name for row in rows for name in row.values)
+    names: dict[int, list[str]] = {}
+    for name, count in counts.items():
+        if count < len(rows):
+            names.setdefault(count, []).append(name)
+    return tuple(
+        f"{', '.join(some)}: {'mean' if len(some) == 1 else 'means'} of {count} of "
+        f"{len(rows)} scenes, which alone have {'it' if len(some) == 1 else 'them'}."
+        for count, some in names.items()
+    )
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ._checkpoints import first_line
 from ._checksums import Damage, find_damage
 from ._chunk_file import LocalChunk
 from ._chunk_offsets import SUFFIX, read_offsets, write_offsets
@@ -243,9 +244,11 @@ def _load(path: Path) -> list[Any]:
         mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 cannot be mapped
         entries = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except _DAMAGED as error:
-        reason = str(error).partition("\n")[0]
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if "PyTorchStreamReader" in reason or "PytorchStreamReader" in reason:
+            reason = "its archive is incomplete"  # torch speaks of checkpoints
         raise UserError(
-            f"the chunk {path} cannot be read ({type(error).__name__}: {reason})",
+            f"the chunk {path} cannot be read ({reason})",
             "a whole .torch file of scenes",
             "it is truncated or damaged: download or convert it again",
         ) from error

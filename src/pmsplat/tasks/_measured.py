@@ -115,13 +115,14 @@ class Setting:
         ordered = [rows[name] for name in order or rows if name in rows]
         skipped = {name: skip for name, skip in self._gather_skips(left).items() if name in order}
         skipped = {name: skip for name, skip in skipped.items() if name not in rows}
-        left_out.update(f"it has {skip.reason}" for skip in skipped.values())
+        left_out.update(map(_describe_skip, skipped.values()))
         damaged = sum(skip.damaged for skip in skipped.values())
         coverage = cover(get_listed(scenes), len(rows), damaged, left_out.total())
         unmeasured = (*describe_missing(get_listed(scenes)), *fitted.describe_left_out(left_out))
         if self.options.strict:
             check_complete(coverage, " ".join(unmeasured))
-        result = Result(ordered, method.notes + unmeasured, self.cameras.name, coverage)
+        notes = (*method.notes, *unmeasured, *protocol.describe_partial(ordered))
+        result = Result(ordered, notes, self.cameras.name, coverage)
         if self.ranks.first:
             report.write_json(path, result, self._describe(method, result))
         self.ranks.gather(None)  # nothing is forgotten before it is written
@@ -373,6 +374,11 @@ def _aim(steps: int, renderer: Renderer) -> protocol.Aim | None:
         return search_cameras(gaussians, views, steps, renderer.name, renderer.background)
 
     return aim
+
+
+def _describe_skip(skip: Skip) -> str:
+    """Why a scene could not be measured; of a chunk the reason is a sentence."""
+    return skip.reason if skip.reason.startswith("the chunk ") else f"it has {skip.reason}"
 
 
 def _ignore(text: str) -> None:

@@ -123,7 +123,7 @@ def convert_scenes(
 
 
 def _summarize(record: "_Record", mine: list[FoundScene], found: int) -> Summary:
-    if mine and len(record.dropped) == len(mine):
+    if mine and len(record.dropped) == len(mine) and record.shard[1] == 1:  # others may have more
         (reason, count), *_ = Counter(record.dropped.values()).most_common(1)
         raise UserError(
             f"none of {len(mine)} scenes can be used: {count} of them because {reason}",

@@ -100,7 +100,7 @@ def _say_count(name: str, tour: Tour) -> str:
     """How many Gaussians a viewer has, and what is lost with the others."""
     kept = f"{name}: " if name else ""
     if tour.gaussians == tour.of:
-        kept += f"all {tour.of:,} Gaussians"
+        kept += f"{'all' if name else 'All'} {tour.of:,} Gaussians"
     else:
         kept += f"{tour.gaussians:,} of {tour.of:,} Gaussians"
     same = tour.gaussians == tour.of and tour.psnr > EQUAL
