@@ -82,8 +82,8 @@ def test_scenes_are_compared_with_themselves() -> None:
 
 def test_six_scenes_can_be_sure() -> None:
     for scenes, sure in (("abcde", False), ("abcdef", True)):
-        theirs = measured("A", **{name: 20.0 + ord(name) for name in scenes})
-        ours = measured("B", **{name: 20.1 + ord(name) for name in scenes})
+        theirs = measured("A", "given", **{name: 20.0 + ord(name) for name in scenes})
+        ours = measured("B", "given", **{name: 20.1 + ord(name) for name in scenes})
         (found,) = compare(ours, theirs)
         assert found.low > 0 and found.sure == sure
 
