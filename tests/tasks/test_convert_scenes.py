@@ -340,3 +340,15 @@ def test_no_scene_that_can_be_used_is_an_error(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(UserError, match="holds no scene"):
         convert_scenes(empty, tmp_path / "train", ALONE)
+
+
+def test_a_shard_of_what_is_no_folder_is_refused(
+    room: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scene of a split, and nothing at all."""
+    (key,) = chunks.read_split(room).chunk_of
+    for given in (f"{room}:{key}", str(tmp_path / "nothing")):
+        words = ["data", "convert", given, str(tmp_path / "out"), "--shard", "1/2"]
+        assert main(words) == 2
+        assert f"--shard for {given}, which is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -267,6 +267,9 @@ def test_data_at_an_address_are_measured_the_same(
     with running(Store(contents)) as store:
         words = [word.replace(str(root), store.address) for word in overrides]
         there = evaluate(config.compose(words), model, tmp_path / "there", QUICK)
+        lacking = [*words, "protocol=re10k-2v", f"dataset.index={store.address}/none.json"]
+        with pytest.raises(UserError, match="there is no evaluation index http://"):
+            evaluate(config.compose(lacking), model, tmp_path / "none", QUICK)
         lacking = [*words, f"dataset.index={store.address}/none.json"]
         with pytest.raises(UserError) as caught:
             evaluate(config.compose(lacking), model, tmp_path / "none", QUICK)

@@ -59,15 +59,16 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     if arguments.every < 1:
         raise UserError(f"--every {arguments.every}", "1 or more", "take every photo with 1")
+    given = Path(arguments.input)
     with collect_warnings():  # that are said where the scene is opened
-        single = is_scene(Path(arguments.input))
-    refused = (("shard", "jobs"), "one scene") if single else (("scene",), "many scenes")
-    if not Path(arguments.input).exists():
-        refused = ((), "nothing")  # which is said below
-    for option in refused[0]:
+        single = is_scene(given)
+    holds = (
+        f"holds {'one scene' if single else 'many scenes'}" if given.is_dir() else "is no folder"
+    )
+    for option in ("shard", "jobs") if single else ("scene",):
         if getattr(arguments, option) is not None:
             raise UserError(
-                f"--{option} for {arguments.input}, which holds {refused[1]}",
+                f"--{option} for {given}, which {holds}",
                 "one scene" if option == "scene" else "a folder of scenes",
                 f"leave --{option} out",
             )

@@ -59,9 +59,10 @@ class Journal:
             what = " and ".join(changed)
             tell(f"The earlier evaluation in {folder} differs in {what}: it is begun anew.")
         if rows:
+            verb = "is" if len(rows) == 1 else "are"
             tell(
-                f"{count_of(len(rows), 'scene')} of the earlier evaluation in {folder} are kept; "
-                f"to begin anew, remove *.partial-*.jsonl there."
+                f"{count_of(len(rows), 'scene')} of the earlier evaluation in {folder} {verb} "
+                "kept; to begin anew, remove *.partial-*.jsonl there."
             )
         return rows
 

@@ -6,12 +6,15 @@ from typing import Any
 from ..data import Listed, find_protocol, recognize
 from ..errors import UserError, count_of, name_some
 from ..evaluate.coverage import Coverage
+from ..io.chunks import is_remote
 from ..train.settings import Experiment
 
 
 def check_index(experiment: Experiment, path: str | None) -> None:
     """UserError where a protocol has no index beside the data yet."""
-    if experiment.protocol is None or path is None or Path(path).is_file():
+    if experiment.protocol is None or path is None:
+        return
+    if is_remote(path) or Path(path).is_file():  # what an address lacks is said by its reader
         return
     named, root = find_protocol(experiment.protocol), Path(path).parent
     file = f"the authors' ({named.url})" if named.url else "the authors'"
