@@ -1,6 +1,7 @@
 """results.json read back, named, and refused where numbers do not compare."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pmsplat.evaluate import report
 from pmsplat.evaluate.protocol import Result, Row
 from pmsplat.evaluate.runs import (
     check_comparable,
+    check_replaces,
     common_scenes,
     find_runs,
     name_runs,
@@ -141,3 +143,28 @@ def test_results_are_found_below_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a" / "other.json").write_text(json.dumps({}))
     found = [path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)]
     assert found == ["a/results.json", "b/evaluation/results.json"]
+
+
+def test_only_the_same_model_protocol_and_scenes_are_replaced(tmp_path: Path) -> None:
+    old = write_results(tmp_path / "old", gains(20, 21))
+
+    def replacing(scenes: tuple[str, ...] = (), **more) -> None:
+        new = read_run(write_results(tmp_path / "new", gains(30, 31), **more))
+        check_replaces(old, new, scenes)
+
+    check_replaces(tmp_path / "none.json", read_run(old))
+    replacing()
+    replacing(("a", "b", "c"), seconds={})
+    for more, said in (
+        ({"model": "base"}, "'small', not of 'base'"),
+        ({"size": (64, 96)}, "32 × 48 and 64 × 96"),
+        ({"index": "cd" * 32}, "two indices"),
+        ({"protocol": "fitted"}, "given and fitted"),
+        ({"scenes": ("a", "c")}, "1 scene that this evaluation leaves out (b)"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)) as error:
+            replacing(**more)
+        assert str(old) in str(error.value) and "another `output`" in str(error.value)
+    old.write_text("[]")
+    with pytest.raises(UserError, match="another `output`"):
+        replacing()

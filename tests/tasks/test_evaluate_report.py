@@ -85,8 +85,11 @@ def test_a_model_and_the_baselines_with_three_scenes(
     assert [len(turns) for turns in found] == [1, 1, 1] and len(page.all("video")) == 3
     assert "All 3,072 Gaussians" in page.all("article", class_="scene")[0].text
 
-    # Another evaluation leaves no pictures of this one
-    assert main([*words, "--limit", "1"]) == 0
+    # Fewer scenes do not replace these results; the same ones do, and leave no pictures of this one
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    assert main([*words, "--limit", "1"]) == 2
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+    assert main(words) == 0
     assert read_pictures(tmp_path / "out") == {}
 
 

@@ -46,7 +46,8 @@ Writes evaluation/results.json (with the settings of the evaluated model) and ev
 --baselines also nearest_view.json and plane_sweep.json, and with --gaussians budgets.png, PSNR
 against the number of Gaussians. results.json has every scene and every view, with SHA-256 of the
 pixels, the weights and the index, and what a scene costs. An interrupted evaluation goes on where
-it stopped; one that ended begins anew.
+it stopped; one that ended begins anew. Results of another model, another protocol or other scenes
+are never replaced: each needs a folder.
 
 Several models are measured in one run, each into a folder of its own; a table shows how each
 differs from the first, scene by scene, with 95 % intervals (bootstrap over scenes):

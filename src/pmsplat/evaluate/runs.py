@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, name_some
+from ..errors import UserError, count_of, name_some
 from .baselines import BASELINES
 from .coverage import Coverage
 from .fitted import GIVEN
@@ -61,7 +61,8 @@ class Run:
     """One file of results.
 
     `identity`, `cost` and `coverage` are those of the file, as far as it has them; `seconds` are
-    means of a scene. `facts` are further settings for people: a name and a value.
+    means of a scene, over the first ones of a process too where `warm_up`. `facts` are further
+    settings for people: a name and a value.
     """
 
     name: str
@@ -73,10 +74,16 @@ class Run:
     cost: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     coverage: Coverage | None = None
+    warm_up: bool = False
 
     @property
     def folder(self) -> Path:
         return self.path.parent
+
+    @property
+    def is_baseline(self) -> bool:
+        """It measures no model: it has no weights."""
+        return self.path.stem in BASELINE_NAMES
 
     @property
     def by_scene(self) -> dict[str, Row]:
@@ -113,6 +120,11 @@ def read_run(path: str | Path) -> Run:
     names = [row.scene for row in rows]
     if twins := [name for name in dict.fromkeys(names) if names.count(name) > 1][:1]:
         raise _no_results(path, f"has the scene {twins[0]!r} twice")
+    return describe_run(path, content, rows)
+
+
+def describe_run(path: Path, content: Mapping[str, Any], rows: tuple[Row, ...] = ()) -> Run:
+    """What a file of results says, with these rows."""
     seconds = _numbers(content.get("seconds"))
     cost = {f"{name}_seconds": value for name, value in seconds.items()}
     facts = {name: _text(content.get(name)) for name in ("steps", "anchors", "poses")}
@@ -126,6 +138,7 @@ def read_run(path: str | Path) -> Run:
         cost=cost | _numbers(content.get("cost")),
         facts={name: text for name, text in facts.items() if text},
         coverage=Coverage.read(_numbers(content.get("coverage"))),
+        warm_up=content.get("seconds_with_warm_up") is True,
     )
 
 
@@ -158,7 +171,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
     common. What a file does not say is no difference.
     """
     for first, other in combinations(runs, 2):
-        _check_protocols(first, other)
+        both = f"{first.name!r} and {other.name!r}"
+        _check_protocols(first.protocol, other.protocol, both)
         _check_photos(first, other)
     if not common_scenes(runs):
         names = [repr(run.name) for run in runs]
@@ -189,26 +203,48 @@ def find_runs(folder: str | Path) -> list[Path]:
     )
 
 
-def _check_protocols(one: Run, other: Run) -> None:
-    a, b = one.protocol, other.protocol
-    both = f"{one.name!r} and {other.name!r}"
+def check_replaces(path: Path, new: Run, scenes: Iterable[str] = ()) -> None:
+    """Raises UserError where `path` has results that `new` must not replace.
+
+    Those of another model, another protocol, or of scenes that are not among `scenes` (none: they
+    are not known), and a file that `pmsplat evaluate` did not write.
+    """
+    if not path.exists():
+        return
+    wanted, remedy = "a folder for each evaluation", "give another `output`, or remove that file"
+    try:
+        old = read_run(path)
+    except UserError as error:
+        raise UserError(error.got, wanted, remedy) from error
+    if old.name != new.name:
+        raise UserError(f"{path} has results of {old.name!r}, not of {new.name!r}", wanted, remedy)
+    both = f"those in {path} and the new ones"
+    _check_protocols(old.protocol, new.protocol, both, remedy)
+    known = set(scenes)
+    if known and (lost := [name for name in old.by_scene if name not in known]):
+        count = count_of(len(lost), "scene")
+        got = f"{path} has results of {count} that this evaluation leaves out ({name_some(lost)})"
+        raise UserError(got, wanted, remedy)
+
+
+def _check_protocols(a: Protocol, b: Protocol, both: str, remedy: str = APART) -> None:
     if a.poses != b.poses:
         raise UserError(
             f"results of the protocols {a.poses} and {b.poses} ({both})",
             "results whose cameras come from the same place, as their numbers do not compare",
-            APART,
+            remedy,
         )
     if None not in (a.size, b.size) and a.size != b.size:
         raise UserError(
             f"pictures of {a.size_text} and {b.size_text} ({both})",
             "results of one size, as metrics depend on it",
-            APART,
+            remedy,
         )
     if None not in (a.named, b.named) and a.named != b.named:
         raise UserError(
             f"results of the protocols {a.named} and {b.named} ({both})",
             "results of one protocol, as their numbers do not compare",
-            APART,
+            remedy,
         )
     by_frames, by_hash = {a.frames, b.frames}, {a.index_hash, b.index_hash}
     by_name: set[str | None] = {a.index, b.index}
@@ -217,7 +253,7 @@ def _check_protocols(one: Run, other: Run) -> None:
         raise UserError(
             f"results of two indices, {_describe(a)} and {_describe(b)} ({both})",
             "results of one index, as their numbers do not compare",
-            APART,
+            remedy,
         )
 
 

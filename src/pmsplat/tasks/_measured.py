@@ -41,6 +41,7 @@ from ..evaluate.noise import PoseNoise
 from ..evaluate.pictures import predict_pictures
 from ..evaluate.protocol import Result, Row
 from ..evaluate.ranks import Ranks
+from ..evaluate.runs import check_replaces, describe_run
 from ..evaluate.timing import Stopwatch
 from ..evaluate.tours import Drawing
 from ..foundation.lpips import LPIPS
@@ -94,6 +95,13 @@ class Setting:
     ranks: Ranks
     tell: Callable[[str], None]
     track: Track
+
+    def check_replaces(self, model: str, path: Path) -> None:
+        """UserError where `path` has results that those of this model must not replace."""
+        content = {"model": model, "experiment": asdict(self.experiment)}
+        content = json.loads(json.dumps(content | self.index | self.cameras.facts, default=str))
+        scenes = order_of_scenes(self.dataset.evaluation(self.options.limit))
+        check_replaces(path, describe_run(path, content), scenes)
 
     def measure(self, method: Method, path: Path) -> Result:
         """Measures the scenes of this rank, and writes the results of all ranks to `path`."""

@@ -152,17 +152,20 @@ def evaluate(
                           `evaluate.pictures` and `evaluate.tours`)
 
     and, until results.json is written, the scenes that are done (see `evaluate.journal`): an
-    interrupted evaluation of the same goes on after them. Processes of torchrun share the scenes,
+    interrupted evaluation of the same goes on after them. Results of the same model and scenes are
+    replaced, others never. Processes of torchrun share the scenes,
     all return the results of all, and the first of them writes.
 
     `tell` gets what is left out. Raises UserError where the model, the data or the index is missing
-    or does not fit, for `steps` and `anchors` of a model that has none, and for more `gaussians`
-    than there are.
+    or does not fit, for `steps` and `anchors` of a model that has none, for more `gaussians` than
+    there are, and where `output` has results of another model, protocol or other scenes.
     """
     folder = Path(output or Path(experiment.output) / "evaluation")
     with open_ranks() as ranks:
         setting = open_setting(experiment, options or Options(), ranks, tell, track)
-        found = _evaluate(setting, open_method(setting, model, weights), folder)
+        method = open_method(setting, model, weights)
+        setting.check_replaces(method.name, folder / RESULTS)
+        found = _evaluate(setting, method, folder)
         if ranks.first and setting.options.report is not None:
             _write_page(setting.options.report, [found], tell)
     return found
@@ -205,9 +208,12 @@ def evaluate_models(
         open_model(model)  # what is missing is told before hours of work
     found: list[Evaluation] = []
     with open_ranks() as ranks:
+        setting = open_setting(experiment, chosen, ranks, tell, track)
+        for name, model in zip(names, models, strict=True):
+            setting.check_replaces(str(model), folder / name / RESULTS)
         for name, model in zip(names, models, strict=True):
             mine = replace(chosen, baselines=chosen.baselines and not found)
-            setting = open_setting(experiment, mine, ranks, tell, track)
+            setting = replace(setting, options=mine)
             first = found[0].model if found else None
             one = _evaluate(setting, open_method(setting, model, None), folder / name, first)
             found.append(replace(one, name=name))
@@ -251,8 +257,11 @@ def evaluate_shard(
     chosen, tell, done = replace(options or Options(), report=None), say_once(tell), 0
     with open_ranks() as ranks:
         setting = open_setting(experiment, chosen, ranks, tell, track)
+        for model in models:
+            open_model(model, weights)  # what is missing is told before hours of work
         for name, model in zip(names, models or [None], strict=True):
             method, place = open_method(setting, model, weights), folder / name
+            setting.check_replaces(method.name, place / RESULTS)
             with ExitStack() as locks:
                 if ranks.first:
                     locks.enter_context(one_of_writers(place))

@@ -49,6 +49,26 @@ def test_what_lacks_scenes_has_no_rank(tmp_path: Path) -> None:
     assert [strong.text for strong in table.all("strong")] == ["22.50", "0.445"]
 
 
+def test_equal_runs_share_a_rank_and_equal_models_are_told_apart(tmp_path: Path) -> None:
+    def run(folder: str, psnr: float):
+        scenes = {"a": {"psnr": psnr, "abs_rel": 0.25}}
+        path = write_results(tmp_path / folder, scenes, "m", seconds_with_warm_up=psnr > 22)
+        return read_run(path)
+
+    runs = [run("one", 20.001), run("two", 20), run("three", 19), run("four", 23)]
+    page = read_page(write_leaderboard(tmp_path / "site", runs))
+    assert names(page) == ["m (four)", "m (one)", "m (two)", "m (three)"]
+    rows = [[cell.text for cell in row.all("td")] for row in page.all("tr")[1:]]
+    assert [row[:3] for row in rows] == [
+        ["1", "23.00", "0.250"],
+        ["2", "20.00", "0.250"],
+        ["2", "20.00", "0.250"],
+        ["4", "19.00", "0.250"],
+    ]
+    assert [row[-1] for row in rows] == ["10.0 *", "10.0", "10.0", "10.0"]
+    assert "* the first scenes" in page.all("caption")[0].text
+
+
 def test_rows_lead_to_reports_and_results_of_the_site_itself(tmp_path: Path) -> None:
     runs = [read_run(write_results(tmp_path / f"run {n}", gains(20 + n), f"m/{n}")) for n in (1, 2)]
     write_report(runs[0].folder / "report", runs[:1])

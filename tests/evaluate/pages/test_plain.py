@@ -38,6 +38,19 @@ def test_latex(tmp_path: Path) -> None:
     ]
 
 
+def test_seconds_with_warm_up_are_marked_and_explained(tmp_path: Path) -> None:
+    cold = read_run(write_results(tmp_path / "a", gains(20), "cold", seconds_with_warm_up=True))
+    warm = read_run(write_results(tmp_path / "b", gains(21), "warm", seconds_with_warm_up=False))
+    assert tabulate([warm]).note == ""
+    grid = tabulate([cold, warm])
+    assert [[cell.text for cell in row[-2:]] for row in grid.rows] == [
+        ["250.0 *", "10.0 *"],
+        ["250.0", "10.0"],
+    ]
+    assert write_markdown(grid).splitlines()[-1] == rf"\{grid.note}"
+    assert rf"\multicolumn{{6}}{{l}}{{\footnotesize {grid.note}}} \\" in write_latex(grid)
+
+
 def test_equal_as_written_is_equally_good(tmp_path: Path) -> None:
     runs = [read_run(write_results(tmp_path / n, gains(p))) for n, p in (("a", 20.001), ("b", 20))]
     assert [row[2].best for row in tabulate(runs).rows] == [True, True]

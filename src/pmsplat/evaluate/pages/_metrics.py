@@ -9,6 +9,7 @@ from ..runs import Run
 MAIN = ("psnr", "ssim", "lpips")  # of these a page shows more than means
 UNITS = {"psnr": " dB"}
 MISSING = "–"
+WARM_UP = "* the first scenes of a process, which take longer, are in it"
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,15 @@ class Cost:
     decimals: int
     scale: float = 1.0
 
-    def write(self, value: float | None) -> str:
-        return MISSING if value is None else f"{value * self.scale:,.{self.decimals}f}"
+    def write(self, run: Run) -> str:
+        """What a run took; with a star for WARM_UP."""
+        value = run.cost.get(self.key)
+        if value is None:
+            return MISSING
+        return f"{value * self.scale:,.{self.decimals}f}{' *' * self.is_marked(run)}"
+
+    def is_marked(self, run: Run) -> bool:
+        return run.warm_up and self.key.endswith("_seconds") and self.key in run.cost
 
 
 METRICS = {
@@ -82,3 +90,8 @@ def find_metrics(means: Sequence[Mapping[str, float]]) -> list[Metric]:
 def find_costs(runs: Sequence[Run]) -> list[Cost]:
     """The costs that any run knows."""
     return [cost for cost in COSTS if any(cost.key in run.cost for run in runs)]
+
+
+def explain_marks(costs: Iterable[Cost], runs: Sequence[Run]) -> str:
+    """What a star behind costs means; nothing where there is none."""
+    return WARM_UP if any(cost.is_marked(run) for cost in costs for run in runs) else ""

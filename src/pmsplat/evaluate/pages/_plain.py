@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..runs import Run
-from ._metrics import COSTS, METRICS, find_costs, find_metrics
+from ._metrics import COSTS, METRICS, explain_marks, find_costs, find_metrics
 
 WIDEST = 10  # most columns of a table that a window of 1280 pixels shows whole
 COLOR = ("psnr", "psnr_inside", "psnr_outside", "ssim", "lpips")
@@ -26,10 +26,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of text: the first column names the rows."""
+    """A table of text: the first column names the rows; `note` stands below it."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    note: str = ""
 
 
 def tabulate(runs: Sequence[Run]) -> Grid:
@@ -44,10 +45,10 @@ def tabulate(runs: Sequence[Run]) -> Grid:
             value = mean.get(metric.key)
             marked = len(runs) > 1 and metric.is_best(value, best[metric.key])
             row.append(Cell(metric.write(value), marked))
-        row += [Cell(cost.write(run.cost.get(cost.key))) for cost in costs]
+        row += [Cell(cost.write(run)) for cost in costs]
         rows.append(row)
     head = ["model", "scenes", *(m.heading for m in metrics), *(c.heading for c in costs)]
-    return Grid(head, rows)
+    return Grid(head, rows, explain_marks(costs, runs))
 
 
 def split(grid: Grid) -> dict[str, Grid]:
@@ -70,7 +71,8 @@ def split(grid: Grid) -> dict[str, Grid]:
         columns = [0, 1, *chosen] if title == "Means" else [0, *chosen]
         if chosen:
             head = [grid.head[i] for i in columns]
-            found[title] = Grid(head, [[row[i] for i in columns] for row in grid.rows])
+            rows = [[row[i] for i in columns] for row in grid.rows]
+            found[title] = Grid(head, rows, grid.note if costs & set(head) else "")
     return found
 
 
@@ -87,7 +89,8 @@ def write_markdown(grid: Grid) -> str:
     rules = ["---", *["--:"] * (len(grid.head) - 1)]
     head = line([_escape_markdown(text) for text in grid.head])
     body = [line([write(cell) for cell in row]) for row in grid.rows]
-    return "\n".join([head, line(rules), *body]) + "\n"
+    note = ["", _escape_markdown(grid.note)] if grid.note else []
+    return "\n".join([head, line(rules), *body, *note]) + "\n"
 
 
 def write_latex(grid: Grid) -> str:
@@ -100,15 +103,18 @@ def write_latex(grid: Grid) -> str:
         text = _escape_latex(cell.text)
         return f"\\textbf{{{text}}}" if cell.best else text
 
+    width = len(grid.head)
+    note = rf"  \multicolumn{{{width}}}{{l}}{{\footnotesize {_escape_latex(grid.note)}}} \\"
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
-            f"\\begin{{tabular}}{{l{'r' * (len(grid.head) - 1)}}}",
+            f"\\begin{{tabular}}{{l{'r' * (width - 1)}}}",
             r"  \toprule",
             line([_escape_latex(text) for text in grid.head]),
             r"  \midrule",
             *(line([write(cell) for cell in row]) for row in grid.rows),
             r"  \bottomrule",
+            *([note] if grid.note else []),
             r"\end{tabular}",
             "",
         ]

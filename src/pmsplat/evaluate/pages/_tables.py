@@ -43,7 +43,7 @@ def write_grid(grid: Grid, title: str, caption: str | None = None) -> Markup:
         rows.append(tag("tr", tag("th", named(i, first.text), scope="row"), *written))
     table = tag(
         "table",
-        tag("caption", tag("span", caption or title)),
+        tag("caption", tag("span", " ".join(filter(None, (caption or title, grid.note))))),
         tag("thead", head),
         tag("tbody", *rows),
         class_="numbers",
@@ -116,7 +116,7 @@ def write_facts(index: int, run: Run) -> Markup:
         ("commit", _hash(known.get("commit"))),
         ("version", _code(known.get("version"))),
         ("hardware", escape(known["hardware"]) if "hardware" in known else UNKNOWN),
-        ("weights", _hash(known.get("weights"))),
+        ("weights", escape("none") if run.is_baseline else _hash(known.get("weights"))),
         ("index", join([run.protocol.index, _hash(known.get("index"))], " ")),
         ("scenes", escape(run.coverage.said) if run.coverage else UNKNOWN),
         ("cameras", escape(_say_poses(run))),

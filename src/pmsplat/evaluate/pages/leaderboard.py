@@ -1,7 +1,7 @@
 """A static site of many runs: one table for each protocol, each row with its report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,12 +10,22 @@ from ...view.pages.frame import GENERATOR, PAGE, Page, Section, check_place, wri
 from ...view.pages.markup import Markup, join, tag
 from ..fitted import GIVEN
 from ..pictures import FOLDER, file_name
-from ..runs import RESULTS, Protocol, Run, shorten_hash
-from ._metrics import MAIN, METRICS, MISSING, Cost, Metric, find_costs, find_metrics
+from ..runs import RESULTS, Protocol, Run, name_runs, shorten_hash
+from ._metrics import (
+    MAIN,
+    METRICS,
+    MISSING,
+    Cost,
+    Metric,
+    explain_marks,
+    find_costs,
+    find_metrics,
+)
 from ._tables import raw, say_count, scrolling, sort_head, write_protocol
 from .report import LATEX, MARKDOWN
 
 RUNS = "runs"  # folder of the site: a folder for each run, with its results and its report
+SHOWN = (*MAIN, "abs_rel", "delta1")  # metrics of a table
 PLACES = ("", "report")  # where, beside results.json, a report may lie
 
 
@@ -79,11 +89,11 @@ class Group:
 
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> "Group":
-        means = [entry.run.means for entry in entries]
-        metrics = [METRICS[key] for key in MAIN if any(key in mean for mean in means)]
-        return cls(
-            entries, metrics or find_metrics(means), find_costs([entry.run for entry in entries])
-        )
+        runs = name_runs([entry.run for entry in entries])
+        entries = [replace(entry, run=run) for entry, run in zip(entries, runs, strict=True)]
+        means = [run.means for run in runs]
+        metrics = [METRICS[key] for key in SHOWN if any(key in mean for mean in means)]
+        return cls(entries, metrics or find_metrics(means), find_costs(runs))
 
     @property
     def scenes(self) -> set[str]:
@@ -97,20 +107,27 @@ class Group:
         rest = [entry for entry in self.entries if entry not in whole]
         return sorted(whole, key=self._order), sorted(rest, key=self._order)
 
-    def _order(self, entry: Entry) -> float:
+    def rank(self, entry: Entry) -> int:
+        """The place of a run that measured all scenes, from 1; runs that look equal share one."""
+        ours = self._order(entry, rounded=True)
+        return 1 + sum(self._order(other, rounded=True) < ours for other in self.split()[0])
+
+    def _order(self, entry: Entry, rounded: bool = False) -> float:
         if not self.metrics:
             return 0
-        value = entry.run.means.get(self.metrics[0].key)
+        metric = self.metrics[0]
+        value = entry.run.means.get(metric.key)
         if value is None:
             return float("inf")
-        return -value if self.metrics[0].rises else value
+        value = round(value, metric.decimals) if rounded else value
+        return -value if metric.rises else value
 
 
 def _write_group(number: int, group: Group) -> Section:
     """The table of one protocol: the best first, without a rank what lacks scenes."""
     whole, rest = group.split()
     best = {m.key: m.best(e.run.means.get(m.key) for e in whole) for m in group.metrics}
-    rows = [_write_row(group, e, rank, best) for rank, e in enumerate(whole, start=1)]
+    rows = [_write_row(group, entry, group.rank(entry), best) for entry in whole]
     rows += [_write_row(group, entry, None, {}) for entry in rest]
     heads = [
         sort_head("#", "number"),
@@ -122,6 +139,8 @@ def _write_group(number: int, group: Group) -> Section:
     caption = "A heading sorts by its column. The best is bold."
     if rest:
         caption += " Runs that lack scenes have no rank: their means are over others."
+    if note := explain_marks(group.costs, [entry.run for entry in group.entries]):
+        caption += f" {note}."
     found = [entry.run.coverage for entry in whole if entry.run.coverage is not None]
     if short := [coverage for coverage in found if not coverage.complete]:
         caption += f" Not all scenes of the index: {short[0].said}."
@@ -157,8 +176,7 @@ def _write_row(
         cells.append(tag("td", tag("strong", text) if marked else text, data_value=raw(value)))
     cells.append(tag("td", count, data_value=raw(len(run.rows))))
     for cost in group.costs:
-        value = run.cost.get(cost.key)
-        cells.append(tag("td", cost.write(value), data_value=raw(value)))
+        cells.append(tag("td", cost.write(run), data_value=raw(run.cost.get(cost.key))))
     links = [tag("a", "results", href=entry.results, aria_label=f"Results of {run.name}")]
     if entry.report:
         links.insert(0, tag("a", "report", href=entry.report, aria_label=f"Report of {run.name}"))
