@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 import statistics
@@ -228,7 +229,8 @@ def test_a_loss_an_encoder_and_a_dataset_from_outside_the_repository(lab: Path) 
     ]
     training = [sys.executable, "-m", "pmsplat", "train", *overrides, "trainer.log_every=1"]
     path = f"{lab}:{Path(pmsplat.__file__).parents[1]}"
-    done = subprocess.run(training, cwd=lab, env={"PYTHONPATH": path}, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(training, cwd=lab, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert (lab / "out" / "model.safetensors").is_file()
     assert "loss/lab.sparsity" in next((lab / "out").rglob("metrics.csv")).read_text()

@@ -36,6 +36,7 @@ def test_wrong_pixels_are_as_many_as_said() -> None:
     assert 1 - right.float().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_share_of_a_step_is_that_of_the_times(capsys: pytest.CaptureFixture[str]) -> None:
     found = pointmap.measure((64, 80), pointmap.TINY, repeats=1)
     alone, step = found["published"]["median_ms"], found["step"]["median_ms"]

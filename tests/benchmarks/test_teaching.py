@@ -14,6 +14,7 @@ from benchmarks import teaching
 WORDS = ["teaching", "--models", "depthsplat", "--seeds", "1", "--steps", "2"]
 
 
+@pytest.mark.slow
 def test_runs_are_measured_once_and_stand_in_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
