@@ -9,6 +9,7 @@ there, is read before opacity and color are chosen: so pixels that no other view
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn.functional import (
     unfold,
 )
 
+from ..contracts import count_steps
 from ..geometry import camera, se3, sh
 from ..kernels.convolution import Conv2d
 from ..nn import cost_volume
@@ -36,6 +38,7 @@ from ._checks import check_choice, check_near
 from ._depth import choose_others
 from ._deviations import Deviations
 from ._head import OFFSET, OPACITY, QUATERNION, SCALE, Rules, channels, gaussians_at
+from ._opacity import correct_opacity
 from ._padding import predict_padded
 
 MULTIPLE = 16  # the deepest maps have 1/16 of the resolution
@@ -65,13 +68,16 @@ class Config:
     neighbors: int = 2  # views that each view is matched with, where there are more than three
     gaussians: bool = True  # False: depth alone, as a cheap start, with the same parameters
     sh_degree: int = 0
+    steps: int = 4
+    """Corrections of the opacity by the photographs (`_opacity`), none while it trains."""
     near: float | None = 0.5
     """Nearest depth of the scenes it learns from, to which other scenes are scaled."""
 
     def __post_init__(self) -> None:
         rules = {"width": whole(32, 32), "half_width": whole(16, 16), "head_width": whole(1)}
         rules |= {"planes": whole(2), "fine_planes": whole(0), "blocks": whole(1)}
-        check_settings(self, rules | {"neighbors": whole(1)}, "model.")
+        rules |= {"neighbors": whole(1), "steps": whole(0)}
+        check_settings(self, rules, "model.")
         check_choice("sh_degree", self.sh_degree, range(5))
         check_near(self.near)
 
@@ -127,11 +133,25 @@ class Compact(nn.Module):
         """The nearest depth of the scenes it learned from, in its own unit; None: in theirs."""
         return self.cfg.near
 
-    def forward(self, views: Views) -> Prediction:
-        """What it predicts, one level; UserError for fewer than two views."""
-        return predict_padded(self._predict, views, MULTIPLE)
+    @property
+    def steps(self) -> int | None:
+        """How often the photographs correct the opacity where the caller does not say; None: there
+        are no Gaussians."""
+        return self.cfg.steps if self.cfg.gaussians else None
 
-    def _predict(self, views: Views) -> Prediction:
+    def forward(
+        self, views: Views, steps: int | None = None, all_levels: bool = False
+    ) -> Prediction:
+        """What it predicts after so many corrections of the opacity; None: as its settings say, in
+        train mode none. What is corrected has no gradient.
+
+        Raises UserError for fewer than two views, and for steps of one without Gaussians.
+        """
+        steps = 0 if self.training and steps is None else count_steps(steps, self.steps)
+        predict = partial(self._predict, steps=steps, all_levels=all_levels)
+        return predict_padded(predict, views, MULTIPLE)
+
+    def _predict(self, views: Views, steps: int, all_levels: bool) -> Prediction:
         images, cameras = views.images, views.cameras
         batch, count = images.shape[:2]
         others = choose_others(cameras.c2w, self.cfg.neighbors)
@@ -184,7 +204,9 @@ class Compact(nn.Module):
         levels = ()
         if self.cfg.gaussians:
             (gaussians,) = gaussians_at(raw, (depth,), images, cameras, self.rules)
-            levels = (_hang_backdrop(gaussians, views),)
+            first = _hang_backdrop(gaussians, views)
+            levels = (first, *correct_opacity(first, views, steps))
+            levels = levels if all_levels else levels[-1:]
         return Prediction((depth,), levels, confidence)
 
     def _correlate(

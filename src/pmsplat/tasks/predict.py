@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import count_anchors, count_steps, encoder_traits
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.coverage import choose_context, look_around
@@ -147,7 +147,7 @@ def predict(
             track,
         )
         views = moved.views
-        taken = "" if traits.steps is None else f", with {steps} steps of its update"
+        taken = "" if traits.steps is None else f", corrected in {count_of(steps, 'step')}"
         said = _describe_size(len(context), at_once, anchors)
         tell(f"Predicting depth and Gaussians of {said} on {device}{taken}.")
         how = chosen.fuse or HOW[0]

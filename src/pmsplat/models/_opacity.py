@@ -1,0 +1,44 @@
+"""Opacity that the photographs correct: where Gaussians of two views disagree, drawing both views
+tells which one stands before what is seen.
+
+A few steps of Adam (Kingma and Ba, ICLR 2015) on the squared error of the context views, as
+optimized scenes are fitted (Kerbl et al., "3D Gaussian Splatting", SIGGRAPH 2023), of one number of
+each Gaussian: nothing moves, and nothing is learned.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from ..render import rasterize
+from ..types import Gaussians, Views
+
+RATE = 1.0  # of a step, before the sigmoid
+BETAS = (0.9, 0.999)
+SLOPE = (
+    0.02  # slopes of the squared error, summed over pixels, that are small beside it hardly count
+)
+LEAST = 1e-4  # of opacity, and of what is left to 1, where the steps begin
+
+
+def correct_opacity(gaussians: Gaussians, views: Views, steps: int) -> tuple[Gaussians, ...]:
+    """The Gaussians after each of so many steps; only their opacity differs, without gradient.
+
+    `gaussians` are a prediction of `views`, to whose pictures they are fitted. Scenes of a batch do
+    not depend on each other, and the size of the pictures does not change what a step is.
+    """
+    levels: list[Gaussians] = []
+    logits = gaussians.opacities.detach().float().clamp(LEAST, 1 - LEAST).logit()
+    mean, square = torch.zeros_like(logits), torch.zeros_like(logits)
+    for step in range(1, steps + 1):
+        with torch.enable_grad():
+            moving = logits.detach().requires_grad_()
+            drawn = replace(gaussians.detach(), opacities=moving.sigmoid())
+            error = rasterize(drawn, views.cameras, views.size).color - views.images
+            (slope,) = torch.autograd.grad(error.square().sum(), moving)
+        mean = torch.lerp(slope, mean, BETAS[0])
+        square = torch.lerp(slope.square(), square, BETAS[1])
+        size = (square / (1 - BETAS[1] ** step)).sqrt() + SLOPE
+        logits = logits - RATE * mean / (1 - BETAS[0] ** step) / size
+        levels.append(replace(gaussians, opacities=logits.sigmoid().to(gaussians.opacities)))
+    return tuple(levels)
