@@ -63,6 +63,7 @@ ADVICE = (  # of Lightning, on things that are decided here
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
     ".*FSDP2-wrapped module .* returned a view.*",  # nothing writes into a prediction
     ".*in eval mode at the start of training.*",  # the base of an update
+    ".*Profiler won't be using warmup.*",  # which Profile says itself
     ".*recommended to use `self.log.*sync_dist=True.*",  # means are the same on all devices already
 )
 
@@ -112,7 +113,7 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         memory = MemoryWatch(lambda batch: module.compute(batch).loss)
         callbacks = [checkpoints, memory, SkippedScenes(output, tell, cfg.strict)]
         if cfg.profile:
-            callbacks.append(Profile(output / PROFILE, cfg.profile))
+            callbacks.append(Profile(output / PROFILE, cfg.profile, tell))
         strategy = choose_strategy(cfg, on_gpu, bool(encoder_traits(model).anchors), tell)
         trainer = _build_trainer(experiment, callbacks, strategy)
         _describe(trainer, cfg, tell)
