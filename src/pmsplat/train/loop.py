@@ -47,7 +47,7 @@ from .devices import check_devices, choose_strategy, is_first, prepare_renderer
 from .memory import MemoryWatch
 from .module import TrainingModule
 from .profile import Profile
-from .resume import check_resumed, find_checkpoint, tell_changes
+from .resume import add_resume, check_resumed, find_checkpoint, is_finished, tell_changes
 from .settings import Experiment, Trainer
 from .sharding import gather_state
 from .skipped import SkippedScenes
@@ -72,7 +72,8 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     """Trains, and returns the checkpoint OUTPUT/model.safetensors, ready for `pmsplat.load`.
 
     A new run starts from `trainer.initial`, or from what its model names in `init_from`, or from
-    nothing; `tell` receives one sentence per source of weights.
+    nothing; `tell` receives one sentence per source of weights, and what became of the run. One
+    that is resumed and has no step left writes nothing.
     Also in OUTPUT: last.ckpt (to resume), config.json, the logs, pictures/. With the same seed and
     settings on CPU the losses are the same in every run, and after a resumption. Raises UserError
     for wrong settings or data, KeyboardInterrupt after Ctrl-C, when last.ckpt has been written.
@@ -92,6 +93,8 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         # Open the data before anything slow, so that a wrong path is an error at once.
         data, add_pointmap = _open_data(experiment, tell)
         experiment, model = _build_model(experiment, data.dataset, resumed, tell)
+        if resumed and is_finished(resumed, cfg.steps, tell):
+            return output / WEIGHTS
         if is_first():
             needed = needed_bytes(model, cfg.keep_checkpoints, bool(cfg.ema)) - kept_bytes(output)
             check_room(output, needed, "checkpoints and models take")
@@ -124,13 +127,14 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         except torch.OutOfMemoryError as error:
             if memory.problem is None:
                 raise
-            raise _add_resume(memory.problem, output) from error
+            raise add_resume(memory.problem, output) from error
         except OSError as error:
             if not is_full(error):
                 raise
-            raise _add_resume(_explain_full(error, trainer.global_step), output) from error
+            raise add_resume(_explain_full(error, trainer.global_step), output) from error
     if checkpoints.interrupted:
         raise KeyboardInterrupt
+    tell(f"trained: {output / WEIGHTS}")
     return output / WEIGHTS
 
 
@@ -231,14 +235,6 @@ def _explain_full(error: OSError, done: int) -> UserError:
         "room and permission to write",
         "free some space",
     )
-
-
-def _add_resume(problem: UserError, output: Path) -> UserError:
-    """The problem with, in its remedy, how to go on from the checkpoint that is left, if any."""
-    if not (output / LAST).is_file():
-        return problem
-    kept = f"{problem.remedy}, and go on from {output / LAST} by trainer.resume=true"
-    return UserError(problem.got, problem.wanted, kept)
 
 
 def _build_trainer(
