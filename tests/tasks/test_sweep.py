@@ -78,11 +78,12 @@ def test_another_sweep_is_not_replaced(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "sweep.json").read_bytes() == content
     assert not (tmp_path / "indices").exists()
     more = sweep(noise(5.0, 1.0), [model], tmp_path)
-    assert more.points[0].metrics == first.points[0].metrics
+    assert [point.value for point in more.points] == ["1", "5"]  # in order, as in the figure
+    assert more.points[1].metrics == first.points[0].metrics
 
 
 def test_views_share_targets_and_every_point_is_an_evaluation(folder: Path, capsys) -> None:
-    output = run(folder, "views", "--views", "2,4")
+    output = run(folder, "views", "--views", "4,2")
     shown = points(output)
     assert list(shown) == ["2", "4"] and shown["4"]["gaussians"] == 2 * shown["2"]["gaussians"]
     runs = [read_run(output / shown[value]["results"]) for value in ("2", "4")]

@@ -191,7 +191,8 @@ def sweep(
                 options = replace(setup.options, resumable=True)
                 found = evaluate(setup.experiment, model, here, options, tell=tell, track=track)
                 points += _read_points(plan, setup, found, name, folder)
-        curve = Curve(plan.quantity, tuple(sorted(points, key=lambda p: p.model)))
+        points.sort(key=lambda point: (point.model, point.x or 0))
+        curve = Curve(plan.quantity, tuple(points))
         if ranks.first:
             curve.write(folder, plan.setups[0].experiment.name)
             Journal.forget(folder)
