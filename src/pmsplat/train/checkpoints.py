@@ -19,10 +19,9 @@ from torch import nn
 from ..io.files import atomic, clear_leftovers
 from ..io.tensors import save_torch
 from ..zoo.load import CONFIG, WEIGHTS
+from .resume import KEPT, LAST
 
-LAST = "last.ckpt"
 BEST = "best.safetensors"
-KEPT = "checkpoints"
 AGREE_EVERY = 10  # steps: several devices wait for each other to learn of a Ctrl-C
 
 

@@ -15,9 +15,10 @@ from ..errors import UserError, count_of
 from ..io.weights import check_same
 from ..zoo.load import WEIGHTS
 from . import optim
-from .checkpoints import KEPT, LAST
 from .settings import Experiment, Trainer
 
+LAST = "last.ckpt"
+KEPT = "checkpoints"  # folder of the checkpoints of the last saves
 AS_WRITTEN = "give the settings that it was written with (config.json beside it)"
 
 
