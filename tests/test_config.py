@@ -3,12 +3,14 @@
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from pmsplat import config, registry
+from pmsplat import config, config_files, registry
 from pmsplat.errors import UserError
 from pmsplat.train import Experiment, LossTerm
 from pmsplat.zoo.init import RESNET, SOURCES
@@ -374,7 +376,7 @@ def test_the_commands_of_every_script_compose(script: Path) -> None:
 def test_an_installation_without_config_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "__file__", str(tmp_path / "a" / "b" / "config.py"))
+    monkeypatch.setattr(config_files, "__file__", str(tmp_path / "a" / "b" / "config.py"))
     with pytest.raises(UserError, match="no configuration at"):
         config.compose(["+experiment=demo_tiny"])
 
@@ -433,3 +435,16 @@ def test_the_later_of_two_overrides_of_a_group_wins() -> None:
     file = config.compose(["model=tests.lab.encoder", "model=mvsplat"])
     module = config.compose(["model=mvsplat", "model=tests.lab.encoder"])
     assert file.model.name == "mvsplat" and module.model.name == "tests.lab.encoder"
+
+
+def test_a_mistyped_experiment_is_told_before_torch_is_imported() -> None:
+    """By every verb that takes overrides, and as `compose` tells it."""
+    with pytest.raises(UserError) as caught:
+        config.compose(["+experiment=re10k_smal"])
+    script = "import sys; from pmsplat.cli import main; code = main(sys.argv[1:]); "
+    script += "sys.exit(code if 'torch' not in sys.modules else 1)"
+    for verb in ("train", "evaluate"):
+        words = [verb, "+experiment=re10k_smal", "dataset.root=/nowhere"]
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True)
+        assert done.returncode == 2 and done.stderr.decode() == f"pmsplat: {caught.value}\n"
+    assert config.compose(["+experiment=demo_tiny"]).name == "demo_tiny"

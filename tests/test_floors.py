@@ -20,6 +20,7 @@ FLOORS = (  # from the ground up; neighbours on one floor do not know each other
     ("evaluate",),
     ("train",),
     ("tasks",),
+    ("config_files",),
     ("config",),
     ("cli", "__init__"),
     ("__main__",),
@@ -47,7 +48,7 @@ THIRD_PARTY = {
     "triton": ("render/", "kernels/"),
 }
 
-LATE = ("torchvision",)  # imported inside functions: with it comes torch's compiler, for seconds
+LATE = ("torchvision", "matplotlib")  # imported inside functions: they take a second or more
 
 
 def files() -> list[Path]:
@@ -106,6 +107,24 @@ def early(path: Path) -> list[str]:
     return [name for name in imported(path, late=False) if name.split(".")[0] in LATE]
 
 
+def reached(paths: list[Path]) -> set[Path]:
+    """Files of ours that are imported with these, by what stands at the top of each."""
+    left, found = list(paths), set()
+    while left:
+        path = left.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for name in imported(path, late=False):
+            parts = name.split(".")[1:] if name.startswith("pmsplat.") else []
+            for length in range(1, len(parts) + 1):
+                place = ROOT.joinpath(*parts[:length])
+                left += [
+                    it for it in (place.with_suffix(".py"), place / "__init__.py") if it.is_file()
+                ]
+    return found
+
+
 def offenders(rule) -> dict[str, list[str]]:
     """What breaks a rule, by file."""
     return {str(path.relative_to(ROOT)): bad for path in files() if (bad := rule(path))}
@@ -131,6 +150,16 @@ def test_what_is_slow_is_imported_late() -> None:
     assert not offenders(early)
 
 
+def test_a_run_is_checked_before_lightning_is_imported() -> None:
+    """With which come torchmetrics, SciPy and torchvision."""
+    checks = ("__init__", "devices", "resume", "start")
+    found = reached([ROOT / "train" / f"{name}.py" for name in checks])
+    assert ROOT / "train" / "pointmaps.py" in found and ROOT / "zoo" / "load.py" in found
+    guilty = {path for path in found for name in imported(path, late=False) if "lightning" in name}
+    assert not guilty
+    assert "lightning" in str(imported(ROOT / "train" / "loop.py", late=False))
+
+
 @pytest.mark.parametrize(
     ("rule", "line"),
     [
@@ -140,6 +169,7 @@ def test_what_is_slow_is_imported_late() -> None:
         (private, "from pmsplat.render import _projection"),
         (foreign, "import pytorch_lightning"),
         (early, "from torchvision.models import vgg16"),
+        (early, "from matplotlib.figure import Figure"),
     ],
 )
 def test_a_planted_fault_is_found(

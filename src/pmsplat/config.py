@@ -20,7 +20,6 @@ unknown key is an error that names the nearest valid one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra import compose as hydra_compose
@@ -32,6 +31,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import registry
+from .config_files import choices, folder, unknown
 from .data import NamedProtocol, find_protocol
 from .errors import UserError
 from .io.chunks import is_remote
@@ -57,28 +57,6 @@ class _Run:
     seed: int = Experiment.seed
     output: str = Experiment.output
     protocol: str | None = None
-
-
-def folder() -> Path:
-    """The YAML files: those that an installed wheel carries, else `config/` of the clone.
-
-    Raises UserError where there are neither.
-    """
-    package = Path(__file__).resolve().parent
-    places = (package / "configuration", package.parents[1] / "config")
-    for place in places:
-        if (place / "main.yaml").is_file():
-            return place
-    raise UserError(
-        f"no configuration at {places[0]} or {places[1]}",
-        "the YAML files that belong to pmsplat",
-        "install pmsplat again",
-    )
-
-
-def choices(group: str) -> list[str]:
-    """Returns the YAML files of a group ("experiment", "model", "dataset", "loss", "renderer")."""
-    return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
 
 
 def compose(overrides: Sequence[str]) -> Experiment:
@@ -150,11 +128,7 @@ def _has_file(group: str, name: Any) -> bool:
         if name in components or "." in name:
             return False
         known = sorted({*known, *components})
-    raise UserError(
-        f"there is no {group} {name!r}",
-        f"one of {', '.join(known)}",
-        registry.suggest(str(name), known),
-    )
+    raise unknown(group, str(name), known)
 
 
 def _compose_files(files: list[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,15 +182,29 @@ def test_no_scene_is_an_error() -> None:
         protocol.evaluate(off_by(0.1), [])
 
 
+@pytest.fixture
+def lpips_not_sought() -> Iterator[None]:
+    """As in a new process."""
+    protocol.find_lpips.cache_clear()
+    yield
+    protocol.find_lpips.cache_clear()
+
+
+@pytest.mark.usefixtures("lpips_not_sought")
 def test_missing_lpips_weights_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
+    tried = []
+
+    def offline(address: str, *args: object, **kwargs: object) -> None:
+        tried.append(address)
         raise ConnectionError
 
     monkeypatch.setattr(protocol.lpips_network, "pretrained_folder", lambda: tmp_path)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    network, notes = protocol.find_lpips()
-    assert network is None
-    assert "LPIPS column is left out" in notes[0]
+    for _ in range(2):
+        network, notes = protocol.find_lpips()
+        assert network is None
+        assert "LPIPS column is left out" in notes[0]
+    assert len(tried) == 1  # which says that it downloads
 
 
 def test_lpips_is_a_column_where_there_are_weights(

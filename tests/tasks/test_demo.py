@@ -1,13 +1,14 @@
 """The demo reconstructs the photographs that ship, better than showing one of them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 import pmsplat
-from pmsplat.cli import main
+from pmsplat.cli import main, parser
 from pmsplat.errors import UserError
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.io.video import read_frames
@@ -32,6 +33,8 @@ def test_it_leaves_results_and_beats_the_nearest_photo(
     said = capsys.readouterr().err
     for name in ("sheet.png", "gaussians.ply", "video.mp4", "depth"):
         assert (out / name).exists() and str(out / name) in said
+    (command,) = re.findall(r"were 144x192 in training: run `pmsplat (predict [^`]*)`", said)
+    assert parser().parse_args(command.split()).size == (144, 192)
     height, width = demo.SIZE
     assert pmsplat.load_ply(out / "gaussians.ply").means.shape == (1, 3 * height * width, 3)
     assert len(read_frames(out / "video.mp4")) > 30

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pmsplat
-from pmsplat import config
+from pmsplat import config, train
 from pmsplat.cli import main
 from pmsplat.data import synthetic
 from pmsplat.errors import UserError
@@ -26,7 +26,7 @@ from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
 from pmsplat.tasks.refine import Options as RefineOptions
 from pmsplat.tasks.refine import refine
-from pmsplat.train import loop, start
+from pmsplat.train import start
 from pmsplat.train.settings import Component
 from pmsplat.types import StepOutput
 from pmsplat.zoo import memory
@@ -203,9 +203,9 @@ def test_a_near_that_the_run_cannot_set_is_refused_where_scenes_keep_their_unit(
     monkeypatch.setattr("tests.lab.encoder.Encoder.near", 0.5, raising=False)
     lab = [*as_folder(root), "model=tests.lab.encoder", "trainer.steps=1", f"output={tmp_path}"]
     with pytest.raises(UserError) as caught:
-        loop.run(config.compose([*lab, "dataset.scale_near=false"]))
+        train.run(config.compose([*lab, "dataset.scale_near=false"]))
     assert "near 0.5" in caught.value.got and "dataset.scale_near=true" in caught.value.remedy
-    loop.run(config.compose([*lab, "dataset.scale_near=true", "trainer.validate_every=0"]))
+    train.run(config.compose([*lab, "dataset.scale_near=true", "trainer.validate_every=0"]))
 
 
 def test_the_results_name_the_settings_of_the_model_that_was_measured(

@@ -539,9 +539,11 @@ def test_the_command(room: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "holds a run; wanted a new or empty folder; go on with" in capsys.readouterr().err
     assert cli.main(["refine", room, *more, "--resume", "--strategy", "mcmc"]) == 2
     assert "was begun with strategy default, not mcmc" in capsys.readouterr().err
-    (tmp_path / "out" / "state.pt").write_bytes(b"nonsense")
-    assert cli.main(["refine", room, *more, "--resume"]) == 2
-    assert "not a readable state" in capsys.readouterr().err
+    state = tmp_path / "out" / "state.pt"
+    for damaged in (state.read_bytes()[:-100], b"nonsense"):
+        state.write_bytes(damaged)
+        assert cli.main(["refine", room, *more, "--resume"]) == 2
+        assert "not a readable state" in capsys.readouterr().err
     assert cli.main(["refine", room, *more, "--overwrite"]) == 0
 
 

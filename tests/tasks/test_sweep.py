@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from pmsplat.evaluate import protocol
 from pmsplat.evaluate.compare import compare
 from pmsplat.evaluate.runs import read_run
 from pmsplat.tasks.evaluate import Options, evaluate
-from pmsplat.tasks.sweep import over_pose_noise, over_views, sweep
+from pmsplat.tasks.sweep import Plan, over_pose_noise, over_views, sweep
 from pmsplat.zoo.load import save
 from tests.models.tiny import shaken, tiny
 
@@ -54,8 +55,35 @@ def points(output: Path) -> dict[str, dict]:
     return {point["value"]: point for point in content["points"]}
 
 
+def test_another_sweep_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+    """More points and the same again are no other sweep; other data, models or points are."""
+    model, quick = folder / "model.safetensors", Options(device="cpu", limit=1)
+    experiment = config.compose(overrides(folder))
+
+    def noise(*degrees: float, options: Options = quick, seed: int = 0) -> Plan:
+        return over_pose_noise(experiment, options, degrees, 0.0, seed)
+
+    first = sweep(noise(5.0), [model], tmp_path)
+    content = (tmp_path / "sweep.json").read_bytes()
+    every = replace(quick, limit=None)
+    for plan, models, told in (
+        (noise(1.0), [model], "pose_noise-5"),
+        (noise(5.0, options=every), [model], "another limit"),
+        (noise(5.0, seed=1), [model], "another pose_noise"),
+        (noise(5.0), [folder / "other.safetensors"], f"of {model}"),
+        (over_views(experiment, quick, (2, 3), tmp_path), [model], "pose_noise-5"),
+    ):
+        with pytest.raises(UserError, match=rf"holds another sweep, .*{told}.*`output`"):
+            sweep(plan, models, tmp_path)
+    assert (tmp_path / "sweep.json").read_bytes() == content
+    assert not (tmp_path / "indices").exists()
+    more = sweep(noise(5.0, 1.0), [model], tmp_path)
+    assert [point.value for point in more.points] == ["1", "5"]  # in order, as in the figure
+    assert more.points[1].metrics == first.points[0].metrics
+
+
 def test_views_share_targets_and_every_point_is_an_evaluation(folder: Path, capsys) -> None:
-    output = run(folder, "views", "--views", "2,4")
+    output = run(folder, "views", "--views", "4,2")
     shown = points(output)
     assert list(shown) == ["2", "4"] and shown["4"]["gaussians"] == 2 * shown["2"]["gaussians"]
     runs = [read_run(output / shown[value]["results"]) for value in ("2", "4")]

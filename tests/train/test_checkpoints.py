@@ -2,6 +2,8 @@
 
 import csv
 import errno
+import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,53 @@ def test_the_last_checkpoints_are_kept_and_resume(setting: Setting) -> None:
     train.run(setting(*words, "trainer.resume=true"))
     again = torch.load(output / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, last[name]) for name, value in again.items())
+
+
+def test_a_damaged_checkpoint_names_the_newest_that_can_be_read(setting: Setting) -> None:
+    words = ("trainer.workers=0", "trainer.steps=6", "trainer.checkpoint_every=2")
+    experiment = setting(*words, "trainer.keep_checkpoints=3")
+    train.run(experiment)
+    last = Path(experiment.output) / "last.ckpt"
+    second, newest = (last.parent / "checkpoints" / f"step_000000{n}.ckpt" for n in (4, 6))
+    assert last.samefile(newest)  # which is damaged together with it
+    last.write_bytes(last.read_bytes()[:-100])
+    for how in ("auto", "true"):
+        with pytest.raises(UserError, match=rf"last\.ckpt is not .*copy {second}, the newest"):
+            train.run(setting(*words, f"trainer.resume={how}"))
+    last.unlink()
+    shutil.copy(second, last)
+    told: list[str] = []
+    train.run(setting(*words, "trainer.resume=auto"), told.append)
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+    assert told[-1] == f"trained: {last.with_name('model.safetensors')}"
+
+
+def test_a_finished_run_is_left_as_it_is(setting: Setting) -> None:
+    words = ("trainer.workers=0", "trainer.steps=2")
+    output = Path(setting().output)
+    train.run(setting(*words))
+    before = content_of(output)
+    told: list[str] = []
+    for how in ("auto", "true"):
+        resumed = setting(*words, f"trainer.resume={how}", "trainer.batch_size=1")
+        assert train.run(resumed, told.append) == output / "model.safetensors"
+    assert content_of(output) == before
+    assert len(told) == 2 and all("All 2 steps (trainer.steps) were done" in it for it in told)
+
+
+def test_a_run_that_was_killed_before_its_model_was_written_writes_it(setting: Setting) -> None:
+    words = ("trainer.workers=0", "trainer.steps=2")
+    train.run(setting(*words))
+    model = Path(setting().output) / "model.safetensors"
+    wanted = model.read_bytes()
+    model.write_bytes(b"of an earlier step")
+    os.utime(model, (0, 0))
+    train.run(setting(*words, "trainer.resume=auto"))
+    assert model.read_bytes() == wanted
+
+
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_best_model_is_that_of_the_best_validation(

@@ -18,19 +18,19 @@ from tests.waits import no_waits
 
 
 class Opened(Exception):
-    """The run has come as far as its data."""
+    """The run has come as far as its model."""
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that seems to have one GPU; a run on it ends where it opens its data."""
+    """A machine that seems to have one GPU; a run on it ends where it builds its model."""
 
     def stop(*_: object) -> None:
         raise Opened(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(loop, "_open_data", stop)
+    monkeypatch.setattr(loop, "_build_model", stop)
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning.loggers import CSVLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 import pmsplat
@@ -290,7 +292,7 @@ def test_a_new_run_starts_from_the_weights_that_its_model_names(
         "trainer.steps=1", f"output={tmp_path / 'other'}",
     )  # fmt: skip
     train.run(other, told.append)
-    assert not told
+    assert all(line.startswith("trained: ") for line in told)
     with pytest.raises(
         UserError, match=r"flow\.pth' in model\.init_from.*neither a name nor a file"
     ):
@@ -335,6 +337,39 @@ def test_mistakes_before_the_first_step_are_told(
     monkeypatch.setattr("pmsplat.foundation.lpips.pretrained_folder", lambda: tmp_path)
     with pytest.raises(UserError, match=r"LPIPS.*train without LPIPS"):
         train.run(setting("loss=photometric", f"output={tmp_path / 'l'}"))
+
+
+class Recorded(CSVLogger):
+    """Stands for that of wandb: the steps and the losses that it was given."""
+
+    def __init__(self, name: str, project: str, save_dir: str) -> None:
+        super().__init__(save_dir, name=project)
+        self.seen: dict[int | None, float] = {}
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self.seen |= {step: metrics["train/loss"]} if "train/loss" in metrics else {}
+
+
+def test_every_logger_has_the_last_step_of_a_run(
+    setting: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Recorded] = []
+
+    def make(**settings: str) -> Recorded:
+        made.append(Recorded(**settings))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "WandbLogger", make)
+    monkeypatch.setattr(loop.importlib.util, "find_spec", lambda name: name)
+    loggers = "trainer.loggers=[csv,tensorboard,wandb]"
+    for steps, logged in ((2, [1]), (5, [3, 4])):
+        words = (f"trainer.steps={steps}", "trainer.log_every=4", "trainer.workers=0")
+        experiment = setting(*words, loggers, f"output={setting().output}{steps}")
+        train.run(experiment)
+        rows = made[-1].seen
+        assert list(rows) == logged and list(rows.values()) == losses(experiment.output)
+        events = EventAccumulator(f"{experiment.output}/tensorboard/version_0").Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == logged
 
 
 class Difference(torch.nn.Module):

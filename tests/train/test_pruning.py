@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from pmsplat import config, registry
+from pmsplat import config, registry, train
 from pmsplat.evaluate import protocol
 from pmsplat.losses import Term
-from pmsplat.train import Experiment, loop
+from pmsplat.train import Experiment
 from pmsplat.train.module import TrainingModule
 from pmsplat.train.step import step_generator
 from pmsplat.types import Batch, Gaussians
@@ -82,7 +82,7 @@ def test_all_that_is_drawn_by_default_is_the_prediction_itself(
 def test_a_run_repeats_to_the_bit(setting: Callable[..., Experiment], tmp_path) -> None:
     shares = ["renderer.keep=0.4", "trainer.steps=4"]
     for name in ("one", "two"):
-        loop.run(setting(*shares, f"output={tmp_path / name}"))
+        train.run(setting(*shares, f"output={tmp_path / name}"))
     assert losses(tmp_path / "one") == losses(tmp_path / "two")
     assert len(losses(tmp_path / "one")) == 4
     first, second = (load(tmp_path / name).state_dict() for name in ("one", "two"))

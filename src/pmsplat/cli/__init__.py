@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import registry
+from ..config_files import check_experiment
 from ..errors import UserError
 from . import _heap
 
@@ -74,6 +75,7 @@ def execute(action: Callable[[argparse.Namespace], None], arguments: argparse.Na
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
+            check_experiment(getattr(arguments, "overrides", ()))
             action(arguments)
     except UserError as error:
         print(f"pmsplat: {name_flags(str(error), arguments)}", file=sys.stderr)  # noqa: T201

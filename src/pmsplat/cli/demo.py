@@ -67,10 +67,20 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace, show: Terminal) -> dict[str, Path]:
     """What is where after the demo with photographs."""
-    from ..tasks.demo import demo
+    import re
+    import shlex
+
+    from ..tasks.demo import PHOTOS, demo, sample_photos
+
+    photos = shlex.quote(str(sample_photos()))
+
+    def tell(text: str) -> None:
+        """What would help is an option of `predict`; the demo has none of them."""
+        command = rf"run `pmsplat predict {photos} --\2 \3 --output outputs/{PHOTOS}`"
+        show.tell(re.sub(r"(use|try) `(\w+)=([^`]+)`", command, text))
 
     folder = arguments.output or FOLDER
-    summary = demo(folder, arguments.device, show.tell, show.track)
+    summary = demo(folder, arguments.device, tell, show.track)
     mean = ", ".join(f"{name} {value:.3f}" for name, value in summary.means.items())
     show.tell(f"Means over {len(summary.held_out)} photographs that it was not shown: {mean}.")
     return {

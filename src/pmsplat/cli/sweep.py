@@ -22,7 +22,8 @@ several times. One quantity is varied:
 
 Every point has its results.json in OUTPUT/QUANTITY-VALUE; sweep.json, sweep.csv and sweep.md have
 the table of all, sweep.png the curves. An interrupted sweep goes on where it stopped; one that
-ended begins anew. Processes that torchrun starts share the scenes of each point.
+ended begins anew; a folder that holds another sweep is refused. Processes that torchrun starts
+share the scenes of each point.
 """
 
 import argparse

@@ -51,9 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
             console.print(said, markup=False, soft_wrap=True)
 
     try:
-        checkpoint = train.run(experiment, tell)
+        train.run(experiment, tell)
     except KeyboardInterrupt:
         again = shlex.join([*dict.fromkeys([*arguments.overrides, "trainer.resume=true"])])
         tell(f"go on with: pmsplat train {again}")
         raise
-    tell(f"trained: {checkpoint}")

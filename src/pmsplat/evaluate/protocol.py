@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import mean
 
 import torch
@@ -359,10 +360,14 @@ def is_outside(batch: Batch) -> Bool[Tensor, " target"]:
     return (target < context.min()) | (target > context.max())
 
 
+@cache
 def find_lpips(
     path: str | os.PathLike | None = None,
 ) -> tuple[lpips_network.LPIPS | None, tuple[str, ...]]:
-    """LPIPS over VGG-16 as published, or None and the sentence why the column is left out."""
+    """LPIPS over VGG-16 as published, or None and the sentence why the column is left out.
+
+    Looked for once in a process, which may measure many models.
+    """
     try:
         return lpips_network.load("vgg16", path), ()
     except lpips_network.Unavailable as error:

@@ -1,18 +1,28 @@
 """Evaluations that differ in one quantity: each has results of its own, all together a curve.
 
 An interrupted sweep goes on: the scenes of every point stay beside its results (see
-`evaluate.journal`) until all points are measured.
+`evaluate.journal`) until all points are measured. plan.json says what is measured.
 """
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .. import registry
 from ..contracts import dataset_traits, require
-from ..data import centers_of, find_protocol, read_index, read_walks, vary_views, write_index
+from ..data import (
+    Index,
+    centers_of,
+    find_protocol,
+    hash_frames,
+    read_index,
+    read_walks,
+    vary_views,
+    write_index,
+)
 from ..errors import UserError, count_of
 from ..evaluate.budget import budget_rows
 from ..evaluate.curve import GAUSSIANS, Curve, Point
@@ -21,6 +31,7 @@ from ..evaluate.noise import PoseNoise
 from ..evaluate.ranks import open_ranks
 from ..evaluate.runs import RESULTS
 from ..evaluate.series import METRICS
+from ..io.files import write_text
 from ..progress import Track, silently
 from ..train.settings import Component, Experiment
 from ..zoo.load import open_model
@@ -29,6 +40,8 @@ from .evaluate import Evaluation, Options, evaluate, name_models, say_once
 log = logging.getLogger(__name__)
 
 SPLIT = "test"
+PLAN = "plan.json"
+MEASURED = ("limit", "steps", "anchors", "gaussians", "pose_noise")  # options that change results
 
 
 @dataclass(frozen=True)
@@ -43,12 +56,16 @@ class Setup:
 
 @dataclass(frozen=True)
 class Plan:
-    """The points of a sweep; `word` names their folders, `quantity` is what the axis says."""
+    """The points of a sweep; `word` names their folders, `quantity` is what the axis says.
+
+    `indices` are those that it brings, by their paths.
+    """
 
     word: str
     quantity: str
     setups: tuple[Setup, ...]
     notes: tuple[str, ...] = field(default=())
+    indices: Mapping[str, Index] = field(default_factory=dict)
 
 
 def over_views(
@@ -56,7 +73,7 @@ def over_views(
 ) -> Plan:
     """Other numbers of context views, targets and scenes the same (`data.vary_views`).
 
-    The indices are written into FOLDER/indices. UserError where the data has no index, or no scene
+    The indices will be in FOLDER/indices. UserError where the data has no index, or no scene
     with so many frames.
     """
     for count in counts:
@@ -78,17 +95,16 @@ def over_views(
     split = require(dataset, "split", f"the dataset {name!r}", "a sweep over views")(SPLIT)
     centers = centers_of(read_walks(split, index))
     known = {key: frames for key, frames in index.items() if key in centers}
-    varied, setups = vary_views(known, centers, counts), []
-    with open_ranks() as ranks:
-        for count in counts:
-            path = folder / "indices" / f"views-{count}.json"
-            if ranks.first:
-                write_index(path, varied[count])
-            setups.append(Setup(str(count), count, _with(experiment, index=str(path)), options))
-        ranks.gather(None)  # nobody reads before it is written
+    varied = vary_views(known, centers, counts)
+    paths = {count: str(folder / "indices" / f"views-{count}.json") for count in counts}
+    setups = tuple(
+        Setup(str(count), count, _with(experiment, index=paths[count]), options) for count in counts
+    )
     left = len(index) - len(varied[max(counts)])
     note = f"{count_of(left, 'scene')} of the index without {max(counts)} such frames or cameras"
-    return Plan("views", "context views", tuple(setups), (f"{note}: left out.",) if left else ())
+    notes = (f"{note}: left out.",) if left else ()
+    indices = {path: varied[count] for count, path in paths.items()}
+    return Plan("views", "context views", setups, notes, indices)
 
 
 def over_sizes(experiment: Experiment, options: Options, sizes: Sequence[tuple[int, int]]) -> Plan:
@@ -147,17 +163,25 @@ def sweep(
     """Measures every point of a plan with every model, and writes what `evaluate.curve` says.
 
     Results are in OUTPUT/QUANTITY-VALUE, of several models in a folder of each; no model: what
-    training left. The same call goes on after an interruption. UserError as `evaluate` raises it.
+    training left. The same call goes on after an interruption. UserError as `evaluate` raises it,
+    and where the folder holds another sweep.
     """
     folder, tell = Path(output), say_once(tell)
     _check(plan)
+    described = _describe(plan, models)
+    _check_folder(folder, described)
     for model in models:
         open_model(model)  # what is missing is told before hours of work
     names = name_models(models) if len(models) > 1 else [None]
     points: list[Point] = []
     with open_ranks() as ranks:
-        for note in plan.notes if ranks.first else ():
-            tell(note)
+        if ranks.first:
+            for note in plan.notes:
+                tell(note)
+            for path, index in plan.indices.items():
+                write_index(path, index)
+            write_text(folder / PLAN, json.dumps(described, indent=1) + "\n")
+        ranks.gather(None)  # nobody reads before it is written
         for setup in plan.setups:
             place = folder / f"{plan.word}-{setup.value}"
             for name, model in zip(names, models or [None], strict=True):
@@ -167,7 +191,8 @@ def sweep(
                 options = replace(setup.options, resumable=True)
                 found = evaluate(setup.experiment, model, here, options, tell=tell, track=track)
                 points += _read_points(plan, setup, found, name, folder)
-        curve = Curve(plan.quantity, tuple(sorted(points, key=lambda p: p.model)))
+        points.sort(key=lambda point: (point.model, point.x or 0))
+        curve = Curve(plan.quantity, tuple(points))
         if ranks.first:
             curve.write(folder, plan.setups[0].experiment.name)
             Journal.forget(folder)
@@ -182,6 +207,45 @@ def _check(plan: Plan) -> None:
             f"the points {', '.join(values) or '(none)'} of a sweep",
             "one or more, each once",
             "give every value once",
+        )
+
+
+def _describe(plan: Plan, models: Sequence[str | Path]) -> dict[str, Any]:
+    """The models, and by folder the settings of each point that its results depend on, as JSON."""
+    points = {}
+    for setup in plan.setups:
+        run, options = setup.experiment, asdict(setup.options)
+        parts = {"dataset": asdict(run.dataset.settings), "renderer": asdict(run.renderer)}
+        settings = {f"{part}.{key}": it for part in parts for key, it in parts[part].items()}
+        settings |= {"dataset": run.dataset.name, **{name: options[name] for name in MEASURED}}
+        if index := plan.indices.get(str(settings.get("dataset.index"))):
+            settings["dataset.index"] = hash_frames(index)
+        points[f"{plan.word}-{setup.value}"] = settings
+    names = [str(model) for model in models] or [plan.setups[0].experiment.output]
+    return json.loads(json.dumps({"models": names, "points": points}, default=str))
+
+
+def _check_folder(folder: Path, now: Mapping[str, Any]) -> None:
+    """UserError where a folder has points of other settings, or some that this sweep has not."""
+    path = folder / PLAN
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text())
+    gone = [name for name in before["points"] if name not in now["points"]]
+    changed = [
+        key
+        for name, settings in before["points"].items()
+        for key in now["points"].get(name, ())
+        if settings.get(key) != now["points"][name][key]
+    ]
+    other = [f"of {', '.join(before['models'])}"] if before["models"] != now["models"] else []
+    other += [f"with {', '.join(gone)}"] if gone else []
+    other += [f"with another {', '.join(dict.fromkeys(changed))}"] if changed else []
+    if other:
+        raise UserError(
+            f"{folder} holds another sweep, {' and '.join(other)}",
+            "a folder without one, or the same sweep and more points",
+            "choose another folder (`output`), or remove that one",
         )
 
 

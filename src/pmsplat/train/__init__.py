@@ -1,4 +1,7 @@
-"""Training: the only floor that knows Lightning, which is imported when a run begins."""
+"""Training: the only floor that knows Lightning, which is imported when a run begins.
+
+What stands above it checks what a run needs, so that a mistake is told before those seconds.
+"""
 
 import logging
 from collections.abc import Callable
@@ -14,6 +17,14 @@ log = logging.getLogger(__name__)
 
 def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     """Trains as the experiment says; the path of the finished checkpoint (see `loop.run`)."""
+    from .devices import check_devices
+    from .resume import find_checkpoint
+    from .start import open_data
+
+    check_devices(experiment.trainer)
+    find_checkpoint(Path(experiment.output), experiment.trainer)
+    data = open_data(experiment, tell)
+
     from . import loop
 
-    return loop.run(experiment, tell)
+    return loop.run(experiment, data, tell)

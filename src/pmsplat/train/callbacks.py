@@ -15,14 +15,10 @@ from torch import Tensor
 from ..types import Batch, StepOutput
 from ..view.figures import color_range, colorize_depth, contact_sheet
 
-LAST = "last.ckpt"
-BEST = "best.safetensors"
-KEPT = "checkpoints"
 SHARE = 0.9  # share of the old value in a running mean
 TERM = "loss/"  # prefix of the names of single loss terms
 SHOWN = {"loss": "loss {:.4g}", "psnr": "PSNR {:.2f} dB", "abs_rel": "AbsRel {:.3f}"}
 PLAIN_LINES = 20  # lines of progress in total, where the output is not a terminal
-AGREE_EVERY = 10  # steps: several devices wait for each other to learn of a Ctrl-C
 PICTURES = 4  # scenes drawn per validation
 
 

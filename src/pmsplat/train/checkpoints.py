@@ -19,10 +19,9 @@ from torch import nn
 from ..io.files import atomic, clear_leftovers
 from ..io.tensors import save_torch
 from ..zoo.load import CONFIG, WEIGHTS
+from .resume import KEPT, LAST
 
-LAST = "last.ckpt"
 BEST = "best.safetensors"
-KEPT = "checkpoints"
 AGREE_EVERY = 10  # steps: several devices wait for each other to learn of a Ctrl-C
 
 
@@ -126,6 +125,10 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._saved_at < 0:  # no step was left: the run was killed before it wrote its model
+            self.export(self.folder / WEIGHTS)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

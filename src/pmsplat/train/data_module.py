@@ -13,6 +13,7 @@ from ..data import Skip, collate
 from ..types import Batch
 from .packing import Packed, collate_packed
 from .settings import Experiment
+from .start import open_splits
 
 
 class DataModule(LightningDataModule):
@@ -30,10 +31,7 @@ class DataModule(LightningDataModule):
         self._before = _Consumed()
 
     def prepare_data(self) -> None:
-        """One process opens both splits, and so a dataset that is generated is made once."""
-        self.dataset.train(self.experiment.seed, self.step)
-        if self.experiment.trainer.validate_every:
-            self.dataset.evaluation(self.experiment.trainer.validate_scenes)
+        open_splits(self.dataset, self.experiment, self.step)
 
     def train_dataloader(self) -> DataLoader[Batch | Packed]:
         cfg, trainer = self.experiment.trainer, self.trainer

@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from pytorch_lightning.strategies import Strategy
 
 from ..device import cuda_obstacle
 from ..errors import UserError
 from ..render import fast_backend, obstacle
-from . import sharding
 from .settings import Trainer
+
+if TYPE_CHECKING:
+    from pytorch_lightning.strategies import Strategy
 
 # Where every view is an anchor, a step leaves the weights for other views without a gradient
 UNEVEN = "ddp_find_unused_parameters_true"
@@ -68,11 +70,13 @@ def prepare_renderer(name: str) -> None:
 
 def choose_strategy(
     cfg: Trainer, on_gpu: bool, gathers: bool, tell: Callable[[str], None]
-) -> str | Strategy:
+) -> "str | Strategy":
     """How the devices train together, as Lightning wants it.
 
     `gathers`: whether the model has anchors. UserError for such a model in parts.
     """
+    from . import sharding
+
     devices = count_devices(cfg, on_gpu)
     if devices == 1:
         if cfg.strategy == "fsdp":

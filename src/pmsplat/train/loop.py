@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,25 +16,17 @@ from pytorch_lightning.strategies import Strategy
 from torch import nn
 
 from .. import registry
-from ..contracts import (
-    LPIPS,
-    Dataset,
-    dataset_traits,
-    encoder_traits,
-    require,
-)
+from ..contracts import LPIPS, Dataset, dataset_traits, encoder_traits
 from ..device import float32_products
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
 from ..io.files import check_room, is_full, sole_writer, write_text
 from ..losses import Term
-from ..types import Batch
 from ..zoo.load import CONFIG, WEIGHTS, save
-from . import optim, pointmaps
+from . import optim
 from .callbacks import Pictures, ProgressBar
 from .checkpoints import (
     BEST,
-    LAST,
     Checkpoints,
     WholeFiles,
     clear_scraps,
@@ -47,11 +38,11 @@ from .devices import check_devices, choose_strategy, is_first, prepare_renderer
 from .memory import MemoryWatch
 from .module import TrainingModule
 from .profile import Profile
-from .resume import check_resumed, find_checkpoint, tell_changes
+from .resume import LAST, add_resume, check_resumed, find_checkpoint, is_finished, tell_changes
 from .settings import Experiment, Trainer
 from .sharding import gather_state
 from .skipped import SkippedScenes
-from .start import check_draws, check_near, fill, learn_range, open_base_of
+from .start import Data, check_draws, check_near, fill, learn_range, open_base_of
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +54,17 @@ ADVICE = (  # of Lightning, on things that are decided here
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
     ".*FSDP2-wrapped module .* returned a view.*",  # nothing writes into a prediction
     ".*in eval mode at the start of training.*",  # the base of an update
+    ".*Profiler won't be using warmup.*",  # which Profile says itself
     ".*recommended to use `self.log.*sync_dist=True.*",  # means are the same on all devices already
 )
 
 
-def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
-    """Trains, and returns the checkpoint OUTPUT/model.safetensors, ready for `pmsplat.load`.
+def run(experiment: Experiment, data: Data, tell: Callable[[str], None] = log.info) -> Path:
+    """Trains on data that was opened, and returns OUTPUT/model.safetensors, for `pmsplat.load`.
 
     A new run starts from `trainer.initial`, or from what its model names in `init_from`, or from
-    nothing; `tell` receives one sentence per source of weights.
+    nothing; `tell` receives one sentence per source of weights, and what became of the run. One
+    that is resumed and has no step left writes nothing.
     Also in OUTPUT: last.ckpt (to resume), config.json, the logs, pictures/. With the same seed and
     settings on CPU the losses are the same in every run, and after a resumption. Raises UserError
     for wrong settings or data, KeyboardInterrupt after Ctrl-C, when last.ckpt has been written.
@@ -87,10 +80,9 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
         resumed = find_checkpoint(output, cfg)
         stack.enter_context(_quiet_lightning())
         stack.enter_context(float32_products(tf32=on_gpu and cfg.precision != "float32"))
-
-        # Open the data before anything slow, so that a wrong path is an error at once.
-        data, add_pointmap = _open_data(experiment, tell)
         experiment, model = _build_model(experiment, data.dataset, resumed, tell)
+        if resumed and is_finished(resumed, cfg.steps, tell):
+            return output / WEIGHTS
         if is_first():
             needed = needed_bytes(model, cfg.keep_checkpoints, bool(cfg.ema)) - kept_bytes(output)
             check_room(output, needed, "checkpoints and models take")
@@ -105,31 +97,33 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
             for name, term in experiment.loss.items()
         }
         scale = dataset_traits(data.dataset).scale_near
-        module = TrainingModule(experiment, model, terms, lpips, add_pointmap, scale)
+        module = TrainingModule(experiment, model, terms, lpips, data.add_pointmap, scale)
         checkpoints = Checkpoints(
             output, cfg.checkpoint_every, _Export(module), cfg.keep_checkpoints
         )
         memory = MemoryWatch(lambda batch: module.compute(batch).loss)
         callbacks = [checkpoints, memory, SkippedScenes(output, tell, cfg.strict)]
         if cfg.profile:
-            callbacks.append(Profile(output / PROFILE, cfg.profile))
+            callbacks.append(Profile(output / PROFILE, cfg.profile, tell))
         strategy = choose_strategy(cfg, on_gpu, bool(encoder_traits(model).anchors), tell)
         trainer = _build_trainer(experiment, callbacks, strategy)
         _describe(trainer, cfg, tell)
 
         # Train. What cannot be finished says how to go on from what is kept.
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+            stream = DataModule(data.dataset, experiment)
+            trainer.fit(module, datamodule=stream, ckpt_path=resumed, weights_only=True)
         except torch.OutOfMemoryError as error:
             if memory.problem is None:
                 raise
-            raise _add_resume(memory.problem, output) from error
+            raise add_resume(memory.problem, output) from error
         except OSError as error:
             if not is_full(error):
                 raise
-            raise _add_resume(_explain_full(error, trainer.global_step), output) from error
+            raise add_resume(_explain_full(error, trainer.global_step), output) from error
     if checkpoints.interrupted:
         raise KeyboardInterrupt
+    tell(f"trained: {output / WEIGHTS}")
     return output / WEIGHTS
 
 
@@ -182,29 +176,6 @@ class _Export:
             save(model, path, component.name, component.settings, state)
 
 
-def _open_data(
-    experiment: Experiment, tell: Callable[[str], None]
-) -> tuple[DataModule, Callable[[Batch, int], Batch] | None]:
-    """The data, opened once; and a function that adds the pointmaps which it lacks, if any does.
-
-    UserError where the dataset has not all the parts that the run needs.
-    """
-    name, teacher = experiment.dataset.name, experiment.teacher
-    dataset: Dataset = registry.build("data", name, experiment.dataset.settings)
-    owner = f"the dataset {name!r}"
-    require(dataset, "train", owner, "training")
-    if experiment.trainer.validate_every:
-        remedy = "add `evaluation` to it, or train without validation: trainer.validate_every=0"
-        require(dataset, "evaluation", owner, "validation", remedy)
-    dataset, add_pointmap = pointmaps.with_pointmaps(experiment, dataset, tell)
-    data = DataModule(dataset, experiment)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes start later
-        data.prepare_data()
-        if teacher is not None and teacher.cache is not None:
-            pointmaps.require_cache(experiment, dataset).check_pointmaps()
-    return data, add_pointmap
-
-
 def _describe(trainer: pl.Trainer, cfg: Trainer, tell: Callable[[str], None]) -> None:
     """Says once what a step takes, and which weights the files hold."""
     if not trainer.is_global_zero:
@@ -230,14 +201,6 @@ def _explain_full(error: OSError, done: int) -> UserError:
         "room and permission to write",
         "free some space",
     )
-
-
-def _add_resume(problem: UserError, output: Path) -> UserError:
-    """The problem with, in its remedy, how to go on from the checkpoint that is left, if any."""
-    if not (output / LAST).is_file():
-        return problem
-    kept = f"{problem.remedy}, and go on from {output / LAST} by trainer.resume=true"
-    return UserError(problem.got, problem.wanted, kept)
 
 
 def _build_trainer(

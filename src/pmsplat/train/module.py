@@ -121,6 +121,9 @@ class TrainingModule(LightningModule):
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, DataModule)
         data.step.fill_(self.global_step)
+        if self.global_step + 1 == self.experiment.trainer.steps:
+            # Lightning itself passes over a last step that is not due
+            self.trainer.log_every_n_steps = 1  # pyright: ignore[reportAttributeAccessIssue]
 
     def predict(self, views: Views) -> Prediction:
         """The prediction for views in the world of the model, of all levels.
@@ -166,19 +169,23 @@ class TrainingModule(LightningModule):
             self.steps_without_samples[name] = (self.steps_without_samples.get(name, 0) + 1) * (
                 samples == len(batch.scene)
             )
-        if (self.global_step + 1) % self.experiment.trainer.log_every == 0:
+        if self._is_logged(self.global_step + 1):
             self._check_steps()  # waits for the device, as writing the log does
             for group in self.trainer.optimizers[0].param_groups:
                 shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
             values = {f"train/{name}": value for name, value in shown.items()}
             self.log_dict(values, batch_size=len(batch.scene))
-        ahead = self.global_step + 2
-        self.before = batch if ahead % self.experiment.trainer.log_every == 0 else None
+        self.before = batch if self._is_logged(self.global_step + 2) else None
 
         # Where the loss is not finite, make every gradient NaN, so that all devices skip the step.
         finite = outcome.loss.detach().isfinite()
         loss = outcome.loss * torch.where(finite, 1.0, torch.nan)
         return {"loss": loss, **terms, **outcome.quality}
+
+    def _is_logged(self, step: int) -> bool:
+        """Whether the logs have a step: every so many, and the last."""
+        cfg = self.experiment.trainer
+        return step % cfg.log_every == 0 or step == cfg.steps
 
     def _check_steps(self) -> None:
         if self.skipped_in_a_row.item() >= BAD_STEPS:

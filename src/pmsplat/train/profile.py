@@ -1,11 +1,13 @@
 """What the operators of some training steps take: a trace to look at, and a table."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import ProfilerAction, ProfilerActivity, profile, schedule
 
+from ..errors import count_of
 from ..io.files import atomic, write_text
 
 UNSEEN = 5  # steps before: kernels are compiled, memory is taken, workers begin
@@ -16,13 +18,14 @@ ROWS = 40  # operators of the table
 class Profile(Callback):
     """Writes FOLDER/trace.json.gz and FOLDER/operators.txt of `steps` steps of this process.
 
-    The steps after the first UNSEEN + WARM_UP of a run, or of its resumption; each begins after the
-    one before, so the wait for data counts. The first process writes. What the steps compute is not
-    changed, but each takes longer.
+    The steps after the first UNSEEN + WARM_UP of a run, or of its resumption; of a run that is too
+    short for that, its last steps, which `tell` is told. Each begins after the one before, so the
+    wait for data counts. The first process writes. What the steps compute is not changed, but each
+    takes longer.
     """
 
-    def __init__(self, folder: Path, steps: int) -> None:
-        self.folder, self.steps = folder, steps
+    def __init__(self, folder: Path, steps: int, tell: Callable[[str], None]) -> None:
+        self.folder, self.steps, self.tell = folder, steps, tell
         self._watch: profile | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -32,10 +35,23 @@ class Profile(Callback):
         kinds += [ProfilerActivity.CUDA] if pl_module.device.type == "cuda" else []
         self._watch = profile(
             activities=kinds,
-            schedule=schedule(wait=UNSEEN, warmup=WARM_UP, active=self.steps, repeat=1),
+            schedule=self._plan(trainer.max_steps - trainer.global_step),
             on_trace_ready=self._write,
         )
         self._watch.start()
+
+    def _plan(self, left: int) -> Callable[[int], ProfilerAction]:
+        """What is done in each of the steps that are left; says where fewer pass than usual."""
+        active = min(self.steps, left)
+        passed = min(UNSEEN + WARM_UP, left - active)
+        if passed < UNSEEN + WARM_UP:
+            self.tell(
+                f"trainer.profile={self.steps} with {count_of(left, 'step')} to go: the last "
+                f"{active} are watched, after {passed} instead of {UNSEEN + WARM_UP}; the first "
+                "steps take longer than others."
+            )
+        warm_up = min(WARM_UP, passed)
+        return schedule(wait=passed - warm_up, warmup=warm_up, active=active, repeat=1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -3,21 +3,22 @@
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import registry
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..io.weights import check_same
 from ..zoo.load import WEIGHTS
 from . import optim
-from .checkpoints import LAST
 from .settings import Experiment, Trainer
 
+LAST = "last.ckpt"
+KEPT = "checkpoints"  # folder of the checkpoints of the last saves
 AS_WRITTEN = "give the settings that it was written with (config.json beside it)"
 
 
@@ -39,25 +40,75 @@ def find_checkpoint(output: Path, cfg: Trainer) -> Path | None:
     return last if last.is_file() else None
 
 
+@dataclass(frozen=True)
+class _Saved:
+    """What a checkpoint has: weights, steps that were done, and of how many rates were planned."""
+
+    state: dict[str, Tensor]
+    step: int
+    planned: int
+
+
 def check_resumed(path: Path, model: nn.Module, steps: int) -> None:
     """UserError where the checkpoint is damaged, of another model, or of a run of another length,
     for which its learning rates were planned."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        saved, planned = content["state_dict"], content["lr_schedulers"][0]["total_steps"]
-    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    saved = _read(path)
+    if saved is None:
+        kept = sorted((path.parent / KEPT).glob("step_*.ckpt"), reverse=True)
+        newest = next((place for place in kept if _read(place) is not None), None)
+        remedy = f"remove it and copy {newest}, the newest that can be read, to its place"
         raise UserError(
-            f"{path} is not a readable checkpoint", "one that pmsplat wrote", "start a new run"
-        ) from error
-    if planned != optim.total_steps(steps):
+            f"{path} is not a readable checkpoint",
+            "one that pmsplat wrote",
+            "start a new run (output=...)" if newest is None else remedy,
+        )
+    if saved.planned != optim.total_steps(steps):
         raise UserError(
             f"{path} of a run whose learning rate was planned for other than {steps} steps",
-            f"trainer.steps as before ({planned - optim.total_steps(0)})",
-            "start a new run from its weights: "
-            f"trainer.initial={path.with_name(WEIGHTS)} output=...",
+            f"trainer.steps as before ({saved.planned - optim.total_steps(0)})",
+            f"start a new run from its weights: {_name_new_run(path)}",
         )
-    theirs = {name.removeprefix("model."): value for name, value in saved.items()}
+    theirs = {name.removeprefix("model."): value for name, value in saved.state.items()}
     check_same(theirs, model.state_dict(), str(path), AS_WRITTEN)
+
+
+def _read(path: Path) -> _Saved | None:
+    """A checkpoint, its tensors left on the disk; None for what is none, or is damaged."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        planned = content["lr_schedulers"][0]["total_steps"]
+        return _Saved(content["state_dict"], content["global_step"], planned)
+    except (RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError):
+        return None
+
+
+def is_finished(path: Path, steps: int, tell: Callable[[str], None]) -> bool:
+    """Whether a checked checkpoint leaves nothing to do, which is told.
+
+    All steps are done, and the model was written after it: a run may be killed between the two.
+    """
+    saved, model = _read(path), path.with_name(WEIGHTS)
+    assert saved is not None
+    if saved.step < steps or not model.is_file() or model.stat().st_mtime < path.stat().st_mtime:
+        return False
+    tell(
+        f"All {count_of(steps, 'step')} (trainer.steps) were done before: {model}. More of them "
+        "want a new run, since the learning rate has fallen to its end: "
+        f"{_name_new_run(path)} trainer.steps=..."
+    )
+    return True
+
+
+def _name_new_run(last: Path) -> str:
+    return f"trainer.initial={last.with_name(WEIGHTS)} output=..."
+
+
+def add_resume(problem: UserError, output: Path) -> UserError:
+    """The problem with, in its remedy, how to go on from the checkpoint that is left, if any."""
+    if not (output / LAST).is_file():
+        return problem
+    kept = f"{problem.remedy}, and go on from {output / LAST} by trainer.resume=true"
+    return UserError(problem.got, problem.wanted, kept)
 
 
 def tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], None]) -> None:

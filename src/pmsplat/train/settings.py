@@ -115,7 +115,7 @@ class Trainer:
     keep_checkpoints: int = 1  # of the last saves; more than last.ckpt are in checkpoints/
     validate_every: int = 5000  # steps between validations; 0 never
     validate_scenes: int = 32  # of the evaluation index
-    log_every: int = 50  # steps between lines in the logs
+    log_every: int = 50  # steps between lines in the logs, which have the last step too
     profile: int = 0  # steps whose operators and times are written to profile/; 0 none
     loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
 

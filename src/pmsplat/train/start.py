@@ -1,9 +1,14 @@
-"""What a run starts from: the settings of its model that its data decide, and weights."""
+"""What a run starts from: data, the settings of its model that they decide, and weights.
 
+Lightning is not imported here: it takes seconds, and what is wrong is told before.
+"""
+
+import os
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .. import registry
 from ..contracts import (
@@ -13,13 +18,51 @@ from ..contracts import (
     dataset_traits,
     has_base,
     has_initial_weights,
+    require,
 )
 from ..errors import UserError
 from ..io.weights import check_same
+from ..types import Batch
 from ..zoo.init import initialize, open_base
 from ..zoo.load import load
+from . import pointmaps
 from .resume import AS_WRITTEN
-from .settings import Component, Trainer
+from .settings import Component, Experiment, Trainer
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset, and what adds the pointmaps which it lacks to the batch of a step, if any does."""
+
+    dataset: Dataset
+    add_pointmap: Callable[[Batch, int], Batch] | None = None
+
+
+def open_data(experiment: Experiment, tell: Callable[[str], None]) -> Data:
+    """The data of a run, with pointmaps where its losses want some.
+
+    UserError for a wrong path, and where the dataset has not all the parts that the run needs.
+    """
+    name, teacher = experiment.dataset.name, experiment.teacher
+    dataset: Dataset = registry.build("data", name, experiment.dataset.settings)
+    owner = f"the dataset {name!r}"
+    require(dataset, "train", owner, "training")
+    if experiment.trainer.validate_every:
+        remedy = "add `evaluation` to it, or train without validation: trainer.validate_every=0"
+        require(dataset, "evaluation", owner, "validation", remedy)
+    dataset, add_pointmap = pointmaps.with_pointmaps(experiment, dataset, tell)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes start later
+        open_splits(dataset, experiment, torch.zeros((), dtype=torch.int64))
+        if teacher is not None and teacher.cache is not None:
+            pointmaps.require_cache(experiment, dataset).check_pointmaps()
+    return Data(dataset, add_pointmap)
+
+
+def open_splits(dataset: Dataset, experiment: Experiment, step: Tensor) -> None:
+    """Opens what is trained and validated on, so that a dataset that is generated is made once."""
+    dataset.train(experiment.seed, step)
+    if experiment.trainer.validate_every:
+        dataset.evaluation(experiment.trainer.validate_scenes)
 
 
 def learn_range(component: Component, dataset: Dataset, tell: Callable[[str], None]) -> Component:

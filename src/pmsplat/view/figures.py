@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-import matplotlib.colors
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -94,8 +91,11 @@ def colorize_difference(
 
 def sample_colormap(name: str, count: int = 9) -> list[str]:
     """Colors of a colormap in even steps, as #rrggbb: for a legend."""
-    colors = matplotlib.colormaps[name](np.linspace(0, 1, count))
-    return [matplotlib.colors.to_hex(color) for color in colors]
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    colors = colormaps[name](np.linspace(0, 1, count))
+    return [to_hex(color) for color in colors]
 
 
 def colorize_normals(
@@ -166,7 +166,9 @@ def contact_sheet(
 
 def _colored(level: Tensor, known: Tensor, colormap: str) -> Tensor:
     """Levels from 0 to 1 as colour; black where nothing is known."""
-    table = torch.tensor(matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3])
+    from matplotlib import colormaps
+
+    table = torch.tensor(colormaps[colormap](np.linspace(0, 1, 256))[:, :3])
     table = table.to(device=level.device, dtype=torch.float32)
     colors = table[(level.detach() * 255).round().long()] * known[..., None]
     return rearrange(colors, "... h w c -> ... c h w")
@@ -188,6 +190,8 @@ def draw_curve(
     log: bool = False,
 ) -> None:
     """Writes points (x, y) as a line with marks, a PNG; `log`: x in steps of equal ratio."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     plot = figure.subplots()
     across, up = zip(*points, strict=True)
@@ -214,6 +218,8 @@ def draw_panels(
     path: Path, panels: Sequence[tuple[str, Sequence[Line]]], across: str, title: str
 ) -> None:
     """Writes diagrams (heading, lines) side by side over one quantity, a PNG."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
     plots = figure.subplots(1, len(panels), squeeze=False)[0]
     figure.suptitle(title)

@@ -198,7 +198,7 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         theirs = {"antialiased": False} | state["settings"]  # runs of before there was a choice
-    except (RuntimeError, KeyError, EOFError, TypeError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, KeyError, EOFError, TypeError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{path} is not a readable state",
             "one that pmsplat wrote",
