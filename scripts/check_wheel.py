@@ -20,7 +20,7 @@ INSPECT = """
 import json, sys
 from pathlib import Path
 import pmsplat
-from pmsplat import config
+from pmsplat import config, config_files
 
 package = Path(pmsplat.__file__).resolve().parent
 names = config.choices("experiment")
@@ -29,7 +29,7 @@ for name in names:
 print(json.dumps({
     "prefix": sys.prefix,
     "package": str(package),
-    "configuration": str(config.folder()),
+    "configuration": str(config_files.folder()),
     "experiments": names,
     "typed": (package / "py.typed").is_file(),
 }))

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import pmsplat
-from pmsplat import config
+from pmsplat import config_files
 from pmsplat.zoo.shipped import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,8 +174,8 @@ def test_the_configuration_of_a_wheel_comes_before_that_of_a_clone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "src" / "pmsplat"
-    monkeypatch.setattr(config, "__file__", str(package / "config.py"))
+    monkeypatch.setattr(config_files, "__file__", str(package / "config_files.py"))
     for place in (tmp_path / "config", package / "configuration"):
         place.mkdir(parents=True)
         (place / "main.yaml").touch()
-        assert config.folder() == place
+        assert config_files.folder() == place
