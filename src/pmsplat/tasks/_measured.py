@@ -98,8 +98,9 @@ class Setting:
 
     def check_replaces(self, model: str, path: Path) -> None:
         """UserError where `path` has results that those of this model must not replace."""
-        content = {"model": model, "experiment": asdict(self.experiment)}
-        content = json.loads(json.dumps(content | self.index | self.cameras.facts, default=str))
+        about = {"model": model, "experiment": asdict(self.experiment)}
+        about = {**about, **self.index, **self.cameras.facts}
+        content = json.loads(json.dumps(about, default=str))
         scenes = order_of_scenes(self.dataset.evaluation(self.options.limit))
         check_replaces(path, describe_run(path, content), scenes)
 
