@@ -243,7 +243,7 @@ def test_what_a_quarantine_names_is_left_out(tmp_path: Path) -> None:
     assert {batch.scene[0] for batch in take(stream, 12)} == {"a", "ccc"}
     assert sorted(stream.skips.take(), key=str) == [
         Skip("000000.torch", ("bb",), "changed bytes", True),
-        Skip("000002.torch", ("dddd",), "no file", True),
+        Skip("000002.torch", ("dddd",), "no file", True, whole=True),
     ]
 
 
@@ -326,7 +326,12 @@ def test_an_index_of_other_data_is_told(tmp_path: Path) -> None:
     assert stream.keys == ["a"] and listed.entries == 3
     assert (listed.null, listed.missing, listed.beyond) == (1, ("x",), 0)
     write_index(path, {"a": Frames((0, 1), (2,)), "b": Frames((0, 1), (7,))})
-    with pytest.raises(UserError, match="frame 7 of scene 'b'; wanted a frame from 0 to 4"):
+    stream = dataset.evaluation()
+    assert [batch.scene[0] for batch in stream] == ["a"]
+    (skip,) = stream.skips.take()
+    assert (skip.scenes, skip.damaged, skip.detail) == (("b",), True, "frame 7 of 0 to 4")
+    write_index(path, {"b": Frames((-1, 1), (2,))})
+    with pytest.raises(UserError, match=r"not one scene .*not all frames .*index that belongs"):
         list(dataset.evaluation())
     path.write_text(json.dumps({"a": None}))
     with pytest.raises(UserError, match="no scene that is not null"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pmsplat import config, train
+from pmsplat.data import Frames, write_index
 from pmsplat.errors import UserError
 from pmsplat.io import chunks
 from pmsplat.train import Experiment
@@ -99,3 +100,17 @@ def test_whole_data_say_nothing(tmp_path: Path) -> None:
     train.run(experiment, said.append)
     assert not [text for text in said if "eft out" in text]
     assert not (Path(experiment.output) / "skipped.csv").exists()
+
+
+def test_what_validation_leaves_out_is_named(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        chunks.append(data / split, [ours("good", 6), ours("fine", 6)])
+    index = data / "index.json"
+    write_index(index, {"good": Frames((0, 4), (2,)), "fine": Frames((0, 4), (6,))})
+    said: list[str] = []
+    validated = ("trainer.workers=0", "trainer.validate_every=3", f"dataset.index={index}")
+    train.run(settings(data, *validated), said.append)
+    (line,) = [text for text in said if text.startswith("Left out")]
+    assert "scene 'fine' of 000000.torch" in line and "frame 6 of 0 to 5" in line
+    assert said[-1].startswith("1 scene was left out")

@@ -133,17 +133,6 @@ def check_scenes(index: Index, split: Split, path: str | Path) -> None:
         )
 
 
-def check_frames(frames: Frames, count: int, key: str) -> None:
-    """Raises UserError where a scene lacks a frame that the index names."""
-    beyond = [i for i in (*frames.context, *frames.target) if not 0 <= i < count]
-    if beyond:
-        raise UserError(
-            f"the evaluation index names frame {beyond[0]} of scene {key!r}",
-            f"a frame from 0 to {count - 1}",
-            "use the index that belongs to this data, or write one with `pmsplat data index`",
-        )
-
-
 def make_index(
     lengths: dict[str, int], gap: int, views: int, targets: int, generator: torch.Generator
 ) -> Index:
