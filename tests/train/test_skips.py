@@ -109,8 +109,8 @@ def test_what_validation_leaves_out_is_named(tmp_path: Path) -> None:
     index = data / "index.json"
     write_index(index, {"good": Frames((0, 4), (2,)), "fine": Frames((0, 4), (6,))})
     said: list[str] = []
-    validated = ("trainer.workers=0", "trainer.validate_every=3", f"dataset.index={index}")
-    train.run(settings(data, *validated), said.append)
+    validated = ("trainer.workers=0", "trainer.validate_every=3", "dataset.size=[12,12]")
+    train.run(settings(data, *validated, f"dataset.index={index}"), said.append)
     (line,) = [text for text in said if text.startswith("Left out")]
     assert "scene 'fine' of 000000.torch" in line and "frame 6 of 0 to 5" in line
     assert said[-1].startswith("1 scene was left out")
