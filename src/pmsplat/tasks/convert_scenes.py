@@ -176,7 +176,8 @@ def _convert(found: FoundScene, options: ConvertOptions) -> _Result:
     if fault:
         return _Result(found.key, reason=f"it has {fault} ({detail})")
     left_out = {photo.name: photo.reason for photo in scene.left_out}
-    known = Converted("", len(made), sizes[0], left_out, tuple(notes))
+    said = tuple(note.replace(f"{found.path}/", "") for note in notes)  # the same of many scenes
+    known = Converted("", len(made), sizes[0], left_out, said)
     return _Result(found.key, made, known)
 
 
