@@ -31,10 +31,14 @@ def run(*arguments: str | Path) -> int:
     return main(["data", *map(str, arguments)])
 
 
-def test_convert_adds_scenes_to_a_split(photos: Path, tmp_path: Path) -> None:
+def test_convert_adds_scenes_to_a_split(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     split = tmp_path / "mine" / "test"
     assert run("convert", photos, split, "--size", "6x8") == 0
+    assert "8x12 are scaled and cut to 6x8" in capsys.readouterr().err
     assert run("convert", photos, split, "--scene", "again", "--every", "2") == 0
+    assert "scaled" not in capsys.readouterr().err
     assert chunks.read_split(split).keys == {
         "000000.torch": ["photos"],
         "000001.torch": ["again"],

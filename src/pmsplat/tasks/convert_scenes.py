@@ -20,6 +20,7 @@ from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.folders import FoundScene, find_scenes
 from .jobs import collect_warnings, count_jobs, run_jobs
+from .options import describe_fit_of_scenes, share_cut
 
 CHUNK_BYTES = 100_000_000  # of photos, as in the published chunks
 
@@ -51,13 +52,18 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Converted:
-    """A scene that is in a chunk, with the photos that it lacks and what was doubtful about it."""
+    """A scene that is in a chunk, with the photos that it lacks and what was doubtful about it.
+
+    `source` is the (height, width) of its photos before they were made `size`: of the one that
+    lost most.
+    """
 
     chunk: str
     photos: int
     size: tuple[int, int]
     left_out: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    source: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Summary:
 
     `record` is the file that names them all; `sizes` counts the scenes of this and earlier runs.
     `doubtful` has what was doubtful about scenes that were converted, such as a guessed near.
+    `fitted` are sentences about photos that were scaled and cut.
     """
 
     converted: int
@@ -77,6 +84,7 @@ class Summary:
     chunks: int
     sizes: dict[tuple[int, int], int]
     record: Path
+    fitted: tuple[str, ...] = ()
 
 
 def convert_scenes(
@@ -119,10 +127,12 @@ def convert_scenes(
         results = run_jobs(partial(_convert, options=options), free, jobs)
         _pack(record, track(results, "converting scenes", len(free)))
         _write_index(folder)
-    return _summarize(record, mine, found)
+    return _summarize(record, mine, found, options.size)
 
 
-def _summarize(record: "_Record", mine: list[FoundScene], found: int) -> Summary:
+def _summarize(
+    record: "_Record", mine: list[FoundScene], found: int, size: tuple[int, int] | None
+) -> Summary:
     if mine and len(record.dropped) == len(mine) and record.shard[1] == 1:  # others may have more
         (reason, count), *_ = Counter(record.dropped.values()).most_common(1)
         raise UserError(
@@ -132,6 +142,7 @@ def _summarize(record: "_Record", mine: list[FoundScene], found: int) -> Summary
         )
     there = {s.key: record.scenes[s.key] for s in mine if s.key in record.scenes}
     now = there.values()
+    sources = Counter(scene.source for scene in now if scene.source is not None)
     return Summary(
         converted=len(mine) - found - len(record.dropped),
         found=found,
@@ -142,6 +153,7 @@ def _summarize(record: "_Record", mine: list[FoundScene], found: int) -> Summary
         chunks=len(record.chunks),
         sizes=dict(Counter(scene.size for scene in record.scenes.values()).most_common()),
         record=record.path,
+        fitted=() if size is None else tuple(describe_fit_of_scenes(sources, size)),
     )
 
 
@@ -169,6 +181,7 @@ def _convert(found: FoundScene, options: ConvertOptions) -> _Result:
             scene = _open(found.path, options.photos, Path(place))
             chosen = range(0, len(scene), options.every)
             made = to_chunk_scene(scene, found.key, options.size, chosen)
+            shapes = [scene.photos[i].size for i in chosen]
         sizes = [images.image_size(image.numpy().tobytes()) for image in made.images]
     except (UserError, OSError) as error:
         return _Result(found.key, reason=error.got if isinstance(error, UserError) else str(error))
@@ -177,7 +190,8 @@ def _convert(found: FoundScene, options: ConvertOptions) -> _Result:
         return _Result(found.key, reason=f"it has {fault} ({detail})")
     left_out = {photo.name: photo.reason for photo in scene.left_out}
     said = tuple(note.replace(f"{found.path}/", "") for note in notes)  # the same of many scenes
-    known = Converted("", len(made), sizes[0], left_out, said)
+    source = max(shapes, key=partial(share_cut, size=options.size)) if options.size else None
+    known = Converted("", len(made), sizes[0], left_out, said, source)
     return _Result(found.key, made, known)
 
 
@@ -303,8 +317,10 @@ class _Record:
 
 
 def _parse(entry: dict[str, Any]) -> Converted:
-    height, width = entry["size"]
-    return Converted(**entry | {"size": (height, width), "notes": tuple(entry["notes"])})
+    source = entry.get("source")
+    sizes = {"size": tuple(entry["size"]), "source": source and tuple(source)}
+    content: dict[str, Any] = entry | sizes | {"notes": tuple(entry["notes"])}
+    return Converted(**content)
 
 
 def _write_index(folder: Path) -> None:
