@@ -328,7 +328,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert "(1 scene of 8x12, 1 scene of 16x24) are scaled and cut to 12x12" in said
         assert "some are enlarged" in said and "33% is cut off of photos of 2 scenes" in said
     assert main([*arguments, "--size", "6x8"]) == 2
-    assert "holds scenes converted with" in capsys.readouterr().err
+    told = " ".join(capsys.readouterr().err.split())
+    assert "photos of their own size; wanted the same options, now size=6x8" in told
+    assert told.endswith("convert into another folder, or without --size")
+    assert main([*fitted, "--every", "2", "--size", "6x8"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "size=12x12, every=1; wanted the same options, now size=6x8, every=2" in told
+    assert told.endswith("or with --size 12x12 and with --every 1")
     assert main([*arguments, "--scene", "x"]) == 2
     assert "--scene for" in capsys.readouterr().err
     assert main(["data", "convert", str(raw / "a"), str(output), "--shard", "1/2"]) == 2

@@ -20,7 +20,7 @@ from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.folders import FoundScene, find_scenes
 from .jobs import collect_warnings, count_jobs, run_jobs
-from .options import describe_fit_of_scenes, share_cut
+from .options import describe_fit_of_scenes, format_size, share_cut
 
 CHUNK_BYTES = 100_000_000  # of photos, as in the published chunks
 
@@ -291,7 +291,7 @@ class _Record:
             raise UserError(
                 f"`shard={self.shard[0]}/{count}` into {folder}, which holds other chunks",
                 "a folder of this conversion alone, so that chunks of shards have their own names",
-                "choose an empty `output`",
+                "choose an empty folder",
             )
         if count == 1:
             self.first = max(chunks, default=-1) + 1
@@ -306,14 +306,32 @@ class _Record:
             raise UserError(
                 f"{self.path} is no record of a conversion ({error})",
                 "the file as it was written",
-                "choose an empty `output`",
+                "choose an empty folder",
             ) from error
         if settings != self.settings:
-            raise UserError(
-                f"{self.path.parent} holds scenes converted with {settings}",
-                f"the same options, not {self.settings}",
-                "choose another `output`",
-            )
+            raise _other_options_error(self.path.parent, settings, self.settings)
+
+
+def _other_options_error(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> UserError:
+    """The error of a folder whose scenes were converted with other options; names those."""
+    differing = [name for name in {**there, **now} if there.get(name) != now.get(name)]
+    before, after = ([_format(name, some.get(name)) for name in differing] for some in (there, now))
+    again = " and ".join(
+        f"without `{name}`" if there.get(name) is None else f"with `{option}`"
+        for name, option in zip(differing, before, strict=True)
+    )
+    return UserError(
+        f"{folder} holds scenes converted with {', '.join(before)}",
+        f"the same options, now {', '.join(after)}",
+        f"convert into another folder, or {again}",
+    )
+
+
+def _format(name: str, value: Any) -> str:
+    """An option as people write it: size=480x640."""
+    if name == "size":
+        return "photos of their own size" if value is None else f"size={format_size(value)}"
+    return f"{name}={value}"
 
 
 def _parse(entry: dict[str, Any]) -> Converted:
