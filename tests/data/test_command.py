@@ -201,9 +201,30 @@ def test_info_of_splits_and_photos(
     told = capsys.readouterr().out
     assert "000001.torch" in told and "12x16" in told and "finite" in told
     assert len(chunks.read_split(tmp_path / "test").chunk_of) == 4
+    assert "4 scenes in 2 chunks, 17 photos; 1 of the scenes cannot be used." in told
     assert run("info", photos) == 0
     assert "8x12" in capsys.readouterr().out
     assert run("info", tmp_path / "nothing") == 2
+
+
+def test_info_of_a_dataset_names_what_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chunks.append(tmp_path / "train", [ours("a", 9)])
+    torn = chunks.append(tmp_path / "test", [ours("b", 3), ours("c", 3)])
+    chunks.append(tmp_path / "test", [ours("d", 4)])
+    torn.write_bytes(torn.read_bytes()[:-100])
+    assert run("info", tmp_path) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "train: 1 scene in 1 chunk, 9 photos." in told
+    assert "3 scenes in 2 chunks, 4 photos; 2 of the scenes" in told and "000000.torch." in told
+    assert run("info", tmp_path / "test") == 0
+    assert "000001.torch" in capsys.readouterr().out
+    (tmp_path / "test" / "000001.torch").unlink()
+    assert run("info", tmp_path) == 0
+    assert "train: 1 scene in" in " ".join(capsys.readouterr().out.split())
+    assert run("info", tmp_path, "--write-index") == 2
+    assert "000000.torch cannot be read" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("name", registry.names("data"))
