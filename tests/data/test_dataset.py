@@ -475,12 +475,16 @@ def test_own_photos_train_from_chunks(root: Path) -> None:
     cfg = folder.Config(root=str(root), size=[8, 8], gap=[2, 3], target_views=2)
     batch = take(folder.build(cfg).train(0, STEP), 1)[0]
     assert batch.context.images.shape == (1, 2, 3, 8, 8)
-    assert dataset_traits(folder.build(cfg)) == DatasetTraits(scale_near=True, near=None)
+    traits = dataset_traits(folder.build(cfg))
+    assert traits == DatasetTraits(scale_near=True, near=None, has_test=False)
+    Path(root, "test").mkdir()
+    assert dataset_traits(folder.build(cfg)).has_test
+    Path(root, "test").rmdir()
 
 
 def test_constant_ranges_are_traits(root: Path) -> None:
     given = re10k.build(re10k.Config(root=str(root), near=0.7))
-    assert dataset_traits(given) == DatasetTraits(scale_near=False, near=0.7, far=100.0)
+    assert dataset_traits(given) == DatasetTraits(near=0.7, far=100.0, has_test=False)
     made = dataset_traits(synthetic.build(synthetic.Config()))
     assert made == DatasetTraits(index="datasets/synthetic/evaluation_index.json")
 

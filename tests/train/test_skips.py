@@ -102,6 +102,20 @@ def test_whole_data_say_nothing(tmp_path: Path) -> None:
     assert not (Path(experiment.output) / "skipped.csv").exists()
 
 
+def test_data_without_a_test_split_train_without_validation(tmp_path: Path) -> None:
+    """And are refused, with the remedy, where the split is there and its index is not."""
+    data = tmp_path / "data"
+    chunks.append(data / "train", [ours("good", 6), ours("fine", 6)])
+    said: list[str] = []
+    validated = ("trainer.workers=0", "trainer.validate_every=3", "dataset.size=[12,12]")
+    trained = train.run(settings(data, *validated), said.append)
+    assert trained.is_file()
+    assert len([text for text in said if "There is no validation" in text]) == 1
+    chunks.append(data / "test", [ours("other", 6)])
+    with pytest.raises(UserError, match=r"no evaluation index .*trainer\.validate_every=0"):
+        train.run(settings(data, *validated, f"output={tmp_path / 'again'}"), said.append)
+
+
 def test_what_validation_leaves_out_is_named(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for split in ("train", "test"):

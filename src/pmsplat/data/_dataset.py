@@ -82,6 +82,12 @@ class ChunkDataset:
         """The file of the evaluation index."""
         return self._index
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split; one that is made, or elsewhere, is taken to be there."""
+        made = self._prepare is not None or is_remote(self.root)
+        return made or Path(self.root, "test").exists()
+
     def train(
         self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1
     ) -> "TrainingStream":

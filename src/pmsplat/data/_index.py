@@ -77,7 +77,7 @@ def read_listing(path: str | Path) -> Listing:
         raise UserError(
             f"there is no evaluation index {path}",
             'a JSON file {scene: {"context": [...], "target": [...]}}',
-            "download the published one, or write one with `pmsplat data index ROOT OUT.json`",
+            f"download the published one, or write one with `pmsplat data index ROOT {path}`",
         )
     try:
         content = json.loads(data, object_pairs_hook=_without_twins)

@@ -144,6 +144,12 @@ def read_split(folder: str | Path) -> Split:
         return _read_remote_split(RemoteFolder(str(folder)))
     folder = Path(folder)
     path = folder / INDEX
+    if not folder.exists() and (others := sorted(folder.parent.glob(f"*/{INDEX}"))):
+        raise UserError(
+            f"there is no split {folder}",
+            f"one beside {', '.join(other.parent.name for other in others)}",
+            f"check dataset.root, or make it with `pmsplat data convert PHOTOS {folder}`",
+        )
     if not path.is_file():
         raise UserError(
             f"there is no {path}",
