@@ -316,7 +316,8 @@ def vary_views(
             varied[count][key] = Frames(tuple(sorted(chosen[:count])), frames.target)
     if not varied[most]:
         raise UserError(
-            f"{most} context views, more than any of {len(index)} scenes has frames between",
+            f"{most} context views, more than any of {count_of(len(index), 'scene')} has frames "
+            "between",
             "fewer views, or an index of longer scenes",
             "lower the largest number",
         )

@@ -266,9 +266,9 @@ def _load(path: Path) -> list[Any]:
 def _say_left_out(path: str, folder: str, chunk: Chunk) -> None:
     """Warns of what a chunk has that is not used, of unused fields once for its folder."""
     if chunk.nameless:
-        log.warning(
-            "%s: left out %d entries that are not a dict with a 'key'", path, chunk.nameless
-        )
+        entries = "entry" if chunk.nameless == 1 else "entries"
+        left = f"{chunk.nameless} {entries} that are not a dict with a 'key'"
+        log.warning("%s: left out %s", path, left)
     if chunk.unused:
         _say_unused(folder, ", ".join(chunk.unused))
 

@@ -11,7 +11,7 @@ from typing import Any
 from zlib import crc32
 
 from ..data import find_fault, to_chunk_scene
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..io import images
 from ..io.cameras import re10k
 from ..io.chunks import INDEX, ChunkScene, check_new, write_chunk
@@ -118,7 +118,8 @@ def convert_scenes(
         missing = [scene for scene in mine if scene.key not in record.scenes]
         found = len(mine) - len(missing)
         if found:
-            tell(f"{found} of {len(mine)} scenes are in {folder} already.")
+            are = "is" if found == 1 else "are"
+            tell(f"{found} of {count_of(len(mine), 'scene')} {are} in {folder} already.")
         taken = set(check_new(folder, [])) - {*record.scenes}
         free = [scene for scene in missing if scene.key not in taken]
         record.dropped = {
@@ -136,7 +137,7 @@ def _summarize(
     if mine and len(record.dropped) == len(mine) and record.shard[1] == 1:  # others may have more
         (reason, count), *_ = Counter(record.dropped.values()).most_common(1)
         raise UserError(
-            f"none of {len(mine)} scenes can be used: {count} of them because {reason}",
+            f"none of {count_of(len(mine), 'scene')} can be used: {count} of them because {reason}",
             "at least one whole scene",
             f"see {record.path}",
         )

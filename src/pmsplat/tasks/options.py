@@ -29,7 +29,7 @@ def choose_photos(context: tuple[int, ...], photos: int) -> list[int]:
     beyond = [i for i in chosen if not 0 <= i < photos]
     if beyond or len(chosen) < 2:
         raise UserError(
-            f"`context={','.join(map(str, context))}` for {photos} photos",
+            f"`context={','.join(map(str, context))}` for {count_of(photos, 'photo')}",
             f"two or more different numbers from 0 to {photos - 1}",
             "`pmsplat data info` lists the photos with their numbers",
         )
@@ -44,9 +44,9 @@ def count_views(wanted: int | None, default: int, photos: int) -> int:
     count = default if wanted is None else wanted
     if not 2 <= count <= photos:
         raise UserError(
-            f"`views={count}` of a scene of {photos} photos"
+            f"`views={count}` of a scene of {count_of(photos, 'photo')}"
             if wanted is not None
-            else f"a scene of {photos} photos",
+            else f"a scene of {count_of(photos, 'photo')}",
             f"from 2 to {photos} views" if photos >= 2 else "two photos or more",
             "choose another number of views" if photos >= 2 else "add photos of the scene",
         )
