@@ -349,6 +349,16 @@ def test_a_component_without_yaml_is_chosen_by_its_name() -> None:
         (["renderer.keep=nan"], r"renderer\.keep=nan.*at most 1"),
         (["renderer.keep=half"], r"renderer.*half"),
         (["trainer.steps=[1]"], r"setting 'steps' is wrong"),
+        (
+            ["dataset.max_gap=4"],
+            r"^dataset\.max_gap=4; wanted two whole numbers; .* dataset\.max_gap=\[45,135\]$",
+        ),
+        (
+            ["trainer.anchors=4"],
+            r"^trainer\.anchors=4; wanted a list of .* trainer\.anchors=\[4\]$",
+        ),
+        (["trainer.loggers=csv"], r"^trainer\.loggers=csv; .* names; .*=\[tensorboard,csv\]$"),
+        (["dataset=scenery", "dataset.sizes=[64,64]"], r"sizes=64; .* lists; .*=\[\[128,128\]\]$"),
         (["seed=x"], r"setting 'seed' is wrong"),
         (["trainer.steps.more=1"], r"setting 'steps' is wrong.*could not be converted"),
         (["trainer=fast"], r"trainer is 'fast'; wanted a mapping"),

@@ -364,5 +364,14 @@ def _check(schema: type, given: Mapping[str, Any], owner: str) -> None:
     registry.check_keys(given, [f.name for f in fields(schema)], owner)  # type: ignore[arg-type]
     for f in fields(schema):  # type: ignore[arg-type]
         inner = given.get(f.name)
+        if f.name in given:
+            registry.check_list(f, inner, _key(owner, f.name))
         if isinstance(f.type, type) and is_dataclass(f.type) and isinstance(inner, Mapping):
             _check(f.type, inner, f"{owner} {f.name}")
+
+
+def _key(owner: str, name: str) -> str:
+    """The key of a setting in overrides: of "dataset 'folder'" it begins with dataset."""
+    group, *rest = owner.replace("'", "").split()
+    parts = rest if group == "loss" else rest[1:]
+    return name if group == "the" else ".".join([group, *parts, name])

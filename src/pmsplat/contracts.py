@@ -328,13 +328,15 @@ class DatasetTraits:
     `scale_near`: its scenes come in units of their own, so each is scaled until the smallest `near`
     of its context views equals the model's `near`, or as its `typical_depth` says. `near` and
     `far`: those of every scene, where they are one number for all. `index`: the file that says
-    what `evaluation` measures, where there is one.
+    what `evaluation` measures, where there is one. `has_test`: there are scenes for `evaluation`,
+    as far as is known before it is asked; without them training does not validate.
     """
 
     scale_near: bool = False
     near: float | None = None
     far: float | None = None
     index: str | None = None
+    has_test: bool = True
 
 
 class CachingDataset(Dataset, Protocol):

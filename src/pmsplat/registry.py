@@ -11,11 +11,11 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Any, get_args, get_origin
 
 from .errors import UserError
 
@@ -156,6 +156,24 @@ def check_keys(given: Any, valid: list[str], owner: str) -> None:
             raise UserError(
                 f"{owner} has no setting {key!r}", f"one of {', '.join(valid)}", suggest(key, valid)
             )
+
+
+def check_list(setting: Field[Any], value: Any, key: str) -> None:
+    """Raises UserError for a single value where a setting is a list, or a list of lists."""
+    kinds = get_args(setting.type) if isinstance(setting.type, UnionType) else (setting.type,)
+    (inner,) = next((get_args(kind) for kind in kinds if get_origin(kind) is list), (None,))
+    if inner is None or value is None:
+        return
+    single = value
+    if isinstance(value, list | tuple):
+        single = next((item for item in value if not isinstance(item, list | tuple)), None)
+        if single is None or get_origin(inner) is not list:
+            return
+    usual: Any = [] if setting.default_factory is MISSING else setting.default_factory()
+    words = {int: "whole numbers", float: "numbers", str: "names"}.get(inner, "lists")
+    count = "two" if len(usual) == 2 and inner is int else "a list of"
+    example = str(usual or [single]).replace("'", "").replace(" ", "")
+    raise UserError(f"{key}={single}", f"{count} {words}", f"use brackets, as in {key}={example}")
 
 
 @dataclass(frozen=True)

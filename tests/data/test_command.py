@@ -31,10 +31,14 @@ def run(*arguments: str | Path) -> int:
     return main(["data", *map(str, arguments)])
 
 
-def test_convert_adds_scenes_to_a_split(photos: Path, tmp_path: Path) -> None:
+def test_convert_adds_scenes_to_a_split(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     split = tmp_path / "mine" / "test"
     assert run("convert", photos, split, "--size", "6x8") == 0
+    assert "8x12 are scaled and cut to 6x8" in capsys.readouterr().err
     assert run("convert", photos, split, "--scene", "again", "--every", "2") == 0
+    assert "scaled" not in capsys.readouterr().err
     assert chunks.read_split(split).keys == {
         "000000.torch": ["photos"],
         "000001.torch": ["again"],
@@ -125,12 +129,47 @@ def test_index_of_a_dataset_and_within_another(
     index = read_index(out)
     assert list(index) == ["a", "c"] and len(index["a"].target) == 2
     assert "2 scenes" in (said := capsys.readouterr().out) and "1 other of" in said
+    assert "too few frames (b with 3)" in said
     assert run("index", tmp_path, out, "--gap", "50") == 2
     assert "no scene has more than 50 frames, the longest 12" in capsys.readouterr().err
     entry = {"context": [0, 2], "target": [1]}
     (tmp_path / "published.json").write_text(json.dumps({"a": entry, "gone": entry, "b": None}))
-    assert run("index", tmp_path / "test", out, "--within", tmp_path / "published.json") == 0
-    assert list(read_index(out)) == ["a"]
+    within = ("index", tmp_path / "test", tmp_path / "new.json", "--within")
+    assert run(*within, tmp_path / "published.json") == 0
+    assert list(read_index(tmp_path / "new.json")) == ["a"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 others of" in said and "(b, c)" in said
+    assert "is not there: gone" in said
+
+
+def test_an_index_is_not_replaced_unless_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the index of the split, which is no evaluation index, not at all."""
+    torn = chunks.append(tmp_path / "test", [ours("torn", 9)])
+    chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3)])
+    torn.write_bytes(torn.read_bytes()[:-100])
+    out, asked = tmp_path / "out.json", ("--gap", "6", "--targets", "2")
+    assert run("index", tmp_path, out, *asked) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "2 others of" in said
+        and "cannot be read" in said
+        and "(torn)" in said
+        and "(b with 3)" in said
+    )
+    before = out.read_bytes()
+    assert run("index", tmp_path, out, *asked) == 0
+    assert "these frames already" in " ".join(capsys.readouterr().out.split())
+    assert run("index", tmp_path, out, "--gap", "4") == 2
+    assert "--overwrite" in capsys.readouterr().err and out.read_bytes() == before
+    assert run("index", tmp_path, out, "--gap", "4", "--overwrite") == 0
+    assert (read_index(out)["a"].context[1] - read_index(out)["a"].context[0]) == 4
+    split = tmp_path / "test" / chunks.INDEX
+    before = split.read_bytes()
+    assert run("index", tmp_path, split, *asked, "--overwrite") == 2
+    assert run("index", tmp_path, tmp_path / "test", *asked) == 2
+    assert "is a folder" in capsys.readouterr().err and split.read_bytes() == before
 
 
 def test_index_outside_the_context_views(
@@ -138,7 +177,7 @@ def test_index_outside_the_context_views(
 ) -> None:
     chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3)])
     out = tmp_path / "out.json"
-    asked = ("--gap", "4", "--targets", "4", "--outside", "2")
+    asked = ("--gap", "4", "--targets", "4", "--outside", "2", "--overwrite")
     assert run("index", tmp_path, out, *asked, "--start", "2") == 0
     assert read_index(out) == {"a": Frames((2, 6), (0, 1, 7, 8))}
     assert run("index", tmp_path, out, *asked, "--start", "2", "--between", "1") == 0
@@ -162,9 +201,30 @@ def test_info_of_splits_and_photos(
     told = capsys.readouterr().out
     assert "000001.torch" in told and "12x16" in told and "finite" in told
     assert len(chunks.read_split(tmp_path / "test").chunk_of) == 4
+    assert "4 scenes in 2 chunks, 17 photos; 1 of the scenes cannot be used." in told
     assert run("info", photos) == 0
     assert "8x12" in capsys.readouterr().out
     assert run("info", tmp_path / "nothing") == 2
+
+
+def test_info_of_a_dataset_names_what_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chunks.append(tmp_path / "train", [ours("a", 9)])
+    torn = chunks.append(tmp_path / "test", [ours("b", 3), ours("c", 3)])
+    chunks.append(tmp_path / "test", [ours("d", 4)])
+    torn.write_bytes(torn.read_bytes()[:-100])
+    assert run("info", tmp_path) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "train: 1 scene in 1 chunk, 9 photos." in told
+    assert "3 scenes in 2 chunks, 4 photos; 2 of the scenes" in told and "000000.torch." in told
+    assert run("info", tmp_path / "test") == 0
+    assert "000001.torch" in capsys.readouterr().out
+    (tmp_path / "test" / "000001.torch").unlink()
+    assert run("info", tmp_path) == 0
+    assert "train: 1 scene in" in " ".join(capsys.readouterr().out.split())
+    assert run("info", tmp_path, "--write-index") == 2
+    assert "000000.torch cannot be read" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("name", registry.names("data"))
@@ -186,7 +246,7 @@ def test_index_of_views_far_apart(tmp_path: Path, capsys: pytest.CaptureFixture[
     scene.c2w[:, :3, 3] = torch.arange(12.0)[:, None] ** 2
     chunks.append(tmp_path / "test", [scene, ours("b", 3)])
     out = tmp_path / "out.json"
-    asked = ("index", tmp_path, out, "--spread", "9", "--context", "3")
+    asked = ("index", tmp_path, out, "--overwrite", "--spread", "9", "--context", "3")
     assert run(*asked, "--targets", "2") == 0
     assert read_index(out) == {"a": Frames((0, 6, 8), (1, 4))}
     assert run(*asked, "--every", "4") == 0
@@ -200,7 +260,7 @@ def test_index_of_views_far_apart(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run("index", tmp_path, out, "--every", "4") == 2
     assert "--every without --spread" in capsys.readouterr().err
     for frames, short in (("12", False), ("13", True)):
-        assert run("index", tmp_path, out, "--spread", frames, "--context", "3") == 0
+        assert run(*asked[:4], "--spread", frames, "--context", "3") == 0
         assert (f"1 of the scenes has fewer than {frames}" in capsys.readouterr().out) == short
 
 

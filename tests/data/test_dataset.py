@@ -243,7 +243,7 @@ def test_what_a_quarantine_names_is_left_out(tmp_path: Path) -> None:
     assert {batch.scene[0] for batch in take(stream, 12)} == {"a", "ccc"}
     assert sorted(stream.skips.take(), key=str) == [
         Skip("000000.torch", ("bb",), "changed bytes", True),
-        Skip("000002.torch", ("dddd",), "no file", True),
+        Skip("000002.torch", ("dddd",), "no file", True, whole=True),
     ]
 
 
@@ -326,7 +326,12 @@ def test_an_index_of_other_data_is_told(tmp_path: Path) -> None:
     assert stream.keys == ["a"] and listed.entries == 3
     assert (listed.null, listed.missing, listed.beyond) == (1, ("x",), 0)
     write_index(path, {"a": Frames((0, 1), (2,)), "b": Frames((0, 1), (7,))})
-    with pytest.raises(UserError, match="frame 7 of scene 'b'; wanted a frame from 0 to 4"):
+    stream = dataset.evaluation()
+    assert [batch.scene[0] for batch in stream] == ["a"]
+    (skip,) = stream.skips.take()
+    assert (skip.scenes, skip.damaged, skip.detail) == (("b",), True, "frame 7 of 0 to 4")
+    write_index(path, {"b": Frames((-1, 1), (2,))})
+    with pytest.raises(UserError, match=r"not one scene .*not all frames .*index that belongs"):
         list(dataset.evaluation())
     path.write_text(json.dumps({"a": None}))
     with pytest.raises(UserError, match="no scene that is not null"):
@@ -470,12 +475,16 @@ def test_own_photos_train_from_chunks(root: Path) -> None:
     cfg = folder.Config(root=str(root), size=[8, 8], gap=[2, 3], target_views=2)
     batch = take(folder.build(cfg).train(0, STEP), 1)[0]
     assert batch.context.images.shape == (1, 2, 3, 8, 8)
-    assert dataset_traits(folder.build(cfg)) == DatasetTraits(scale_near=True, near=None)
+    traits = dataset_traits(folder.build(cfg))
+    assert traits == DatasetTraits(scale_near=True, near=None, has_test=False)
+    Path(root, "test").mkdir()
+    assert dataset_traits(folder.build(cfg)).has_test
+    Path(root, "test").rmdir()
 
 
 def test_constant_ranges_are_traits(root: Path) -> None:
     given = re10k.build(re10k.Config(root=str(root), near=0.7))
-    assert dataset_traits(given) == DatasetTraits(scale_near=False, near=0.7, far=100.0)
+    assert dataset_traits(given) == DatasetTraits(near=0.7, far=100.0, has_test=False)
     made = dataset_traits(synthetic.build(synthetic.Config()))
     assert made == DatasetTraits(index="datasets/synthetic/evaluation_index.json")
 

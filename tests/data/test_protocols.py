@@ -158,7 +158,7 @@ def test_more_views_are_the_fewer_ones_and_some_more() -> None:
     assert contexts[0] < contexts[1] < contexts[2] <= set(range(10, 31)) - {12, 15, 20}
     assert {frames["a"].target for frames in varied.values()} == {(12, 15, 20)}
     assert all(list(frames) == ["a"] for frames in varied.values())
-    with pytest.raises(UserError, match="19 context views, more than any of 1 scenes"):
+    with pytest.raises(UserError, match="19 context views, more than any of 1 scene has"):
         vary_views({"a": index["a"]}, centers, (2, 19))
     video = vary_views({"a": Frames((0, 9), tuple(range(10)))}, centers, (2, 10))
     assert video[10]["a"].context == tuple(range(10))  # whose context views are targets too

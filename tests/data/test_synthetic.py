@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import grid_sample
 
 from pmsplat import config
+from pmsplat.cli import main
 from pmsplat.data import _rooms, synthetic
 from pmsplat.errors import UserError
 from pmsplat.geometry import camera
@@ -152,21 +153,40 @@ def test_no_split_is_made_beside_other_data(tmp_path: Path) -> None:
     assert not (tmp_path / "train").exists()
 
 
-def test_rooms_of_other_settings_say_how_to_use_them(tmp_path: Path) -> None:
+def test_rooms_of_other_settings_say_how_to_use_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One message for both splits, and what it says works."""
     made = synthetic.Config(str(tmp_path), scenes=3, test_scenes=2, frames=10, size=[16, 24])
     synthetic.make(made)
     with pytest.raises(UserError, match="use it with") as told:
         synthetic.make(synthetic.Config(str(tmp_path)))
-    words = re.findall(r"dataset\.\S+(?<!,)", str(told.value))
-    given = config.compose(["+experiment=demo_tiny", f"dataset.root={tmp_path}", *words[:-1]])
+    words = re.findall(r"`(dataset\.[^`]+)`", str(told.value))
+    assert len(words) == 5
+    given = config.compose(["+experiment=demo_tiny", f"dataset.root={tmp_path}", *words])
     assert given.dataset.settings.scenes == 3
     synthetic.make(given.dataset.settings)
+    assert main(["data", "synthetic", str(tmp_path)]) == 2
+    flags = "--scenes 3 --test-scenes 2 --frames 10 --seed 0 --size 16x24"
+    assert flags in capsys.readouterr().err
+    assert main(["data", "synthetic", str(tmp_path), *flags.split()]) == 0
     for split, text in (("train", '"design": 3'), ("test", '"design": 3')):
         path = tmp_path / split / "synthetic.json"
         path.write_text(path.read_text().replace(text, '"design": 2'))
     with pytest.raises(UserError, match="; delete it: rooms have come to look different, or cho"):
         synthetic.make(made)
+
+
+def test_rooms_that_no_settings_make_are_not_said_to_be_of_use(tmp_path: Path) -> None:
+    """One split beside other data, and two of different sizes."""
+    synthetic.write(tmp_path, 1, 3, (8, 8), 0, "train")
+    (tmp_path / "test").mkdir()
+    with pytest.raises(UserError, match=r"; choose another root folder$"):
+        synthetic.make(synthetic.Config(str(tmp_path)))
+    (tmp_path / "test").rmdir()
+    synthetic.write(tmp_path, 1, 3, (8, 16), 0, "test")
+    with pytest.raises(UserError, match=r"; choose another root folder$"):
+        synthetic.make(synthetic.Config(str(tmp_path)))
 
 
 def test_another_evaluation_index_may_be_given(tmp_path: Path) -> None:

@@ -161,5 +161,5 @@ def test_what_is_not_used_is_said_with_offsets_too(
         chunks._say_unused.cache_clear()
         caplog.clear()
         assert open_chunk(path).unused == ("caption",)
-        assert "not used (caption)" in caplog.text and "left out 1 entries" in caplog.text
+        assert "not used (caption)" in caplog.text and "left out 1 entry" in caplog.text
     assert path.with_suffix(".offsets").is_file()

@@ -307,6 +307,9 @@ def test_an_interrupted_append_leaves_nothing(
 def test_a_broken_split_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no .*index\.json"):
         chunks.read_split(tmp_path)
+    chunks.append(tmp_path / "root" / "train", [ours("a")])
+    with pytest.raises(UserError, match=r"no split .*test; wanted one beside train; .*convert"):
+        chunks.read_split(tmp_path / "root" / "test")
     for content, fault in (
         ("{", "is not JSON"),
         ("[1]", "is not a JSON object"),

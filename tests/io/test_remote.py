@@ -161,6 +161,15 @@ def test_what_cannot_be_read_is_one_sentence(
     assert 'pip install "pmsplat[cloud]"' in error(address(store))
 
 
+def test_a_truncated_chunk_is_named_by_its_address(store: Store) -> None:
+    place = f"{SPLIT}/000001.torch"
+    store.contents[place] = store.contents[place][:-200]
+    split = read_split(address(store))
+    with pytest.raises(UserError) as caught:
+        split.open("000001.torch")
+    assert f"the chunk {store.address}{place} cannot be read" in str(caught.value)
+
+
 def test_no_network_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pmsplat.io._objects.RETRIES", {"max_retries": 1})
     with running(Server(Handler)) as server:

@@ -192,7 +192,10 @@ def test_a_split_is_made_smaller(tmp_path: Path) -> None:
     chunks.append(tmp_path / "720p", [ours("a"), ours("b", seed=1)])
     chunks.append(tmp_path / "720p", [ours("c", seed=2)])
     half = tmp_path / "360p"
-    convert_scenes(tmp_path / "720p", half, ConvertOptions(size=(6, 8), jobs=1))
+    summary = convert_scenes(tmp_path / "720p", half, ConvertOptions(size=(6, 8), jobs=1))
+    assert summary.fitted == (
+        "Photos (3 scenes of 12x16) are scaled and cut to 6x8 (height x width).",
+    )
     before, after = split_of(tmp_path / "720p"), split_of(half)
     assert list(after) == ["a", "b", "c"]
     assert after["c"].image(0).shape == (6, 8, 3)
@@ -318,8 +321,20 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "2 scenes converted, 0 there before, 1 dropped" in said
     assert "1 dropped, c first: no cameras" in said and "conversion.json" in said
     assert "different sizes: 8x12 (1 scene), 16x24 (1 scene)" in said
+    fitted = [*arguments[:3], str(tmp_path / "fitted"), *arguments[4:], "--size", "12x12"]
+    for _ in range(2):  # also where all scenes are there already
+        assert main(fitted) == 0
+        said = capsys.readouterr().out
+        assert "(1 scene of 8x12, 1 scene of 16x24) are scaled and cut to 12x12" in said
+        assert "some are enlarged" in said and "33% is cut off of photos of 2 scenes" in said
     assert main([*arguments, "--size", "6x8"]) == 2
-    assert "holds scenes converted with" in capsys.readouterr().err
+    told = " ".join(capsys.readouterr().err.split())
+    assert "photos of their own size; wanted the same options, now size=6x8" in told
+    assert told.endswith("convert into another folder, or without --size")
+    assert main([*fitted, "--every", "2", "--size", "6x8"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "size=12x12, every=1; wanted the same options, now size=6x8, every=2" in told
+    assert told.endswith("or with --size 12x12 and with --every 1")
     assert main([*arguments, "--scene", "x"]) == 2
     assert "--scene for" in capsys.readouterr().err
     assert main(["data", "convert", str(raw / "a"), str(output), "--shard", "1/2"]) == 2

@@ -473,28 +473,40 @@ def test_a_damaged_scene_is_left_out_and_said(tmp_path: Path) -> None:
 
 
 def test_every_entry_of_an_index_is_accounted_for(tmp_path: Path, root: Path) -> None:
-    """Null, missing and damaged scenes beside one that is measured, and one beyond a limit."""
+    """Null, missing and damaged scenes beside one that is measured, and one beyond a limit.
+
+    Damaged are one whose photos are torn and two whose entries name frames that they have not.
+    """
     scene = next(iter(read_split(root / "test").chunk("000000.torch").scenes.values()))
     torn = replace(scene, key="torn", images=tuple(image[:40] for image in scene.images))
-    whole = [replace(scene, key=key) for key in ("a", "b")]
-    write_chunk(tmp_path / "test" / "000000.torch", [whole[0], torn, whole[1]])
+    whole = [replace(scene, key=key) for key in ("a", "short", "cut", "b")]
+    write_chunk(tmp_path / "test" / "000000.torch", [whole[0], torn, *whole[1:]])
     write_index(tmp_path / "test")
     entry = {"context": [0, 4], "target": [2]}
-    named = dict.fromkeys(("a", "torn", "gone", "b"), entry) | dict.fromkeys(("n1", "n2"))
+    named = dict.fromkeys(("a", "torn", "gone", "short", "cut", "b"), entry)
+    named["short"], named["cut"] = ({**entry, "target": [at]} for at in (8, 99))
+    named |= dict.fromkeys(("n1", "n2"))
     (tmp_path / "index.json").write_text(json.dumps(named))
     words = ["dataset=folder", f"dataset.root={tmp_path}", f"dataset.index={tmp_path}/index.json"]
     experiment = config.compose([*ROOMS, *words])
     model = shaken(tiny("mvsplat"))
-    found = evaluate(experiment, model, tmp_path / "out", replace(QUICK, limit=2))
+    found = evaluate(experiment, model, tmp_path / "out", replace(QUICK, limit=4))
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written["coverage"] == {
-        "listed": 6, "evaluated": 1, "null": 2, "missing": 1, "damaged": 1, "unusable": 0,
+        "listed": 8, "evaluated": 1, "null": 2, "missing": 1, "damaged": 3, "unusable": 0,
         "beyond": 1,
     }  # fmt: skip
     said = " ".join(found.model.notes)
-    assert "1 scene of the index is not in the data: gone." in said and "unreadable image" in said
+    assert "1 scene of the index is not in the data: gone." in said
+    assert "1 scene could not be measured: it has an unreadable image: torn." in said
+    assert "2 scenes could not be measured: they have not all frames" in said
+    assert "short (frame 8 of 0 to 7), cut (frame 99 of 0 to 7)." in said
     assert written["index"]["protocol"] is None and len(written["index"]["frames"]) == 64
     with pytest.raises(UserError, match=r"1 scene of the index was not measured .*gone"):
+        evaluate(experiment, model, tmp_path / "strict", replace(QUICK, strict=True))
+    beyond = {key: entry for key, entry in named.items() if key in ("a", "short")}
+    (tmp_path / "index.json").write_text(json.dumps(beyond))
+    with pytest.raises(UserError, match=r"1 scene of the index .*short .frame 8 of 0 to 7"):
         evaluate(experiment, model, tmp_path / "strict", replace(QUICK, strict=True))
     named = config.compose([*ROOMS, *words, "protocol=dl3dv-4v-n50"])
     with pytest.raises(UserError, match="an index of 2 context views for protocol=dl3dv-4v-n50"):

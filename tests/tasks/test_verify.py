@@ -275,7 +275,7 @@ def test_entries_without_a_key_and_a_missing_index_are_notes(tmp_path: Path) -> 
     torch.save([entry, {"images": []}], tmp_path / "000000.torch")
     found = check(tmp_path)
     assert not found.is_whole and found.whole == 1
-    assert any("1 entries without a key" in note for note in found.notes)
+    assert any("1 entry without a key" in note for note in found.notes)
     assert any("There is no" in note and "index.json" in note for note in found.notes)
     (tmp_path / "index.json").write_text("[1")
     assert any("is not JSON" in note for note in check(tmp_path).notes)

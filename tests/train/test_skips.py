@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pmsplat import config, train
+from pmsplat.data import Frames, write_index
 from pmsplat.errors import UserError
 from pmsplat.io import chunks
 from pmsplat.train import Experiment
@@ -79,7 +80,8 @@ def test_every_damage_is_named_once_and_the_rest_is_used(damaged: Path, workers:
         assert reason in line
     (line,) = [text for text in said if "too few frames" in text and "Left out" in text]
     assert "'short'" in line
-    assert said[-1].startswith("7 scenes were left out") and said[-1].count("(1)") == 5
+    (line,) = [text for text in said if "7 scenes were left out" in text]
+    assert line.count("(1)") == 5
     with (Path(experiment.output) / "skipped.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["scene"] for row in rows} == {*DAMAGE, "off", "short"} and len(rows) == 7
@@ -99,3 +101,31 @@ def test_whole_data_say_nothing(tmp_path: Path) -> None:
     train.run(experiment, said.append)
     assert not [text for text in said if "eft out" in text]
     assert not (Path(experiment.output) / "skipped.csv").exists()
+
+
+def test_data_without_a_test_split_train_without_validation(tmp_path: Path) -> None:
+    """And are refused, with the remedy, where the split is there and its index is not."""
+    data = tmp_path / "data"
+    chunks.append(data / "train", [ours("good", 6), ours("fine", 6)])
+    said: list[str] = []
+    validated = ("trainer.workers=0", "trainer.validate_every=3", "dataset.size=[12,12]")
+    trained = train.run(settings(data, *validated), said.append)
+    assert trained.is_file()
+    assert len([text for text in said if "There is no validation" in text]) == 1
+    chunks.append(data / "test", [ours("other", 6)])
+    with pytest.raises(UserError, match=r"no evaluation index .*trainer\.validate_every=0"):
+        train.run(settings(data, *validated, f"output={tmp_path / 'again'}"), said.append)
+
+
+def test_what_validation_leaves_out_is_named(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        chunks.append(data / split, [ours("good", 6), ours("fine", 6)])
+    index = data / "index.json"
+    write_index(index, {"good": Frames((0, 4), (2,)), "fine": Frames((0, 4), (6,))})
+    said: list[str] = []
+    validated = ("trainer.workers=0", "trainer.validate_every=3", "dataset.size=[12,12]")
+    train.run(settings(data, *validated, f"dataset.index={index}"), said.append)
+    (line,) = [text for text in said if text.startswith("Left out")]
+    assert "scene 'fine' of 000000.torch" in line and "frame 6 of 0 to 5" in line
+    assert [text for text in said if text.startswith("1 scene was left out")]

@@ -123,17 +123,20 @@ def name_flags(text: str, arguments: argparse.Namespace) -> str:
     """A text whose parameters in backticks are the flags of the command line, where it has them.
 
     Hence errors put only parameters of Python functions and fields of options into backticks; keys
-    and fields of files are in quotes: 'cameras'.
+    and fields of files are in quotes: 'cameras'. A setting of the data, `dataset.scenes=2`, is the
+    flag of a verb that has it, and else the override as it stands.
     """
 
     def name_flag(found: re.Match[str]) -> str:
         name, value = found.groups()
         if name not in vars(arguments):
             return found[0]
+        if value and value.startswith("["):  # height and width
+            value = value.strip("[]").replace(",", "x")
         flag = f"--{'no-' if value == 'False' else ''}{name.replace('_', '-')}"
         return flag if value in (None, "True", "False") else f"{flag} {value}"
 
-    return re.sub(r"`(\w+)(?:=([^`]*))?`", name_flag, text)
+    return re.sub(r"`(?:dataset\.)?(\w+)(?:=([^`]*))?`", name_flag, text)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

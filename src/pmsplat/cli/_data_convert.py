@@ -83,13 +83,16 @@ def _convert_one(arguments: argparse.Namespace) -> None:
     from ..errors import count_of
     from ..io.chunks import append, check_new
     from ..scene import open_scene
+    from ..tasks.options import describe_fit
 
     check_new(arguments.output, [arguments.scene] if arguments.scene else [])
-    shown = terminal()
+    shown = terminal(arguments)
     scene = open_scene(arguments.input, photo_options(arguments), tell=shown.tell)
     key = arguments.scene or scene.name
     check_new(arguments.output, [key])
     indices = range(0, len(scene), arguments.every)
+    for sentence in describe_fit(scene, arguments.size) if arguments.size else ():
+        shown.tell(sentence)
     converted = to_chunk_scene(scene, key, arguments.size, indices, shown.track)
     chunk = append(arguments.output, [converted])
     output().print(f"scene {key!r}: {count_of(len(converted), 'photo')} in {chunk}")
@@ -121,6 +124,8 @@ def _show(summary: "Summary") -> None:
     _say_reasons(say, "dropped", summary.dropped.items())
     notes = [(key, note) for key, notes in summary.doubtful.items() for note in notes]
     _say_reasons(say, "doubtful", notes)
+    for sentence in summary.fitted:
+        say(sentence)
     if summary.left_out:
         photos, verb = count_of(summary.left_out, "photo"), "is" if summary.left_out == 1 else "are"
         say(f"{photos} {verb} left out, which scenes lack or which cannot be used.")

@@ -1,11 +1,11 @@
 """`pmsplat data index`: which frames are looked at, and which are measured."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._shared import output, terminal
+from ._shared import add_overwrite, output, terminal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +80,7 @@ def add_index(verbs: Any) -> None:
         help="copy this index, dropping scenes that the data lacks; "
         "of the options above goes with --protocol alone",
     )
+    add_overwrite(index, "replace an index of other frames")
     index.set_defaults(action=_index)
 
 
@@ -105,8 +106,8 @@ def _list_protocols(arguments: argparse.Namespace) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from ..data import check_scenes, read_index, write_index
-    from ..errors import UserError, count_of
+    from ..data import check_scenes, explain_left_out, read_index
+    from ..errors import UserError
 
     if arguments.protocol:
         _protocol_index(arguments)
@@ -120,28 +121,72 @@ def _index(arguments: argparse.Namespace) -> None:
         _refuse(arguments, _NEW_FRAMES, "with --within", wanted)
     split = _split(arguments.root)
     if arguments.within:
-        index = read_index(arguments.within)
-        check_scenes(index, split, arguments.within)
-        known = split.chunk_of
-        index = {key: frames for key, frames in index.items() if key in known}
+        given = read_index(arguments.within)
+        check_scenes(given, split, arguments.within)
+        index, said = _take(given, split, arguments.within, "not in")
     else:
         index = _new_index(arguments, split)
-    write_index(arguments.output, index)
-    left = len(split.chunk_of) - len(index)
-    out = f"; {_left_out(left, arguments.root)}" if left else ""
-    said = count_of(len(index), "scene")
-    output().print(f"{said} in {arguments.output}{out}", soft_wrap=True)
+        said = _left_out(explain_left_out(split, index, "too few frames"), arguments.root)
+    where = _write(arguments, arguments.output, index)
+    output().print("; ".join([where, *said]), soft_wrap=True, markup=False)
 
 
-def _left_out(count: int, root: str) -> str:
+def _take(given: "Index", split: "Split", path: Path, why: str) -> "tuple[Index, list[str]]":
+    """The scenes of an index that a split has; and what is in one of them alone."""
+    from ..errors import count_of, name_some
+
+    known = split.chunk_of
+    others = [key for key in known if key not in given]
+    said = _left_out({f"{why} {path}": others} if others else {}, split.place)
+    if lost := [key for key in given if key not in known]:
+        are = "is" if len(lost) == 1 else "are"
+        said.append(f"{count_of(len(lost), 'scene')} of {path} {are} not there: {name_some(lost)}")
+    return {key: frames for key, frames in given.items() if key in known}, said
+
+
+def _left_out(reasons: dict[str, list[str]], root: str) -> list[str]:
+    """Scenes that are left out of an index, in a few words: how many, why, and some names."""
+    from ..errors import name_some
+
+    if not (count := sum(map(len, reasons.values()))):
+        return []
     noun, verb = ("other", "is") if count == 1 else ("others", "are")
-    return f"{count} {noun} of {root} {verb} left out"
+    why = "; ".join(f"{reason} ({name_some(names)})" for reason, names in reasons.items())
+    return [f"{count} {noun} of {root} {verb} left out: {why}"]
+
+
+def _write(
+    arguments: argparse.Namespace, path: Path, index: "Index", null: Collection[str] = ()
+) -> str:
+    """Writes an index, and says where it is.
+
+    UserError where a file of other content is in its place: an index that is not to be replaced, or
+    anything else.
+    """
+    from ..data import read_listing, write_index
+    from ..errors import UserError, count_of
+
+    said = f"{count_of(len(index), 'scene')} in {path}"
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", "the name of a JSON file", f"write {path}/NAME.json")
+    if path.exists():
+        there = read_listing(path)
+        if (list(there.index.items()), {*there.null}) == (list(index.items()), {*null}):
+            return f"{said}, which has these frames already"
+        if not arguments.overwrite:
+            raise UserError(
+                f"{path} is an index of other frames, of {count_of(len(there.index), 'scene')}",
+                f"the frames to be written, of {count_of(len(index), 'scene')}, or no file there",
+                "choose another name, or replace it with `overwrite=True`",
+            )
+    write_index(path, index, null)
+    return said
 
 
 def _protocol_index(arguments: argparse.Namespace) -> None:
     """The index of a protocol: the authors', or of the cameras of the data."""
-    from ..data import check_scenes, find_protocol, read_listing, read_walks, write_index
-    from ..errors import UserError, count_of
+    from ..data import check_scenes, explain_left_out, find_protocol, read_listing, read_walks
+    from ..errors import UserError
 
     _refuse(arguments, _NEW_FRAMES, "with --protocol", "the frames of the protocol, or others")
     protocol, given = find_protocol(arguments.protocol), arguments.within
@@ -154,7 +199,7 @@ def _protocol_index(arguments: argparse.Namespace) -> None:
     if given:
         index = protocol.choose(read_listing(given), given)
         check_scenes(index, split, given)
-        index = {key: frames for key, frames in index.items() if key in split.chunk_of}
+        index, left = _take(index, split, given, f"not of {protocol.name} by")
     elif protocol.rule is None:
         raise UserError(
             f"--protocol {protocol.name}, whose frames cannot be made again: {protocol.why}",
@@ -165,14 +210,13 @@ def _protocol_index(arguments: argparse.Namespace) -> None:
         walks = read_walks(split, track=terminal().track)
         index = protocol.rule(walks)
         null = [key for key in walks if key not in index]
-    write_index(path, index, null)
-    left = len(split.chunk_of) - len(index)
-    said = [f"{count_of(len(index), 'scene')} in {path}"]
-    said += [_left_out(left, arguments.root)] if left else []
+        why = "no frames that its rule asks for"
+        left = _left_out(explain_left_out(split, index, why), arguments.root)
+    said = [_write(arguments, path, index, null), *left]
     said += [f"of the authors' {protocol.scenes:,}"] if given and protocol.scenes else []
     if not given and protocol.why:
         said.append(f"not the authors' frames, as {protocol.why}")
-    output().print("; ".join(said), soft_wrap=True)
+    output().print("; ".join(said), soft_wrap=True, markup=False)
 
 
 def _fetch(protocol: "NamedProtocol", root: Path) -> Path:

@@ -22,6 +22,7 @@ the input has sensor depth, as predicted and after scaling each photo to the sen
 import argparse
 from pathlib import Path
 
+from ..errors import count_of
 from ._shared import (
     add_device,
     add_graph,
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         if accuracy is not None:
             mean = accuracy.mean
             show.tell(
-                f"Against sensor depth of {len(accuracy.photos)} photos, {how}: "
+                f"Against sensor depth of {count_of(len(accuracy.photos), 'photo')}, {how}: "
                 f"AbsRel {mean.abs_rel:.3f}, RMSE {mean.rmse:.3f}, delta<1.25 {mean.delta1:.3f}."
             )
-    show.tell(f"Depth of {len(summary.photos)} photos is in {arguments.output}/.")
+    show.tell(f"Depth of {count_of(len(summary.photos), 'photo')} is in {arguments.output}/.")

@@ -20,6 +20,7 @@ whole picture and inside the scene (alpha of one half or more).
 import argparse
 from pathlib import Path
 
+from ..errors import count_of
 from ._shared import (
     add_backend,
     add_device,
@@ -87,5 +88,5 @@ def run(arguments: argparse.Namespace) -> None:
         track=show.track,
     )
     means = ", ".join(f"{name} {value:.3f}" for name, value in summary.means.items())
-    show.tell(f"Means over {len(summary.views)} pictures: {means}.")
+    show.tell(f"Means over {count_of(len(summary.views), 'picture')}: {means}.")
     show.tell(f"The pictures are in {arguments.output}/.")

@@ -18,6 +18,7 @@ in a window are skipped, here and in training, and counted.
 
 import argparse
 
+from ..errors import count_of
 from ._shared import add_device, add_overwrite, shard, terminal
 
 
@@ -53,6 +54,6 @@ def run(arguments: argparse.Namespace) -> None:
         shard=arguments.shard or (1, 1),
     )
     show.tell(
-        f"{summary.written} files with {summary.scenes} scenes written "
+        f"{count_of(summary.written, 'file')} with {count_of(summary.scenes, 'scene')} written "
         f"({summary.bytes / 1e6:.1f} MB), {summary.found} found: {summary.folder}/"
     )

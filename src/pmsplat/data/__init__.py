@@ -37,7 +37,7 @@ from ._pointmaps import (
 from ._protocols import PROTOCOLS, NamedProtocol, find_protocol, recognize
 from ._sampling import Bounded, Frames, Gap, Sampler, Spread
 from ._skips import Skip, Skips
-from ._walks import centers_of, read_walks
+from ._walks import centers_of, explain_left_out, read_walks
 from ._windows import Snapped, Windows
 
 __all__ = [
@@ -74,6 +74,7 @@ __all__ = [
     "check_scenes",
     "collate",
     "examine_chunk",
+    "explain_left_out",
     "find_fault",
     "find_protocol",
     "find_remarks",

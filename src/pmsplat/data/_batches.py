@@ -135,7 +135,11 @@ class Recipe:
 
 
 class Unusable(Exception):
-    """Why a scene is skipped, in words that follow "it has"."""
+    """Why a scene is skipped, in words that follow "it has"; `detail` says more about this one."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.detail = detail
 
 
 class Damaged(Unusable):

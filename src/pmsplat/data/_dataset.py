@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..contracts import Teacher
-from ..errors import UserError
+from ..errors import UserError, name_some
 from ..io.chunks import ChunkScene, Split, is_remote, read_split
 from ..scene.fit import flip
 from ..types import Batch, Views
@@ -32,7 +32,7 @@ from ._batches import (
     make_batch,
     make_evaluation_batch,
 )
-from ._index import Index, Listed, check_frames, check_scenes, read_listing
+from ._index import Index, Listed, check_scenes, read_listing
 from ._loader import SceneLoader
 from ._order import Order, make_generator, rank_of_ranks, worker_of_workers
 from ._pointmaps import (
@@ -81,6 +81,12 @@ class ChunkDataset:
     def index(self) -> str | None:
         """The file of the evaluation index."""
         return self._index
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split; one that is made, or elsewhere, is taken to be there."""
+        made = self._prepare is not None or is_remote(self.root)
+        return made or Path(self.root, "test").exists()
 
     def train(
         self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1
@@ -303,7 +309,7 @@ class EvaluationStream(IterableDataset[Batch]):
             try:
                 scene = loader.scene(chunk, key)
                 check(scene, self.recipe)
-                check_frames(self.index[key], len(scene), key)
+                _check_frames(self.index[key], len(scene))
                 batch = make_evaluation_batch(scene, self.index[key], self.recipe)
             except Unusable as reason:
                 reasons[str(reason)] += 1
@@ -311,7 +317,7 @@ class EvaluationStream(IterableDataset[Batch]):
                 continue
             yield batch
         if reasons.total() == len(self.order):
-            raise no_usable_scene(self.split, reasons)
+            raise no_usable_scene(self.split, reasons, "use the index that belongs to it")
 
 
 def pair(values: list[int], name: str) -> tuple[int, int]:
@@ -323,17 +329,28 @@ def pair(values: list[int], name: str) -> tuple[int, int]:
     return values[0], values[1]
 
 
+def _check_frames(frames: Frames, count: int) -> None:
+    """Raises Damaged where a scene of so many frames lacks one that the index names."""
+    beyond = [i for i in (*frames.context, *frames.target) if not 0 <= i < count]
+    if beyond:
+        lacking = "not all frames that the evaluation index names"
+        raise Damaged(lacking, f"frame {beyond[0]} of 0 to {count - 1}")
+
+
 def _skip(split: Split, chunk: str, key: str, reason: Unusable) -> Skip:
     """What is left out for that reason: a scene, or its whole chunk."""
-    scenes = split.keys[chunk] if isinstance(reason, DamagedChunk) else [key]
-    return Skip(chunk, tuple(scenes), str(reason), isinstance(reason, Damaged))
+    whole = isinstance(reason, DamagedChunk)
+    scenes = tuple(split.keys[chunk]) if whole else (key,)
+    return Skip(chunk, scenes, str(reason), isinstance(reason, Damaged), reason.detail, whole)
 
 
-def no_usable_scene(split: Split, reasons: Counter[str]) -> UserError:
+def no_usable_scene(
+    split: Split, reasons: Counter[str], remedy: str = "choose other gaps"
+) -> UserError:
     """The error of a split all of whose scenes are skipped: how many for each reason."""
-    counts = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    counts = name_some([f"{reason} ({count})" for reason, count in reasons.most_common()])
     return UserError(
         f"not one scene of {split.place} can be used: {counts}",
         "at least one",
-        "look at the data with `pmsplat data info`, or choose other gaps",
+        f"look at the data with `pmsplat data info {split.place}`, or {remedy}",
     )

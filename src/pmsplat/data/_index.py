@@ -77,7 +77,7 @@ def read_listing(path: str | Path) -> Listing:
         raise UserError(
             f"there is no evaluation index {path}",
             'a JSON file {scene: {"context": [...], "target": [...]}}',
-            "download the published one, or write one with `pmsplat data index ROOT OUT.json`",
+            f"download the published one, or write one with `pmsplat data index ROOT {path}`",
         )
     try:
         content = json.loads(data, object_pairs_hook=_without_twins)
@@ -130,17 +130,6 @@ def check_scenes(index: Index, split: Split, path: str | Path) -> None:
             "an index of scenes that are there",
             "choose the data that the index belongs to, or write another with `pmsplat data index "
             f"{split.place} OUT.json`",
-        )
-
-
-def check_frames(frames: Frames, count: int, key: str) -> None:
-    """Raises UserError where a scene lacks a frame that the index names."""
-    beyond = [i for i in (*frames.context, *frames.target) if not 0 <= i < count]
-    if beyond:
-        raise UserError(
-            f"the evaluation index names frame {beyond[0]} of scene {key!r}",
-            f"a frame from 0 to {count - 1}",
-            "use the index that belongs to this data, or write one with `pmsplat data index`",
         )
 
 
@@ -327,7 +316,8 @@ def vary_views(
             varied[count][key] = Frames(tuple(sorted(chosen[:count])), frames.target)
     if not varied[most]:
         raise UserError(
-            f"{most} context views, more than any of {len(index)} scenes has frames between",
+            f"{most} context views, more than any of {count_of(len(index), 'scene')} has frames "
+            "between",
             "fewer views, or an index of longer scenes",
             "lower the largest number",
         )

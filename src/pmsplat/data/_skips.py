@@ -11,14 +11,22 @@ import torch.multiprocessing
 class Skip:
     """A scene that was left out, and why, in words that follow "it has".
 
-    `damaged`: it cannot be read; otherwise the settings rule it out. A chunk that cannot be read at
-    all is left out as a whole, with all scenes that its split says are in it.
+    `damaged`: it cannot be read; otherwise the settings rule it out. `detail` says more about this
+    scene. A chunk that cannot be read at all is left out as a `whole`, with all scenes that its
+    split says are in it; the reason then is of the chunk, in words of its own.
     """
 
     chunk: str
     scenes: tuple[str, ...]
     reason: str
     damaged: bool
+    detail: str = ""
+    whole: bool = False
+
+    @property
+    def told(self) -> str:
+        """The reason with its detail."""
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
 
 
 class Skips:

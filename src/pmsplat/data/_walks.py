@@ -1,14 +1,15 @@
 """The cameras of whole scenes, for rules that choose frames by them; photographs are not read."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
-from ..io.chunks import Split, Unreachable
+from ..io.chunks import Split
 from ..progress import Track, silently
 from ..types import Cameras
+from ._batches import Damaged
+from ._loader import SceneLoader
 
 NEAR, FAR = 0.5, 100.0  # of scenes that carry none: RealEstate10K's in pixelSplat's line
 
@@ -18,19 +19,21 @@ def read_walks(
 ) -> dict[str, Cameras]:
     """Cameras of every frame of the usable scenes of a split, batch 1, in the order of its index.
 
-    `keys`: of these scenes only. Chunks that cannot be read are passed over, as in evaluation.
+    `keys`: of these scenes only. Those that cannot be read are passed over, as in evaluation.
     """
-    walks = {}
+    walks, loader = {}, SceneLoader(split)
     for name in track(list(split.keys), "reading cameras", len(split.keys)):
         wanted = [key for key in split.keys[name] if keys is None or key in keys]
-        if not wanted:
-            continue
-        for scene in _scenes(split, name, wanted):
+        for key in wanted:
+            try:
+                scene = loader.scene(name, key)
+            except Damaged:
+                continue
             c2w = scene.c2w[None].clone()
             blank = c2w.new_ones(1, c2w.shape[1])
             near = blank * NEAR if scene.near is None else scene.near[None].clone()
             far = blank * FAR if scene.far is None else scene.far[None].clone()
-            walks[scene.key] = Cameras(c2w, scene.K[None].clone(), near, far)
+            walks[key] = Cameras(c2w, scene.K[None].clone(), near, far)
     return walks
 
 
@@ -39,11 +42,21 @@ def centers_of(walks: Mapping[str, Cameras]) -> dict[str, Float[Tensor, "frame 3
     return {key: cameras.c2w[0, :, :3, 3] for key, cameras in walks.items()}
 
 
-def _scenes(split: Split, name: str, wanted: Iterable[str]):
-    try:
-        scenes = split.open(name).scenes
-    except Unreachable:
-        raise
-    except UserError:
-        return []
-    return [scenes[key] for key in wanted if key in scenes]
+def explain_left_out(split: Split, index: Collection[str], why: str) -> dict[str, list[str]]:
+    """Scenes of a split that an index made of it lacks, by reason: cannot be read, or `why`.
+
+    The latter are named with the number of their frames.
+    """
+    reasons: dict[str, list[str]] = {}
+    loader = SceneLoader(split)
+    for chunk, keys in split.keys.items():
+        for key in keys:
+            if key in index:
+                continue
+            try:
+                count = len(loader.scene(chunk, key))
+            except Damaged as reason:
+                reasons.setdefault(str(reason), []).append(key)
+            else:
+                reasons.setdefault(why, []).append(f"{key} with {count}")
+    return reasons

@@ -79,6 +79,11 @@ class Mix:
         """The file of the evaluation index, where there is one."""
         return dataset_traits(self.evaluated).index
 
+    @property
+    def has_test(self) -> bool:
+        """Whether the part that is evaluated has a test split."""
+        return dataset_traits(self.evaluated).has_test
+
     def train(self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1) -> "MixedStream":
         """An endless stream; see `contracts.Dataset`."""
         together = batch_size * rank_of_ranks()[1]

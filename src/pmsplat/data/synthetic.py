@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..io import images
 from ..io.chunks import INDEX, ChunkScene, append
 from ..io.files import check_folder, write_text
@@ -178,27 +178,43 @@ def _is_made(folder: Path, made: dict) -> bool:
     if folder.exists():
         there, remedy = "not a procedural one", ""
         if path.is_file():
-            there, remedy = path.read_text().strip(), _how_to_use(folder.parent)
+            there = _describe(json.loads(path.read_text()))
+            remedy = _how_to_use(folder.parent)
         raise UserError(
             f"{folder} holds another dataset ({there})",
-            f"one made with {json.dumps(made)}",
-            f"{remedy}choose another dataset.root",
+            _describe(made),
+            f"{remedy}choose another root folder",
         )
     return False
 
 
+def _describe(made: dict) -> str:
+    """What such a split is, in words; of a file that says less, what it says."""
+    if set(made) != {"design", "scenes", "frames", "size", "seed"}:
+        return json.dumps(made)
+    size = "x".join(map(str, made["size"]))
+    return (
+        f"{count_of(made['scenes'], 'room')} of {made['frames']} photos of {size}, "
+        f"seed {made['seed']}, design {made['design']}"
+    )
+
+
 def _how_to_use(root: Path) -> str:
-    """A remedy: how to use the rooms that are under `root`."""
-    found = {split: root / split / _MADE_WITH for split in ("train", "test")}
-    there = {s: json.loads(path.read_text()) for s, path in found.items() if path.is_file()}
+    """A remedy: how to use the rooms that are under `root`; none where nothing makes it work."""
+    splits = [root / split for split in ("train", "test") if (root / split).exists()]
+    if not all((split / _MADE_WITH).is_file() for split in splits):
+        return ""
+    there = {split.name: json.loads((split / _MADE_WITH).read_text()) for split in splits}
     if any(made.get("design") != _DESIGN for made in there.values()):
         return "delete it: rooms have come to look different, or "
     settings = {"scenes": there.get("train"), "test_scenes": there.get("test")}
-    words = [f"dataset.{name}={made['scenes']}" for name, made in settings.items() if made]
-    common = next(iter(there.values()))
-    words += [f"dataset.frames={common['frames']}", f"dataset.seed={common['seed']}"]
-    size = ",".join(map(str, common["size"]))
-    return f"use it with {' '.join(words)} dataset.size=[{size}], or "
+    words = [f"`dataset.{name}={made['scenes']}`" for name, made in settings.items() if made]
+    common = [{**made, "scenes": None} for made in there.values()]
+    if common[0] != common[-1]:  # one set of settings makes both splits
+        return ""
+    words += [f"`dataset.{name}={common[0][name]}`" for name in ("frames", "seed")]
+    size = ",".join(map(str, common[0]["size"]))
+    return f"use it with {' '.join(words)} `dataset.size=[{size}]`, or "
 
 
 def _tensor(data: bytes) -> torch.Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..contracts import Encoder, take_steps
 from ..device import float32_products
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..foundation import lpips as lpips_network
 from ..geometry.constants import constant
 from ..geometry.pruning import choose_opaque
@@ -244,7 +244,8 @@ def check_rows(rows: Sequence[Row]) -> None:
         )
     if not any(row.values for row in rows):
         raise UserError(
-            f"a model that predicts depth alone, and no known depth in {len(rows)} scenes",
+            "a model that predicts depth alone, and no known depth in "
+            f"{count_of(len(rows), 'scene')}",
             "data with depth, or a model with Gaussians",
             "choose another dataset or another model",
         )
@@ -259,7 +260,7 @@ def describe_partial(rows: Sequence[Row]) -> tuple[str, ...]:
             names.setdefault(count, []).append(name)
     return tuple(
         f"{', '.join(some)}: {'mean' if len(some) == 1 else 'means'} of {count} of "
-        f"{len(rows)} scenes, which alone have {'it' if len(some) == 1 else 'them'}."
+        f"{count_of(len(rows), 'scene')}, which alone have {'it' if len(some) == 1 else 'them'}."
         for count, some in names.items()
     )
 

@@ -15,7 +15,7 @@ from ._chunk_offsets import SUFFIX, read_offsets
 from ._chunk_scene import Chunk
 from ._objects import Changed, RemoteFolder
 from ._range_cache import RangeCache, cache_folder, cache_limit
-from .files import locked, write_bytes
+from .files import locked, named, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,8 @@ def _make_offsets(
                 f"{file.size / 1e6:,.0f} MB of room",
                 "set PMSPLAT_CACHE to a folder with room",
             ) from error
-        chunk = open_local(path)
+        with named(path, f"{file.folder}/{file.name}"):
+            chunk = open_local(path)
         made = path.with_suffix(SUFFIX)
         if made.is_file():
             os.replace(made, place)

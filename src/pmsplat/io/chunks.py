@@ -144,6 +144,12 @@ def read_split(folder: str | Path) -> Split:
         return _read_remote_split(RemoteFolder(str(folder)))
     folder = Path(folder)
     path = folder / INDEX
+    if not folder.exists() and (others := sorted(folder.parent.glob(f"*/{INDEX}"))):
+        raise UserError(
+            f"there is no split {folder}",
+            f"one beside {', '.join(other.parent.name for other in others)}",
+            f"check dataset.root, or make it with `pmsplat data convert PHOTOS {folder}`",
+        )
     if not path.is_file():
         raise UserError(
             f"there is no {path}",
@@ -260,9 +266,9 @@ def _load(path: Path) -> list[Any]:
 def _say_left_out(path: str, folder: str, chunk: Chunk) -> None:
     """Warns of what a chunk has that is not used, of unused fields once for its folder."""
     if chunk.nameless:
-        log.warning(
-            "%s: left out %d entries that are not a dict with a 'key'", path, chunk.nameless
-        )
+        entries = "entry" if chunk.nameless == 1 else "entries"
+        left = f"{chunk.nameless} {entries} that are not a dict with a 'key'"
+        log.warning("%s: left out %s", path, left)
     if chunk.unused:
         _say_unused(folder, ", ".join(chunk.unused))
 

@@ -70,7 +70,7 @@ def clear_leftovers(path: str | Path) -> None:
 
 
 @contextmanager
-def named(temporary: Path, wanted: Path) -> Iterator[None]:
+def named(temporary: Path, wanted: Path | str) -> Iterator[None]:
     """In the block, UserErrors and warnings of this package name `wanted` instead of `temporary`.
 
     What is inside a temporary folder gets a name inside the wanted one.

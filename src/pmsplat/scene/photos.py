@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..geometry.origin import local_origin
 from ..io import depth_maps, images
 from ..io.cameras import re10k
@@ -167,7 +167,7 @@ class Scene:
             raise UserError(
                 f"{'view ' + str(beyond[0]) if beyond else 'no view'} of {self.name} is asked for",
                 f"views from 0 to {len(self) - 1}",
-                f"it has {len(self)} photos: ask for fewer, or add more",
+                f"it has {count_of(len(self), 'photo')}: ask for fewer, or add more",
             )
 
 

@@ -1,9 +1,10 @@
 """What an evaluation says of its index: the protocol, and what became of the entries."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data import Listed, find_protocol, recognize
+from ..data import Listed, Skip, find_protocol, recognize
 from ..errors import UserError, count_of, name_some
 from ..evaluate.coverage import Coverage
 from ..io.chunks import is_remote
@@ -67,3 +68,17 @@ def describe_missing(listed: Listed | None) -> tuple[str, ...]:
     verb = "is" if count == 1 else "are"
     named = name_some(listed.missing)
     return (f"{count_of(count, 'scene')} of the index {verb} not in the data: {named}.",)
+
+
+def describe_skips(skipped: Mapping[str, Skip]) -> tuple[str, ...]:
+    """A sentence for each reason why scenes could not be read or used, with some of them."""
+    reasons: dict[tuple[str, bool], list[str]] = {}
+    for name, skip in skipped.items():
+        named = f"{name} ({skip.detail})" if skip.detail else name
+        reasons.setdefault((skip.reason, skip.whole), []).append(named)
+    told = []
+    for (reason, whole), names in reasons.items():
+        has = "" if whole else "it has " if len(names) == 1 else "they have "
+        count = count_of(len(names), "scene")
+        told.append(f"{count} could not be measured: {has}{reason}: {name_some(names)}.")
+    return tuple(told)

@@ -54,7 +54,7 @@ from ..zoo import memory
 from ..zoo.infer import depth_only_error
 from ..zoo.load import WEIGHTS, Loaded, open_model
 from ..zoo.poses import search_cameras
-from ._indexed import check_index, cover, describe_index, describe_missing
+from ._indexed import check_index, cover, describe_index, describe_missing, describe_skips
 from .options import as_graph, pick_device
 
 if TYPE_CHECKING:
@@ -124,10 +124,10 @@ class Setting:
         ordered = [rows[name] for name in order or rows if name in rows]
         skipped = {name: skip for name, skip in self._gather_skips(left).items() if name in order}
         skipped = {name: skip for name, skip in skipped.items() if name not in rows}
-        left_out.update(map(_describe_skip, skipped.values()))
         damaged = sum(skip.damaged for skip in skipped.values())
-        coverage = cover(get_listed(scenes), len(rows), damaged, left_out.total())
-        unmeasured = (*describe_missing(get_listed(scenes)), *fitted.describe_left_out(left_out))
+        coverage = cover(get_listed(scenes), len(rows), damaged, left_out.total() + len(skipped))
+        unmeasured = (*describe_missing(get_listed(scenes)), *describe_skips(skipped))
+        unmeasured += fitted.describe_left_out(left_out)
         if self.options.strict:
             check_complete(coverage, " ".join(unmeasured))
         notes = (*method.notes, *unmeasured, *protocol.describe_partial(ordered))
@@ -383,11 +383,6 @@ def _aim(steps: int, renderer: Renderer) -> protocol.Aim | None:
         return search_cameras(gaussians, views, steps, renderer.name, renderer.background)
 
     return aim
-
-
-def _describe_skip(skip: Skip) -> str:
-    """Why a scene could not be measured; of a chunk the reason is a sentence."""
-    return skip.reason if skip.reason.startswith("the chunk ") else f"it has {skip.reason}"
 
 
 def _ignore(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from zlib import crc32
 
 from ..data import find_fault, to_chunk_scene
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..io import images
 from ..io.cameras import re10k
 from ..io.chunks import INDEX, ChunkScene, check_new, write_chunk
@@ -20,6 +20,7 @@ from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.folders import FoundScene, find_scenes
 from .jobs import collect_warnings, count_jobs, run_jobs
+from .options import describe_fit_of_scenes, format_size, share_cut
 
 CHUNK_BYTES = 100_000_000  # of photos, as in the published chunks
 
@@ -51,13 +52,18 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Converted:
-    """A scene that is in a chunk, with the photos that it lacks and what was doubtful about it."""
+    """A scene that is in a chunk, with the photos that it lacks and what was doubtful about it.
+
+    `source` is the (height, width) of its photos before they were made `size`: of the one that
+    lost most.
+    """
 
     chunk: str
     photos: int
     size: tuple[int, int]
     left_out: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    source: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Summary:
 
     `record` is the file that names them all; `sizes` counts the scenes of this and earlier runs.
     `doubtful` has what was doubtful about scenes that were converted, such as a guessed near.
+    `fitted` are sentences about photos that were scaled and cut.
     """
 
     converted: int
@@ -77,6 +84,7 @@ class Summary:
     chunks: int
     sizes: dict[tuple[int, int], int]
     record: Path
+    fitted: tuple[str, ...] = ()
 
 
 def convert_scenes(
@@ -110,7 +118,8 @@ def convert_scenes(
         missing = [scene for scene in mine if scene.key not in record.scenes]
         found = len(mine) - len(missing)
         if found:
-            tell(f"{found} of {len(mine)} scenes are in {folder} already.")
+            are = "is" if found == 1 else "are"
+            tell(f"{found} of {count_of(len(mine), 'scene')} {are} in {folder} already.")
         taken = set(check_new(folder, [])) - {*record.scenes}
         free = [scene for scene in missing if scene.key not in taken]
         record.dropped = {
@@ -119,19 +128,22 @@ def convert_scenes(
         results = run_jobs(partial(_convert, options=options), free, jobs)
         _pack(record, track(results, "converting scenes", len(free)))
         _write_index(folder)
-    return _summarize(record, mine, found)
+    return _summarize(record, mine, found, options.size)
 
 
-def _summarize(record: "_Record", mine: list[FoundScene], found: int) -> Summary:
+def _summarize(
+    record: "_Record", mine: list[FoundScene], found: int, size: tuple[int, int] | None
+) -> Summary:
     if mine and len(record.dropped) == len(mine) and record.shard[1] == 1:  # others may have more
         (reason, count), *_ = Counter(record.dropped.values()).most_common(1)
         raise UserError(
-            f"none of {len(mine)} scenes can be used: {count} of them because {reason}",
+            f"none of {count_of(len(mine), 'scene')} can be used: {count} of them because {reason}",
             "at least one whole scene",
             f"see {record.path}",
         )
     there = {s.key: record.scenes[s.key] for s in mine if s.key in record.scenes}
     now = there.values()
+    sources = Counter(scene.source for scene in now if scene.source is not None)
     return Summary(
         converted=len(mine) - found - len(record.dropped),
         found=found,
@@ -142,6 +154,7 @@ def _summarize(record: "_Record", mine: list[FoundScene], found: int) -> Summary
         chunks=len(record.chunks),
         sizes=dict(Counter(scene.size for scene in record.scenes.values()).most_common()),
         record=record.path,
+        fitted=() if size is None else tuple(describe_fit_of_scenes(sources, size)),
     )
 
 
@@ -169,6 +182,7 @@ def _convert(found: FoundScene, options: ConvertOptions) -> _Result:
             scene = _open(found.path, options.photos, Path(place))
             chosen = range(0, len(scene), options.every)
             made = to_chunk_scene(scene, found.key, options.size, chosen)
+            shapes = [scene.photos[i].size for i in chosen]
         sizes = [images.image_size(image.numpy().tobytes()) for image in made.images]
     except (UserError, OSError) as error:
         return _Result(found.key, reason=error.got if isinstance(error, UserError) else str(error))
@@ -176,7 +190,9 @@ def _convert(found: FoundScene, options: ConvertOptions) -> _Result:
     if fault:
         return _Result(found.key, reason=f"it has {fault} ({detail})")
     left_out = {photo.name: photo.reason for photo in scene.left_out}
-    known = Converted("", len(made), sizes[0], left_out, tuple(notes))
+    said = tuple(note.replace(f"{found.path}/", "") for note in notes)  # the same of many scenes
+    source = max(shapes, key=partial(share_cut, size=options.size)) if options.size else None
+    known = Converted("", len(made), sizes[0], left_out, said, source)
     return _Result(found.key, made, known)
 
 
@@ -276,7 +292,7 @@ class _Record:
             raise UserError(
                 f"`shard={self.shard[0]}/{count}` into {folder}, which holds other chunks",
                 "a folder of this conversion alone, so that chunks of shards have their own names",
-                "choose an empty `output`",
+                "choose an empty folder",
             )
         if count == 1:
             self.first = max(chunks, default=-1) + 1
@@ -291,19 +307,39 @@ class _Record:
             raise UserError(
                 f"{self.path} is no record of a conversion ({error})",
                 "the file as it was written",
-                "choose an empty `output`",
+                "choose an empty folder",
             ) from error
         if settings != self.settings:
-            raise UserError(
-                f"{self.path.parent} holds scenes converted with {settings}",
-                f"the same options, not {self.settings}",
-                "choose another `output`",
-            )
+            raise _other_options_error(self.path.parent, settings, self.settings)
+
+
+def _other_options_error(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> UserError:
+    """The error of a folder whose scenes were converted with other options; names those."""
+    differing = [name for name in {**there, **now} if there.get(name) != now.get(name)]
+    before, after = ([_format(name, some.get(name)) for name in differing] for some in (there, now))
+    again = " and ".join(
+        f"without `{name}`" if there.get(name) is None else f"with `{option}`"
+        for name, option in zip(differing, before, strict=True)
+    )
+    return UserError(
+        f"{folder} holds scenes converted with {', '.join(before)}",
+        f"the same options, now {', '.join(after)}",
+        f"convert into another folder, or {again}",
+    )
+
+
+def _format(name: str, value: Any) -> str:
+    """An option as people write it: size=480x640."""
+    if name == "size":
+        return "photos of their own size" if value is None else f"size={format_size(value)}"
+    return f"{name}={value}"
 
 
 def _parse(entry: dict[str, Any]) -> Converted:
-    height, width = entry["size"]
-    return Converted(**entry | {"size": (height, width), "notes": tuple(entry["notes"])})
+    source = entry.get("source")
+    sizes = {"size": tuple(entry["size"]), "source": source and tuple(source)}
+    content: dict[str, Any] = entry | sizes | {"notes": tuple(entry["notes"])}
+    return Converted(**content)
 
 
 def _write_index(folder: Path) -> None:

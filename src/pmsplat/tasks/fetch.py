@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..errors import UserError, name_some
+from ..errors import UserError, count_of, name_some
 from ..io.chunks import INDEX
 from ..io.files import in_bytes
 from ..io.hub import TRANSFERS, Listing, RemoteFile, bytes_here, fetch_files, list_files
@@ -146,8 +146,9 @@ def _check_room(
     place = next((p for p in (folder, *folder.absolute().parents) if p.is_dir()), Path("/"))
     free = shutil.disk_usage(place).free
     tell(
-        f"{listing.repository}: {len(files)} files of {in_bytes(size)}, {in_bytes(here)} of which "
-        f"are in {folder}; {in_bytes(size - here)} to download, {in_bytes(free)} are free there."
+        f"{listing.repository}: {count_of(len(files), 'file')} of {in_bytes(size)}, "
+        f"{in_bytes(here)} of which are in {folder}; {in_bytes(size - here)} to download, "
+        f"{in_bytes(free)} are free there."
     )
     if size - here > free:
         raise UserError(

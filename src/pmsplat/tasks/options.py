@@ -10,7 +10,7 @@ from torch import nn
 
 from ..contracts import Encoder
 from ..device import cuda_obstacle
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..registry import suggest
 from ..scene import Scene
 from ..scene.fit import covering_size
@@ -29,7 +29,7 @@ def choose_photos(context: tuple[int, ...], photos: int) -> list[int]:
     beyond = [i for i in chosen if not 0 <= i < photos]
     if beyond or len(chosen) < 2:
         raise UserError(
-            f"`context={','.join(map(str, context))}` for {photos} photos",
+            f"`context={','.join(map(str, context))}` for {count_of(photos, 'photo')}",
             f"two or more different numbers from 0 to {photos - 1}",
             "`pmsplat data info` lists the photos with their numbers",
         )
@@ -44,9 +44,9 @@ def count_views(wanted: int | None, default: int, photos: int) -> int:
     count = default if wanted is None else wanted
     if not 2 <= count <= photos:
         raise UserError(
-            f"`views={count}` of a scene of {photos} photos"
+            f"`views={count}` of a scene of {count_of(photos, 'photo')}"
             if wanted is not None
-            else f"a scene of {photos} photos",
+            else f"a scene of {count_of(photos, 'photo')}",
             f"from 2 to {photos} views" if photos >= 2 else "two photos or more",
             "choose another number of views" if photos >= 2 else "add photos of the scene",
         )
@@ -116,9 +116,8 @@ def describe_fit(scene: Scene, size: tuple[int, int]) -> list[str]:
     sizes = Counter(photo.size for photo in scene.photos if photo.size != size)
     if not sizes:
         return []
-    after = format_size(size)
-    told = [f"{_list_sizes(sizes)} are scaled and cut to {after} (height x width)."]
-    lost = {shape: _share_cut(shape, size) for shape in sizes}
+    told = [_describe_scaling(sizes, size)]
+    lost = {shape: share_cut(shape, size) for shape in sizes}
     cut = {shape: count for shape, count in sizes.items() if lost[shape] > MUCH_CUT}
     if cut:
         first = next(photo for photo in scene.photos if photo.size in cut)
@@ -131,14 +130,43 @@ def describe_fit(scene: Scene, size: tuple[int, int]) -> list[str]:
     return told
 
 
-def _list_sizes(sizes: Counter[tuple[int, int]]) -> str:
-    if len(sizes) == 1:
+def describe_fit_of_scenes(sizes: Counter[tuple[int, int]], size: tuple[int, int]) -> list[str]:
+    """The same of the photos of many scenes: so many scenes have photos of each size."""
+    sizes = Counter({shape: count for shape, count in sizes.items() if shape != size})
+    if not sizes:
+        return []
+    told, lost = (
+        [_describe_scaling(sizes, size, "scene")],
+        [share_cut(shape, size) for shape in sizes],
+    )
+    if max(lost) > MUCH_CUT:
+        count = sum(n for n, cut in zip(sizes.values(), lost, strict=True) if cut > MUCH_CUT)
+        told.append(f"Up to {max(lost):.0%} is cut off of photos of {count_of(count, 'scene')}.")
+    return told
+
+
+def _describe_scaling(
+    sizes: Counter[tuple[int, int]], size: tuple[int, int], noun: str = ""
+) -> str:
+    """That photos of such sizes are made one size; `noun`: what the counts are of."""
+    grown = [covering_size(shape, size) > shape for shape in sizes]
+    how = "enlarged" if all(grown) else "scaled"
+    some = "; some are enlarged" if any(grown) and not all(grown) else ""
+    after = format_size(size)
+    return f"{_list_sizes(sizes, noun)} are {how} and cut to {after} (height x width){some}."
+
+
+def _list_sizes(sizes: Counter[tuple[int, int]], noun: str = "") -> str:
+    if len(sizes) == 1 and not noun:
         return f"Photos of {format_size(next(iter(sizes)))}"
-    parts = [f"{count} of {format_size(shape)}" for shape, count in sizes.most_common(3)]
+    parts = [
+        f"{count_of(count, noun) if noun else count} of {format_size(shape)}"
+        for shape, count in sizes.most_common(3)
+    ]
     return f"Photos ({', '.join(parts)}{', …' if len(sizes) > 3 else ''})"
 
 
-def _share_cut(photo: tuple[int, int], size: tuple[int, int]) -> float:
+def share_cut(photo: tuple[int, int], size: tuple[int, int]) -> float:
     """The share of a photo that is cut off after it was scaled to cover `size`."""
     height, width = covering_size(photo, size)
     return 1 - size[0] * size[1] / (height * width)

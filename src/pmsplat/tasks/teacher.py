@@ -27,7 +27,7 @@ from ..data import (
     rank_of_ranks,
     write_pointmaps,
 )
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..foundation.teachers import query_teacher
 from ..io.chunks import Chunk, Split
 from ..io.files import one_of_writers
@@ -111,7 +111,8 @@ def cache(
         raise no_usable_scene(split, skipped)
     if skipped:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
-        tell(f"Skipped {skipped.total()} of {scenes} scenes, as training does: {reasons}.")
+        of = f"{skipped.total()} of {count_of(scenes, 'scene')}"
+        tell(f"Skipped {of}, as training does: {reasons}.")
     scenes -= skipped.total()
     return Summary(len(missing), len(mine) - len(missing), scenes, written, pointmaps.folder)
 
@@ -183,7 +184,8 @@ def _estimate(split: Split, cache: PointmapCache, missing: list[Path], ranks: in
     free = shutil.disk_usage(folder).free
     if least > free:
         raise UserError(
-            f"only {_in_bytes(free)} free in {folder} for the pointmaps of {scenes:,} scenes",
+            f"only {_in_bytes(free)} free in {folder} for the pointmaps of "
+            f"{count_of(scenes, 'scene')}",
             f"{_in_bytes(least)} or more (they take up to {_in_bytes(each * scenes)} before "
             "compression)",
             "make room, set teacher.cache to a folder of a larger disk, or choose a larger "
@@ -192,7 +194,7 @@ def _estimate(split: Split, cache: PointmapCache, missing: list[Path], ranks: in
     return (
         f"The teacher sees {seen / len(lengths):.0f} frames of a scene: context views are taken "
         f"from those. At most {_in_bytes(1000 * each)} on disk for 1,000 scenes before "
-        f"compression, so {_in_bytes(each * scenes)} for the {scenes:,} scenes to do; "
+        f"compression, so {_in_bytes(each * scenes)} for the {count_of(scenes, 'scene')} to do; "
         f"{_in_bytes(free)} are free in {folder}."
     )
 

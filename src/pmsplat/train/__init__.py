@@ -27,4 +27,4 @@ def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
 
     from . import loop
 
-    return loop.run(experiment, data, tell)
+    return loop.run(data, tell)

@@ -27,7 +27,7 @@ class DataModule(LightningDataModule):
         super().__init__()
         self.dataset, self.experiment = dataset, experiment
         self.step = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._stream: Any = None
+        self._streams: dict[str, Any] = {}
         self._before = _Consumed()
 
     def prepare_data(self) -> None:
@@ -40,12 +40,12 @@ class DataModule(LightningDataModule):
         stream = self.dataset.train(
             self.experiment.seed, self.step, skip=self._consumed(), batch_size=cfg.batch_size
         )
-        self._stream = stream
+        self._streams["train"] = stream
         return self._loader(stream, cfg.batch_size, cfg.workers)
 
     def take_skips(self) -> list[Skip]:
-        """What the training stream has left out since the last call, where it says so."""
-        return list_skips(self._stream)
+        """What training and validation have left out since the last call, where they say so."""
+        return [skip for stream in self._streams.values() for skip in list_skips(stream)]
 
     def state_dict(self) -> dict[str, int]:
         assert self.trainer is not None
@@ -64,7 +64,9 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch | Packed]:
         cfg = self.experiment.trainer
-        return self._loader(self.dataset.evaluation(cfg.validate_scenes), 1, min(cfg.workers, 1))
+        stream = self.dataset.evaluation(cfg.validate_scenes)
+        self._streams["validation"] = stream
+        return self._loader(stream, 1, min(cfg.workers, 1))
 
     def transfer_batch_to_device(
         self, batch: Batch | Packed, device: torch.device, dataloader_idx: int

@@ -59,8 +59,8 @@ ADVICE = (  # of Lightning, on things that are decided here
 )
 
 
-def run(experiment: Experiment, data: Data, tell: Callable[[str], None] = log.info) -> Path:
-    """Trains on data that was opened, and returns OUTPUT/model.safetensors, for `pmsplat.load`.
+def run(data: Data, tell: Callable[[str], None] = log.info) -> Path:
+    """Trains on opened data, and returns OUTPUT/model.safetensors, ready for `pmsplat.load`.
 
     A new run starts from `trainer.initial`, or from what its model names in `init_from`, or from
     nothing; `tell` receives one sentence per source of weights, and what became of the run. One
@@ -69,6 +69,7 @@ def run(experiment: Experiment, data: Data, tell: Callable[[str], None] = log.in
     settings on CPU the losses are the same in every run, and after a resumption. Raises UserError
     for wrong settings or data, KeyboardInterrupt after Ctrl-C, when last.ckpt has been written.
     """
+    experiment = data.experiment
     cfg, output = experiment.trainer, Path(experiment.output)
     on_gpu = check_devices(cfg)
     if on_gpu:

@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ..data import Skip
-from ..errors import UserError
+from ..errors import UserError, count_of
 from .data_module import DataModule
 
 SKIPPED = "skipped.csv"
@@ -41,10 +41,11 @@ class SkippedScenes(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take(trainer)
-        if self.reasons:
+        if number := self.reasons.total():
+            were = "was" if number == 1 else "were"
             counts = [f"{reason} ({count})" for reason, count in self.reasons.most_common()]
             self.tell(
-                f"{self.reasons.total()} scenes were left out, see {self.folder / SKIPPED}: "
+                f"{count_of(number, 'scene')} {were} left out, see {self.folder / SKIPPED}: "
                 f"{'; '.join(counts)}."
             )
 
@@ -77,11 +78,11 @@ class SkippedScenes(Callback):
             if not self.known:
                 rows.writerow(["chunk", "scene", "reason", "damaged"])
             for skip in new:
-                rows.writerows([skip.chunk, key, skip.reason, skip.damaged] for key in skip.scenes)
+                rows.writerows([skip.chunk, key, skip.told, skip.damaged] for key in skip.scenes)
 
 
 def describe_skip(skip: Skip) -> str:
     """What was left out and why, as a part of a sentence."""
     if len(skip.scenes) == 1:
-        return f"scene {skip.scenes[0]!r} of {skip.chunk}: {skip.reason}"
-    return f"all {len(skip.scenes)} scenes of {skip.chunk}: {skip.reason}"
+        return f"scene {skip.scenes[0]!r} of {skip.chunk}: {skip.told}"
+    return f"all {len(skip.scenes)} scenes of {skip.chunk}: {skip.told}"

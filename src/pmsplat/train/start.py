@@ -26,15 +26,20 @@ from ..types import Batch
 from ..zoo.init import initialize, open_base
 from ..zoo.load import load
 from . import pointmaps
+from .devices import is_first
 from .resume import AS_WRITTEN
 from .settings import Component, Experiment, Trainer
 
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset, and what adds the pointmaps which it lacks to the batch of a step, if any does."""
+    """A dataset, and what adds the pointmaps which it lacks to the batch of a step, if any does.
+
+    `experiment` is that of the run; it does not validate where the data has no test split.
+    """
 
     dataset: Dataset
+    experiment: Experiment
     add_pointmap: Callable[[Batch, int], Batch] | None = None
 
 
@@ -50,19 +55,28 @@ def open_data(experiment: Experiment, tell: Callable[[str], None]) -> Data:
     if experiment.trainer.validate_every:
         remedy = "add `evaluation` to it, or train without validation: trainer.validate_every=0"
         require(dataset, "evaluation", owner, "validation", remedy)
+        if not dataset_traits(dataset).has_test:
+            if is_first():
+                tell("There is no validation, as the data has no test split.")
+            trainer = replace(experiment.trainer, validate_every=0)
+            experiment = replace(experiment, trainer=trainer)
     dataset, add_pointmap = pointmaps.with_pointmaps(experiment, dataset, tell)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes start later
         open_splits(dataset, experiment, torch.zeros((), dtype=torch.int64))
         if teacher is not None and teacher.cache is not None:
             pointmaps.require_cache(experiment, dataset).check_pointmaps()
-    return Data(dataset, add_pointmap)
+    return Data(dataset, experiment, add_pointmap)
 
 
 def open_splits(dataset: Dataset, experiment: Experiment, step: Tensor) -> None:
     """Opens what is trained and validated on, so that a dataset that is generated is made once."""
     dataset.train(experiment.seed, step)
     if experiment.trainer.validate_every:
-        dataset.evaluation(experiment.trainer.validate_scenes)
+        try:
+            dataset.evaluation(experiment.trainer.validate_scenes)
+        except UserError as error:
+            remedy = f"{error.remedy}; or do not validate: trainer.validate_every=0"
+            raise UserError(error.got, error.wanted, remedy) from error
 
 
 def learn_range(component: Component, dataset: Dataset, tell: Callable[[str], None]) -> Component:

@@ -173,6 +173,7 @@ def test_what_is_left_out_is_named_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert record.levelno == logging.WARNING
     for part in ("masks (mask_path)", "rolling shutter", "affinity and skew (b1)", "split"):
         assert record.getMessage().count(part) == 1
+    assert "its cameras are used, but not" in record.getMessage()
     assert "not known here (zoo)" in record.getMessage()
     for silent in ("aabb_scale", "sharpness", "p3", "timestamp"):
         assert silent not in record.getMessage()

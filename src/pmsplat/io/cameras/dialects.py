@@ -131,7 +131,7 @@ def name_left_out(path: Path, content: dict[str, Any], frames: list[Any]) -> Non
     if unknown:
         left_out.append(f"fields that are not known here ({', '.join(unknown)})")
     if left_out:
-        log.warning("%s: left out: %s", path, "; ".join(left_out))
+        log.warning("%s: its cameras are used, but not %s", path, "; ".join(left_out))
     model = str(content.get("camera_model", "OPENCV")).upper()
     divided = model == "FULL_OPENCV" or {"k5", "k6"} & given
     if "k4" in given and not divided and model in _PERSPECTIVE and not content.get("is_fisheye"):

@@ -317,7 +317,8 @@ def name_unknown(path: Path, entries: Sequence[Any], known: set[str]) -> None:
     given = {key for entry in entries if isinstance(entry, dict) for key in entry}
     if given - known:
         names = ", ".join(sorted(given - known))
-        log.warning("%s: left out: fields that are not known here (%s)", path, names)
+        unknown = f"fields that are not known here ({names})"
+        log.warning("%s: its cameras are used, but not %s", path, unknown)
 
 
 @cache  # a file has hundreds of frames of one kind

@@ -209,7 +209,7 @@ def _write_distributions(splits: Sequence[Survey]) -> Markup:
         return tag("p", "No scene of the sample could be read.", class_="empty")
     all_of_them = len(samples) == sum(split.scenes for split in splits)
     whole = len(samples) == sum(len(split.samples) for split in splits)
-    of = f"a sample of {len(samples):,} scenes"
+    of = f"a sample of {_count(len(samples), 'scene')}"
     if not whole:
         of = f"the {_count(len(samples), 'scene')} that could be read"
     if all_of_them:

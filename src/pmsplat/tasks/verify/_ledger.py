@@ -92,7 +92,8 @@ class Ledger:
             if facts.fault:
                 self.chunks[name] = facts.fault, facts.detail
             if facts.nameless:
-                self.notes.append(f"{name} has {facts.nameless} entries without a key.")
+                entries = "entry" if facts.nameless == 1 else "entries"
+                self.notes.append(f"{name} has {facts.nameless} {entries} without a key.")
         for name in sorted({*self.index.values()} - {*self.facts}):
             self.chunks[name] = f"a chunk that is missing, though {INDEX} names it", ""
 
