@@ -13,9 +13,9 @@ import torch
 from ..render import rasterize
 from ..types import Gaussians, Views
 
-RATE = 2.0  # of a step, before the sigmoid
+RATE = 1.5  # of a step, before the sigmoid
 BETAS = (0.9, 0.999)
-SLOPE = 0.2  # of the squared error, summed over pixels: smaller ones hardly count
+SLOPE = 0.1  # of the squared error, summed over pixels: smaller ones hardly count
 LEAST = 1e-4  # of opacity, and of what is left to 1, where the steps begin
 
 
