@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,20 +149,21 @@ def test_results_are_found_below_a_folder(tmp_path: Path) -> None:
 def test_only_the_same_model_protocol_and_scenes_are_replaced(tmp_path: Path) -> None:
     old = write_results(tmp_path / "old", gains(20, 21))
 
-    def replacing(scenes: tuple[str, ...] = (), **more) -> None:
+    def replacing(scenes: tuple[str, ...] = (), **more: Any) -> None:
         new = read_run(write_results(tmp_path / "new", gains(30, 31), **more))
         check_replaces(old, new, scenes)
 
     check_replaces(tmp_path / "none.json", read_run(old))
     replacing()
     replacing(("a", "b", "c"), seconds={})
-    for more, said in (
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"model": "base"}, "'small', not of 'base'"),
         ({"size": (64, 96)}, "32 × 48 and 64 × 96"),
         ({"index": "cd" * 32}, "two indices"),
         ({"protocol": "fitted"}, "given and fitted"),
         ({"scenes": ("a", "c")}, "1 scene that this evaluation leaves out (b)"),
-    ):
+    )
+    for more, said in changes:
         with pytest.raises(UserError, match=re.escape(said)) as error:
             replacing(**more)
         assert str(old) in str(error.value) and "another `output`" in str(error.value)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from pmsplat import rasterize
 from pmsplat.geometry import sh
@@ -31,11 +32,13 @@ def wall(depth: float, color: tuple[float, float, float], opacity: float) -> Gau
     )
 
 
-def join(*parts: Gaussians) -> Gaussians:
-    names = ("means", "scales", "quats_wxyz", "opacities", "sh")
-    return replace(
-        parts[0], **{name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in names}
-    )
+def join(*parts: Gaussians, dim: int = 1) -> Gaussians:
+    """All of the parts in one scene, or scene after scene (`dim` 0)."""
+
+    def cat(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim)
+
+    return Gaussians(cat("means"), cat("scales"), cat("quats_wxyz"), cat("opacities"), cat("sh"))
 
 
 def looking(*sides: float) -> Cameras:
@@ -80,8 +83,10 @@ def test_steps_are_those_of_adam_in_float64() -> None:
     given, views, _ = make()
     logits = given.opacities.double().clamp(LEAST, 1 - LEAST).logit().requires_grad_()
     adam = torch.optim.Adam([logits], RATE, BETAS, SLOPE)
-    exact = Gaussians(*(getattr(given, n).double() for n in ("means", "scales", "quats_wxyz")),
-                      given.opacities.double(), given.sh.double())  # fmt: skip
+    exact = Gaussians(
+        given.means.double(), given.scales.double(), given.quats_wxyz.double(),
+        given.opacities.double(), given.sh.double(),
+    )  # fmt: skip
     for level in correct_opacity(given, views, STEPS):
         now = replace(exact, opacities=logits.sigmoid())
         pictures = rasterize(now, views.cameras, SIZE, "reference").color
@@ -96,10 +101,10 @@ def test_steps_are_those_of_adam_in_float64() -> None:
 def test_scenes_do_not_depend_on_each_other() -> None:
     given, views, _ = make()
     other = replace(given, opacities=1 - given.opacities)
-    both = Gaussians(*(torch.cat([getattr(g, n) for g in (given, other)])
-                       for n in ("means", "scales", "quats_wxyz", "opacities", "sh")))  # fmt: skip
     cameras = looking(-0.2, 0.2)
     twice = Cameras(*(torch.cat([getattr(cameras, n)] * 2) for n in ("c2w", "K", "near", "far")))
     (alone,) = correct_opacity(other, views, 1)
-    (joint,) = correct_opacity(both, Views(views.images.repeat(2, 1, 1, 1, 1), twice), 1)
+    (joint,) = correct_opacity(
+        join(given, other, dim=0), Views(views.images.repeat(2, 1, 1, 1, 1), twice), 1
+    )
     torch.testing.assert_close(joint.opacities[1:], alone.opacities)
