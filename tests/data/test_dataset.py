@@ -197,6 +197,8 @@ def test_the_gap_follows_the_steps(root: Path) -> None:
     assert gaps(32, batch_size=2) == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
+# A worker that is told to end in the middle of its work is aborted at times, on a slow machine
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_unusable_scenes_are_named_once_and_replaced(tmp_path: Path) -> None:
     wide = ours("wide", 5)
     wide.K[:, 0, 0] = 0.3  # 118 degrees
