@@ -68,7 +68,7 @@ def settings(data: Path, *more: str) -> Experiment:
     )
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_damage_is_named_once_and_the_rest_is_used(damaged: Path, workers: int) -> None:
     said: list[str] = []
     experiment = settings(damaged, f"trainer.workers={workers}", "trainer.steps=20")
