@@ -80,6 +80,10 @@ def test_another_sweep_is_not_replaced(folder: Path, tmp_path: Path) -> None:
     more = sweep(noise(5.0, 1.0), [model], tmp_path)
     assert [point.value for point in more.points] == ["1", "5"]  # in order, as in the figure
     assert more.points[1].metrics == first.points[0].metrics
+    for damaged in ('{"models": [', "[]", '{"models": [], "points": [1]}'):
+        (tmp_path / "plan.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"plan.json is damaged.*remove it"):
+            sweep(noise(5.0), [model], tmp_path)
 
 
 def test_views_share_targets_and_every_point_is_an_evaluation(folder: Path, capsys) -> None:

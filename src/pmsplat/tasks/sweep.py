@@ -230,15 +230,21 @@ def _check_folder(folder: Path, now: Mapping[str, Any]) -> None:
     path = folder / PLAN
     if not path.is_file():
         return
-    before = json.loads(path.read_text())
-    gone = [name for name in before["points"] if name not in now["points"]]
+    try:
+        before = json.loads(path.read_text())
+        models, points = list(before["models"]), {k: dict(v) for k, v in before["points"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged", "what a sweep wrote", "remove it to sweep into this folder again"
+        ) from error
+    gone = [name for name in points if name not in now["points"]]
     changed = [
         key
-        for name, settings in before["points"].items()
+        for name, settings in points.items()
         for key in now["points"].get(name, ())
         if settings.get(key) != now["points"][name][key]
     ]
-    other = [f"of {', '.join(before['models'])}"] if before["models"] != now["models"] else []
+    other = [f"of {', '.join(map(str, models))}"] if models != now["models"] else []
     other += [f"with {', '.join(gone)}"] if gone else []
     other += [f"with another {', '.join(dict.fromkeys(changed))}"] if changed else []
     if other:
