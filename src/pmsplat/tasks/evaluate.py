@@ -257,7 +257,7 @@ def evaluate_shard(
     chosen, tell, done = replace(options or Options(), report=None), say_once(tell), 0
     with open_ranks() as ranks:
         setting = open_setting(experiment, chosen, ranks, tell, track)
-        for model in models:
+        for model in models[1:]:
             open_model(model, weights)  # what is missing is told before hours of work
         for name, model in zip(names, models or [None], strict=True):
             method, place = open_method(setting, model, weights), folder / name

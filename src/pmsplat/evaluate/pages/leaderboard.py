@@ -107,10 +107,10 @@ class Group:
         rest = [entry for entry in self.entries if entry not in whole]
         return sorted(whole, key=self._order), sorted(rest, key=self._order)
 
-    def rank(self, entry: Entry) -> int:
-        """The place of a run that measured all scenes, from 1; runs that look equal share one."""
-        ours = self._order(entry, rounded=True)
-        return 1 + sum(self._order(other, rounded=True) < ours for other in self.split()[0])
+    def rank(self, whole: Sequence[Entry]) -> list[int]:
+        """The places, from 1, of runs from the best; those that look equal share one."""
+        values = [self._order(entry, rounded=True) for entry in whole]
+        return [1 + values.index(value) for value in values]
 
     def _order(self, entry: Entry, rounded: bool = False) -> float:
         if not self.metrics:
@@ -127,7 +127,8 @@ def _write_group(number: int, group: Group) -> Section:
     """The table of one protocol: the best first, without a rank what lacks scenes."""
     whole, rest = group.split()
     best = {m.key: m.best(e.run.means.get(m.key) for e in whole) for m in group.metrics}
-    rows = [_write_row(group, entry, group.rank(entry), best) for entry in whole]
+    ranks = group.rank(whole)
+    rows = [_write_row(group, e, rank, best) for e, rank in zip(whole, ranks, strict=True)]
     rows += [_write_row(group, entry, None, {}) for entry in rest]
     heads = [
         sort_head("#", "number"),
