@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pmsplat import registry
 from pmsplat.cli import main
@@ -50,6 +51,17 @@ def test_convert_adds_scenes_to_a_split(
     whole = open_scene(photos)
     torch.testing.assert_close(first.cameras.c2w, whole.cameras.c2w)
     torch.testing.assert_close(again.cameras.K, whole.cameras.K[:, :1])
+
+
+def test_what_is_said_of_sizes_is_of_the_photos_taken(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = sorted(photos.rglob("*.png"))[1]
+    Image.open(second).resize((24, 16)).save(second)
+    for every, named in (("1", "16x24"), ("2", "Photos of 8x12 are scaled and cut to 6x8")):
+        split = tmp_path / every
+        assert run("convert", photos, split, "--size", "6x8", "--every", every) == 0
+        assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("inside", ["", "deeper/split"])

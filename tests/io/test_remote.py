@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from pmsplat.contracts import dataset_traits
+from pmsplat.data import re10k
 from pmsplat.errors import UserError
 from pmsplat.io import chunks
 from pmsplat.io._objects import RemoteFolder
@@ -71,6 +73,13 @@ def test_scenes_are_those_of_the_folder(store: Store, local: Path) -> None:
         for name, keys in here.keys.items():
             one, other = there.open(name).scenes, here.open(name).scenes
             assert all(equal(whole(one[key]), other[key]) for key in keys)
+
+
+def test_data_elsewhere_need_no_test_split(store: Store) -> None:
+    root = address(store).removesuffix("/train")
+    assert not dataset_traits(re10k.build(re10k.Config(root=root))).has_test
+    store.contents[SPLIT.replace("train", "test") + "/index.json"] = b"{}"
+    assert dataset_traits(re10k.build(re10k.Config(root=root))).has_test
 
 
 def test_a_scene_costs_the_photographs_that_are_used(store: Store, local: Path) -> None:

@@ -91,7 +91,8 @@ def _convert_one(arguments: argparse.Namespace) -> None:
     key = arguments.scene or scene.name
     check_new(arguments.output, [key])
     indices = range(0, len(scene), arguments.every)
-    for sentence in describe_fit(scene, arguments.size) if arguments.size else ():
+    chosen = [scene.photos[i] for i in indices]
+    for sentence in describe_fit(chosen, arguments.size) if arguments.size else ():
         shown.tell(sentence)
     converted = to_chunk_scene(scene, key, arguments.size, indices, shown.track)
     chunk = append(arguments.output, [converted])

@@ -10,6 +10,7 @@ and the next that can takes its place.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch.utils.data import IterableDataset
 
 from ..contracts import Teacher
 from ..errors import UserError, name_some
-from ..io.chunks import ChunkScene, Split, is_remote, read_split
+from ..io.chunks import ChunkScene, Split, has_split, is_remote, read_split
 from ..scene.fit import flip
 from ..types import Batch, Views
 from ._batches import (
@@ -82,11 +83,10 @@ class ChunkDataset:
         """The file of the evaluation index."""
         return self._index
 
-    @property
+    @cached_property
     def has_test(self) -> bool:
-        """Whether there is a test split; one that is made, or elsewhere, is taken to be there."""
-        made = self._prepare is not None or is_remote(self.root)
-        return made or Path(self.root, "test").exists()
+        """Whether there is a test split; one that is made is taken to be there."""
+        return self._prepare is not None or has_split(self._place("test"))
 
     def train(
         self, seed: int, step: Tensor, skip: int = 0, batch_size: int = 1
@@ -105,8 +105,11 @@ class ChunkDataset:
         """The chunks of ROOT/`name`, made first where the dataset makes itself."""
         if self._prepare is not None:
             self._prepare()
+        return read_split(self._place(name))
+
+    def _place(self, name: str) -> str | Path:
         remote = is_remote(self.root)
-        return read_split(f"{self.root.rstrip('/')}/{name}" if remote else Path(self.root) / name)
+        return f"{self.root.rstrip('/')}/{name}" if remote else Path(self.root) / name
 
     def pointmap_cache(
         self, teacher: Teacher, folder: str, windows: Windows, required: bool = True

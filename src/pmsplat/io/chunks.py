@@ -53,6 +53,7 @@ __all__ = [
     "check_bytes",
     "check_local",
     "check_new",
+    "has_split",
     "is_remote",
     "open_chunk",
     "pose_fault",
@@ -132,6 +133,13 @@ class Split:
                     f"write a new index with `pmsplat data info {self.place} --write-index`",
                 )
         return chunk
+
+
+def has_split(folder: str | Path) -> bool:
+    """Whether a folder is there; of an address, whether it has an index that may be read."""
+    if is_remote(folder):
+        return RemoteFolder(str(folder)).read_optional(INDEX) is not None
+    return Path(folder).exists()
 
 
 def read_split(folder: str | Path) -> Split:

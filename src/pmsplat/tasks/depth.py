@@ -88,7 +88,7 @@ def depth(
         groups = group_photos(scene, overlap, chosen)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
-        for sentence in describe_fit(scene, size):
+        for sentence in describe_fit(scene.photos, size):
             tell(sentence)
         tell(_describe_groups(overlap, groups))
         # Does the largest group fit into memory?

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,8 +12,8 @@ from ..contracts import Encoder
 from ..device import cuda_obstacle
 from ..errors import UserError, count_of
 from ..registry import suggest
-from ..scene import Scene
 from ..scene.fit import covering_size
+from ..scene.photos import Photo
 from ..types import CLASSIC, MIP, RESPLAT, DrawingRules, Gaussians
 from ..zoo.compile import compile
 
@@ -111,16 +111,16 @@ def format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def describe_fit(scene: Scene, size: tuple[int, int]) -> list[str]:
+def describe_fit(photos: Sequence[Photo], size: tuple[int, int]) -> list[str]:
     """What happens to photos that are not of the size for the network; what is cut off of some."""
-    sizes = Counter(photo.size for photo in scene.photos if photo.size != size)
+    sizes = Counter(photo.size for photo in photos if photo.size != size)
     if not sizes:
         return []
     told = [_describe_scaling(sizes, size)]
     lost = {shape: share_cut(shape, size) for shape in sizes}
     cut = {shape: count for shape, count in sizes.items() if lost[shape] > MUCH_CUT}
     if cut:
-        first = next(photo for photo in scene.photos if photo.size in cut)
+        first = next(photo for photo in photos if photo.size in cut)
         count = sum(cut.values())
         told.append(
             f"Up to {max(lost.values()):.0%} is cut off of {count} photo{'s' * (count > 1)} of "

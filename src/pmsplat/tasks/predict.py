@@ -119,7 +119,7 @@ def predict(
         anchors = count_anchors(chosen.anchors, traits.anchors)
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         size = fit_size(scene.size, chosen.size)
-        for sentence in describe_fit(scene, size):
+        for sentence in describe_fit(scene.photos, size):
             tell(sentence)
         # Which photos the network sees, and which of them together; does that fit into memory?
         overlap = overlaps(scene.cameras)
