@@ -105,6 +105,8 @@ def scenarios() -> dict[str, Scenario]:
         )
     for precision in PRECISIONS:
         found[f"graph {precision}"] = partial(graph, precision=precision)
+    found["predict compact"] = partial(predict, component="compact", settings={})
+    found["graph compact"] = partial(graph, precision="float32", name="compact")
     found |= {
         "draw auto": partial(draw, backend="auto"),
         "draw resplat": partial(draw, backend="auto", rules=RESPLAT),
@@ -386,9 +388,9 @@ def _attend(device: FakeDevice, near: int, dtype: torch.dtype) -> None:
     attend_neighbors(queries, keys, values, table).sum().backward()
 
 
-def graph(device: FakeDevice, precision: str) -> None:
+def graph(device: FakeDevice, precision: str, name: str = "depthsplat_small") -> None:
     """`pmsplat.compile`: prediction and drawing captured once, and repeated."""
-    model = build(*configured()["depthsplat_small"], device).eval()
+    model = build(*configured()[name], device).eval()
     batch, ledger = make_batch(device, 2), device.ledger
     with ledger.stage("capture"):
         compiled = pmsplat.compile(model, batch.context, batch.target.cameras, precision=precision)
