@@ -49,6 +49,7 @@ LARGE_2 = subject("large", LARGE, 2, (256, 256))
 SMALL_6 = subject("small", SMALL, 6, (256, 448))
 SMALL_12 = subject("small l8", EIGHTH, 12, (512, 960))
 BASE_6 = subject("base l8", BASE | EIGHTH, 6, (256, 448))
+SHIPPED_2 = Subject("compact", (), 2, (256, 256), "compact")  # its steps draw its views
 SMALLEST = subject("tiny", TINY, 2, (32, 32))
 ORDER = (  # of value per second: subject, way, precision
     (SMALL_2, "eager", "tf32"),
@@ -57,6 +58,8 @@ ORDER = (  # of value per second: subject, way, precision
     (SMALL_2, "graph", "tf32"),
     (SMALL_2, "graph with drawing", "bf16"),
     (SMALL_2, "eager", "float32"),
+    (SHIPPED_2, "eager", "tf32"),
+    (SHIPPED_2, "graph", "bf16"),
     (SMALL_12, "eager", "bf16"),
     (SMALL_12, "eager", "tf32"),
     (SMALL_6, "eager", "tf32"),
@@ -74,8 +77,8 @@ ORDER = (  # of value per second: subject, way, precision
 )
 OFFICIAL = {  # where in the order, and how its settings differ from those of the small model
     0: (SMALL_2, {}),
-    7: (SMALL_12, {"lowest_feature_resolution": 8, "upsample_factor": 8}),
-    11: (BASE_2, {"num_scales": 2, "upsample_factor": 2, "monodepth_vit_type": "vitb"}),
+    9: (SMALL_12, {"lowest_feature_resolution": 8, "upsample_factor": 8}),
+    13: (BASE_2, {"num_scales": 2, "upsample_factor": 2, "monodepth_vit_type": "vitb"}),
 }
 
 

@@ -108,3 +108,13 @@ def test_scenes_do_not_depend_on_each_other() -> None:
         join(given, other, dim=0), Views(views.images.repeat(2, 1, 1, 1, 1), twice), 1
     )
     torch.testing.assert_close(joint.opacities[1:], alone.opacities)
+
+
+def test_inference_mode_changes_nothing() -> None:
+    """There tensors have no gradient: those that were made in it too."""
+    expected = correct_opacity(make()[0], make()[1], STEPS)[-1]
+    with torch.inference_mode():
+        gaussians, views, _ = make()
+        assert gaussians.means.is_inference() and views.images.is_inference()
+        found = correct_opacity(gaussians, views, STEPS)[-1]
+        assert torch.equal(found.opacities, expected.opacities)

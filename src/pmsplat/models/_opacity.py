@@ -9,6 +9,7 @@ each Gaussian: nothing moves, and nothing is learned.
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..render import rasterize
 from ..types import Gaussians, Views
@@ -19,6 +20,7 @@ SLOPE = 0.1  # of the squared error, summed over pixels: smaller ones hardly cou
 LEAST = 1e-4  # of opacity, and of what is left to 1, where the steps begin
 
 
+@torch.inference_mode(False)  # whose tensors have no gradient
 def correct_opacity(gaussians: Gaussians, views: Views, steps: int) -> tuple[Gaussians, ...]:
     """The Gaussians after each of so many steps; only their opacity differs, without gradient.
 
@@ -26,13 +28,14 @@ def correct_opacity(gaussians: Gaussians, views: Views, steps: int) -> tuple[Gau
     not depend on each other, and the size of the pictures does not change what a step is.
     """
     levels: list[Gaussians] = []
+    fixed, seen = gaussians.detach().map(_usual), views.map(_usual)
     logits = gaussians.opacities.detach().float().clamp(LEAST, 1 - LEAST).logit()
     mean, square = torch.zeros_like(logits), torch.zeros_like(logits)
     for step in range(1, steps + 1):
         with torch.enable_grad():
             moving = logits.detach().requires_grad_()
-            drawn = replace(gaussians.detach(), opacities=moving.sigmoid())
-            error = rasterize(drawn, views.cameras, views.size).color - views.images
+            drawn = replace(fixed, opacities=moving.sigmoid())
+            error = rasterize(drawn, seen.cameras, seen.size).color - seen.images
             (slope,) = torch.autograd.grad(error.square().sum(), moving)
         mean = torch.lerp(slope, mean, BETAS[0])
         square = torch.lerp(slope.square(), square, BETAS[1])
@@ -40,3 +43,8 @@ def correct_opacity(gaussians: Gaussians, views: Views, steps: int) -> tuple[Gau
         logits = logits - RATE * mean / (1 - BETAS[0] ** step) / size
         levels.append(replace(gaussians, opacities=logits.sigmoid().to(gaussians.opacities)))
     return tuple(levels)
+
+
+def _usual(tensor: Tensor) -> Tensor:
+    """The same outside of `torch.inference_mode`."""
+    return tensor.clone() if tensor.is_inference() else tensor
