@@ -25,11 +25,11 @@ def scene_of(folder: Path, sizes: list[tuple[int, int]]) -> Scene:
 
 
 def test_photos_of_the_size_need_no_word(tmp_path: Path) -> None:
-    assert describe_fit(scene_of(tmp_path, [(20, 30)] * 3), (20, 30)) == []
+    assert describe_fit(scene_of(tmp_path, [(20, 30)] * 3).photos, (20, 30)) == []
 
 
 def test_scaled_photos_are_said(tmp_path: Path) -> None:
-    (told,) = describe_fit(scene_of(tmp_path, [(40, 60)] * 3), (20, 30))
+    (told,) = describe_fit(scene_of(tmp_path, [(40, 60)] * 3).photos, (20, 30))
     assert "40x60" in told and "20x30" in told
 
 
@@ -39,7 +39,7 @@ def test_what_is_cut_off_of_another_shape_is_said(
 ) -> None:
     """A portrait scaled to cover a landscape keeps (20/30) · (20/30) of itself, and so on."""
     scene = scene_of(tmp_path, [(20, 30), (20, 30), portrait])
-    told = describe_fit(scene, (20, 30))
+    told = describe_fit(scene.photos, (20, 30))
     assert share in told[1] and "2.png" in told[1] and "1 photo" in told[1]
 
 

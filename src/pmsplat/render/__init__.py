@@ -208,6 +208,15 @@ def fast_backend(device: torch.device, median: bool = False, rules: DrawingRules
     raise UserError(got, first.wanted, first.remedy)
 
 
+def prepare(device: torch.device) -> None:
+    """Has what the first drawing on `device` needs compiled in another process, if it is not yet.
+
+    It returns at once; the first drawing waits for the rest. On CUDA, nothing.
+    """
+    if device.type == "cpu":
+        _module("cpu").compile_beside()
+
+
 def draws_median(backend: str, device: torch.device) -> bool:
     """Whether `backend`, or what "auto" finds, draws a median depth without the slow reference."""
     try:

@@ -17,10 +17,12 @@ from ..errors import UserError
 from ..geometry import camera, sh
 from ..types import CLASSIC, Cameras, DrawingRules, Gaussians
 from . import _cpu_blend as kernels
-from . import _cpu_projection, _projection
+from . import _cpu_first, _cpu_projection, _projection
 from ._projection import Blend, Splats
 
 LICENSE = "MIT, as all of pmsplat"
+
+compile_beside = _cpu_first.compile_beside
 
 
 def near_to_far(z: np.ndarray, extent: np.ndarray) -> np.ndarray:
@@ -237,6 +239,7 @@ def blend(
     rules: DrawingRules,
 ) -> Blend:
     """Projects and blends all scenes, as `rasterize` expects of a backend."""
+    _cpu_first.wait()
     gaussians, attributes = _projection.finite(gaussians, attributes)
     splats = project(gaussians, cameras, size, sh_degree, rules)
     return composite(splats, attributes, size, rules.alpha_cap)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..contracts import count_anchors, count_steps, encoder_traits
 from ..errors import UserError, count_of
 from ..progress import Track, silently
+from ..render import prepare
 from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.coverage import choose_context, look_around
 from ..scene.overlap import Group, group_views, held_out, overlaps
@@ -107,14 +108,12 @@ def predict(
     chosen = options or Options()
     _check_options(chosen)
     device = pick_device(chosen.device)
+    prepare(device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene and load the model
         scene = as_scene(source, chosen.photos, device, tell, track)
-        encoder = model if isinstance(model, nn.Module) else load(model, weights)
-        encoder = encoder.to(device).eval()
+        encoder = _load(model, weights).to(device).eval()
         traits = encoder_traits(encoder)
-        if not traits.draws:
-            raise depth_only_error()
         steps = count_steps(chosen.steps, traits.steps)
         anchors = count_anchors(chosen.anchors, traits.anchors)
         learned = None if isinstance(model, nn.Module) else trained_on(model)
@@ -192,6 +191,14 @@ def predict(
     for line in describe_report(report):
         tell(line)
     return summary
+
+
+def _load(model: str | Path | nn.Module, weights: str | Path | None) -> nn.Module:
+    """The encoder; UserError for one that predicts depth alone."""
+    encoder = model if isinstance(model, nn.Module) else load(model, weights)
+    if not encoder_traits(encoder).draws:
+        raise depth_only_error()
+    return encoder
 
 
 def _describe_size(views: int, at_once: int, anchors: int) -> str:
