@@ -18,16 +18,17 @@ LARGE = re.compile(r"[-_](base|large)(-|_|$)")
 SLOW = (
     "train depthsplat2024_small", "train depthsplat_tiny", "train resplat_small",
     "train resplat_tiny", "train updated", "train zpressor_depthsplat", "run bf16", "run scaled",
+    "run tf32",
     "predict depthsplat-gs-small-re10kdl3dv-448x768-randview4-10", "predict pmloss",
     "predict ori_depthsplat_tuned", "predict depthsplat-dl3dv-baseline-n50-256x448",
 )  # fmt: skip
-FEW = (75, 90, 120)  # capabilities that CI compiles for
+FEW = (75, 90)  # capabilities that CI compiles for
 OTHERS = tuple(capability for capability in table.CAPABILITIES if capability not in FEW)
 
 
 def is_slow(name: str) -> bool:
     """Whether it runs outside CI."""
-    return name in SLOW or LARGE.search(name) is not None
+    return name in SLOW or name.endswith(", other views") or LARGE.search(name) is not None
 
 
 @pytest.fixture(scope="module")
