@@ -12,6 +12,7 @@ from pmsplat.evaluate import protocol
 from pmsplat.zoo.load import load
 
 
+@pytest.mark.slow
 def test_a_small_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
