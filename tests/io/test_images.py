@@ -96,7 +96,11 @@ def test_damaged_bytes_never_escape() -> None:
         assert refused == 300 if format == "png" else 0 < refused < 300  # a .png has checksums
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_large_photo_is_no_cause_for_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PIXELS[..., 0].size - 1)
+    assert np.array_equal(images.read_image(images.encode_image(PIXELS)), PIXELS)
+
+
 def test_a_bomb_is_refused() -> None:
     data = bytearray(images.encode_image(PIXELS))
     data[16:24] = (100_000).to_bytes(4, "big") * 2

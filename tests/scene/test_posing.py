@@ -89,6 +89,16 @@ def test_photos_of_a_tripod_are_told_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pycolmap") is None, reason="pycolmap is missing")
+def test_one_photo_is_refused_before_it_is_posed(tmp_path: Path) -> None:
+    photos, said = tmp_path / "photos", []
+    photos.mkdir()
+    wall().save(photos / "0.png")
+    with pytest.raises(UserError, match=r"^1 photo of .*; wanted at least 2"):
+        open_scene(photos, cache=tmp_path / "cache", tell=said.append)
+    assert not any("Posing" in text for text in said)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pycolmap") is None, reason="pycolmap is missing")
 def test_its_steps_can_be_followed_and_an_exception_ends_it(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -34,7 +34,8 @@ def test_it_leaves_results_and_beats_the_nearest_photo(
     for name in ("sheet.png", "gaussians.ply", "video.mp4", "depth"):
         assert (out / name).exists() and str(out / name) in said
     (command,) = re.findall(r"were 144x192 in training: run `pmsplat (predict [^`]*)`", said)
-    assert parser().parse_args(command.split()).size == (144, 192)
+    advised = parser().parse_args(command.split())
+    assert advised.size == (144, 192) and tuple(advised.context) == demo.CONTEXT
     height, width = demo.SIZE
     assert pmsplat.load_ply(out / "gaussians.ply").means.shape == (1, 3 * height * width, 3)
     assert len(read_frames(out / "video.mp4")) > 30

@@ -70,13 +70,14 @@ def _predict(arguments: argparse.Namespace, show: Terminal) -> dict[str, Path]:
     import re
     import shlex
 
-    from ..tasks.demo import PHOTOS, demo, sample_photos
+    from ..tasks.demo import CONTEXT, PHOTOS, demo, sample_photos
 
     photos = shlex.quote(str(sample_photos()))
+    shown = f"{photos} --context {','.join(map(str, CONTEXT))}"
 
     def tell(text: str) -> None:
         """What would help is an option of `predict`; the demo has none of them."""
-        command = rf"run `pmsplat predict {photos} --\2 \3 --output outputs/{PHOTOS}`"
+        command = rf"run `pmsplat predict {shown} --\2 \3 --output outputs/{PHOTOS}`"
         show.tell(re.sub(r"(use|try) `(\w+)=([^`]+)`", command, text))
 
     folder = arguments.output or FOLDER

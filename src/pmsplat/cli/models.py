@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The list, and two sub-verbs with their options."""
+    """The list, and three sub-verbs with their options."""
     parser.set_defaults(action=_list)
     verbs = parser.add_subparsers(metavar="[ACTION]")
+    verbs.add_parser("list", help="what there is, as without an action").set_defaults(action=_list)
 
     fetching = verbs.add_parser("fetch", help="download and verify")
     fetching.add_argument("names", nargs="*", metavar="NAME", help="published names")

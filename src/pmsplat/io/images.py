@@ -8,6 +8,7 @@ import io
 import math
 import os
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -266,7 +267,9 @@ def _is_plain(image: Image.Image) -> bool:
 
 def _open(source: Source) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with warnings.catch_warnings():  # cameras of today reach the size that is warned of
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except FileNotFoundError as error:
         raise UserError(
             f"there is no image at {source!s}", "an image file", "check the path"

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..io import images, video
 from ..io.cameras.survey import unknown_lens
 from ..progress import Track, silently
@@ -140,6 +140,12 @@ def _pose(
         (folder / "images").mkdir(parents=True)
         collect(folder / "images")
         count = len(list((folder / "images").iterdir()))
+        if count < _FEWEST:
+            raise UserError(
+                f"{count_of(count, 'photo')} of {place}, and no camera file",
+                f"at least {_FEWEST}, which show the same from different places",
+                "take more photos, a step apart",
+            )
         tell(f"Posing {count} photos of {place} with pycolmap: this takes seconds to minutes.")
         posed = _run(folder, count, place.is_file(), track)
         if posed.registered < max(_FEWEST, _FEWEST_SHARE * count):
