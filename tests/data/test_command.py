@@ -239,6 +239,21 @@ def test_info_of_a_dataset_names_what_cannot_be_read(
     assert "000000.torch cannot be read" in " ".join(capsys.readouterr().err.split())
 
 
+def test_info_leaves_out_what_training_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a quarantine names, and the second scene of a key."""
+    chunks.append(tmp_path / "test", [ours("a", 9), ours("b", 3)])
+    chunks.append(tmp_path / "test", [ours("c", 4)])
+    chunks.append(tmp_path / "test", [ours("d", 2)])
+    chunks.write_chunk(tmp_path / "test" / "000001.torch", [ours("c", 4), ours("a", 9)])
+    known = chunks.Quarantine({"000002.torch": "it is torn"}, {"b": "bytes that changed"})
+    chunks.write_quarantine(tmp_path / "test", known)
+    assert run("info", tmp_path / "test") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "5 scenes in 3 chunks, 13 photos; 3 of the scenes cannot be used" in told
+
+
 @pytest.mark.parametrize("name", registry.names("data"))
 def test_every_dataset_builds_from_its_defaults(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

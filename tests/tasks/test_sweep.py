@@ -100,7 +100,9 @@ def test_views_share_targets_and_every_point_is_an_evaluation(folder: Path, caps
     with pytest.raises(UserError, match="two indices"):
         compare(runs[1], runs[0])  # more views are another protocol
     with (output / "sweep.csv").open() as file:
-        assert [row["context views"] for row in csv.DictReader(file)] == ["2", "4"]
+        rows = list(csv.DictReader(file))
+    assert [row["context views"] for row in rows] == ["2", "4"]
+    assert [float(row["psnr"]) for row in rows] == [run.means["psnr"] for run in runs]
     with Image.open(output / "sweep.png") as picture:
         assert picture.size[0] > 500
     assert "context views" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from ..errors import count_of, name_some
 from ._shared import add_photos, output, photo_options, terminal
 
 if TYPE_CHECKING:
-    from ..io.chunks import Split
+    from ..io.chunks import Quarantine, Split
     from ..scene.photos import Scene
 
 _COLUMNS = ("scenes", "photos", "size", "near, far", "depth", "unusable")
@@ -46,14 +46,21 @@ class _Content:
     faults: tuple[str, ...]
 
     @classmethod
-    def read(cls, split: "Split", name: str) -> "_Content":
-        """Of a chunk, which need not be readable."""
+    def read(cls, split: "Split", name: str, known: "Quarantine") -> "_Content":
+        """Of a chunk, which need not be readable; `known` is what training leaves out."""
         from ..errors import UserError
         from ..io.chunks import Unreachable
 
         try:
-            chunk = split.chunk(name)
-            scenes = list(chunk.scenes.values())
+            if name in known.chunks:
+                return cls(len(split.keys[name]), 0, 0, (), 0, 0, (known.chunks[name],))
+            chunk, listed = split.chunk(name), set(split.keys[name])
+            elsewhere = dict.fromkeys(
+                chunk.scenes.keys() - listed, "not of this chunk in the index"
+            )
+            faults = chunk.faults | elsewhere
+            faults |= {key: known.scenes[key] for key in chunk.scenes if key in known.scenes}
+            scenes = [scene for key, scene in chunk.scenes.items() if key not in faults]
             shapes = [scene.image(0).shape[:2] for scene in scenes[:1]]
         except Unreachable:
             raise
@@ -61,13 +68,13 @@ class _Content:
             fault = error.got.replace(f"{split.place}/", "")
             return cls(len(split.keys[name]), 0, 0, (), 0, 0, (fault,))
         return cls(
-            scenes=len(chunk.scenes) + len(chunk.faults),
+            scenes=len(scenes) + len(faults),
             usable=len(scenes),
             photos=sum(map(len, scenes)),
             sizes=tuple(f"{height}x{width}" for height, width in shapes),
             with_range=sum(scene.near is not None for scene in scenes),
             with_depth=sum(scene.depths is not None for scene in scenes),
-            faults=tuple(f"{key}: {fault}" for key, fault in chunk.faults.items()),
+            faults=tuple(f"{key}: {fault}" for key, fault in faults.items()),
         )
 
     @classmethod
@@ -136,7 +143,8 @@ def _find_splits(path: str) -> list[str]:
 def _read_contents(split: "Split") -> dict[str, _Content]:
     """What is in each chunk of a split."""
     names = terminal().track(sorted(split.keys), "reading chunks", len(split.keys))
-    return {name: _Content.read(split, name) for name in names}
+    known = split.quarantine()
+    return {name: _Content.read(split, name, known) for name in names}
 
 
 def _describe_split(split: "Split") -> None:

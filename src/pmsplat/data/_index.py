@@ -362,7 +362,7 @@ def _some(index: Index, frames: int, lengths: dict[str, int]) -> Index:
             f"no scene has more than {frames} frames, the longest "
             f"{max(lengths.values(), default=0)}",
             "longer scenes",
-            "use a smaller gap",
+            "use a smaller gap, or another protocol",
         )
     return index
 

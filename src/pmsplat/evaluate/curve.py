@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -62,15 +63,26 @@ class Curve:
         """Writes the files into a folder."""
         content = {"quantity": self.quantity, "points": [asdict(point) for point in self.points]}
         write_text(folder / "sweep.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-        head, rows = self._cells()
         with atomic(folder / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([head, *rows])
+            csv.writer(file).writerows(self._numbers())
+        head, rows = self._cells()
         lines = [head, ["---"] * len(head), *rows]
         text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
         write_text(folder / "sweep.md", text)
         panels = [(METRICS[name][0], self._lines(name)) for name in self.shown]
         if panels:
             draw_panels(folder / "sweep.png", panels, self.quantity, title)
+
+    def _numbers(self) -> list[list[Any]]:
+        """Headings and lines with all digits, for programs; what is not known is empty."""
+        varied = [] if self.quantity == GAUSSIANS else [self.quantity]
+        head = ["model", *varied, GAUSSIANS, *self.shown, "scenes", "wanted"]
+        return [head, *(self._numbers_of(point, bool(varied)) for point in self.points)]
+
+    def _numbers_of(self, point: Point, varied: bool) -> list[Any]:
+        value = [point.value] if varied else []
+        known = map(point.metrics.get, self.shown)
+        return [point.model, *value, point.gaussians, *known, point.scenes, point.wanted]
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         """Headings and lines; the number of Gaussians only where it is not what is varied."""

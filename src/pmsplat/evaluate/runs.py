@@ -257,16 +257,23 @@ def _check_protocols(a: Protocol, b: Protocol, both: str, remedy: str = APART) -
         )
 
 
-def _check_photos(one: Run, other: Run) -> None:
+def find_other_photos(one: Run, other: Run) -> str | None:
+    """The first scene that both measured on different targets or pixels, by their hashes."""
     photos = {row.scene: _list_photos(row) for row in one.rows}
     for row in other.rows:
         ours, theirs = photos.get(row.scene), _list_photos(row)
         if ours and theirs and ours != theirs:
-            raise UserError(
-                f"other photographs of scene {row.scene!r} in {one.name!r} and {other.name!r}",
-                'the same targets and pixels (equal hashes in "per_view")',
-                APART,
-            )
+            return row.scene
+    return None
+
+
+def _check_photos(one: Run, other: Run) -> None:
+    if scene := find_other_photos(one, other):
+        raise UserError(
+            f"other photographs of scene {scene!r} in {one.name!r} and {other.name!r}",
+            'the same targets and pixels (equal hashes in "per_view")',
+            APART,
+        )
 
 
 def _list_photos(row: Row) -> dict[str, str]:

@@ -174,8 +174,8 @@ def read_split(folder: str | Path) -> Split:
             f"{folder} lacks {len(missing)} of the {len(keys)} chunks of its index, "
             f"{missing[0]} first",
             "all of them",
-            "finish the download, or write a new index with "
-            f"`pmsplat data info {folder} --write-index`",
+            f"finish the download, or run `pmsplat data verify {folder}`, whose quarantine names "
+            "what is missing, so that the rest is used",
         )
     return Split(folder, keys)
 

@@ -225,7 +225,7 @@ def obstacle(device: torch.device) -> UserError | None:
     return UserError(
         f"the renderer 'cpu' was given tensors on {device}",
         "tensors on the CPU",
-        "move them with .to('cpu') or choose backend='auto'",
+        "move them with .to('cpu'), or choose the renderer 'auto'",
     )
 
 

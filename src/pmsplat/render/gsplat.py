@@ -31,7 +31,7 @@ def obstacle(device: torch.device) -> UserError | None:
         return UserError(
             f"the renderer 'gsplat' was given tensors on {device}",
             "tensors on a CUDA device",
-            "move them with .to('cuda') or choose backend='auto'",
+            "move them with .to('cuda'), or choose the renderer 'auto'",
         )
     return _broken()
 

@@ -82,7 +82,7 @@ def _on_cpu(device: torch.device) -> UserError:
     return UserError(
         f"the renderer 'triton' was given tensors on {device}",
         "tensors on a CUDA device",
-        "move them with .to('cuda') or choose backend='auto'",
+        "move them with .to('cuda'), or choose the renderer 'auto'",
     )
 
 

@@ -34,6 +34,19 @@ def test_protocols_do_not_share_a_table(tmp_path: Path) -> None:
     assert levels(page) == [1, 2, 2, 2, 2, 2]
 
 
+def test_other_photographs_do_not_share_a_table(tmp_path: Path) -> None:
+    def run(name: str, psnr: float, truth: str):
+        view = {"scene": "a", "view": "7", "psnr": psnr, "truth": truth}
+        return read_run(write_results(tmp_path / name, gains(psnr), name, [view]))
+
+    runs = [run("worse", 20, "12"), run("other", 40, "34"), run("better", 21, "12")]
+    page = read_page(write_leaderboard(tmp_path / "site", runs))
+    sections = page.all("main")[0].all("section")
+    assert [names(section) for section in sections] == [["better", "worse"], ["other"]]
+    assert "3 runs by 1 protocol" in page.text
+    assert all("of other photographs" in section.text for section in sections)
+
+
 def test_what_lacks_scenes_has_no_rank(tmp_path: Path) -> None:
     runs = [
         read_run(write_results(tmp_path / name, gains(*psnrs), name))

@@ -1,5 +1,6 @@
 """A static site of many runs: one table for each protocol, each row with its report."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from ...view.pages.frame import GENERATOR, PAGE, Page, Section, check_place, wri
 from ...view.pages.markup import Markup, join, tag
 from ..fitted import GIVEN
 from ..pictures import FOLDER, file_name
-from ..runs import RESULTS, Protocol, Run, name_runs, shorten_hash
+from ..runs import RESULTS, Protocol, Run, find_other_photos, name_runs, shorten_hash
 from ._metrics import (
     MAIN,
     METRICS,
@@ -41,16 +42,23 @@ class Entry:
 def write_leaderboard(folder: Path, runs: Sequence[Run]) -> Path:
     """Writes a site that can be published as it is; the path of its page.
 
-    Runs of one protocol share a table, sorted by PSNR; others have tables of their own. Files of
-    results and reports that lie beside them (in the same folder, or in report/) are copied.
+    Runs of one protocol and of the same photographs share a table, sorted by PSNR; others have
+    tables of their own. Files of results and reports that lie beside them (in the same folder, or
+    in report/) are copied.
     """
     check_place(folder / PAGE)
-    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    groups: list[list[Entry]] = []
     for number, run in enumerate(runs, start=1):
-        groups.setdefault(run.protocol.key, []).append(_copy(folder, run, number))
-    ordered = sorted(groups.values(), key=lambda group: (-len(group), group[0].run.protocol.key))
-    sections = [_write_group(i, Group.of(group)) for i, group in enumerate(ordered, start=1)]
-    protocols = say_count(len(sections), "protocol")
+        fitting = (group for group in groups if all(_compare(entry.run, run) for entry in group))
+        entry, group = _copy(folder, run, number), next(fitting, None)
+        groups.append([entry]) if group is None else group.append(entry)
+    groups.sort(key=lambda group: (-len(group), group[0].run.protocol.key))
+    times = Counter(group[0].run.protocol.key for group in groups)
+    sections = [
+        _write_group(i, Group.of(group), alone=times[group[0].run.protocol.key] == 1)
+        for i, group in enumerate(groups, start=1)
+    ]
+    protocols = say_count(len(times), "protocol")
     said = f"{say_count(len(runs), 'run')} by {protocols}. Numbers compare within a table only."
     page = Page(
         "pmsplat leaderboard",
@@ -60,6 +68,11 @@ def write_leaderboard(folder: Path, runs: Sequence[Run]) -> Path:
     )
     write_text(folder / ".nojekyll", "")  # GitHub Pages then serves every file as it is
     return write_page(folder / PAGE, page)
+
+
+def _compare(one: Run, other: Run) -> bool:
+    """Whether their numbers do."""
+    return one.protocol.key == other.protocol.key and find_other_photos(one, other) is None
 
 
 def _copy(folder: Path, run: Run, number: int) -> Entry:
@@ -123,8 +136,8 @@ class Group:
         return -value if metric.rises else value
 
 
-def _write_group(number: int, group: Group) -> Section:
-    """The table of one protocol: the best first, without a rank what lacks scenes."""
+def _write_group(number: int, group: Group, alone: bool) -> Section:
+    """A table: the best first, without a rank what lacks scenes; `alone`: of its protocol."""
     whole, rest = group.split()
     best = {m.key: m.best(e.run.means.get(m.key) for e in whole) for m in group.metrics}
     ranks = group.rank(whole)
@@ -138,6 +151,8 @@ def _write_group(number: int, group: Group) -> Section:
         *(sort_head(cost.heading, "number") for cost in group.costs),
     ]
     caption = "A heading sorts by its column. The best is bold."
+    if not alone:
+        caption += " Another table of this protocol is of other photographs, by their hashes."
     if rest:
         caption += " Runs that lack scenes have no rank: their means are over others."
     if note := explain_marks(group.costs, [entry.run for entry in group.entries]):
