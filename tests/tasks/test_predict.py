@@ -323,6 +323,21 @@ def test_size(photo: tuple, wanted: tuple | None, expected: tuple) -> None:
     assert fit_size(photo, wanted) == expected
 
 
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [
+        ((720, 960), (216, 288)),  # 1.5 times the size in training
+        ((3000, 2000), (216, 144)),
+        ((150, 200), (150, 200)),
+    ],
+)
+def test_a_size_that_the_model_has_nearly_seen(photo: tuple, expected: tuple) -> None:
+    found = fit_size(photo, None, learned=(144, 192))
+    assert np.abs(np.subtract(found, expected)).max() <= 1
+    assert max(found[0] / 144, found[1] / 192) <= 1.5
+    assert fit_size(photo, (512, 512), learned=(144, 192)) == (512, 512)
+
+
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(UserError, match="`size=0x128`; wanted sides of at least 16"):
         fit_size((500, 500), (0, 128))

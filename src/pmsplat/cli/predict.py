@@ -70,7 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=size,
         metavar="HxW",
-        help="of the pictures (default: that of the photos, at most 960 on the longer side)",
+        help="of the pictures (default: that of the photos, at most 960 on the longer side, and no "
+        "side more than 1.5 times that in training)",
     )
     add_passes(parser)
     parser.add_argument(

@@ -83,11 +83,12 @@ def depth(
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene, group its photos and load the model
         scene = open_scene(source, chosen.photos, tell=tell, device=device)
-        size = fit_size(scene.size, chosen.size)
         overlap = overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
+        learned = None if isinstance(model, nn.Module) else trained_on(model)
+        size = fit_size(scene.size, chosen.size, learned.size if learned else None)
         for sentence in describe_fit(scene.photos, size):
             tell(sentence)
         tell(_describe_groups(overlap, groups))
@@ -125,7 +126,6 @@ def depth(
                     maps[i] = depth_results.write_map(folder, one, found[0, row], i, stem)
             passes.append(examine(views.at(order), found))
         # Write the results, with one scale for all pictures
-        learned = None if isinstance(model, nn.Module) else trained_on(model)
         named = chosen.context is not None
         given = Given.of(scene, size, scale, learned, named=named, middle_depth=middle)
         report = make_report(passes, given)

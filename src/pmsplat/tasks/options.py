@@ -17,6 +17,7 @@ from ..scene.photos import Photo
 from ..types import CLASSIC, MIP, RESPLAT, DrawingRules, Gaussians
 from ..zoo.compile import compile
 
+RESIZED = 1.5  # times the sides in training: larger pictures are another matter for a network
 LONGEST = 960  # pixels of the longer side of the largest images that models were published for
 MUCH_CUT = 0.25  # of a photo: losing more is said
 SHORTEST = 16  # pixels of a side: less is no picture
@@ -64,14 +65,20 @@ def as_graph(model: nn.Module, wanted: bool, device: torch.device) -> Encoder:
     return compile(model)
 
 
-def fit_size(photo: tuple[int, int], wanted: tuple[int, int] | None) -> tuple[int, int]:
+def fit_size(
+    photo: tuple[int, int], wanted: tuple[int, int] | None, learned: tuple[int, int] | None = None
+) -> tuple[int, int]:
     """(height, width) for the network: `wanted`, or the photo's.
 
-    Where none is wanted, photos with a side beyond LONGEST are scaled down to it. Raises UserError
-    for a side below SHORTEST.
+    Where none is wanted, photos with a side beyond LONGEST are scaled down to it, and those with
+    one beyond RESIZED times that in training (`learned`, if known) to that. Raises UserError for a
+    side below SHORTEST.
     """
     factor = min(1.0, LONGEST / max(photo))
     height, width = wanted or (round(photo[0] * factor), round(photo[1] * factor))
+    if learned and not wanted:
+        factor = min(1.0, RESIZED * learned[0] / height, RESIZED * learned[1] / width)
+        height, width = round(height * factor), round(width * factor)
     if min(height, width) < SHORTEST:
         raise UserError(
             f"`size={format_size(wanted)}`" if wanted else f"photos of {format_size(photo)} pixels",

@@ -24,11 +24,10 @@ from ...scene.bounds import RangeSource, central_depths
 from ...scene.overlap import LITTLE
 from ...types import Views
 from ...zoo.trained import TrainedOn
-from ..options import format_size
+from ..options import RESIZED, format_size
 
 PARALLAX = 3.0  # pixels: with less, a pixel's error is an error of a third in depth
 BEYOND = 1.5  # times outside of the usual distances in training
-RESIZED = 1.5  # ratio to the sides in training
 MANY = 2  # times as many views as in training
 MATCH = 0.4  # least correlation of detail
 CONSISTENT = 0.5  # least share of points whose depths agree
