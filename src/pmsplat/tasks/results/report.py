@@ -353,8 +353,8 @@ def _check_training(report: Report, at_once: str) -> list[Finding]:
     """Size and number of views."""
     learned, findings = report.trained_on, []
     if learned is not None and learned.size is not None:
-        ratios = [ours / theirs for ours, theirs in zip(report.size, learned.size, strict=True)]
-        if max(*ratios, *(1 / ratio for ratio in ratios)) > RESIZED:
+        ratio = max(ours / theirs for ours, theirs in zip(report.size, learned.size, strict=True))
+        if not 1 / RESIZED <= ratio <= RESIZED:  # larger in one direction, or smaller in both
             size = format_size(learned.size)
             problem = f"The photos are {format_size(report.size)} and were {size} in training"
             findings.append(Finding(problem, f"use `size={size}`"))
