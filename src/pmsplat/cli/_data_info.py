@@ -51,14 +51,12 @@ class _Content:
         from ..errors import UserError
         from ..io.chunks import Unreachable
 
+        if name in known.chunks:
+            return cls(len(split.keys[name]), 0, 0, (), 0, 0, (known.chunks[name],))
         try:
-            if name in known.chunks:
-                return cls(len(split.keys[name]), 0, 0, (), 0, 0, (known.chunks[name],))
             chunk, listed = split.chunk(name), set(split.keys[name])
-            elsewhere = dict.fromkeys(
-                chunk.scenes.keys() - listed, "not of this chunk in the index"
-            )
-            faults = chunk.faults | elsewhere
+            stray = [key for key in chunk.scenes if key not in listed]
+            faults = chunk.faults | dict.fromkeys(stray, "not of this chunk in the index")
             faults |= {key: known.scenes[key] for key in chunk.scenes if key in known.scenes}
             scenes = [scene for key, scene in chunk.scenes.items() if key not in faults]
             shapes = [scene.image(0).shape[:2] for scene in scenes[:1]]
