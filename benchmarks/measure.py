@@ -74,16 +74,32 @@ def timed(
     warm_up: int = 2,
 ) -> Timing:
     """The time of `call(prepare())`, of which only `call` counts."""
-    seconds = []
-    for index in range(warm_up + calls):
-        given = prepare()
-        synchronize()
-        start = time.perf_counter()
-        call(given)
-        synchronize()
-        if index >= warm_up:
-            seconds.append(1e3 * (time.perf_counter() - start))
-    low, middle, high = statistics.quantiles(seconds, n=4) if calls > 1 else seconds * 3
+    seconds = [_milliseconds(call, prepare()) for _ in range(warm_up + calls)]
+    return _timing(seconds[warm_up:])
+
+
+def alternately(
+    calls: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2
+) -> dict[str, Timing]:
+    """The time of each call, made by turns, so that a change of the machine meets all alike."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(warm_up + rounds):
+        for name, call in calls.items():
+            found[name].append(_milliseconds(lambda _, call=call: call(), None))
+    return {name: _timing(each[warm_up:]) for name, each in found.items()}
+
+
+def _milliseconds(call: Callable[[Any], Any], given: Any) -> float:
+    synchronize()
+    start = time.perf_counter()
+    call(given)
+    synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _timing(milliseconds: list[float]) -> Timing:
+    calls = len(milliseconds)
+    low, middle, high = statistics.quantiles(milliseconds, n=4) if calls > 1 else milliseconds * 3
     return Timing(round(middle, 3), round(low, 3), round(high, 3), calls)
 
 

@@ -6,10 +6,18 @@ python benchmarks/run.py published --size 256 256 --views 2
 Models that differ in weights or settings alone share a row, under the name of the first. Each is
 measured in a process of its own; peak memory is what stands above the loaded model. Of models that
 work in steps, `forward` has all their steps, `initial` none.
+
+With --peer, the official encoder of the same settings is measured in the same process, a pass of it
+after each of ours: neighbors on a machine and its clock change both alike.
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
+
+from pmsplat.errors import UserError
+
+from . import peer
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +26,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[256, 256], help="height width")
     parser.add_argument("--views", type=int, default=2, help="context views (default: 2)")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls (default: 5)")
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="checkouts of cvg/depthsplat (as of 2025, of October 2024) and donydchen/mvsplat",
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -29,28 +45,45 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     found = {}
     spawning = multiprocessing.get_context("spawn")
+    official = {_recognize(checkout): checkout for checkout in arguments.peer}
     print(f"{'model':52} parameters  forward s  peak MiB above the model")
     for name in arguments.models or architectures():
         with ProcessPoolExecutor(1, mp_context=spawning) as alone:
-            figures = alone.submit(forward, name, arguments).result()
+            figures = alone.submit(forward, name, arguments, official.get(ZOO[name].model)).result()
         count = f"{ZOO[name].parameters / 1e6:.1f} M"
         seconds = figures["forward"]["median_ms"] / 1000
-        print(f"{name:52} {count:>10}  {seconds:9.2f}  {figures['peak_mib']}{_steps(figures)}")
+        print(f"{name:52} {count:>10}  {seconds:9.2f}  {figures['peak_mib']}{_more(figures)}")
         found[name] = {"parameters": ZOO[name].parameters, **figures}
     return {"size": arguments.size, "views": arguments.views, "models": found}
 
 
-def _steps(figures: dict[str, Any]) -> str:
-    if "initial" not in figures:
-        return ""
-    initial = figures["initial"]["forward"]["median_ms"]
-    step = (figures["forward"]["median_ms"] - initial) / figures["steps"]
-    peak = figures["initial"]["peak_mib"]
-    return f"; initial {initial / 1000:.2f} s, {peak} MiB, a step {step / 1000:.2f} s"
+def _recognize(checkout: Path) -> str:
+    try:
+        return peer.model_of(checkout)
+    except peer.Missing as reason:
+        raise UserError(
+            f"--peer: {reason}", "a checkout of an official model", "see benchmarks/README.md"
+        ) from reason
 
 
-def forward(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Time and memory of one model."""
+def _more(figures: dict[str, Any]) -> str:
+    """What the row says of the official code and of steps."""
+    words = ""
+    if "official" in figures:
+        theirs = figures["official"]
+        share = figures["forward"]["median_ms"] / theirs["forward"]["median_ms"]
+        seconds = theirs["forward"]["median_ms"] / 1000
+        words += f"; official {seconds:.2f} s ({share:.2f} of it), {theirs['peak_mib']} MiB"
+    if "initial" in figures:
+        initial = figures["initial"]["forward"]["median_ms"]
+        step = (figures["forward"]["median_ms"] - initial) / figures["steps"]
+        peak = figures["initial"]["peak_mib"]
+        words += f"; initial {initial / 1000:.2f} s, {peak} MiB, a step {step / 1000:.2f} s"
+    return words
+
+
+def forward(name: str, arguments: argparse.Namespace, checkout: Path | None) -> dict[str, Any]:
+    """Time and memory of one model, and of the official one where there is a checkout of it."""
     import torch
 
     from pmsplat import registry
@@ -68,11 +101,38 @@ def forward(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     model = registry.build("models", ZOO[name].model, ZOO[name].settings | {"published": True})
     views = photographs(arguments.views, *arguments.size).to(device)
     model = model.to(device).eval()
+    if checkout is not None:
+        try:
+            official = peer.encoder(
+                checkout, ZOO[name].model, ZOO[name].settings, arguments.views
+            ).to(device)
+        except peer.Missing as reason:
+            print(f"{name}: no official model: {reason}")
+        else:
+            return beside(model, official, views, arguments.repeats)
     figures = measure(model, views, "float32", arguments.repeats)
     if steps := encoder_traits(model).steps:
         initial = measure(take_steps(model, 0), views, "float32", arguments.repeats)
         figures |= {"steps": steps, "initial": initial}
     return figures
+
+
+def beside(model: Any, official: Any, views: Any, repeats: int) -> dict[str, Any]:
+    """Both models by turns; they must have equally many parameters."""
+    import torch
+
+    from .measure import alternately, figures, peak_mib
+
+    ours, theirs = (sum(p.numel() for p in each.parameters()) for each in (model, official))
+    assert ours == theirs, f"{ours} parameters, but {theirs} of the official model"
+    with torch.inference_mode():
+        calls = {"ours": lambda: model(views), "official": lambda: peer.predict(official, views)}
+        times = alternately(calls, repeats)
+        rows = {
+            name: figures({"forward": times[name]}, peak_mib=peak_mib(call))
+            for name, call in calls.items()
+        }
+    return rows["ours"] | {"official": rows["official"]}
 
 
 def architectures() -> list[str]:

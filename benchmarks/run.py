@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE.parent))  # run as a script, the folder's files are 
 from benchmarks import measure  # noqa: E402
 from pmsplat.cli import add_verb, execute  # noqa: E402
 
-NO_QUESTIONS = ("measure", "run")
+NO_QUESTIONS = ("measure", "peer", "run")
 
 
 def questions() -> dict[str, ModuleType]:

@@ -13,7 +13,8 @@ import pmsplat
 from pmsplat import registry
 from pmsplat.types import Prediction, Views
 
-from . import peer, room
+from .. import peer
+from . import room
 from .clock import measured, peak_mib, precision, relative
 from .process import Case, Run, Skipped
 
@@ -75,11 +76,7 @@ ORDER = (  # of value per second: subject, way, precision
     (BASE_2, "eager", "bf16"),
     (LARGE_2, "eager", "bf16"),
 )
-OFFICIAL = {  # where in the order, and how its settings differ from those of the small model
-    0: (SMALL_2, {}),
-    9: (SMALL_12, {"lowest_feature_resolution": 8, "upsample_factor": 8}),
-    13: (BASE_2, {"num_scales": 2, "upsample_factor": 2, "monodepth_vit_type": "vitb"}),
-}
+OFFICIAL = {0: SMALL_2, 9: SMALL_12, 13: BASE_2}  # the official encoder, after these of the order
 
 
 def cases(run: Run) -> Iterator[Case]:
@@ -92,10 +89,10 @@ def cases(run: Run) -> Iterator[Case]:
 
         yield Case(f"{one.label} {kind} {way}", measure, 6.0)
         if index in OFFICIAL and not run.tiny:
-            twin, changes = OFFICIAL[index]
+            twin = OFFICIAL[index]
 
-            def theirs(twin: Subject = twin, changes: dict[str, Any] = changes) -> dict[str, Any]:
-                return official(twin, changes, run)
+            def theirs(twin: Subject = twin) -> dict[str, Any]:
+                return official(twin, run)
 
             yield Case(f"official {twin.label} tf32", theirs, 10.0)
 
@@ -155,11 +152,15 @@ def graph(
     return call, found | {"capture s": round(time.perf_counter() - start, 1)}
 
 
-def official(one: Subject, changes: dict[str, Any], run: Run) -> dict[str, Any]:
+def official(one: Subject, run: Run) -> dict[str, Any]:
     """The official encoder on the same photographs; Skipped where it cannot be made."""
     if run.peer is None:
         raise Skipped("no --peer")
+    try:
+        model = peer.encoder(run.peer, one.model, dict(one.settings), one.views)
+    except peer.Missing as reason:
+        raise Skipped(str(reason)) from reason
     views = room.views(1, one.views, *one.size, run.device, between=False)
-    call = peer.encoder(run.peer, views, changes)
     with torch.inference_mode(), precision("tf32", run.device):
-        return measured(lambda _: call())
+        model = model.to(run.device)
+        return measured(lambda _: peer.predict(model, views))

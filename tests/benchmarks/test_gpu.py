@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.gpu import ask, clock, peer, room, tests
-from benchmarks.gpu.process import Skipped
+from benchmarks.gpu import ask, clock, room, tests
 from benchmarks.gpu.table import WIDTH, table
 from benchmarks.run import main
 
@@ -154,9 +153,3 @@ def test_precision_is_given_back() -> None:
     with clock.precision("float32", "cpu"):
         assert not torch.backends.cudnn.allow_tf32 and not torch.is_autocast_enabled("cpu")
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
-
-
-def test_a_peer_without_its_backbone_is_skipped(tmp_path: Path) -> None:
-    views = room.views(1, 2, 32, 32, "cpu", between=False)
-    with pytest.raises(Skipped, match=r"config/model/encoder/depthsplat\.yaml"):
-        peer.encoder(tmp_path, views, {})
