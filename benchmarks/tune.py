@@ -9,11 +9,17 @@ from what else the machine does. A way replaces the default where it takes at mo
 in the geometric mean over the shapes of a class, which are those of the published encoders.
 Afterwards a forward pass and a training step of the small encoder are timed with and without the
 rules. Commit the table: other machines with these instructions follow it then.
+
+A processor stands in for lesser ones of its maker where the libraries are kept from some of its
+instructions. The row then names what kept them:
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+    NUMBA_CPU_NAME=haswell python benchmarks/run.py tune
 """
 
 import argparse
 import json
 import math
+import os
 import statistics
 import time
 from collections import defaultdict
@@ -216,6 +222,7 @@ def write(table: Path, rules: Any, operations: list[str]) -> None:
     import torch
 
     from pmsplat.io.files import write_text
+    from pmsplat.kernels import cpu_rules
 
     from .measure import conditions
 
@@ -231,6 +238,7 @@ def write(table: Path, rules: Any, operations: list[str]) -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "date": said["date"],
+            **{name: os.environ[name] for name in cpu_rules.LIMITS if name in os.environ},
         },
         "rules": kept,
     }

@@ -42,6 +42,20 @@ def test_the_instruction_set_is_recognized(
     assert cpu_rules.instruction_set() == KINDS[said] in cpu_rules.INSTRUCTION_SETS
 
 
+@pytest.mark.parametrize(
+    ("limit", "name"),
+    [("AVX512_CORE_BF16", "intel-avx512"), ("avx512_core_amx", "intel-amx"), ("ALL", "intel-amx")],
+)
+def test_instructions_that_onednn_may_not_use_do_not_count(
+    limit: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_rules.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(cpu_rules, "_cpu_info", lambda: "vendor_id: GenuineIntel\nflags: amx_tile")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert cpu_rules.instruction_set() == name
+
+
 def test_the_shipped_table_is_valid() -> None:
     table = cpu_rules.read(cpu_rules.TABLE)
     assert table.keys() <= set(cpu_rules.INSTRUCTION_SETS)

@@ -28,6 +28,8 @@ from ..errors import UserError
 
 TABLE = Path(__file__).with_name("cpu_rules.json")
 OVERRIDE = "PMSPLAT_CPU_RULES"
+LIMITS = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "NUMBA_CPU_NAME"
+"""Variables that keep torch, oneDNN, MKL and numba from instructions that the processor has."""
 INSTRUCTION_SETS = ("intel-amx", "intel-avx512", "amd-avx512", "avx2", "neon", "other")
 # The ways of an operation; the first is the default. Those in FORWARD_ONLY have no gradients, or
 # keep all scores of an attention for them.
@@ -142,7 +144,10 @@ def _mode(trains: bool) -> str:
 
 
 def instruction_set() -> str:
-    """One of INSTRUCTION_SETS: the widest vectors that torch uses here, and whose they are."""
+    """One of INSTRUCTION_SETS: the widest vectors that torch uses here, and whose they are.
+
+    A processor that is kept from its instructions (`LIMITS`) counts as one that lacks them.
+    """
     capability = torch.backends.cpu.get_cpu_capability()
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "neon"
@@ -151,7 +156,9 @@ def instruction_set() -> str:
     info = _cpu_info()
     if "AuthenticAMD" in info:
         return "amd-avx512"
-    return "intel-amx" if re.search(r"\bamx_tile\b", info) else "intel-avx512"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    tiles = re.search(r"\bamx_tile\b", info) and (limit == "ALL" or "AMX" in limit)
+    return "intel-amx" if tiles else "intel-avx512"
 
 
 def _cpu_info() -> str:
