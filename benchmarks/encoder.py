@@ -1,13 +1,19 @@
-"""Milliseconds and memory of one forward pass of an encoder, in float32 and bfloat16.
+"""Seconds and memory of an encoder: forward passes by precision, and a training step.
 
 python benchmarks/run.py encoder --settings lowest=4 scales=1 --size 256 256 --views 2
     the small DepthSplat on two views of 256x256, with random weights: they do not change the speed
 
-Peak memory is what stands above the loaded model. On the CPU, bfloat16 is autocast and is fast only
-where the processor multiplies bfloat16 itself.
+"bfloat16" is `pmsplat.compile(model, precision="bf16")`, whose weights are cast once; "autocast" is
+torch's, which casts them in every pass. Both are fast on a CPU only where it multiplies bfloat16
+itself; their error is that of the depth, in the mean, relative to float32. The training step is a
+forward pass and the gradients of its weights, without a renderer. All are measured by turns; peak
+memory is what stands above the loaded model. With --peer, the official encoder of the same settings
+is measured too.
 """
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -20,34 +26,88 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[256, 256], help="height width")
     parser.add_argument("--views", type=int, default=2, help="context views (default: 2)")
     parser.add_argument("--repeats", type=int, default=7, help="timed calls (default: 7)")
+    parser.add_argument("--peer", type=Path, metavar="PATH", help="a checkout of the official code")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Prints a table; gives the figures by precision."""
+    """Prints a table; gives the figures by what was measured."""
     import torch
 
+    import pmsplat
     from pmsplat import registry
 
+    from . import peer
+    from .measure import alternately, figures, peak_mib
+
     settings = {name: value for name, value in map(setting, arguments.settings)}
-    torch.manual_seed(0)
-    model = registry.build("models", arguments.model, settings).eval()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    model = registry.build("models", arguments.model, settings).to(device).eval()
     views = photographs(arguments.views, arguments.size[0], arguments.size[1]).to(device)
+    half = pmsplat.compile(model, precision="bf16")
+    calls = ways(lambda: model(views), device) | {"bfloat16": lambda: half(views)}
+    calls["training step"] = lambda: step(model, model(views))
+    if arguments.peer is not None:
+        official = peer.encoder(arguments.peer, arguments.model, settings, arguments.views)
+        official = official.to(device)
+        theirs = ways(lambda: peer.predict(official, views), device)
+        theirs["training step"] = lambda: step(official, peer.predict(official, views))
+        calls |= {f"official {name}": call for name, call in theirs.items()}
+    exact = calls["float32"]().depths[-1]
+    times = alternately(calls, arguments.repeats)
     found = {}
-    print("precision  forward ms (quartiles)      peak MiB above the model")
-    for precision in ("float32", "bfloat16"):
-        found[precision] = measure(model.to(device), views, precision, arguments.repeats)
-        time = "{median_ms:8.1f} ({low_ms:.1f}-{high_ms:.1f})".format(**found[precision]["forward"])
-        print(f"{precision:9}  {time:26}  {found[precision]['peak_mib']}")
-    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{'':24} ms (quartiles)                peak MiB above the model  error of depth")
+    for name, call in calls.items():
+        error = {}
+        if name in ("autocast", "bfloat16"):
+            error["depth_error"] = float((call().depths[-1] / exact - 1).abs().mean())
+        found[name] = figures({"time": times[name]}, peak_mib=peak_mib(call), **error)
+        said = f"{error['depth_error']:.1e}" if error else ""
+        print(f"{name:24} {times[name]!s:29} {found[name]['peak_mib']!s:25} {said}")
     return {
         "model": arguments.model,
         "settings": settings,
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "size": arguments.size,
         "views": arguments.views,
         **found,
     }
+
+
+def ways(predict: Callable[[], Any], device: str) -> dict[str, Callable[[], Any]]:
+    """A forward pass in float32, and under autocast to bfloat16."""
+    import torch
+
+    def within(half: bool) -> Any:
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, half):
+            return predict()
+
+    return {"float32": lambda: within(False), "autocast": lambda: within(True)}
+
+
+def step(model: Any, output: Any) -> None:
+    """The gradients of all weights: of the mean of all floating tensors of the output."""
+    import torch
+
+    means = [each.float().mean() for each in tensors(output) if each.requires_grad]
+    torch.stack(means).sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def tensors(value: Any) -> list[Any]:
+    """All tensors in nested values, mappings and sequences."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts: Any = ()
+    if isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, list | tuple):
+        parts = value
+    elif hasattr(value, "__dict__"):
+        parts = vars(value).values()
+    return [found for part in parts for found in tensors(part)]
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -84,20 +144,3 @@ def photographs(count: int, height: int, width: int) -> Any:
     near = torch.full((1, count), 0.5)
     cameras = Cameras(c2w, K.repeat(1, count, 1, 1), near, 200 * near)
     return Views(torch.rand(1, count, 3, height, width, generator=generator), cameras)
-
-
-def measure(model: Any, views: Any, precision: str, repeats: int) -> dict[str, Any]:
-    """Forward time and peak memory in one precision."""
-    import torch
-
-    from .measure import figures, peak_mib, timed
-
-    def forward() -> Any:
-        with (
-            torch.inference_mode(),
-            torch.autocast(views.images.device.type, torch.bfloat16, precision == "bfloat16"),
-        ):
-            return model(views)
-
-    timing = timed(lambda _: forward(), repeats)
-    return figures({"forward": timing}, peak_mib=peak_mib(forward))

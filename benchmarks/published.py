@@ -91,7 +91,7 @@ def forward(name: str, arguments: argparse.Namespace, checkout: Path | None) -> 
     from pmsplat.contracts import encoder_traits, take_steps
     from pmsplat.zoo.load import ZOO
 
-    from .encoder import measure, photographs
+    from .encoder import photographs
     from .measure import use_threads
 
     _heap.keep()
@@ -110,11 +110,22 @@ def forward(name: str, arguments: argparse.Namespace, checkout: Path | None) -> 
             print(f"{name}: no official model: {reason}")
         else:
             return beside(model, official, views, arguments.repeats)
-    figures = measure(model, views, "float32", arguments.repeats)
+    figures = measure(model, views, arguments.repeats)
     if steps := encoder_traits(model).steps:
-        initial = measure(take_steps(model, 0), views, "float32", arguments.repeats)
+        initial = measure(take_steps(model, 0), views, arguments.repeats)
         figures |= {"steps": steps, "initial": initial}
     return figures
+
+
+def measure(model: Any, views: Any, repeats: int) -> dict[str, Any]:
+    """Time and memory of forward passes of one model."""
+    import torch
+
+    from .measure import figures, peak_mib, timed
+
+    with torch.inference_mode():
+        timing = timed(lambda _: model(views), repeats)
+        return figures({"forward": timing}, peak_mib=peak_mib(lambda: model(views)))
 
 
 def beside(model: Any, official: Any, views: Any, repeats: int) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from benchmarks.run import main
 
-from benchmarks import measure, published, run
+from benchmarks import encoder, measure, published, run
 
 JOBS = ("write", "read")
 
@@ -36,6 +37,30 @@ def test_published_architectures_have_a_row_each(capsys: pytest.CaptureFixture[s
     assert main(words.split()) == 0
     row = capsys.readouterr().out.splitlines()[-1].split()
     assert row[:3] == ["mvsplat-re10k", "12.0", "M"] and float(row[3]) > 0
+
+
+def test_an_encoder_is_measured_in_every_precision(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    words = "encoder --size 32 32 --repeats 1 --settings vit=none width=32 planes=8 head_width=16"
+    assert main([*words.split(), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())["figures"]
+    for name in ("float32", "autocast", "bfloat16", "training step"):
+        assert found[name]["time"]["median_ms"] > 0
+    assert 1e-6 < found["bfloat16"]["depth_error"] < 0.05  # eight bits, and not the same pass
+
+
+def test_a_step_needs_all_weights_of_whatever_is_predicted() -> None:
+    layers = [torch.nn.Linear(2, 2) for _ in range(3)]
+    model = torch.nn.ModuleList(layers)
+    given, names = torch.ones(2), [["a", 1], None]
+    output = SimpleNamespace(a=layers[0](given), b={"c": [layers[1](given), names]}, d=3)
+    assert len(encoder.tensors(output)) == 2
+    reached: list[int] = []
+    for i, layer in enumerate(layers):
+        layer.weight.register_hook(lambda _, i=i: reached.append(i))
+    encoder.step(model, output)
+    assert sorted(reached) == [0, 1]
+    assert all(weight.grad is None for weight in model.parameters())
 
 
 @pytest.mark.slow
