@@ -17,12 +17,18 @@ SHORT = Coverage(2, null=720, missing=3, damaged=2)
 
 def test_numbers_add_up_and_come_back() -> None:
     assert (SHORT.listed, SHORT.wanted, SHORT.complete) == (727, 7, False)
-    assert SHORT.said == "2 of 727 scenes evaluated (720 null, 3 missing, 2 damaged)"
+    assert (
+        SHORT.said
+        == "2 of 7 scenes evaluated (3 missing, 2 damaged); 720 more without frames, as published"
+    )
     assert Coverage.read(SHORT.describe()) == SHORT
     assert Coverage.read({}) is None
     assert Coverage.read({**SHORT.describe(), "listed": 9}) is None
     assert Coverage(6474, null=720).complete
-    assert Coverage(6474, null=720).said == "6,474 of 7,194 scenes evaluated (720 null)"
+    assert (
+        Coverage(6474, null=720).said
+        == "6,474 of 6,474 scenes evaluated; 720 more without frames, as published"
+    )
     with pytest.raises(UserError, match=r"5 scenes of the index were not measured \(why\)"):
         check_complete(SHORT, "why")
     check_complete(Coverage(3, null=4, beyond=5), "")
@@ -34,7 +40,12 @@ def test_pages_say_what_is_lacking(tmp_path: Path) -> None:
         for name, covered in (("a", SHORT), ("b", SHORT))
     ]
     page = write_report(tmp_path / "report", runs).read_text()
-    assert page.count("2 of 727 scenes evaluated (720 null, 3 missing, 2 damaged)") >= 3
+    assert (
+        page.count(
+            "2 of 7 scenes evaluated (3 missing, 2 damaged); 720 more without frames, as published"
+        )
+        >= 3
+    )
     site = write_leaderboard(tmp_path / "site", runs).read_text()
     assert "2 of 7<" in site and "Not all scenes of the index" in site
 

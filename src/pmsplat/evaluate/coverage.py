@@ -43,10 +43,11 @@ class Coverage:
         others = [
             f"{number:,} {words.get(name, name)}"
             for name, number in asdict(self).items()
-            if number and name != "evaluated"
+            if number and name not in ("evaluated", "null")
         ]
         rest = f" ({', '.join(others)})" if others else ""
-        return f"{self.evaluated:,} of {count_of(self.listed, 'scene')} evaluated{rest}"
+        null = f"; {self.null:,} more without frames, as published" if self.null else ""
+        return f"{self.evaluated:,} of {count_of(self.wanted, 'scene')} evaluated{rest}{null}"
 
     def describe(self) -> dict[str, int]:
         """The numbers by name, as results have them."""
