@@ -332,10 +332,11 @@ def test_size(photo: tuple, wanted: tuple | None, expected: tuple) -> None:
     ],
 )
 def test_a_size_that_the_model_has_nearly_seen(photo: tuple, expected: tuple) -> None:
-    found = fit_size(photo, None, learned=(144, 192))
+    learned = TrainedOn(None, (144, 192), "")
+    found = fit_size(photo, None, learned)
     assert np.abs(np.subtract(found, expected)).max() <= 1
     assert max(found[0] / 144, found[1] / 192) <= 1.5
-    assert fit_size(photo, (512, 512), learned=(144, 192)) == (512, 512)
+    assert fit_size(photo, (512, 512), learned) == (512, 512)
 
 
 def test_sizes_that_do_not_fit() -> None:

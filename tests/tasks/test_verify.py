@@ -226,7 +226,7 @@ def test_keys_are_compared(tmp_path: Path) -> None:
         "another scene of the same key in its chunk": ("twin",),
         "a scene that index.json does not name": ("b",),
         "a scene that its chunk lacks, though index.json names it": ("d", "gone"),
-        "a second scene of the key in another chunk, which is not used": ("a",),
+        "its key occurs again in another chunk, and that scene is not used": ("a",),
     }
     assert (found.scenes, found.whole) == (6, 2)
     assert list(read_quarantine(split).scenes) == ["twin", "d", "gone"]

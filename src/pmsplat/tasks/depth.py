@@ -88,7 +88,7 @@ def depth(
         encoder = model if isinstance(model, nn.Module) else load(model, weights)
         encoder = encoder.to(device).eval()
         learned = None if isinstance(model, nn.Module) else trained_on(model)
-        size = fit_size(scene.size, chosen.size, learned.size if learned else None)
+        size = fit_size(scene.size, chosen.size, learned)
         for sentence in describe_fit(scene.photos, size):
             tell(sentence)
         tell(_describe_groups(overlap, groups))

@@ -16,6 +16,7 @@ from ..scene.fit import covering_size
 from ..scene.photos import Photo
 from ..types import CLASSIC, MIP, RESPLAT, DrawingRules, Gaussians
 from ..zoo.compile import compile
+from ..zoo.trained import TrainedOn
 
 RESIZED = 1.5  # times the sides in training: larger pictures are another matter for a network
 LONGEST = 960  # pixels of the longer side of the largest images that models were published for
@@ -66,18 +67,19 @@ def as_graph(model: nn.Module, wanted: bool, device: torch.device) -> Encoder:
 
 
 def fit_size(
-    photo: tuple[int, int], wanted: tuple[int, int] | None, learned: tuple[int, int] | None = None
+    photo: tuple[int, int], wanted: tuple[int, int] | None, learned: TrainedOn | None = None
 ) -> tuple[int, int]:
     """(height, width) for the network: `wanted`, or the photo's.
 
     Where none is wanted, photos with a side beyond LONGEST are scaled down to it, and those with
-    one beyond RESIZED times that in training (`learned`, if known) to that. Raises UserError for a
+    one beyond RESIZED times that in training, where that is known, to that. Raises UserError for a
     side below SHORTEST.
     """
     factor = min(1.0, LONGEST / max(photo))
     height, width = wanted or (round(photo[0] * factor), round(photo[1] * factor))
-    if learned and not wanted:
-        factor = min(1.0, RESIZED * learned[0] / height, RESIZED * learned[1] / width)
+    if learned and learned.size and not wanted:
+        sides = learned.size
+        factor = min(1.0, RESIZED * sides[0] / height, RESIZED * sides[1] / width)
         height, width = round(height * factor), round(width * factor)
     if min(height, width) < SHORTEST:
         raise UserError(

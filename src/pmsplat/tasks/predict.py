@@ -117,7 +117,7 @@ def predict(
         steps = count_steps(chosen.steps, traits.steps)
         anchors = count_anchors(chosen.anchors, traits.anchors)
         learned = None if isinstance(model, nn.Module) else trained_on(model)
-        size = fit_size(scene.size, chosen.size, learned.size if learned else None)
+        size = fit_size(scene.size, chosen.size, learned)
         for sentence in describe_fit(scene.photos, size):
             tell(sentence)
         # Which photos the network sees, and which of them together; does that fit into memory?

@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...io.chunks import INDEX, Quarantine, check_new
 
 _PREFIXED = re.compile(r"(.*?)[0-9a-f]{16,}")  # a key that ends in a hash, as the published do
-_COPY = "a second scene of the key in another chunk, which is not used"
+_COPY = "its key occurs again in another chunk, and that scene is not used"
 _UNNAMED = f"a scene that {INDEX} does not name"  # and so leaves out
 
 
