@@ -1,7 +1,9 @@
-"""The mark of tests that run Triton's kernels on the CPU."""
+"""Triton's kernels on the CPU: the mark of tests that run them, and other orders of programs."""
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -9,3 +11,18 @@ interpreted = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
     reason="no Triton, or it compiles here, and CPUs are no target",
 )
+
+
+@contextmanager
+def last_program_first() -> Iterator[None]:
+    """Inside, the interpreter runs the programs of every kernel in the reverse order."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    place = builder.set_grid_idx
+
+    def mirrored(*index: int) -> None:
+        place(*(size - 1 - i for i, size in zip(index, builder.grid_dim, strict=True)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "set_grid_idx", mirrored)
+        yield
