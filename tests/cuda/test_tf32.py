@@ -17,15 +17,16 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pmsplat.foundation.teachers import depth_anything_3
-from pmsplat.geometry import align, camera, gaussian, products, se3, sh
+from pmsplat.geometry import align, camera, fusion, gaussian, products, se3, sh
 from pmsplat.geometry import sweep as plane_sweep
+from pmsplat.losses import pointmap
 from pmsplat.losses.pointmap import pointmap_loss
 from pmsplat.losses.ssim import ssim
 from pmsplat.models._deviations import Deviations
 from pmsplat.models._head import Rules, channels, gaussians_at
 from pmsplat.nn import cost_volume
-from pmsplat.render import _projection
-from pmsplat.types import MIP, Bundle
+from pmsplat.render import _moved, _projection
+from pmsplat.types import MIP, Bundle, Pointmap
 from tests.scenes import random_cameras, random_gaussians
 
 FACTORS = {  # arguments that are multiplied
@@ -43,6 +44,8 @@ DEPTH = torch.rand(1, 2, HEIGHT, WIDTH, generator=G) + 1
 RAW = torch.randn(1, 2, channels(3), HEIGHT, WIDTH, generator=G)
 IMAGES = torch.rand(1, 2, 3, HEIGHT, WIDTH, generator=G)
 POINTS = torch.randn(2, 500, 3, generator=G) + torch.tensor([0.0, 0.0, 20.0])  # in front
+TWISTS = 0.3 * torch.randn(4, 6, generator=G)
+CHANCES = torch.rand(2, HEIGHT, WIDTH, 8, generator=G)
 
 
 class TF32(TorchDispatchMode):
@@ -110,6 +113,43 @@ def turned_harmonics(quats: Tensor) -> Tensor:
     return sh.rotation_matrix(gaussian.quat_to_rotation(normalize(quats, dim=-1)), 4)
 
 
+def seen_scene(c2w: Tensor, means: Tensor, quats: Tensor, sh: Tensor) -> list[Tensor]:
+    """What `rasterize_moved` draws: Gaussians in the axes of the cameras."""
+    gaussians = replace(GAUSSIANS, means=means, quats_wxyz=quats, sh=sh)
+    seen, _ = _moved.carry_into_cameras(gaussians, replace(CAMERAS, c2w=c2w), None)
+    return [seen.means, seen.quats_wxyz, seen.sh]
+
+
+def expected_depth(chances: Tensor) -> Tensor:
+    return cost_volume.full_range(CAMERAS.near[0], CAMERAS.far[0], 8).expected(chances)
+
+
+def scaled_loss(depth: Tensor) -> Tensor:
+    """PM-Loss by the factor alone that takes the teacher's points to the predicted ones."""
+    points, seen = (camera.unproject_depth(x, C2W, K) for x in (depth, 1.3 * DEPTH.flip(-1)))
+    options = pointmap.Options(alignment="scale")
+    return pointmap.compare(points, Pointmap(seen, torch.ones_like(DEPTH)), options, CAMERAS)[0]
+
+
+def votes() -> list[Tensor]:
+    """What depth maps say of points near their surfaces."""
+    maps = fusion.Maps(DEPTH[0], torch.ones_like(DEPTH[0]), C2W[0], K[0])
+    near = DEPTH * (1 + 0.05 * RAW[:, :, 0])
+    found = fusion.count_votes(camera.unproject_depth(near, C2W, K).view(-1, 3), [maps])
+    return [found.agree.float(), found.through.float(), found.confidence]
+
+
+def merged(means: Tensor, quats: Tensor, sh: Tensor) -> list[Tensor]:
+    """Gaussians of one voxel as one; covariances, since those hold for more than one rotation.
+
+    Scales stay as they are: torch takes another formula for the gradient of their product where
+    anything looks on, as the emulation does.
+    """
+    cloud = fusion.Cloud(means[0], SCALES[0], quats[0], OPACITIES[0], sh[0])
+    found = fusion.merge(cloud, fusion.find_voxels(MEANS[0], torch.ones(len(MEANS[0]))))
+    return [found.means, gaussian.covariance(found.scales, found.quats_wxyz), found.sh]
+
+
 def _tensors(bundle: Bundle) -> list[Tensor]:
     return [x for x in vars(bundle).values() if isinstance(x, Tensor)]
 
@@ -139,11 +179,23 @@ EXACT = {
     "transformed": Case(lambda: _tensors(GAUSSIANS.transformed(C2W[0, 0])), ()),
     "pointmap_loss": Case(lambda x, y: pointmap_loss(x, y, robust=2), (POINTS[:1], POINTS[1:])),
     "ssim": Case(ssim, (IMAGES, IMAGES.flip(-1))),
+    "twist": Case(se3.exp, (TWISTS,)),
+    "seen scene": Case(seen_scene, (C2W, MEANS, QUATS, HARMONICS)),
+    "expected depth": Case(expected_depth, (CHANCES,)),
+    "trimmed loss": Case(lambda x, y: pointmap_loss(x, y, trim=0.1), (POINTS[:1], POINTS[1:])),
+    "scaled loss": Case(scaled_loss, (DEPTH,)),
+    "decomposed": Case(
+        lambda x: list(gaussian.decompose_covariance(x)),
+        (gaussian.covariance(SCALES, QUATS)[0],),
+    ),
+    "votes": Case(votes, ()),
+    "merged": Case(merged, (MEANS, QUATS, HARMONICS)),
 }
 ROUNDED = (  # by a product that is torch's own on every device
     "project_world", "rays", "unproject_depth", "invert", "transform", "covariance", "sh color",
     "sh rotation", "homography", "poses of a teacher", "head", "released head",
-    "camera of a drawing", "drawing", "transformed", "ssim",
+    "camera of a drawing", "drawing", "transformed", "ssim", "twist", "seen scene", "scaled loss",
+    "decomposed", "votes", "merged",
 )  # fmt: skip
 
 
