@@ -165,3 +165,12 @@ def test_group_norm_gets_what_it_sums_well() -> None:
     x = channels_last(torch.randn(1, 16, 8, 8) + 3)
     assert maps.for_group_norm(x).is_contiguous()
     assert stored_last(maps.for_group_norm(x.bfloat16()))
+
+
+def test_all_images_are_taken_as_they_are_but_on_cpus() -> None:
+    x = torch.zeros(3, 2, 4, 5)
+    there = x.to("meta")
+    assert maps.take(there, slice(0, 3)) is there and maps.take(x, slice(0, 3)) is not x
+    for each in (x, there):
+        assert maps.take(each, slice(1, 3)).shape == (2, 2, 4, 5)
+        assert maps.take(each, slice(0, 2)).shape == (2, 2, 4, 5)

@@ -42,9 +42,9 @@ class _Attention(Attention):
     ) -> Tensor:
         assert attn_mask is None and not is_causal
         batch, tokens, _ = x.shape
-        qkv = linear(x, self.qkv.weight, self.qkv.bias)
-        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, self.head_dim)
-        x = attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0), backend=self.backend)
+        parts = linear(x, self.qkv.weight, self.qkv.bias).chunk(3, dim=-1)
+        heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in parts)
+        x = attention(*heads, backend=self.backend)
         x = x.transpose(1, 2).reshape(batch, tokens, -1)
         return linear(x, self.proj.weight, self.proj.bias)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..geometry import neighbors, se3
+from ..geometry.constants import keep_results
 from . import _triton
 
 BITS = 20  # bits of a cell's index along each axis
@@ -237,12 +238,17 @@ def _ascending(codes: Tensor) -> Tensor:
 
 def _grid_order(count: int, height: int, width: int, device: torch.device) -> Tensor:
     """Returns the pixels of every view along Morton's curve: runs of 4, 16, 64 … form squares."""
+    first = torch.arange(0, count, height * width, device=device)
+    return (first[:, None] + _curve(height, width, device)).flatten()
+
+
+@keep_results
+def _curve(height: int, width: int, device: torch.device) -> Tensor:
+    """Returns the pixels of one view along it."""
     y, x = torch.arange(height, device=device), torch.arange(width, device=device)
     for shift, kept in SPREAD_2D:
         y, x = (y | y << shift) & kept, (x | x << shift) & kept
-    order = _ascending((y[:, None] << 1 | x).flatten())
-    first = torch.arange(0, count, height * width, device=device)
-    return (first[:, None] + order).flatten()
+    return _ascending((y[:, None] << 1 | x).flatten())
 
 
 def _replace_masked(order: Tensor, known: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..contracts import LPIPS, Loss
 from ..foundation.lpips import load
+from ..nn.maps import move_to
 from ..types import StepOutput
 
 WANTS = {LPIPS}
@@ -28,7 +29,7 @@ def build(cfg: Config) -> Loss:
 
     def lpips(step: StepOutput) -> Float[Tensor, ""]:
         color = step.rendering.color
-        distance.to(color.device)
+        move_to(distance, color.device)
         return distance(color.flatten(0, 1), step.batch.target.images.flatten(0, 1)).mean()
 
     return lpips

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..contracts import LPIPS, Loss
 from ..foundation import lpips, vgg19
-from ..nn.maps import resize
+from ..nn.maps import move_to, resize
 from ..registry import Rule, check_settings, whole
 from ..types import StepOutput
 
@@ -51,7 +51,7 @@ def build(cfg: Config) -> Loss:
         if cfg.downsample > 1:
             height, width = color.shape[-2] // cfg.downsample, color.shape[-1] // cfg.downsample
             pair = [resize(images, (height, width)) for images in pair]
-        network.to(color.device)
+        move_to(network, color.device)
         return distance(*pair)
 
     return perceptual

@@ -20,7 +20,7 @@ from ..nn import cost_volume
 from ..nn.anchors import Anchors, Compress, maps_of
 from ..nn.cnn import CNN
 from ..nn.dpt import DPT
-from ..nn.maps import BorderConv, pieces, resize
+from ..nn.maps import BorderConv, pieces, resize, take
 from ..nn.multiview import MultiViewTransformer, add_position, windows_per_axis
 from ..nn.unet import zeroed
 from ..registry import check_settings, whole
@@ -163,7 +163,8 @@ class Features:
 
     def of(self, images: slice) -> "Features":
         """The maps of some images."""
-        return Features(*(tuple(x[images] for x in getattr(self, f.name)) for f in fields(self)))
+        parts = ((take(x, images) for x in getattr(self, f.name)) for f in fields(self))
+        return Features(*map(tuple, parts))
 
     def before(self, height: int) -> list[list[Tensor]]:
         """The maps that a dense head joins before the ViT's, at 1/2, 1/4, 1/8, 1/16 of `height`."""
@@ -306,7 +307,7 @@ class DepthNetwork(nn.Module):
         low = matches[-1].value[:, None]
         parts = pieces(normalized[: batch * views])
         residual = torch.cat(
-            [self._residual(features.of(part), low[part], height) for part in parts]
+            [self._residual(features.of(part), take(low, part), height) for part in parts]
         )
         refined = (resize(low, (height, width)) + residual)[:, 0]
         depth = space.to_depth(whole.hold(refined, hard_clamp=deviations.hard_clamp))

@@ -112,14 +112,16 @@ def gaussians_at(
         pixels = raw.float().permute(0, 1, 3, 4, 2).flatten(2, 3)
         c2w, K = cameras.c2w.float(), cameras.K.float()
         rotation = c2w[..., :3, :3]
-        offset = pixels[..., OFFSET]
+        widths = (1, *(part.stop - part.start for part in (OFFSET, SCALE, QUATERNION)))
+        rest = pixels.shape[-1] - SH.start
+        opacity, offset, size, quats, harmonics = pixels.split((*widths, rest), dim=-1)
         offset = 0.5 * offset if rules.free_offset else offset.sigmoid() - 0.5
         rays = world_rays(offset, K, rotation, (height, width), unit=rules.deviations.along_ray)
         # What all levels share: opacity, orientation, color, and size up to depth.
-        opacities = pixels[..., OPACITY].sigmoid().flatten(1)
-        quats = world_quats(pixels[..., QUATERNION], rotation).flatten(1, 2)
-        colors = world_sh(pixels[..., SH], images, rotation, rules).flatten(1, 2)
-        unit = world_scales(pixels[..., SCALE], rules, K, (height, width))
+        opacities = opacity[..., 0].sigmoid().flatten(1)
+        quats = world_quats(quats, rotation).flatten(1, 2)
+        colors = world_sh(harmonics, images, rotation, rules).flatten(1, 2)
+        unit = world_scales(size, rules, K, (height, width))
         # One set of Gaussians for each level of depth.
         out = []
         for depth in depths:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..contracts import Conditioned, count_anchors
 from ..kernels.convolution import Conv2d
 from ..nn.anchors import Anchors
-from ..nn.maps import join, pieces, set_memory_format
+from ..nn.maps import join, pieces, set_memory_format, take
 from ..registry import whole
 from ..types import Prediction, Views
 from ._checks import ABOVE_ZERO, check_choice, check_sizes, range_rules
@@ -213,7 +213,7 @@ class Head(PixelHead):
         confidence = estimate.confidence(size)
         for part in pieces(flat):
             maps = estimate.features.of(part)
-            yield self._maps(flat[part], metric[part], confidence[part], maps)
+            yield self._maps(*(take(x, part) for x in (flat, metric, confidence)), maps)
 
     def _maps(
         self, images: Tensor, depth: Tensor, confidence: Tensor, maps: Features

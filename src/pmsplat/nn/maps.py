@@ -60,6 +60,15 @@ def pieces(images: Float[Tensor, "n _ height width"]) -> list[slice]:
     return [slice(start, start + at_once) for start in range(0, count, at_once)]
 
 
+def take(x: Float[Tensor, "n channel *size"], images: slice) -> Float[Tensor, "part channel *size"]:
+    """Returns the maps of some images; on GPUs those of all as they are.
+
+    The gradient of a slice is two kernels more, and a map of zeros.
+    """
+    whole = x.device.type != "cpu" and images == slice(0, len(x))
+    return x if whole else x[images]
+
+
 class ChannelsFirst(nn.Module):
     """A module that computes with channels first on CPUs, whatever the layout of its input.
 
@@ -90,6 +99,14 @@ def set_memory_format(model: nn.Module) -> None:
             contiguous = on_cpu and id(module) in first
             form = torch.contiguous_format if contiguous else torch.channels_last
             module.weight.data = module.weight.data.contiguous(memory_format=form)
+
+
+def move_to(model: nn.Module, device: torch.device) -> None:
+    """Moves a model; on CUDA devices its convolutions get channels last, in which tensor cores
+    compute: each map would be turned back and forth else."""
+    model.to(device)
+    if device.type == "cuda":
+        set_memory_format(model)
 
 
 def join(

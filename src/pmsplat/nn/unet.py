@@ -14,7 +14,7 @@ from ..kernels.attention import attention
 from ..kernels.convolution import Conv2d
 from ..kernels.linear import Linear
 from ..kernels.norm import Activation, group_norm
-from .maps import ChannelsFirst, UpConv, for_convolutions, for_group_norm, join, pieces
+from .maps import ChannelsFirst, UpConv, for_convolutions, for_group_norm, join, pieces, take
 
 
 class GroupNorm(nn.GroupNorm):
@@ -100,7 +100,7 @@ class Level(nn.Module):
     def block(self, index: int, maps: list[Tensor], views: int) -> Tensor:
         """Applies one block to maps concatenated along the channels."""
         block = self.blocks[index]
-        parts = [block(join([x[part] for x in maps])) for part in pieces(maps[0])]
+        parts = [block(join([take(x, part) for x in maps])) for part in pieces(maps[0])]
         x = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.attentions[index](x, views) if self.attentions else x
 
