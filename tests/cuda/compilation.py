@@ -12,7 +12,7 @@ import pkgutil
 import re
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ from . import fleet
 
 ALIGNED = 16  # bytes; Triton assumes more of such addresses
 FIND = "find"
+TF32_SINCE = 80  # the capability
 PACKAGES = ("pmsplat.kernels", "pmsplat.render")
 
 
@@ -64,6 +65,12 @@ class Launch:
         """What Triton compiles only once."""
         _, specialization, options = self._bind(function, GPUTarget("cuda", 90, 32))
         return f"{specialization} {options}"
+
+    def on(self, capability: int) -> "Launch":
+        """The same as the package makes it there: float32 as it is, where there is no TF32."""
+        if capability >= TF32_SINCE or self.kwargs.get("PRECISION") != "tf32x3":
+            return self
+        return replace(self, kwargs=self.kwargs | {"PRECISION": "ieee"})
 
     def source(self, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
         """What is compiled, and with which options."""
@@ -123,7 +130,7 @@ class Resources:
 def compile_launch(launch: Launch, capability: int) -> Resources:
     """Compiles one launch for one kind of GPU, with Triton's own ptxas."""
     target = GPUTarget("cuda", capability, 32)
-    source, options = launch.source(target)
+    source, options = launch.on(capability).source(target)
     compiled = triton.compile(source, target=target, options=options)
     text: Any = compiled.asm["ptx"]
     arch = re.search(r"\.target (sm_\w+)", text)

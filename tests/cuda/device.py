@@ -7,7 +7,8 @@ out) go through. `FakeDevice` notes every kernel, every wait of the host and eve
 
 What FakeTensorMode lacks for a machine without a driver: contexts for autograd's engine (`shim`),
 kernels that torch has no shapes for, and the parts of `torch.cuda`, Triton and gsplat that are not
-operators (`standins`). Counts of launches are lower bounds: one operator of torch may be several.
+operators (`standins`). Counts of launches are lower bounds: one operator of torch may be several,
+which `kernels` estimates.
 """
 
 import math
@@ -22,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import arg_tree_leaves, tree_leaves, tree_map
 
+from .kernels import count_kernels
 from .ledger import Ledger
 
 STAGED = 64 * 2**10  # bytes: CUDA copies smaller pageable memory without waiting
@@ -236,7 +238,7 @@ class FakeDevice(TorchDispatchMode):
                 out
             ):
                 count = 0  # a transfer
-            self.ledger.launch(name, count)
+            self.ledger.launch(name, count, count_kernels(name, args, out) if count else 0)
         for x in outs:
             self.ledger.allocate(x)
             if x.dtype == torch.bool:

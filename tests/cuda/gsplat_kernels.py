@@ -60,6 +60,20 @@ class Kernels:
             None,
         )
 
+    def quat_scale_to_covar_preci_fwd(
+        self, quats: Tensor, scales: Tensor, covariances: bool, inverses: bool, triangles: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        self._launch("covariances", 1, quats, scales)
+        shape = (*quats.shape[:-1], *((6,) if triangles else (3, 3)))
+        first, second = (quats.new_empty(shape) if x else None for x in (covariances, inverses))
+        return first, second
+
+    def relocation(
+        self, opacities: Tensor, scales: Tensor, ratios: Tensor, binomials: Tensor, most: int
+    ) -> tuple[Tensor, Tensor]:
+        self._launch("relocate", 1, opacities, scales, ratios, binomials)
+        return torch.empty_like(opacities), torch.empty_like(scales)
+
     def intersect_tile(
         self, means2d: Tensor, radii: Tensor, depths: Tensor, *rest: Any
     ) -> tuple[Tensor, Tensor, Tensor]:

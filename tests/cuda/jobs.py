@@ -8,6 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -48,18 +49,24 @@ def jobs() -> dict[str, Scenario]:
     runs = {
         "tf32": ["trainer.precision=tf32"],
         "bf16": ["trainer.precision=bf16"],
-        "teacher": ["teacher=given", "+loss.pointmap.weight=0.005", "+loss.pointmap.robust=2"],
+        "teacher": [
+            "teacher=given", "+loss.pointmap.weight=0.005", "+loss.pointmap.robust=2",
+            "trainer.precision=bf16",
+        ],
         "scaled": ["trainer.precision=float32", "+loss.ssim={}", "trainer.validate_every=5"],
-    }
+    }  # fmt: skip
     found: dict[str, Callable[[FakeDevice, Path], Any]] = {
         **{f"run {name}": partial(run, overrides=more) for name, more in runs.items()},
         "job predict": predict_job,
+        "job predict refined": partial(predict_job, refine_poses=2),
         "job depth": depth_job,
         "job evaluate": evaluate_job,
         "job render": render_job,
         "job refine": partial(refine_job, strategy="default"),
         "job refine mcmc": partial(refine_job, strategy="mcmc"),
         "job refine gsplat-default": partial(refine_job, strategy="gsplat-default"),
+        "job refine gsplat-mcmc": partial(refine_job, strategy="gsplat-mcmc"),
+        "job refine antialiased prediction": partial(refine_job, start="prediction"),
         "job teacher": teacher_job,
         "job vggt": vggt_job,
         "job depth_anything_3": depth_anything_3_job,
@@ -123,8 +130,8 @@ def run(device: FakeDevice, folder: Path, overrides: list[str]) -> None:
         train.run(experiment(folder, *overrides), tell=lambda line: None)
 
 
-def predict_job(device: FakeDevice, folder: Path) -> None:
-    options = predict.Options(views=2, held_out=1, fps=2, device="cuda")
+def predict_job(device: FakeDevice, folder: Path, refine_poses: int | None = None) -> None:
+    options = predict.Options(views=2, held_out=1, fps=2, device="cuda", refine_poses=refine_poses)
     predict.predict(rooms() / "test", checkpoint(), folder / "out", options)
 
 
@@ -144,17 +151,22 @@ def render_job(device: FakeDevice, folder: Path) -> None:
     render.render(folder / "some.ply", None, folder / "out", options)
 
 
-def refine_job(device: FakeDevice, folder: Path, strategy: str) -> None:
-    """`pmsplat refine`, with a stage for a step at which no Gaussian is added or removed."""
+def refine_job(
+    device: FakeDevice, folder: Path, strategy: str = "default", start: str = "random"
+) -> None:
+    """`pmsplat refine`, with a stage for a step at which no Gaussian is added or removed; from a
+    prediction it is antialiased."""
     advance, ledger = Fit.advance, device.ledger
 
     def watched(self: Fit, photos: Views) -> None:
         with ledger.stage("step" if self.step == QUIET - 1 else "other steps"):
             advance(self, photos)
 
-    options = refine.Options(
-        strategy=strategy, steps=REFINED, random_points=200, most=400, device="cuda"
-    )
+    options = refine.Options(strategy=strategy, steps=REFINED, most=400, device="cuda")
+    if start == "prediction":
+        options = replace(options, start=start, model=checkpoint(), antialiased=True)
+    else:
+        options = replace(options, start=start, random_points=200)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Fit, "advance", watched)
         refine.refine(rooms() / "test", folder / "out", options)

@@ -26,12 +26,14 @@ GRANULE = 512  # bytes, to which CUDA's allocator of torch rounds
 class Stage:
     """Launches by operator and by line, waits by place and reason, and the most bytes alive.
 
-    `peak` counts what lies above the bytes that were alive where `Ledger.base` was set.
+    `kernels` is how many launches these are on a GPU, estimated (see `kernels`). `peak` counts what
+    lies above the bytes that were alive where `Ledger.base` was set.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
     lines: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
+    kernels: int = 0
     peak: int = 0
 
 
@@ -70,11 +72,12 @@ class Ledger:
         """What is alive now no longer counts as use."""
         self.base = self.alive
 
-    def launch(self, name: str, count: int = 1) -> None:
-        """Notes kernels."""
+    def launch(self, name: str, count: int = 1, kernels: int | None = None) -> None:
+        """Notes launches that there are at least, and the `kernels` that they are, if more."""
         if self.here is not None and count:
             self.here.launches[name] += count
             self.here.lines[place()] += count
+            self.here.kernels += count if kernels is None else kernels
 
     def wait(self, reason: str) -> None:
         """Notes that the host waits for the device here; RuntimeError in the capture of a graph."""

@@ -24,23 +24,17 @@ from pmsplat import registry
 from pmsplat.contracts import encoder_traits
 from pmsplat.device import float32_products
 from pmsplat.evaluate import protocol
+from pmsplat.foundation import vgg19
 from pmsplat.foundation.lpips import TAPS
-from pmsplat.kernels import cost_volume, harmonics
-from pmsplat.kernels import neighbors as search
-from pmsplat.kernels.neighbor_attention import attend_neighbors
-from pmsplat.kernels.norm import Activation, group_norm
 from pmsplat.losses import Term
-from pmsplat.nn.cost_volume import all_others, homographies
 from pmsplat.nn.half import CastTogether
 from pmsplat.nn.maps import set_memory_format
 from pmsplat.render import rasterize
 from pmsplat.train import optim
 from pmsplat.train.step import training_step
 from pmsplat.types import (
-    CLASSIC,
     RESPLAT,
     Batch,
-    DrawingRules,
     Gaussians,
     Pointmap,
     Prediction,
@@ -53,33 +47,32 @@ from pmsplat.zoo.published import MARCH_SETTINGS, ZOO
 from tests.scenes import random_cameras, random_gaussians
 
 from .device import FakeDevice, move
+from .operations import SIZE, TARGETS, draw, layers, neighbors, sweep, sweep_of_12
 
 Scenario = Callable[[FakeDevice], None]
 
 CONFIG = Path(__file__).parents[2] / "config" / "model"
-SIZE, TARGETS = (256, 256), 4
-TINY = "depthsplat_tiny"
 VIEWS = (2, 3, 6, 12)
 PRECISIONS = ("float32", "tf32", "bf16")
-CROSSED = ((2, "tf32"), (6, "bf16"))
-OTHERS = ((3, "float32"), (12, "tf32"))
+CROSSED, OTHERS = ((2, "tf32"), (6, "bf16")), ((3, "float32"), (12, "tf32"))
+# The small model also as it is trained fastest; the tiny one in all, in CI in what others leave out
+SMALL, ALSO = "depthsplat_small", ((2, "bf16"),)
+TINY, LEFT_OUT = "depthsplat_tiny", ((3, "float32"), (12, "bf16"))
 LARGE = {  # predictions beyond those of training: of which model, how many views, of which size
     "37 views": ("depthsplat-gs-base-re10k-256x448-view2", 37, (256, 448)),
     "512x960": ("depthsplat-gs-base-re10k-256x256-view2", 12, (512, 960)),
     "24 views in 6": ("depthsplat-dl3dv-zpressor-n50-256x448", 24, (256, 448)),
 }
-SWEEP_PATHS = ("direct", "tiled", "all_pairs")
-NORMS: tuple[tuple[int, int, Activation], ...] = (  # channels, groups, activation; as in our models
-    (128, 8, "silu"),
-    (64, 64, "relu"),
-    (256, 8, "gelu"),
-)
 LOSSES: dict[str, dict[str, Any]] = {  # the settings of each loss that are tried
     "mse": {"": {}},
+    "l1": {"": {}},
     "lpips": {"": {}},
     "ssim": {"": {}},
+    "perceptual": {"": {"net": "vgg19"}, "half": {"net": "vgg19", "downsample": 2}},
     "depth": {"": {}},
     "log_depth": {"": {}},
+    "smoothness": {"": {}},
+    "opacity": {"": {}},
     "pointmap": {
         "": {},
         "robust": {"robust": 20},
@@ -95,12 +88,14 @@ def scenarios() -> dict[str, Scenario]:
     """All of them, by name."""
     found: dict[str, Scenario] = {}
     for name in configured():
-        if name == TINY:
-            every = tuple((v, p) for v in VIEWS for p in PRECISIONS)
-            found[f"train {name}"] = partial(train, name=name, cases=every)
-            continue
-        found[f"train {name}"] = partial(train, name=name, cases=CROSSED)
-        found[f"train {name}, other views"] = partial(train, name=name, cases=OTHERS)
+        cases, others = CROSSED, OTHERS
+        if name == SMALL:
+            cases = (*CROSSED, *ALSO)
+        elif name == TINY:
+            every = ((views, precision) for views in VIEWS for precision in PRECISIONS)
+            cases, others = LEFT_OUT, tuple(case for case in every if case not in LEFT_OUT)
+        found[f"train {name}"] = partial(train, name=name, cases=cases)
+        found[f"train {name}, other views"] = partial(train, name=name, cases=others)
     for name, (component, settings) in published().items():
         found[f"predict {name}"] = partial(predict, component=component, settings=settings)
     for name, (model, views, size) in LARGE.items():
@@ -120,6 +115,7 @@ def scenarios() -> dict[str, Scenario]:
     }
     return found | {
         "layers": layers, "losses": losses, "neighbors": neighbors, "sweep": sweep,
+        "sweep of 12 views": sweep_of_12,
     }  # fmt: skip
 
 
@@ -186,9 +182,11 @@ def running_in(precision: str) -> Iterator[None]:
 
 @cache
 def make_term(name: str, **settings: Any) -> Term:
-    """A loss; LPIPS gets weights of zeros."""
+    """A loss; its network gets weights of zeros."""
     if name == "lpips":
         os.environ["PMSPLAT_LPIPS"] = lpips_weights()
+    if name == "perceptual":
+        settings["weights"] = vgg19_weights()
     return Term(registry.build("losses", name, settings))
 
 
@@ -203,6 +201,21 @@ def lpips_weights() -> str:
     path = Path(tempfile.mkdtemp()) / "lpips.npz"
     weights: Any = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     np.savez(path, **weights)
+    return str(path)
+
+
+@cache
+def vgg19_weights() -> str:
+    """The same of VGG-19, for `perceptual`."""
+    path = Path(tempfile.mkdtemp()) / "vgg19.pth"
+    torch.save(
+        {
+            f"features.{place}.{part}": torch.zeros(shape)
+            for place, kernel in zip(vgg19.PLACES, vgg19._shapes(), strict=True)
+            for part, shape in (("weight", kernel), ("bias", kernel[:1]))
+        },
+        path,
+    )
     return str(path)
 
 
@@ -268,45 +281,9 @@ def predict(
                 rasterize(gaussians, camera, batch.target.size)
 
 
-def draw(
-    device: FakeDevice, backend: str, deterministic: bool = False, rules: DrawingRules = CLASSIC
-) -> None:
-    """A drawing of 8 scenes of 131,072 Gaussians into 4 views each, with all that there is; its
-    gradients are the same in every run if `deterministic`."""
-    ledger, g = device.ledger, torch.Generator().manual_seed(0)
-    scene = random_gaussians(2 * SIZE[0] * SIZE[1], g, batch=1)
-    gaussians = move(scene.map(lambda x: x.expand(8, *x.shape[1:])), device)
-    cameras = move(random_cameras(TARGETS, g, 8), device)
-    features = device.empty((8, gaussians.means.shape[1], 5))
-    extras = ("screen",) if backend == "gsplat" else ("screen", "depth_median")
-    for _ in range(2):
-        ledger.forget()
-        leaves = gaussians.map(lambda x: x.detach().requires_grad_())
-        with reproducible(deterministic), ledger.stage("forward"):
-            drawn = rasterize(
-                leaves, cameras, SIZE, backend, attributes=features, extras=extras, rules=rules
-            )
-        with reproducible(deterministic), ledger.stage("backward"):
-            _sum(drawn).backward()
-        del drawn, leaves
-
-
-@contextmanager
-def reproducible(wanted: bool) -> Iterator[None]:
-    """Inside, torch takes deterministic algorithms, if wanted."""
-    torch.use_deterministic_algorithms(wanted)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def _sum(drawn: Rendering) -> torch.Tensor:
-    return drawn.color.sum() + drawn.depth.sum() + drawn.alpha.sum()
-
-
 def losses(device: FakeDevice) -> None:
-    """Every loss alone, forward and backward, on a prediction of two views."""
+    """Every loss alone, forward and backward, on a prediction of two views, which gets a gradient
+    from each."""
     ledger, batch = device.ledger, make_batch(device, 2)
     pixels = 2 * SIZE[0] * SIZE[1]
     splats = random_gaussians(pixels, torch.Generator().manual_seed(0))
@@ -318,79 +295,8 @@ def losses(device: FakeDevice) -> None:
                 with ledger.stage(f"{loss} {variant}".strip()):
                     value: Any = make_term(loss, **settings).loss(step)
                     getattr(value, "value", value).backward()
+                assert any(leaf.grad is not None for leaf in _leaves(step)), loss
                 del step, value
-
-
-def neighbors(device: FakeDevice) -> None:
-    """The nearest of 65,536 points, and the k nearest, in both precisions."""
-    for _ in range(2):
-        device.ledger.forget()
-        for dtype in (torch.float32, torch.float64):
-            points, reference = (device.empty((1, SIZE[0] * SIZE[1], 3), dtype) for _ in range(2))
-            with device.ledger.stage(f"nearest {dtype}"):
-                search.nearest_of_sane(points, reference)
-            for k in (1, 8, 16):
-                with device.ledger.stage(f"{k} nearest {dtype}"):
-                    search.k_nearest_of_sane(points, reference, k)
-            cameras = move(random_cameras(3, torch.Generator()).to(dtype), device)
-            maps = device.empty((1, 3, *SIZE, 3), dtype)
-            with device.ledger.stage(f"8 nearest in windows {dtype}"):
-                search.k_nearest_in_windows(
-                    maps, all_others(cameras.c2w), cameras.c2w, cameras.K, k=8
-                )
-
-
-def sweep(device: FakeDevice) -> None:
-    """The plane sweep of six maps of 64x64 pixels by every path, forward and backward."""
-    cameras, (height, width) = move(random_cameras(6, torch.Generator()), device), (64, 64)
-    others = all_others(cameras.c2w)
-    for _ in range(2):
-        device.ledger.forget()
-        for dtype in (torch.float32, torch.bfloat16):
-            features = device.empty((1, 6, 128, height, width), dtype).requires_grad_()
-            for path, shape, deterministic in (
-                *((path, (1, 1), False) for path in SWEEP_PATHS),
-                ("direct", (height, width), True),
-            ):
-                where = cost_volume.Sweep(
-                    others,
-                    homographies(cameras, others, height, width),
-                    device.empty((1, 6, 32, *shape)),
-                    pixel_center=0.5,
-                )
-                name = f"{path}{' deterministic' * deterministic} {dtype}"
-                with reproducible(deterministic), device.ledger.stage(name):
-                    cost_volume.correlation(features, where, path).sum().backward()
-
-
-def layers(device: FakeDevice) -> None:
-    """Norms of maps of 64x64 pixels, attention of 57,344 points to neighbors, and turned harmonics,
-    forward and backward."""
-    for _ in range(2):
-        device.ledger.forget()
-        for dtype in (torch.float32, torch.bfloat16):
-            for channels, groups, activation in NORMS:
-                x, weight = device.empty((2, 64, 64, channels), dtype), device.empty(channels)
-                x, weight = x.permute(0, 3, 1, 2).requires_grad_(), weight.requires_grad_()
-                affine = (None, None) if groups == channels else (weight, weight)
-                with device.ledger.stage(f"norm {channels} {groups} {activation} {dtype}"):
-                    group_norm(x, groups, *affine, activation).sum().backward()
-            for near in (8, 16):
-                with device.ledger.stage(f"attention to {near} neighbors {dtype}"):
-                    _attend(device, near, dtype)
-        for degree in (3, 4):
-            count, (height, width) = (degree + 1) ** 2, SIZE
-            raw = device.empty((1, 2, height * width, 3, count)).requires_grad_()
-            matrix, base = device.empty((1, 2, count, count)), device.empty(raw.shape[:-1])
-            with device.ledger.stage(f"harmonics {degree}"):
-                harmonics.turn(matrix, raw, base).sum().backward()
-
-
-def _attend(device: FakeDevice, near: int, dtype: torch.dtype) -> None:
-    qkv = device.empty((1, 57_344, 192), dtype).requires_grad_()
-    table = device.empty((1, 57_344, near), torch.int64)
-    queries, keys, values = qkv.chunk(3, dim=2)
-    attend_neighbors(queries, keys, values, table).sum().backward()
 
 
 def graph(device: FakeDevice, precision: str, name: str = "depthsplat_small") -> None:
@@ -411,3 +317,9 @@ def _step_output(device: FakeDevice, batch: Batch, splats: Gaussians) -> StepOut
     color = device.empty((1, TARGETS, 3, *SIZE)).requires_grad_()
     drawn = Rendering(color, device.empty(shape), device.empty(shape))
     return StepOutput(batch, Prediction((depth,), (gaussians,)), (drawn,))
+
+
+def _leaves(step: StepOutput) -> list[torch.Tensor]:
+    """The tensors of a prediction and its rendering that losses have gradients of."""
+    gaussians = step.prediction.gaussians[-1]
+    return [step.prediction.depths[-1], gaussians.means, gaussians.opacities, step.rendering.color]

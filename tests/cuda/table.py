@@ -1,16 +1,17 @@
 """`python -m tests.cuda.table [NAME ...] [--renew] [--waits] [--lines]`: what the fake device sees.
 
 A line for each stage of the scenarios whose names contain one of the given words (all without), and
-one for each Triton kernel that they launch: launches, waits of the host, MiB at the peak above what
-a step begins with. `--renew` writes them to bounds.json; `--waits` adds where the host waits,
-`--lines` what launches most. `--processes N`: how many at a time.
+one for each Triton kernel that they launch: launches, the kernels that these are on a GPU by
+estimate, waits of the host, MiB at the peak above what a step begins with. `--renew` writes them to
+bounds.json and docs/cuda.md; `--waits` adds where the host waits, `--lines` what launches most.
+`--processes N`: how many at a time.
 """
 
 import argparse
 import json
 from collections.abc import Iterable
 
-from . import fleet, shim
+from . import fleet, page, shim
 from .bounds import Bounds, row
 from .fleet import Answer
 
@@ -68,7 +69,8 @@ def show(report: Answer, waits: bool = False, lines: bool = False) -> None:
     """Prints a report."""
     for stage, found in report.get("stages", {}).items():
         launches, waiting, mib = row(found)
-        print(f"{report['asked']:40} {stage:26} {launches:7} {waiting:5} {mib:7}")
+        counts = f"{launches:7} {found['estimate']:7} {waiting:5} {mib:7}"
+        print(f"{report['asked']:40} {stage:26} {counts}")
         for place, count in found["waits"].items() if waits else ():
             print(f"{'':12}waits {count} times at {place}")
         for part in ("operators", "lines") if lines else ():
@@ -91,7 +93,7 @@ def main() -> None:
         parser.error(problem)
     chosen = [n for n in names() if not given.words or any(word in n for word in given.words)]
     reports = measure(chosen, given.processes)
-    print(f"\n{'scenario':40} {'stage':26} {'launches':>7} {'waits':>5} {'MiB':>6}")
+    print(f"\n{'scenario':40} {'stage':26} launches kernels waits     MiB")
     for report in reports:
         show(report, given.waits, given.lines)
     launching = [report for report in reports if report["asked"] in LAUNCHING]
@@ -110,6 +112,8 @@ def main() -> None:
             order = sorted(found.items(), key=lambda x: int(x[0]))
             bounds.kernels[name] = {c: [x["registers"], x["spills"]] for c, x in order}
         bounds.write()
+        page.write("launches")
+        page.write("registers")
 
 
 if __name__ == "__main__":

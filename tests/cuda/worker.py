@@ -1,7 +1,7 @@
 """A process of the fleet that runs scenarios on the fake device, by name.
 
-It answers {"kernels": {KERNEL: [launches of Triton]}, "stages": {STAGE: {"launches": n, "waits":
-{PLACE: n}, "peak": bytes, "operators": {...}, "lines": {...}}}}.
+It answers {"kernels": {KERNEL: [launches of Triton]}, "stages": {STAGE: {"launches": n,
+"estimate": n, "waits": {PLACE: n}, "peak": bytes, "operators": {...}, "lines": {...}}}}.
 """
 
 import gc
@@ -39,6 +39,7 @@ def report(run: Any, device: Any) -> fleet.Answer:
     stages = {
         stage: {
             "launches": found.launches.total(),
+            "estimate": found.kernels,
             "waits": dict(found.waits),
             "peak": found.peak,
             "operators": dict(found.launches.most_common(TOP)),
