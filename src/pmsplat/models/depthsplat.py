@@ -213,7 +213,8 @@ class Head(PixelHead):
         confidence = estimate.confidence(size)
         for part in pieces(flat):
             maps = estimate.features.of(part)
-            yield self._maps(*(take(x, part) for x in (flat, metric, confidence)), maps)
+            image, own, sure = (take(x, part) for x in (flat, metric, confidence))
+            yield self._maps(image, own, sure, maps)
 
     def _maps(
         self, images: Tensor, depth: Tensor, confidence: Tensor, maps: Features
