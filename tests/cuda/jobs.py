@@ -60,6 +60,7 @@ def jobs() -> dict[str, Scenario]:
         "job predict": predict_job,
         "job predict refined": partial(predict_job, refine_poses=2),
         "job depth": depth_job,
+        "job graphs": graphs_job,
         "job evaluate": evaluate_job,
         "job render": render_job,
         "job refine": partial(refine_job, strategy="default"),
@@ -143,6 +144,14 @@ def depth_job(device: FakeDevice, folder: Path) -> None:
 def evaluate_job(device: FakeDevice, folder: Path) -> None:
     options = evaluate.Options(baselines=True, geometry=True, device="cuda")
     evaluate.evaluate(experiment(folder), checkpoint(), folder / "measured", options)
+
+
+def graphs_job(device: FakeDevice, folder: Path) -> None:
+    """`depth` of three photos and `evaluate`, in bf16 and as graphs."""
+    options = depth.Options(context=(0, 4, 9), device="cuda", graph=True, precision="bf16")
+    depth.depth(rooms() / "test", checkpoint(), folder / "out", options)
+    measured = evaluate.Options(device="cuda", graph=True, precision="bf16")
+    evaluate.evaluate(experiment(folder), checkpoint(), folder / "measured", measured)
 
 
 def render_job(device: FakeDevice, folder: Path) -> None:

@@ -147,7 +147,8 @@ def test_results_are_found_below_a_folder(tmp_path: Path) -> None:
 
 
 def test_only_the_same_model_protocol_and_scenes_are_replaced(tmp_path: Path) -> None:
-    old = write_results(tmp_path / "old", gains(20, 21))
+    known = {"index": HASH, "precision": "float32"}
+    old = write_results(tmp_path / "old", gains(20, 21), identity=known)
 
     def replacing(scenes: tuple[str, ...] = (), **more: Any) -> None:
         new = read_run(write_results(tmp_path / "new", gains(30, 31), **more))
@@ -161,6 +162,7 @@ def test_only_the_same_model_protocol_and_scenes_are_replaced(tmp_path: Path) ->
         ({"size": (64, 96)}, "32 × 48 and 64 × 96"),
         ({"index": "cd" * 32}, "two indices"),
         ({"protocol": "fitted"}, "given and fitted"),
+        ({"identity": {"precision": "bf16"}}, "in float32, not in bf16"),
         ({"scenes": ("a", "c")}, "1 scene that this evaluation leaves out (b)"),
     )
     for more, said in changes:

@@ -297,16 +297,24 @@ def test_errors_are_those_of_the_files(room: str, checkpoint: str, tmp_path: Pat
 
 
 def test_predict_finds_the_same_depth(room: str, tmp_path: Path) -> None:
+    """In bf16 too, which both say."""
     torch.manual_seed(0)
     model = depthsplat.build(CONFIG).eval()
-    options = PredictOptions(context=(0, 3), held_out=0, fps=1, device="cpu")
+    options = PredictOptions(
+        context=(0, 3), held_out=0, fps=1, seconds=1.0, device="cpu", precision="bf16"
+    )
     predict(room, model, tmp_path / "predicted", options)
-    depth(room, model, tmp_path / "out", Options(context=(0, 3), device="cpu"))
+    depth(room, model, tmp_path / "out", Options(context=(0, 3), device="cpu", precision="bf16"))
+    depth(room, model, tmp_path / "exact", Options(context=(0, 3), device="cpu"))
     for name in ("000000", "000003"):
-        mine = np.load(tmp_path / "out/depth" / f"{name}.npy")
+        mine, exact = (np.load(tmp_path / f"{to}/depth/{name}.npy") for to in ("out", "exact"))
         np.testing.assert_allclose(
             mine, np.load(tmp_path / "predicted/depth" / f"{name}.npy"), rtol=1e-6
         )
+        assert 0 < np.abs(mine / exact - 1).mean() < 0.02
+    for folder, precision in (("predicted", "bf16"), ("out", "bf16"), ("exact", "float32")):
+        told = json.loads((tmp_path / folder / "metrics.json").read_text())
+        assert told["precision"] == precision
 
 
 def test_real_photos_with_a_sensor(shared: Path, checkpoint: str, tmp_path: Path) -> None:

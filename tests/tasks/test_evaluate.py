@@ -514,3 +514,19 @@ def test_every_entry_of_an_index_is_accounted_for(tmp_path: Path, root: Path) ->
     (tmp_path / "index.json").unlink()
     with pytest.raises(UserError, match="no index of the protocol dl3dv-4v-n50"):
         evaluate(named, model, tmp_path / "named", QUICK)
+
+
+def test_every_precision_is_an_evaluation_of_its_own(root: Path, tmp_path: Path) -> None:
+    """In bf16 numbers are near those in float32; the results say it, and replace no others."""
+    model, experiment = shaken(tiny()), config.compose([*ROOMS, *where(root)])
+    half = replace(QUICK, precision="bf16")
+    exact = evaluate(experiment, model, tmp_path / "float32", QUICK)
+    near = evaluate(experiment, model, tmp_path / "bf16", half)
+    assert (exact.identity.precision, near.identity.precision) == ("float32", "bf16")
+    assert 0 < abs(near.model.means["psnr"] - exact.model.means["psnr"]) < 0.5
+    content = json.loads((tmp_path / "bf16/results.json").read_text())
+    assert content["identity"]["precision"] == "bf16"
+    with pytest.raises(UserError, match="has results in float32, not in bf16"):
+        evaluate(experiment, model, tmp_path / "float32", half)
+    with pytest.raises(UserError, match="`precision=tf32` on cpu"):
+        evaluate(experiment, model, tmp_path / "tf32", replace(QUICK, precision="tf32"))

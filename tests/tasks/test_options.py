@@ -1,6 +1,7 @@
-"""What is said of photos that are not of the size for the network, and of graphs on a CPU."""
+"""What is said of photos that are not of the size, and of what a CPU does not have."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from pmsplat.errors import UserError
 from pmsplat.scene.photos import Photo, Scene
-from pmsplat.tasks.options import as_graph, describe_fit
+from pmsplat.tasks.options import describe_fit, for_computing
 from pmsplat.types import Cameras
 
 
@@ -43,8 +44,14 @@ def test_what_is_cut_off_of_another_shape_is_said(
     assert share in told[1] and "2.png" in told[1] and "1 photo" in told[1]
 
 
-def test_graphs_are_for_gpus() -> None:
+def test_how_a_cpu_can_compute() -> None:
     model, cpu = nn.Linear(1, 1), torch.device("cpu")
-    assert as_graph(model, False, cpu) is model
+    assert for_computing(model, cpu, "float32") is model
+    half: Any = for_computing(model, cpu, "bf16")
+    assert half.precision == "bf16" and model.weight.dtype == torch.float32
     with pytest.raises(UserError, match="`graph` on cpu; wanted a CUDA device"):
-        as_graph(model, True, cpu)
+        for_computing(model, cpu, "float32", graph=True)
+    with pytest.raises(UserError, match="`precision=tf32` on cpu; wanted a CUDA device"):
+        for_computing(model, cpu, "tf32")
+    with pytest.raises(UserError, match="`precision=half`; wanted one of float32, tf32, bf16"):
+        for_computing(model, cpu, cast(Any, "half"))

@@ -125,6 +125,16 @@ def add_graph(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """How exactly the network computes."""
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "tf32", "bf16"),
+        default="float32",
+        help="of the network: tf32 is for GPUs, see docs/performance.md (default: float32)",
+    )
+
+
 def add_passes(parser: argparse.ArgumentParser) -> None:
     """How a model that has a choice goes through its views."""
     parser.add_argument(

@@ -29,6 +29,7 @@ from ._shared import (
     add_model,
     add_overwrite,
     add_photos,
+    add_precision,
     build_options,
     chosen_model,
     context,
@@ -61,6 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_photos(parser)
     add_device(parser)
     add_graph(parser)
+    add_precision(parser)
     add_overwrite(parser)
 
 

@@ -74,6 +74,7 @@ from ._shared import (
     add_graph,
     add_limits,
     add_passes,
+    add_precision,
     counts,
     output,
     pose_noise,
@@ -149,6 +150,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_limits(parser)
     add_device(parser)
     add_graph(parser)
+    add_precision(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -166,6 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
         limit=arguments.limit,
         device=arguments.device,
         graph=arguments.graph,
+        precision=arguments.precision,
         steps=arguments.steps,
         anchors=arguments.anchors,
         gaussians=arguments.gaussians,

@@ -26,6 +26,7 @@ from ._shared import (
     add_overwrite,
     add_passes,
     add_photos,
+    add_precision,
     build_options,
     chosen_model,
     context,
@@ -95,6 +96,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_photos(parser)
     add_device(parser)
+    add_precision(parser)
     add_overwrite(parser)
 
 

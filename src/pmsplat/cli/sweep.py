@@ -33,6 +33,7 @@ from ._shared import (
     add_graph,
     add_limits,
     add_passes,
+    add_precision,
     counts,
     numbers,
     output,
@@ -73,6 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_limits(parser)
     add_device(parser)
     add_graph(parser)
+    add_precision(parser)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -103,6 +105,7 @@ def _plan(arguments: argparse.Namespace):
         limit=arguments.limit,
         device=arguments.device,
         graph=arguments.graph,
+        precision=arguments.precision,
         steps=arguments.steps,
         anchors=arguments.anchors,
         strict=arguments.strict,

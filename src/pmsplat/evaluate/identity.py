@@ -25,7 +25,7 @@ class Identity:
 
     `weights` and `index` are the SHA-256 of the files; `version` that of pmsplat; `commit` that of
     its clone, with "+" where that has changes; `command` what was started; `hardware` the GPU, or
-    the processor with the number of its cores.
+    the processor with the number of its cores; `precision` that of the network.
     """
 
     weights: str | None
@@ -34,10 +34,14 @@ class Identity:
     commit: str | None
     command: str | None
     hardware: str | None
+    precision: str | None
 
 
 def identify(
-    weights: str | Path | None, index: str | Path | None, device: torch.device
+    weights: str | Path | None,
+    index: str | Path | None,
+    device: torch.device,
+    precision: str = "float32",
 ) -> Identity:
     """The identity of results that this process measures on `device`, with these files.
 
@@ -51,6 +55,7 @@ def identify(
         commit=_find_commit(CHECKOUT),
         command=_find_command(sys.argv),
         hardware=_describe(device),
+        precision=precision,
     )
 
 

@@ -206,8 +206,8 @@ def find_runs(folder: str | Path) -> list[Path]:
 def check_replaces(path: Path, new: Run, scenes: Iterable[str] = ()) -> None:
     """Raises UserError where `path` has results that `new` must not replace.
 
-    Those of another model, another protocol, or of scenes that are not among `scenes` (none: they
-    are not known), and a file that `pmsplat evaluate` did not write.
+    Those of another model, precision or protocol, or of scenes that are not among `scenes` (none:
+    they are not known), and a file that `pmsplat evaluate` did not write.
     """
     if not path.exists():
         return
@@ -218,6 +218,9 @@ def check_replaces(path: Path, new: Run, scenes: Iterable[str] = ()) -> None:
         raise UserError(error.got, wanted, remedy) from error
     if old.name != new.name:
         raise UserError(f"{path} has results of {old.name!r}, not of {new.name!r}", wanted, remedy)
+    was, now = old.identity.get("precision"), new.identity.get("precision")
+    if None not in (was, now) and was != now:
+        raise UserError(f"{path} has results in {was}, not in {now}", wanted, remedy)
     both = f"those in {path} and the new ones"
     _check_protocols(old.protocol, new.protocol, both, remedy)
     known = set(scenes)

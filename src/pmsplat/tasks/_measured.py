@@ -55,7 +55,7 @@ from ..zoo.infer import depth_only_error
 from ..zoo.load import WEIGHTS, Loaded, open_model
 from ..zoo.poses import search_cameras
 from ._indexed import check_index, cover, describe_index, describe_missing, describe_skips
-from .options import as_graph, pick_device
+from .options import check_computing, for_computing, pick_device
 
 if TYPE_CHECKING:
     from .evaluate import Options
@@ -99,6 +99,7 @@ class Setting:
     def check_replaces(self, model: str, path: Path) -> None:
         """UserError where `path` has results that those of this model must not replace."""
         about = {"model": model, "experiment": asdict(self.experiment)}
+        about |= {"identity": {"precision": self.options.precision}}
         about = {**about, **self.index, **self.cameras.facts}
         content = json.loads(json.dumps(about, default=str))
         scenes = order_of_scenes(self.dataset.evaluation(self.options.limit))
@@ -235,7 +236,10 @@ class Setting:
         return {
             "weights": known["weights"] if method.kept else None,
             "settings": hashlib.sha256(text.encode()).hexdigest(),
-            **{name: known[name] for name in ("index", "version", "commit", "hardware")},
+            **{
+                name: known[name]
+                for name in ("index", "version", "commit", "hardware", "precision")
+            },
         }
 
 
@@ -258,6 +262,7 @@ def open_setting(
     device = pick_device(options.device)
     if device.type == "cuda" and device.index is None and ranks.count > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    check_computing(device, options.precision, options.graph)
     cameras = options.pose_noise
     if cameras is None:
         cameras = fitted.PoseProtocol.choose(options.poses, options.optimize_poses, tell)
@@ -296,7 +301,7 @@ def open_method(
     name = loaded.component if isinstance(path, nn.Module) else str(path)
     renderer, watch = experiment.renderer, Stopwatch(setting.device)
     draw = protocol.pipeline(
-        as_graph(encoder, chosen.graph, setting.device),
+        for_computing(encoder, setting.device, chosen.precision, chosen.graph),
         renderer.name,
         renderer.background,
         watch,
@@ -329,7 +334,7 @@ def open_baselines(setting: Setting, model: Method) -> dict[str, Method]:
 
     They give the same in every unit of length.
     """
-    identity = replace(model.identity, weights=None)
+    identity = replace(model.identity, weights=None, precision="float32")
     settings = {**asdict(setting.experiment), "model": None}
     return {
         run.__name__: Method(
@@ -352,7 +357,8 @@ def _open(model: str | Path | nn.Module, weights: str | Path | None) -> Loaded:
 
 
 def _identify(setting: Setting, weights: Path | None) -> Identity:
-    return identify(weights, dataset_traits(setting.dataset).index, setting.device)
+    index, precision = dataset_traits(setting.dataset).index, setting.options.precision
+    return identify(weights, index, setting.device, precision)
 
 
 def _explain_memory(

@@ -13,10 +13,19 @@ from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.overlap import Group, group_views, overlaps
 from ..zoo import memory
+from ..zoo.compile import Precision
 from ..zoo.infer import fill_range, middle_depth, model_frame, predict_views
 from ..zoo.load import load
 from ..zoo.trained import trained_on
-from .options import as_graph, choose_photos, count_views, describe_fit, fit_size, pick_device
+from .options import (
+    check_computing,
+    choose_photos,
+    count_views,
+    describe_fit,
+    fit_size,
+    for_computing,
+    pick_device,
+)
 from .results import depth as depth_results
 from .results.depth_files import write_confidence
 from .results.folder import make_whole, name_files
@@ -34,7 +43,8 @@ class Options:
     `views` is how many photos go through the network together, at most; `context` names those that
     get depth, by index, and then all of them go together. `size` is (height, width);
     `photos` says how the photos are found. `graph` runs the network as CUDA graphs, which is faster
-    where many groups of photos go through it.
+    where many groups of photos go through it; `precision` is that of the network: see
+    `pmsplat.compile`.
     """
 
     views: int | None = None
@@ -43,6 +53,7 @@ class Options:
     photos: PhotoOptions | None = None
     device: str = "auto"
     graph: bool = False
+    precision: Precision = "float32"
     overwrite: bool = False
 
 
@@ -80,6 +91,7 @@ def depth(
     """
     chosen = options or Options()
     device = pick_device(chosen.device)
+    check_computing(device, chosen.precision, chosen.graph)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene, group its photos and load the model
         scene = open_scene(source, chosen.photos, tell=tell, device=device)
@@ -98,7 +110,7 @@ def depth(
         steps = None if traits.steps is None else 0  # they change Gaussians alone
         anchors = at_once if traits.anchors else None  # so that every photo gets depth
         memory.check(encoder, memory.Plan(at_once, size, traits.multiple, steps, anchors), device)
-        predictor = as_graph(encoder, chosen.graph, device)
+        predictor = for_computing(encoder, device, chosen.precision, chosen.graph)
         tell(f"Predicting on {device}.")
         # Predict group by group; numbers go to disk at once
         photos = sorted(i for group in groups for i in group.fresh)
@@ -130,7 +142,7 @@ def depth(
         given = Given.of(scene, size, scale, learned, named=named, middle_depth=middle)
         report = make_report(passes, given)
         summary = depth_results.write_results(
-            folder, scene, size, [maps[i] for i in photos], scale, report, track
+            folder, scene, size, [maps[i] for i in photos], scale, report, track, chosen.precision
         )
     for line in describe_report(report):
         tell(line)

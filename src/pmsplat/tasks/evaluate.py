@@ -25,6 +25,7 @@ from ..evaluate.runs import BASELINE_NAMES, RESULTS, Protocol, Run, name_runs, r
 from ..io.files import one_of_writers, sole_writer
 from ..progress import Track, silently
 from ..train.settings import Experiment
+from ..zoo.compile import Precision
 from ..zoo.load import WEIGHTS, open_model
 from ._measured import Method, Setting, open_baselines, open_method, open_setting
 
@@ -37,9 +38,10 @@ class Options:
 
     `baselines`: a copied photo and a plane sweep too; `geometry`: points, normals and edges too,
     where the data has depth; `limit`: only the first so many scenes of the index; `graph`: the
-    network runs as CUDA graphs; `steps`: how many steps the model takes, if it has some; `anchors`:
-    in how many views it gathers all, at most, if it does; `gaussians`: the answer is also reduced
-    to so many Gaussians each, and measured.
+    network runs as CUDA graphs; `precision`: that of the network (see `pmsplat.compile`), of which
+    each is an evaluation of its own; `steps`: how many steps the model takes, if it has some;
+    `anchors`: in how many views it gathers all, at most, if it does; `gaussians`: the answer is
+    also reduced to so many Gaussians each, and measured.
 
     `poses`: what finds the cameras of the context views, as `scene.PhotoOptions.poses` names it,
     and `optimize_poses` by how many steps the cameras of the targets are then moved (see
@@ -61,6 +63,7 @@ class Options:
     limit: int | None = None
     device: str = "auto"
     graph: bool = False
+    precision: Precision = "float32"
     steps: int | None = None
     anchors: int | None = None
     gaussians: tuple[int, ...] = ()

@@ -15,7 +15,7 @@ from ..registry import suggest
 from ..scene.fit import covering_size
 from ..scene.photos import Photo
 from ..types import CLASSIC, MIP, RESPLAT, DrawingRules, Gaussians
-from ..zoo.compile import compile
+from ..zoo.compile import KEPT, PRECISIONS, Precision, compile
 from ..zoo.trained import TrainedOn
 
 RESIZED = 1.5  # times the sides in training: larger pictures are another matter for a network
@@ -55,15 +55,34 @@ def count_views(wanted: int | None, default: int, photos: int) -> int:
     return count
 
 
-def as_graph(model: nn.Module, wanted: bool, device: torch.device) -> Encoder:
-    """The model, captured as CUDA graphs where that is `wanted`; UserError where there are none."""
-    if not wanted:
-        return model
-    if device.type != "cuda":
+def check_computing(device: torch.device, precision: Precision, graph: bool = False) -> None:
+    """Raises UserError for what the device does not have."""
+    if graph and device.type != "cuda":
         raise UserError(
             f"`graph` on {device.type}", "a CUDA device, which repeats graphs", "leave `graph` out"
         )
-    return compile(model)
+    if precision not in PRECISIONS:
+        choices = ", ".join(PRECISIONS)
+        raise UserError(f"`precision={precision}`", f"one of {choices}", "choose one of them")
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(
+            f"`precision=tf32` on {device.type}",
+            "a CUDA device, which has products of that precision",
+            "leave `precision` out, or choose bf16",
+        )
+
+
+def for_computing(
+    model: nn.Module, device: torch.device, precision: Precision, graph: bool = False
+) -> Encoder:
+    """The model, on `device`, that computes in `precision`, and as CUDA graphs where wanted.
+
+    Raises UserError as `check_computing` does.
+    """
+    check_computing(device, precision, graph)
+    if precision == "float32" and not graph:
+        return model
+    return compile(model, precision=precision, kept=KEPT if graph else 0)
 
 
 def fit_size(

@@ -18,6 +18,7 @@ from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.coverage import choose_context, look_around
 from ..scene.overlap import Group, group_views, held_out, overlaps
 from ..zoo import memory
+from ..zoo.compile import Precision
 from ..zoo.fusion import HOW, check_budget, check_how
 from ..zoo.infer import depth_only_error, fill_range, middle_depth, model_frame
 from ..zoo.load import load
@@ -25,7 +26,15 @@ from ..zoo.trained import TrainedOn, trained_on
 from ._context import describe_context, describe_held_out
 from ._fused import Fusing, describe_fusion, predict_fused, record_fusion
 from ._refined import check_refined, refine_views
-from .options import choose_photos, count_views, describe_fit, fit_size, pick_device
+from .options import (
+    check_computing,
+    choose_photos,
+    count_views,
+    describe_fit,
+    fit_size,
+    for_computing,
+    pick_device,
+)
 from .results import prediction
 from .results.folder import make_whole
 from .results.report import Given, describe_report, make_report
@@ -52,7 +61,7 @@ class Options:
     `held_out` is with how many further photos to compare at most; `seconds` of video go from one
     context view to the next, fewer where there are many groups; `stabilize` takes the tremble out
     of its path. `photos` says how the photos are found. `confidence` gives gaussians.ply a column
-    with the confidence of each Gaussian.
+    with the confidence of each Gaussian. `precision` is that of the network: see `pmsplat.compile`.
     """
 
     views: int | str | None = None
@@ -70,6 +79,7 @@ class Options:
     seconds: float = 1.5
     photos: PhotoOptions | None = None
     device: str = "auto"
+    precision: Precision = "float32"
     confidence: bool = False
     overwrite: bool = False
 
@@ -108,6 +118,7 @@ def predict(
     chosen = options or Options()
     _check_options(chosen)
     device = pick_device(chosen.device)
+    check_computing(device, chosen.precision)
     prepare(device)
     with make_whole(output, chosen.overwrite) as folder:
         # Open the scene and load the model
@@ -132,12 +143,13 @@ def predict(
         asked = chosen.steps, chosen.anchors
         plan = memory.Plan(at_once, size, traits.multiple, *asked, kept=kept)
         memory.check(encoder, plan, device)
+        predictor = for_computing(encoder, device, chosen.precision)
         # Predict group by group, and fuse
         middle = middle_depth(encoder, scene.cameras.at(context)) if scene.ranged else None
         cameras = fill_range(encoder, scene.cameras, context, scene.ranged)
         scene = replace(scene, cameras=cameras)
         moved = refine_views(
-            encoder,
+            predictor,
             scene.views(context, size),
             chosen.refine_poses,
             chosen.steps,
@@ -151,7 +163,7 @@ def predict(
         tell(f"Predicting depth and Gaussians of {said} on {device}{taken}.")
         how = chosen.fuse or HOW[0]
         fusing = Fusing(how, chosen.gaussians, chosen.fuse is not None, chosen.confidence)
-        found = predict_fused(encoder, views, groups, fusing, device, track, *asked)
+        found = predict_fused(predictor, views, groups, fusing, device, track, *asked)
         for sentence in describe_fusion(found.fused, groups, fusing):
             tell(sentence)
         # Compare with other photos and write the results
@@ -183,6 +195,7 @@ def predict(
             most_anchors=anchors or None,
             fusion=record_fusion(found.fused, groups, fusing, views),
             refined=moved.by,
+            precision=chosen.precision,
         )
         seconds = min(chosen.seconds, LONGEST / len(context)) if several else chosen.seconds
         path = prediction.video_path(result.context.cameras, chosen.fps, seconds, chosen.stabilize)

@@ -41,7 +41,9 @@ log = logging.getLogger(__name__)
 
 SPLIT = "test"
 PLAN = "plan.json"
-MEASURED = ("limit", "steps", "anchors", "gaussians", "pose_noise")  # options that change results
+MEASURED = (  # options that change results
+    "limit", "steps", "anchors", "gaussians", "pose_noise", "precision",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

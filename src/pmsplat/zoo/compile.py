@@ -8,6 +8,7 @@ Graphs", NVIDIA, 2019; Ng et al., "Accelerating PyTorch with CUDA Graphs", 2021)
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Generic, Literal, TypeVar
@@ -60,7 +61,8 @@ def compile(
     A graph has one shape. That of `views` is captured at once, with drawing where `cameras` (and
     the `size` of the pictures; None: that of the views) are given; other shapes when they are first
     met. The last `kept` graphs are kept. They share their memory, so use them one at a time. Views
-    are copied in, from any device, and results are copies: they stay what they are.
+    are copied in, from any device, and results are copies: they stay what they are. With `kept=0`
+    nothing is captured: the encoder runs in the chosen precision, launch by launch.
 
     `precision`: "float32"; "tf32", which rounds the inputs of products of float32 to 10 bits of
     fraction on CUDA; or "bf16", in which weights are cast once, here, and everything but geometry,
@@ -125,10 +127,14 @@ class Compiled:
         self, views: Views, cameras: Cameras | None = None, size: tuple[int, int] | None = None
     ) -> None:
         """Captures the graph of these shapes, where it is not there yet; nothing on a CPU."""
-        if self.device.type == "cuda" and cameras is None:
+        if self._captures and cameras is None:
             self._graph(self._encode, _Request(Views(views.images, views.cameras)))
-        elif self.device.type == "cuda" and cameras is not None:
+        elif self._captures and cameras is not None:
             self._graph(self._draw, self._request(views, cameras, size))
+
+    @property
+    def _captures(self) -> bool:
+        return self.device.type == "cuda" and self.kept > 0
 
     def _request(self, views: Views, cameras: Cameras, size: tuple[int, int] | None) -> "_Request":
         if not encoder_traits(self._model).draws:
@@ -147,18 +153,24 @@ class Compiled:
         return Drawing(prediction, drawn)
 
     def _run(self, compute: "Callable[[_Request], B]", request: "_Request") -> B:
-        if self.device.type == "cuda":
+        if self._captures:
             return self._graph(compute, request)(request)
-        with torch.no_grad():
+        with torch.no_grad(), self._products():
             return compute(request.to(self.device))
+
+    def _products(self) -> AbstractContextManager[None]:
+        """Products of float32 as the precision has them; a CPU has one way."""
+        if self.device.type == "cpu":
+            return nullcontext()
+        return float32_products(tf32=self.precision == "tf32")
 
     def _graph(self, compute: "Callable[[_Request], B]", request: "_Request") -> "_Graph[B]":
         """The graph of these shapes, kept or new; the one that was not used for longest goes."""
         key = request.key
         if key not in self._graphs:
-            while len(self._graphs) >= max(self.kept, 1):
+            while len(self._graphs) >= self.kept:
                 self._graphs.popitem(last=False)
-            with float32_products(tf32=self.precision == "tf32"):
+            with self._products():
                 self._graphs[key] = self._capture(compute, request)
         self._graphs.move_to_end(key)
         return self._graphs[key]

@@ -116,6 +116,7 @@ def write_facts(index: int, run: Run) -> Markup:
         ("commit", _hash(known.get("commit"))),
         ("version", _code(known.get("version"))),
         ("hardware", escape(known["hardware"]) if "hardware" in known else UNKNOWN),
+        ("precision", escape(known["precision"]) if "precision" in known else UNKNOWN),
         ("weights", escape("none") if run.is_baseline else _hash(known.get("weights"))),
         ("index", join([run.protocol.index, _hash(known.get("index"))], " ")),
         ("scenes", escape(run.coverage.said) if run.coverage else UNKNOWN),

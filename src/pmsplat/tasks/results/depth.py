@@ -64,6 +64,7 @@ class Summary:
     median_scaled: Accuracy | None
     report: Report
     origin: Origin = NO_OFFSET
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def write_results(
     model_scale: float,
     report: Report,
     track: Track,
+    precision: str = "float32",
 ) -> Summary:
     """Everything that is made of the numbers on disk."""
     scale = Scale.fit([found.spread for found in maps])
@@ -136,6 +138,7 @@ def write_results(
         median_scaled=_average({found.name: found.median_scaled for found in maps}),
         report=report,
         origin=scene.origin,
+        precision=precision,
     )
     write_summary(folder, summary)
     return summary

@@ -52,6 +52,7 @@ class Result:
     most_anchors: int | None = None
     fusion: "Fusion | None" = None
     refined: Refinement | None = None
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Summary:
     gathered all of a pass, at most, None of one in which each speaks for itself; `anchors` the
     context views that have depth and Gaussians of their own, None where all have. `fusion` is None
     where all views went through the network together and all Gaussians stayed. `refined` is how the
-    cameras of the context were refined, None where they are as they were found.
+    cameras of the context were refined, None where they are as they were found; `precision` is that
+    of the network.
     """
 
     context: tuple[str, ...]
@@ -100,6 +102,7 @@ class Summary:
     anchors: tuple[str, ...] | None = None
     fusion: Fusion | None = None
     refined: Refinement | None = None
+    precision: str = "float32"
 
 
 def write_results(folder: Path, result: Result, track: Track) -> Summary:
@@ -144,6 +147,7 @@ def write_results(folder: Path, result: Result, track: Track) -> Summary:
         anchors=tuple(_names(_with_depth(result))) if len(context) < count else None,
         fusion=result.fusion,
         refined=result.refined,
+        precision=result.precision,
     )
     shown = [views.cameras for views in (result.context, result.held_out) if views is not None]
     write_cameras(
