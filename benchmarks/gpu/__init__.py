@@ -1,7 +1,8 @@
 """Everything worth knowing about a GPU, in one prepared run that takes a given time.
 
 python benchmarks/run.py gpu --minutes 8 --json gpu.json
-    tests, encoders, renderers, plane sweep, nearest neighbors, training steps, refinement
+    kernels compiled on all cores, tests, encoders, training steps, renderers, plane sweep, single
+    kernels, nearest neighbors, refinement
 
 For a machine that may have little installed: what is missing is said in one line. Each question
 runs in a process of its own with its share of the time, so that neither a crash, nor a fault of the
@@ -30,13 +31,15 @@ from .table import table
 # Seconds of a run of eight minutes that each question may take, in order. What one leaves over goes
 # to the next.
 SECONDS = {
-    "tests": 90,
-    "encoders": 90,
-    "rasterizers": 80,
+    "warm": 45,
+    "tests": 75,
+    "encoders": 95,
+    "training": 95,
+    "rasterizers": 65,
     "sweep": 40,
-    "neighbors": 20,
-    "training": 100,
-    "refining": 40,
+    "kernels": 20,
+    "neighbors": 15,
+    "refining": 30,
     "tuning": 120,  # only if named
 }
 ON_REQUEST = ("tuning",)

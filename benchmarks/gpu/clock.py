@@ -14,7 +14,7 @@ import torch
 from ..measure import synchronize, timed
 
 MOST, FEWEST = 30, 5  # timed calls
-PROFILED = 3  # calls under the profiler
+PROFILED = 5  # calls under the profiler
 TOP = 6  # kernels that are named
 PRECISIONS = ("float32", "tf32", "bf16")
 
@@ -62,7 +62,7 @@ def peak_mib(call: Callable[[], Any]) -> float:
 def busy(
     call: Callable[[Any], Any], prepare: Callable[[], Any] = lambda: None, kernels: bool = False
 ) -> dict[str, Any]:
-    """Kernel time in ms and launches of one call, by the profiler: the median of a few calls."""
+    """Kernel time in ms and launches of one call, by the profiler: medians of a few calls."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -82,8 +82,11 @@ def busy(
         launches.append(len(events))
         for event in events:
             by_name[event.name] += event.time_range.elapsed_us() / 1000 / PROFILED
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
     found: dict[str, Any] = {
-        "busy_ms": round(statistics.median(times), 3),
+        "busy_ms": round(middle, 3),
+        "busy_low_ms": round(low, 3),
+        "busy_high_ms": round(high, 3),
         "launches": int(statistics.median(launches)),
     }
     if kernels:

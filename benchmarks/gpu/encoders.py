@@ -1,4 +1,5 @@
-"""One forward pass of the encoders with random weights: eager and as a graph, by precision."""
+"""One forward pass of the encoders with random weights: eager, as a graph, and by torch's compiler,
+by precision."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pmsplat
 from pmsplat import registry
@@ -52,6 +53,7 @@ SMALL_12 = subject("small l8", EIGHTH, 12, (512, 960))
 BASE_6 = subject("base l8", BASE | EIGHTH, 6, (256, 448))
 SHIPPED_2 = Subject("compact", (), 2, (256, 256), "compact")  # its steps draw its views
 SMALLEST = subject("tiny", TINY, 2, (32, 32))
+INDUCTOR = "inductor"  # torch.compile, which takes minutes: only where they are left
 ORDER = (  # of value per second: subject, way, precision
     (SMALL_2, "eager", "tf32"),
     (SMALL_2, "graph", "bf16"),
@@ -75,8 +77,10 @@ ORDER = (  # of value per second: subject, way, precision
     (BASE_6, "graph", "bf16"),
     (BASE_2, "eager", "bf16"),
     (LARGE_2, "eager", "bf16"),
+    (SMALL_2, INDUCTOR, "tf32"),
 )
-OFFICIAL = {0: SMALL_2, 9: SMALL_12, 13: BASE_2}  # the official encoder, after these of the order
+# the official encoder, after these of the order
+OFFICIAL = {0: SMALL_2, 9: SMALL_12, 13: BASE_2, 15: LARGE_2}
 
 
 def cases(run: Run) -> Iterator[Case]:
@@ -87,7 +91,7 @@ def cases(run: Run) -> Iterator[Case]:
         def measure(one: Subject = one, way: str = way, kind: str = kind) -> dict[str, Any]:
             return forward(one, way, kind, run)
 
-        yield Case(f"{one.label} {kind} {way}", measure, 6.0)
+        yield Case(f"{one.label} {kind} {way}", measure, 60.0 if way == INDUCTOR else 6.0)
         if index in OFFICIAL and not run.tiny:
             twin = OFFICIAL[index]
 
@@ -119,6 +123,8 @@ def forward(one: Subject, way: str, kind: str, run: Run) -> dict[str, Any]:
         with torch.inference_mode(), precision(kind, run.device):
             found = measured(lambda _: model(views), kernels=one == SMALL_2)
             return found | {"depth error": relative(model(views).depths[-1], exact)}
+    if way == INDUCTOR:
+        return inductor(model, views, exact, kind, run.device)
     call, found = graph(model, views, kind, way == "graph with drawing", run.device)
     found = measured(lambda _: call(), kernels=one == SMALL_2) | found
     return found | {"depth error": relative(call().depths[-1], exact)}
@@ -152,15 +158,32 @@ def graph(
     return call, found | {"capture s": round(time.perf_counter() - start, 1)}
 
 
+def inductor(
+    model: nn.Module, views: Views, exact: Tensor, kind: str, device: str
+) -> dict[str, Any]:
+    """The same by torch.compile, which ends its graphs at kernels that it cannot read."""
+    compiled: Any = torch.compile(model)
+    start = time.perf_counter()
+    with torch.no_grad(), precision(kind, device):
+        compiled(views)
+        seconds = round(time.perf_counter() - start, 1)
+        found = measured(lambda _: compiled(views)) | {"compile s": seconds}
+        return found | {"depth error": relative(compiled(views).depths[-1], exact)}
+
+
 def official(one: Subject, run: Run) -> dict[str, Any]:
-    """The official encoder on the same photographs; Skipped where it cannot be made."""
+    """The official encoder on the same photographs."""
+    model = official_encoder(one, run)
+    views = room.views(1, one.views, *one.size, run.device, between=False)
+    with torch.inference_mode(), precision("tf32", run.device):
+        return measured(lambda _: peer.predict(model, views))
+
+
+def official_encoder(one: Subject, run: Run) -> nn.Module:
+    """The official encoder on its device; Skipped where it cannot be made."""
     if run.peer is None:
         raise Skipped("no --peer")
     try:
-        model = peer.encoder(run.peer, one.model, dict(one.settings), one.views)
+        return peer.encoder(run.peer, one.model, dict(one.settings), one.views).to(run.device)
     except peer.Missing as reason:
         raise Skipped(str(reason)) from reason
-    views = room.views(1, one.views, *one.size, run.device, between=False)
-    with torch.inference_mode(), precision("tf32", run.device):
-        model = model.to(run.device)
-        return measured(lambda _: peer.predict(model, views))

@@ -102,6 +102,16 @@ def _give_back(run: Run) -> None:
             traceback.print_exc()
 
 
+def find_device() -> str:
+    """cuda; or cpu, where Triton interprets its kernels if it was not imported before."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    return "cpu"
+
+
 def main() -> int:
     """The exit code: 0 where nothing is left to do."""
     parser = argparse.ArgumentParser()
@@ -114,14 +124,10 @@ def main() -> int:
     arguments = parser.parse_args()
     ends = time.monotonic() + arguments.seconds
 
-    import torch
-
     from ..measure import use_threads
 
     use_threads(arguments.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+    device = find_device()
     if device == "cpu" and not arguments.tiny:
         note(arguments.rows, None, {"skipped": "no CUDA device; --tiny tries it on the CPU"})
         return 0

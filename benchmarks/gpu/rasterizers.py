@@ -81,28 +81,45 @@ def errors(backend: str, run: Run) -> dict[str, Any]:
 
 def times(backend: str, scene: Scene, way: str, run: Run) -> dict[str, Any]:
     """One pass: all scenes into all of their targets."""
+    call = _pass(backend, scene, way, run)
+    found = measured(lambda _: call(), kernels=True)
+    if way == "forward":
+        found["coverage"] = round(float(call().mean()), 3)
+    return found
+
+
+def draw_once(backend: str, scene: Scene, way: str, run: Run) -> None:
+    """The same without measuring."""
+    _pass(backend, scene, way, run)()
+
+
+def _pass(backend: str, scene: Scene, way: str, run: Run) -> Callable[[], Tensor]:
+    """A function that draws, with gradients where the way has them, and gives alpha."""
     require(backend, run.device)
     gaussians = room.gaussians(scene.scenes, scene.views, *scene.size, run.device)
     targets = room.cameras(scene.targets, *scene.size, run.device, between=True)
     targets = targets.map(lambda one: one.repeat(scene.scenes, *[1] * (one.dim() - 1)))
     with_depth = way.endswith("depth")
     draw = _bare if backend == BARE else _door(backend)
-    if way == "forward":
+
+    def forward() -> Tensor:
         with torch.no_grad():
-            found = measured(lambda _: draw(gaussians, targets, scene.size, True), kernels=True)
-            alpha = draw(gaussians, targets, scene.size, True)[2]
-        return found | {"coverage": round(float(alpha.mean()), 3)}
+            return draw(gaussians, targets, scene.size, True)[2]
+
+    if way == "forward":
+        return forward
     leaves = gaussians.map(lambda one: one.requires_grad_())
 
-    def step(_: Any) -> None:
+    def step() -> Tensor:
         leaves.map(_forget)
-        color, depth, _ = draw(leaves, targets, scene.size, with_depth)
+        color, depth, alpha = draw(leaves, targets, scene.size, with_depth)
         loss = color.square().mean()
         if with_depth:
             loss = loss + 0.1 * depth.mean()
         loss.backward()
+        return alpha
 
-    return measured(step, kernels=True)
+    return step
 
 
 def _forget(leaf: Tensor) -> Tensor:

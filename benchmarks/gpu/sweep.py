@@ -1,7 +1,8 @@
-"""The plane sweep by each of its paths, in float32 and bfloat16, with the peers' table of cases."""
+"""The plane sweep by each of its paths, by precision, with the peers' table of cases."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from .clock import free_gib, measured, relative
 from .process import Case, Run, Skipped
 
 PATHS = ("direct", "tiled", "all_pairs", "torch")
-KINDS = {"float32": torch.float32, "bf16": torch.bfloat16}
+KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32}
+PARTS = (("fp16", "bf16"), ("float32",))  # in order of value: the definition is slow
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,18 @@ def cases(run: Run) -> Iterator[Case]:
     for path in PATHS:
         for kind in KINDS if path != "torch" else ("float32",):
             yield Case(f"{path} {kind} errors", lambda p=path, k=kind: errors(p, k, run))
-    for name, shape in (TINY if run.tiny else SHAPES).items():
-        for path in PATHS:
-            for kind in KINDS if path != "torch" else ("float32",):
-                for backward in (False, True):
+    shapes = (TINY if run.tiny else SHAPES).items()
+    for kinds, (name, shape) in product(PARTS, shapes):
+        for kind, backward, path in product(kinds, (False, True), PATHS):
+            if path == "torch" and kind != "float32":
+                continue
 
-                    def measure(
-                        shape: Shape = shape,
-                        path: str = path,
-                        kind: str = kind,
-                        backward: bool = backward,
-                    ) -> dict[str, Any]:
-                        return times(shape, path, kind, backward, run)
+            def measure(
+                shape: Shape = shape, path: str = path, kind: str = kind, backward: bool = backward
+            ) -> dict[str, Any]:
+                return times(shape, path, kind, backward, run)
 
-                    way = "f+b" if backward else "fwd"
-                    yield Case(f"{name} {path} {kind} {way}", measure)
+            yield Case(f"{name} {path} {kind} {'f+b' if backward else 'fwd'}", measure)
 
 
 def inputs(shape: Shape, device: str, dtype: torch.dtype) -> tuple[Tensor, Sweep]:

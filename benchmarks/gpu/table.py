@@ -4,7 +4,10 @@ from typing import Any
 
 WIDTH = 11_000  # characters of the whole table
 COLUMNS = (("ms", "ms"), ("busy_ms", "busy"), ("launches", "launches"), ("peak_mib", "MiB"))
-HIDDEN = {"low_ms", "high_ms", "calls", "kernels", "waits", "failures", "seconds"}
+HIDDEN = {
+    "low_ms", "high_ms", "busy_low_ms", "busy_high_ms", "calls", "kernels", "waits", "failures",
+    "seconds",
+}  # fmt: skip
 
 
 def table(found: dict[str, Any]) -> str:

@@ -7,13 +7,13 @@ of an untrained encoder are drawn faster than those of a trained one.
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pmsplat import registry
 from pmsplat.evaluate import protocol
@@ -21,11 +21,12 @@ from pmsplat.losses import Term
 from pmsplat.nn.half import CastTogether
 from pmsplat.train import optim
 from pmsplat.train.step import training_step
-from pmsplat.types import Batch
+from pmsplat.types import Batch, Views
 
+from .. import peer
 from . import room
 from .clock import free_gib, measured, precision, waits
-from .encoders import BASE, SMALL, TINY
+from .encoders import BASE, SMALL, SMALL_2, SMALLEST, TINY, Subject, official_encoder
 from .process import Case, Run, Skipped
 from .rasterizers import require
 
@@ -79,9 +80,18 @@ TINY_JOBS = (job("tiny", TINY, 1, "bf16"), job("tiny", TINY, 2, "tf32", "cpu"))
 
 
 def cases(run: Run) -> Iterator[Case]:
-    """Every job; the memory of batch 8 says which batch is the largest."""
+    """Every job, after the second the encoder alone, ours and the official one; the memory of batch
+    8 says which batch is the largest."""
     taken: dict[str, float] = {}  # GiB of a sample, by precision
-    for one in TINY_JOBS if run.tiny else JOBS:
+    for index, one in enumerate(TINY_JOBS if run.tiny else JOBS):
+        if index == 2 or run.tiny:
+            subject = SMALLEST if run.tiny else SMALL_2
+            for name, make in (("", make_encoder), ("official ", official_encoder)):
+
+                def alone(make: Any = make, subject: Subject = subject) -> dict[str, Any]:
+                    return encoder_step(make(subject, run), subject, run)
+
+                yield Case(f"{name}encoder of {subject.label} alone, tf32", alone, 6.0)
         if one.batch is not None:
             yield Case(one.label, lambda one=one: step_of(one, run, taken), 6.0)
             continue
@@ -130,6 +140,56 @@ def step_of(one: Job, run: Run, taken: dict[str, float]) -> dict[str, Any]:
             places = waits(step)
             found |= {"host waits": sum(places.values()), "waits": places}
     return found
+
+
+def take_step(one: Job, run: Run) -> None:
+    """One step of a job, without measuring."""
+    size = (32, 32) if run.tiny else (256, 256)
+    with precision("tf32" if one.precision == "bf16" else one.precision, run.device):
+        _make_step(one, batch_of(one.batch or 1, size, run.device), run.device)()
+
+
+def make_encoder(one: Subject, run: Run) -> nn.Module:
+    """Our encoder, with random weights of its own."""
+    torch.manual_seed(0)
+    with torch.device(run.device):
+        model = registry.build("models", one.model, dict(one.settings))
+    return model.to(run.device)
+
+
+def encoder_step(model: nn.Module, one: Subject, run: Run) -> dict[str, Any]:
+    """A step of an encoder without drawing: the mean square of all that it predicts is the loss,
+    so that the official one can be measured by the same."""
+    views = batch_of(1, one.size, run.device).context
+    views = Views(views.images, views.cameras)
+    optimizer = torch.optim.AdamW(model.train().parameters(), 1e-6)
+    encode = partial(peer.predict, model) if run.peer and _is_official(model) else model
+
+    def step(_: Any) -> None:
+        loss = sum(x.float().square().mean() for x in predicted(encode(views)))
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    with precision("tf32", run.device):
+        return measured(step, seconds=2.0, kernels=True)
+
+
+def _is_official(model: nn.Module) -> bool:
+    return not type(model).__module__.startswith("pmsplat")
+
+
+def predicted(found: Any) -> list[Tensor]:
+    """All tensors with gradients in a prediction, ours or an official one."""
+    if isinstance(found, Tensor):
+        return [found] if found.requires_grad else []
+    if isinstance(found, dict):
+        found = list(found.values())
+    elif not isinstance(found, (list, tuple)):
+        found = list(getattr(found, "__dict__", {}).values())
+    return [tensor for part in found for tensor in predicted(part)]
 
 
 def batch_of(samples: int, size: tuple[int, int], device: str) -> Batch:

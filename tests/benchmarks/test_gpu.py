@@ -1,15 +1,20 @@
 """`python benchmarks/run.py gpu`: no trouble of one case loses another, and its parts are right."""
 
 import argparse
+import importlib
 import json
+import math
 import re
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks.gpu import ask, clock, room, tests
+from benchmarks.gpu import ask, clock, process, room, tests, warm
+from benchmarks.gpu.rows import read
 from benchmarks.gpu.table import WIDTH, table
 from benchmarks.run import main
 
@@ -61,15 +66,87 @@ def test_figures_are_kept(tmp_path: Path) -> None:
     wrong = [case["wrong"] for name, case in cases.items() if "noise" in name]
     assert len(wrong) == 4 and not any(wrong)
     assert cases["1k 16 nearest"]["ms"] > 0
+    near = [row["wrong"] for name, row in cases.items() if "windows" in name]
+    assert near == [0, 0, 0] and cases["1k nearest, brute force"]["ms"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_sweep_is_measured(tmp_path: Path) -> None:
     cases = _measure("sweep", tmp_path)
+    assert cases["tiny tiled fp16 fwd"]["ms"] > 0
     errors = cases["all_pairs float32 errors"]
     assert 0 < errors["values"] < 1e-5 and 0 < errors["gradient"] < 1e-4
     assert cases["tiny torch float32 f+b"]["ms"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_single_kernels_are_measured_beside_their_twins(tmp_path: Path) -> None:
+    cases = _measure("kernels", tmp_path)
+    assert len(cases) == 16 and all(row["ms"] > 0 for row in cases.values())
+    exact = [row for name, row in cases.items() if name.endswith("float32")]
+    assert all(row["values"] < 1e-5 and row.get("gradient", 0) < 1e-5 for row in exact)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_kernels_are_compiled_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be done here is named, and loses no other."""
+    some = {name: warm.CHORES[name] for name in ("draw by gsplat", "kernels")}
+    monkeypatch.setattr(warm, "CHORES", some)
+    rows = tmp_path / "rows"
+    rows.touch()
+    assert process.answer("warm", process.Run("cpu", True, time.monotonic() + 300), rows) == 0
+    found = read(rows)["cases"]
+    assert found["kernels"]["s"] > 0 and "gsplat" in found["draw by gsplat"]["skipped"]
+
+
+@pytest.mark.parametrize(
+    ("question", "missing", "case"),
+    [
+        ("sweep", "triton", "direct fp16 errors"),
+        ("rasterizers", "gsplat", "gsplat errors"),
+        ("training", "torchvision", "tiny batch 1 bf16 triton"),
+    ],
+)
+def test_a_missing_package_is_the_reason_of_its_rows(
+    question: str,
+    missing: str,
+    case: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What does not need it is measured without."""
+    for name in [n for n in sys.modules if n.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    chosen = importlib.import_module(f"benchmarks.gpu.{question}")
+    every = chosen.cases
+    rows, run = tmp_path / "rows", process.Run("cpu", True, math.inf)
+    rows.touch()
+    only = [one for one in every(run) if one.name == case]
+    monkeypatch.setattr(chosen, "cases", lambda run: iter(only))
+    assert process.answer(question, run, rows) == 0
+    found = read(rows)["cases"]
+    assert found.keys() == {case} and missing in found[case]["skipped"]
+
+
+def test_a_run_that_is_cut_leaves_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is whole after every case, in whatever way the run then ends."""
+
+    def cut(name: str, ends: float, arguments: Any, on_case: Callable[[Any], None]) -> Any:
+        on_case({"cases": {"first": {"ms": 1.0}}})
+        on_case({"cases": {"first": {"ms": 1.0}, "second": {}}})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "ask", cut)
+    out = tmp_path / "gpu.json"
+    assert main(["gpu", "--tiny", "--only", "sweep", "--json", str(out)]) != 0
+    cases = json.loads(out.read_text())["figures"]["sweep"]["cases"]
+    assert cases == {"first": {"ms": 1.0}, "second": {}} and list(tmp_path.iterdir()) == [out]
 
 
 def _measure(question: str, folder: Path) -> dict[str, Any]:
