@@ -11,6 +11,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from ._tracing import untraced
 from .neighbor_attention import InverseTable
 
 BLOCK = 128  # points per job of a thread
@@ -22,6 +23,7 @@ serial: Any = njit(cache=True, fastmath=FAST, error_model="numpy")
 parallel: Any = njit(cache=True, fastmath=FAST, error_model="numpy", parallel=True)
 
 
+@untraced
 def forward(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the result and the logarithms of the sums."""
     q, k, v = (_single(x) for x in (queries, keys, values))
@@ -30,6 +32,7 @@ def forward(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> tup
     return out.to(queries.dtype), log_sums
 
 
+@untraced
 def backward(
     gradient: Tensor, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor,
     log_sums: Tensor, inverse: InverseTable,
@@ -48,6 +51,7 @@ def backward(
     return of_queries.to(dtype), of_keys.to(dtype), of_values.to(dtype)
 
 
+@untraced
 def sort_places(flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Returns the places [batch, place] by the point that they name, and where each starts."""
     places, starts = np.empty(flat.shape, np.int32), np.zeros((len(flat), count + 1), np.int32)

@@ -16,6 +16,8 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from ._tracing import untraced
+
 LEAF, FAN, FAN_BITS = 8, 8, 3  # points per leaf; boxes per larger box, and its logarithm to base 2
 LANES = 16  # points per packet: LLVM vectorises loops over them
 PACKETS = 64  # packets per job of a thread
@@ -34,6 +36,7 @@ inlined: Any = njit(inline="always", fastmath=FAST, error_model="numpy")
 parallel: Any = njit(cache=True, fastmath=FAST, error_model="numpy", parallel=True)
 
 
+@untraced
 def search(points: Tensor, reference: Tensor) -> Tensor:
     """Returns positions [batch, n] of the nearest; both sets ([batch, n or m, 3]) are in order."""
     batch, n, m = *points.shape[:2], reference.shape[1]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..geometry.neighbors import MIN_Z
 from ._neighbors_cpu import inlined, parallel, serial
+from ._tracing import untraced
 
 FAN = 16  # points or boxes in a box: LLVM vectorises loops over them
 BLOCK = 256  # points per job of a thread
@@ -30,6 +31,7 @@ X0, Y0, Z0, X1, Y1, Z1 = (np.uint64(i) for i in range(6))  # unsigned, or LLVM d
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+@untraced
 def search(points: Tensor, reference: Tensor, index: Tensor, k: int) -> Tensor:
     """Returns the indices [batch, n, k] of the nearest, nearest first, ties by lower index.
 
@@ -191,6 +193,7 @@ def _search(
                 places[sample, i, j] = found[j]
 
 
+@untraced
 def search_windows(
     points: Tensor, others: Tensor, w2c: Tensor, K: Tensor, k: int, radius: int
 ) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..geometry.sweep import MIN_Z
 from ._sweep import FlatSweep
+from ._tracing import untraced
 
 BLOCK = 32  # channels per job of the backward pass
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -21,6 +22,7 @@ inlined: Any = njit(inline="always", fastmath=True)
 parallel: Any = njit(parallel=True, fastmath=True, cache=True)
 
 
+@untraced
 def forward(tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
     """Writes scale · Σ_o <token, sampled token of view o> to `out` [view, pixel, plane], 0."""
     volume = out.unflatten(1, (where.height, where.width))
@@ -28,6 +30,7 @@ def forward(tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None
     out.mul_(scale)
 
 
+@untraced
 def backward(gradient: Tensor, tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
     """Writes the gradient of `tokens` to `out` [view, pixel, channel], 0."""
     incoming = gradient.unflatten(1, (where.height, where.width))

@@ -33,7 +33,8 @@ def attention(
     another backend.
     """
     if backend == "sdpa":
-        way = _way_on_cpu(q, k, v) if q.device.type == "cpu" else "fused"
+        ruled = q.device.type == "cpu" and not torch.compiler.is_dynamo_compiling()
+        way = _way_on_cpu(q, k, v) if ruled else "fused"
         return WAYS[way](q, k, v, _like(mask, q))
     if backend == "plain":
         return plain(q, k, v, mask)

@@ -16,7 +16,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,11 +91,16 @@ def use(rules: Rules) -> Iterator[None]:
 
 def without_transforms() -> AbstractContextManager[object]:
     """The rules that are followed here, but for Winograd's convolutions, which round more."""
+    if torch.compiler.is_dynamo_compiling():  # where no rule applies
+        return nullcontext()
     return use(current().without("winograd"))
 
 
 def on_cpu(x: Tensor, weight: Tensor) -> bool:
-    """Whether rules apply: float32 on a CPU, not under autocast, and not nothing."""
+    """Whether rules apply: float32 on a CPU, not under autocast, and not nothing.
+
+    Nor in a network that torch compiles, which chooses itself how to compute.
+    """
     single = x.dtype == weight.dtype == torch.float32
     return (
         x.device.type == "cpu"
@@ -103,6 +108,7 @@ def on_cpu(x: Tensor, weight: Tensor) -> bool:
         and x.numel() > 0
         and weight.numel() > 0
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_dynamo_compiling()
     )
 
 
