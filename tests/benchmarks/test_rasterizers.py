@@ -9,7 +9,8 @@ import torch
 from benchmarks.run import main
 
 from benchmarks import rasterizers
-from pmsplat.render import backends, diff_gaussian, triton
+from pmsplat.kernels import cuda
+from pmsplat.render import backends, diff_gaussian
 from tests.render.forks import fork
 
 WORDS = "rasterizers --size 16 --repeats 2 --json"
@@ -18,7 +19,7 @@ WORDS = "rasterizers --size 16 --repeats 2 --json"
 @pytest.fixture(autouse=True)
 def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests run Triton's kernels in its interpreter; nobody measures that."""
-    monkeypatch.setattr(triton, "_interprets", lambda: False)
+    monkeypatch.setattr(cuda, "interprets", lambda: False)
 
 
 def test_a_row_for_every_renderer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from pmsplat.errors import UserError
 from pmsplat.geometry import sweep
-from pmsplat.kernels import _sweep, _sweep_pairs, _sweep_sampled, cost_volume
+from pmsplat.kernels import _sweep, _sweep_pairs, _sweep_sampled, cost_volume, cuda
 from pmsplat.kernels.cost_volume import Sweep, choose_path, correlation, warped
 from pmsplat.nn import cost_volume as pieces
 from tests.golden import components
@@ -261,12 +261,13 @@ def test_the_order_of_programs(deterministic: bool, generator: torch.Generator) 
 def test_the_choice_follows_the_shapes(
     pixels: int, planes: int, without_triton: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cost_volume._triton, "is_installed", lambda: True)
-    assert choose_path(pixels, planes, "cpu") == "compiled"
-    assert choose_path(pixels, planes, "cuda") == "tiled"
-    assert choose_path(pixels, planes, "mps") == without_triton
-    monkeypatch.setattr(cost_volume._triton, "is_installed", lambda: False)
-    assert choose_path(pixels, planes, "cuda") == without_triton
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(cuda, "obstacle", lambda device: None)
+    assert choose_path(pixels, planes, torch.device("cpu")) == "compiled"
+    assert choose_path(pixels, planes, gpu) == "tiled"
+    assert choose_path(pixels, planes, torch.device("mps")) == without_triton
+    monkeypatch.setattr(cuda, "has_kernels", lambda device: False)
+    assert choose_path(pixels, planes, gpu) == without_triton
 
 
 def test_a_path_that_cannot_run_is_refused(
@@ -278,8 +279,11 @@ def test_a_path_that_cannot_run_is_refused(
         correlation(features, where, "pairs")
     with pytest.raises(UserError, match="'compiled' on meta; wanted tensors on the CPU"):
         correlation(features.to("meta"), where, "compiled")
-    monkeypatch.setattr(cost_volume._triton, "is_installed", lambda: False)
-    with pytest.raises(UserError, match="without Triton; wanted the package triton; install"):
+    monkeypatch.setattr(cuda, "interprets", lambda: False)
+    with pytest.raises(UserError, match="given tensors on cpu; wanted tensors on a CUDA device"):
+        correlation(features, where, "direct")
+    monkeypatch.setattr(cuda, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"triton is not installed; wanted triton.* install it"):
         correlation(features, where, "direct")
     alone = replace(where, others=where.others[..., :0], homographies=where.homographies[:, :, :0])
     with pytest.raises(UserError, match="a view alone; wanted at least two views"):

@@ -11,6 +11,7 @@ import torch
 
 from pmsplat import config, render, train
 from pmsplat.errors import UserError
+from pmsplat.kernels import cuda
 from pmsplat.train import Experiment, loop
 from pmsplat.train.callbacks import ProgressBar, shown
 from pmsplat.train.checkpoints import AGREE_EVERY, Checkpoints
@@ -34,7 +35,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Renderers that cannot draw here; all others can."""
+    """Renderers that cannot draw here; all others can, and so can Triton's kernels run."""
+    monkeypatch.setattr(cuda, "obstacle", lambda device: None)
     for name in render.backends():
         problem = (
             UserError(f"{name} is not here", name, f"install {name}") if name in names else None
@@ -51,6 +53,20 @@ def test_training_on_cuda_without_a_fast_renderer_is_refused_at_once(
     refuse(monkeypatch, *render.backends())
     with pytest.raises(UserError, match=r" is not here.*; install "):
         train.run(setting(f"renderer.name={renderer}", "trainer.accelerator=gpu"))
+
+
+@pytest.mark.parametrize("renderer", ["auto", "gsplat"])
+def test_training_on_cuda_without_triton_is_refused_at_once(
+    renderer: str, setting: Callable[..., Experiment], gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where gsplat can draw, too: the encoder and the losses need it."""
+    refuse(monkeypatch, "triton")
+    problem = UserError("triton is not installed", "triton", "install it")
+    monkeypatch.setattr(cuda, "obstacle", lambda device: problem)
+    with pytest.raises(UserError, match=r"^triton is not .*; install it, or train on the CPU: tra"):
+        train.run(setting(f"renderer.name={renderer}", "trainer.accelerator=gpu"))
+    with pytest.raises(Opened):
+        train.run(setting("trainer.accelerator=cpu"))
 
 
 @pytest.mark.parametrize(

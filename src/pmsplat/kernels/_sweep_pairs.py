@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import sweep
-from . import _triton
+from . import cuda
 from ._sweep import FlatSweep, normalize
 
 BUDGET_CPU, BUDGET = 32 * 2**20, 128 * 2**20  # bytes of correlations held, on CPUs and elsewhere
@@ -65,7 +65,7 @@ def backward(gradient: Tensor, tokens: Tensor, where: FlatSweep, scale: float, o
 
 
 def _by_triton(tokens: Tensor) -> bool:
-    return tokens.device.type == "cuda" and _triton.is_installed()
+    return cuda.has_kernels(tokens.device)
 
 
 def _chunks(tokens: Tensor, where: FlatSweep) -> Iterator[_Chunk]:

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry import align
+from . import cuda
 
 
 def trusted(
@@ -17,9 +18,10 @@ def trusted(
 ) -> Float[Tensor, "*batch point"]:
     """Returns `align.trusted` of one of its own fits: `align.umeyama` or `align.rescaling`.
 
-    On CUDA a round takes a handful of launches. The same random numbers are used on all devices.
+    On CUDA, with Triton, a round takes a handful of launches. The same random numbers are used on
+    all devices.
     """
-    if source.device.type != "cuda":
+    if not cuda.has_kernels(source.device):
         return align.trusted(fit, source, target, weights, rounds)
     from . import _alignment_triton as fast
 

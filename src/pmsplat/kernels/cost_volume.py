@@ -15,7 +15,7 @@ from torch.nn.functional import grid_sample
 
 from ..errors import UserError
 from ..geometry import sweep
-from . import _triton
+from . import cuda
 from ._sweep import FlatSweep, Sweep, normalize
 
 __all__ = ["PATHS", "Sweep", "choose_path", "correlation", "warped"]
@@ -38,20 +38,20 @@ def correlation(
     "auto", which is `choose_path`. Raises `UserError` for a path that is unknown or cannot run.
     """
     height, width = features.shape[-2:]
-    device = features.device.type
+    device = features.device
     if path == "auto":
         path = choose_path(height * width, where.inv_depth.shape[2], device)
     _check(path, device)
     if where.others.shape[-1] == 0:
         raise UserError("a view alone", "at least two views", "give another view of the scene")
-    if device != "cuda" or features.dtype not in (torch.bfloat16, torch.float16):
+    if device.type != "cuda" or features.dtype not in (torch.bfloat16, torch.float16):
         features = features.float()
     out: Tensor = _Correlation.apply(features, where, path)  # pyright: ignore
     return out
 
 
-def choose_path(pixels: int, planes: int, device: str) -> str:
-    """Returns the path of `correlation` for maps of that size on a device of that type.
+def choose_path(pixels: int, planes: int, device: torch.device) -> str:
+    """Returns the path of `correlation` for maps of that size on that device.
 
     On CPUs it is "compiled", and on CUDA devices with Triton "tiled": on an H100, 12 views of
     64x120 in bfloat16 took 1.3 ms forward by it, 2.4 by "direct" and 3.6 by "all_pairs" (measured
@@ -63,9 +63,9 @@ def choose_path(pixels: int, planes: int, device: str) -> str:
     work as sampling four features per hypothesis, and matrix products do it faster. Larger maps
     take "sampled".
     """
-    if device == "cpu":
+    if device.type == "cpu":
         return "compiled"
-    if device == "cuda" and _triton.is_installed():
+    if cuda.has_kernels(device):
         return "tiled"
     return "all_pairs" if pixels <= PIXELS_PER_PLANE * planes else "sampled"
 
@@ -117,13 +117,13 @@ def _passes(path: str) -> _Passes:
     return passes
 
 
-def _check(path: str, device: str) -> None:
+def _check(path: str, device: torch.device) -> None:
     if path not in PATHS:
         raise UserError(f"path {path!r}", f"auto, {', '.join(PATHS)}", "leave `path` out")
-    if path == "compiled" and device != "cpu":
+    if path == "compiled" and device.type != "cpu":
         raise UserError(f"path 'compiled' on {device}", "tensors on the CPU", "leave `path` out")
     if path in ("direct", "tiled"):
-        _triton.require()
+        cuda.require(device)
 
 
 class _Correlation(torch.autograd.Function):

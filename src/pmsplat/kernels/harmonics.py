@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.products import einsum
+from . import cuda
 
 
 def turn(
@@ -14,9 +15,9 @@ def turn(
 ) -> Float[Tensor, "batch view pixel row color"]:
     """Returns matrix · harmonics for each color, with `base` added to the first row; 3 colors.
 
-    In the full precision of the inputs. On CUDA, gradients go to `harmonics` alone.
+    In the full precision of the inputs. On CUDA, with Triton, gradients go to `harmonics` alone.
     """
-    if harmonics.device.type != "cuda":
+    if not cuda.has_kernels(harmonics.device):
         return turn_by_torch(matrix, harmonics, base)
     from ._harmonics_triton import Turn
 

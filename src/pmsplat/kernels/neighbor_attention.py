@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from . import _triton
+from . import cuda
 
 __all__ = ["InverseTable", "attend_by_torch", "attend_neighbors", "invert"]
 
@@ -115,8 +115,7 @@ class _Passes(Protocol):
 
 
 def _has_kernel(tensor: Tensor) -> bool:
-    device = tensor.device.type
-    return device == "cpu" or (device == "cuda" and _triton.is_installed())
+    return tensor.device.type == "cpu" or cuda.has_kernels(tensor.device)
 
 
 def _passes(device: str) -> _Passes:

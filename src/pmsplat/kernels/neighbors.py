@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import neighbors, se3
 from ..geometry.constants import keep_results
-from . import _triton
+from . import cuda
 
 BITS = 20  # bits of a cell's index along each axis
 SMALLEST = 1e-30  # least side of the bounding cube, for points that coincide
@@ -61,13 +61,13 @@ def nearest_of_sane(
     reference_mask: Bool[Tensor, "*batch m"] | None = None,
 ) -> Int[Tensor, "*batch n"]:
     """Returns `nearest` without checks, for finite points of one dtype and at least one unmasked
-    reference point per sample: it inspects no value, hence never synchronizes with the device."""
-    if points.numel() == 0 or points.device.type not in ("cpu", "cuda"):
+    reference point per sample: it inspects no value, hence never synchronizes with a device that
+    has Triton."""
+    if not _is_compiled(points):
         return neighbors.nearest(points, reference, reference_mask)
     if points.device.type == "cpu":
         from ._neighbors_cpu import search
     else:
-        _triton.require()
         from ._neighbors_triton import search
     return _in_order(points, reference, grid, reference_mask, search)
 
@@ -91,13 +91,12 @@ def k_nearest_of_sane(
     points: Float[Tensor, "*batch n 3"], reference: Float[Tensor, "*batch m 3"], k: int
 ) -> Int[Tensor, "*batch n k"]:
     """Returns `k_nearest` without checks of values, for finite points of one dtype: it never
-    synchronizes with the device."""
-    if points.numel() == 0 or points.device.type not in ("cpu", "cuda"):
+    synchronizes with a device that has Triton."""
+    if not _is_compiled(points):
         return neighbors.k_nearest(points, reference, k)
     if points.device.type == "cpu":
         from ._neighbors_k_cpu import search
     else:
-        _triton.require()
         from ._neighbors_k_triton import search
     return _k_in_order(points, reference, k, search)
 
@@ -113,18 +112,17 @@ def k_nearest_in_windows(
     """Returns for each point the `k` nearest among those near its pixels, nearest first.
 
     A faster, inexact `k_nearest` of a scene's points that does not count the point itself; see
-    `geometry.neighbors.k_nearest_in_windows`, which it equals. Never synchronizes with the device:
-    the points must be finite.
+    `geometry.neighbors.k_nearest_in_windows`, which it equals. Never synchronizes with a device
+    that has Triton: the points must be finite.
     """
     neighbors.check_count(k, neighbors.MOST)
     dtype = torch.promote_types(points.dtype, torch.float32)
     points, c2w, K = (x.detach().to(dtype) for x in (points, c2w, K))
-    if points.numel() == 0 or points.device.type not in ("cpu", "cuda"):
+    if not _is_compiled(points):
         return neighbors.k_nearest_in_windows(points, others, c2w, K, k, radius)
     if points.device.type == "cpu":
         from ._neighbors_k_cpu import search_windows
     else:
-        _triton.require()
         from ._neighbors_k_triton import search_windows
     found = search_windows(points, others, se3.invert(c2w), K, k, radius)
     return found.unflatten(2, points.shape[2:4])
@@ -139,6 +137,13 @@ def squared_distance_to(
     dtype = torch.promote_types(torch.promote_types(points.dtype, reference.dtype), torch.float32)
     chosen = reference.to(dtype).gather(-2, index[..., None].expand(*index.shape, 3))
     return (points.to(dtype) - chosen).square().sum(dim=-1)
+
+
+def _is_compiled(points: Tensor) -> bool:
+    """Whether a compiled search is to be had: numba's on CPUs, Triton's on CUDA devices."""
+    if points.numel() == 0:
+        return False
+    return points.device.type == "cpu" or cuda.has_kernels(points.device)
 
 
 def _check(points: Tensor, reference: Tensor, grid: tuple[int, int] | None) -> None:

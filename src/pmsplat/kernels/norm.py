@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from ._triton import is_installed
+from . import cuda
 
 Activation = Literal["none", "relu", "silu", "gelu"]
 
@@ -50,6 +50,7 @@ def group_norm(
             else functional.group_norm(x, groups, weight, bias, eps)
         )
         return _ACTIVATIONS[activation](norm)
+    cuda.require(x.device)
     from ._norm_triton import GroupNorm
 
     return GroupNorm.apply(x, groups, weight, bias, activation, eps)  # pyright: ignore
@@ -58,4 +59,4 @@ def group_norm(
 def _can_fuse(x: Tensor) -> bool:
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     fits = x.shape[1] <= WIDEST and x[0].numel() < 2**31  # offsets in a map are int32
-    return x.is_cuda and last and fits and is_installed()
+    return x.is_cuda and last and fits and cuda.has_kernels(x.device)

@@ -10,8 +10,6 @@ so an encoder and its drawing fit into one CUDA graph. The kernels are in `_trit
 Where `torch.use_deterministic_algorithms` is on, gradients have the same bits in every run.
 """
 
-import functools
-import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +18,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..kernels import cuda
 from ..types import Cameras, DrawingRules, Gaussians, Screen
 from ._projection import Blend
 
 LICENSE = "MIT, as all of pmsplat"
-CAPABILITY = (7, 5)  # the oldest device for which the kernels are compiled in tests
-LARGEST = 2**31 - 1  # what an index on the device may be
+LARGEST = cuda.PLACES - 1  # what an index on the device may be
 
 
 @dataclass(frozen=True)
@@ -65,56 +63,7 @@ TUNING = Tuning()
 
 def obstacle(device: torch.device) -> UserError | None:
     """Why this backend cannot draw tensors of `device`, if so."""
-    if importlib.util.find_spec("triton") is None:
-        return UserError(
-            "triton is not installed",
-            "triton for backend='triton'",
-            "install it with `pip install triton`; torch for Linux brings it",
-        )
-    if device.type == "cpu":
-        return None if _interprets() else _on_cpu(device)
-    if device.type != "cuda":
-        return _on_cpu(device)
-    return _broken(device)
-
-
-def _on_cpu(device: torch.device) -> UserError:
-    return UserError(
-        f"the renderer 'triton' was given tensors on {device}",
-        "tensors on a CUDA device",
-        "move them with .to('cuda'), or choose the renderer 'auto'",
-    )
-
-
-def _interprets() -> bool:
-    """Whether Triton runs its kernels on the CPU, as tests do (TRITON_INTERPRET=1)."""
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
-
-
-@functools.cache
-def _broken(device: torch.device) -> UserError | None:
-    """Why Triton cannot be used on a CUDA device, if so."""
-    capability = torch.cuda.get_device_capability(device)
-    if capability < CAPABILITY:
-        return UserError(
-            f"{torch.cuda.get_device_name(device)} has compute capability "
-            f"{'.'.join(map(str, capability))}",
-            f"{'.'.join(map(str, CAPABILITY))} or newer for backend='triton'",
-            "use a newer device, or choose another backend",
-        )
-    import triton
-
-    try:
-        triton.runtime.driver.active.get_current_target()
-    except (ImportError, OSError, RuntimeError) as error:
-        return UserError(
-            f"triton cannot use {device} ({error})",
-            "a CUDA driver, and a C compiler such as gcc, with which triton starts its kernels",
-            "install both, or choose another backend",
-        )
-    return None
+    return cuda.obstacle(device)
 
 
 def blend(

@@ -8,6 +8,7 @@ import torch
 
 from ..device import cuda_obstacle
 from ..errors import UserError
+from ..kernels import cuda
 from ..render import fast_backend, obstacle
 from .settings import Trainer
 
@@ -29,11 +30,13 @@ def is_first() -> bool:
 
 
 def check_devices(cfg: Trainer) -> bool:
-    """Whether the run uses CUDA; UserError where its devices are not there, or cannot be used."""
+    """Whether the run uses CUDA; UserError where its devices are not there, or cannot be used.
+
+    So it is without Triton: torch's own operators are too slow to train with.
+    """
     problem = None if cfg.accelerator == "cpu" else cuda_obstacle()
     if problem is not None:
-        remedy = f"{problem.remedy}, or train on the CPU: trainer.accelerator=cpu"
-        raise UserError(problem.got, problem.wanted, remedy)
+        raise _or_on_cpu(problem)
     there = torch.cuda.device_count()
     if cfg.accelerator == "gpu" and not there:
         raise UserError(
@@ -48,7 +51,15 @@ def check_devices(cfg: Trainer) -> bool:
             f"at most {there}",
             "set trainer.devices=auto",
         )
+    problem = cuda.obstacle(torch.device("cuda")) if on_gpu else None
+    if problem is not None:
+        raise _or_on_cpu(problem)
     return on_gpu
+
+
+def _or_on_cpu(problem: UserError) -> UserError:
+    remedy = f"{problem.remedy}, or train on the CPU: trainer.accelerator=cpu"
+    return UserError(problem.got, problem.wanted, remedy)
 
 
 def count_devices(cfg: Trainer, on_gpu: bool) -> int:
