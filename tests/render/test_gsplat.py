@@ -267,6 +267,20 @@ def test_a_missing_gsplat_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problem is not None and "pip install gsplat" in str(problem)
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "targets"), [(2**28, (8, 8), 2), (1, (2**15, 2**14), 1), (2**20, (8, 8), 512)]
+)
+def test_what_gsplat_cannot_number_is_refused(
+    count: int, size: tuple[int, int], targets: int, generator: torch.Generator
+) -> None:
+    """Gaussians and cameras that share one place in memory."""
+    one = random_gaussians(1, generator, degree=0)
+    gaussians = one.map(lambda x: x.expand(1, count, *x.shape[2:]))
+    cameras = random_cameras(1, generator).map(lambda x: x.expand(1, targets, *x.shape[2:]))
+    with pytest.raises(UserError, match="gsplat cannot number in 32 bits; wanted fewer"):
+        backend.blend(gaussians, cameras, size, None, None, False, CLASSIC)
+
+
 BUILD = """
 import pathlib, time
 folder = pathlib.Path(__file__).with_name("build")

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..geometry.align import SQUARINGS, UNDEFINED
+from . import cuda
 
 BLOCK = 256
 RESCALE = 4
@@ -45,15 +46,20 @@ def _launch(
     width: Tensor | None,
     scale_alone: bool,
 ) -> tuple[Tensor, Tensor]:
+    sets, count = weights.shape[:-1].numel(), weights.shape[-1]
+    cuda.check_places(
+        f"{sets} sets of {count} points to align",
+        "fewer than 2³¹ sets, and coordinates in one",
+        sets, 3 * (count + BLOCK),
+    )  # fmt: skip
     given = [x.double().contiguous() for x in (source, target, weights)]
     reweighted = squared is not None
     given += [x.contiguous() if x is not None else given[2] for x in (squared, width)]
-    count = weights.shape[-1]
     motions = given[2].new_empty(*weights.shape[:-1], 4, 4)
     distances = torch.empty_like(given[2]) if reweighted else given[2]
     kernel: Any = _fit
     with torch.cuda.device_of(source):
-        kernel[(weights.shape[:-1].numel(),)](
+        kernel[(sets,)](
             *given, motions, distances,
             COUNT=count, REWEIGHTED=reweighted, SCALE_ALONE=scale_alone,
             UNDEFINED=UNDEFINED, SQUARINGS=SQUARINGS, RESCALE=RESCALE,

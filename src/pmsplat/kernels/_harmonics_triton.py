@@ -12,6 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import cuda
+
 BLOCK = 64
 
 
@@ -46,14 +48,21 @@ def _multiply(matrix: Tensor, vectors: Tensor, base: Tensor | None, out: Tensor)
     kernel: Any = _turn
     if not vectors.numel():
         return
+    cuda.check_places(
+        f"harmonics of {count} views of {pixels} pixels",
+        "fewer than 2³¹ numbers in one view",
+        cuda.extent(vectors[0]), cuda.extent(out[0]),
+    )  # fmt: skip
+    tensors = (matrix, vectors, vectors if base is None else base, out)
     with torch.cuda.device_of(vectors):
-        kernel[(triton.cdiv(pixels, BLOCK), count, 3)](
-            matrix, vectors, vectors if base is None else base, out, pixels,
-            *matrix.stride(), *vectors.stride(), *(3 * (0,) if base is None else base.stride()),
-            *out.stride(),
-            ROWS=rows, TERMS=terms, HEIGHT=triton.next_power_of_2(rows), ADDS=base is not None,
-            BLOCK=BLOCK, enable_fp_fusion=True,
-        )  # fmt: skip
+        for part in cuda.parts(count):
+            kernel[(triton.cdiv(pixels, BLOCK), part.stop - part.start, 3)](
+                *(x[part] for x in tensors), pixels,
+                *matrix.stride(), *vectors.stride(), *(3 * (0,) if base is None else base.stride()),
+                *out.stride(),
+                ROWS=rows, TERMS=terms, HEIGHT=triton.next_power_of_2(rows), ADDS=base is not None,
+                BLOCK=BLOCK, enable_fp_fusion=True,
+            )  # fmt: skip
 
 
 @triton.jit

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import cuda
 from .neighbor_attention import InverseTable
 
 TILE = 1024  # numbers of a block of points that a program holds at a time
@@ -31,9 +32,11 @@ def forward(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> tup
     sizes = _sizes(q.shape[2], TILE)
     kernel: Any = _forward
     with torch.cuda.device_of(q):
-        kernel[(triton.cdiv(n, sizes["BLOCK"]), batch)](
-            q, k, v, table, out, log_sums, n, near, *_strides(q, k, v), **sizes
-        )
+        for part in cuda.parts(batch):
+            kernel[(triton.cdiv(n, sizes["BLOCK"]), part.stop - part.start)](
+                *(x[part] for x in (q, k, v, table, out, log_sums)),
+                n, near, *_strides(q, k, v), **sizes,
+            )  # fmt: skip
     return out, log_sums
 
 
@@ -54,14 +57,17 @@ def backward(
     kernels: tuple[Any, Any] = (_backward_queries, _backward_keys)
     sizes, readers = _sizes(q.shape[2], TILE), _sizes(q.shape[2], GATHERED)
     with torch.cuda.device_of(q):
-        kernels[0][(triton.cdiv(n, sizes["BLOCK"]), batch)](
-            g, q, k, v, table, log_sums, weights, slopes, means, of_queries, n, near,
-            *_strides(g, q, k, v), **sizes,
-        )  # fmt: skip
-        kernels[1][(m, batch)](
-            g, q, inverse.places, inverse.starts, weights, slopes, means, of_keys, of_values,
-            n, m, near, *_strides(g, q), **readers, num_warps=1,
-        )  # fmt: skip
+        for part in cuda.parts(batch):
+            scenes = part.stop - part.start
+            given = (g, q, k, v, table, log_sums, weights, slopes, means, of_queries)
+            kernels[0][(triton.cdiv(n, sizes["BLOCK"]), scenes)](
+                *(x[part] for x in given), n, near, *_strides(g, q, k, v), **sizes,
+            )  # fmt: skip
+            given = (g, q, inverse.places, inverse.starts, weights, slopes, means)
+            kernels[1][(m, scenes)](
+                *(x[part] for x in (*given, of_keys, of_values)),
+                n, m, near, *_strides(g, q), **readers, num_warps=1,
+            )  # fmt: skip
     return of_queries, of_keys, of_values
 
 

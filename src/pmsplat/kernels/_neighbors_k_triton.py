@@ -18,7 +18,17 @@ import triton.language as tl
 from torch import Tensor
 
 from ..geometry.neighbors import MIN_Z, MOST
-from ._neighbors_triton import GROUP, SEPARATE, TILE, _distances, _make_boxes, _pad, _squared
+from . import cuda
+from ._neighbors_triton import (
+    GROUP,
+    SEPARATE,
+    TILE,
+    _distances,
+    _make_boxes,
+    _pad,
+    _squared,
+    check_size,
+)
 
 BLOCK = 32  # points of a program
 STEP = 16  # points of a tile compared at once
@@ -34,6 +44,7 @@ def search(points: Tensor, reference: Tensor, index: Tensor, k: int) -> Tensor:
 
     Both sets ([batch, n or m, 3]) are in order; `index` [batch, m] numbers the reference points.
     """
+    check_size(points, reference)
     batch, n, m = *points.shape[:2], reference.shape[1]
     queries, keys = _pad(points, BLOCK), _pad(reference, TILE)
     tiles = keys.unflatten(2, (-1, TILE))
@@ -47,12 +58,14 @@ def search(points: Tensor, reference: Tensor, index: Tensor, k: int) -> Tensor:
     places = torch.empty(batch, queries.shape[2], k, dtype=torch.int32, device=points.device)
     kernel: Any = _search
     with torch.cuda.device_of(points):
-        kernel[(queries.shape[2] // BLOCK, batch)](
-            queries, keys, index, boxes, lowest, groups, lowest_group, places,
-            queries.shape[2], keys.shape[2], boxes.shape[2], groups.shape[2], k,
-            BLOCK=BLOCK, TILE=TILE, GROUP=GROUP, STEP=STEP, LIST=triton.next_power_of_2(k),
-            num_warps=WARPS, **SEPARATE,
-        )  # fmt: skip
+        for part in cuda.parts(batch):
+            tensors = (queries, keys, index, boxes, lowest, groups, lowest_group, places)
+            kernel[(queries.shape[2] // BLOCK, part.stop - part.start)](
+                *(x[part] for x in tensors),
+                queries.shape[2], keys.shape[2], boxes.shape[2], groups.shape[2], k,
+                BLOCK=BLOCK, TILE=TILE, GROUP=GROUP, STEP=STEP, LIST=triton.next_power_of_2(k),
+                num_warps=WARPS, **SEPARATE,
+            )  # fmt: skip
     return places[:, :n].long()
 
 
@@ -62,17 +75,24 @@ def search_windows(
     """Returns `geometry.neighbors.k_nearest_in_windows`, [batch, view, pixel, k]."""
     batch, views, height, width, _ = points.shape
     pixels = height * width
+    cuda.check_places(
+        f"{batch} x {views} maps of {height}x{width} points",
+        "fewer than 2³¹ coordinates in one scene",
+        3 * views * pixels,
+    )
     coordinates = points.flatten(1, 3).transpose(1, 2).contiguous()
-    places = torch.empty(batch * views, pixels, k, dtype=torch.int32, device=points.device)
+    others, w2c, K = (x.contiguous() for x in (others, w2c, K))
+    places = torch.empty(batch, views, pixels, k, dtype=torch.int32, device=points.device)
     kernel: Any = _search_windows
     with torch.cuda.device_of(points):
-        kernel[(triton.cdiv(pixels, BLOCK_WINDOWS), batch * views)](
-            coordinates, others.contiguous(), w2c.contiguous(), K.contiguous(), places,
-            views, others.shape[2], height, width, radius, k,
-            BLOCK=BLOCK_WINDOWS, STEP=triton.next_power_of_2(2 * radius + 1),
-            LIST=triton.next_power_of_2(k), num_warps=WARPS, **SEPARATE,
-        )  # fmt: skip
-    return places.view(batch, views, pixels, k).long()
+        for part in cuda.parts(batch, views):
+            kernel[(triton.cdiv(pixels, BLOCK_WINDOWS), (part.stop - part.start) * views)](
+                *(x[part] for x in (coordinates, others, w2c, K, places)),
+                views, others.shape[2], height, width, radius, k,
+                BLOCK=BLOCK_WINDOWS, STEP=triton.next_power_of_2(2 * radius + 1),
+                LIST=triton.next_power_of_2(k), num_warps=WARPS, **SEPARATE,
+            )  # fmt: skip
+    return places.long()
 
 
 def _lowest(index: Tensor) -> Tensor:

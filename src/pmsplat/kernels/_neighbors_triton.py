@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import cuda
+
 BLOCK, TILE, GROUP = 64, 64, 32
 STEP = 16  # points of a tile compared at once
 SEPARATE = {"enable_fp_fusion": False}  # only explicit `fma`: distances must be rounded alike
@@ -25,6 +27,7 @@ SEPARATE = {"enable_fp_fusion": False}  # only explicit `fma`: distances must be
 
 def search(points: Tensor, reference: Tensor) -> Tensor:
     """Returns positions [batch, n] of the nearest; both sets ([batch, n or m, 3]) are in order."""
+    check_size(points, reference)
     batch, n, m = *points.shape[:2], reference.shape[1]
     queries, keys = _pad(points, BLOCK), _pad(reference, TILE)
     tiles = keys.unflatten(2, (-1, TILE))
@@ -35,13 +38,24 @@ def search(points: Tensor, reference: Tensor) -> Tensor:
     blocks = queries.shape[2] // BLOCK
     kernel: Any = _search
     with torch.cuda.device_of(points):
-        kernel[(blocks, batch)](
-            queries, keys, boxes, groups, places,
-            queries.shape[2], keys.shape[2], boxes.shape[2], groups.shape[2],
-            BLOCK=BLOCK, TILE=TILE, GROUP=GROUP, STEP=STEP,
-            **SEPARATE,
-        )  # fmt: skip
+        for part in cuda.parts(batch):
+            kernel[(blocks, part.stop - part.start)](
+                *(x[part] for x in (queries, keys, boxes, groups, places)),
+                queries.shape[2], keys.shape[2], boxes.shape[2], groups.shape[2],
+                BLOCK=BLOCK, TILE=TILE, GROUP=GROUP, STEP=STEP,
+                **SEPARATE,
+            )  # fmt: skip
     return places[:, :n].long().clamp(max=m - 1)
+
+
+def check_size(points: Tensor, reference: Tensor) -> None:
+    """Refuses sets whose coordinates, or their padding, do not fit into 32-bit integers."""
+    batch, n, m = *points.shape[:2], reference.shape[1]
+    cuda.check_places(
+        f"{batch} x {n} points among {batch} x {m} reference points",
+        "fewer than 2³¹ coordinates in one set",
+        3 * (n + TILE), 3 * (m + TILE),
+    )  # fmt: skip
 
 
 def _pad(points: Tensor, multiple: int) -> Tensor:

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import cuda
+
 TILE = 4096  # numbers that a program holds at a time
 CHUNKS = 32  # of a map, at most: every program reads what all of its map wrote
 _CODES = {"none": 0, "relu": 1, "silu": 2, "gelu": 3}
@@ -79,10 +81,15 @@ class GroupNorm(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         plan, count = _Plan.of(x, groups), len(x)
+        cuda.check_places(
+            f"{count} maps of {plan.pixels} pixels and {plan.channels} channels",
+            "fewer than 2³¹ numbers in one map, and in the moments of all",
+            plan.pixels * plan.channels, 2 * count * plan.chunks * plan.channels,
+        )  # fmt: skip
         out = torch.empty_like(x, memory_format=torch.channels_last)
         partial = x.new_empty(2, count, plan.chunks, plan.channels, dtype=torch.float32)
         stats = x.new_empty(2, count, plan.channels, dtype=torch.float32)
-        grid = (plan.chunks, count)
+        grid = (count, plan.chunks)
         kernels: tuple[Any, Any] = (_moments, _normalize)
         affine, code = weight is not None, _CODES[activation]
         weight = x if weight is None else weight  # any pointer will do
@@ -104,7 +111,7 @@ class GroupNorm(torch.autograd.Function):
         incoming = gradients[0].contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x, memory_format=torch.channels_last)
         partial = x.new_empty(2, count, plan.chunks, plan.channels, dtype=torch.float32)
-        grid = (plan.chunks, count)
+        grid = (count, plan.chunks)
         kernels: tuple[Any, Any] = (_sums, _input_gradient)
         options = {"AFFINE": ctx.affine, "ACTIVATION": ctx.code, **plan.sizes}
         with torch.cuda.device_of(x):
@@ -122,7 +129,7 @@ class GroupNorm(torch.autograd.Function):
 def _tile(step, pixels, steps, CHANNELS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr):
     """Returns offsets of a tile of this program's chunk from the start of its map, and what of it
     is there."""
-    row = (tl.program_id(0) * steps + step) * ROWS + tl.arange(0, ROWS)
+    row = (tl.program_id(1) * steps + step) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, WIDE)
     there = (row < pixels)[:, None] & (channel < CHANNELS)[None, :]
     return row[:, None] * CHANNELS + channel[None, :], there
@@ -135,13 +142,13 @@ def _moments(
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes mean, and sum of squared deviations, of the channels of a chunk."""
-    image = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(0).to(tl.int64)
     mean, squares = tl.zeros([WIDE], tl.float32), tl.zeros([WIDE], tl.float32)
     seen = 0.0
     for step in range(steps):
         at, there = _tile(step, pixels, steps, CHANNELS, WIDE, ROWS)
         value = tl.load(x + image * pixels * CHANNELS + at, there, 0.0).to(tl.float32)
-        left = pixels - (tl.program_id(0) * steps + step) * ROWS
+        left = pixels - (tl.program_id(1) * steps + step) * ROWS
         rows = tl.minimum(tl.maximum(left, 0), ROWS).to(tl.float32)
         here = tl.sum(value, 0) / tl.maximum(rows, 1.0)
         apart = tl.where(there, value - here[None, :], 0.0)
@@ -151,7 +158,7 @@ def _moments(
         mean += (here - mean) * share
         seen = total
     channel = tl.arange(0, WIDE)
-    to = (image * chunks + tl.program_id(0)) * CHANNELS + channel
+    to = (image * chunks + tl.program_id(1)) * CHANNELS + channel
     tl.store(partial + to, mean, channel < CHANNELS)
     tl.store(partial + count * chunks * CHANNELS + to, squares, channel < CHANNELS)
 
@@ -195,7 +202,7 @@ def _normalize(
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """Joins the moments of all chunks, and normalizes and activates its own."""
-    image, channel = tl.program_id(1).to(tl.int64), tl.arange(0, WIDE)
+    image, channel = tl.program_id(0).to(tl.int64), tl.arange(0, WIDE)
     inside = channel < CHANNELS
     # Moments of the channels of the map, then of their groups
     mean, squares = tl.zeros([WIDE], tl.float32), tl.zeros([WIDE], tl.float32)
@@ -214,7 +221,7 @@ def _normalize(
     squares += (mean - center) * (mean - center) * seen
     squares = _of_group(tl.where(inside, squares, 0.0), CHANNELS, GROUPS, WIDE, SETS)
     spread = 1.0 / tl.sqrt(squares / (seen * members) + eps)
-    if tl.program_id(0) == 0:
+    if tl.program_id(1) == 0:
         tl.store(stats + image * CHANNELS + channel, center, inside)
         tl.store(stats + (count + image) * CHANNELS + channel, spread, inside)
     scale, shift = _affine(weight, bias, AFFINE, CHANNELS, WIDE)
@@ -235,7 +242,7 @@ def _normalize(
 @triton.jit
 def _read_stats(stats, count, CHANNELS: tl.constexpr, WIDE: tl.constexpr):
     """Returns this program's image, its channels, which of them exist, and what normalizes them."""
-    image, channel = tl.program_id(1).to(tl.int64), tl.arange(0, WIDE)
+    image, channel = tl.program_id(0).to(tl.int64), tl.arange(0, WIDE)
     inside = channel < CHANNELS
     center = tl.load(stats + image * CHANNELS + channel, inside, 0.0)
     spread = tl.load(stats + (count + image) * CHANNELS + channel, inside, 0.0)
@@ -281,7 +288,7 @@ def _sums(
         )
         of_bias += tl.sum(gradient, 0)
         of_weight += tl.sum(gradient * normal, 0)
-    to = (image * chunks + tl.program_id(0)) * CHANNELS + channel
+    to = (image * chunks + tl.program_id(1)) * CHANNELS + channel
     tl.store(partial + to, of_bias, inside)
     tl.store(partial + count * chunks * CHANNELS + to, of_weight, inside)
 

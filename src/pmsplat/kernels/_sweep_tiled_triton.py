@@ -34,7 +34,7 @@ TILE_Y, TILE_X, PLANES, SOURCES, CHANNELS = 4, 4, 32, 64, 32
 
 def forward(tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
     """Writes scale · Σ_o <token, sampled token of view o> to `out` [view, pixel, plane]."""
-    check_size(tokens)
+    check_size(tokens, where)
     planes = out.shape[2]
     tiles_x = triton.cdiv(where.width, TILE_X)
     tiles = tiles_x * triton.cdiv(where.height, TILE_Y)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..geometry.sweep import MIN_Z
+from . import cuda
 from ._sweep import FlatSweep
 
 # Sizes of a program: of `forward`, `backward`, and of `look_up` and `scatter`
@@ -41,7 +42,7 @@ _MIN_Z = tl.constexpr(MIN_Z)
 
 def forward(tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
     """Writes scale · Σ_o <token, sampled token of view o> to `out` [view, pixel, plane]."""
-    check_size(tokens)
+    check_size(tokens, where)
     views, pixels, channels = tokens.shape
     planes = out.shape[2]
     block = min(PLANES, triton.next_power_of_2(planes))
@@ -57,7 +58,7 @@ def forward(tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None
 
 def backward(gradient: Tensor, tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
     """Adds the gradient of `tokens` to `out` [view, pixel, channel], float32."""
-    check_size(tokens)
+    check_size(tokens, where)
     views, pixels, channels = tokens.shape
     block = min(CHANNELS_BACKWARD, triton.next_power_of_2(channels))
     fixed = torch.are_deterministic_algorithms_enabled()
@@ -125,15 +126,15 @@ def arguments(where: FlatSweep) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def check_size(tokens: Tensor) -> None:
+def check_size(tokens: Tensor, where: FlatSweep) -> None:
     """Refuses maps whose places do not fit into the kernels' 32-bit integers."""
     views, pixels, channels = tokens.shape
-    if max(views * pixels, pixels * channels) >= 2**31:
-        raise UserError(
-            f"{views} feature maps of {pixels} pixels and {channels} channels",
-            "fewer than 2³¹ pixels in all, and values in one map",
-            "use fewer views or smaller images",
-        )
+    planes = where.inv_depth.shape[1]
+    cuda.check_places(
+        f"{views} feature maps of {pixels} pixels and {channels} channels, at {planes} depths",
+        "fewer than 2³¹ pixels in all, and values and depths of one map",
+        views * pixels, pixels * channels, where.inv_depth[0].numel(),
+    )  # fmt: skip
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from ..errors import UserError
 
 CAPABILITY = (7, 5)  # of the oldest device for which the kernels are compiled in tests
 PLACES = 2**31  # what the kernels' 32-bit integers can number
+ROW = 65_535  # programs along an axis of a grid, but for the first axis
 
 
 def obstacle(device: torch.device) -> UserError | None:
@@ -60,6 +61,13 @@ def check_places(what: str, wanted: str, *counts: int) -> None:
             wanted,
             "use fewer or smaller ones in one call",
         )
+
+
+def parts(count: int, each: int = 1) -> list[slice]:
+    """What one launch takes of `count` scenes that lie along the second axis of a grid, where each
+    is so many programs."""
+    step = max(1, ROW // each)
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
 def extent(tensor: torch.Tensor) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..geometry import camera
 from ..io.files import locked
+from ..kernels.cuda import PLACES
 from ..types import CLASSIC, Cameras, DrawingRules, Gaussians, Screen
 from ._projection import Blend, finite, view_color, world_to_camera
 
@@ -103,6 +104,7 @@ def blend(
 ) -> Blend:
     """What `rasterize` wants of a backend, in float32 whatever comes in."""
     assert not median, "see median_obstacle"
+    _check_size(gaussians, cameras, size, 0 if attributes is None else attributes.shape[-1])
     from gsplat import rasterization
 
     gaussians, cameras = gaussians.to(torch.float32), cameras.to(torch.float32)
@@ -143,6 +145,21 @@ def blend(
         depth_median=None,
         screen=Screen(means=details["means2d"], radii=details["radii"].amax(dim=-1).float()),
     )
+
+
+def _check_size(
+    gaussians: Gaussians, cameras: Cameras, size: tuple[int, int], attributes: int
+) -> None:
+    """Raises UserError for what the 32-bit integers of gsplat's kernels cannot number."""
+    count, images = gaussians.means.shape[1], cameras.near.numel()
+    channels = 3 + attributes + 1  # color and depth
+    if images * max(count, size[0] * size[1]) * channels >= PLACES:
+        raise UserError(
+            f"{images} pictures of {size[0]}x{size[1]} in {channels} channels with {count} "
+            "Gaussians each, which gsplat cannot number in 32 bits",
+            "fewer or smaller pictures in one call",
+            "draw fewer scenes or cameras at once, or smaller pictures",
+        )
 
 
 def _far_plane(cameras: Cameras, rules: DrawingRules) -> float:
