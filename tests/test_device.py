@@ -1,9 +1,9 @@
-"""What torch is told about precision, and what is said of a GPU that it cannot use."""
+"""What torch is told about precision, and what is said of a GPU that is full or of no use."""
 
 import pytest
 import torch
 
-from pmsplat.device import cuda_obstacle, float32_products
+from pmsplat.device import cuda_obstacle, float32_products, is_out_of_memory
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
 from pmsplat.tasks.options import pick_device
@@ -16,6 +16,30 @@ TOO_OLD = "The NVIDIA driver on your system is too old (found version 11040). Pl
 
 def settings() -> tuple[str, bool]:
     return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable assertions.",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_a_full_gpu_is_known_by_whoever_says_it(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(ValueError(text))
+
+
+def test_other_errors_are_no_full_gpu() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("any text"))
+    for text in (
+        "out of resource: shared memory, Required: 233472, Hardware limit: 232448",
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED",
+    ):
+        assert not is_out_of_memory(RuntimeError(text))
 
 
 @pytest.mark.parametrize(("tf32", "inside"), [(True, ("high", True)), (False, ("highest", False))])

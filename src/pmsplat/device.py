@@ -12,6 +12,16 @@ from torch import Tensor
 
 from .errors import UserError
 
+FULL = (  # what errors of a full GPU say
+    "CUDA out of memory",  # torch
+    "CUDA error: out of memory",  # the runtime
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 
 @contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
@@ -29,6 +39,16 @@ def float32_products(tf32: bool) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU was full: as torch says it, CUDA, its libraries, or Triton.
+
+    torch has a class for its own allocations alone; all others are a RuntimeError with a text.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in FULL)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -115,16 +115,19 @@ def test_lines_of_the_list_look_alike() -> None:
 def test_a_full_gpu_is_one_sentence_with_what_the_verb_can_change(
     options: dict[str, object], remedy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    problems: list[RuntimeError] = []
+
     def fill(_: argparse.Namespace) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee more")
+        raise problems[-1]
 
-    assert cli.execute(fill, argparse.Namespace(**options)) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "Tried to allocate 2.00 GiB);" in said
-    assert f"; use {remedy}" in said
-
-    def fail(_: argparse.Namespace) -> None:
-        raise RuntimeError("another")
-
+    for problem, reason in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2.00 GiB.\nSee more"), "2.00 GiB"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "Triton Error [CUDA]: out of memory"),
+    ):
+        problems.append(problem)
+        assert cli.execute(fill, argparse.Namespace(**options)) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"{reason});" in said and f"; use {remedy}" in said
+    problems.append(RuntimeError("another"))
     with pytest.raises(RuntimeError, match="another"):
-        cli.execute(fail, argparse.Namespace())
+        cli.execute(fill, argparse.Namespace())

@@ -282,7 +282,7 @@ def test_what_is_no_scene_is_refused(
 
 def test_too_little_memory_is_said(known: Scene, bare: Path, opened: Open) -> None:
     def exhaust(found: PosedDepth) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise RuntimeError("CUDA error: out of memory")
 
     with pytest.raises(
         UserError, match="10 photos do not fit into the memory of cpu with stand_in"

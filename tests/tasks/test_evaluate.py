@@ -290,14 +290,17 @@ def test_a_scene_that_fills_the_gpu_is_one_sentence(
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(0.26 * full / memory.SPARE))
 
     def fill(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise RuntimeError("Triton Error [CUDA]: out of memory")
 
     monkeypatch.setattr(protocol, "_draw", fill)
     experiment = config.compose(as_folder(root))
     with pytest.raises(UserError) as caught:
         evaluate(experiment, model, tmp_path, replace(QUICK, limit=1))
     height, width = SIZE
-    assert caught.value.got == f"2 views of {height}x{width} did not fit (CUDA out of memory)"
+    assert (
+        caught.value.got
+        == f"2 views of {height}x{width} did not fit (Triton Error [CUDA]: out of memory)"
+    )
     smaller = [side // 2 // 16 * 16 for side in SIZE]
     assert caught.value.remedy == f"use dataset.size=[{smaller[0]},{smaller[1]}]"
     assert not (tmp_path / "results.json").exists()

@@ -3,22 +3,28 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 import pmsplat
 from pmsplat import train
 from pmsplat.errors import UserError
 from pmsplat.train import Experiment, loop, memory
+from pmsplat.train.checkpoints import Checkpoints
 from pmsplat.types import Batch
 from tests.models.tiny import views
 from tests.train.test_loop import losses
 
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+OF_TRITON = RuntimeError("Triton Error [CUDA]: out of memory")
 
-def fail_at(step: int, experiment: Experiment) -> UserError:
+
+def fail_at(step: int, experiment: Experiment, error: RuntimeError = FULL) -> UserError:
     """Runs with memory that is full in the middle of a step."""
     calls = 0
     original = loop.TrainingModule.compute
@@ -27,7 +33,7 @@ def fail_at(step: int, experiment: Experiment) -> UserError:
         nonlocal calls
         calls += 1
         if calls == step:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise error
         return original(self, batch)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as caught:
@@ -45,7 +51,9 @@ def test_a_full_memory_leaves_a_checkpoint_that_goes_on_as_if_nothing_had_been(
     problem = fail_at(5, experiment)
     assert "after 4 steps, with batches of 2 scenes of 2 + 2 views of 32x32" in problem.got
     assert "trainer.batch_size=1, or fewer or smaller views" in problem.remedy
-    assert f"go on from {full}/last.ckpt by trainer.resume=true" in problem.remedy
+    assert (
+        f"go on from {full}/last.ckpt, which is of step 4, by trainer.resume=true" in problem.remedy
+    )
     assert torch.load(Path(full) / "last.ckpt", weights_only=True)["global_step"] == 4
     assert pmsplat.load(Path(full) / "model.safetensors") is not None
     train.run(replace(experiment, trainer=replace(experiment.trainer, resume=True)))
@@ -57,9 +65,33 @@ def test_a_full_memory_leaves_a_checkpoint_that_goes_on_as_if_nothing_had_been(
 
 def test_in_the_first_step_there_is_nothing_to_keep(setting: Callable[..., Experiment]) -> None:
     experiment = setting("trainer.steps=6")
-    problem = fail_at(1, experiment)
+    problem = fail_at(1, experiment, OF_TRITON)
     assert "after 0 steps" in problem.got and "resume" not in problem.remedy
     assert not (Path(experiment.output) / "last.ckpt").exists()
+
+
+def two(trainer: Trainer) -> Any:
+    """What a callback asks of a trainer that is one of two."""
+    return SimpleNamespace(world_size=2, global_step=trainer.global_step)
+
+
+def test_where_several_devices_train_the_last_checkpoint_is_named(
+    setting: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cannot agree to save another; nor does one measure what fits, while others wait."""
+    for callback in (Checkpoints, memory.MemoryWatch):
+        failed = callback.on_exception
+        monkeypatch.setattr(
+            callback,
+            "on_exception",
+            lambda self, trainer, *rest, failed=failed: failed(self, two(trainer), *rest),
+        )
+    experiment = setting("trainer.steps=6", "trainer.checkpoint_every=3")
+    problem = fail_at(5, experiment, OF_TRITON)
+    last = Path(experiment.output) / "last.ckpt"
+    assert "after 4 steps" in problem.got and problem.wanted == "a batch that fits"
+    assert f"go on from {last}, which is of step 3, by trainer.resume=true" in problem.remedy
+    assert torch.load(last, weights_only=True)["global_step"] == 3
 
 
 @pytest.mark.parametrize(

@@ -118,32 +118,49 @@ class Full(nn.Module):
 
     near, multiple, draws = None, 16, True
 
+    def __init__(self, problem: RuntimeError) -> None:
+        super().__init__()
+        self.problem = problem
+
     def forward(self, views: Views) -> Prediction:
         if views.size != (64, 64):
-            raise torch.OutOfMemoryError(
-                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"
-            )
+            raise self.problem
         return Prediction((views.images[:, :, 0] + 1,), ())
 
 
 @pytest.mark.parametrize(
-    ("share", "remedy"),
-    [(100.0, "use `views=4` or `size=176x352`"), (0.4, "use `views=2` or `size=144x304`")],
+    ("share", "remedy", "problem"),
+    [
+        (
+            100.0,
+            "use `views=4` or `size=176x352`",
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+        ),
+        (0.4, "use `views=2` or `size=144x304`", RuntimeError("CUDA error: out of memory")),
+    ],
 )
 def test_a_gpu_that_is_full_after_all_gets_the_same_answer(
-    share: float, remedy: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    share: float,
+    remedy: str,
+    problem: RuntimeError,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At most half of what did not fit, less where less is free."""
-    model, plan = Full(), Plan(8, (256, 512), 16)
+    model, plan = Full(problem), Plan(8, (256, 512), 16)
     free = int(share * needed_bytes(model, plan, CPU))
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     views = Views(torch.rand(1, 8, 3, 256, 512, generator=generator), random_cameras(8, generator))
     with pytest.raises(UserError) as caught:
         predict_views(model, views)
-    assert caught.value.got == "8 views of 256x512 did not fit (CUDA out of memory)"
+    reason = str(problem).partition(".")[0]
+    assert caught.value.got == f"8 views of 256x512 did not fit ({reason})"
     assert caught.value.remedy == remedy and "that are free on cpu" in caught.value.wanted
     with pytest.raises(UserError, match="use `views=4`"):
         predict_views(lambda given: model(given), views)
+    model.problem = RuntimeError("another")
+    with pytest.raises(RuntimeError, match="another"):
+        predict_views(model, views)
 
 
 @pytest.mark.cuda

@@ -91,7 +91,9 @@ def execute(action: Callable[[argparse.Namespace], None], arguments: argparse.Na
         )
         return USER_ERROR
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # of torch, which need not be here
+        from ..device import is_out_of_memory  # and torch, which `--help` needs not
+
+        if not is_out_of_memory(error):
             raise
         text = name_flags(_explain_memory(error, arguments), arguments)
         print(f"pmsplat: {text}", file=sys.stderr)  # noqa: T201

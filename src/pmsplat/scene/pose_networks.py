@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import registry
 from ..contracts import PoseTeacher, check_pose_teacher
-from ..device import float32_products
+from ..device import float32_products, is_out_of_memory
 from ..errors import UserError, name_some
 from ..geometry import align, camera, gaussian, se3
 from ..io.cameras import transforms
@@ -216,7 +216,9 @@ def _find(photos: Sequence[Photo], name: str, teacher: PoseTeacher, run: PoseRun
     # Its cameras and depth, on the CPU
     try:
         found = ask(teacher, images.to(run.device))
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
             f"{len(photos)} photos do not fit into the memory of {run.device} with {teacher.name}",
             "a device with more memory, or fewer photos",

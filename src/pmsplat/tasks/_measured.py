@@ -30,6 +30,7 @@ from ..contracts import (
     without_scenes,
 )
 from ..data import Skip
+from ..device import is_out_of_memory
 from ..errors import UserError
 from ..evaluate import fitted, protocol, report
 from ..evaluate.baselines import BASELINES
@@ -369,7 +370,9 @@ def _explain_memory(
     def explaining(batch: Batch) -> StepOutput:
         try:
             return run(batch)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             problem = error
         views, multiple = batch.context, encoder_traits(encoder).multiple
         count = views.images.shape[1]

@@ -16,6 +16,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import nn
 
+from ..device import is_out_of_memory
 from ..io.files import atomic, clear_leftovers
 from ..io.tensors import save_torch
 from ..zoo.load import CONFIG, WEIGHTS
@@ -134,8 +135,7 @@ class Checkpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Out of memory: what the finished steps learned is kept. Several devices cannot agree."""
-        memory_is_full = isinstance(exception, torch.OutOfMemoryError)
-        if memory_is_full and trainer.world_size == 1 and trainer.global_step > 0:
+        if is_out_of_memory(exception) and trainer.world_size == 1 and trainer.global_step > 0:
             progress = trainer.fit_loop.epoch_loop.batch_progress
             for count in (progress.total, progress.current):  # as if the step had not begun
                 count.ready = count.started = count.processed  # pyright: ignore

@@ -17,7 +17,7 @@ from torch import nn
 
 from .. import registry
 from ..contracts import LPIPS, Dataset, dataset_traits, encoder_traits
-from ..device import float32_products
+from ..device import float32_products, is_out_of_memory
 from ..errors import UserError
 from ..evaluate.protocol import find_lpips
 from ..io.files import check_room, is_full, sole_writer, write_text
@@ -114,8 +114,8 @@ def run(data: Data, tell: Callable[[str], None] = log.info) -> Path:
         try:
             stream = DataModule(data.dataset, experiment)
             trainer.fit(module, datamodule=stream, ckpt_path=resumed, weights_only=True)
-        except torch.OutOfMemoryError as error:
-            if memory.problem is None:
+        except RuntimeError as error:
+            if memory.problem is None or not is_out_of_memory(error):
                 raise
             raise add_resume(memory.problem, output) from error
         except OSError as error:

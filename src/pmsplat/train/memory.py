@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ..device import is_out_of_memory
 from ..errors import UserError
 from ..types import Batch
 from ..zoo.memory import SPARE, free_bytes
@@ -17,7 +18,7 @@ SMALLER = "fewer or smaller views (dataset.target_views, dataset.size), or train
 
 
 class MemoryWatch(Callback):
-    """Explains, as `problem`, why a run ended with torch.OutOfMemoryError.
+    """Explains, as `problem`, why a run ended with a full memory of the GPU.
 
     `loss` is that of a batch, whose gradients are wanted.
     """
@@ -40,7 +41,7 @@ class MemoryWatch(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if not isinstance(exception, torch.OutOfMemoryError):
+        if not is_out_of_memory(exception):
             return
         traceback.clear_frames(exception.__traceback__)  # they hold what the step computed
         fit, batch = None, self._batch
@@ -66,7 +67,9 @@ def count_fitting(
     room, before = free_bytes(device), torch.cuda.memory_allocated(device)
     try:
         loss(_first_scene(batch)).backward()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return 0
     finally:
         module.zero_grad(set_to_none=True)

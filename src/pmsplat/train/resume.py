@@ -104,10 +104,15 @@ def _name_new_run(last: Path) -> str:
 
 
 def add_resume(problem: UserError, output: Path) -> UserError:
-    """The problem with, in its remedy, how to go on from the checkpoint that is left, if any."""
-    if not (output / LAST).is_file():
+    """The problem with, in its remedy, how to go on from the checkpoint that is left, if any.
+
+    It may be of an earlier step: several devices cannot agree to save where one has failed.
+    """
+    saved = _read(output / LAST)
+    if saved is None:
         return problem
-    kept = f"{problem.remedy}, and go on from {output / LAST} by trainer.resume=true"
+    left = f"{output / LAST}, which is of step {saved.step},"
+    kept = f"{problem.remedy}, and go on from {left} by trainer.resume=true"
     return UserError(problem.got, problem.wanted, kept)
 
 

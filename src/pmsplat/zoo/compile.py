@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import encoder_traits, take_steps
-from ..device import float32_products
+from ..device import float32_products, is_out_of_memory
 from ..errors import UserError
 from ..geometry.constants import hold_constants
 from ..nn.maps import set_memory_format
@@ -195,9 +195,9 @@ class Compiled:
                     graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
                 ):
                     result = compute(static)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 raise UserError(
                     f"a forward pass that cannot be captured as a CUDA graph ({error})",
                     "one whose host code never waits for the device",

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import Encoder, EncoderTraits, encoder_traits, take_steps
-from ..device import float32_products
+from ..device import float32_products, is_out_of_memory
 from ..errors import UserError
 from ..geometry import gaussian, se3
 from ..models import require_two_views
@@ -180,7 +180,9 @@ def predict_views(
     try:
         with torch.no_grad(), float32_products(tf32=False):
             return frame.to_scene(run(frame.to_model(given)))
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         multiple = encoder_traits(model).multiple
         plan = memory.Plan(views.images.shape[1], views.size, multiple, steps, anchors)
         problem = error

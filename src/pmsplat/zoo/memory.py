@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..contracts import encoder_traits, take_steps
+from ..device import is_out_of_memory
 from ..errors import UserError
 from ..types import Cameras, Prediction, Views
 
@@ -149,7 +150,7 @@ def explain(
     model: Callable[[Views], Prediction],
     plan: Plan,
     device: torch.device,
-    problem: torch.OutOfMemoryError,
+    problem: RuntimeError,
     fewer_views: bool = True,
     option: str = OPTION,
 ) -> UserError:
@@ -165,7 +166,9 @@ def explain(
     if isinstance(model, nn.Module):
         try:
             share = min(share, SPARE * free / needed_bytes(model, plan, device))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             share = 0.0
     return UserError(
         f"{plan.views} views of {plan.size[0]}x{plan.size[1]} did not fit ({reason})",
