@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import signal
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch.nn.functional import avg_pool2d
 import pmsplat
 from pmsplat import cli
 from pmsplat.data import synthetic
+from pmsplat.errors import UserError
 from pmsplat.evaluate.metrics import psnr
 from pmsplat.geometry import camera
 from pmsplat.models import depthsplat
@@ -404,6 +407,42 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert again.history == parts.history
     other = refine(room, tmp_path / "other", replace(options, seed=1))
     assert other.after.psnr != whole.after.psnr
+
+
+def test_a_full_gpu_leaves_the_state_of_the_last_whole_step(
+    room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a step its photo comes again; a step half done is not kept."""
+    monkeypatch.setattr(sys.modules[refine.__module__], "JUDGEMENTS", 1)
+    options = replace(QUICK, size=(12, 16), steps=7, random_points=100, save_every=4)
+    refine(room, tmp_path / "whole", options)
+
+    def fill_at(step: int, owner: Any, name: str) -> UserError:
+        """What a run says whose memory is full at a call of a function."""
+        calls, original = iter(range(1, step + 1)), getattr(owner, name)
+
+        def full(*arguments: Any) -> Any:
+            if next(calls) == step:
+                raise RuntimeError("Triton Error [CUDA]: out of memory")
+            return original(*arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
+            patch.setattr(owner, name, full)
+            refine(room, tmp_path / name, options)
+        return caught.value
+
+    problem = fill_at(6, _fit, "measure_difference")
+    said = re.fullmatch(
+        r"out of memory on cpu after 5 of 7 steps, with (\d+) Gaussians and photos of 12x16",
+        problem.got,
+    )
+    assert said is not None and f"such as `most={int(said[1]) * 3 // 4}`" in problem.remedy
+    state = tmp_path / "measure_difference" / "state.pt"
+    assert f"go on from {state}, which is of step 5, with `resume=True`" in problem.remedy
+    refine(room, state.parent, replace(options, resume=True))
+    one, other = (tmp_path / run / "gaussians.ply" for run in ("whole", "measure_difference"))
+    assert one.read_bytes() == other.read_bytes()
+    assert "which is of step 4," in fill_at(6, Cloud, "update").remedy
 
 
 def test_antialiased_runs_train_draw_and_leave_antialiased_gaussians(

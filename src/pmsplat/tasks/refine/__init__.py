@@ -5,6 +5,7 @@ Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", SI
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...device import float32_products
+from ...device import float32_products, is_out_of_memory
 from ...errors import UserError
 from ...io.gaussians import load_gaussians
 from ...progress import Track, silently
@@ -71,7 +72,7 @@ def refine(
 
     Ctrl-C lets the step at hand finish and keeps the state; then comes KeyboardInterrupt. `tell`
     gets what was decided and how far it is, a sentence at a time. Raises UserError for wrong
-    input, before anything slow.
+    input, before anything slow, and where a GPU is full: then the state is kept, too.
     """
     # Refuse what cannot be, before anything slow
     chosen, device = _complete_options(options or Options())
@@ -121,7 +122,13 @@ def refine(
         tell(f"Going on after step {fit.step} of {chosen.steps}.")
     # Run all steps and write the results
     kept = {name: state.get(name) for name in ("settings", "before", "start_seconds", "up")}
-    _run(fit, train, test, folder, kept, chosen, tell, track)
+    try:
+        _run(fit, train, test, folder, kept, chosen, tell, track)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold what the step computed
+        raise _explain_memory(fit, folder, kept, chosen, train.size) from error
     summary = _report.Summary(
         start=start,
         strategy=settings["strategy"],
@@ -199,6 +206,24 @@ def _run(
             if stopped:
                 tell(f"Stopped after step {step}; a resumed run goes on from {folder / STATE}.")
                 raise KeyboardInterrupt
+
+
+def _explain_memory(
+    fit: Fit, folder: Path, kept: dict[str, Any], options: Options, size: tuple[int, int]
+) -> UserError:
+    """The sentence for a full GPU; saves the state, unless the step had begun to change it."""
+    path = folder / STATE
+    if fit.whole:
+        save_state(path, kept | fit.state())
+    saved, count = load_state(path, kept["settings"])["step"], len(fit.cloud)
+    return UserError(
+        f"out of memory on {fit.generator.device} after {fit.step} of {options.steps} steps, with "
+        f"{count:,} Gaussians and photos of {format_size(size)}",
+        "Gaussians and photos that fit beside what other programs hold",
+        f"begin anew with fewer Gaussians, such as `most={max(1, count * 3 // 4)}`, or a smaller "
+        f"`size`, or, where more memory is free, go on from {path}, which is of step {saved}, with "
+        "`resume=True`",
+    )
 
 
 def _make_start(

@@ -51,6 +51,9 @@ class Fit:
 
     Steps are queued: on CUDA `seconds` is behind until `finish`, which `judge` and `state` call.
 
+    `whole` is False while a step changes the Gaussians: if it fails before, the state is that of
+    the last step, and the same photo comes next.
+
     Photos come in a new random order each round. The degree of the SH that are drawn starts at
     `degree` and rises by one whenever the schedule says, up to what the cloud has.
     """
@@ -62,6 +65,7 @@ class Fit:
         self.degree, self.step, self.seconds = degree, 0, 0.0
         self.order: list[int] = []
         self.history: list[Moment] = []
+        self.whole = True
         self.generator = torch.Generator(cloud.parameters.means.device).manual_seed(seed)
 
     @property
@@ -84,12 +88,15 @@ class Fit:
         # Compare, and take one step of the optimiser
         loss = measure_difference(rendering.color, view.images)
         (loss + self.strategy.penalty(gaussians, self.cloud.extent)).backward()
+        self.whole = False
+        self.order.pop()
         self.cloud.update(self.step)
         self.step += 1
         # Add and remove Gaussians, and draw more of their harmonics, when it is time
         self.strategy.after(self.cloud, rendering.screen, view.size, self.step, self.generator)
         if self.step % self.schedule.sh_every == 0:
             self.degree = min(self.degree + 1, self.gaussians.sh_degree)
+        self.whole = True
         self.seconds += time.perf_counter() - began
 
     def finish(self) -> None:
@@ -126,7 +133,7 @@ class Fit:
             device = self.generator.device
             order = torch.randperm(photos, generator=self.generator, device=device)
             self.order = order.cpu().tolist()  # one wait a round
-        return self.order.pop()
+        return self.order[-1]
 
     def state(self) -> dict[str, Any]:
         """What `restore` wants, for a file."""
