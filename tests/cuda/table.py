@@ -24,14 +24,23 @@ LAUNCHING = (  # scenarios that together launch every Triton kernel of the packa
 def names() -> list[str]:
     """All scenarios."""
     from .jobs import jobs
+    from .limits import limits
     from .scenarios import scenarios
 
-    return [*scenarios(), *jobs()]
+    return [*scenarios(), *jobs(), *limits()]
 
 
 def measure(scenarios: Iterable[str], processes: int | None = None) -> list[Answer]:
     """The reports of scenarios, in the order of their names; the progress is printed."""
-    reports = fleet.run("tests.cuda.worker", scenarios, _tell, processes)
+    from .limits import NO_TRITON
+
+    reports, left = [], list(scenarios)
+    for module, chosen in (
+        ("tests.cuda.worker", [name for name in left if not name.startswith(NO_TRITON)]),
+        ("tests.cuda.without_triton", [name for name in left if name.startswith(NO_TRITON)]),
+    ):
+        if chosen:
+            reports += fleet.run(module, chosen, _tell, processes)
     return sorted(reports, key=lambda report: report["asked"])
 
 

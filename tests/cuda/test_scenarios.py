@@ -24,6 +24,7 @@ SLOW = (
     "predict depthsplat-gs-small-re10kdl3dv-448x768-randview4-10", "predict pmloss",
     "predict ori_depthsplat_tuned", "predict depthsplat-dl3dv-baseline-n50-256x448",
     "job predict refined", "job refine gsplat-mcmc", "job refine antialiased prediction",
+    "no triton, predict small",
 )  # fmt: skip
 # Launches of a step, estimated. Before it was last improved, the profiler of an H100 counted 3,644
 # where the estimate is 3,568, and 881 of a forward pass where it is 861 (benchmarks/gpu.json).

@@ -22,9 +22,10 @@ def main() -> None:
     device = FakeDevice()
     install(device)
     from .jobs import jobs
+    from .limits import limits
     from .scenarios import scenarios
 
-    known = scenarios() | jobs()
+    known = scenarios() | jobs() | limits()
     fleet.serve(lambda name: report(known[name], device))
 
 
