@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 
 from pmsplat.errors import UserError
+from pmsplat.geometry import neighbors
 from pmsplat.kernels import cuda
 from pmsplat.kernels._sweep import FlatSweep
+from pmsplat.kernels.harmonics import turn_by_torch
+from pmsplat.kernels.neighbor_attention import _sort, attend_by_torch
+
+from .interpreter import interpreted
 
 GPU = torch.device("cuda", 77)
 
@@ -151,3 +156,44 @@ def test_what_just_fits_is_taken() -> None:
 
     check_size(*sweep(1, 2**24, 127, 127, True))
     check_size(*sweep(2**11 - 1, 2**20, 8, 8, False))
+
+
+def test_scenes_are_cut_where_an_axis_of_a_grid_ends() -> None:
+    assert cuda.parts(70_000) == [slice(0, 65_535), slice(65_535, 70_000)]
+    assert cuda.parts(5, 30_000) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert cuda.parts(1, 10**6) == [slice(0, 1)] and cuda.parts(0) == []
+
+
+@interpreted
+def test_several_launches_find_what_one_does(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three scenes, of which a launch takes two."""
+    from pmsplat.kernels import _neighbors_triton
+    from pmsplat.kernels._harmonics_triton import Turn
+    from pmsplat.kernels._neighbor_attention_triton import backward, forward
+
+    monkeypatch.setattr(cuda, "ROW", 2)
+    points, reference = torch.randn(2, 3, 5, 3, generator=generator).unbind(0)
+    found = _neighbors_triton.search(points, reference)
+    assert torch.equal(found, neighbors.nearest(points, reference))
+    table = neighbors.k_nearest(points, reference, 2)
+
+    parts = torch.randn(4, 3, 5, 4, generator=generator).unbind(0)
+    q, k, v, incoming = parts
+    for leaf in (q, k, v):
+        leaf.requires_grad_()
+    wanted = attend_by_torch(q, k, v, table)
+    out, log_sums = forward(q.detach(), k.detach(), v.detach(), table)
+    torch.testing.assert_close(out, wanted.detach())
+    gradients = backward(
+        incoming, q.detach(), k.detach(), v.detach(), table, log_sums, _sort(table, 5)
+    )
+    for mine, theirs in zip(
+        gradients, torch.autograd.grad(wanted, (q, k, v), incoming), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+    matrix, raw = torch.randn(3, 4, 4, generator=generator), torch.randn(3, 5, 3, 4)
+    turned: Any = Turn.apply(matrix, raw, None)
+    torch.testing.assert_close(turned, turn_by_torch(matrix[:, None], raw[:, None], None)[:, 0])
