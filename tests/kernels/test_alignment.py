@@ -75,9 +75,66 @@ def check_against_twin(device: str) -> None:
                 assert (error <= 1e-11 * size).all(), (case, name, error.max(), size)
 
 
+def matrices(generator: torch.Generator) -> torch.Tensor:
+    """Any, round, mirrored, flat, thin, none, and of every size."""
+    some = torch.randn(2, 6, 3, 3, generator=generator, dtype=torch.float64)
+    u, _, v = torch.linalg.svd(some[0])
+    values = {
+        "round": (2.0, 2.0, 2.0), "mirrored": (3.0, 2.0, -1.0), "flat": (3.0, 2.0, 0.0),
+        "line": (3.0, 0.0, 0.0), "two equal": (2.0, 2.0, 1.0), "undecided": (3.0, 2.0, -2.0),
+    }  # fmt: skip
+    diagonal = torch.tensor([*values.values()], dtype=torch.float64).diag_embed()
+    shaped = u.det().sign()[:, None, None] * u @ diagonal @ (v.det().sign()[:, None, None] * v)
+    sizes = torch.tensor([0.0, 1e-12, 1e-3, 1.0, 1e3, 1e12]).double()[:, None, None]
+    return torch.stack([some[1], shaped, sizes * some[0]])
+
+
+def check_rotations(device: str) -> None:
+    """Asserts that the kernels give rotations, their uniqueness and gradients of the twin."""
+    from pmsplat.kernels._alignment_triton import UniqueRotation
+
+    generator = torch.Generator().manual_seed(0)
+    given = matrices(generator)
+    wanted_leaf, leaf = (given.to(x).requires_grad_() for x in ("cpu", device))
+    wanted, wanted_unique = align.unique_rotation(wanted_leaf)
+    found, unique = UniqueRotation.apply(leaf)  # pyright: ignore
+    assert torch.equal(unique.cpu(), wanted_unique) and unique.any() and not unique.all()
+    assert (found.cpu() - wanted)[wanted_unique].abs().max() < 1e-12
+    seed = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(wanted, wanted_leaf, seed)
+    (gradient,) = torch.autograd.grad(found, leaf, seed.to(device))
+    error = (gradient.cpu() - expected).norm(dim=(-1, -2))
+    assert (error <= 1e-10 * expected.norm(dim=(-1, -2))).all(), error
+    assert (gradient.cpu()[~wanted_unique] == 0).all()
+
+
 @interpreted
 def test_the_kernel_interpreted_equals_its_twin() -> None:
     check_against_twin("cpu")
+
+
+@interpreted
+def test_rotations_interpreted_are_those_of_the_twin() -> None:
+    check_rotations("cpu")
+
+
+@interpreted
+def test_a_fit_by_the_kernel_has_the_gradients_of_plain_torch(generator: torch.Generator) -> None:
+    from pmsplat.kernels._alignment_triton import UniqueRotation
+
+    found = []
+    for nearest in (None, UniqueRotation.apply):
+        leaves = [x.clone().requires_grad_() for x in sets(generator.manual_seed(5), 50)]
+        motion = align.umeyama(*leaves, nearest=nearest)
+        motion.square().sum().backward()
+        found.append([motion.detach(), *(leaf.grad for leaf in leaves)])
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.cuda
+def test_rotations_on_cuda_are_those_of_the_twin() -> None:
+    check_rotations("cuda")
 
 
 @pytest.mark.parametrize("fit", FITS.values(), ids=FITS)

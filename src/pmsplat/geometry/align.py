@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from . import se3
@@ -27,6 +27,8 @@ SAMPLE = 4096  # points used while reweighting: enough for a median exact to a f
 
 # source, target, weights -> the motion [*batch, 4, 4]
 Fit = Callable[[Tensor, Tensor, Tensor], Tensor]
+# a covariance -> the nearest rotation, and whether it is the only one
+Nearest = Callable[[Tensor], tuple[Tensor, Tensor]]
 # source, target, weights, squared distances, their median -> the motion, its squared distances
 Refit = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -35,15 +37,16 @@ def umeyama(
     source: Float[Tensor, "*#batch point 3"],
     target: Float[Tensor, "*#batch point 3"],
     weights: Float[Tensor, "*#batch point"] | None = None,
+    nearest: Nearest | None = None,
 ) -> Float[Tensor, "*_ 4 4"]:
     """Returns the similarity [sR t] that maps `source` to `target` by weighted least squares.
 
-    Weights are non-negative, uniform by default. The result is never a reflection, and is
-    differentiable in points and weights. It is NaN, with zero gradients, where it is undefined: the
-    weights sum to 0; a set is constant (its spread is below UNDEFINED = 1e-6 of its distance from
-    the origin); both sets are collinear (the product of their relative widths is below UNDEFINED:
-    both lie within about 1e-3 of their length of a line); or the correlation of the sets leaves
-    more than one best rotation.
+    Weights are non-negative, uniform by default; `nearest` may do what `unique_rotation` does,
+    faster. The result is never a reflection, and is differentiable in points and weights. It is
+    NaN, with zero gradients, where it is undefined: the weights sum to 0; a set is constant (its
+    spread is below UNDEFINED = 1e-6 of its distance from the origin); both sets are collinear (the
+    product of their relative widths is below UNDEFINED: both lie within about 1e-3 of their length
+    of a line); or the correlation of the sets leaves more than one best rotation.
     """
     dtype = torch.promote_types(source.dtype, target.dtype)
     # Take weighted means, spreads and the covariance.
@@ -59,8 +62,8 @@ def umeyama(
     spread_out = (spread > UNDEFINED**2 * square_x) & (spread_y > UNDEFINED**2 * square_y)
     covariance = weighted_y.transpose(-1, -2) @ x - mean_y.transpose(-1, -2) @ mean_x
     # Solve for rotation, scale and translation.
-    rotation = nearest_rotation(covariance)
-    defined = spread_out & _unique(_stretch(rotation.detach(), covariance.detach()))
+    rotation, unique = (nearest or unique_rotation)(covariance)
+    defined = spread_out & unique
     scale = (rotation * covariance).sum(dim=(-1, -2)) / torch.where(defined, spread, 1)
     linear = scale[..., None, None] * rotation
     translation = mean_y - mean_x @ linear.transpose(-1, -2)
@@ -276,6 +279,14 @@ def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
     arbitrary and its gradient zero.
     """
     return _NearestRotation.apply(matrix)  # pyright: ignore[reportReturnType]
+
+
+def unique_rotation(
+    matrix: Float[Tensor, "*batch 3 3"],
+) -> tuple[Float[Tensor, "*batch 3 3"], Bool[Tensor, "*batch"]]:
+    """Returns the nearest rotation, and whether it is the only one."""
+    rotation = nearest_rotation(matrix)
+    return rotation, _unique(_stretch(rotation.detach(), matrix.detach()))
 
 
 class _NearestRotation(torch.autograd.Function):

@@ -1,4 +1,5 @@
-"""Fits of many point sets on CUDA devices, one program each: sums, rotation, scale, residuals.
+"""Fits of many point sets on CUDA devices, one program each: sums, rotation, scale, residuals; and
+rotations alone, with gradients.
 
 The formulas are those of `geometry.align`, in float64. Sets are small there (a sample of points, or
 triples), so that what counts is not their arithmetic but the number of launches.
@@ -13,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..geometry.align import SQUARINGS, UNDEFINED
 from . import cuda
@@ -142,6 +144,27 @@ def _rotation(
 
 
 @triton.jit
+def _stretch(
+    r00, r01, r02, r10, r11, r12, r20, r21, r22, c00, c01, c02, c10, c11, c12, c20, c21, c22
+):  # fmt: skip
+    """The upper rows of S, where C = RS."""
+    s00, s11 = r00 * c00 + r10 * c10 + r20 * c20, r01 * c01 + r11 * c11 + r21 * c21
+    s22 = r02 * c02 + r12 * c12 + r22 * c22
+    s01 = (r00 * c01 + r10 * c11 + r20 * c21 + r01 * c00 + r11 * c10 + r21 * c20) / 2
+    s02 = (r00 * c02 + r10 * c12 + r20 * c22 + r02 * c00 + r12 * c10 + r22 * c20) / 2
+    s12 = (r01 * c02 + r11 * c12 + r21 * c22 + r02 * c01 + r12 * c11 + r22 * c21) / 2
+    return s00, s01, s02, s11, s12, s22
+
+
+@triton.jit
+def _is_unique(s00, s01, s02, s11, s12, s22, UNDEFINED: tl.constexpr):
+    """Whether no two singular values sum to nearly 0: by the determinant of tr(S)·1 - S."""
+    trace = s00 + s11 + s22
+    product = _determinant(trace - s00, -s01, -s02, trace - s11, -s12, trace - s22)
+    return (trace > 0) & (product > UNDEFINED * trace * trace * trace)
+
+
+@triton.jit
 def _turn_and_scale(
     c00, c01, c02, c10, c11, c12, c20, c21, c22, spread, spread_y, mean_x, mean_y,
     UNDEFINED: tl.constexpr, SQUARINGS: tl.constexpr, RESCALE: tl.constexpr,
@@ -151,17 +174,13 @@ def _turn_and_scale(
     r00, r01, r02, r10, r11, r12, r20, r21, r22 = _rotation(
         c00, c01, c02, c10, c11, c12, c20, c21, c22, SQUARINGS, RESCALE
     )
-    # S, where C = RS, and the determinant of tr(S)·1 - S: unique if no two singular values sum to 0
-    s00, s11 = r00 * c00 + r10 * c10 + r20 * c20, r01 * c01 + r11 * c11 + r21 * c21
-    s22 = r02 * c02 + r12 * c12 + r22 * c22
-    s01 = (r00 * c01 + r10 * c11 + r20 * c21 + r01 * c00 + r11 * c10 + r21 * c20) / 2
-    s02 = (r00 * c02 + r10 * c12 + r20 * c22 + r02 * c00 + r12 * c10 + r22 * c20) / 2
-    s12 = (r01 * c02 + r11 * c12 + r21 * c22 + r02 * c01 + r12 * c11 + r22 * c21) / 2
+    s00, s01, s02, s11, s12, s22 = _stretch(
+        r00, r01, r02, r10, r11, r12, r20, r21, r22, c00, c01, c02, c10, c11, c12, c20, c21, c22
+    )
     trace = s00 + s11 + s22
-    product = _determinant(trace - s00, -s01, -s02, trace - s11, -s12, trace - s22)
     spread, spread_y = spread - mean_x, spread_y - mean_y
     least = UNDEFINED * UNDEFINED
-    defined = (trace > 0) & (product > UNDEFINED * trace * trace * trace)
+    defined = _is_unique(s00, s01, s02, s11, s12, s22, UNDEFINED)
     defined = defined & (spread > least * mean_x) & (spread_y > least * mean_y)
     scale = trace / tl.where(defined, spread, 1.0)
     return r00, r01, r02, r10, r11, r12, r20, r21, r22, scale, defined
@@ -268,3 +287,104 @@ def _fit(
             source, target, given, distances, r00, r01, r02, t0, r10, r11, r12, t1,
             r20, r21, r22, t2, COUNT, BLOCK,
         )  # fmt: skip
+
+
+class UniqueRotation(torch.autograd.Function):
+    """`align.unique_rotation` of float64 matrices, by a launch forward and one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        matrix = matrix.contiguous()
+        rotation = torch.empty_like(matrix)
+        unique = matrix.new_empty(matrix.shape[:-2], dtype=torch.bool)
+        _turn(_forward, matrix, rotation, unique)
+        ctx.save_for_backward(matrix, rotation)
+        ctx.mark_non_differentiable(unique)
+        return rotation, unique
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        matrix, rotation = ctx.saved_tensors
+        out = torch.empty_like(matrix)
+        _turn(_backward, matrix, rotation, gradients[0].contiguous(), out)
+        return out
+
+
+def _turn(kernel: Any, *tensors: Tensor) -> None:
+    """Launches a kernel with a program for each matrix of the first tensor."""
+    count = tensors[0].shape[:-2].numel()
+    cuda.check_places(f"{count} matrices", "fewer than 2²⁷", 9 * count)
+    if count:
+        with torch.cuda.device_of(tensors[0]):
+            kernel[(count,)](
+                *tensors, UNDEFINED=UNDEFINED, SQUARINGS=SQUARINGS, RESCALE=RESCALE,
+                num_warps=1, enable_fp_fusion=True,
+            )  # fmt: skip
+
+
+@triton.jit
+def _matrix(at):
+    """The nine numbers of a matrix."""
+    m00, m01, m02 = tl.load(at), tl.load(at + 1), tl.load(at + 2)
+    m10, m11, m12 = tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)
+    return m00, m01, m02, m10, m11, m12, tl.load(at + 6), tl.load(at + 7), tl.load(at + 8)
+
+
+@triton.jit
+def _store_three(at, x, y, z):
+    tl.store(at, x)
+    tl.store(at + 1, y)
+    tl.store(at + 2, z)
+
+
+@triton.jit
+def _forward(
+    matrices, rotations, unique,
+    UNDEFINED: tl.constexpr, SQUARINGS: tl.constexpr, RESCALE: tl.constexpr,
+):  # fmt: skip
+    """Stores the rotation of one matrix, and whether it is the only one."""
+    sample = tl.program_id(0)
+    c00, c01, c02, c10, c11, c12, c20, c21, c22 = _matrix(matrices + 9 * sample)
+    r00, r01, r02, r10, r11, r12, r20, r21, r22 = _rotation(
+        c00, c01, c02, c10, c11, c12, c20, c21, c22, SQUARINGS, RESCALE
+    )
+    s00, s01, s02, s11, s12, s22 = _stretch(
+        r00, r01, r02, r10, r11, r12, r20, r21, r22, c00, c01, c02, c10, c11, c12, c20, c21, c22
+    )
+    _store_three(rotations + 9 * sample, r00, r01, r02)
+    _store_three(rotations + 9 * sample + 3, r10, r11, r12)
+    _store_three(rotations + 9 * sample + 6, r20, r21, r22)
+    tl.store(unique + sample, _is_unique(s00, s01, s02, s11, s12, s22, UNDEFINED))
+
+
+@triton.jit
+def _backward(
+    matrices, rotations, gradients, out,
+    UNDEFINED: tl.constexpr, SQUARINGS: tl.constexpr, RESCALE: tl.constexpr,
+):  # fmt: skip
+    """Stores the gradient of one matrix: see `align.nearest_rotation`; 0 where it is not unique."""
+    sample = tl.program_id(0)
+    c00, c01, c02, c10, c11, c12, c20, c21, c22 = _matrix(matrices + 9 * sample)
+    r00, r01, r02, r10, r11, r12, r20, r21, r22 = _matrix(rotations + 9 * sample)
+    g00, g01, g02, g10, g11, g12, g20, g21, g22 = _matrix(gradients + 9 * sample)
+    s00, s01, s02, s11, s12, s22 = _stretch(
+        r00, r01, r02, r10, r11, r12, r20, r21, r22, c00, c01, c02, c10, c11, c12, c20, c21, c22
+    )
+    # The axis of RᵀG - GᵀR
+    t0 = r02 * g01 + r12 * g11 + r22 * g21 - r01 * g02 - r11 * g12 - r21 * g22
+    t1 = r00 * g02 + r10 * g12 + r20 * g22 - r02 * g00 - r12 * g10 - r22 * g20
+    t2 = r01 * g00 + r11 * g10 + r21 * g20 - r00 * g01 - r10 * g11 - r20 * g21
+    # It is (tr(S)·1 - S) w: solve for w by cofactors
+    trace = s00 + s11 + s22
+    a, d, f, b, c, e = trace - s00, trace - s11, trace - s22, -s01, -s02, -s12
+    unique = _is_unique(s00, s01, s02, s11, s12, s22, UNDEFINED)
+    by = tl.where(unique, 1 / tl.where(unique, _determinant(a, b, c, d, e, f), 1.0), 0.0)
+    w0 = by * ((d * f - e * e) * t0 + (c * e - b * f) * t1 + (b * e - c * d) * t2)
+    w1 = by * ((c * e - b * f) * t0 + (a * f - c * c) * t1 + (b * c - a * e) * t2)
+    w2 = by * ((b * e - c * d) * t0 + (b * c - a * e) * t1 + (a * d - b * b) * t2)
+    # Rows of R, times w
+    out += 9 * sample
+    _store_three(out, r01 * w2 - r02 * w1, r02 * w0 - r00 * w2, r00 * w1 - r01 * w0)
+    _store_three(out + 3, r11 * w2 - r12 * w1, r12 * w0 - r10 * w2, r10 * w1 - r11 * w0)
+    _store_three(out + 6, r21 * w2 - r22 * w1, r22 * w0 - r20 * w2, r20 * w1 - r21 * w0)

@@ -233,7 +233,7 @@ def _align(
         origins = centers.double().repeat_interleave(points.shape[1] // centers.shape[1], dim=1)
         source, target = source - origins, target - origins
 
-    fit = align.umeyama if centers is None else align.rescaling
+    fit = alignment.umeyama if centers is None else align.rescaling
     if robust:
         weights = alignment.trusted(fit, source, target, weights, robust)
     found = fit(source, target, weights)
