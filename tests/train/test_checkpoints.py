@@ -173,7 +173,8 @@ def test_a_disk_that_fills_leaves_the_checkpoint_before(
     straight = setting("trainer.workers=0", "trainer.steps=6", f"output={experiment.output}2")
     train.run(straight)
     monkeypatch.setattr(checkpoints, "save_torch", fill)
-    with pytest.raises(UserError, match=r"after 4 steps: No space left.*last\.ckpt by trainer\.re"):
+    said = r"after 4 steps: No space left.*last\.ckpt, which is of step 2, by trainer"
+    with pytest.raises(UserError, match=said):
         train.run(experiment)
     output = Path(experiment.output)
     assert torch.load(output / "last.ckpt", weights_only=True)["global_step"] == 2
