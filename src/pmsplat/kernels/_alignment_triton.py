@@ -304,7 +304,9 @@ class UniqueRotation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> Tensor:
         matrix, rotation = ctx.saved_tensors
         out = torch.empty_like(matrix)
         _turn(_backward, matrix, rotation, gradients[0].contiguous(), out)
