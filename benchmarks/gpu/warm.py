@@ -65,7 +65,7 @@ def _encode(model: str, *kinds: str) -> Callable[[Run], None]:
         for kind in kinds:
             with torch.no_grad(), precision(kind, run.device):
                 network(views)
-            pmsplat.compile(network, precision="bf16", kept=0)(views)
+        pmsplat.compile(network, precision="bf16", kept=0)(views)
 
     return chore
 
