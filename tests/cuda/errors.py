@@ -74,9 +74,10 @@ def rasterizer() -> Iterator[Error]:
 
 
 def _of_drawings(found: Any, exact: Any) -> tuple[float, float]:
-    """Of all images, and of all gradients."""
+    """Of all images, and of all gradients; where nothing is drawn, places in it have none."""
+    names = [name for name in exact.gradients if name in found.gradients]
     images = ([getattr(x.rendering, n) for n in IMAGES] for x in (found, exact))
-    gradients = ([x.gradients[n] for n in exact.gradients] for x in (found, exact))
+    gradients = ([x.gradients[n] for n in names] for x in (found, exact))
     return relative(*images), relative(*gradients)
 
 
@@ -143,9 +144,21 @@ def harmonics() -> Iterator[Error]:
 
 
 def alignment() -> Iterator[Error]:
-    """Motions of sets of points, where the twin finds one."""
-    from pmsplat.kernels._alignment_triton import fit
+    """Motions of sets of points, where the twin finds one, and rotations that are unique."""
+    from pmsplat.geometry import align
+    from pmsplat.kernels._alignment_triton import UniqueRotation, fit
     from tests.kernels import test_alignment as given
+
+    results, g = [], torch.Generator().manual_seed(0)
+    matrices = given.matrices(g).flatten(0, 1)
+    matrices = matrices[align.unique_rotation(matrices)[1]]
+    seed = torch.randn(matrices.shape, generator=g, dtype=torch.float64)
+    for nearest in (UniqueRotation.apply, align.unique_rotation):
+        leaf = matrices.clone().requires_grad_()
+        rotation: Any = nearest(leaf)[0]  # pyright: ignore
+        results.append((rotation.detach(), torch.autograd.grad(rotation, leaf, seed)[0]))
+    values, gradients = (relative([*a], [*b]) for a, b in zip(*results, strict=True))
+    yield Error("rotation", "all that are unique", values, gradients)
 
     for case, sets in given.cases(torch.Generator().manual_seed(0)).items():
         for name, twin in given.FITS.items():
