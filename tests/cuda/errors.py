@@ -38,9 +38,10 @@ def relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     What is nothing beside the rest of it, or at all, counts beside the rest, or beside 1.
     """
     norms = [float(x.double().norm()) for x in wanted]
-    least = NOTHING * max(norms) or 1.0
+    most = max(norms) or 1.0
+    sizes = [norm if norm > NOTHING * most else most for norm in norms]
     differences = (a.double() - b.double() for a, b in zip(found, wanted, strict=True))
-    return max(float(d.norm()) / max(n, least) for d, n in zip(differences, norms, strict=True))
+    return max(float(d.norm()) / size for d, size in zip(differences, sizes, strict=True))
 
 
 def rasterizer() -> Iterator[Error]:
