@@ -89,25 +89,11 @@ def step(model: Any, output: Any) -> None:
     """The gradients of all weights: of the mean of all floating tensors of the output."""
     import torch
 
-    means = [each.float().mean() for each in tensors(output) if each.requires_grad]
+    from . import peer
+
+    means = [each.float().mean() for each in peer.predicted(output)]
     torch.stack(means).sum().backward()
     model.zero_grad(set_to_none=True)
-
-
-def tensors(value: Any) -> list[Any]:
-    """All tensors in nested values, mappings and sequences."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return [value]
-    parts: Any = ()
-    if isinstance(value, dict):
-        parts = value.values()
-    elif isinstance(value, list | tuple):
-        parts = value
-    elif hasattr(value, "__dict__"):
-        parts = vars(value).values()
-    return [found for part in parts for found in tensors(part)]
 
 
 def setting(text: str) -> tuple[str, Any]:

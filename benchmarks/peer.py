@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pmsplat.types import Views
 
@@ -83,6 +83,17 @@ def predict(official: nn.Module, views: Views) -> Any:
         "far": cameras.far,
     }
     return official(context, 0)
+
+
+def predicted(found: Any) -> list[Tensor]:
+    """All tensors with gradients in a prediction, ours or an official one."""
+    if isinstance(found, Tensor):
+        return [found] if found.requires_grad else []
+    if isinstance(found, dict):
+        found = list(found.values())
+    elif not isinstance(found, (list, tuple)):
+        found = list(getattr(found, "__dict__", {}).values())
+    return [tensor for part in found for tensor in predicted(part)]
 
 
 def _settings(checkout: Path, name: str, ours: Any) -> dict[str, Any]:

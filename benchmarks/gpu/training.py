@@ -166,7 +166,7 @@ def encoder_step(model: nn.Module, one: Subject, run: Run) -> dict[str, Any]:
     encode = partial(peer.predict, model) if run.peer and _is_official(model) else model
 
     def step(_: Any) -> None:
-        loss = sum(x.float().square().mean() for x in predicted(encode(views)))
+        loss = sum(x.float().square().mean() for x in peer.predicted(encode(views)))
         assert isinstance(loss, Tensor)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -179,17 +179,6 @@ def encoder_step(model: nn.Module, one: Subject, run: Run) -> dict[str, Any]:
 
 def _is_official(model: nn.Module) -> bool:
     return not type(model).__module__.startswith("pmsplat")
-
-
-def predicted(found: Any) -> list[Tensor]:
-    """All tensors with gradients in a prediction, ours or an official one."""
-    if isinstance(found, Tensor):
-        return [found] if found.requires_grad else []
-    if isinstance(found, dict):
-        found = list(found.values())
-    elif not isinstance(found, (list, tuple)):
-        found = list(getattr(found, "__dict__", {}).values())
-    return [tensor for part in found for tensor in predicted(part)]
 
 
 def batch_of(samples: int, size: tuple[int, int], device: str) -> Batch:

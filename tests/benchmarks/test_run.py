@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks.run import main
 
-from benchmarks import encoder, measure, published, run
+from benchmarks import encoder, measure, peer, published, run
 
 JOBS = ("write", "read")
 
@@ -54,7 +54,7 @@ def test_a_step_needs_all_weights_of_whatever_is_predicted() -> None:
     model = torch.nn.ModuleList(layers)
     given, names = torch.ones(2), [["a", 1], None]
     output = SimpleNamespace(a=layers[0](given), b={"c": [layers[1](given), names]}, d=3)
-    assert len(encoder.tensors(output)) == 2
+    assert len(peer.predicted(output)) == 2
     reached: list[int] = []
     for i, layer in enumerate(layers):
         layer.weight.register_hook(lambda _, i=i: reached.append(i))
