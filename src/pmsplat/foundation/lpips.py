@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..io.weights import pretrained_folder
+from ..kernels.convolution import conv_relu
+from ..kernels.unit_distance import unit_distance
 from .imagenet import download
 
 # The layers of torchvision's `features` whose outputs are compared.
@@ -47,13 +49,11 @@ class LPIPS(nn.Module):
             if name.startswith("features.")
         }
         self.features.load_state_dict(kept, strict=True, assign=True)
-        for layer in self.features:
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = False
         for i in range(len(self.taps)):
             self.register_buffer(f"head{i}", weights[f"lin{i}.model.1.weight"].flatten())
-        self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1))
-        self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1))
+        shift, scale = torch.tensor((SHIFT, SCALE), dtype=torch.float64).view(2, 3, 1, 1)
+        self.register_buffer("factor", (2 / scale).float())
+        self.register_buffer("offset", (-(1 + shift) / scale).float())
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "LPIPS":
@@ -67,18 +67,18 @@ class LPIPS(nn.Module):
     ) -> Float[Tensor, " image"]:
         """Returns the distance of each pair, 0 for equal images, in the precision of the input."""
         with torch.no_grad():
-            expected = self._activations(target)
-        distance = image.new_zeros(len(image))
-        for i, (a, b) in enumerate(zip(self._activations(image), expected, strict=True)):
-            difference = (_unit(a) - _unit(b)).square().mean(dim=(2, 3))
-            distance = distance + difference @ self.get_buffer(f"head{i}")
-        return distance
+            wanted = self._activations(target)
+        heads = [self.get_buffer(f"head{i}") for i in range(len(self.taps))]
+        return unit_distance(self._activations(image), wanted, heads)
 
     def _activations(self, image: Tensor) -> list[Tensor]:
-        x = (2 * image - 1 - self.get_buffer("shift")) / self.get_buffer("scale")
+        x = image * self.get_buffer("factor") + self.get_buffer("offset")
         taken = []
         for i, layer in enumerate(self.features):
-            x = layer(x)
+            if isinstance(layer, nn.Conv2d):
+                x = conv_relu(layer, x)
+            elif not isinstance(layer, nn.ReLU):
+                x = layer(x)
             if i in self.taps:
                 taken.append(x)
         return taken
@@ -91,11 +91,6 @@ def _features(net: str) -> nn.Sequential:
     features = get_model(net, weights=None).features
     assert isinstance(features, nn.Sequential)
     return features
-
-
-def _unit(activation: Tensor) -> Tensor:
-    """Normalises over channels; value and gradient are zero where all channels are zero."""
-    return activation / (torch.linalg.vector_norm(activation, dim=1, keepdim=True) + 1e-10)
 
 
 def load(net: str = "vgg16", path: str | os.PathLike | None = None) -> LPIPS:

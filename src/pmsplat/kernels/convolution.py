@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import cpu_rules
+from . import cpu_rules, cuda
 
 CACHED = 2**20  # bytes of inputs and outputs that nine products go over before the next rows
 FORMATS = {"first": torch.contiguous_format, "last": torch.channels_last}
@@ -39,6 +39,21 @@ def conv2d(
     if chosen == "direct":
         return functional.conv2d(x, weight, bias, stride, padding)
     return WAYS[chosen](x, weight, bias, stride, padding)
+
+
+def conv_relu(
+    conv: nn.Conv2d, x: Float[Tensor, "n input _ _"]
+) -> Float[Tensor, "n output height width"]:
+    """relu(conv(x)) of a frozen network: gradients flow to `x` alone.
+
+    On CUDA the bias is added where the ReLU is computed, in the layout of the convolution's result.
+    """
+    if conv.bias is None or not cuda.has_kernels(x.device):
+        return functional.relu(conv(x))
+    from ._bias_relu_triton import BiasRelu
+
+    found = conv._conv_forward(x, conv.weight, None)
+    return BiasRelu.apply(found, conv.bias)  # pyright: ignore
 
 
 class Conv2d(nn.Conv2d):
