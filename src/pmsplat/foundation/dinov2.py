@@ -21,6 +21,8 @@ from ..errors import UserError
 from ..geometry.constants import keep_results
 from ..kernels.attention import attention
 from ..kernels.linear import linear, linear_gelu
+from ..kernels.norm import LayerNorm
+from ..kernels.residual import add_scaled
 
 PATCH = 14
 GRID = 37  # patches per side of the trained position embedding
@@ -58,7 +60,7 @@ class _Mlp(Mlp):
 
 
 class _Block(Block):
-    """timm's block; on CUDA each layer's scaled result is added in one pass over the tokens."""
+    """timm's block, whose scaled results are added by `kernels.residual`."""
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -69,9 +71,7 @@ class _Block(Block):
 
     @staticmethod
     def _add(x: Tensor, change: Tensor, scale: nn.Module) -> Tensor:
-        if x.is_cuda:
-            return torch.addcmul(x, change, cast(LayerScale, scale).gamma)
-        return x + scale(change)
+        return add_scaled(x, change, cast(LayerScale, scale).gamma)
 
 
 @keep_results
@@ -114,7 +114,7 @@ class DinoV2(nn.Module):
         vit = timm.create_model(
             NAMES[size],
             num_classes=0,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            norm_layer=partial(LayerNorm, eps=1e-6),
             block_fn=_Block,
             attn_layer=_Attention,
             mlp_layer=_Mlp,

@@ -1,15 +1,17 @@
-"""Group norm and instance norm together with the activation that follows.
+"""Group norm and instance norm together with the activation that follows, and layer norm together
+with the sum that follows.
 
 Wu and He, "Group Normalization", ECCV 2018. torch's CUDA kernels know maps with channels first
 only, and copy those with channels last there and back. Ours reads them as they are, in two
-launches, activation included.
+launches, activation included. Layer norm (Ba, Kiros and Hinton, 2016) is one launch, whatever the
+dtypes; in torch autocast widens what it reads, and what it gives is narrowed again.
 """
 
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from . import cuda
@@ -22,7 +24,7 @@ _ACTIVATIONS = {
     "silu": functional.silu,
     "gelu": functional.gelu,
 }
-WIDEST = 1024  # channels that the fused kernel holds at a time
+WIDEST = 1024  # channels that the fused kernels hold at a time
 
 
 def group_norm(
@@ -60,3 +62,53 @@ def _can_fuse(x: Tensor) -> bool:
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     fits = x.shape[1] <= WIDEST and x[0].numel() < 2**31  # offsets in a map are int32
     return x.is_cuda and last and fits and cuda.has_kernels(x.device)
+
+
+def layer_norm(
+    x: Float[Tensor, "*token channel"],
+    weight: Float[Tensor, " channel"],
+    bias: Float[Tensor, " channel"],
+    eps: float = 1e-5,
+    *,
+    added_to: Float[Tensor, "*token channel"] | None = None,
+    dtype: torch.dtype | None = None,
+    path: Literal["auto", "fused", "torch"] = "auto",
+) -> Float[Tensor, "*token channel"]:
+    """Returns layer_norm(x), or added_to + layer_norm(x), with gradients to all.
+
+    The result has `dtype`; by default that of torch, to which autocast gives float32. `path` is
+    "torch", the definition; "fused", for CUDA; or "auto": fused where it can be.
+    """
+    if path == "auto":
+        path = "fused" if _can_fuse_rows(x) else "torch"
+    if path == "torch":
+        out = functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        out = out if added_to is None else added_to + out
+        return out if dtype is None else out.to(dtype)
+    cuda.require(x.device)
+    from ._tokens_triton import LayerNorm
+
+    if dtype is None:
+        widened = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.float32 if widened and x.dtype != torch.float64 else x.dtype
+        dtype = dtype if added_to is None else torch.promote_types(dtype, added_to.dtype)
+    return LayerNorm.apply(x, weight, bias, added_to, eps, dtype)  # pyright: ignore
+
+
+class LayerNorm(nn.LayerNorm):
+    """Same parameters and result as `torch.nn.LayerNorm`, but under autocast in its half precision:
+    for layers that read nothing wider."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        device = input.device.type
+        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return layer_norm(input, self.weight, self.bias, self.eps, dtype=half)
+
+    def add_to(self, x: Tensor, input: Tensor) -> Tensor:
+        """Returns x + norm(input), whose sum is as wide as torch has it."""
+        return layer_norm(input, self.weight, self.bias, self.eps, added_to=x)
+
+
+def _can_fuse_rows(x: Tensor) -> bool:
+    fits = x.shape[-1] <= WIDEST and x.numel() < cuda.PLACES
+    return x.is_cuda and fits and cuda.has_kernels(x.device)

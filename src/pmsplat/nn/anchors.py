@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels import cpu_rules
 from ..kernels.attention import attention
 from ..kernels.linear import Linear
+from ..kernels.norm import LayerNorm
 from ..types import Views
 from .maps import pieces
 from .points import Mlp
@@ -158,12 +159,12 @@ class Layer(nn.Module):
     def __init__(self, width: int, backend: str) -> None:
         super().__init__()
         self.backend = backend
-        self.cross_norm = nn.LayerNorm(width)
-        self.support_norm = nn.LayerNorm(width)
+        self.cross_norm = LayerNorm(width)
+        self.support_norm = LayerNorm(width)
         self.cross_q = Linear(width, width, bias=False)
         self.cross_kv = Linear(width, 2 * width, bias=False)
         self.cross_out = Linear(width, width)
-        self.self_norm = nn.LayerNorm(width)
+        self.self_norm = LayerNorm(width)
         self.self_qkv = Linear(width, 3 * width, bias=False)
         self.mlp = Mlp(width)
         with torch.no_grad():  # so that the block starts as the identity

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..geometry.constants import keep_results
 from ..kernels.attention import attention
 from ..kernels.linear import Linear, linear_gelu
+from ..kernels.norm import LayerNorm
 from .maps import compute_dtype
 
 SPLITS = 2  # windows per axis of a map that is not wide
@@ -213,13 +214,13 @@ class Layer(nn.Module):
         self.backend = backend
         self.self_qkv = Linear(width, 3 * width, bias=False)
         self.self_merge = Linear(width, width, bias=False)
-        self.self_norm = nn.LayerNorm(width)
+        self.self_norm = LayerNorm(width)
         self.cross_q = Linear(width, width, bias=False)
         self.cross_kv = Linear(width, 2 * width, bias=False)
         self.cross_merge = Linear(width, width, bias=False)
-        self.cross_norm = nn.LayerNorm(width)
+        self.cross_norm = LayerNorm(width)
         self.mlp = FeedForward(2 * width, 8 * width, width)
-        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_norm = LayerNorm(width)
 
     def forward(
         self,
@@ -229,13 +230,15 @@ class Layer(nn.Module):
         cross_mask: Float[Tensor, "window pixel key"] | None,
     ) -> Float[Tensor, "n window pixel channel"]:
         """`others[i]` lists the maps of the `n` that map i looks at."""
-        seen = self.cross_kv(x).index_select(0, others.flatten())
+        given = x.to(compute_dtype(x))  # once for both layers that read it, as below
+        seen = self.cross_kv(given).index_select(0, others.flatten())
         seen = rearrange(seen, "(n o) s p c -> n s (o p) c", n=len(x))
-        attended = self._attend(*self.self_qkv(x).chunk(3, dim=-1), mask=self_mask)
-        x = x + self.self_norm(self.self_merge(attended))
-        attended = self._attend(self.cross_q(x), *seen.chunk(2, dim=-1), mask=cross_mask)
+        attended = self._attend(*self.self_qkv(given).chunk(3, dim=-1), mask=self_mask)
+        x = self.self_norm.add_to(x, self.self_merge(attended))
+        given = x.to(compute_dtype(x))
+        attended = self._attend(self.cross_q(given), *seen.chunk(2, dim=-1), mask=cross_mask)
         message = self.cross_norm(self.cross_merge(attended))
-        return x + self.mlp_norm(self.mlp(torch.cat([x, message.to(x)], dim=-1)))
+        return self.mlp_norm.add_to(x, self.mlp(torch.cat([given, message.to(given)], dim=-1)))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """One head. Kernels see windows as images of their own, and their result needs no copy;

@@ -16,6 +16,7 @@ from ..kernels.attention import attention
 from ..kernels.convolution import Conv2d
 from ..kernels.linear import Linear, linear_gelu
 from ..kernels.neighbor_attention import InverseTable, attend_neighbors, invert
+from ..kernels.norm import LayerNorm
 
 HEADS = 4  # of attention among all views
 BLOCK = 4  # pixels per side that it joins into one token
@@ -41,7 +42,7 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.fc1 = Linear(width, WIDER * width)
         self.fc2 = Linear(WIDER * width, width)
 
@@ -63,7 +64,7 @@ class NeighborBlock(nn.Module):
 
     def __init__(self, width: int, key_width: int = 64) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.qkv = Linear(width, 3 * key_width, bias=False)
         self.out = Linear(key_width, width)
         self.mlp = Mlp(width)
@@ -82,7 +83,7 @@ class TokenBlock(nn.Module):
     def __init__(self, width: int, backend: str) -> None:
         super().__init__()
         self.backend = backend
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.qkv = Linear(width, 3 * width, bias=False)
         self.out = Linear(width, width)
         self.mlp = Mlp(width)
@@ -106,7 +107,7 @@ class GlobalBlock(nn.Module):
         self.join_norm = nn.LayerNorm(width)
         self.tokens = TokenBlock(width, backend)
         self.split = Linear(width, joined)
-        self.split_norm = nn.LayerNorm(joined)
+        self.split_norm = LayerNorm(joined)
         self.smooth = Conv2d(width, width, 3, padding=1)
 
     def forward(
