@@ -83,6 +83,15 @@ def test_the_fused_kernel_in_the_interpreter() -> None:
     check_everything("cpu")
 
 
+@interpreted
+def test_what_is_not_a_number_stays_so() -> None:
+    """As in torch: training must see it."""
+    x = torch.ones(1, 8, 3, 4).contiguous(memory_format=torch.channels_last)
+    x[0, 0, 1, 1] = torch.nan
+    found = norm.group_norm(x, 2, activation="relu", path="fused")
+    assert found[:, :4].isnan().all() and not found[:, 4:].isnan().any()
+
+
 @pytest.mark.cuda
 def test_the_fused_kernel_on_a_gpu() -> None:
     check_everything("cuda")

@@ -231,7 +231,7 @@ def _normalize(
         value = (tl.load(x + at, there, 0.0).to(tl.float32) - center[None, :]) * spread[None, :]
         value = value * scale[None, :] + shift[None, :]
         if ACTIVATION == 1:
-            value = tl.maximum(value, 0.0)
+            value = tl.where(value < 0.0, 0.0, value)  # NaN stays
         elif ACTIVATION == 2:
             value = value * tl.sigmoid(value)
         elif ACTIVATION == 3:
