@@ -237,6 +237,24 @@ def test_the_gpu_kernel_interpreted_equals_its_twin(generator: torch.Generator) 
         assert neighbors._in_order(some, one, None, None, search).max() < 130
 
 
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", CASES)
+def test_places_on_the_curve_interpreted(
+    case: str, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """Two samples of some of the points, by columns and by rows, and points outside the cube."""
+    from pmsplat.kernels._neighbors_triton import codes
+
+    points, reference = (x.to(dtype)[:300].expand(2, -1, -1) for x in sets(case, generator)[:2])
+    reference = reference * torch.tensor([1.0, 0.5])[:, None, None].to(dtype)
+    cube = neighbors._corners(reference, None)
+    for some in (points, reference):
+        wanted = neighbors._codes(some, *cube)
+        assert torch.equal(codes(some, *cube), wanted)
+        assert torch.equal(codes(some.transpose(1, 2).contiguous().transpose(1, 2), *cube), wanted)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", CASES)

@@ -22,6 +22,7 @@ from . import cuda
 
 BLOCK, TILE, GROUP = 64, 64, 32
 STEP = 16  # points of a tile compared at once
+WIDE = 256  # points of a program that numbers places on the curve
 SEPARATE = {"enable_fp_fusion": False}  # only explicit `fma`: distances must be rounded alike
 
 
@@ -48,6 +49,21 @@ def search(points: Tensor, reference: Tensor) -> Tensor:
     return places[:, :n].long().clamp(max=m - 1)
 
 
+def codes(points: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Returns int64 places [batch, n] on Morton's curve through the cube that spans from `low` to
+    `high` [batch, 1, 3], as `neighbors` has them; the points may lie in any order in memory."""
+    batch, n = points.shape[:2]
+    out = torch.empty(batch, n, dtype=torch.int64, device=points.device)
+    kernel: Any = _codes
+    with torch.cuda.device_of(points):
+        for part in cuda.parts(batch):
+            kernel[(triton.cdiv(n, WIDE), part.stop - part.start)](
+                points[part], low[part].contiguous(), high[part].contiguous(), out[part], n,
+                *points.stride(), WIDE=WIDE,
+            )  # fmt: skip
+    return out
+
+
 def check_size(points: Tensor, reference: Tensor) -> None:
     """Refuses sets whose coordinates, or their padding, do not fit into 32-bit integers."""
     batch, n, m = *points.shape[:2], reference.shape[1]
@@ -61,16 +77,18 @@ def check_size(points: Tensor, reference: Tensor) -> None:
 def _pad(points: Tensor, multiple: int) -> Tensor:
     """Returns [batch, 3, n], the last point repeated until the count is a multiple."""
     missing = -points.shape[1] % multiple
-    whole = torch.cat([points, points[:, -1:].expand(-1, missing, -1)], dim=1)
-    return whole.transpose(1, 2).contiguous()
+    if missing:
+        points = torch.cat([points, points[:, -1:].expand(-1, missing, -1)], dim=1)
+    return points.transpose(1, 2).contiguous()
 
 
 def _make_boxes(low: Tensor, high: Tensor) -> Tensor:
     """Returns [batch, 6, box], low and high corners; empty boxes fill the last group."""
     missing = -low.shape[2] % GROUP
-    low = torch.nn.functional.pad(low, (0, missing), value=torch.inf)
-    high = torch.nn.functional.pad(high, (0, missing), value=-torch.inf)
-    return torch.cat([low, high], dim=1).contiguous()
+    if missing:
+        low = torch.nn.functional.pad(low, (0, missing), value=torch.inf)
+        high = torch.nn.functional.pad(high, (0, missing), value=-torch.inf)
+    return torch.cat([low, high], dim=1)
 
 
 @triton.jit
@@ -164,3 +182,38 @@ def _search(
     chosen = tl.argmin(best, 1)[:, None] == step[None, :]
     place = tl.sum(tl.where(chosen, found + step[None, :], 0), 1)
     tl.store(places + sample * n + lane, place)
+
+
+@triton.jit
+def _spread(cell):
+    """Returns 20 bits with two zeros between them."""
+    cell = (cell | cell << 32) & 0x1F00000000FFFF
+    cell = (cell | cell << 16) & 0x1F0000FF0000FF
+    cell = (cell | cell << 8) & 0x100F00F00F00F00F
+    cell = (cell | cell << 4) & 0x10C30C30C30C30C3
+    return (cell | cell << 2) & 0x1249249249249249
+
+
+@triton.jit
+def _cell(points, low, scale, inside):
+    """Returns cells along one axis; a distance beyond the cube counts as one at its edge."""
+    place = (tl.load(points, inside, 0.0) - low) * scale
+    return tl.minimum(tl.maximum(place, 0.0), 1048575.0).to(tl.int64)  # 2^20 - 1
+
+
+@triton.jit
+def _codes(points, low, high, out, n, to_sample, to_point, to_axis, WIDE: tl.constexpr):
+    """Places on the curve of some points of one sample."""
+    sample = tl.program_id(1).to(tl.int64)
+    point = tl.program_id(0).to(tl.int64) * WIDE + tl.arange(0, WIDE)
+    inside = point < n
+    low += 3 * sample
+    high += 3 * sample
+    x0, y0, z0 = tl.load(low), tl.load(low + 1), tl.load(low + 2)
+    x, y, z = tl.load(high) - x0, tl.load(high + 1) - y0, tl.load(high + 2) - z0
+    scale = 1048576.0 / tl.maximum(tl.maximum(tl.maximum(x, y), z), 1e-30)
+    points += sample * to_sample + point * to_point
+    cell = _spread(_cell(points, x0, scale, inside))
+    cell |= _spread(_cell(points + to_axis, y0, scale, inside)) << 1
+    cell |= _spread(_cell(points + 2 * to_axis, z0, scale, inside)) << 2
+    tl.store(out + sample * n + point, cell, inside)

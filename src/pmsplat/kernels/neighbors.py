@@ -201,34 +201,40 @@ def _orders(
 ) -> tuple[Tensor, Tensor]:
     """Returns orders of the points and of the known reference points, neighbours side by side."""
     m = keys.shape[1]
-    low, scale = _cells(keys, known)
+    cube = _corners(keys, known)
     if grid is None:
-        codes = _codes(keys, low, scale)
+        codes = _codes(keys, *cube)
         codes = codes if known is None else codes.where(known, torch.iinfo(codes.dtype).max)
         key_order = _ascending(codes)
     else:
         key_order = _grid_order(m, *grid, keys.device).expand(len(keys), -1)
     if known is not None:
         key_order = _replace_masked(key_order, known)
-    return _ascending(_codes(queries, low, scale)), key_order
+    return _ascending(_codes(queries, *cube)), key_order
 
 
 def _take(points: Tensor, order: Tensor) -> Tensor:
     return points.gather(1, order[..., None].expand(-1, -1, 3))
 
 
-def _cells(keys: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the low corner [batch, 1, 3] of the known points' cube, and cells per unit length."""
-    hole = torch.zeros_like(keys[..., 0]) if known is None else torch.where(known, 0.0, torch.inf)
-    low = (keys + hole[..., None]).amin(dim=1, keepdim=True)
-    high = (keys - hole[..., None]).amax(dim=1, keepdim=True)
+def _corners(keys: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the low and the high corner [batch, 1, 3] of the known points."""
+    low = high = keys
+    if known is not None:
+        hole = torch.where(known, 0.0, torch.inf)[..., None]
+        low, high = keys + hole, keys - hole
+    return low.amin(dim=1, keepdim=True), high.amax(dim=1, keepdim=True)
+
+
+def _codes(points: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Returns positions on Morton's curve through the cube that the corners span: the interleaved
+    bits of x, y and z of each cell."""
+    if points.device.type != "cpu":
+        from ._neighbors_triton import codes
+
+        return codes(points, low, high)
     side = (high - low).amax(dim=-1, keepdim=True).clamp_min(SMALLEST)
-    return low, 2**BITS / side
-
-
-def _codes(points: Tensor, low: Tensor, scale: Tensor) -> Tensor:
-    """Returns positions on Morton's curve: the interleaved bits of x, y and z of each cell."""
-    cells = ((points - low) * scale).clamp(0, 2**BITS - 1).long()
+    cells = ((points - low) * (2**BITS / side)).clamp(0, 2**BITS - 1).long()
     for shift, kept in SPREAD:
         cells = (cells | cells << shift) & kept
     return cells[..., 0] | cells[..., 1] << 1 | cells[..., 2] << 2
