@@ -149,8 +149,12 @@ def for_group_norm(x: Float[Tensor, "n channel *size"]) -> Float[Tensor, "n chan
 def resize(
     x: Float[Tensor, "n channel _ _"], size: tuple[int, int]
 ) -> Float[Tensor, "n channel _ _"]:
-    """Resizes bilinearly to (height, width), with aligned corners."""
-    return interpolate(x, size=size, mode="bilinear", align_corners=True)
+    """Resizes bilinearly to (height, width), with aligned corners, in the dtype of the map.
+
+    On CUDA autocast would widen maps in half precision, which the next convolution narrows again.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 def repeat_border(x: Float[Tensor, "n channel height width"]) -> Tensor:
