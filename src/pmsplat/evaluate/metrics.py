@@ -26,7 +26,7 @@ def psnr(
     image: Float[Tensor, "*batch 3 height width"], target: Float[Tensor, "*batch 3 height width"]
 ) -> Float[Tensor, "*batch"]:
     """Peak signal-to-noise ratio of each image in dB, both clipped to [0, 1]; at most 100."""
-    error = (image.double().clip(0, 1) - target.double().clip(0, 1)).square().mean(dim=(-3, -2, -1))
+    error = (image.clip(0, 1).double() - target.clip(0, 1)).square().mean(dim=(-3, -2, -1))
     return -10 * error.clamp(min=LEAST_MSE).log10()
 
 

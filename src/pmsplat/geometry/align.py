@@ -68,7 +68,7 @@ def umeyama(
     linear = scale[..., None, None] * rotation
     translation = mean_y - mean_x @ linear.transpose(-1, -2)
     similarity = se3.compose(linear, translation[..., 0, :])
-    return torch.where(defined[..., None, None], similarity, torch.nan).to(dtype)
+    return similarity.masked_fill(~defined[..., None, None], torch.nan).to(dtype)
 
 
 def cameras(

@@ -300,6 +300,7 @@ class UniqueRotation(torch.autograd.Function):
         _turn(_forward, matrix, rotation, unique)
         ctx.save_for_backward(matrix, rotation)
         ctx.mark_non_differentiable(unique)
+        ctx.set_materialize_grads(False)  # a launch, for `unique`
         return rotation, unique
 
     @staticmethod

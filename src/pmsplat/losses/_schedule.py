@@ -41,7 +41,7 @@ def total(step: StepOutput, terms: Mapping[str, Term], global_step: int) -> Tota
     are not computed.
     """
     levels = step.prediction.levels
-    loss = step.prediction.depths[-1].new_zeros(())
+    loss: Tensor | None = None
     values: dict[str, Tensor] = {}
     skipped: dict[str, Tensor] = {}
     views = [step.up_to(level) for level in range(levels)]
@@ -60,8 +60,10 @@ def total(step: StepOutput, terms: Mapping[str, Term], global_step: int) -> Tota
                 skipped[label] = found.skipped
                 found = found.value
             value = term.weight * DECAY ** (levels - 1 - level) * found
-            loss = loss + value
+            loss = value if loss is None else loss + value
             values[label] = value.detach()
+    if loss is None:
+        loss = step.prediction.depths[-1].new_zeros(())
     return Total(loss, values, skipped)
 
 

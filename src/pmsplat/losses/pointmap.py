@@ -197,8 +197,8 @@ def _per_sample(
     finite_points, finite_pointmap = _is_finite(points), _is_finite(pointmap)
     usable = (finite_points & finite_pointmap) | (weights == 0)
     defined = usable.all(dim=-1) & (weights > 0).any(dim=-1)
-    points = torch.where(finite_points[..., None], points, 0)
-    pointmap = torch.where(finite_pointmap[..., None], pointmap, 0)
+    points = points.masked_fill(~finite_points[..., None], 0)
+    pointmap = pointmap.masked_fill(~finite_pointmap[..., None], 0)
     weights = torch.where(defined[:, None], weights, 1)
 
     # Bring the teacher's points into the frame and unit of the prediction.
@@ -221,7 +221,7 @@ def _per_sample(
     values = _mean(distances, weights, options.trim)
     if options.clip is not None:
         values = torch.where(values > options.clip, 1e-5 * values, values)
-    return torch.where(defined, values, 0), defined
+    return values.masked_fill(~defined, 0), defined
 
 
 def _align(
