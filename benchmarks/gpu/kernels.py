@@ -1,4 +1,5 @@
-"""Single kernels beside their twins in torch: norms, harmonics, alignment, attention to neighbors.
+"""Single kernels beside their twins in torch: norms, residuals, LPIPS's layers and distances,
+harmonics, alignment, attention to neighbors.
 
 The others have questions of their own (`sweep`, `neighbors`, `rasterizers`).
 """
@@ -11,13 +12,17 @@ import torch
 from torch import Tensor
 
 from pmsplat.geometry import align
-from pmsplat.kernels import alignment, harmonics, neighbor_attention, neighbors, norm
+from pmsplat.kernels import alignment, harmonics, neighbor_attention, neighbors, norm, residual
+from pmsplat.kernels.convolution import conv_relu
+from pmsplat.kernels.unit_distance import unit_distance
 
 from .clock import measured, relative
 from .process import Case, Run
 
 KINDS = {"float32": torch.float32, "bf16": torch.bfloat16}
 MAPS, TINY_MAPS = (2, 128, 64, 64), (1, 16, 4, 6)  # of the small encoder's CNN and transformer
+TOKENS, TINY_TOKENS = (2, 325, 384), (1, 5, 8)  # of the small ViT
+LAYERS = [(64, 256), (128, 128), (256, 64), (512, 32), (512, 16)]  # channels and sides in VGG-16
 POINTS, TINY_POINTS = 57_344, 64
 CHANNELS, NEAREST, ROUNDS = 64, 16, 3
 
@@ -107,6 +112,69 @@ def instance_norm(run: Run, dtype: torch.dtype) -> Work:
     return Work((x.requires_grad_(),), by("auto"), by("torch"))
 
 
+def layer_norm(run: Run, dtype: torch.dtype) -> Work:
+    """Of the tokens of two images in the small ViT; the twin is what autocast does in bf16."""
+    shape = TINY_TOKENS if run.tiny else TOKENS
+    affine = (_noise(shape[-1], run=run), _noise(1, shape[-1], run=run)[0])
+
+    def by(path: Any) -> Callable[..., Tensor]:
+        return lambda *leaves: norm.layer_norm(*leaves, dtype=dtype, path=path)
+
+    leaves = _noise(*shape, run=run), *affine
+    return Work(tuple(leaf.requires_grad_() for leaf in leaves), by("auto"), by("torch"))
+
+
+def layer_of_lpips(run: Run, dtype: torch.dtype) -> Work:
+    """The second convolution of VGG-16 over four images of 256x256, with bias and ReLU."""
+    side, channels = (8, 4) if run.tiny else (256, 64)
+    conv = torch.nn.Conv2d(channels, channels, 3, padding=1, device=run.device, dtype=dtype)
+    conv = conv.requires_grad_(False).to(memory_format=torch.channels_last)
+    x = _noise(4, side, side, channels, run=run, dtype=dtype).permute(0, 3, 1, 2)
+
+    def twin(x: Tensor) -> Tensor:
+        kind = x.dtype  # float64 where errors are measured
+        weights = conv.weight.to(kind), None if conv.bias is None else conv.bias.to(kind)
+        return torch.relu(torch.nn.functional.conv2d(x, *weights, padding=1))
+
+    return Work((x.requires_grad_(),), lambda x: conv_relu(conv, x), twin)
+
+
+def distance(run: Run, dtype: torch.dtype) -> Work:
+    """What LPIPS computes of the features of four pairs of images of 256x256."""
+    layers = [(8, 6), (16, 3)] if run.tiny else LAYERS
+    maps, targets = (
+        [
+            torch.relu(_noise(4, side, side, channels, run=run, dtype=dtype)).permute(0, 3, 1, 2)
+            for channels, side in layers
+        ]
+        for _ in range(2)
+    )
+    targets = [x.roll(1, dims=0) for x in targets]
+    weights = [torch.rand(n, device=run.device) for n, _ in layers]
+
+    def by(path: Any) -> Callable[..., Tensor]:
+        def call(*maps: Tensor) -> Tensor:
+            kind = maps[0].dtype if path == "torch" else dtype
+            parts = ([x.to(kind) for x in part] for part in (targets, weights))
+            return unit_distance(maps, *parts, path=path)
+
+        return call
+
+    return Work(tuple(x.requires_grad_() for x in maps), by("auto"), by("torch"))
+
+
+def scaled(run: Run, dtype: torch.dtype) -> Work:
+    """The change of a layer of the small ViT, scaled and added to the tokens of two images."""
+    shape = TINY_TOKENS if run.tiny else TOKENS
+    x, change = _noise(*shape, run=run), _noise(*shape, run=run, dtype=dtype)
+    leaves = x, change, 0.1 * _noise(shape[-1], run=run)
+
+    def by(path: Any) -> Callable[..., Tensor]:
+        return lambda *leaves: residual.add_scaled(*leaves, path=path)
+
+    return Work(tuple(leaf.requires_grad_() for leaf in leaves), by("auto"), by("torch"))
+
+
 def turn(run: Run, dtype: torch.dtype) -> Work:
     """The harmonics of degree 4 of two views of 256x256."""
     pixels = TINY_POINTS if run.tiny else 65_536
@@ -154,8 +222,15 @@ def attend(run: Run, dtype: torch.dtype) -> Work:
 WORKS: dict[str, Callable[[Run, torch.dtype], Work]] = {
     "group norm": group_norm,
     "instance norm": instance_norm,
+    "layer norm": layer_norm,
+    "scaled residual": scaled,
+    "layer of LPIPS": layer_of_lpips,
+    "unit distance": distance,
     "harmonics": turn,
     "alignment": trust,
     "attention to neighbors": attend,
 }
-HALF = ("group norm", "instance norm", "attention to neighbors")
+HALF = (
+    "group norm", "instance norm", "layer norm", "scaled residual", "unit distance",
+    "attention to neighbors",
+)  # fmt: skip

@@ -105,8 +105,40 @@ def norms() -> Iterator[Error]:
         for shape in given.SHAPES:
             for activation in given.ACTIVATIONS:
                 values, *gradients = given.difference(shape, activation, dtype, "cpu")
-                case = f"{activation} {'x'.join(map(str, shape))}"
-                yield Error(f"norm {dtype}", case, values, max(gradients))
+                n, channels, groups, height, width = shape
+                case = f"{activation}, {n}x{channels}x{height}x{width} in {groups} groups"
+                yield Error(f"norm {_name(dtype)}", case, values, max(gradients))
+
+
+def tokens() -> Iterator[Error]:
+    """Layer norms and scaled residuals."""
+    from tests.kernels import test_tokens as given
+
+    g = torch.Generator().manual_seed(0)
+    for kinds in given.KINDS:
+        for shape in given.SHAPES:
+            x, change, incoming = torch.randn(3, *shape, generator=g).unbind(0)
+            weight, bias = torch.randn(2, shape[-1], generator=g).unbind(0)
+            x, change = x.to(kinds[0]), change.to(kinds[1])
+            for name, by, inputs in (
+                ("scaled residual", given.added, (x, change, weight)),
+                ("layer norm", given.normalized, (x, change, weight, bias)),
+            ):
+                found = given.results(by("fused"), inputs, incoming)
+                exact = given.results(by("torch"), [v.double() for v in inputs], incoming)
+                values, gradients = relative(found[:1], exact[:1]), relative(found[1:], exact[1:])
+                dtypes = ", ".join(map(_name, kinds))
+                yield Error(f"{name} {dtypes}", "x".join(map(str, shape)), values, gradients)
+
+
+def distances() -> Iterator[Error]:
+    """Largest differences over the largest number."""
+    from tests.kernels import test_unit_distance as given
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for case in given.CASES:
+            values, *gradients = given.difference(case, "last", dtype, "cpu")
+            yield Error(f"unit distance {_name(dtype)}", case, values, max(gradients))
 
 
 def attention() -> Iterator[Error]:
@@ -120,7 +152,7 @@ def attention() -> Iterator[Error]:
             found = given.results_of_triton(inputs, table, dtype, strided=False)
             exact = given.results(given.by_gather, inputs, table, torch.float64)
             values, gradients = relative(found[:1], exact[:1]), relative(found[1:], exact[1:])
-            yield Error(f"attention to neighbors {dtype}", case, values, gradients)
+            yield Error(f"attention to neighbors {_name(dtype)}", case, values, gradients)
 
 
 def harmonics() -> Iterator[Error]:
@@ -159,7 +191,7 @@ def alignment() -> Iterator[Error]:
         rotation: Any = nearest(leaf)[0]  # pyright: ignore
         results.append((rotation.detach(), torch.autograd.grad(rotation, leaf, seed)[0]))
     values, gradients = (relative([*a], [*b]) for a, b in zip(*results, strict=True))
-    yield Error("rotation", "all that are unique", values, gradients)
+    yield Error("rotation", "all matrices that have one nearest", values, gradients)
 
     for case, sets in given.cases(torch.Generator().manual_seed(0)).items():
         for name, twin in given.FITS.items():
@@ -187,9 +219,14 @@ def neighbors() -> Iterator[Error]:
 
 
 KERNELS: dict[str, Callable[[], Iterator[Error]]] = {
-    "rasterizer": rasterizer, "sweep": sweep, "norms": norms, "attention": attention,
-    "harmonics": harmonics, "alignment": alignment, "neighbors": neighbors,
+    "rasterizer": rasterizer, "sweep": sweep, "norms": norms, "tokens": tokens,
+    "distances": distances, "attention": attention, "harmonics": harmonics,
+    "alignment": alignment, "neighbors": neighbors,
 }  # fmt: skip
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def measure(name: str) -> list[Error]:

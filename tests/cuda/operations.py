@@ -8,7 +8,9 @@ import torch
 from pmsplat.kernels import cost_volume, harmonics
 from pmsplat.kernels import neighbors as search
 from pmsplat.kernels.neighbor_attention import attend_neighbors
-from pmsplat.kernels.norm import Activation, group_norm
+from pmsplat.kernels.norm import Activation, group_norm, layer_norm
+from pmsplat.kernels.residual import add_scaled
+from pmsplat.kernels.unit_distance import unit_distance
 from pmsplat.nn.cost_volume import all_others, homographies
 from pmsplat.render import rasterize
 from pmsplat.types import CLASSIC, DrawingRules, Rendering
@@ -126,8 +128,8 @@ def sweep_of_12(device: FakeDevice) -> None:
 
 
 def layers(device: FakeDevice) -> None:
-    """Norms of maps of 64x64 pixels, attention of 57,344 points to neighbors, and turned harmonics,
-    forward and backward."""
+    """Norms of maps of 64x64 pixels, distances of maps of features, scaled residuals and norms of
+    tokens, attention of 57,344 points to neighbors, and turned harmonics; with gradients."""
     for _ in range(2):
         device.ledger.forget()
         for dtype in (torch.float32, torch.bfloat16):
@@ -137,6 +139,16 @@ def layers(device: FakeDevice) -> None:
                 affine = (None, None) if groups == channels else (weight, weight)
                 with device.ledger.stage(f"norm {channels} {groups} {activation} {dtype}"):
                     group_norm(x, groups, *affine, activation).sum().backward()
+            with device.ledger.stage(f"unit distance {dtype}"):
+                _compare(device, dtype)
+            tokens, scale = device.empty((2, 325, 384)), device.empty(384).requires_grad_()
+            change = device.empty(tokens.shape, dtype).requires_grad_()
+            with device.ledger.stage(f"scaled residual {dtype}"):
+                add_scaled(tokens.requires_grad_(), change, scale).sum().backward()
+            with device.ledger.stage(f"layer norm {dtype}"):
+                layer_norm(tokens, scale, scale, dtype=dtype).sum().backward()
+            with device.ledger.stage(f"layer norm, added {dtype}"):
+                layer_norm(change, scale, scale, added_to=tokens).sum().backward()
             for near in (8, 16):
                 with device.ledger.stage(f"attention to {near} neighbors {dtype}"):
                     _attend(device, near, dtype)
@@ -146,6 +158,14 @@ def layers(device: FakeDevice) -> None:
             matrix, base = device.empty((1, 2, count, count)), device.empty(raw.shape[:-1])
             with device.ledger.stage(f"harmonics {degree}"):
                 harmonics.turn(matrix, raw, base).sum().backward()
+
+
+def _compare(device: FakeDevice, dtype: torch.dtype) -> None:
+    """Maps of the first and of the last layer that LPIPS compares, of four images."""
+    shapes = (4, 64, *SIZE), (4, 512, 16, 16)
+    maps, targets = ([device.empty(shape, dtype) for shape in shapes] for _ in range(2))
+    weights = [device.empty(shape[1]) for shape in shapes]
+    unit_distance([x.requires_grad_() for x in maps], targets, weights).sum().backward()
 
 
 def _attend(device: FakeDevice, near: int, dtype: torch.dtype) -> None:

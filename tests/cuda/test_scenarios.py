@@ -26,9 +26,9 @@ SLOW = (
     "job predict refined", "job refine gsplat-mcmc", "job refine antialiased prediction",
     "no triton, predict small",
 )  # fmt: skip
-# Launches of a step, estimated. Before it was last improved, the profiler of an H100 counted 3,644
-# where the estimate is 3,568, and 881 of a forward pass where it is 861 (benchmarks/gpu.json).
-STEPS = {"2 tf32": 3250, "2 bf16": 3530}
+# Launches of a step, estimated, with some room. Once the profiler of an H100 counted 3,644 where
+# 3,568 were estimated, and 881 of a forward pass where 861 were (benchmarks/gpu.json).
+STEPS = {"2 tf32": 2940, "2 bf16": 2990}
 FEW = (75, 90)  # capabilities that CI compiles for
 OTHERS = tuple(capability for capability in table.CAPABILITIES if capability not in FEW)
 
@@ -66,7 +66,7 @@ def test_nothing_mixes_waits_or_grows(
 def test_launches_of_a_training_step_of_the_small_model(
     case: str, reports: dict[str, Answer]
 ) -> None:
-    """Two views, four targets, mse, LPIPS and PM-Loss; the aim is 3,000."""
+    """Two views, four targets, mse, LPIPS and PM-Loss; the aim is fewer than 3,000."""
     stages = reports["train depthsplat_small"]["stages"]
     parts = ("encode", "render", "losses", "backward", "update")
     assert sum(stages[f"{case} {part}"]["estimate"] for part in parts) <= STEPS[case]

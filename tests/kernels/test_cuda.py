@@ -136,14 +136,24 @@ def test_what_32_bits_cannot_number_is_refused(what: str) -> None:
         run(*arguments)
 
 
-def test_maps_and_harmonics_that_32_bits_cannot_number_are_refused() -> None:
+def test_maps_tokens_and_harmonics_that_32_bits_cannot_number_are_refused() -> None:
     pytest.importorskip("triton")
     from pmsplat.kernels._harmonics_triton import Turn
     from pmsplat.kernels._norm_triton import GroupNorm
+    from pmsplat.kernels._tokens_triton import AddScaled, LayerNorm
+    from pmsplat.kernels._unit_distance_triton import UnitDistance
 
     for shape in ((1, 128, 2**12, 2**12), (2**21, 1024, 1, 1)):
         with pytest.raises(UserError, match=r"maps of .* cannot number in 32 bits"):
             GroupNorm.apply(large(*shape), 8, None, None, "none", 1e-5)
+    maps = (large(1, 128, 2**12, 2**12),)
+    with pytest.raises(UserError, match=r"maps of .* cannot number in 32 bits"):
+        UnitDistance.apply(maps, (large(128),), *maps)
+    tokens, scale = large(1, 2**22, 512), large(512)
+    with pytest.raises(UserError, match=r"tokens of .* cannot number in 32 bits"):
+        AddScaled.apply(tokens, tokens, scale)
+    with pytest.raises(UserError, match=r"tokens of .* cannot number in 32 bits"):
+        LayerNorm.apply(tokens, scale, scale, None, 1e-5, torch.float32)
     # The second pixel is far from the first in memory, which no tensor on "meta" takes
     apart = torch.empty_strided((1, 2, 3, 25), (1, 2**31 - 74, 25, 1), device="meta")
     with pytest.raises(UserError, match="harmonics of 1 views of 2 pixels, which"):

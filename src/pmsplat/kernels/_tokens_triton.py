@@ -134,7 +134,7 @@ def _normalize(
     ADDS: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Tokens of one program; mean and inverse deviation of each are kept in `stats`."""
-    kind = stats.dtype.element_ty
+    kind: tl.constexpr = stats.dtype.element_ty
     row, at, there = _tile(tl.program_id(0), tokens, CHANNELS, WIDE, ROWS)
     channel = tl.arange(0, WIDE)
     scale = tl.load(weight + channel, channel < CHANNELS, 0.0).to(kind)
@@ -157,7 +157,8 @@ def _normalize_back(
     CHANNELS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the tokens, and this program's share of those of weight and bias."""
-    channel, kind = tl.arange(0, WIDE), stats.dtype.element_ty
+    channel = tl.arange(0, WIDE)
+    kind: tl.constexpr = stats.dtype.element_ty
     scale = tl.load(weight + channel, channel < CHANNELS, 0.0).to(kind)
     of_weight, of_bias = tl.zeros([WIDE], kind), tl.zeros([WIDE], kind)
     for step in range(steps):
@@ -203,7 +204,8 @@ def _add_back(
     CHANNELS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the change, and this program's share of that of the scale."""
-    channel, kind = tl.arange(0, WIDE), sums.dtype.element_ty
+    channel = tl.arange(0, WIDE)
+    kind: tl.constexpr = sums.dtype.element_ty
     factor = tl.load(scale + channel, channel < CHANNELS, 0.0).to(kind)
     share = tl.zeros([WIDE], kind)
     for step in range(steps):

@@ -135,7 +135,8 @@ def _distance(
     CHANNELS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes this program's share; strides are named by tensor and axis."""
-    image, kind = tl.program_id(0).to(tl.int64), partial.dtype.element_ty
+    image = tl.program_id(0).to(tl.int64)
+    kind: tl.constexpr = partial.dtype.element_ty
     channel = tl.arange(0, WIDE)
     weight = tl.load(weights + channel, channel < CHANNELS, 0.0).to(kind)
     sums = tl.zeros([ROWS], kind)
@@ -156,7 +157,8 @@ def _gradient(
     CHANNELS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of this program's pixels, in the order of `a`."""
-    image, kind = tl.program_id(0).to(tl.int64), incoming.dtype.element_ty
+    image = tl.program_id(0).to(tl.int64)
+    kind: tl.constexpr = incoming.dtype.element_ty
     channel = tl.arange(0, WIDE)
     weight = tl.load(weights + channel, channel < CHANNELS, 0.0).to(kind)
     weight = 2.0 * weight * tl.load(incoming + image * gn) / pixels

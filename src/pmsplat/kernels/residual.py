@@ -6,6 +6,7 @@ five launches of a GPU, and seven under autocast; here it is two.
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def add_scaled(
     if path == "auto":
         path = "fused" if _can_fuse(x, change) else "torch"
     if path == "torch":
-        return x + change * scale
+        return torch.addcmul(x, change, scale) if x.is_cuda else x + change * scale
     cuda.require(x.device)
     from ._tokens_triton import AddScaled
 
