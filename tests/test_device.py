@@ -1,9 +1,11 @@
 """What torch is told about precision, and what is said of a GPU that is full or of no use."""
 
+import weakref
+
 import pytest
 import torch
 
-from pmsplat.device import cuda_obstacle, float32_products, is_out_of_memory
+from pmsplat.device import cuda_obstacle, explain_full, float32_products, is_out_of_memory
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
 from pmsplat.tasks.options import pick_device
@@ -40,6 +42,28 @@ def test_other_errors_are_no_full_gpu() -> None:
         "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED",
     ):
         assert not is_out_of_memory(RuntimeError(text))
+
+
+def test_a_full_gpu_is_explained_after_what_it_held_is_given_up() -> None:
+    """Any other error stays as it is."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def fill(text: str) -> None:
+        tensor = torch.zeros(1)
+        held.append(weakref.ref(tensor))
+        raise RuntimeError(text)
+
+    def explain(problem: RuntimeError) -> UserError:
+        assert held[-1]() is None
+        return UserError(f"full: {problem}")
+
+    full = "CUDA error: out of memory"
+    with pytest.raises(UserError, match=rf"^full: {full}$") as caught, explain_full(explain):
+        fill(full)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(RuntimeError, match=r"^another$") as other, explain_full(explain):
+        fill("another")
+    assert other.value.__traceback__ is not None and held[-1]() is not None
 
 
 @pytest.mark.parametrize(("tf32", "inside"), [(True, ("high", True)), (False, ("highest", False))])

@@ -4,7 +4,8 @@ Which precision holds where is decided here and in `trainer.precision` alone: tr
 setting, and everything else (predictions, evaluation, refinement) computes in float32 proper.
 """
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -49,6 +50,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in FULL)
+
+
+@contextmanager
+def explain_full(explain: Callable[[RuntimeError], UserError]) -> Iterator[None]:
+    """Inside, the error of a full GPU becomes what `explain` makes of it.
+
+    What the calls held that led to it is given up before, so that `explain` may compute.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        raise explain(error) from error
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

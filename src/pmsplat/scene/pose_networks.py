@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import registry
 from ..contracts import PoseTeacher, check_pose_teacher
-from ..device import float32_products, is_out_of_memory
+from ..device import explain_full, float32_products
 from ..errors import UserError, name_some
 from ..geometry import align, camera, gaussian, se3
 from ..io.cameras import transforms
@@ -214,16 +214,13 @@ def _find(photos: Sequence[Photo], name: str, teacher: PoseTeacher, run: PoseRun
         )
     images = to_tensor([fit_image(photo.pixels(), size) for photo in photos])
     # Its cameras and depth, on the CPU
-    try:
+    too_many = UserError(
+        f"{len(photos)} photos do not fit into the memory of {run.device} with {teacher.name}",
+        "a device with more memory, or fewer photos",
+        "use `device=cpu`, which is slower, or a smaller network, such as `poses=da3-small`",
+    )
+    with explain_full(lambda _: too_many):
         found = ask(teacher, images.to(run.device))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{len(photos)} photos do not fit into the memory of {run.device} with {teacher.name}",
-            "a device with more memory, or fewer photos",
-            "use `device=cpu`, which is slower, or a smaller network, such as `poses=da3-small`",
-        ) from error
     _check(found, photos, teacher)
     _check_places(found, name, len(photos), teacher)
     # Cameras of the whole photos

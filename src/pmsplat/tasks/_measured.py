@@ -30,7 +30,7 @@ from ..contracts import (
     without_scenes,
 )
 from ..data import Skip
-from ..device import is_out_of_memory
+from ..device import explain_full
 from ..errors import UserError
 from ..evaluate import fitted, protocol, report
 from ..evaluate.baselines import BASELINES
@@ -368,17 +368,13 @@ def _explain_memory(
     """`run`, with the size that should fit as UserError where a scene fills a GPU."""
 
     def explaining(batch: Batch) -> StepOutput:
-        try:
-            return run(batch)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            problem = error
         views, multiple = batch.context, encoder_traits(encoder).multiple
-        count = views.images.shape[1]
+        count, option = views.images.shape[1], "dataset.size=[{},{}]"
         plan = memory.Plan(count, views.size, multiple, options.steps, options.anchors)
-        option = "dataset.size=[{},{}]"
-        raise memory.explain(encoder, plan, device, problem, False, option) from problem
+        with explain_full(
+            lambda problem: memory.explain(encoder, plan, device, problem, False, option)
+        ):
+            return run(batch)
 
     return explaining
 

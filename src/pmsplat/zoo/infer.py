@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import Encoder, EncoderTraits, encoder_traits, take_steps
-from ..device import float32_products, is_out_of_memory
+from ..device import explain_full, float32_products
 from ..errors import UserError
 from ..geometry import gaussian, se3
 from ..models import require_two_views
@@ -177,16 +177,14 @@ def predict_views(
     run = take_steps(model, steps, anchors=anchors)
     given = Views(views.images, views.cameras).to(device)
     frame = model_frame(model, given.cameras, None if whole is None else whole.to(device))
-    try:
-        with torch.no_grad(), float32_products(tf32=False):
-            return frame.to_scene(run(frame.to_model(given)))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        multiple = encoder_traits(model).multiple
-        plan = memory.Plan(views.images.shape[1], views.size, multiple, steps, anchors)
-        problem = error
-    raise memory.explain(model, plan, torch.device(device), problem) from problem
+    where, multiple = torch.device(device), encoder_traits(model).multiple
+    plan = memory.Plan(views.images.shape[1], views.size, multiple, steps, anchors)
+    with (
+        explain_full(lambda problem: memory.explain(model, plan, where, problem)),
+        torch.no_grad(),
+        float32_products(tf32=False),
+    ):
+        return frame.to_scene(run(frame.to_model(given)))
 
 
 def infer(

@@ -4,7 +4,6 @@ The peak of a small forward pass is measured and extrapolated, since the memory 
 with the number of pixels. This works for any encoder.
 """
 
-import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,7 +158,6 @@ def explain(
     Other programs may have taken some since, or the plan needs more than was estimated: then half
     of it is proposed. `fewer_views`: as for `check`; `option`: how height and width are given.
     """
-    traceback.clear_frames(problem.__traceback__)  # they hold what the model computed
     reason = str(problem).partition("\n")[0].partition(". ")[0]
     torch.cuda.empty_cache()
     free, share = free_bytes(device) or 0, 0.5

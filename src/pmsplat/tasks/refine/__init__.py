@@ -5,7 +5,6 @@ Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", SI
 
 import logging
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...device import float32_products, is_out_of_memory
+from ...device import explain_full, float32_products
 from ...errors import UserError
 from ...io.gaussians import load_gaussians
 from ...progress import Track, silently
@@ -122,13 +121,8 @@ def refine(
         tell(f"Going on after step {fit.step} of {chosen.steps}.")
     # Run all steps and write the results
     kept = {name: state.get(name) for name in ("settings", "before", "start_seconds", "up")}
-    try:
+    with explain_full(lambda _: _explain_memory(fit, folder, kept, chosen, train.size)):
         _run(fit, train, test, folder, kept, chosen, tell, track)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        traceback.clear_frames(error.__traceback__)  # they hold what the step computed
-        raise _explain_memory(fit, folder, kept, chosen, train.size) from error
     summary = _report.Summary(
         start=start,
         strategy=settings["strategy"],
