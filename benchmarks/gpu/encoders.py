@@ -4,7 +4,6 @@ by precision."""
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -101,18 +100,17 @@ def cases(run: Run) -> Iterator[Case]:
             yield Case(f"official {twin.label} tf32", theirs, 10.0)
 
 
-@lru_cache(maxsize=1)  # the card holds one at a time
-def encoder(one: Subject, device: str) -> nn.Module:
+def make_encoder(one: Subject, run: Run) -> nn.Module:
     """The encoder with random weights, made on its device, where random numbers are quick."""
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(run.device):
         model = registry.build("models", one.model, dict(one.settings))
-    return model.to(device).eval()
+    return model.to(run.device).eval()
 
 
 def forward(one: Subject, way: str, kind: str, run: Run) -> dict[str, Any]:
     """Time, memory, and the error of the depth beside eager float32."""
-    model = encoder(one, run.device)
+    model = make_encoder(one, run)
     views = room.views(1, one.views, *one.size, run.device, between=False)
     views = Views(views.images, views.cameras)
     with torch.inference_mode(), precision("float32", run.device):

@@ -26,7 +26,16 @@ from pmsplat.types import Batch, Views
 from .. import peer
 from . import room
 from .clock import free_gib, measured, precision, waits
-from .encoders import BASE, SMALL, SMALL_2, SMALLEST, TINY, Subject, official_encoder
+from .encoders import (
+    BASE,
+    SMALL,
+    SMALL_2,
+    SMALLEST,
+    TINY,
+    Subject,
+    make_encoder,
+    official_encoder,
+)
 from .process import Case, Run, Skipped
 from .rasterizers import require
 
@@ -147,14 +156,6 @@ def take_step(one: Job, run: Run) -> None:
     size = (32, 32) if run.tiny else (256, 256)
     with precision("tf32" if one.precision == "bf16" else one.precision, run.device):
         _make_step(one, batch_of(one.batch or 1, size, run.device), run.device)()
-
-
-def make_encoder(one: Subject, run: Run) -> nn.Module:
-    """Our encoder, with random weights of its own."""
-    torch.manual_seed(0)
-    with torch.device(run.device):
-        model = registry.build("models", one.model, dict(one.settings))
-    return model.to(run.device)
 
 
 def encoder_step(model: nn.Module, one: Subject, run: Run) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _encode(model: str, *kinds: str) -> Callable[[Run], None]:
         subjects = {"small": encoders.SMALL_2, "base": encoders.BASE_2, "12": encoders.SMALL_12}
         subjects["compact"] = encoders.SHIPPED_2
         one = encoders.SMALLEST if run.tiny else subjects[model]
-        network = encoders.encoder(one, run.device)
+        network = encoders.make_encoder(one, run)
         views = room.views(1, one.views, *one.size, run.device, between=False)
         for kind in kinds:
             with torch.no_grad(), precision(kind, run.device):
