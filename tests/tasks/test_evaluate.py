@@ -16,6 +16,7 @@ from pmsplat.cli import main
 from pmsplat.data import synthetic
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
+from pmsplat.io import weights
 from pmsplat.io.chunks import read_split, write_chunk, write_index
 from pmsplat.io.files import sole_writer
 from pmsplat.scene import open_scene
@@ -397,8 +398,13 @@ def test_anchors_of_a_model_without_are_refused(
 
 
 def test_several_models_are_measured_and_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    loads: list[str] = []
+    read = weights.read_checkpoint
+    monkeypatch.setattr(
+        weights, "read_checkpoint", lambda path: loads.append(path.parent.name) or read(path)
+    )
     data = [*ROOMS, *where(tmp_path), "dataset.test_scenes=2"]
     for name, model in (("a", shaken(tiny("mvsplat"))), ("b", shaken(shaken(tiny("mvsplat"))))):
         save(model, tmp_path / name / "model.safetensors", "mvsplat")
@@ -407,6 +413,7 @@ def test_several_models_are_measured_and_compared(
     assert main([*command, *models, "--baselines"]) == 0
     shown = capsys.readouterr().out
     assert "b minus a, scene by scene" in shown and shown.count("nearest photo") == 1
+    assert loads == ["b", "a", "b"]  # what is missing is told first
     psnr = []
     for name in "ab":
         content = json.loads((tmp_path / "out" / name / "results.json").read_text())
@@ -418,8 +425,8 @@ def test_several_models_are_measured_and_compared(
             assert sum(view["psnr"] for view in views) / len(views) == pytest.approx(value)
             assert all(view["lpips"] is None and len(view["truth"]) == 64 for view in views)
         assert content["cost"]["gaussians"] == 2 * 32 * 48
-        weights = (tmp_path / name / "model.safetensors").read_bytes()
-        assert content["identity"]["weights"] == hashlib.sha256(weights).hexdigest()
+        file = (tmp_path / name / "model.safetensors").read_bytes()
+        assert content["identity"]["weights"] == hashlib.sha256(file).hexdigest()
         index = (tmp_path / "evaluation_index.json").read_bytes()
         assert content["identity"]["index"] == hashlib.sha256(index).hexdigest()
         assert "skimage" in content["definitions"]["ssim"]

@@ -207,7 +207,7 @@ def evaluate_models(
     """
     folder = Path(output or Path(experiment.output) / "evaluation")
     names, chosen, tell = name_models(models), options or Options(), say_once(tell)
-    for model in models:
+    for model in models[1:]:
         open_model(model)  # what is missing is told before hours of work
     found: list[Evaluation] = []
     with open_ranks() as ranks:
