@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pmsplat import config, config_files, registry
+from pmsplat import config, registry, shipped_files
 from pmsplat.errors import UserError
 from pmsplat.train import Experiment, LossTerm
 from pmsplat.zoo.init import RESNET, SOURCES
@@ -386,8 +386,9 @@ def test_the_commands_of_every_script_compose(script: Path) -> None:
 def test_an_installation_without_config_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config_files, "__file__", str(tmp_path / "a" / "b" / "config.py"))
-    with pytest.raises(UserError, match="no configuration at"):
+    monkeypatch.setattr(shipped_files, "PACKAGE", tmp_path / "a")
+    monkeypatch.setattr(shipped_files, "CLONE", tmp_path / "b")
+    with pytest.raises(UserError, match=r"there is neither \S+/a/configuration/main.yaml nor "):
         config.compose(["+experiment=demo_tiny"])
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "pmsplat"
 
 FLOORS = (  # from the ground up; neighbours on one floor do not know each other
     ("errors",),  # everybody may raise them
-    ("geometry", "registry", "progress", "device"),
+    ("geometry", "registry", "progress", "device", "shipped_files"),
     ("types",),
     ("contracts",),  # in terms of the types
     ("kernels", "io"),

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import pmsplat
-from pmsplat import config_files
+from pmsplat import config_files, shipped_files
 from pmsplat.zoo.shipped import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,7 +174,8 @@ def test_the_configuration_of_a_wheel_comes_before_that_of_a_clone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "src" / "pmsplat"
-    monkeypatch.setattr(config_files, "__file__", str(package / "config_files.py"))
+    monkeypatch.setattr(shipped_files, "PACKAGE", package)
+    monkeypatch.setattr(shipped_files, "CLONE", tmp_path)
     for place in (tmp_path / "config", package / "configuration"):
         place.mkdir(parents=True)
         (place / "main.yaml").touch()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .errors import UserError
 from .registry import suggest
+from .shipped_files import find_shipped
 
 
 def folder() -> Path:
@@ -13,16 +14,7 @@ def folder() -> Path:
 
     Raises UserError where there are neither.
     """
-    package = Path(__file__).resolve().parent
-    places = (package / "configuration", package.parents[1] / "config")
-    for place in places:
-        if (place / "main.yaml").is_file():
-            return place
-    raise UserError(
-        f"no configuration at {places[0]} or {places[1]}",
-        "the YAML files that belong to pmsplat",
-        "install pmsplat again",
-    )
+    return find_shipped("configuration/main.yaml", "config/main.yaml").parent
 
 
 def choices(group: str) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pmsplat
+from pmsplat import shipped_files
 from pmsplat.cli import main, parser
 from pmsplat.errors import UserError
 from pmsplat.evaluate.metrics import psnr
@@ -58,6 +59,7 @@ def test_options_of_the_other_demo_are_refused(capsys: pytest.CaptureFixture[str
 def test_photographs_that_were_removed_are_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "PLACES", (tmp_path / "a", tmp_path / "b"))
-    with pytest.raises(UserError, match="photographs"):
+    monkeypatch.setattr(shipped_files, "PACKAGE", tmp_path / "a")
+    monkeypatch.setattr(shipped_files, "CLONE", tmp_path / "b")
+    with pytest.raises(UserError, match=r"git checkout assets/office/transforms\.json"):
         demo.sample_photos()

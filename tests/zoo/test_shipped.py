@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pmsplat
-from pmsplat import registry
+from pmsplat import registry, shipped_files
 from pmsplat.errors import UserError
 from pmsplat.evaluate import baselines, protocol
 from pmsplat.zoo import shipped
@@ -37,7 +37,10 @@ def test_what_it_learned_from_is_said() -> None:
 
 
 def test_a_missing_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "PACKAGED", tmp_path)
-    monkeypatch.setattr(shipped, "pretrained_folder", lambda: tmp_path)
-    with pytest.raises(UserError, match="install pmsplat again"):
+    monkeypatch.setattr(shipped_files, "PACKAGE", tmp_path / "a")
+    monkeypatch.setattr(shipped_files, "CLONE", tmp_path / "b")
+    with pytest.raises(UserError, match="install pmsplat again") as caught:
         pmsplat.load(shipped.DEFAULT)
+    file = f"{shipped.DEFAULT}.safetensors"
+    places = tmp_path / "a/weights" / file, tmp_path / "b/pretrained" / file
+    assert caught.value.got == f"there is neither {places[0]} nor {places[1]}"

@@ -15,8 +15,7 @@ import torch
 
 from ..io.chunks import read_file
 from ..io.weights import sha256
-
-CHECKOUT = Path(__file__).resolve().parents[3]  # where pmsplat runs from a clone
+from ..shipped_files import CLONE
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def identify(
         weights=_hash(weights),
         index=None if content is None else hashlib.sha256(content).hexdigest(),
         version=_find_version(),
-        commit=_find_commit(CHECKOUT),
+        commit=_find_commit(CLONE),
         command=_find_command(sys.argv),
         hardware=_describe(device),
         precision=precision,

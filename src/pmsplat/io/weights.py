@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
+from ..shipped_files import CLONE
 from ._checkpoints import (
     check_exists,
     damage_error,
@@ -149,7 +150,7 @@ class Source:
 
 def pretrained_folder() -> Path:
     """Returns the folder of downloaded weights: `pretrained/` of the repository or the cache."""
-    here = Path(__file__).resolve().parents[3] / "pretrained"
+    here = CLONE / "pretrained"
     return here if here.is_dir() else Path.home() / ".cache" / "pmsplat"
 
 

@@ -4,15 +4,13 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import UserError
 from ..progress import Track, silently
+from ..shipped_files import find_shipped
 from ..zoo.shipped import DEFAULT
 from .predict import Options, predict
 from .results.prediction import Summary
 
 PHOTOS = "office"
-PACKAGE = Path(__file__).resolve().parents[1]
-PLACES = (PACKAGE / PHOTOS, PACKAGE.parents[1] / "assets" / PHOTOS)  # of a wheel, of a clone
 SIZE, CONTEXT = (256, 384), (0, 2, 4)  # every second one, as many as it learned from at most
 
 log = logging.getLogger(__name__)
@@ -20,14 +18,8 @@ log = logging.getLogger(__name__)
 
 def sample_photos() -> Path:
     """The folder of posed photographs that comes with pmsplat; UserError where it was removed."""
-    for place in PLACES:
-        if (place / "transforms.json").is_file():
-            return place
-    raise UserError(
-        f"no photographs in {PLACES[0]} or {PLACES[1]}",
-        "those that come with pmsplat",
-        "install pmsplat again, or restore them with `git checkout assets`",
-    )
+    cameras = f"{PHOTOS}/transforms.json"
+    return find_shipped(cameras, f"assets/{cameras}").parent
 
 
 def demo(

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
-from ..io.weights import pretrained_folder
+from ..shipped_files import find_shipped
 
 
 @dataclass(frozen=True)
@@ -19,17 +18,8 @@ SHIPPED = {"pmsplat-small-v1": Shipped(2_135_701, "procedural, 5 real")}
 """Names that `pmsplat.load` takes without any download."""
 DEFAULT = "pmsplat-small-v1"
 """The model where nobody names one."""
-PACKAGED = Path(__file__).resolve().parents[1] / "weights"  # of a wheel
 
 
 def shipped_file(name: str) -> Path:
     """The checkpoint of a shipped model; UserError where it was removed."""
-    places = [folder / f"{name}.safetensors" for folder in (PACKAGED, pretrained_folder())]
-    for path in places:
-        if path.is_file():
-            return path
-    raise UserError(
-        f"no {places[-1].name} in {places[0].parent} or {places[-1].parent}",
-        "the file that comes with pmsplat",
-        "install pmsplat again, or restore it with `git checkout pretrained`",
-    )
+    return find_shipped(f"weights/{name}.safetensors", f"pretrained/{name}.safetensors")

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ...shipped_files import PACKAGE
+
 T = TypeVar("T")
 
-PACKAGE = Path(__file__).resolve().parents[2]
 PACE = 0.25  # seconds between two looks
 
 
