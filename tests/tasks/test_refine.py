@@ -380,6 +380,21 @@ def test_seconds_are_taken_when_the_device_is_done(monkeypatch: pytest.MonkeyPat
     assert waited == [torch.device("cuda", 1)]
 
 
+def test_the_faintest_are_dropped_with_their_moments() -> None:
+    fit = Fit(a_cloud(5), Densify(Schedule.plan(40), 10), Schedule.plan(40), 0, 0)
+    fit.cloud.gaussians().means.sum().backward()
+    fit.cloud.update(0)
+    fit.strategy.restore({"pull": torch.ones(5), "seen": torch.ones(5)})
+    before, (moved, *_) = fit.cloud.parameters, fit.cloud.adam.state.values()
+    moved["exp_avg"] += torch.arange(5.0)[:, None]
+    rows = before.logits.argsort(descending=True)[:3].sort().values
+    fit.drop_faintest(3)
+    after = fit.cloud.parameters
+    assert torch.equal(after.means, before.means[rows])
+    assert torch.equal(fit.cloud.adam.state[after.means]["exp_avg"][:, 0], 0.1 + rows)
+    assert all(not len(counts) for counts in fit.strategy.state().values())
+
+
 @pytest.mark.parametrize("strategy", ["default", "mcmc"])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     strategy: str, room: str, tmp_path: Path
@@ -417,7 +432,7 @@ def test_a_full_gpu_leaves_the_state_of_the_last_whole_step(
     options = replace(QUICK, size=(12, 16), steps=7, random_points=100, save_every=4)
     refine(room, tmp_path / "whole", options)
 
-    def fill_at(step: int, owner: Any, name: str) -> UserError:
+    def fill_at(step: int, owner: Any, name: str, options: Options = options) -> UserError:
         """What a run says whose memory is full at a call of a function."""
         calls, original = iter(range(1, step + 1)), getattr(owner, name)
 
@@ -443,6 +458,19 @@ def test_a_full_gpu_leaves_the_state_of_the_last_whole_step(
     one, other = (tmp_path / run / "gaussians.ply" for run in ("whole", "measure_difference"))
     assert one.read_bytes() == other.read_bytes()
     assert "which is of step 4," in fill_at(6, Cloud, "update").remedy
+    # It goes on with fewer, and keeps the new bound
+    state, said = tmp_path / "update" / "state.pt", []
+    fewer = replace(options, resume=True, most=60)
+    assert "which is of step 4," in fill_at(1, Cloud, "update", fewer).remedy
+    assert refine(room, state.parent, fewer, tell=said.append).after.gaussians == 60
+    assert "The faintest 40 of 100 Gaussians are left out: `most=60`." in said
+    assert torch.load(state, weights_only=True)["settings"]["most"] == 60
+    again = refine(room, state.parent, replace(fewer, most=None))
+    assert again.after.gaussians == 60
+    with pytest.raises(
+        UserError, match=r"`most=50` for a run that .* all of its 7 steps, with 60 "
+    ):
+        refine(room, state.parent, replace(fewer, most=50))
 
 
 def test_antialiased_runs_train_draw_and_leave_antialiased_gaussians(

@@ -65,7 +65,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--most",
         type=int,
         metavar="N",
-        help="maximum number of Gaussians (default: 1000000, on the CPU 50000)",
+        help="maximum number of Gaussians (default: 1000000, on the CPU 50000); lower than that of "
+        "the run that --resume goes on with: the faintest are left out",
     )
     parser.add_argument(
         "--sh-degree", type=int, metavar="N", help="of the colours, 0 to 3 (default: 3)"

@@ -44,7 +44,7 @@ __all__ = ["Options", "refine"]
 log = logging.getLogger(__name__)
 
 OF_RESULT = (
-    "seed", "strategy", "steps", "most", "sh_degree", "antialiased", "random_points", "test_every",
+    "seed", "strategy", "steps", "sh_degree", "antialiased", "random_points", "test_every",
 )  # fmt: skip
 JUDGEMENTS = 20  # comparisons with the held-out photos in a run
 
@@ -89,6 +89,9 @@ def refine(
         **{name: getattr(chosen, name) for name in OF_RESULT},
     }  # fmt: skip
     state = load_state(folder / STATE, settings) if chosen.resume else None
+    if state is not None and chosen.most is None:
+        chosen = replace(chosen, most=state["settings"]["most"])
+    settings["most"] = chosen.most
     tell(
         f"{len(rest)} photos of {format_size(size)} (height x width) on {device}, {len(held)} held "
         f"out; start: {start}, strategy: {chosen.strategy}"
@@ -115,10 +118,8 @@ def refine(
         save_state(folder / STATE, state | fit.state())
     else:
         # Go on where the earlier run stopped
-        gaussians = Parameters(**state["cloud"]["parameters"]).gaussians()
-        fit = _begin_fit(gaussians, extent, chosen, device)
-        fit.restore(state)
-        tell(f"Going on after step {fit.step} of {chosen.steps}.")
+        fit = _resume_fit(state, extent, chosen, device, tell)
+        state["settings"] = settings
     # Run all steps and write the results
     kept = {name: state.get(name) for name in ("settings", "before", "start_seconds", "up")}
     with explain_full(lambda _: _explain_memory(fit, folder, kept, chosen, train.size)):
@@ -152,11 +153,10 @@ def _list_results(source: str | Path, folder: Path) -> tuple[str, ...]:
 def _complete_options(options: Options) -> tuple[Options, torch.device]:
     """Options with what was left open chosen for the device; UserError for what cannot be."""
     device = pick_device(options.device)
-    strategy = choose_strategy(options.strategy, device)
-    most = MOST if device.type == "cuda" else MOST_ON_CPU
-    chosen = replace(
-        options, strategy=strategy, most=most if options.most is None else options.most
-    )
+    strategy, most = choose_strategy(options.strategy, device), options.most
+    if most is None and not options.resume:  # a resumed run keeps its own
+        most = MOST if device.type == "cuda" else MOST_ON_CPU
+    chosen = replace(options, strategy=strategy, most=most)
     check(chosen)
     return chosen, device
 
@@ -209,14 +209,14 @@ def _explain_memory(
     path = folder / STATE
     if fit.whole:
         save_state(path, kept | fit.state())
-    saved, count = load_state(path, kept["settings"])["step"], len(fit.cloud)
+    saved, count = load_state(path, {})["step"], len(fit.cloud)
     return UserError(
         f"out of memory on {fit.generator.device} after {fit.step} of {options.steps} steps, with "
         f"{count:,} Gaussians and photos of {format_size(size)}",
         "Gaussians and photos that fit beside what other programs hold",
-        f"begin anew with fewer Gaussians, such as `most={max(1, count * 3 // 4)}`, or a smaller "
-        f"`size`, or, where more memory is free, go on from {path}, which is of step {saved}, with "
-        "`resume=True`",
+        f"go on from {path}, which is of step {saved}, with `resume=True` and fewer Gaussians, "
+        f"such as `most={max(1, count * 3 // 4)}`, or where more memory is free; or begin anew "
+        "with a smaller `size`",
     )
 
 
@@ -280,6 +280,36 @@ def _begin_fit(gaussians: Gaussians, extent: float, options: Options, device: to
     strategy = STRATEGIES[options.strategy](schedule, options.most)
     cloud = Cloud(parameters, extent, options.steps, _choose_rules(options))
     return Fit(cloud, strategy, schedule, used, options.seed)
+
+
+def _resume_fit(
+    state: dict[str, Any],
+    extent: float,
+    options: Options,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> Fit:
+    """The fit of an earlier run; without its faintest Gaussians, where `most` was lowered since.
+
+    UserError where that would lower the quality of a finished run, with no step to mend it.
+    """
+    gaussians = Parameters(**state["cloud"]["parameters"]).gaussians()
+    fit = _begin_fit(gaussians, extent, options, device)
+    fit.restore(state)
+    tell(f"Going on after step {fit.step} of {options.steps}.")
+    count, most = len(fit.cloud), options.most
+    assert most is not None
+    if most < min(count, state["settings"]["most"]):
+        if fit.step >= options.steps:
+            raise UserError(
+                f"`most={most}` for a run that has done all of its {options.steps} steps, with "
+                f"{count:,} Gaussians",
+                "a run that has steps left to do with fewer",
+                "leave `most` out, or begin anew in another `output`",
+            )
+        fit.drop_faintest(most)
+        tell(f"The faintest {count - most:,} of {count:,} Gaussians are left out: `most={most}`.")
+    return fit
 
 
 def _check_seen(fit: Fit, train: Views, start: str) -> None:

@@ -159,6 +159,12 @@ class Fit:
         self.degree, self.seconds = state["degree"], state["seconds"]
         self.history = [Moment(**moment) for moment in state["history"]]
 
+    def drop_faintest(self, most: int) -> None:
+        """Keeps `most` of the Gaussians, with their moments; the strategy counts from here."""
+        rows = self.cloud.parameters.logits.topk(most).indices.sort().values
+        self.cloud.take(rows, torch.zeros_like(rows, dtype=torch.bool))
+        self.strategy.restore({})
+
 
 def choose_size(
     wanted: tuple[int, int] | None, photo: tuple[int, int], device: torch.device

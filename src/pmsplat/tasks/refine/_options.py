@@ -34,7 +34,8 @@ class Options:
     `start` is one of STARTS: sparse points if there are any, else random ones, where nothing is
     said; a `model` or a file `init` say it too. `strategy` is one of STRATEGIES: gsplat's default
     one where gsplat draws, else ours. `size` is (height, width). `most` bounds the number of
-    Gaussians: MOST, on the CPU MOST_ON_CPU. `random_points` is how many to start from at random,
+    Gaussians: MOST, on the CPU MOST_ON_CPU; a resumed run may have another, and leaves out the
+    faintest where that is lower. `random_points` is how many to start from at random,
     RANDOM_POINTS. `sh_degree` is reached step by step. `antialiased` trains by the rules MIP
     instead of CLASSIC, and the result says so. Every `test_every`-th photo is held out, from the
     first on. The state is saved every `save_every` steps. `photos` says how the photos are found.

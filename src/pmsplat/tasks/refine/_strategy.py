@@ -91,7 +91,9 @@ class Strategy(Protocol):
         """What a resumed run gives to `restore`."""
         ...
 
-    def restore(self, state: dict[str, Tensor]) -> None: ...
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes back to `state`; of none it counts anew."""
+        ...
 
 
 class Densify:
@@ -157,7 +159,7 @@ class Densify:
         return {"pull": self.pull, "seen": self.seen}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.pull, self.seen = state["pull"], state["seen"]
+        self.pull, self.seen = (state.get(name, torch.zeros(0)) for name in ("pull", "seen"))
 
 
 @torch.no_grad()
