@@ -316,28 +316,31 @@ def test_scaled_decoding_is_of_training_alone(tmp_path: Path) -> None:
 def test_an_index_of_other_data_is_told(tmp_path: Path) -> None:
     write_split(tmp_path, [["a", "b"]], "test")
     path = tmp_path / "index.json"
-    dataset = ChunkDataset(str(tmp_path), RECIPE, str(path))
+
+    def dataset() -> ChunkDataset:  # each reads the index once
+        return ChunkDataset(str(tmp_path), RECIPE, str(path))
+
     with pytest.raises(UserError, match="there is no evaluation index"):
-        dataset.evaluation()
+        dataset().evaluation()
     write_index(path, {"x": Frames((0, 1), (2,)), "y": Frames((0, 1), (2,))})
     with pytest.raises(UserError, match=r"names 2 scenes, none of which .* 'x' first"):
-        dataset.evaluation()
+        dataset().evaluation()
     write_index(path, {"a": Frames((0, 1), (2,)), "x": Frames((0, 1), (2,))}, null=["n"])
-    stream = dataset.evaluation(limit=1)
+    stream = dataset().evaluation(limit=1)
     listed = stream.listed
     assert stream.keys == ["a"] and listed.entries == 3
     assert (listed.null, listed.missing, listed.beyond) == (1, ("x",), 0)
     write_index(path, {"a": Frames((0, 1), (2,)), "b": Frames((0, 1), (7,))})
-    stream = dataset.evaluation()
+    stream = dataset().evaluation()
     assert [batch.scene[0] for batch in stream] == ["a"]
     (skip,) = stream.skips.take()
     assert (skip.scenes, skip.damaged, skip.detail) == (("b",), True, "frame 7 of 0 to 4")
     write_index(path, {"b": Frames((-1, 1), (2,))})
     with pytest.raises(UserError, match=r"not one scene .*not all frames .*index that belongs"):
-        list(dataset.evaluation())
+        list(dataset().evaluation())
     path.write_text(json.dumps({"a": None}))
     with pytest.raises(UserError, match="no scene that is not null"):
-        dataset.evaluation()
+        dataset().evaluation()
     with pytest.raises(UserError, match="has no evaluation index"):
         ChunkDataset(str(tmp_path), RECIPE).evaluation()
 
@@ -348,15 +351,18 @@ def test_evaluation_passes_over_what_the_protocol_does(tmp_path: Path) -> None:
     torn = replace(ours("torn", 5), images=tuple(image[:50] for image in ours("a", 5).images))
     chunks.append(tmp_path / "test", [wide, ours("good", 5), torn])
     path = tmp_path / "index.json"
-    dataset = ChunkDataset(str(tmp_path), RECIPE, str(path))
+
+    def dataset() -> ChunkDataset:  # each reads the index once
+        return ChunkDataset(str(tmp_path), RECIPE, str(path))
+
     frames = Frames((0, 4), (2,))
     write_index(path, {"wide": frames, "good": frames})
-    assert [batch.scene[0] for batch in dataset.evaluation()] == ["good"]
+    assert [batch.scene[0] for batch in dataset().evaluation()] == ["good"]
     write_index(path, {"wide": frames})
     with pytest.raises(UserError, match=r"not one scene .* field of view beyond 100"):
-        list(dataset.evaluation())
+        list(dataset().evaluation())
     write_index(path, {"torn": frames, "good": frames})
-    stream = dataset.evaluation()
+    stream = dataset().evaluation()
     assert [batch.scene[0] for batch in stream] == ["good"]
     assert stream.skips.take() == [Skip("000000.torch", ("torn",), "an unreadable image", True)]
 

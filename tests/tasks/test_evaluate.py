@@ -27,7 +27,7 @@ from pmsplat.tasks.predict import Options as PredictOptions
 from pmsplat.tasks.predict import predict
 from pmsplat.tasks.refine import Options as RefineOptions
 from pmsplat.tasks.refine import refine
-from pmsplat.train import start
+from pmsplat.train import module, start
 from pmsplat.train.settings import Component
 from pmsplat.types import StepOutput
 from pmsplat.zoo import memory
@@ -113,7 +113,7 @@ def test_a_model_that_learned_with_another_near_predicts_the_same_everywhere(
     root: Path, tmp_path: Path, depths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
-    step = pmsplat.train.module.training_step  # pyright: ignore[reportAttributeAccessIssue]
+    step = module.training_step
 
     def watched(run, batch, *rest):
         seen.append(float(batch.context.cameras.near.min()))
@@ -268,6 +268,7 @@ def test_data_at_an_address_are_measured_the_same(
     with running(Store(contents)) as store:
         words = [word.replace(str(root), store.address) for word in overrides]
         there = evaluate(config.compose(words), model, tmp_path / "there", QUICK)
+        assert store.requests["/evaluation_index.json"] == 1
         lacking = [*words, "protocol=re10k-2v", f"dataset.index={store.address}/none.json"]
         with pytest.raises(UserError, match="there is no evaluation index http://"):
             evaluate(config.compose(lacking), model, tmp_path / "none", QUICK)

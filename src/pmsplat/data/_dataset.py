@@ -33,7 +33,7 @@ from ._batches import (
     make_batch,
     make_evaluation_batch,
 )
-from ._index import Index, Listed, check_scenes, read_listing
+from ._index import Index, Listed, Listing, check_scenes, read_listing
 from ._loader import SceneLoader
 from ._order import Order, make_generator, rank_of_ranks, worker_of_workers
 from ._pointmaps import (
@@ -156,7 +156,18 @@ class ChunkDataset:
         the scenes; a DataLoader of batch size 1 or None keeps the order. Scenes that the data lacks
         are passed over and counted in `listed`; UserError where it lacks all.
         """
-        split = self.split("test")
+        split, listing = self.split("test"), self._listing
+        assert self._index is not None
+        check_scenes(listing.index, split, self._index)
+        here, missing = listing.split(split.chunk_of)
+        index = here if limit is None else dict(list(here.items())[:limit])
+        beyond = len(here) - len(index)
+        listed = Listed(listing.index, len(listing.null), missing, beyond, listing.digest)
+        return EvaluationStream(split, self.recipe, index, listed=listed)
+
+    @cached_property
+    def _listing(self) -> Listing:
+        """The index, which is read once: it may lie at an address. UserError without one."""
         if self._index is None:
             raise UserError(
                 f"{self.root} has no evaluation index",
@@ -164,13 +175,7 @@ class ChunkDataset:
                 "set dataset.index to the published file, or write one with "
                 f"`pmsplat data index {self.root} OUT.json`",
             )
-        listing = read_listing(self._index)
-        check_scenes(listing.index, split, self._index)
-        here, missing = listing.split(split.chunk_of)
-        index = here if limit is None else dict(list(here.items())[:limit])
-        beyond = len(here) - len(index)
-        listed = Listed(listing.index, len(listing.null), missing, beyond)
-        return EvaluationStream(split, self.recipe, index, listed=listed)
+        return read_listing(self._index)
 
 
 class TrainingStream(IterableDataset[Batch]):

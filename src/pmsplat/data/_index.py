@@ -30,10 +30,12 @@ log = logging.getLogger(__name__)
 class Listing:
     """What an index file lists: scenes with frames, and the keys of those that are null.
 
-    `overlap` has the share that the context views have in common, of scenes whose entry says it.
+    `overlap` has the share that the context views have in common, of scenes whose entry says it;
+    `digest` is the SHA-256 of the file.
     """
 
     index: Index
+    digest: str
     null: tuple[str, ...] = ()
     overlap: dict[str, float] = field(default_factory=dict)
 
@@ -48,13 +50,14 @@ class Listed:
     """What an evaluation does not come to, of the entries of its index; and what it measures.
 
     Entries that are `null`, scenes that are `missing` in the data, and those `beyond` a limit.
-    `index` are the entries that are not null.
+    `index` are the entries that are not null; `digest` is the SHA-256 of the file, if it is known.
     """
 
     index: Index
     null: int = 0
     missing: tuple[str, ...] = ()
     beyond: int = 0
+    digest: str | None = None
 
     @property
     def entries(self) -> int:
@@ -93,7 +96,7 @@ def read_listing(path: str | Path) -> Listing:
     null = tuple(key for key, entry in content.items() if entry is None)
     shares = {key: content[key].get("overlap") for key in index}
     overlap = {key: float(x) for key, x in shares.items() if type(x) in (int, float)}
-    return Listing(index, null, overlap)
+    return Listing(index, hashlib.sha256(data).hexdigest(), null, overlap)
 
 
 def read_index(path: str | Path) -> Index:

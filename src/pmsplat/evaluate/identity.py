@@ -1,6 +1,5 @@
 """What results are of: weights, index, code, command and machine, so that they can be had again."""
 
-import hashlib
 import os
 import platform
 import re
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from ..io.chunks import read_file
 from ..io.weights import sha256
 from ..shipped_files import CLONE
 
@@ -38,18 +36,17 @@ class Identity:
 
 def identify(
     weights: str | Path | None,
-    index: str | Path | None,
+    index: str | None,
     device: torch.device,
     precision: str = "float32",
 ) -> Identity:
-    """The identity of results that this process measures on `device`, with these files.
+    """The identity of results that this process measures on `device`, with this file of weights.
 
-    The index may lie at an address.
+    `index` is the SHA-256 of the index.
     """
-    content = None if index is None else read_file(index)
     return Identity(
         weights=_hash(weights),
-        index=None if content is None else hashlib.sha256(content).hexdigest(),
+        index=index,
         version=_find_version(),
         commit=_find_commit(CLONE),
         command=_find_command(sys.argv),

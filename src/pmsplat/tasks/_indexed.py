@@ -1,5 +1,6 @@
 """What an evaluation says of its index: the protocol, and what became of the entries."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from ..data import Listed, Skip, find_protocol, recognize
 from ..errors import UserError, count_of, name_some
 from ..evaluate.coverage import Coverage
-from ..io.chunks import is_remote
+from ..io.chunks import is_remote, read_file
 from ..train.settings import Experiment
 
 
@@ -46,6 +47,14 @@ def describe_index(name: str | None, listed: Listed) -> dict[str, Any]:
     official = None if found is None else found.is_official(listed.index)
     about = {"protocol": found.name if found else None, "official": official}
     return {"index": {**about, "frames": listed.frames}}
+
+
+def hash_index(path: str | None, listed: Listed | None) -> str | None:
+    """The SHA-256 of an index file, here or at an address; read where `listed` does not say it."""
+    if listed is not None and listed.digest is not None:
+        return listed.digest
+    content = None if path is None else read_file(path)
+    return None if content is None else hashlib.sha256(content).hexdigest()
 
 
 def cover(listed: Listed | None, evaluated: int, damaged: int, left_out: int) -> Coverage:

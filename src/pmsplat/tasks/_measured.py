@@ -55,7 +55,14 @@ from ..zoo import memory
 from ..zoo.infer import depth_only_error
 from ..zoo.load import WEIGHTS, Loaded, open_model
 from ..zoo.poses import search_cameras
-from ._indexed import check_index, cover, describe_index, describe_missing, describe_skips
+from ._indexed import (
+    check_index,
+    cover,
+    describe_index,
+    describe_missing,
+    describe_skips,
+    hash_index,
+)
 from .options import check_computing, for_computing, pick_device
 
 if TYPE_CHECKING:
@@ -84,13 +91,14 @@ class Method:
 class Setting:
     """What all methods have in common: the data, what finds the cameras, where and who computes.
 
-    `index` are the fields of results that say what its index is.
+    `index` are the fields of results that say what its index is, and `digest` hashes its file.
     """
 
     experiment: Experiment
     options: "Options"
     dataset: Dataset
     index: Mapping[str, Any]
+    digest: str | None
     cameras: fitted.PoseProtocol | PoseNoise
     device: torch.device
     ranks: Ranks
@@ -270,13 +278,15 @@ def open_setting(
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
     owner = f"the dataset {experiment.dataset.name!r}"
     evaluation = require(dataset, "evaluation", owner, "evaluation")
-    check_index(experiment, dataset_traits(dataset).index)
+    file = dataset_traits(dataset).index
+    check_index(experiment, file)
     listed = get_listed(evaluation(options.limit))
     if options.strict and listed is not None:
         coverage = Coverage(len(listed.index) - len(listed.missing), missing=len(listed.missing))
         check_complete(coverage, " ".join(describe_missing(listed)))
     index = {} if listed is None else describe_index(experiment.protocol, listed)
-    return Setting(experiment, options, dataset, index, cameras, device, ranks, tell, track)
+    digest = hash_index(file, listed)
+    return Setting(experiment, options, dataset, index, digest, cameras, device, ranks, tell, track)
 
 
 def open_method(
@@ -358,8 +368,7 @@ def _open(model: str | Path | nn.Module, weights: str | Path | None) -> Loaded:
 
 
 def _identify(setting: Setting, weights: Path | None) -> Identity:
-    index, precision = dataset_traits(setting.dataset).index, setting.options.precision
-    return identify(weights, index, setting.device, precision)
+    return identify(weights, setting.digest, setting.device, setting.options.precision)
 
 
 def _explain_memory(
