@@ -281,11 +281,11 @@ def open_setting(
     file = dataset_traits(dataset).index
     check_index(experiment, file)
     listed = get_listed(evaluation(options.limit))
+    index = {} if listed is None else describe_index(experiment.protocol, listed)
+    digest = hash_index(file, listed)
     if options.strict and listed is not None:
         coverage = Coverage(len(listed.index) - len(listed.missing), missing=len(listed.missing))
         check_complete(coverage, " ".join(describe_missing(listed)))
-    index = {} if listed is None else describe_index(experiment.protocol, listed)
-    digest = hash_index(file, listed)
     return Setting(experiment, options, dataset, index, digest, cameras, device, ranks, tell, track)
 
 
