@@ -266,6 +266,24 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch) -> None:
     assert list(split_of(output)) == list("abcdefg")
 
 
+def test_a_conversion_that_has_not_ended_is_no_folder_of_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, output = tmp_path / "raw", tmp_path / "train"
+    dl3dv(raw, "a")
+
+    def interrupt(found: object, options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(task, "_convert", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert_scenes(raw, output, ALONE)
+    assert not list(output.glob("*.torch"))
+    for read in (open_scene, chunks.read_split):
+        with pytest.raises(UserError, match=r"conversion has not ended; .*; run the same .* again"):
+            read(output)
+
+
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch) -> None:
     raw, output = tmp_path / "raw", tmp_path / "train"
     for number in range(16):

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 __all__ = [
     "INDEX",
     "QUARANTINE",
+    "RECORDS",
     "Chunk",
     "ChunkScene",
     "Damage",
@@ -51,6 +52,7 @@ __all__ = [
     "Unreachable",
     "append",
     "check_bytes",
+    "check_ended",
     "check_local",
     "check_new",
     "has_split",
@@ -67,6 +69,7 @@ __all__ = [
 ]
 
 INDEX = "index.json"
+RECORDS = "conversion*.json"  # of a conversion of many scenes, one for each shard
 
 TWINS = "another scene of the same key in its chunk"
 
@@ -159,6 +162,7 @@ def read_split(folder: str | Path) -> Split:
             f"check dataset.root, or make it with `pmsplat data convert PHOTOS {folder}`",
         )
     if not path.is_file():
+        check_ended(folder)
         raise UserError(
             f"there is no {path}",
             "a folder of NNNNNN.torch chunks with an index.json",
@@ -356,6 +360,16 @@ def check_new(folder: str | Path, keys: list[str]) -> dict[str, str]:
                 "choose another name for the scene, or another output folder",
             )
     return index
+
+
+def check_ended(folder: Path) -> None:
+    """UserError for a folder where a conversion of many scenes was interrupted."""
+    if any(folder.glob(RECORDS)) and not (folder / INDEX).is_file():
+        raise UserError(
+            f"{folder}, where a conversion has not ended",
+            f"a split with the {INDEX} that is written at its end",
+            "run the same `pmsplat data convert` again: it goes on after the last chunk",
+        )
 
 
 def check_local(path: str | Path) -> None:

@@ -14,6 +14,7 @@ from ..io import images
 from ..io.cameras import KINDS, find_cameras
 from ..io.cameras.survey import LeftOut
 from ..io.cameras.unread import refuse_unread
+from ..io.chunks import check_ended
 from ..io.photo_files import list_photos, natural_key
 from ..progress import Track, silently
 from ..types import Views
@@ -120,6 +121,7 @@ def _open_bare(path: Path, options: PhotoOptions, run: PoseRun) -> Scene:
         refuse_unread(path)
     photos, left_out = _whole(_list_photos(path, options.folder))
     if not photos:
+        check_ended(path)
         raise UserError(
             f"{path} has neither a camera file ({KINDS}) nor photos",
             "a folder of photos, posed or bare",

@@ -14,7 +14,7 @@ from ..data import find_fault, to_chunk_scene
 from ..errors import UserError, count_of
 from ..io import images
 from ..io.cameras import re10k
-from ..io.chunks import INDEX, ChunkScene, check_new, write_chunk
+from ..io.chunks import INDEX, RECORDS, ChunkScene, check_new, write_chunk
 from ..io.files import atomic, clear_leftovers, locked, write_text
 from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
@@ -286,7 +286,7 @@ class _Record:
 
     def _begin(self) -> None:
         folder, (_, count) = self.path.parent, self.shard
-        others = [p for p in folder.glob("conversion*.json") if f"-of-{count:02d}" not in p.name]
+        others = [p for p in folder.glob(RECORDS) if f"-of-{count:02d}" not in p.name]
         chunks = [int(path.stem) for path in folder.glob("*.torch") if path.stem.isdecimal()]
         if count > 1 and (others or (chunks and not list(folder.glob("conversion-*.json")))):
             raise UserError(
@@ -348,7 +348,7 @@ def _write_index(folder: Path) -> None:
     with locked(folder / ".index.lock"):
         clear_leftovers(path)
         index = check_new(folder, [])
-        for record in sorted(folder.glob("conversion*.json")):
+        for record in sorted(folder.glob(RECORDS)):
             scenes = json.loads(record.read_text())["scenes"]
             index |= {key: entry["chunk"] for key, entry in scenes.items()}
         with atomic(path) as temporary:
