@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from ..zoo import memory
 from ..zoo.compile import Precision
 from ..zoo.infer import fill_range, middle_depth, model_frame, predict_views
 from ..zoo.load import load
-from ..zoo.trained import trained_on
+from ..zoo.trained import TrainedOn, trained_on
 from .options import (
     check_computing,
     choose_photos,
@@ -93,7 +94,6 @@ def depth(
     device = pick_device(chosen.device)
     check_computing(device, chosen.precision, chosen.graph)
     with make_whole(output, chosen.overwrite) as folder:
-        # Open the scene, group its photos and load the model
         scene = open_scene(source, chosen.photos, tell=tell, device=device)
         overlap = overlaps(scene.cameras)
         groups = group_photos(scene, overlap, chosen)
@@ -101,53 +101,110 @@ def depth(
         encoder = encoder.to(device).eval()
         learned = None if isinstance(model, nn.Module) else trained_on(model)
         size = fit_size(scene.size, chosen.size, learned)
-        for sentence in describe_fit(scene.photos, size):
+        for sentence in (*describe_fit(scene.photos, size), _describe_groups(overlap, groups)):
             tell(sentence)
-        tell(_describe_groups(overlap, groups))
-        # Does the largest group fit into memory?
-        at_once = max(len(group.views) for group in groups)
-        traits = encoder_traits(encoder)
-        steps = None if traits.steps is None else 0  # they change Gaussians alone
-        anchors = at_once if traits.anchors else None  # so that every photo gets depth
-        memory.check(encoder, memory.Plan(at_once, size, traits.multiple, steps, anchors), device)
-        predictor = for_computing(encoder, device, chosen.precision, chosen.graph)
+        plan = _plan(scene, encoder, groups, size, chosen, device)
         tell(f"Predicting on {device}.")
-        # Predict group by group; numbers go to disk at once
-        photos = sorted(i for group in groups for i in group.fresh)
-        stems = name_files([scene.names[i] for i in photos])
-        middle = middle_depth(encoder, scene.cameras.at(photos)) if scene.ranged else None
-        cameras = fill_range(encoder, scene.cameras, photos, scene.ranged)
-        scene = replace(scene, cameras=cameras)
-        shown = scene.cameras.at(photos)  # one unit for all groups
-        scale = model_frame(encoder, shown).scale
-        maps: dict[int, depth_results.DepthMap] = {}
-        passes: list[Pass] = []
-        for group in track(groups, "predicting depth", len(groups)):
-            views = scene.views(group.views, size)
-            predicted = predict_views(predictor, views, device, shown, steps, anchors)
-            found = predicted.depths[-1].float().cpu()
-            sure, order = predicted.confidence, predicted.indices(views)
-            sure = None if sure is None else sure.cpu()
-            for row, at in enumerate(order):
-                i = group.views[at]
-                if i in group.fresh:
-                    stem = stems[photos.index(i)]
-                    if sure is not None:
-                        write_confidence(folder, stem, sure[0, row])
-                    one = views.at([at])
-                    maps[i] = depth_results.write_map(folder, one, found[0, row], i, stem)
-            passes.append(examine(views.at(order), found))
-        # Write the results, with one scale for all pictures
-        named = chosen.context is not None
-        given = Given.of(scene, size, scale, learned, named=named, middle_depth=middle)
-        report = make_report(passes, given)
+        maps, passes = _predict(plan, folder, track)
+        report = make_report(passes, plan.describe(learned))
         summary = depth_results.write_results(
-            folder, scene, size, [maps[i] for i in photos], scale, report, track, chosen.precision
+            folder, plan.scene, size, maps, plan.scale, report, track, chosen.precision
         )
     for line in describe_report(report):
         tell(line)
     tell(f"One count of depth/*.png is {summary.depth_scale:g} in the unit of the cameras.")
     return summary
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What goes through which network: photos in groups, at one size, on one device.
+
+    `scene` has the near and far that the network wants, between which `middle_depth` lies where it
+    searches a range of its own; `scale` is how much larger it sees the world. `photos` are those
+    that get depth, in order.
+    """
+
+    scene: Scene
+    encoder: nn.Module
+    groups: list[Group]
+    photos: list[int]
+    size: tuple[int, int]
+    steps: int | None
+    anchors: int | None
+    options: Options
+    device: torch.device
+    scale: float
+    middle_depth: float | None
+
+    def describe(self, learned: TrainedOn | None) -> Given:
+        """What the report wants to know of the input."""
+        named = self.options.context is not None
+        return Given.of(
+            self.scene,
+            self.size,
+            self.scale,
+            learned,
+            named=named,
+            middle_depth=self.middle_depth,
+        )
+
+
+def _plan(
+    scene: Scene,
+    encoder: nn.Module,
+    groups: list[Group],
+    size: tuple[int, int],
+    options: Options,
+    device: torch.device,
+) -> _Plan:
+    """Those groups in one unit; UserError where the largest does not fit into memory."""
+    at_once, traits = max(len(group.views) for group in groups), encoder_traits(encoder)
+    steps = None if traits.steps is None else 0  # they change Gaussians alone
+    anchors = at_once if traits.anchors else None  # so that every photo gets depth
+    memory.check(encoder, memory.Plan(at_once, size, traits.multiple, steps, anchors), device)
+    photos = sorted(i for group in groups for i in group.fresh)
+    cameras = fill_range(encoder, scene.cameras, photos, scene.ranged)
+    return _Plan(
+        scene=replace(scene, cameras=cameras),
+        encoder=encoder,
+        groups=groups,
+        photos=photos,
+        size=size,
+        steps=steps,
+        anchors=anchors,
+        options=options,
+        device=device,
+        scale=model_frame(encoder, cameras.at(photos)).scale,
+        middle_depth=middle_depth(encoder, scene.cameras.at(photos)) if scene.ranged else None,
+    )
+
+
+def _predict(
+    plan: _Plan, folder: Path, track: Track
+) -> tuple[list[depth_results.DepthMap], list[Pass]]:
+    """The maps of the photos, whose numbers go to disk at once, and what was seen of each group."""
+    scene, photos = plan.scene, plan.photos
+    predictor = for_computing(plan.encoder, plan.device, plan.options.precision, plan.options.graph)
+    stems = name_files([scene.names[i] for i in photos])
+    shown = scene.cameras.at(photos)  # one unit for all groups
+    maps: dict[int, depth_results.DepthMap] = {}
+    passes: list[Pass] = []
+    for group in track(plan.groups, "predicting depth", len(plan.groups)):
+        views = scene.views(group.views, plan.size)
+        predicted = predict_views(predictor, views, plan.device, shown, plan.steps, plan.anchors)
+        found = predicted.depths[-1].float().cpu()
+        sure, order = predicted.confidence, predicted.indices(views)
+        sure = None if sure is None else sure.cpu()
+        for row, at in enumerate(order):
+            i = group.views[at]
+            if i in group.fresh:
+                stem = stems[photos.index(i)]
+                if sure is not None:
+                    write_confidence(folder, stem, sure[0, row])
+                maps[i] = depth_results.write_map(folder, views.at([at]), found[0, row], i, stem)
+        passes.append(examine(views.at(order), found))
+    return [maps[i] for i in photos], passes
 
 
 def group_photos(

@@ -24,8 +24,8 @@ from ..zoo.infer import depth_only_error, fill_range, middle_depth, model_frame
 from ..zoo.load import load
 from ..zoo.trained import TrainedOn, trained_on
 from ._context import describe_context, describe_held_out
-from ._fused import Fusing, describe_fusion, predict_fused, record_fusion
-from ._refined import check_refined, refine_views
+from ._fused import Answer, Fusing, describe_fusion, predict_fused, record_fusion
+from ._refined import Moved, check_refined, refine_views
 from .options import (
     check_computing,
     choose_photos,
@@ -121,89 +121,175 @@ def predict(
     check_computing(device, chosen.precision)
     prepare(device)
     with make_whole(output, chosen.overwrite) as folder:
-        # Open the scene and load the model
         scene = as_scene(source, chosen.photos, device, tell, track)
         encoder = _load(model, weights).to(device).eval()
-        traits = encoder_traits(encoder)
-        steps = count_steps(chosen.steps, traits.steps)
-        anchors = count_anchors(chosen.anchors, traits.anchors)
         learned = None if isinstance(model, nn.Module) else trained_on(model)
-        size = fit_size(scene.size, chosen.size, learned)
-        for sentence in describe_fit(scene.photos, size):
-            tell(sentence)
-        # Which photos the network sees, and which of them together; does that fit into memory?
-        overlap = overlaps(scene.cameras)
-        context = choose_views(scene, overlap, chosen, learned)
-        groups = group_context(overlap, context, chosen, learned, traits.anchors)
-        check_refined(chosen.refine_poses, len(groups))
-        for sentence in describe_context(scene, context, overlap, groups):
-            tell(sentence)
-        at_once, several = max(len(group.views) for group in groups), len(groups) > 1
-        kept = len(context) if several else 0
-        asked = chosen.steps, chosen.anchors
-        plan = memory.Plan(at_once, size, traits.multiple, *asked, kept=kept)
-        memory.check(encoder, plan, device)
-        predictor = for_computing(encoder, device, chosen.precision)
-        # Predict group by group, and fuse
-        middle = middle_depth(encoder, scene.cameras.at(context)) if scene.ranged else None
-        cameras = fill_range(encoder, scene.cameras, context, scene.ranged)
-        scene = replace(scene, cameras=cameras)
-        moved = refine_views(
-            predictor,
-            scene.views(context, size),
-            chosen.refine_poses,
-            chosen.steps,
-            device,
-            tell,
-            track,
-        )
-        views = moved.views
-        taken = "" if traits.steps is None else f", corrected in {count_of(steps, 'step')}"
-        said = _describe_size(len(context), at_once, anchors)
-        tell(f"Predicting depth and Gaussians of {said} on {device}{taken}.")
-        how = chosen.fuse or HOW[0]
-        fusing = Fusing(how, chosen.gaussians, chosen.fuse is not None, chosen.confidence)
-        found = predict_fused(predictor, views, groups, fusing, device, track, *asked)
-        for sentence in describe_fusion(found.fused, groups, fusing):
-            tell(sentence)
-        # Compare with other photos and write the results
-        others = held_out(overlap, context, chosen.held_out)
-        if left := len(scene) - len(context):
-            tell(describe_held_out(len(others), len(held_out(overlap, context, left)), left))
-        scale = model_frame(encoder, views.cameras).scale
-        given = Given.of(
-            scene,
-            size,
-            scale,
-            learned,
-            named=chosen.context is not None,
-            middle_depth=middle,
-            at_once="group" if several else "views",
-        )
-        report = make_report(found.passes, given)
-        result = prediction.Result(
-            context=views,
-            shown=tuple(found.shown),
-            held_out=scene.views(others, size) if others else None,
-            depth=found.depth,
-            confidence=found.confidence,
-            gaussians=replace(found.fused.gaussians, origin=scene.origin).to(device),
-            scale=scale,
-            report=report,
-            model=type(encoder).__name__ if isinstance(model, nn.Module) else str(model),
-            steps=None if traits.steps is None else steps,
-            most_anchors=anchors or None,
-            fusion=record_fusion(found.fused, groups, fusing, views),
-            refined=moved.by,
-            precision=chosen.precision,
-        )
-        seconds = min(chosen.seconds, LONGEST / len(context)) if several else chosen.seconds
-        path = prediction.video_path(result.context.cameras, chosen.fps, seconds, chosen.stabilize)
-        prediction.write_video_along(folder / "video.mp4", result, path, chosen.fps, track)
-        summary = prediction.write_results(folder, result, track)
-    for line in describe_report(report):
+        plan = _plan(scene, encoder, learned, chosen, device, tell)
+        moved, answer = _predict(plan, tell, track)
+        name = type(encoder).__name__ if isinstance(model, nn.Module) else str(model)
+        result = _compare(plan, moved, answer, name, tell)
+        summary = _write(folder, plan, result, track)
+    for line in describe_report(result.report):
         tell(line)
     return summary
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What goes through which network: the context in groups, at one size, on one device.
+
+    `scene` has the near and far that the network wants, between which `middle_depth` lies where it
+    searches a range of its own. `overlap` is that of all photos, and `at_once` how many views go
+    through the network together at most. `steps` is None for a network that works in none, and
+    `anchors` 0 for one that gathers in none.
+    """
+
+    scene: Scene
+    encoder: nn.Module
+    learned: TrainedOn | None
+    options: Options
+    device: torch.device
+    size: tuple[int, int]
+    overlap: Float[Tensor, "view view"]
+    context: list[int]
+    groups: list[Group]
+    at_once: int
+    steps: int | None
+    anchors: int
+    middle_depth: float | None
+
+    @property
+    def several(self) -> bool:
+        """Whether the Gaussians of several groups become one scene."""
+        return len(self.groups) > 1
+
+    @property
+    def fusing(self) -> Fusing:
+        """How they do."""
+        named, how = self.options.fuse is not None, self.options.fuse or HOW[0]
+        return Fusing(how, self.options.gaussians, named, self.options.confidence)
+
+
+def _plan(
+    scene: Scene,
+    encoder: nn.Module,
+    learned: TrainedOn | None,
+    options: Options,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> _Plan:
+    """Which photos the network sees, and which together; UserError for what does not fit."""
+    traits = encoder_traits(encoder)
+    steps = count_steps(options.steps, traits.steps)
+    anchors = count_anchors(options.anchors, traits.anchors)
+    size = fit_size(scene.size, options.size, learned)
+    for sentence in describe_fit(scene.photos, size):
+        tell(sentence)
+    overlap = overlaps(scene.cameras)
+    context = choose_views(scene, overlap, options, learned)
+    groups = group_context(overlap, context, options, learned, traits.anchors)
+    check_refined(options.refine_poses, len(groups))
+    for sentence in describe_context(scene, context, overlap, groups):
+        tell(sentence)
+    at_once, kept = max(len(group.views) for group in groups), len(context) * (len(groups) > 1)
+    asked = options.steps, options.anchors
+    memory.check(encoder, memory.Plan(at_once, size, traits.multiple, *asked, kept=kept), device)
+    cameras = fill_range(encoder, scene.cameras, context, scene.ranged)
+    return _Plan(
+        scene=replace(scene, cameras=cameras),
+        encoder=encoder,
+        learned=learned,
+        options=options,
+        device=device,
+        size=size,
+        overlap=overlap,
+        context=context,
+        groups=groups,
+        at_once=at_once,
+        steps=None if traits.steps is None else steps,
+        anchors=anchors,
+        middle_depth=middle_depth(encoder, scene.cameras.at(context)) if scene.ranged else None,
+    )
+
+
+def _predict(plan: _Plan, tell: Callable[[str], None], track: Track) -> tuple[Moved, Answer]:
+    """The context with its cameras, refined where that is wanted, and what its groups became."""
+    options = plan.options
+    predictor = for_computing(plan.encoder, plan.device, options.precision)
+    moved = refine_views(
+        predictor,
+        plan.scene.views(plan.context, plan.size),
+        options.refine_poses,
+        options.steps,
+        plan.device,
+        tell,
+        track,
+    )
+    taken = "" if plan.steps is None else f", corrected in {count_of(plan.steps, 'step')}"
+    said = _describe_size(len(plan.context), plan.at_once, plan.anchors)
+    tell(f"Predicting depth and Gaussians of {said} on {plan.device}{taken}.")
+    answer = predict_fused(
+        predictor,
+        moved.views,
+        plan.groups,
+        plan.fusing,
+        plan.device,
+        track,
+        options.steps,
+        options.anchors,
+    )
+    for sentence in describe_fusion(answer.fused, plan.groups, plan.fusing):
+        tell(sentence)
+    return moved, answer
+
+
+def _compare(
+    plan: _Plan, moved: Moved, answer: Answer, name: str, tell: Callable[[str], None]
+) -> prediction.Result:
+    """What is written of the answer of a model: beside it other photos, and the report."""
+    options, scene = plan.options, plan.scene
+    others = held_out(plan.overlap, plan.context, options.held_out)
+    if left := len(scene) - len(plan.context):
+        most = len(held_out(plan.overlap, plan.context, left))
+        tell(describe_held_out(len(others), most, left))
+    scale = model_frame(plan.encoder, moved.views.cameras).scale
+    given = Given.of(
+        scene,
+        plan.size,
+        scale,
+        plan.learned,
+        named=options.context is not None,
+        middle_depth=plan.middle_depth,
+        at_once="group" if plan.several else "views",
+    )
+    return prediction.Result(
+        context=moved.views,
+        shown=tuple(answer.shown),
+        held_out=scene.views(others, plan.size) if others else None,
+        depth=answer.depth,
+        confidence=answer.confidence,
+        gaussians=replace(answer.fused.gaussians, origin=scene.origin).to(plan.device),
+        scale=scale,
+        report=make_report(answer.passes, given),
+        model=name,
+        steps=plan.steps,
+        most_anchors=plan.anchors or None,
+        fusion=record_fusion(answer.fused, plan.groups, plan.fusing, moved.views),
+        refined=moved.by,
+        precision=options.precision,
+    )
+
+
+def _write(
+    folder: Path, plan: _Plan, result: prediction.Result, track: Track
+) -> prediction.Summary:
+    """The video and all other files; a path through several groups takes LONGEST at most."""
+    options, seconds = plan.options, plan.options.seconds
+    if plan.several:
+        seconds = min(seconds, LONGEST / len(plan.context))
+    path = prediction.video_path(result.context.cameras, options.fps, seconds, options.stabilize)
+    prediction.write_video_along(folder / "video.mp4", result, path, options.fps, track)
+    return prediction.write_results(folder, result, track)
 
 
 def _load(model: str | Path | nn.Module, weights: str | Path | None) -> nn.Module:
