@@ -3,6 +3,7 @@
 After the benchmark contract of kornia: device, threads, versions and commit go with the figures.
 """
 
+import argparse
 import ctypes
 import ctypes.util
 import importlib.metadata
@@ -45,6 +46,17 @@ class Timing:
 
     def __str__(self) -> str:
         return f"{self.median_ms:.1f} ({self.low_ms:.1f}-{self.high_ms:.1f})"
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The `type` of an option that is a whole number, no smaller than `least`."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?\d+", text, re.ASCII) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number from {least}")
+        return int(text)
+
+    return read
 
 
 def use_threads(threads: int | None) -> None:

@@ -28,6 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pmsplat.errors import UserError
+
+from .measure import at_least
+
 WORTH_IT = 0.95  # share of the default's time below which a way is chosen
 # Shapes of the published encoders on two views of 256x256, those with the most products of each
 # class. Convolutions: n, inputs, outputs, height and width, kernel, stride. Products: tokens,
@@ -67,17 +71,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=[*WHERE], metavar="OPERATION", help=f"of {', '.join(WHERE)}"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each (default: 5)")
-    parser.add_argument("--table", type=Path, help="another table than the shipped one to renew")
-    parser.add_argument("--smaller", type=int, default=1, help="divides all sizes, for a trial")
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=5, help="timed calls of each (default: 5)"
+    )
+    parser.add_argument("--table", type=Path, help="the table to renew (default: the shipped one)")
+    parser.add_argument(
+        "--smaller",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="divides all sizes, for a trial, which renews no table but a named one (default: 1)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints a line for each class; gives the times, and writes the rules."""
     from pmsplat.kernels import cpu_rules
 
-    name = cpu_rules.instruction_set()
-    table = arguments.table or cpu_rules.TABLE
+    name, table = cpu_rules.instruction_set(), find_table(arguments)
+    if table is None:
+        print("A trial at smaller sizes: no table is renewed, as none is named with --table.")
     rules, found = cpu_rules.Rules(name), {}
     print(f"{name}: operation and class of shapes, the way, its time / that of the default")
     for operation in arguments.only or WHERE:
@@ -91,8 +104,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             others = ", ".join(f"{way} {share:.2f}" for way, share in sorted(by_way.items()))
             print(f"{operation:9} {shape:42} {chosen:8} {others}", flush=True)
         found[operation] = shares
-    write(table, rules, [*(arguments.only or WHERE)])
+    if table is not None:
+        write(table, rules, [*(arguments.only or WHERE)])
     return {"instruction_set": name, "shares": found, "encoder": compare(rules, arguments)}
+
+
+def find_table(arguments: argparse.Namespace) -> Path | None:
+    """The table to renew: the named one, else the shipped one; in a trial none but a named one.
+
+    Raises UserError for a table in a folder that does not exist.
+    """
+    from pmsplat.kernels import cpu_rules
+
+    if arguments.table is None:
+        return cpu_rules.TABLE if arguments.smaller == 1 else None
+    if not arguments.table.parent.is_dir():
+        raise UserError(
+            f"--table {arguments.table}, whose folder does not exist",
+            "a file in a folder that does",
+            "correct the path, or make the folder",
+        )
+    return arguments.table
 
 
 def measure(

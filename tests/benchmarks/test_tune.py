@@ -42,6 +42,34 @@ def test_it_writes_rules_that_are_followed(tmp_path: Path, monkeypatch: pytest.M
     cpu_rules._shipped.cache_clear()
 
 
+def test_a_trial_leaves_the_shipped_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = tmp_path / "shipped.json"
+    shipped.write_text("{}")
+    monkeypatch.setattr(cpu_rules, "TABLE", shipped)
+    monkeypatch.setattr(tune, "measure", lambda *_: {})
+    monkeypatch.setattr(tune, "compare", lambda *_: {})
+    assert main(["tune", "--only", "product", "--rounds", "1", "--smaller", "16"]) == 0
+    assert capsys.readouterr().out.startswith("A trial at smaller sizes: no table is renewed")
+    assert shipped.read_text() == "{}"
+    assert main(["tune", "--only", "product", "--rounds", "1"]) == 0
+    assert list(json.loads(shipped.read_text())) == [cpu_rules.instruction_set()]
+
+
+def test_no_folder_is_made_for_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--table", str(tmp_path / "missing" / "x.json")]) == 2
+    assert "x.json, whose folder does not exist" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--smaller"])
+def test_sizes_and_rounds_are_positive(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["tune", option, "0"])
+    assert f"{option}: '0'; wanted a whole number from 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("operation", tune.WHERE)
 def test_trials_meet_the_rule_that_they_are_for(
     operation: str, monkeypatch: pytest.MonkeyPatch
