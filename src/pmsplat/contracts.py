@@ -128,6 +128,8 @@ class EncoderTraits:
     steps and is called with views alone.
     `anchors`: in how many of the context views, at most, it gathers what all of them show; its
     prediction speaks of those (`Prediction.views`). 0: of all.
+    `half_weights`: it computes in the dtype of its weights, whatever that of the views, so that
+    bf16 can cast them once. False: in bf16 it runs under torch.autocast, with weights in float32.
     """
 
     multiple: int = 1
@@ -138,6 +140,7 @@ class EncoderTraits:
     frame: Literal["given", "middle"] = "given"
     steps: int | None = None
     anchors: int = 0
+    half_weights: bool = False
 
     @property
     def searched(self) -> tuple[float, float] | None:

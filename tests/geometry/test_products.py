@@ -160,3 +160,12 @@ def test_the_host_does_not_wait_for_geometry(name: str) -> None:
     call()  # sends constants
     with no_waits():
         call()
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_autocast_rounds_nothing(equation: str, generator: torch.Generator) -> None:
+    a, b = (each.detach().float() for each in operands(equation, generator))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = products.einsum(equation, a, b), products.einsum(equation, a, b.bfloat16())
+    assert torch.equal(found[0], products.einsum(equation, a, b))
+    assert torch.equal(found[1], products.einsum(equation, a, b.bfloat16().float()))

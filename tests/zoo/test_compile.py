@@ -13,9 +13,11 @@ from torch import Tensor, nn
 import pmsplat
 from pmsplat.device import float32_products
 from pmsplat.errors import UserError
+from pmsplat.geometry import camera
 from pmsplat.render import rasterize
 from pmsplat.types import Bundle, Prediction, Views
 from pmsplat.zoo import compile as zoo_compile
+from tests.lab import encoder as lab
 from tests.models.tiny import MODELS, SCALES, SETTINGS, shaken, tiny, views
 from tests.scenes import random_cameras
 from tests.waits import no_waits
@@ -126,6 +128,21 @@ def check_bf16(found: Prediction, expected: Prediction, name: str) -> None:
     assert (a.opacities - b.opacities).abs().mean() < 0.01
     share = 0.04 if name == "resplat" else 0.01  # the others damp harmonics of higher degrees
     assert (a.sh - b.sh).abs().mean() < share * max(1, b.sh.abs().mean().item())
+
+
+def test_an_encoder_that_cannot_take_half_weights_runs_under_autocast(
+    generator: torch.Generator,
+) -> None:
+    """Of somebody else's, as docs/extending.md has one: its cameras stay exact."""
+    model, given = lab.Encoder(lab.Config()).eval(), views(generator)
+    compiled = pmsplat.compile(model, precision="bf16")
+    assert {p.dtype for p in compiled._model.parameters()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = compiled(given)
+    check_bf16(found, pmsplat.compile(model)(given), "lab")
+    expected = camera.unproject_depth(found.depths[-1], given.cameras.c2w, given.cameras.K)
+    assert torch.equal(found.gaussians[-1].means, expected.flatten(1, 3))
+    assert torch.equal(compiled.draw(given, given.cameras).prediction.depths[-1], found.depths[-1])
 
 
 def test_weights_that_need_no_change_are_shared() -> None:

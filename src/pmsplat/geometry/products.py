@@ -3,9 +3,11 @@
 On CUDA, torch multiplies float32 matrices on tensor cores where its matmul precision is "high", as
 training sets it: inputs are rounded to 10 bits (TF32). That is right for features; a camera is off
 by half a pixel then. Here such products are multiplied and added element by element, whatever the
-setting says, forward and backward. Elsewhere they are torch's own.
+setting says, forward and backward. Elsewhere they are torch's own, and autocast leaves those of
+float32 alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ def matmul(
     a: Float[Tensor, "*#batch row term"], b: Float[Tensor, "*#batch term column"]
 ) -> Float[Tensor, "*_ row column"]:
     """Returns a @ b, of two matrices or of batches of them; differentiable."""
-    return einsum("...ij,...jk->...ik", a, b) if rounds_products(a) else a @ b
+    return einsum("...ij,...jk->...ik", a, b) if rounds_products(a) else _apply(torch.matmul, a, b)
 
 
 def einsum(equation: str, a: Tensor, b: Tensor) -> Tensor:
@@ -34,12 +36,21 @@ def einsum(equation: str, a: Tensor, b: Tensor) -> Tensor:
     Both have the letters of the equation, each once, and leading axes where it begins with "...".
     """
     if not rounds_products(a):
-        return torch.einsum(equation, a, b)
+        return _apply(lambda a, b: torch.einsum(equation, a, b), a, b)
     inputs, result = equation.replace("...", "").split("->")
     of_a, of_b = inputs.split(",")
     (summed,) = set(of_a + of_b) - set(result)
     order = result + summed
     return _SumOfProducts.apply(_aligned(a, of_a, order), _aligned(b, of_b, order))  # pyright: ignore[reportReturnType]
+
+
+def _apply(product: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """`product(a, b)`, also under autocast in float32 where `a` is."""
+    device = a.device.type
+    if a.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return product(a, b)
+    with torch.autocast(device, enabled=False):
+        return product(a, b.float())
 
 
 def _aligned(tensor: Tensor, letters: str, order: str) -> Tensor:

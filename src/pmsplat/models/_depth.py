@@ -346,6 +346,7 @@ class DepthNetwork(nn.Module):
 class DepthEncoder(nn.Module):
     """What encoders around a `DepthNetwork` tell of themselves by their settings."""
 
+    half_weights = True
     cfg: Any
     depth: DepthNetwork
 

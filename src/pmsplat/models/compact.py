@@ -86,6 +86,7 @@ class Compact(nn.Module):
     """The encoder: two or more views of any size; sides are padded to multiples of 16."""
 
     multiple = MULTIPLE
+    half_weights = True
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()

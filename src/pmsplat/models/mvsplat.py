@@ -68,6 +68,7 @@ class MVSplat(ChannelsFirst):
     """
 
     multiple = 16
+    half_weights = True
     mean: Tensor
     std: Tensor
 

@@ -99,6 +99,11 @@ class Updated(Stepped):
         return self.traits.anchors
 
     @property
+    def half_weights(self) -> bool:
+        """Whether its base computes in the dtype of its weights."""
+        return self.traits.half_weights
+
+    @property
     def steps(self) -> int:
         return self.cfg.steps
 

@@ -66,15 +66,15 @@ def compile(
 
     `precision`: "float32"; "tf32", which rounds the inputs of products of float32 to 10 bits of
     fraction on CUDA; or "bf16", in which weights are cast once, here, and everything but geometry,
-    the cost volume and softmaxes is computed. Weights are those of this moment: compile again after
-    changing them. cuDNN chooses its kernels by `torch.backends.cudnn.benchmark`, as ever.
+    the cost volume and softmaxes is computed; an encoder without the trait `half_weights` runs
+    under torch.autocast instead. Weights are those of this moment: compile again after changing
+    them. cuDNN chooses its kernels by `torch.backends.cudnn.benchmark`, as ever.
 
     On a CPU there are no graphs: the encoder runs as it is, in float32 with the same bits, or in
     bf16.
 
     Raises UserError for another precision, and for an encoder that waits for the device in its
-    forward pass. One that does not compute in the dtype of its weights fails in bf16 by torch's
-    own error.
+    forward pass.
     """
     compiled = Compiled(model, precision, kept)
     if views is not None:
@@ -92,9 +92,12 @@ class Compiled:
             )
         self.device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
         self.precision, self.kept = precision, kept
-        for name, value in vars(encoder_traits(model)).items():
+        traits = encoder_traits(model)
+        for name, value in vars(traits).items():
             setattr(self, name, value)  # the same in the eyes of `infer` and the tasks
-        self._model = _frozen(model, torch.bfloat16 if precision == "bf16" else None)
+        half = precision == "bf16"
+        self._autocasts = half and not traits.half_weights
+        self._model = _frozen(model, torch.bfloat16 if half and traits.half_weights else None)
         self._graphs: OrderedDict[Hashable, _Graph[Any]] = OrderedDict()
         self._pool: Any = None
 
@@ -142,9 +145,13 @@ class Compiled:
         return _Request(Views(views.images, views.cameras), cameras, size or views.size)
 
     def _encode(self, request: "_Request") -> Prediction:
-        with torch.autocast(self.device.type, enabled=False):  # the precision is chosen already
+        # Whatever surrounds it: the precision is chosen already. A graph cannot keep cast weights.
+        with torch.autocast(
+            self.device.type, torch.bfloat16, self._autocasts, cache_enabled=not self._autocasts
+        ):
             encode = take_steps(self._model, request.steps, request.all_levels, request.anchors)
-            return encode(request.views)
+            found = encode(request.views)
+        return found.to(torch.float32) if self._autocasts else found
 
     def _draw(self, request: "_Request") -> Drawing:
         assert request.cameras is not None and request.size is not None
