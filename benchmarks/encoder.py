@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .measure import at_least
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
@@ -23,9 +25,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--settings", nargs="*", default=[], metavar="NAME=VALUE", help="of the model's Config"
     )
-    parser.add_argument("--size", type=int, nargs=2, default=[256, 256], help="height width")
-    parser.add_argument("--views", type=int, default=2, help="context views (default: 2)")
-    parser.add_argument("--repeats", type=int, default=7, help="timed calls (default: 7)")
+    parser.add_argument(
+        "--size",
+        type=at_least(1),
+        nargs=2,
+        default=[256, 256],
+        help="height width (default: 256 256)",
+    )
+    parser.add_argument("--views", type=at_least(2), default=2, help="context views (default: 2)")
+    parser.add_argument("--repeats", type=at_least(1), default=7, help="timed calls (default: 7)")
     parser.add_argument("--peer", type=Path, metavar="PATH", help="a checkout of the official code")
 
 
@@ -41,15 +49,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     settings = {name: value for name, value in map(setting, arguments.settings)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    official = None
+    if arguments.peer is not None:
+        with peer.wanted():
+            official = peer.encoder(arguments.peer, arguments.model, settings, arguments.views)
+        official = official.to(device)
     torch.manual_seed(0)
     model = registry.build("models", arguments.model, settings).to(device).eval()
     views = photographs(arguments.views, arguments.size[0], arguments.size[1]).to(device)
     half = pmsplat.compile(model, precision="bf16")
     calls = ways(lambda: model(views), device) | {"bfloat16": lambda: half(views)}
     calls["training step"] = lambda: step(model, model(views))
-    if arguments.peer is not None:
-        official = peer.encoder(arguments.peer, arguments.model, settings, arguments.views)
-        official = official.to(device)
+    if official is not None:
         theirs = ways(lambda: peer.predict(official, views), device)
         theirs["training step"] = lambda: step(official, peer.predict(official, views))
         calls |= {f"official {name}": call for name, call in theirs.items()}

@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .measure import at_least
+
 FORMATS = (".ply", ".compressed.ply", ".splat", ".spz", ".glb", ".usdc")
 
 
@@ -21,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, default=[533, 800], help="of the picture (default: 533 800)"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls (default: 3)")
+    parser.add_argument("--repeats", type=at_least(1), default=3, help="timed calls (default: 3)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

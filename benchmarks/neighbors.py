@@ -13,6 +13,8 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+from .measure import at_least
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
@@ -21,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--noise", type=float, default=0.02, help="displacement, as a part of depth (default: 0.02)"
     )
-    parser.add_argument("--repeats", type=int, default=7, help="timed calls (default: 7)")
+    parser.add_argument("--repeats", type=at_least(1), default=7, help="timed calls (default: 7)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

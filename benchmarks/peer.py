@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pmsplat.errors import UserError
 from pmsplat.types import Views
 
 SETTINGS = Path("config/model/encoder")
@@ -30,6 +31,17 @@ SAME = {"near", "scale_max", "offsets", "published"}
 
 class Missing(Exception):
     """A network that cannot be made from a checkout, and why."""
+
+
+@contextmanager
+def wanted() -> Iterator[None]:
+    """Inside, what is missing is an error of the user, who named the checkout."""
+    try:
+        yield
+    except Missing as reason:
+        raise UserError(
+            f"--peer: {reason}", "a checkout of an official model", "see benchmarks/README.md"
+        ) from reason
 
 
 def model_of(checkout: Path) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .measure import at_least
+
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4)
 VARIANTS = {
     "published": {},
@@ -46,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--models", nargs="*", default=list(STEPS), choices=list(STEPS), help="(default: all)"
     )
     parser.add_argument("--size", type=int, nargs=2, default=[64, 80], help="of the teacher's maps")
-    parser.add_argument("--repeats", type=int, default=7, help="timed calls (default: 7)")
+    parser.add_argument("--repeats", type=at_least(1), default=7, help="timed calls (default: 7)")
     parser.add_argument("--plot", type=Path, metavar="OUT", help="a PNG of loss over wrong pixels")
 
 

@@ -14,6 +14,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from .measure import at_least
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
@@ -24,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--views", type=int, default=8, help="maps in a set (default: 8)")
     parser.add_argument("--near", type=int, nargs="+", default=[8, 16], help="neighbors of a point")
     parser.add_argument("--channels", type=int, default=64, help="of a point (default: 64)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls (default: 5)")
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="timed calls (default: 5)")
     parser.add_argument(
         "--pairs", type=float, default=4e9, help="most pairs that are all compared (default: 4e9)"
     )

@@ -16,16 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from pmsplat.errors import UserError
+from pmsplat.registry import suggest
 
 from . import peer
+from .measure import at_least
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
-    parser.add_argument("--models", nargs="*", metavar="NAME", help="only these")
-    parser.add_argument("--size", type=int, nargs=2, default=[256, 256], help="height width")
-    parser.add_argument("--views", type=int, default=2, help="context views (default: 2)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls (default: 5)")
+    parser.add_argument(
+        "--models", nargs="*", metavar="NAME", help="only these (default: one of each architecture)"
+    )
+    parser.add_argument(
+        "--size",
+        type=at_least(1),
+        nargs=2,
+        default=[256, 256],
+        help="height width (default: 256 256)",
+    )
+    parser.add_argument("--views", type=at_least(2), default=2, help="context views (default: 2)")
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="timed calls (default: 5)")
     parser.add_argument(
         "--peer",
         type=Path,
@@ -43,11 +53,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from pmsplat.zoo.load import ZOO
 
+    names = arguments.models or architectures()
+    if unknown := [name for name in names if name not in ZOO]:
+        raise UserError(
+            f"--models {unknown[0]}",
+            "names of published models, which `pmsplat models` lists",
+            suggest(unknown[0], list(ZOO)),
+        )
+    with peer.wanted():
+        official = {peer.model_of(checkout): checkout for checkout in arguments.peer}
     found = {}
     spawning = multiprocessing.get_context("spawn")
-    official = {_recognize(checkout): checkout for checkout in arguments.peer}
     print(f"{'model':52} parameters  forward s  peak MiB above the model")
-    for name in arguments.models or architectures():
+    for name in names:
         with ProcessPoolExecutor(1, mp_context=spawning) as alone:
             figures = alone.submit(forward, name, arguments, official.get(ZOO[name].model)).result()
         count = f"{ZOO[name].parameters / 1e6:.1f} M"
@@ -55,15 +73,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"{name:52} {count:>10}  {seconds:9.2f}  {figures['peak_mib']}{_more(figures)}")
         found[name] = {"parameters": ZOO[name].parameters, **figures}
     return {"size": arguments.size, "views": arguments.views, "models": found}
-
-
-def _recognize(checkout: Path) -> str:
-    try:
-        return peer.model_of(checkout)
-    except peer.Missing as reason:
-        raise UserError(
-            f"--peer: {reason}", "a checkout of an official model", "see benchmarks/README.md"
-        ) from reason
 
 
 def _more(figures: dict[str, Any]) -> str:

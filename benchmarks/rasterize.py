@@ -11,13 +11,15 @@ The forward time covers projection, colours and blending; the backward time all 
 import argparse
 from typing import Any
 
+from .measure import at_least
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
     parser.add_argument("--size", type=int, default=256, help="height and width (default: 256)")
     parser.add_argument("--views", type=int, nargs="+", default=[1, 4], help="(default: 1 4)")
     parser.add_argument("--backend", default="auto", help="a renderer (default: auto)")
-    parser.add_argument("--repeats", type=int, default=11, help="timed calls (default: 11)")
+    parser.add_argument("--repeats", type=at_least(1), default=11, help="timed calls (default: 11)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

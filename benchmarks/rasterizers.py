@@ -13,6 +13,8 @@ rasterize`.
 import argparse
 from typing import Any
 
+from .measure import at_least
+
 IMAGES = ("color", "depth", "alpha")
 
 
@@ -20,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
     parser.add_argument("--size", type=int, default=64, help="height and width (default: 64)")
     parser.add_argument("--views", type=int, default=2, help="(default: 2)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls (default: 5)")
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="timed calls (default: 5)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

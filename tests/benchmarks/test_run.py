@@ -86,6 +86,30 @@ def test_too_many_threads_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--threads is 100000" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("encoder --peer /nonexistent", "--peer: /nonexistent has no config/model/encoder"),
+        ("published --peer /nonexistent", "--peer: /nonexistent has no config/model/encoder"),
+        ("published --models mvsplat", "did you mean 'mvsplat-re10k'?"),
+        ("gpu --tiny --peer /nonexistent", "--peer: /nonexistent has no config/model/encoder"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_is_measured(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.err.count("\n") == 1 and not shown.out
+
+
+@pytest.mark.parametrize("question", ["encoder", "published"])
+def test_no_repeats_are_refused(question: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([question, "--repeats", "0"])
+    assert "--repeats: '0'; wanted a whole number from 1" in capsys.readouterr().err
+
+
 def test_times_are_of_the_call_alone() -> None:
     timing = measure.timed(lambda _: time.sleep(0.01), 3, prepare=lambda: time.sleep(0.05))
     assert 10 <= timing.median_ms < 50 and timing.low_ms <= timing.median_ms <= timing.high_ms
