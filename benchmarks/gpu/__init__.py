@@ -53,7 +53,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
     parser.add_argument("--minutes", type=float, default=8.0, help="of the whole run (default: 8)")
     parser.add_argument(
-        "--only", nargs="+", choices=[*SECONDS], metavar="NAME", help=f"of {', '.join(SECONDS)}"
+        "--only",
+        nargs="+",
+        choices=[*SECONDS],
+        metavar="NAME",
+        help=f"of {', '.join(SECONDS)} (default: all but {', '.join(ON_REQUEST)})",
     )
     parser.add_argument("--peer", type=Path, metavar="PATH", help="a checkout of cvg/depthsplat")
     parser.add_argument("--tiny", action="store_true", help="tries every question at tiny sizes")
@@ -63,6 +67,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints a table; gives the cases of each question. Renews --json on the way."""
     from .. import measure
 
+    check(arguments)
     ends = time.monotonic() + 60 * arguments.minutes - CLOSING
     names = [n for n in SECONDS if n in (arguments.only or SECONDS.keys() - set(ON_REQUEST))]
     found: dict[str, Any] = {}
@@ -84,6 +89,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         keep(name, answer | {"seconds": round(time.monotonic() - began, 1)})
     print(table(found))
     return found
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises UserError where nothing can be measured, before any process is started."""
+    import torch
+
+    from pmsplat.device import cuda_obstacle
+    from pmsplat.errors import UserError
+
+    from .. import peer
+
+    if not arguments.tiny and not torch.cuda.is_available():
+        problem = cuda_obstacle()
+        got = "no CUDA device" if problem is None else problem.got
+        raise UserError(got, "a GPU to measure", "add --tiny to try all questions on the CPU")
+    if arguments.peer is not None:
+        with peer.wanted():
+            peer.model_of(arguments.peer)
 
 
 def ask(

@@ -162,6 +162,15 @@ def test_a_run_without_time_measures_nothing(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.count("s were left of 0.2 minutes") == len(gpu.SECONDS) - 1
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_no_process_is_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "ask", None)
+    assert main(["gpu"]) == 2
+    assert capsys.readouterr().err.count("no CUDA device") == 1
+
+
 def test_failures_of_pytest_are_read() -> None:
     found = tests.summary(LOG)
     assert (found["passed"], found["failed tests"], found["skipped tests"]) == (1, 2, 1)
