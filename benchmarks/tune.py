@@ -69,7 +69,11 @@ class Trial:
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
     parser.add_argument(
-        "--only", nargs="+", choices=[*WHERE], metavar="OPERATION", help=f"of {', '.join(WHERE)}"
+        "--only",
+        nargs="+",
+        choices=[*WHERE],
+        metavar="OPERATION",
+        help=f"of {', '.join(WHERE)} (default: all)",
     )
     parser.add_argument(
         "--rounds", type=at_least(1), default=5, help="timed calls of each (default: 5)"
@@ -312,5 +316,7 @@ def compare(rules: Any, arguments: argparse.Namespace) -> dict[str, float]:
                     if turn:
                         seconds[f"{job.__name__}, {label}"].append(time.perf_counter() - start)
     found = {name: round(statistics.median(some), 3) for name, some in seconds.items()}
-    print("small encoder, s: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+    print(f"{'small encoder, s':20} {'default':>9} {'rules':>9}")
+    for job in ("predict", "learn"):
+        print(f"{job:20} {found[f'{job}, default']:9.3f} {found[f'{job}, rules']:9.3f}")
     return found

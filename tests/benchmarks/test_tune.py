@@ -108,10 +108,16 @@ def test_renewing_one_operation_keeps_the_others(tmp_path: Path) -> None:
     }
 
 
-def test_the_encoder_is_timed_with_and_without_rules() -> None:
+def test_the_encoder_is_timed_with_and_without_rules(capsys: pytest.CaptureFixture[str]) -> None:
     found = tune.compare(cpu_rules.Rules("avx2"), argparse.Namespace(rounds=0, smaller=8))
     jobs = [f"{job}, {rules}" for rules in ("default", "rules") for job in ("predict", "learn")]
     assert list(found) == jobs and min(found.values()) > 0
+    head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head[-2:] == ["default", "rules"]
+    assert rows == [
+        [job, *(f"{found[f'{job}, {way}']:.3f}" for way in head[-2:])]
+        for job in ("predict", "learn")
+    ]
 
 
 def test_the_faster_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
