@@ -46,6 +46,23 @@ def test_what_is_given_arrives() -> None:
     assert options == render.Options(orbit=3, video=False, size=(4, 5), median=True, limit=2)
 
 
+@pytest.mark.parametrize(
+    ("words", "verb", "said"),
+    [
+        ("predict room --output o --graph", "predict", "--graph (an option of `depth`, "),
+        ("refine room --output o --precision=bf16", "refine", "16 (an option of `depth`, "),
+        ("depth room --output o --grahp", "depth", "--grahp\n"),
+    ],
+)
+def test_an_unknown_option_is_said_by_its_verb(
+    words: str, verb: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words.split())
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"usage: pmsplat {verb} ") and said in shown
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_says_the_defaults_that_are(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

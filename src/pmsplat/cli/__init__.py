@@ -37,10 +37,15 @@ def parser() -> argparse.ArgumentParser:
         epilog="`pmsplat VERB --help` explains a verb with an example.",
     )
     verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name in registry.names("cli", parts=("configure", "run")):
-        module = importlib.import_module(f".{name}", __name__)
-        add_verb(verbs, name, module).set_defaults(run=module.run)
+    for name, module in _verbs().items():
+        verb = add_verb(verbs, name, module)
+        verb.set_defaults(run=module.run, parser=verb)
     return root
+
+
+def _verbs() -> dict[str, ModuleType]:
+    names = registry.names("cli", parts=("configure", "run"))
+    return {name: importlib.import_module(f".{name}", __name__) for name in names}
 
 
 def add_verb(verbs: Any, name: str, module: ModuleType) -> argparse.ArgumentParser:
@@ -147,10 +152,22 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments, rest = root.parse_known_args(argv)
     late = [] if "overrides" not in arguments else [x for x in rest if not x.startswith("-")]
     if wrong := [word for word in rest if word not in late]:
-        root.error(f"unrecognized arguments: {' '.join(wrong)}")
+        hint = _find_option(wrong[0].partition("=")[0])
+        arguments.parser.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     if late:
         arguments.overrides += late
     return arguments
+
+
+def _find_option(option: str) -> str:
+    """Which verbs have an option, as the end of a sentence about one that has not."""
+    having = []
+    for name, module in _verbs().items():
+        verb = argparse.ArgumentParser(prog=name)
+        module.configure(verb)
+        if option in re.findall(r"--[a-z][\w-]*", verb.format_usage()):
+            having.append(f"`{name}`")
+    return f" (an option of {', '.join(having)})" if having else ""
 
 
 def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
