@@ -133,6 +133,8 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
     runs = [read_run(path) for path in paths]
     assert [run.name for run in name_runs(runs)] == ["small (x)", "small (y)", "base"]
     assert [run.name for run in name_runs(runs, ["1", "2", "3"])] == ["1", "2", "3"]
+    half = write_results(tmp_path / "w", gains(20), "base", identity={"precision": "bf16"})
+    assert [run.name for run in name_runs([runs[2], read_run(half)])] == ["base", "base, bf16"]
     for names in (["1"], ["1", "1", "2"]):
         with pytest.raises(UserError, match="`names`"):
             name_runs(runs, names)

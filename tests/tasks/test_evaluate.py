@@ -13,6 +13,7 @@ import torch
 import pmsplat
 from pmsplat import config, train
 from pmsplat.cli import main
+from pmsplat.cli.evaluate import _name_table
 from pmsplat.data import synthetic
 from pmsplat.errors import UserError
 from pmsplat.evaluate import protocol
@@ -535,6 +536,7 @@ def test_every_precision_is_an_evaluation_of_its_own(root: Path, tmp_path: Path)
     near = evaluate(experiment, model, tmp_path / "bf16", half)
     assert (exact.identity.precision, near.identity.precision) == ("float32", "bf16")
     assert 0 < abs(near.model.means["psnr"] - exact.model.means["psnr"]) < 0.5
+    assert [_name_table("rooms", one) for one in (exact, near)] == ["rooms", "rooms, bf16"]
     content = json.loads((tmp_path / "bf16/results.json").read_text())
     assert content["identity"]["precision"] == "bf16"
     with pytest.raises(UserError, match="has results in float32, not in bf16"):

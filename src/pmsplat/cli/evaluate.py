@@ -226,8 +226,7 @@ def _print_comparison(console: "Console", found: "Comparison", title: str) -> No
     """A table of all, then how each differs from the first, and what each takes."""
     from ..evaluate import compare, report
 
-    protocol = found.evaluations[0].model.protocol
-    console.print(report.table(found.results, _name_protocol(title, protocol)))
+    console.print(report.table(found.results, _name_table(title, found.evaluations[0])))
     for differences in found.differences:
         if differences:
             console.print(compare.difference_table(differences))
@@ -244,7 +243,7 @@ def _print_evaluation(console: "Console", found: "Evaluation", title: str) -> No
     from ..evaluate.series import STEPS
 
     protocol, means = found.model.protocol, found.model.means
-    console.print(report.table(found.results, _name_protocol(title, protocol)))
+    console.print(report.table(found.results, _name_table(title, found)))
     if protocol != GIVEN:
         poses = report.table({found.name: found.model}, "errors of the poses", report.POSES)
         console.print(poses)
@@ -262,10 +261,14 @@ def _print_evaluation(console: "Console", found: "Evaluation", title: str) -> No
     )
 
 
-def _name_protocol(title: str, protocol: str) -> str:
+def _name_table(title: str, found: "Evaluation") -> str:
+    """The title, with the protocol and the precision where they are not the usual ones."""
     from ..evaluate.fitted import GIVEN
+    from ..evaluate.identity import name_precision
 
-    return title if protocol == GIVEN else f"{title}, {protocol} poses"
+    protocol = found.model.protocol
+    named = title if protocol == GIVEN else f"{title}, {protocol} poses"
+    return name_precision(named, found.identity.precision)
 
 
 def _describe_coverage(found: "Evaluation") -> str:

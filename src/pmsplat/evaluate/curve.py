@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..io.files import atomic, write_text
 from ..view.figures import Line, draw_panels
+from .identity import name_precision
 from .series import METRICS
 
 GAUSSIANS = "Gaussians"
@@ -39,29 +40,32 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """All points of a sweep, in order; `quantity` is what the axis says."""
+    """All points of a sweep, in order; `quantity` is what the axis says, `precision` that of the
+    network."""
 
     quantity: str
     points: tuple[Point, ...]
+    precision: str = "float32"
 
     @property
     def shown(self) -> list[str]:
         """The metrics that any point has."""
         return [name for name in METRICS if any(name in point.metrics for point in self.points)]
 
-    def table(self, title: str = "") -> Table:
+    def table(self) -> Table:
         """A line for each point."""
-        drawn = Table(title=title or None)
+        drawn = Table()
         head, rows = self._cells()
-        for heading in head:
-            drawn.add_column(heading, justify="left" if heading == "model" else "right")
+        for i, heading in enumerate(head):
+            drawn.add_column(heading, justify="right" if i else "left")
         for row in rows:
             drawn.add_row(*row)
         return drawn
 
     def write(self, folder: Path, title: str) -> None:
         """Writes the files into a folder."""
-        content = {"quantity": self.quantity, "points": [asdict(point) for point in self.points]}
+        points = [asdict(point) for point in self.points]
+        content = {"quantity": self.quantity, "precision": self.precision, "points": points}
         write_text(folder / "sweep.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         with atomic(folder / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
             csv.writer(file).writerows(self._numbers())
@@ -71,6 +75,7 @@ class Curve:
         write_text(folder / "sweep.md", text)
         panels = [(METRICS[name][0], self._lines(name)) for name in self.shown]
         if panels:
+            title = name_precision(title, self.precision)
             draw_panels(folder / "sweep.png", panels, self.quantity, title)
 
     def _numbers(self) -> list[list[Any]]:
@@ -89,7 +94,8 @@ class Curve:
         counted = [] if self.quantity == GAUSSIANS else [GAUSSIANS]
         metrics = [METRICS[name][0] for name in self.shown]
         rows = [self._cells_of(point, bool(counted)) for point in self.points]
-        return ["model", self.quantity, *metrics, *counted, "scenes"], rows
+        model = name_precision("model", self.precision)
+        return [model, self.quantity, *metrics, *counted, "scenes"], rows
 
     def _cells_of(self, point: Point, counted: bool) -> list[str]:
         cells = [point.model, point.value]

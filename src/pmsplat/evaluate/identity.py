@@ -55,6 +55,11 @@ def identify(
     )
 
 
+def name_precision(title: str, precision: str | None) -> str:
+    """A title that says the precision of the network where it is known not to be float32."""
+    return title if precision in (None, "float32") else f"{title}, {precision}"
+
+
 def _hash(path: str | Path | None) -> str | None:
     """None also for the list of a checkpoint in parts, which does not tell what is in them."""
     parts = path is not None and str(path).endswith(".index.json")

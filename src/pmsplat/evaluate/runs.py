@@ -11,6 +11,7 @@ from ..errors import UserError, count_of, name_some
 from .baselines import BASELINES
 from .coverage import Coverage
 from .fitted import GIVEN
+from .identity import name_precision
 from .protocol import Result, Row
 from .views import ViewRow
 
@@ -143,10 +144,11 @@ def describe_run(path: Path, content: Mapping[str, Any], rows: tuple[Row, ...] =
 
 
 def name_runs(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[Run]:
-    """The runs with these names, or with their own, told apart by folder where they are equal.
+    """The runs with these names, or with their own, told apart by precision, and by folder.
 
     UserError where there are not as many names as runs, or two are equal.
     """
+    runs = [replace(r, name=name_precision(r.name, r.identity.get("precision"))) for r in runs]
     if names is None:
         found = [run.name for run in runs]
         twins = {name for name in found if found.count(name) > 1}

@@ -194,7 +194,7 @@ def sweep(
                 found = evaluate(setup.experiment, model, here, options, tell=tell, track=track)
                 points += _read_points(plan, setup, found, name, folder)
         points.sort(key=lambda point: (point.model, point.x or 0))
-        curve = Curve(plan.quantity, tuple(points))
+        curve = Curve(plan.quantity, tuple(points), plan.setups[0].options.precision)
         if ranks.first:
             curve.write(folder, plan.setups[0].experiment.name)
             Journal.forget(folder)
