@@ -25,8 +25,22 @@ Values = dict[str, float]
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
     parser.add_argument("data", type=Path, metavar="FOLDER", help="test/ and index.json")
-    parser.add_argument("--models", nargs="*", default=[], type=Path, metavar="PATH")
-    parser.add_argument("--size", type=int, nargs=2, default=[192, 256], metavar=("H", "W"))
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="checkpoints beside the baselines (default: none)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=[192, 256],
+        metavar=("H", "W"),
+        help="of the photographs (default: 192 256)",
+    )
     parser.add_argument(
         "--known", type=Path, metavar="JSON", help="an earlier --json: what it has is kept"
     )

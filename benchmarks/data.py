@@ -30,8 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
     parser.add_argument("--scenes", type=int, default=32, help="(default: 32)")
     parser.add_argument("--frames", type=int, default=100, help="of a scene (default: 100)")
-    parser.add_argument("--stored", type=int, nargs=2, default=[360, 640], metavar=("H", "W"))
-    parser.add_argument("--size", type=int, nargs=2, default=[256, 256], metavar=("H", "W"))
+    for name, size, of in (("stored", [360, 640], "written"), ("size", [256, 256], "read")):
+        said = f"of the photographs that are {of} (default: {size[0]} {size[1]})"
+        parser.add_argument(
+            f"--{name}", type=int, nargs=2, default=size, metavar=("H", "W"), help=said
+        )
     parser.add_argument("--samples", type=int, default=128, help="timed examples (default: 128)")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="photographs to use")
 

@@ -34,10 +34,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scenes", nargs="+", type=Path, metavar="SCENE", help="posed photos")
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME|PATH")
     parser.add_argument("--gathering", nargs="*", default=[], metavar="NAME|PATH")
-    parser.add_argument("--views", type=int, nargs="+", default=[2, 4, 8, 16, 32], metavar="N")
+    parser.add_argument(
+        "--views", type=int, nargs="+", default=[2, 4, 8, 16, 32], metavar="N",
+        help="numbers of context views (default: 2 4 8 16 32)",
+    )  # fmt: skip
     parser.add_argument("--group", type=int, default=4, help="views of a group (default: 4)")
     parser.add_argument("--held-out", type=int, default=8, help="photos to compare (default: 8)")
-    parser.add_argument("--size", type=int, nargs=2, default=[256, 256], metavar=("H", "W"))
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[256, 256], metavar=("H", "W"),
+        help="of the photographs (default: 256 256)",
+    )  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
 
 

@@ -18,7 +18,9 @@ from .measure import at_least
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options of this question."""
-    parser.add_argument("--size", type=int, nargs=2, default=[256, 256], help="height width")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[256, 256], help="height width (default: 256 256)"
+    )
     parser.add_argument("--views", type=int, default=2, help="maps in a set (default: 2)")
     parser.add_argument(
         "--noise", type=float, default=0.02, help="displacement, as a part of depth (default: 0.02)"

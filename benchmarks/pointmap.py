@@ -47,7 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="*", default=list(STEPS), choices=list(STEPS), help="(default: all)"
     )
-    parser.add_argument("--size", type=int, nargs=2, default=[64, 80], help="of the teacher's maps")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[64, 80], help="of the teacher's maps (default: 64 80)"
+    )
     parser.add_argument("--repeats", type=at_least(1), default=7, help="timed calls (default: 7)")
     parser.add_argument("--plot", type=Path, metavar="OUT", help="a PNG of loss over wrong pixels")
 

@@ -24,7 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="height width of the maps, one or several (default: 28 48 64 112 128 240)",
     )  # fmt: skip
     parser.add_argument("--views", type=int, default=8, help="maps in a set (default: 8)")
-    parser.add_argument("--near", type=int, nargs="+", default=[8, 16], help="neighbors of a point")
+    parser.add_argument(
+        "--near", type=int, nargs="+", default=[8, 16], help="neighbors of a point (default: 8 16)"
+    )
     parser.add_argument("--channels", type=int, default=64, help="of a point (default: 64)")
     parser.add_argument("--repeats", type=at_least(1), default=5, help="timed calls (default: 5)")
     parser.add_argument(

@@ -21,7 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path)
     parser.add_argument("--steps", type=int, default=1000, help="of each start (default: 1000)")
-    parser.add_argument("--size", type=int, nargs=2, default=[96, 128], help="height width")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[96, 128], help="height width (default: 96 128)"
+    )
     parser.add_argument("--strategy", metavar="NAME", help="as for `pmsplat refine`")
     parser.add_argument("--most", type=int, metavar="N", help="bound of the number of Gaussians")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run")

@@ -78,7 +78,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument("--steps", type=int, default=1000, help="of each run (default: 1000)")
-    parser.add_argument("--size", type=int, nargs=2, default=[48, 64], help="height width")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[48, 64], help="height width (default: 48 64)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

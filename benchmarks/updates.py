@@ -64,7 +64,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, nargs=2, default=[1500, 600], help="of both stages (1500 600)"
     )
-    parser.add_argument("--size", type=int, nargs=2, default=[64, 64], help="height width")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[64, 64], help="height width (default: 64 64)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

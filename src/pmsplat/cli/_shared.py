@@ -113,7 +113,9 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="stop where a scene of the index cannot be measured"
     )
-    parser.add_argument("--limit", type=int, help="only the first so many scenes of the index")
+    parser.add_argument(
+        "--limit", type=int, help="only the first so many scenes of the index (default: all)"
+    )
 
 
 def add_graph(parser: argparse.ArgumentParser) -> None:

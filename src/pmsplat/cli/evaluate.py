@@ -101,7 +101,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baselines",
         action="store_true",
-        help="measure a copied photo and a plane sweep beside it",
+        help="measure a copied photo and a plane sweep beside it (default: the model alone)",
     )
     parser.add_argument(
         "--geometry",

@@ -48,12 +48,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--output", required=True, metavar="DIR", type=Path, help="folder of results"
     )
     parser.add_argument(
-        "--start", metavar="NAME", help="what to start from: points, random, prediction or file"
+        "--start",
+        metavar="NAME",
+        help="what to start from: points, random, prediction or file (default: points where the "
+        "input has some, else random; what --init or --model says)",
     )
     parser.add_argument("--model", metavar="NAME|PATH", help="start from its prediction")
     parser.add_argument("--weights", metavar="FILE", help="the file of a published model")
     parser.add_argument("--init", metavar="FILE", help="start from these Gaussians")
-    parser.add_argument("--strategy", metavar="NAME", help="how Gaussians come and go, see above")
+    parser.add_argument(
+        "--strategy",
+        metavar="NAME",
+        help="how Gaussians come and go, see above (default: gsplat-default where gsplat draws, "
+        "else default)",
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: 3000)")
     parser.add_argument(
         "--size",

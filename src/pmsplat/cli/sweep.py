@@ -64,10 +64,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="S",
-        help="with --pose-noise: a share of the baseline for each degree, such as 0.01",
+        help="with --pose-noise: a share of the baseline for each degree, as 0.01 (default: 0)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="with --pose-noise: of the draws"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --pose-noise: of the draws (default: 0)",
     )
     add_passes(parser)
     parser.add_argument("--output", required=True, help="folder")
