@@ -44,7 +44,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", help="photos, video or chunk, see above")
     add_model(parser)
     parser.add_argument(
-        "--output", required=True, metavar="DIR", type=Path, help="folder of results"
+        "--output",
+        required=True,
+        metavar="DIR",
+        type=Path,
+        help="folder of results; an earlier result in it is replaced whole",
     )
     parser.add_argument(
         "--views", type=int, metavar="N", help="photos at a time, at most (default: 4)"

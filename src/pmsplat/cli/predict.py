@@ -42,7 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", help="photos, video or chunk, see above")
     add_model(parser)
     parser.add_argument(
-        "--output", required=True, metavar="DIR", type=Path, help="folder of results"
+        "--output",
+        required=True,
+        metavar="DIR",
+        type=Path,
+        help="folder of results; an earlier result in it is replaced whole",
     )
     parser.add_argument(
         "--views", type=views, metavar="N|all", help="context views (default: up to 4)"

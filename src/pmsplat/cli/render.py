@@ -42,7 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--up", metavar="AXIS", help="the axis that points up: x, y, z or --up=-z (default: -y)"
     )
     parser.add_argument(
-        "--output", required=True, metavar="DIR", type=Path, help="folder of results"
+        "--output",
+        required=True,
+        metavar="DIR",
+        type=Path,
+        help="folder of results; an earlier result in it is replaced whole",
     )
     parser.add_argument(
         "--photos", "--images", type=Path, metavar="DIR", help="photos to compare with"
