@@ -303,8 +303,11 @@ def test_predict_finds_the_same_depth(room: str, tmp_path: Path) -> None:
     options = PredictOptions(
         context=(0, 3), held_out=0, fps=1, seconds=1.0, device="cpu", precision="bf16"
     )
-    predict(room, model, tmp_path / "predicted", options)
-    depth(room, model, tmp_path / "out", Options(context=(0, 3), device="cpu", precision="bf16"))
+    said: list[str] = []
+    predict(room, model, tmp_path / "predicted", options, tell=said.append)
+    half = Options(context=(0, 3), device="cpu", precision="bf16")
+    depth(room, model, tmp_path / "out", half, tell=said.append)
+    assert sum(" on cpu in bf16." in sentence for sentence in said) == 2
     depth(room, model, tmp_path / "exact", Options(context=(0, 3), device="cpu"))
     for name in ("000000", "000003"):
         mine, exact = (np.load(tmp_path / f"{to}/depth/{name}.npy") for to in ("out", "exact"))

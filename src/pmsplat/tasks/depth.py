@@ -22,6 +22,7 @@ from .options import (
     check_computing,
     choose_photos,
     count_views,
+    describe_computing,
     describe_fit,
     fit_size,
     for_computing,
@@ -104,7 +105,7 @@ def depth(
         for sentence in (*describe_fit(scene.photos, size), _describe_groups(overlap, groups)):
             tell(sentence)
         plan = _plan(scene, encoder, groups, size, chosen, device)
-        tell(f"Predicting on {device}.")
+        tell(f"Predicting on {describe_computing(device, chosen.precision)}.")
         maps, passes = _predict(plan, folder, track)
         report = make_report(passes, plan.describe(learned))
         summary = depth_results.write_results(

@@ -85,6 +85,11 @@ def for_computing(
     return compile(model, precision=precision, kept=KEPT if graph else 0)
 
 
+def describe_computing(device: torch.device, precision: Precision) -> str:
+    """Where the network computes, and how exactly where that is not float32: "cuda in bf16"."""
+    return str(device) if precision == "float32" else f"{device} in {precision}"
+
+
 def fit_size(
     photo: tuple[int, int], wanted: tuple[int, int] | None, learned: TrainedOn | None = None
 ) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from .options import (
     check_computing,
     choose_photos,
     count_views,
+    describe_computing,
     describe_fit,
     fit_size,
     for_computing,
@@ -227,7 +228,8 @@ def _predict(plan: _Plan, tell: Callable[[str], None], track: Track) -> tuple[Mo
     )
     taken = "" if plan.steps is None else f", corrected in {count_of(plan.steps, 'step')}"
     said = _describe_size(len(plan.context), plan.at_once, plan.anchors)
-    tell(f"Predicting depth and Gaussians of {said} on {plan.device}{taken}.")
+    where = describe_computing(plan.device, options.precision)
+    tell(f"Predicting depth and Gaussians of {said} on {where}{taken}.")
     answer = predict_fused(
         predictor,
         moved.views,
