@@ -23,7 +23,8 @@ class BiasRelu(torch.autograd.Function):
         _, channels, height, width = maps.shape
         last = maps.is_contiguous(memory_format=torch.channels_last)
         assert last or maps.is_contiguous()
-        numbers, kernel = maps.numel(), _bias_relu
+        numbers = maps.numel()
+        kernel: Any = _bias_relu
         with torch.cuda.device_of(maps):
             kernel[(triton.cdiv(numbers, BLOCK),)](
                 maps, bias, numbers, channels, 1 if last else height * width, BLOCK=BLOCK
