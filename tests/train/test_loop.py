@@ -79,6 +79,33 @@ def test_a_resumed_run_names_the_settings_that_it_changes(
     assert "resume" not in line and "steps" not in line
 
 
+def test_a_resumed_run_takes_another_learning_rate_and_decay(
+    setting: Callable[..., Experiment],
+) -> None:
+    words = ("trainer.steps=6", "trainer.workers=0")
+    interrupt_at(2, setting(*words))
+    changed = ("optimizer.lr=1e-3", "optimizer.weight_decay=0.2", "trainer.resume=true")
+    train.run(setting(*words, *changed))
+    last = torch.load(Path(setting().output) / "last.ckpt", weights_only=True)
+    for group in last["optimizer_states"][0]["param_groups"]:
+        assert (group["max_lr"], group["weight_decay"]) == (1e-3, 0.2)
+    assert last["lr_schedulers"][0]["base_lrs"] == [1e-3 / 25]
+    assert last["lr_schedulers"][0]["last_epoch"] == 6
+
+
+@pytest.mark.parametrize(
+    "change", ["optimizer.parts=[network]", "trainer.initial=other.safetensors"]
+)
+def test_a_resumed_run_refuses_what_only_a_new_one_takes(
+    change: str, setting: Callable[..., Experiment]
+) -> None:
+    experiment = setting()
+    before = json.loads(json.dumps(asdict(experiment)))
+    name = change.partition("=")[0]
+    with pytest.raises(UserError, match=rf"{name}=.* that began with .*set {name}=(null|\[\])"):
+        resume.tell_changes(before, setting(change), lambda said: None)
+
+
 def test_what_an_older_version_wrote_otherwise_is_no_change(
     setting: Callable[..., Experiment],
 ) -> None:

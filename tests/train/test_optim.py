@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from pmsplat.errors import UserError
 from pmsplat.train import optim
@@ -69,6 +70,36 @@ def test_a_rise_of_no_steps_starts_at_the_peak(steps: int, warm_up: float) -> No
     optimizer.step()
     schedule.step()
     assert optimizer.param_groups[0]["lr"] < 1e-3
+
+
+@pytest.mark.parametrize("done", [1, 4, 30])
+def test_a_resumed_schedule_is_that_of_the_new_settings(done: int) -> None:
+    """The rates are those of a run that had them from the first; unchanged ones stay exactly."""
+    steps, old = 40, optim.Config(lr=2e-3, warm_up=0.1)
+    new = optim.Config(lr=1e-3, backbone_lr=5e-6, weight_decay=0.3, warm_up=0.2)
+    for settings in (new, old):
+        runs = [optim.build(Model(), cfg, steps) for cfg in (old, settings)]
+        for optimizer, schedule in runs:
+            advance(optimizer, schedule, done)
+        optimizer, schedule = optim.build(Model(), settings, steps)
+        optimizer.load_state_dict(runs[0][0].state_dict())
+        schedule.load_state_dict(runs[0][1].state_dict())
+        optim.adopt(optimizer, schedule, settings, steps)
+        wanted, reference = runs[1]
+        for _ in range(done, steps):
+            for group, theirs in zip(optimizer.param_groups, wanted.param_groups, strict=True):
+                assert (
+                    group["lr"] == theirs["lr"] and group["weight_decay"] == settings.weight_decay
+                )
+            advance(optimizer, schedule, 1)
+            advance(wanted, reference, 1)
+        assert schedule.state_dict() == reference.state_dict()
+
+
+def advance(optimizer: torch.optim.Optimizer, schedule: OneCycleLR, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.step()
+        schedule.step()
 
 
 def frozen(model: nn.Module) -> set[str]:

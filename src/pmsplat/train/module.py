@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from ..errors import UserError, name_some
 from ..evaluate import protocol
@@ -102,6 +103,11 @@ class TrainingModule(LightningModule):
     def on_train_start(self) -> None:
         if self.average is not None:
             self.average.begin(self.device)
+        if self.global_step:  # the checkpoint has brought its own settings
+            (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+            cycle = schedule.scheduler
+            assert isinstance(cycle, OneCycleLR)
+            optim.adopt(optimizer, cycle, self.experiment.optimizer, self.experiment.trainer.steps)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

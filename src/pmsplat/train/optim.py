@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn, optim
 
 from ..contracts import backbone_parameters, is_within
@@ -76,17 +77,43 @@ def build(
     it would reach 10 steps after the last (as published); momentum stays. The optimizer is fused:
     a step with its `found_inf` set to 1, on the device, changes nothing.
     """
+    groups = parameter_groups(model, cfg)
+    optimizer = optim.AdamW(groups, weight_decay=cfg.weight_decay, fused=True)
+    return optimizer, _plan(optimizer, cfg, steps)
+
+
+def adopt(
+    optimizer: optim.Optimizer, schedule: optim.lr_scheduler.OneCycleLR, cfg: Config, steps: int
+) -> None:
+    """Gives an optimizer and its schedule, as a checkpoint has them, the settings of `cfg`.
+
+    They act from the next step on, whose rate is that of a run which had them from the first.
+    """
+    peaks = {"new": cfg.lr, "backbone": cfg.backbone_lr}
+    names = [group["name"] for group in optimizer.param_groups]
+    groups = [{"params": [nn.Parameter(torch.zeros(()))], "lr": peaks[name]} for name in names]
+    other = optim.AdamW(groups, weight_decay=cfg.weight_decay)
+    _plan(other, cfg, steps)  # gives its groups their peaks
+    planned = _plan(other, cfg, steps, schedule.last_epoch - 1).state_dict()
+    taken = ("lr", "initial_lr", "max_lr", "min_lr", "weight_decay")
+    for group, wanted in zip(optimizer.param_groups, other.param_groups, strict=True):
+        group.update({name: wanted[name] for name in taken})
+    schedule.load_state_dict(planned | {"_step_count": schedule.state_dict()["_step_count"]})
+
+
+def _plan(
+    optimizer: optim.Optimizer, cfg: Config, steps: int, done: int = -1
+) -> optim.lr_scheduler.OneCycleLR:
+    """The schedule of an optimizer: its first step, or the one after `done` and one more."""
     warm_up = cfg.warm_up
     if warm_up * total_steps(steps) == 1:  # torch would divide by the length of the rise, 0 steps
         warm_up = math.nextafter(warm_up, 0)
-    groups = parameter_groups(model, cfg)
-    optimizer = optim.AdamW(groups, weight_decay=cfg.weight_decay, fused=True)
-    schedule = optim.lr_scheduler.OneCycleLR(
+    return optim.lr_scheduler.OneCycleLR(
         optimizer,
-        max_lr=[group["lr"] for group in groups],
+        max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=total_steps(steps),
         pct_start=warm_up,
         cycle_momentum=False,
         anneal_strategy="cos",
+        last_epoch=done,
     )
-    return optimizer, schedule

@@ -19,6 +19,7 @@ from .settings import Experiment, Trainer
 
 LAST = "last.ckpt"
 KEPT = "checkpoints"  # folder of the checkpoints of the last saves
+OF_THE_START = ("trainer.initial", "model.init_from", "optimizer.parts")
 AS_WRITTEN = "give the settings that it was written with (config.json beside it)"
 
 
@@ -117,16 +118,24 @@ def add_resume(problem: UserError, output: Path) -> UserError:
 
 
 def tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], None]) -> None:
-    """Names the settings that a resumed run changes: the user means them, or forgot them."""
+    """Names the settings that a resumed run changes: the user means them, or forgot them.
+
+    UserError for one that acts at the start of a run alone.
+    """
     old, new = (_flatten(_complete(run)) for run in (before, asdict(experiment)))
     for values in (old, new):
         values.pop("trainer.resume", None)
-    changes = [
-        f"{name}={new.get(name)} (was {old.get(name)})"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
-    ]
-    if changes:
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    for name in names:
+        if name in OF_THE_START:
+            before_it, now = (json.dumps(values.get(name)) for values in (old, new))
+            raise UserError(
+                f"{name}={now} for a run that began with {before_it}",
+                "the same when it goes on, since only a new run can take another",
+                f"set {name}={before_it}, or start a new run (output=...)",
+            )
+    if names:
+        changes = (f"{name}={new.get(name)} (was {old.get(name)})" for name in names)
         tell(f"Goes on with other settings than before: {', '.join(changes)}")
 
 
