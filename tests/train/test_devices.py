@@ -110,10 +110,16 @@ class Devices:
     """Stands for a trainer on several devices; counts how often they wait for each other."""
 
     def __init__(self, world_size: int, theirs: bool = False) -> None:
-        self.world_size, self.global_step, self.should_stop = world_size, 0, False
+        self.world_size, self.global_step, self.limit_val_batches = world_size, 0, 1
+        self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(max_steps=100))
         self.is_global_zero, self.asked, self.theirs = True, 0, theirs
         self.strategy = SimpleNamespace(reduce_boolean_decision=self.reduce)
         self.saved: list[int] = []
+
+    @property
+    def stops(self) -> bool:
+        """Whether this is the last step, without a validation."""
+        return self.fit_loop.epoch_loop.max_steps == self.global_step and not self.limit_val_batches
 
     def reduce(self, decision: bool, all: bool) -> bool:
         assert not all
@@ -134,13 +140,13 @@ def test_several_devices_agree_on_ctrl_c_now_and_then(tmp_path: Any) -> None:
         if trainer.global_step == 3:
             checkpoints._on_ctrl_c(0, None)
         checkpoints.on_train_batch_end(trainer, module, None, None, 0)
-        assert trainer.should_stop is (trainer.global_step == AGREE_EVERY)
-    assert trainer.asked == 1 and trainer.saved == [4, 8] and checkpoints.interrupted
+        assert trainer.stops is (trainer.global_step == AGREE_EVERY)
+    assert trainer.asked == 1 and trainer.saved == [4, 8, 10] and checkpoints.interrupted
     other: Any = Devices(2, theirs=True)
     checkpoints = Checkpoints(tmp_path, 4, lambda path: None)
     other.global_step = AGREE_EVERY
     checkpoints.on_train_batch_end(other, module, None, None, 0)
-    assert other.should_stop and checkpoints.interrupted
+    assert other.stops and checkpoints.interrupted
 
 
 def test_one_device_stops_after_the_step_at_hand(tmp_path: Any) -> None:
@@ -150,7 +156,7 @@ def test_one_device_stops_after_the_step_at_hand(tmp_path: Any) -> None:
     checkpoints = Checkpoints(tmp_path, 3, lambda path: None)
     checkpoints._on_ctrl_c(0, None)
     checkpoints.on_train_batch_end(trainer, module, None, None, 0)
-    assert trainer.should_stop and not trainer.saved  # `on_train_end` saves
+    assert trainer.stops and trainer.saved == [3]  # at once
 
 
 def test_progress_is_read_in_one_piece_and_its_means_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,9 +73,9 @@ class Checkpoints(Callback):
 
     Files are replaced as a whole, and checkpoints are read again before that. After Ctrl-C the
     current step finishes on all devices (where there are several, up to AGREE_EVERY steps), so that
-    training can be resumed exactly; a second Ctrl-C stops at once. SIGTERM, which schedulers send
-    before SIGKILL, often more than once, has the effect of the first. Where memory is full, the
-    last finished step is saved.
+    training can be resumed exactly, and nothing is validated any more; a second Ctrl-C stops at
+    once. SIGTERM, which schedulers send before SIGKILL, often more than once, has the effect of the
+    first. Where memory is full, the last finished step is saved.
     """
 
     def __init__(
@@ -104,11 +104,16 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        agreed = False
         if trainer.world_size == 1 or trainer.global_step % AGREE_EVERY == 0:
-            self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
-            trainer.should_stop |= self.interrupted
-        if not trainer.should_stop and trainer.global_step % self.every == 0:
+            agreed = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+            self.interrupted = agreed
+        if agreed or trainer.global_step % self.every == 0:
             self._save(trainer)
+        if agreed:
+            # End as after a last step. `should_stop` would log old values, and validate once more
+            trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+            trainer.limit_val_batches = 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = trainer.callback_metrics
