@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,6 +105,16 @@ def test_a_driver_too_old_is_refused_not_replaced_by_the_cpu(
         train.run(setting(f"trainer.accelerator={accelerator}"))
     with pytest.raises(Opened):
         train.run(setting("trainer.accelerator=cpu"))
+
+
+def test_a_renderer_that_does_not_draw_on_the_cpu_is_refused_first(
+    setting: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    said = r"renderer\.name=gsplat for a run on the CPU; .*set renderer\.name=auto"
+    rooms = f"dataset.root={tmp_path / 'rooms'}"
+    with pytest.raises(UserError, match=said):
+        train.run(setting("renderer.name=gsplat", rooms))
+    assert not list(tmp_path.iterdir())
 
 
 class Devices:

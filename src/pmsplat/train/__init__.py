@@ -9,19 +9,20 @@ from pathlib import Path
 
 from .settings import Component, Experiment, LossTerm, Renderer, Trainer
 
-__all__ = ["Component", "Experiment", "LossTerm", "Renderer", "Trainer", "run"]
+__all__ = ["LAST", "Component", "Experiment", "LossTerm", "Renderer", "Trainer", "run"]
 
+LAST = "last.ckpt"  # in the output folder of a run: what it goes on from
 
 log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, tell: Callable[[str], None] = log.info) -> Path:
     """Trains as the experiment says; the path of the finished checkpoint (see `loop.run`)."""
-    from .devices import check_devices
+    from .devices import check_devices, check_renderer
     from .resume import find_checkpoint
     from .start import open_data
 
-    check_devices(experiment.trainer)
+    check_renderer(experiment.renderer.name, check_devices(experiment.trainer))
     find_checkpoint(Path(experiment.output), experiment.trainer)
     data = open_data(experiment, tell)
 

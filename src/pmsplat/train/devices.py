@@ -68,6 +68,20 @@ def count_devices(cfg: Trainer, on_gpu: bool) -> int:
     return cfg.nodes * (there if cfg.devices == "auto" else int(cfg.devices))
 
 
+def check_renderer(name: str, on_gpu: bool) -> None:
+    """UserError where the chosen renderer does not draw on the CPU, with which the run trains.
+
+    On CUDA, to know that may take a first build: see `prepare_renderer`.
+    """
+    problem = None if on_gpu or name == "auto" else obstacle(name, torch.device("cpu"))
+    if problem is not None:
+        raise UserError(
+            f"renderer.name={name} for a run on the CPU",
+            "a renderer that draws there: auto, cpu or reference",
+            "set renderer.name=auto, or train on a GPU: trainer.accelerator=gpu",
+        )
+
+
 def prepare_renderer(name: str) -> None:
     """Builds the renderer where it was never used; UserError where it cannot draw on CUDA.
 
