@@ -206,11 +206,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_the_command_says_how_to_go_on(
-    setting: Callable[..., Experiment],
-    rooms: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pmsplat.cli import main
 
@@ -218,9 +214,16 @@ def test_the_command_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "run", interrupted)
-    assert main(["train", "+experiment=demo_tiny", "output=x y"]) == 130
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "+experiment=demo_tiny", "output=x y"]
+    assert main(command) == 130
     told = capsys.readouterr().err
-    assert "pmsplat train +experiment=demo_tiny 'output=x y' trainer.resume=true" in told
+    again = "pmsplat train +experiment=demo_tiny 'output=x y'"
+    assert f"nothing was saved yet; start again with: {again}\n" in told
+    (tmp_path / "x y").mkdir()
+    (tmp_path / "x y" / train.LAST).touch()
+    assert main(command) == 130
+    assert f"go on with: {again} trainer.resume=true\n" in capsys.readouterr().err
 
 
 def test_overfits_a_scene_then_the_checkpoint_gives_the_same_metrics(

@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import os
     import shlex
+    from pathlib import Path
 
     from rich.console import Console
 
@@ -53,6 +54,10 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         train.run(experiment, tell)
     except KeyboardInterrupt:
-        again = shlex.join([*dict.fromkeys([*arguments.overrides, "trainer.resume=true"])])
-        tell(f"go on with: pmsplat train {again}")
+        again = dict.fromkeys(arguments.overrides)
+        if (Path(experiment.output) / train.LAST).is_file():
+            again["trainer.resume=true"] = None
+            tell(f"go on with: pmsplat train {shlex.join(again)}")
+        else:
+            tell(f"nothing was saved yet; start again with: pmsplat train {shlex.join(again)}")
         raise

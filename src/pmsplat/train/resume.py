@@ -14,10 +14,9 @@ from .. import registry
 from ..errors import UserError, count_of
 from ..io.weights import check_same
 from ..zoo.load import WEIGHTS
-from . import optim
+from . import LAST, optim
 from .settings import Experiment, Trainer
 
-LAST = "last.ckpt"
 KEPT = "checkpoints"  # folder of the checkpoints of the last saves
 OF_THE_START = ("trainer.initial", "model.init_from", "optimizer.parts")
 AS_WRITTEN = "give the settings that it was written with (config.json beside it)"
