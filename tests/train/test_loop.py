@@ -227,14 +227,16 @@ def test_the_command_says_how_to_go_on(
 
 
 def test_overfits_a_scene_then_the_checkpoint_gives_the_same_metrics(
-    setting: Callable[..., Experiment], tmp_path: Path
+    setting: Callable[..., Experiment], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = setting(
         "dataset.scenes=1", "dataset.flip=0", "dataset.gap=[4,4]", "trainer.steps=60",
         "trainer.batch_size=1", f"dataset.root={tmp_path / 'one'}", "trainer.validate_every=30",
         "trainer.loggers=[csv,tensorboard]", "optimizer.lr=2e-2",
     )  # fmt: skip
-    checkpoint = train.run(experiment)
+    told: list[str] = []
+    checkpoint = train.run(experiment, told.append)
+    shown = capsys.readouterr().err
     values = losses(experiment.output)
     assert sum(values[-5:]) < 0.5 * sum(values[:5])
 
@@ -246,6 +248,11 @@ def test_overfits_a_scene_then_the_checkpoint_gives_the_same_metrics(
     assert [int(row["step"]) for row in logged] == [29, 59]
     assert float(logged[-1]["val/psnr"]) == pytest.approx(result.means["psnr"], abs=1e-4)
     assert float(logged[-1]["val/abs_rel"]) == pytest.approx(result.means["abs_rel"], abs=1e-4)
+    psnr, abs_rel = result.means["psnr"], result.means["abs_rel"]
+    assert f"step 60/60, validation: PSNR {psnr:.2f} dB, AbsRel {abs_rel:.3f}\n" in shown
+    assert shown.count("validation: ") == 2
+    count = sum(value.numel() for value in model.parameters())
+    assert f"Trains on the CPU in float32: {count:,} parameters." in told
 
     with Image.open(Path(experiment.output) / "pictures" / "step_0000060.png") as picture:
         assert picture.width > 5 * 32 and picture.height > 2 * 32

@@ -18,6 +18,7 @@ from ..view.figures import color_range, colorize_depth, contact_sheet
 SHARE = 0.9  # share of the old value in a running mean
 TERM = "loss/"  # prefix of the names of single loss terms
 SHOWN = {"loss": "loss {:.4g}", "psnr": "PSNR {:.2f} dB", "abs_rel": "AbsRel {:.3f}"}
+VALIDATED = "val/"  # prefix of the names of what a validation measures
 PLAIN_LINES = 20  # lines of progress in total, where the output is not a terminal
 PICTURES = 4  # scenes drawn per validation
 
@@ -26,7 +27,7 @@ class ProgressBar(Callback):
     """Shows remaining time, running means and samples per second: a bar, or plain lines in a file.
 
     The means are those of the outputs of a training step: the loss, the share of each loss term,
-    and the quality of the prediction.
+    and the quality of the prediction. Each validation is a line.
     """
 
     def __init__(self, steps: int, batch_size: int) -> None:
@@ -69,6 +70,17 @@ class ProgressBar(Callback):
             left = self.bar.tasks[0].time_remaining
             ending = f", {left:.0f} s left" if left is not None else ""
             line = f"step {trainer.global_step}/{self.steps}: {text}{ending}"
+            self.console.print(line, soft_wrap=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = trainer.callback_metrics
+        words = [
+            text.format(float(found[f"{VALIDATED}{name}"]))
+            for name, text in SHOWN.items()
+            if f"{VALIDATED}{name}" in found
+        ]
+        if trainer.is_global_zero and words:
+            line = f"step {trainer.global_step}/{self.steps}, validation: {', '.join(words)}"
             self.console.print(line, soft_wrap=True)
 
     def _update_means(self, values: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from .. import registry
 from ..contracts import LPIPS, Dataset, dataset_traits, encoder_traits
 from ..device import float32_products, is_out_of_memory
-from ..errors import UserError
+from ..errors import UserError, count_of
 from ..evaluate.protocol import find_lpips
 from ..io.files import check_room, is_full, sole_writer, write_text
 from ..losses import Term
@@ -108,7 +108,7 @@ def run(data: Data, tell: Callable[[str], None] = log.info) -> Path:
             callbacks.append(Profile(output / PROFILE, cfg.profile, tell))
         strategy = choose_strategy(cfg, on_gpu, bool(encoder_traits(model).anchors), tell)
         trainer = _build_trainer(experiment, callbacks, strategy)
-        _describe(trainer, cfg, tell)
+        _describe(trainer, model, cfg, tell)
 
         # Train. What cannot be finished says how to go on from what is kept.
         try:
@@ -177,10 +177,21 @@ class _Export:
             save(model, path, component.name, component.settings, state)
 
 
-def _describe(trainer: pl.Trainer, cfg: Trainer, tell: Callable[[str], None]) -> None:
-    """Says once what a step takes, and which weights the files hold."""
+def _describe(
+    trainer: pl.Trainer, model: nn.Module, cfg: Trainer, tell: Callable[[str], None]
+) -> None:
+    """Says once what trains and where, what a step takes, and which weights the files hold."""
     if not trainer.is_global_zero:
         return
+    device = trainer.strategy.root_device
+    on_gpu = device.type == "cuda"
+    place = torch.cuda.get_device_name(device) if on_gpu else "the CPU"
+    precision = "float32" if cfg.precision == "tf32" and not on_gpu else cfg.precision
+    sizes = {weight: weight.numel() for weight in model.parameters()}
+    trained = sum(size for weight, size in sizes.items() if weight.requires_grad)
+    total = sum(sizes.values())
+    part = "" if trained == total else f", {trained:,} of which train"
+    tell(f"Trains on {place} in {precision}: {count_of(total, 'parameter')}{part}.")
     if trainer.world_size > 1:
         together = trainer.world_size * cfg.batch_size
         tell(
