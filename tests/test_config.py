@@ -332,6 +332,12 @@ def test_a_component_without_yaml_is_chosen_by_its_name() -> None:
         (["loss=photometrc"], r"no loss 'photometrc'.*did you mean 'photometric'"),
         (["model.plnes=3"], r"model 'depthsplat' has no setting 'plnes'.*did you mean 'planes'"),
         (["trainr.steps=3"], r"no setting 'trainr'.*did you mean 'trainer'"),
+        (["steps=3"], r"the run has no setting 'steps'.*did you mean 'trainer\.steps'\?"),
+        (["lr=1e-3"], r"no setting 'lr'.*did you mean 'optimizer\.lr'\?"),
+        (
+            ["+experiment=demo_tiny", "trainer.steps=0"],
+            r"steps=0.*demo_tiny has trainer\.steps=800",
+        ),
         (["trainer.step=3"], r"trainer has no setting 'step'.*did you mean 'steps'"),
         (["dataset.rot=x"], r"dataset 're10k' has no setting 'rot'.*did you mean 'root'"),
         (["loss.mse.weigt=1"], r"loss 'mse' has no setting 'weigt'.*did you mean 'weight'"),

@@ -19,6 +19,7 @@ unknown key is an error that names the nearest valid one.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -36,7 +37,16 @@ from .data import NamedProtocol, find_protocol
 from .errors import UserError
 from .io.chunks import is_remote
 from .train import optim
-from .train.settings import Component, Experiment, LossTerm, Renderer, TeacherSettings, Trainer
+from .train.settings import (
+    Component,
+    Experiment,
+    LossTerm,
+    Renderer,
+    TeacherSettings,
+    Trainer,
+    check_is_whole,
+    name_usual,
+)
 
 GROUPS = {
     "model": "models",
@@ -99,6 +109,7 @@ def compose(overrides: Sequence[str]) -> Experiment:
         _expand_nested(tree, group)
     chosen = "dataset" in bare or any(file.startswith("dataset=") for file in files)
     _apply_protocol(tree, protocol, chosen)
+    usual = deepcopy(tree)
     for override in values:
         _apply(tree, override)
         if isinstance(override.value(), str):
@@ -106,7 +117,10 @@ def compose(overrides: Sequence[str]) -> Experiment:
     tree = _resolve(tree)
     _find_index(tree, protocol)
     name = next((f.partition("=")[2] for f in files if f.startswith("+experiment=")), "run")
-    return _make_experiment(tree, name)
+    try:
+        return _make_experiment(tree, name)
+    except UserError as error:
+        raise name_usual(error, usual, name) from error
 
 
 def to_yaml(experiment: Experiment) -> str:
@@ -262,7 +276,11 @@ def _add_loss(tree: dict[str, Any], path: list[str]) -> dict[str, Any]:
 
 
 def _make_experiment(tree: dict[str, Any], name: str) -> Experiment:
-    registry.check_keys(tree, [f.name for f in fields(Experiment) if f.name != "name"], "the run")
+    known = [f.name for f in fields(Experiment) if f.name != "name"]
+    for key in [key for key in tree if key not in known]:
+        experiment = _make_experiment({key: tree[key] for key in known if key in tree}, name)
+        check_is_whole(key, experiment)
+    registry.check_keys(tree, known, "the run")
     scalars = {
         key: tree[key] for key in ("seed", "output", "protocol") if tree.get(key) is not None
     }

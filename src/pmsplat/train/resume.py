@@ -15,7 +15,7 @@ from ..errors import UserError, count_of
 from ..io.weights import check_same
 from ..zoo.load import WEIGHTS
 from . import LAST, optim
-from .settings import Experiment, Trainer
+from .settings import Experiment, Trainer, flatten
 
 KEPT = "checkpoints"  # folder of the checkpoints of the last saves
 OF_THE_START = ("trainer.initial", "model.init_from", "optimizer.parts")
@@ -121,7 +121,7 @@ def tell_changes(before: Any, experiment: Experiment, tell: Callable[[str], None
 
     UserError for one that acts at the start of a run alone.
     """
-    old, new = (_flatten(_complete(run)) for run in (before, asdict(experiment)))
+    old, new = (flatten(_complete(run)) for run in (before, asdict(experiment)))
     for values in (old, new):
         values.pop("trainer.resume", None)
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
@@ -155,13 +155,3 @@ def _complete(run: dict[str, Any]) -> Any:
     parts = {part: complete(package, run[part]) for part, package in packages.items()}
     loss = {name: complete("losses", term) for name, term in run["loss"].items()}
     return json.loads(json.dumps(run | parts | {"loss": loss}))
-
-
-def _flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names, the components' own beside their common ones."""
-    if not isinstance(value, dict):
-        return {path: value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= _flatten(inner, path if key == "settings" else f"{path}.{key}".lstrip("."))
-    return found

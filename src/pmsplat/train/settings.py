@@ -1,6 +1,6 @@
 """What a training run is made of: plain dataclasses, composed from YAML or written in Python."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import registry
@@ -192,3 +192,35 @@ class Experiment:
             for key, term in self.loss.items()
             if what in wants(registry.module("losses", term.name))
         }
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, the components' own beside their common ones."""
+    if not isinstance(value, dict):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flatten(inner, path if key == "settings" else f"{path}.{key}".lstrip("."))
+    return found
+
+
+def check_is_whole(name: str, experiment: Experiment) -> None:
+    """UserError where `name` is the end of settings' names, with those, as "steps" is."""
+    found = [path for path in flatten(asdict(experiment)) if path.endswith(f".{name}")]
+    if found:
+        raise UserError(
+            f"the run has no setting {name!r}",
+            "the whole name of one",
+            f"did you mean {' or '.join(map(repr, found))}?",
+        )
+
+
+def name_usual(error: UserError, usual: dict[str, Any], name: str) -> UserError:
+    """The error with the experiment's own value in place of the default, where it has another."""
+    key = error.got.partition("=")[0]
+    value: Any = usual
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if value is None or not error.remedy.startswith("the default is"):
+        return error
+    return UserError(error.got, error.wanted, f"{name} has {key}={value}")
