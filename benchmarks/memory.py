@@ -11,6 +11,7 @@ of the steps or scenes: what is loaded, compiled and reserved once comes before.
 """
 
 import argparse
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +94,9 @@ def evaluation(folder: Path, arguments: argparse.Namespace) -> list[str]:
 def count_steps(folder: Path) -> int:
     """Steps that the log of a training has."""
     logs = sorted(folder.glob("csv/version_*/metrics.csv"))
-    lines = logs[-1].read_text().splitlines()[1:] if logs else []
-    steps = [int(line.split(",")[1]) for line in lines if line.count(",") > 1]
-    return steps[-1] + 1 if steps else 0
+    rows = csv.DictReader(logs[-1].read_text().splitlines()) if logs else []
+    steps = [int(row["step"]) for row in rows if row["step"]]
+    return steps[-1] if steps else 0
 
 
 def count_scenes(folder: Path) -> int:

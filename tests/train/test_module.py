@@ -52,7 +52,7 @@ def test_validation_means_are_over_all_devices_though_metrics_differ(
     """One device has scenes with targets outside the baseline, the other has none."""
     experiment = config.compose(["+experiment=depth_tiny"])
     module = TrainingModule(experiment, torch.nn.Identity(), {})
-    module._trainer = SimpleNamespace(world_size=2)  # pyright: ignore
+    module._trainer = SimpleNamespace(world_size=2, global_step=7)  # pyright: ignore
     ours = [Row("a", 2, {"psnr": 20.0}), Row("b", 2, {"psnr": 22.0, "psnr_outside": 18.0})]
     theirs = [Row("c", 2, {"psnr": 27.0})]
 
@@ -64,7 +64,7 @@ def test_validation_means_are_over_all_devices_though_metrics_differ(
     monkeypatch.setattr(module, "log_dict", logged.update)
     module.rows = ours
     module.on_validation_epoch_end()
-    assert logged == {"val/psnr": 23.0, "val/psnr_outside": 18.0}
+    assert logged == {"val/psnr": 23.0, "val/psnr_outside": 18.0, "step": 7}
 
 
 def test_the_teacher_does_not_run_before_its_loss_begins(

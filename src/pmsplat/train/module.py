@@ -180,7 +180,7 @@ class TrainingModule(LightningModule):
             for group in self.trainer.optimizers[0].param_groups:
                 shown[f"lr/{group['name']}"] = torch.tensor(group["lr"])
             values = {f"train/{name}": value for name, value in shown.items()}
-            self.log_dict(values, batch_size=len(batch.scene))
+            self._log(values, self.global_step + 1, batch_size=len(batch.scene))
         self.before = batch if self._is_logged(self.global_step + 2) else None
 
         # Where the loss is not finite, make every gradient NaN, so that all devices skip the step.
@@ -258,5 +258,10 @@ class TrainingModule(LightningModule):
             rows = [self.rows for _ in range(self.trainer.world_size)]
             distributed.all_gather_object(rows, self.rows)
         means = protocol.Result([row for some in rows for row in some]).means
-        self.log_dict({f"val/{name}": value for name, value in means.items()})
+        self._log({f"val/{name}": value for name, value in means.items()}, self.global_step)
         self.whole.close()
+
+    def _log(self, values: Mapping[str, Any], done: int, **how: Any) -> None:
+        """Logs under the number of the steps that are done then, as screen and pictures count."""
+        step = torch.tensor(float(done))  # which Lightning takes for the place of the others
+        self.log_dict({**values, "step": step}, **how)
