@@ -94,7 +94,7 @@ def no_root(trained: list[str], folder: Path) -> list[str]:
 
 
 def no_model(trained: list[str], folder: Path) -> list[str]:
-    return [*trained, f"output={folder / 'untrained'}"]
+    return [*trained[:2], f"dataset.root={folder / 'none'}", f"output={folder / 'untrained'}"]
 
 
 def foreign_model(trained: list[str], folder: Path) -> list[str]:
@@ -117,8 +117,9 @@ def missing_scene(trained: list[str], folder: Path) -> list[str]:
         ("train", lambda t, f: ["+experiment=demo_tinny"], "did you mean 'demo_tiny'"),
         ("train", lambda t, f: t, "already holds a run"),
         ("train", lambda t, f: no_root([*t, f"output={f}"], f), "none"),
-        ("evaluate", no_root, "none"),
-        ("evaluate", no_model, "neither a published model nor a file"),
+        ("evaluate", lambda t, f: [*no_root(t, f), t[-1]], "none"),
+        ("evaluate", no_model, "was not trained here yet; wanted"),
+        ("evaluate", no_model, "run `pmsplat train +experiment=demo_tiny output="),
         ("evaluate", foreign_model, "another kind of file; wanted a checkpoint"),
         ("evaluate", missing_scene, "no-such-scene"),
     ],
@@ -136,6 +137,7 @@ def test_each_mistake_is_one_sentence_and_exit_code_2(
     assert told in error.replace("\n", " ")
     assert "Traceback" not in error
     assert not list(tmp_path.rglob("results.json"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_print_shows_the_settings_and_trains_nothing(
