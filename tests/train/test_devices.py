@@ -121,7 +121,7 @@ class Devices:
     """Stands for a trainer on several devices; counts how often they wait for each other."""
 
     def __init__(self, world_size: int, theirs: bool = False) -> None:
-        self.world_size, self.global_step, self.limit_val_batches = world_size, 0, 1
+        self.world_size, self.global_step = world_size, 0
         self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(max_steps=100))
         self.is_global_zero, self.asked, self.theirs = True, 0, theirs
         self.strategy = SimpleNamespace(reduce_boolean_decision=self.reduce)
@@ -129,8 +129,8 @@ class Devices:
 
     @property
     def stops(self) -> bool:
-        """Whether this is the last step, without a validation."""
-        return self.fit_loop.epoch_loop.max_steps == self.global_step and not self.limit_val_batches
+        """Whether this is the last step."""
+        return self.fit_loop.epoch_loop.max_steps == self.global_step
 
     def reduce(self, decision: bool, all: bool) -> bool:
         assert not all

@@ -166,17 +166,20 @@ def test_ctrl_c_leaves_a_checkpoint_that_loads_and_no_scraps(
     assert not [path for path in output.rglob("*") if path.suffix == ".tmp"]
 
 
-@pytest.mark.parametrize(("at", "logged"), [(3, [2]), (4, [2, 4])])
-def test_an_interrupt_logs_nothing_old_and_validates_nothing(
+@pytest.mark.parametrize(("at", "logged"), [(3, [2]), (4, [2, 4, 4])])
+def test_an_interrupt_logs_nothing_old_and_validates_in_turn_alone(
     at: int, logged: list[int], setting: Callable[..., Experiment]
 ) -> None:
-    """Also where a validation was due after that very step."""
+    """A validation is due after step 4, with a row of its own; the checkpoint knows what it found."""
     words = ("trainer.log_every=2", "trainer.validate_every=4", "trainer.validate_scenes=1")
     experiment = setting("trainer.steps=50", "trainer.workers=0", *words)
     interrupt_at(at, experiment)
     output = Path(experiment.output)
-    assert torch.load(output / "last.ckpt", weights_only=True)["global_step"] == at
-    assert not (output / "best.safetensors").exists() and not (output / "pictures").exists()
+    saved = torch.load(output / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == at
+    best = saved["callbacks"]["Checkpoints"]["best"]
+    assert (best is not None) is (output / "best.safetensors").exists() is (at == 4)
+    assert (output / "pictures").exists() is (at == 4)
     assert steps(output) == logged
 
 

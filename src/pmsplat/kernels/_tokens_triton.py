@@ -79,7 +79,7 @@ class AddScaled(torch.autograd.Function):
         tokens, sizes = _sizes(x)
         x, change = x.contiguous(), change.contiguous()
         out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, change.dtype))
-        kernel: Any = _add
+        kernel: Any = _add_scaled
         with torch.cuda.device_of(x):
             kernel[(triton.cdiv(tokens, sizes["ROWS"]),)](x, change, scale, out, tokens, **sizes)
         ctx.save_for_backward(change, scale)
@@ -96,7 +96,7 @@ class AddScaled(torch.autograd.Function):
         out = torch.empty_like(change)
         kind = torch.promote_types(incoming.dtype, torch.float32)
         sums = change.new_empty(programs, change.shape[-1], dtype=kind)
-        kernel: Any = _add_back
+        kernel: Any = _add_scaled_back
         with torch.cuda.device_of(change):
             kernel[(programs,)](incoming, change, scale, out, sums, tokens, steps, **sizes)
         return incoming.to(ctx.dtype), out, sums.sum(dim=0).to(scale.dtype)
@@ -183,7 +183,7 @@ def _normalize_back(
 
 
 @triton.jit
-def _add(
+def _add_scaled(
     x, change, scale, out, tokens,
     CHANNELS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -199,7 +199,7 @@ def _add(
 
 
 @triton.jit
-def _add_back(
+def _add_scaled_back(
     incoming, change, scale, out, sums, tokens, steps,
     CHANNELS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip

@@ -258,10 +258,13 @@ def open_setting(
     ranks: Ranks,
     tell: Callable[[str], None],
     track: Track,
+    *,
+    own: bool = False,
 ) -> Setting:
     """The data and all else that methods have in common; only the first rank speaks.
 
-    UserError where the data or its index is missing, or the options do not fit.
+    `own`: what training left is measured. UserError where that, the data or its index is missing,
+    or the options do not fit.
     """
     if options.report is not None:
         check_folder(options.report)
@@ -275,6 +278,8 @@ def open_setting(
     cameras = options.pose_noise
     if cameras is None:
         cameras = fitted.PoseProtocol.choose(options.poses, options.optimize_poses, tell)
+    if own:
+        _check_trained(experiment)
     dataset = registry.build("data", experiment.dataset.name, experiment.dataset.settings)
     owner = f"the dataset {experiment.dataset.name!r}"
     evaluation = require(dataset, "evaluation", owner, "evaluation")
@@ -287,6 +292,19 @@ def open_setting(
         coverage = Coverage(len(listed.index) - len(listed.missing), missing=len(listed.missing))
         check_complete(coverage, " ".join(describe_missing(listed)))
     return Setting(experiment, options, dataset, index, digest, cameras, device, ranks, tell, track)
+
+
+def _check_trained(experiment: Experiment) -> None:
+    """UserError where training left nothing in the experiment's output, before data is opened."""
+    path, name = Path(experiment.output) / WEIGHTS, experiment.name
+    if not path.is_file():
+        usual = experiment.output == f"outputs/{name}"
+        words = f"+experiment={name}" + ("" if usual else f" output={experiment.output}")
+        raise UserError(
+            f"there is no {path}: the experiment was not trained here yet",
+            "what training left, or another `model`",
+            f"run `pmsplat train {words}` first, or add `model`",
+        )
 
 
 def open_method(

@@ -164,10 +164,9 @@ def evaluate(
     there are, and where `output` has results of another model, protocol or other scenes.
     """
     folder = Path(output or Path(experiment.output) / "evaluation")
-    if model is None:
-        _check_trained(experiment)
     with open_ranks() as ranks:
-        setting = open_setting(experiment, options or Options(), ranks, tell, track)
+        own = model is None
+        setting = open_setting(experiment, options or Options(), ranks, tell, track, own=own)
         method = open_method(setting, model, weights)
         setting.check_replaces(method.name, folder / RESULTS)
         found = _evaluate(setting, method, folder)
@@ -260,10 +259,8 @@ def evaluate_shard(
     folder = Path(output or Path(experiment.output) / "evaluation")
     names = name_models(models) if len(models) > 1 else [""]
     chosen, tell, done = replace(options or Options(), report=None), say_once(tell), 0
-    if not models:
-        _check_trained(experiment)
     with open_ranks() as ranks:
-        setting = open_setting(experiment, chosen, ranks, tell, track)
+        setting = open_setting(experiment, chosen, ranks, tell, track, own=not models)
         for model in models[1:]:
             open_model(model, weights)  # what is missing is told before hours of work
         for name, model in zip(names, models or [None], strict=True):
@@ -307,19 +304,6 @@ def name_models(models: Sequence[str | Path]) -> list[str]:
             return names
     twice = next(str(model) for model in models if list(models).count(model) > 1)
     raise UserError(f"`model={twice}`, given twice", "different models", "leave one of them out")
-
-
-def _check_trained(experiment: Experiment) -> None:
-    """UserError where training left nothing in the experiment's output, before data is opened."""
-    path, name = Path(experiment.output) / WEIGHTS, experiment.name
-    if not path.is_file():
-        usual = experiment.output == f"outputs/{name}"
-        words = f"+experiment={name}" + ("" if usual else f" output={experiment.output}")
-        raise UserError(
-            f"there is no {path}: the experiment was not trained here yet",
-            "what training left, or another `model`",
-            f"run `pmsplat train {words}` first, or add `model`",
-        )
 
 
 def _evaluate(

@@ -73,9 +73,9 @@ class Checkpoints(Callback):
 
     Files are replaced as a whole, and checkpoints are read again before that. After Ctrl-C the
     current step finishes on all devices (where there are several, up to AGREE_EVERY steps), so that
-    training can be resumed exactly, and nothing is validated any more; a second Ctrl-C stops at
-    once. SIGTERM, which schedulers send before SIGKILL, often more than once, has the effect of the
-    first. Where memory is full, the last finished step is saved.
+    training can be resumed exactly, and only a validation that was due follows; a second Ctrl-C
+    stops at once. SIGTERM, which schedulers send before SIGKILL, often more than once, has the
+    effect of the first. Where memory is full, the last finished step is saved.
     """
 
     def __init__(
@@ -111,9 +111,8 @@ class Checkpoints(Callback):
         if agreed or trainer.global_step % self.every == 0:
             self._save(trainer)
         if agreed:
-            # End as after a last step. `should_stop` would log old values, and validate once more
+            # End as after a last step. `should_stop` would log old values, and validate out of turn
             trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
-            trainer.limit_val_batches = 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = trainer.callback_metrics
@@ -121,6 +120,7 @@ class Checkpoints(Callback):
         value = sign * float(values.get(name, torch.nan))
         if value > (-math.inf if self.best is None else self.best):  # on all devices alike
             self.best = value
+            self._saved_at = -1  # what is saved does not know it yet
             self.export(self.folder / BEST)
 
     def state_dict(self) -> dict[str, float | None]:
