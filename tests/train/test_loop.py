@@ -170,7 +170,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_loads_and_no_scraps(
 def test_an_interrupt_logs_nothing_old_and_validates_in_turn_alone(
     at: int, logged: list[int], setting: Callable[..., Experiment]
 ) -> None:
-    """A validation is due after step 4, as a row of its own, and the checkpoint knows its result."""
+    """A validation is due after step 4, as a row of its own; the checkpoint knows its result."""
     words = ("trainer.log_every=2", "trainer.validate_every=4", "trainer.validate_scenes=1")
     experiment = setting("trainer.steps=50", "trainer.workers=0", *words)
     interrupt_at(at, experiment)
