@@ -184,8 +184,9 @@ def test_a_killed_run_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None
 
 
 def test_an_interrupted_run_ends_soon_and_keeps_its_parts(hub: Hub, tmp_path: Path) -> None:
+    """Where the server says nothing more, the client's own five attempts have to end."""
     hub.state.stall = 24 * MB
-    process = start(hub, "acid", "--output", str(tmp_path))
+    process = start(hub, "acid", "--output", str(tmp_path), HF_HUB_DOWNLOAD_TIMEOUT="2")
     deadline = time.monotonic() + 60
     while not list(tmp_path.rglob("*.part")):
         assert time.monotonic() < deadline and process.poll() is None
