@@ -111,22 +111,24 @@ def _steps(features: Tensor) -> tuple[int, int, int]:
 
 
 @triton.jit
-def _tile(
-    step, pixels, steps, to_pixel, to_channel,
+def _read(
+    features, step, pixels, steps, to_pixel, to_channel, kind: tl.constexpr,
     CHANNELS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Returns the pixels of a tile of this program, offsets in their image, and what is there."""
+    """Returns offsets of a tile of this program in its image, what is there, its vectors, and their
+    lengths."""
     row = (tl.program_id(1) * steps + step) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, WIDE)
     there = (row < pixels)[:, None] & (channel < CHANNELS)[None, :]
-    return row[:, None] * to_pixel + channel[None, :] * to_channel, there
+    at = row[:, None] * to_pixel + channel[None, :] * to_channel
+    value = tl.load(features + at, there, 0.0).to(kind)
+    return at, there, value, tl.sqrt(tl.sum(value * value, 1))
 
 
 @triton.jit
-def _load(features, at, there, kind: tl.constexpr):
-    """Returns features and their lengths."""
-    value = tl.load(features + at, there, 0.0).to(kind)
-    return value, tl.sqrt(tl.sum(value * value, 1))
+def _unit(value, length):
+    """Returns vectors of length 1, as the definition has them."""
+    return value / (length + 1e-10)[:, None]
 
 
 @triton.jit
@@ -141,12 +143,14 @@ def _distance(
     weight = tl.load(weights + channel, channel < CHANNELS, 0.0).to(kind)
     sums = tl.zeros([ROWS], kind)
     for step in range(steps):
-        at, there = _tile(step, pixels, steps, ap, ac, CHANNELS, WIDE, ROWS)
-        u, length = _load(a + image * an, at, there, kind)
-        u = u / (length + 1e-10)[:, None]
-        at, there = _tile(step, pixels, steps, bp, bc, CHANNELS, WIDE, ROWS)
-        v, length = _load(b + image * bn, at, there, kind)
-        v = v / (length + 1e-10)[:, None]
+        _, _, u, length = _read(
+            a + image * an, step, pixels, steps, ap, ac, kind, CHANNELS, WIDE, ROWS
+        )
+        u = _unit(u, length)  # before the other is read, which takes fewer registers
+        _, _, v, length = _read(
+            b + image * bn, step, pixels, steps, bp, bc, kind, CHANNELS, WIDE, ROWS
+        )
+        v = _unit(v, length)
         sums += tl.sum(weight[None, :] * (u - v) * (u - v), 1)
     tl.store(partial + image * shares + tl.program_id(1), tl.sum(sums, 0) / pixels)
 
@@ -163,15 +167,16 @@ def _gradient(
     weight = tl.load(weights + channel, channel < CHANNELS, 0.0).to(kind)
     weight = 2.0 * weight * tl.load(incoming + image * gn) / pixels
     for step in range(steps):
-        at, there = _tile(step, pixels, steps, bp, bc, CHANNELS, WIDE, ROWS)
-        v, length = _load(b + image * bn, at, there, kind)
-        v = v / (length + 1e-10)[:, None]
-        at, there = _tile(step, pixels, steps, ap, ac, CHANNELS, WIDE, ROWS)
-        value, length = _load(a + image * an, at, there, kind)
-        whole = length + 1e-10
-        unit = value / whole[:, None]
+        _, _, v, length = _read(
+            b + image * bn, step, pixels, steps, bp, bc, kind, CHANNELS, WIDE, ROWS
+        )
+        v = _unit(v, length)
+        at, there, value, length = _read(
+            a + image * an, step, pixels, steps, ap, ac, kind, CHANNELS, WIDE, ROWS
+        )
+        unit = _unit(value, length)
         of_unit = weight[None, :] * (unit - v)
         along = tl.sum(of_unit * unit, 1) / tl.where(length == 0.0, 1.0, length)
-        found = (of_unit - value * along[:, None]) / whole[:, None]
+        found = _unit(of_unit - value * along[:, None], length)
         found = tl.where((length == 0.0)[:, None], 0.0, found)
         tl.store(out + image * an + at, found.to(out.dtype.element_ty), there)
