@@ -126,6 +126,29 @@ def test_the_faster_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return linear._convolve(*given)
 
     monkeypatch.setitem(linear.WAYS, "blas", slow)
-    shares = tune.measure("product", cpu_rules.DEFAULTS, argparse.Namespace(rounds=2, smaller=8))
-    for by_way in shares.values():
-        assert by_way["conv"] == 1 and by_way["blas"] > 1.2
+    found = tune.measure("product", cpu_rules.DEFAULTS, argparse.Namespace(rounds=2, smaller=8))
+    for by_way in found.values():
+        assert by_way["conv"] == tune.Timing(1, 0)
+        assert by_way["blas"].share > 1.2 and by_way["blas"].saved_ms < -20
+
+
+@pytest.mark.parametrize(
+    ("shares", "chosen"),
+    [
+        ({"direct": 1, "taps": 1.4, "winograd": 0.88}, None),
+        ({"direct": 1, "taps": 0.86, "winograd": 0.88}, "taps"),
+        ({"direct": 1, "taps": 0.86, "winograd": 0.7}, "winograd"),
+        ({"conv": 1, "blas": 0.96, "onednn": 0.97}, None),
+    ],
+)
+def test_what_rounds_more_must_save_more(shares: dict[str, float], chosen: str | None) -> None:
+    timings = {way: tune.compared([(10e-3 * share, 10e-3)]) for way, share in shares.items()}
+    assert tune.choose(timings) == chosen
+
+
+def test_a_way_that_saves_nothing_to_speak_of_is_left() -> None:
+    found = tune.compared([(0.02e-3, 0.06e-3), (0.06e-3, 0.12e-3)])
+    assert found.share == pytest.approx(6**-0.5, abs=1e-3)
+    assert found.saved_ms == pytest.approx(0.05)
+    assert tune.choose({"conv": tune.Timing(1, 0), "blas": found}) is None
+    assert tune.choose({"conv": tune.Timing(1, 0), "blas": tune.Timing(found.share, 0.1)}) == "blas"
