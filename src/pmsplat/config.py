@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from . import registry
 from .config_files import choices, folder, unknown
 from .data import NamedProtocol, find_protocol
-from .errors import UserError
+from .errors import SettingError, UserError
 from .io.chunks import is_remote
 from .train import optim
 from .train.settings import (
@@ -119,7 +119,7 @@ def compose(overrides: Sequence[str]) -> Experiment:
     name = next((f.partition("=")[2] for f in files if f.startswith("+experiment=")), "run")
     try:
         return _make_experiment(tree, name)
-    except UserError as error:
+    except SettingError as error:
         raise name_usual(error, usual, name) from error
 
 

@@ -29,3 +29,7 @@ class UserError(ValueError):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
         return type(self), (self.got, self.wanted, self.remedy)
+
+
+class SettingError(UserError):
+    """A setting whose value does not fit: got "name=value", and its default as the remedy."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, get_args, get_origin
 
-from .errors import UserError
+from .errors import SettingError, UserError
 
 TOO_LARGE = ("allocate memory", "size calculation overflowed")  # in errors of torch
 PARTS = ("Config", "build")  # that make a module a component
@@ -213,6 +213,17 @@ def number(least: float = 0, most: float = math.inf, open_low: bool = False) -> 
     )
 
 
+def one_of(*values: Any) -> Rule:
+    """Some values, true and false among them as a YAML file has them."""
+    words = ", ".join(str(v).lower() if type(v) is bool else str(v) for v in values)
+    return Rule(lambda value: value in values, f"one of {words}")
+
+
+def flag() -> Rule:
+    """True and false."""
+    return Rule(lambda value: type(value) is bool, "true or false")
+
+
 def several(rule: Rule, count: int | None = None) -> Rule:
     """Lists or tuples of `count` values that all fit `rule`; None: of any length."""
     return Rule(
@@ -227,7 +238,7 @@ def several(rule: Rule, count: int | None = None) -> Rule:
 
 
 def check_settings(config: Any, rules: Mapping[str, Rule], owner: str) -> None:
-    """Raises UserError for the first field of `config` that does not fit its rule.
+    """Raises SettingError for the first field of `config` that does not fit its rule.
 
     `owner` stands before the field's name, as in "model.".
     """
@@ -237,7 +248,7 @@ def check_settings(config: Any, rules: Mapping[str, Rule], owner: str) -> None:
         if not rule.fits(value):
             has_default = defaults[name] is not MISSING
             remedy = f"the default is {defaults[name]!r}" if has_default else "change the value"
-            raise UserError(f"{owner}{name}={value!r}", rule.wanted, remedy)
+            raise SettingError(f"{owner}{name}={value!r}", rule.wanted, remedy)
 
 
 def suggest(word: str, valid: list[str]) -> str:

@@ -98,6 +98,7 @@ def test_both_are_measured_on_the_same_photographs(of_2025: Path) -> None:
         assert peer.predict(official, views) == pytest.approx(3 * sum(x.sum() for x in given))
     found = published.beside(Ours(), official, views, repeats=2)
     assert found["forward"]["calls"] == found["official"]["forward"]["calls"] == 2
+    assert found["official"]["gflop"] == 0  # of a stand-in that multiplies no matrices
     with pytest.raises(AssertionError, match="3 of the official"):
         published.beside(nn.Linear(1, 1), official, views, repeats=1)
 

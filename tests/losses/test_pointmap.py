@@ -382,7 +382,7 @@ def test_wrong_types_are_told() -> None:
         "4 points a sample for a grid of 2.5 by 1", "4 points a sample for a grid of 2 by 2 by 1",
         "loss.pointmap.distrust='0.1'",
         "loss.pointmap.border=1.5", "loss.pointmap.robust=2.5", "loss.pointmap.confidence='yes'",
-        "loss.pointmap.confidence=1; wanted True or False", "loss.pointmap.clip='100'",
+        "loss.pointmap.confidence=1; wanted true or false", "loss.pointmap.clip='100'",
         "loss.pointmap.alignment=None",
     )  # fmt: skip
     for line, beginning in zip(ran.stdout.splitlines(), beginnings, strict=True):
@@ -517,7 +517,7 @@ def test_data_and_settings_that_do_not_fit_are_told(generator: torch.Generator) 
         ({"border": -1}, "border=-1"),
         ({"trim": -0.1}, r"trim=-0\.1"),
         ({"robust": True}, "robust=True"),
-        ({"clip": 0.0}, r"clip=0\.0; wanted a number above 0, or None"),
+        ({"clip": 0.0}, r"clip=0\.0; wanted a number above 0, or null"),
         ({"clip": float("nan")}, "clip=nan"),
     ):
         with pytest.raises(UserError, match=words):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..errors import UserError
+from ..registry import check_settings, whole
 from ._sampling import Frames
 
 
@@ -19,13 +20,9 @@ class Windows:
     hop: int = 7
 
     def __post_init__(self) -> None:
-        for name, low in (("frames", 2), ("every", 1), ("hop", 1)):
-            if getattr(self, name) < low:
-                raise UserError(
-                    f"teacher.windows.{name}={getattr(self, name)}",
-                    f"at least {low}",
-                    f"the default is {getattr(Windows, name)}",
-                )
+        check_settings(
+            self, {"frames": whole(2), "every": whole(1), "hop": whole(1)}, "teacher.windows."
+        )
         if self.hop > self.frames:
             raise UserError(
                 f"teacher.windows.hop={self.hop} beyond teacher.windows.frames={self.frames}",

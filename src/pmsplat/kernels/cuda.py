@@ -46,6 +46,11 @@ def has_kernels(device: torch.device) -> bool:
     return problem is None
 
 
+def can_take(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels can number the places of tensors, and run where they lie (see above)."""
+    return all(x.numel() < PLACES for x in tensors) and all(has_kernels(x.device) for x in tensors)
+
+
 def require(device: torch.device) -> None:
     """Raises UserError where the kernels cannot run on `device`."""
     problem = obstacle(device)

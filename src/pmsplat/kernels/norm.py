@@ -60,8 +60,7 @@ def group_norm(
 
 def _can_fuse(x: Tensor) -> bool:
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    fits = x.shape[1] <= WIDEST and x[0].numel() < 2**31  # offsets in a map are int32
-    return x.is_cuda and last and fits and cuda.has_kernels(x.device)
+    return last and x.shape[1] <= WIDEST and cuda.can_take(x[0])
 
 
 def layer_norm(
@@ -80,7 +79,7 @@ def layer_norm(
     "torch", the definition; "fused", for CUDA; or "auto": fused where it can be.
     """
     if path == "auto":
-        path = "fused" if _can_fuse_rows(x) else "torch"
+        path = "fused" if x.shape[-1] <= WIDEST and cuda.can_take(x) else "torch"
     if path == "torch":
         out = functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
         out = out if added_to is None else added_to + out
@@ -107,8 +106,3 @@ class LayerNorm(nn.LayerNorm):
     def add_to(self, x: Tensor, input: Tensor) -> Tensor:
         """Returns x + norm(input), whose sum is as wide as torch has it."""
         return layer_norm(input, self.weight, self.bias, self.eps, added_to=x)
-
-
-def _can_fuse_rows(x: Tensor) -> bool:
-    fits = x.shape[-1] <= WIDEST and x.numel() < cuda.PLACES
-    return x.is_cuda and fits and cuda.has_kernels(x.device)

@@ -26,15 +26,11 @@ def add_scaled(
     `path` is "torch", the definition; "fused", for CUDA; or "auto": fused where it can be.
     """
     if path == "auto":
-        path = "fused" if _can_fuse(x, change) else "torch"
+        fits = x.shape == change.shape and x.shape[-1] <= WIDEST
+        path = "fused" if fits and cuda.can_take(x) else "torch"
     if path == "torch":
         return torch.addcmul(x, change, scale) if x.is_cuda else x + change * scale
     cuda.require(x.device)
     from ._tokens_triton import AddScaled
 
     return AddScaled.apply(x, change, scale)  # pyright: ignore
-
-
-def _can_fuse(x: Tensor, change: Tensor) -> bool:
-    fits = x.shape[-1] <= WIDEST and x.numel() < cuda.PLACES and x.shape == change.shape
-    return x.is_cuda and fits and cuda.has_kernels(x.device)

@@ -30,7 +30,8 @@ def unit_distance(
     "auto": fused where it can be.
     """
     if path == "auto":
-        path = "fused" if all(map(_can_fuse, maps)) else "torch"
+        fits = all(features.shape[1] <= WIDEST for features in maps)
+        path = "fused" if fits and cuda.can_take(*(x[0] for x in maps)) else "torch"
     if path == "torch":
         distance = maps[0].new_zeros(len(maps[0]))
         for found, wanted, weight in zip(maps, targets, weights, strict=True):
@@ -46,8 +47,3 @@ def unit_distance(
 def _unit(features: Tensor) -> Tensor:
     """Normalises over channels; the value is zero where all channels are zero."""
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + SMALLEST)
-
-
-def _can_fuse(features: Tensor) -> bool:
-    fits = features.shape[1] <= WIDEST and features[0].numel() < cuda.PLACES
-    return features.is_cuda and fits and cuda.has_kernels(features.device)

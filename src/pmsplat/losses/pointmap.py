@@ -4,8 +4,8 @@ Shi et al., "Revisiting Depth Representations for Feed-Forward 3D Gaussian Splat
 (arXiv 2506.05327). The defaults are what the released code does.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,32 +16,24 @@ from ..errors import UserError
 from ..geometry import align, camera, se3
 from ..geometry.neighbors import FARTHEST
 from ..kernels import alignment, neighbors
+from ..registry import Rule, check_settings, flag, number, one_of, whole
 from ..types import Cameras, Pointmap, Prediction, StepOutput, Views
 
 WANTS = {POINTMAP}
-ALIGNMENTS = ("similarity", "scale")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-FLAG = (lambda value: isinstance(value, bool), "True or False")
-COUNT = (
-    lambda value: _is_number(value) and isinstance(value, int) and value >= 0,
-    "a whole number of at least 0",
+SHARE = Rule(
+    lambda value: number(0, 1).fits(value) and value < 1, "a share of at least 0 and below 1"
 )
-SHARE = (lambda value: _is_number(value) and 0 <= value < 1, "a share of at least 0 and below 1")
-RULES = {  # whether a value fits an option, and what does; the others are flags
-    "alignment": (lambda value: value in ALIGNMENTS, f"one of {', '.join(ALIGNMENTS)}"),
-    "robust": COUNT,
+RULES = {
+    "alignment": one_of("similarity", "scale"),
+    "detach": flag(),
+    "robust": whole(0),
+    "confidence": flag(),
     "distrust": SHARE,
-    "border": COUNT,
+    "border": whole(0),
     "trim": SHARE,
-    "clip": (
-        lambda value: value is None or (_is_number(value) and value > 0),
-        "a number above 0, or None",
-    ),
+    "clip": number(0, open_low=True).or_none,
 }
 
 
@@ -64,15 +56,7 @@ class Options:
     clip: float | None = 100.0  # samples above it count 1e-5 of their value; None: all in full
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            fits, wanted = RULES.get(option.name, FLAG)
-            value = getattr(self, option.name)
-            if not fits(value):
-                raise UserError(
-                    f"{self.owner}{option.name}={value!r}",
-                    wanted,
-                    f"the default is {option.default!r}",
-                )
+        check_settings(self, RULES, self.owner)
 
 
 @dataclass(frozen=True)
@@ -80,6 +64,10 @@ class Config(Options):
     owner: ClassVar[str] = "loss.pointmap."
 
     coarse: bool = False  # True: coarser levels are compared with the teacher too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, {"coarse": flag()}, self.owner)
 
 
 def build(cfg: Config) -> Loss:

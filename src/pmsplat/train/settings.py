@@ -6,16 +6,33 @@ from typing import Any
 from .. import registry
 from ..contracts import wants
 from ..data import Windows
-from ..errors import UserError
+from ..errors import SettingError, UserError
 from . import optim
 
-PRECISIONS = ("float32", "tf32", "bf16")
-ACCELERATORS = ("auto", "cpu", "gpu")
-STRATEGIES = ("ddp", "fsdp")
-RESUME = (False, True, "auto")
 LOGGERS = ("tensorboard", "csv", "wandb")
 MOST_EMA = 0.999999  # above, a mean moves by less than float32 holds
 MISSING = ("error", "compute")
+RULES = {  # of the trainer's settings
+    "steps": registry.whole(1),
+    "batch_size": registry.whole(1),
+    "workers": registry.whole(0),
+    "accelerator": registry.one_of("auto", "cpu", "gpu"),
+    "devices": registry.Rule(lambda value: value == "auto" or value.isdigit(), "a number or auto"),
+    "nodes": registry.whole(1),
+    "strategy": registry.one_of("ddp", "fsdp"),
+    "precision": registry.one_of("float32", "tf32", "bf16"),
+    "gradient_clip": registry.number(0),
+    "ema": registry.number(0, MOST_EMA),
+    "update_steps": registry.several(registry.whole(1), 2).or_none,
+    "anchors": registry.several(registry.whole(2), 2).or_none,
+    "resume": registry.one_of(False, True, "auto"),
+    "checkpoint_every": registry.whole(1),
+    "keep_checkpoints": registry.whole(1),
+    "validate_every": registry.whole(0),
+    "validate_scenes": registry.whole(1),
+    "log_every": registry.whole(1),
+    "profile": registry.whole(0),
+}
 
 
 @dataclass(frozen=True)
@@ -36,13 +53,11 @@ class LossTerm:
     settings: Any = None
 
     def __post_init__(self) -> None:
+        owner = f"loss.{self.name}."
         if not 0 <= self.weight < float("inf"):
-            raise UserError(
-                f"loss {self.name!r} of weight {self.weight}",
-                "a number, 0 or more",
-                "the default is 1",
-            )
-        registry.check_settings(self, {"start_step": registry.whole(0)}, f"loss.{self.name}.")
+            wanted = "a finite number of at least 0"
+            raise SettingError(f"{owner}weight={self.weight}", wanted, "the default is 1.0")
+        registry.check_settings(self, {"start_step": registry.whole(0)}, owner)
 
 
 @dataclass
@@ -120,16 +135,6 @@ class Trainer:
     loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
 
     def __post_init__(self) -> None:
-        choices = {"precision": PRECISIONS, "accelerator": ACCELERATORS, "resume": RESUME}
-        choices |= {"strategy": STRATEGIES}
-        for name, valid in choices.items():
-            value = getattr(self, name)
-            if value not in valid:
-                raise UserError(
-                    f"trainer.{name}={value}",
-                    f"one of {', '.join(str(word).lower() for word in valid)}",
-                    _name_default(name),
-                )
         unknown = [name for name in self.loggers if name not in LOGGERS]
         if unknown:
             raise UserError(
@@ -137,14 +142,7 @@ class Trainer:
                 f"some of {', '.join(LOGGERS)}",
                 "set trainer.loggers=[csv]",
             )
-        if self.devices != "auto" and not self.devices.isdigit():
-            raise UserError(
-                f"trainer.devices={self.devices}", "a number or auto", _name_default("devices")
-            )
-        rules = {"gradient_clip": registry.number(0), "ema": registry.number(0, MOST_EMA)}
-        rules |= {"update_steps": registry.several(registry.whole(1), 2).or_none}
-        rules |= {"anchors": registry.several(registry.whole(2), 2).or_none}
-        registry.check_settings(self, rules, "trainer.")
+        registry.check_settings(self, RULES, "trainer.")
         for name, example in (("update_steps", "[1,4]"), ("anchors", "[3,8]")):
             limits = getattr(self, name)
             if limits is not None and limits[0] > limits[1]:
@@ -153,19 +151,6 @@ class Trainer:
                     "the fewest first, then the most",
                     f"set trainer.{name}={example}",
                 )
-        least = {"steps": 1, "batch_size": 1, "workers": 0, "nodes": 1, "checkpoint_every": 1}
-        least |= {"keep_checkpoints": 1, "validate_every": 0, "validate_scenes": 1, "log_every": 1}
-        least |= {"profile": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise UserError(
-                    f"trainer.{name}={getattr(self, name)}", f"at least {low}", _name_default(name)
-                )
-
-
-def _name_default(name: str) -> str:
-    """The remedy for a wrong setting of the trainer."""
-    return f"the default is trainer.{name}={getattr(Trainer, name)}"
 
 
 @dataclass(frozen=True)
@@ -215,12 +200,12 @@ def check_is_whole(name: str, experiment: Experiment) -> None:
         )
 
 
-def name_usual(error: UserError, usual: dict[str, Any], name: str) -> UserError:
-    """The error with the experiment's own value in place of the default, where it has another."""
+def name_usual(error: SettingError, usual: dict[str, Any], name: str) -> SettingError:
+    """The error with the experiment's own value in place of the default, where it has one."""
     key = error.got.partition("=")[0]
     value: Any = usual
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    if value is None or not error.remedy.startswith("the default is"):
+    if value is None:
         return error
-    return UserError(error.got, error.wanted, f"{name} has {key}={value}")
+    return SettingError(error.got, error.wanted, f"{name} has {key}={value}")
