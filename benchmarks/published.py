@@ -83,6 +83,7 @@ def _more(figures: dict[str, Any]) -> str:
         share = figures["forward"]["median_ms"] / theirs["forward"]["median_ms"]
         seconds = theirs["forward"]["median_ms"] / 1000
         words += f"; official {seconds:.2f} s ({share:.2f} of it), {theirs['peak_mib']} MiB"
+        words += f", {theirs['gflop']} GFLOP"
     if "initial" in figures:
         initial = figures["initial"]["forward"]["median_ms"]
         step = (figures["forward"]["median_ms"] - initial) / figures["steps"]
@@ -138,8 +139,12 @@ def measure(model: Any, views: Any, repeats: int) -> dict[str, Any]:
 
 
 def beside(model: Any, official: Any, views: Any, repeats: int) -> dict[str, Any]:
-    """Both models by turns; they must have equally many parameters."""
+    """Both models by turns; they must have equally many parameters.
+
+    `gflop`: operations of the official one's products, convolutions and attention.
+    """
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from .measure import alternately, figures, peak_mib
 
@@ -152,7 +157,10 @@ def beside(model: Any, official: Any, views: Any, repeats: int) -> dict[str, Any
             name: figures({"forward": times[name]}, peak_mib=peak_mib(call))
             for name, call in calls.items()
         }
-    return rows["ours"] | {"official": rows["official"]}
+        with FlopCounterMode(display=False) as counter:
+            calls["official"]()
+    gflop = round(counter.get_total_flops() / 1e9)
+    return rows["ours"] | {"official": rows["official"] | {"gflop": gflop}}
 
 
 def architectures() -> list[str]:
