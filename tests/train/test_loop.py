@@ -205,7 +205,7 @@ def test_devices_that_are_not_there_are_told(setting: Callable[..., Experiment])
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"accelerator=gpu without a CUDA device"):
             train.run(setting("trainer.accelerator=gpu"))
-    with pytest.raises(UserError, match=r"trainer\.accelerator=tpu"):
+    with pytest.raises(UserError, match=r"trainer\.accelerator='tpu'"):
         setting("trainer.accelerator=tpu")
 
 
