@@ -23,19 +23,8 @@ from tests.models.tiny import shaken, tiny
 TIMES = ("seconds", "seconds_with_warm_up", "cost")  # of results: no two runs have the same
 SCRIPT = """
 import os, signal, sys
-import torch
-import pmsplat
 from pmsplat.cli import main
 from pmsplat.evaluate import protocol
-
-# One pass before: on an AMD EPYC the first 1x1 convolution of a process rounds otherwise.
-torch.set_num_threads(1)
-K = torch.tensor([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]]).repeat(1, 2, 1, 1)
-near, c2w = torch.ones(1, 2), torch.eye(4).repeat(1, 2, 1, 1)
-cameras = pmsplat.Cameras(c2w, K, near, 100 * near)
-model = pmsplat.load(sys.argv[sys.argv.index("--model") + 1])
-with torch.inference_mode():
-    model(pmsplat.Views(torch.rand(1, 2, 3, 32, 48), cameras))
 
 protocol.find_lpips = lambda: (None, ("no weights of LPIPS",))
 measure, last = protocol.measure, int(os.environ.get("LAST", "0"))

@@ -11,6 +11,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from . import compiled
 from ._tracing import untraced
 from .neighbor_attention import InverseTable
 
@@ -20,7 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # Sums may be reordered; what is not a number stays so
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 serial: Any = njit(cache=True, fastmath=FAST, error_model="numpy")
-parallel: Any = njit(cache=True, fastmath=FAST, error_model="numpy", parallel=True)
+parallel: Any = compiled.parallel(fastmath=FAST, error_model="numpy")
 
 
 @untraced

@@ -16,6 +16,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from . import compiled
 from ._tracing import untraced
 
 LEAF, FAN, FAN_BITS = 8, 8, 3  # points per leaf; boxes per larger box, and its logarithm to base 2
@@ -33,7 +34,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 FAST = {"nnan", "nsz"}
 serial: Any = njit(cache=True, fastmath=FAST, error_model="numpy")
 inlined: Any = njit(inline="always", fastmath=FAST, error_model="numpy")
-parallel: Any = njit(cache=True, fastmath=FAST, error_model="numpy", parallel=True)
+parallel: Any = compiled.parallel(fastmath=FAST, error_model="numpy")
 
 
 @untraced

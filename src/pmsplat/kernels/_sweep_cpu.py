@@ -12,6 +12,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from ..geometry.sweep import MIN_Z
+from . import compiled
 from ._sweep import FlatSweep
 from ._tracing import untraced
 
@@ -19,7 +20,7 @@ BLOCK = 32  # channels per job of the backward pass
 Array = np.ndarray[Any, np.dtype[Any]]
 
 inlined: Any = njit(inline="always", fastmath=True)
-parallel: Any = njit(parallel=True, fastmath=True, cache=True)
+parallel: Any = compiled.parallel(fastmath=True)
 
 
 @untraced

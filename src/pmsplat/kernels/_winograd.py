@@ -16,6 +16,8 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
+from . import compiled
+
 TILE = 4  # pixels of a tile's side
 SEEN = TILE + 2  # pixels that the kernel sees of it
 LANES = 16  # channels transformed together
@@ -23,7 +25,7 @@ TILES = 256  # transformed at once, about: their products stay in the processor'
 Array = np.ndarray[Any, np.dtype[Any]]
 
 inlined: Any = njit(inline="always", fastmath=True)
-parallel: Any = njit(parallel=True, fastmath=True, cache=True)
+parallel: Any = compiled.parallel(fastmath=True)
 
 
 def convolve(

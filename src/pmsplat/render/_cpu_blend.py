@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
+from ..kernels import compiled
 from . import _projection
 
 TILE, LANES = 16, 8
@@ -49,7 +50,7 @@ FARTHEST = 80.0  # bound of exponents: exp(-80) is far below the alpha of 1/255
 # All of fastmath except "nnan" and "ninf": NaN and infinity must keep their meaning.
 FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
 serial: Any = njit(cache=True, fastmath=FAST, error_model="numpy")
-parallel: Any = njit(cache=True, fastmath=FAST, error_model="numpy", parallel=True)
+parallel: Any = compiled.parallel(fastmath=FAST, error_model="numpy")
 inlined: Any = njit(inline="always", fastmath=FAST, error_model="numpy")
 
 
