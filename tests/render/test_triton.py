@@ -126,11 +126,9 @@ def check(
     assert ours is not None and theirs is not None
     seen = theirs.radii > 0
     assert is_close(ours.radii, theirs.radii) and is_close(ours.means[seen], theirs.means[seen])
-    least = 1e-7 * max(theirs.norm().item() for theirs in wanted.gradients.values())
     for part, theirs in wanted.gradients.items():
         error = (got.gradients[part] - theirs).norm() / theirs.norm()
         slack = max((other.gradients[part] - theirs).norm().item() for other in others)
-        slack = max(slack, least)
         assert is_close(got.gradients[part], theirs, slack, rounding), f"{part}: {error:.1e}"
     return wanted
 
@@ -312,6 +310,7 @@ def test_many_on_one_pixel(count: int, rounding: float, generator: torch.Generat
     """Faint ones, of which many count, then opaque ones, of which few do."""
     means = 0.01 * torch.randn(count, 3, generator=generator) + torch.tensor([0, 0, 2.0])
     gaussians = cloud(means, 0.02, opacity=0.012)
+    gaussians.scales[..., 0] *= 1.5  # of round ones the gradient to rotations is rounding alone
     gaussians.opacities[:, ::97] = 0.3
     wanted = check(gaussians, front_camera(), (8, 8), rounding=rounding)
     assert 0.5 < wanted.rendering.alpha.max() < 0.9999
