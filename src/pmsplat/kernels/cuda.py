@@ -47,7 +47,7 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def can_take(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels can number the places of tensors, and run where they lie (see above)."""
+    """Whether the kernels run where the tensors lie, and can number their places."""
     return all(x.numel() < PLACES for x in tensors) and all(has_kernels(x.device) for x in tensors)
 
 

@@ -15,11 +15,10 @@ from torch import Tensor
 from ..contracts import LPIPS, Loss
 from ..foundation import lpips, vgg19
 from ..nn.maps import move_to, resize
-from ..registry import Rule, check_settings, whole
+from ..registry import check_settings, one_of, whole
 from ..types import StepOutput
 
 WANTS = {LPIPS}
-NETS = ("auto", "vgg19", "lpips")
 # What the error of the pixels and of each activation counts, for images from 0 to 255.
 PIXELS, ACTIVATIONS = 1.0, (1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 
@@ -31,8 +30,8 @@ class Config:
     downsample: int = 1  # 2: images are compared at half their size
 
     def __post_init__(self) -> None:
-        nets = Rule(lambda net: net in NETS, f"one of {', '.join(NETS)}")
-        check_settings(self, {"net": nets, "downsample": whole(1)}, "loss.perceptual.")
+        rules = {"net": one_of("auto", "vgg19", "lpips"), "downsample": whole(1)}
+        check_settings(self, rules, "loss.perceptual.")
 
 
 def build(cfg: Config) -> Loss:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..registry import Rule, check_settings, number, whole
+from ..registry import Rule, check_settings, number, one_of, whole
 
 HEAD = 32  # channels of an attention head of the U-Nets, which narrower U-Nets have one of
 SIZES = {  # two planes are the ends of the range of depth
@@ -30,9 +30,9 @@ def check_sizes(config: Any, more: Mapping[str, Rule]) -> None:
 
 def check_choice(name: str, value: Any, valid: Sequence[Any]) -> None:
     """UserError for a setting that is not one of `valid`."""
-    if value not in valid:
-        wanted = ", ".join(map(str, valid))
-        raise UserError(f"{name} = {value!r}", f"one of {wanted}", f"set model.{name}={valid[0]}")
+    rule = one_of(*valid)
+    if not rule.fits(value):
+        raise UserError(f"{name} = {value!r}", rule.wanted, f"set model.{name}={valid[0]}")
 
 
 def check_near(near: float | None) -> None:
