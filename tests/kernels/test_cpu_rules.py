@@ -27,7 +27,8 @@ KINDS = {  # what the system says -> the instruction set
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """No override from outside, and no memory of one."""
-    monkeypatch.delenv(cpu_rules.OVERRIDE, raising=False)
+    for name in (cpu_rules.OVERRIDE, *cpu_rules.LIMITS):
+        monkeypatch.delenv(name, raising=False)
     cpu_rules._shipped.cache_clear()
 
 
