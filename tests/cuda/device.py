@@ -86,7 +86,6 @@ class FakeDevice(TorchDispatchMode):
             "grid_sampler_2d_backward": self._grid_sampler_backward,
             "cudnn_grid_sampler": self._cudnn_grid_sampler,
             "_pin_memory": self._pin,
-            "is_pinned": lambda func, args, kwargs: self._is_pinned(args[0]),
         }
 
     def __torch_dispatch__(
@@ -98,11 +97,12 @@ class FakeDevice(TorchDispatchMode):
         name = func._overloadpacket.__name__
         if kwargs.pop("pin_memory", False):
             return self._pin(func, (func(*args, **kwargs),), {})
+        if name == "is_pinned":  # which launches nothing
+            return self._is_pinned(args[0])
         flat = arg_tree_leaves(*args, **kwargs)
         here = any(map(on_device, flat))
         if not here and not _names_device(kwargs):
-            pinning = name in ("_pin_memory", "is_pinned")
-            return self._special[name](func, args, kwargs) if pinning else func(*args, **kwargs)
+            return self._pin(func, args, kwargs) if name == "_pin_memory" else func(*args, **kwargs)
         if kwargs.get("generator") is not None:
             kwargs["generator"] = None  # of the CPU, see `standins`; no numbers are drawn
         if here and name in WAITING:

@@ -189,6 +189,7 @@ def _replace_triton(ledger: Ledger) -> None:
         size: tuple[int, ...] = tuple(grid(given) if callable(grid) else grid)  # pyright: ignore
         fits = all(0 < n <= most for n, most in zip(size, LARGEST_GRID, strict=False))
         assert fits, f"{name}: a grid of {size}"
+        assert "enable_fp_fusion" in kwargs, f"{name}: launched by other means than cuda.launch"
         launch = compilation.Launch.of(self, args, kwargs)
         ledger.kernels.setdefault(launch.kernel, {})[launch.key(self)] = launch.to_json()
         ledger.launch(f"triton {name}")

@@ -1,4 +1,4 @@
-"""Triton's kernels on the CPU: the mark of tests that run them, and other orders of programs."""
+"""Triton's kernels on the CPU: the mark of tests that run them, and what may befall them."""
 
 import importlib.util
 import os
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 interpreted = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
@@ -26,3 +27,10 @@ def last_program_first() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "set_grid_idx", mirrored)
         yield
+
+
+def kept_dense() -> torch.autograd.graph.saved_tensors_hooks:
+    """Inside, what backward passes need is laid out anew, row by row, as `save_on_cpu` does."""
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda x: x.clone(memory_format=torch.contiguous_format), lambda x: x
+    )

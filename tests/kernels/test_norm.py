@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pmsplat.kernels import norm
 
-from .interpreter import interpreted
+from .interpreter import interpreted, kept_dense
 
 SHAPES = [  # n, channels, groups, height, width
     (2, 16, 8, 5, 7),
@@ -81,6 +81,14 @@ def check_everything(device: str) -> None:
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # of silu far below zero
 def test_the_fused_kernel_in_the_interpreter() -> None:
     check_everything("cpu")
+
+
+@interpreted
+def test_saved_maps_may_be_laid_out_anew() -> None:
+    errors = difference((2, 16, 4, 5, 7), "silu", torch.float32, "cpu")
+    with kept_dense():
+        found = difference((2, 16, 4, 5, 7), "silu", torch.float32, "cpu")
+    assert found == pytest.approx(errors, rel=1e-3)
 
 
 @interpreted

@@ -16,7 +16,7 @@ from pmsplat.kernels import cuda
 from pmsplat.render import fast_backend, gsplat, obstacle, rasterize
 from pmsplat.render import triton as backend
 from pmsplat.types import CLASSIC, MIP, RESPLAT, Cameras, DrawingRules, Gaussians, Rendering
-from tests.kernels.interpreter import interpreted, last_program_first
+from tests.kernels.interpreter import interpreted, kept_dense, last_program_first
 from tests.scenes import (
     ODD_RULES,
     PARAMETERS,
@@ -426,6 +426,16 @@ def test_a_gradient_of_the_means_in_pixels_alone(generator: torch.Generator) -> 
     assert is_close(*found)
     assert (found[0][0, 0] != 0).any() or (found[1][0, 0] == 0).all()
     assert (found[0][0, 1] == 0).all() and (found[0][0, 2:] != 0).any()
+
+
+def test_saved_tensors_may_be_laid_out_anew(generator: torch.Generator) -> None:
+    given = random_gaussians(20, generator, degree=1), random_cameras(2, generator), (7, 9)
+    wanted = draw("triton", *given)
+    with kept_dense():
+        found = draw("triton", *given)
+    assert wanted.gradients.keys() == found.gradients.keys()
+    for part, gradient in wanted.gradients.items():
+        assert is_close(found.gradients[part], gradient, rounding=1e-6), part
 
 
 def test_float64_is_drawn_in_float32(generator: torch.Generator) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -250,12 +250,29 @@ def test_an_encoder_that_waits_is_refused(generator: torch.Generator) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones((), device="cuda"))
+            self.waits = True
 
         def forward(self, views: Views) -> Prediction:
-            return Prediction((views.images[:, :, 0] * self.weight.item(),), ())
+            weight = self.weight.item() if self.waits else self.weight
+            return Prediction((views.images[:, :, 0] * weight,), ())
 
+    compiled, given = pmsplat.compile(Waits()), views(generator)
     with pytest.raises(UserError, match="cannot be captured"):
-        pmsplat.compile(Waits(), views(generator))
+        compiled(given)
+    cast(Any, compiled._model).waits = False
+    assert torch.equal(compiled(given).depths[0].cpu(), given.images[:, :, 0])
+
+
+@pytest.mark.cuda
+def test_graphs_that_are_dropped_leave_their_memory_to_others(generator: torch.Generator) -> None:
+    compiled = pmsplat.compile(with_backbone("depthsplat").cuda(), kept=1)
+    compiled(views(generator, 2, (96, 96)))
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for width in range(32, 96, 8):
+        compiled(views(generator, 2, (96, width)))
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < 2 * before
 
 
 @pytest.mark.slow

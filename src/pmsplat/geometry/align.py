@@ -186,10 +186,11 @@ def trusted(
         x, y, given = _sample(source, target, weights)
         motion = _least_median(fit, x, y, given, fit(x, y, given))
         squared = _squared(motion, x, y, given)
-        width = _median(squared)
+        middle = (squared.isnan().logical_not().sum(dim=-1, keepdim=True) - 1).clamp_min(0) // 2
+        width = _median(squared, middle)
         for _ in range(rounds - 1):
             motion, squared = (refit or partial(_refit, fit))(x, y, given, squared, width)
-            width = _median(squared)
+            width = _median(squared, middle)
         squared = _squared(motion, source, target, weights)
         return weights * _factor(squared, width).to(weights.dtype)
 
@@ -208,9 +209,12 @@ def _squared(motion: Tensor, source: Tensor, target: Tensor, weights: Tensor) ->
     return torch.where(weights > 0, squared, torch.nan)
 
 
-def _median(squared: Tensor) -> Float[Tensor, "*batch 1"]:
-    """Returns the median of those that are known, above 0."""
-    return squared.nanmedian(dim=-1, keepdim=True).values.clamp_min(1e-300)
+def _median(squared: Tensor, middle: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1"]:
+    """Returns the median of those that are known, above 0: that at `middle`, as NaN comes last.
+
+    By sorting: CUDA's median refuses to run under torch.use_deterministic_algorithms.
+    """
+    return squared.sort(dim=-1).values.gather(-1, middle).clamp_min(1e-300)
 
 
 def _factor(squared: Tensor, width: Tensor) -> Tensor:
@@ -266,7 +270,7 @@ def _least_median(
     # Choose the motion with the least median of squares.
     judges_x, judges_y = (t[..., None, 3 * DRAWS :, :] for t in (x, y))
     squared = (se3.transform(motions, judges_x) - judges_y).square().sum(dim=-1)
-    median = squared.median(dim=-1).values  # NaN where the fit is undefined
+    median = squared.sort(dim=-1).values[..., (JUDGES - 1) // 2]  # NaN where a fit is undefined
     best = torch.where(median.isfinite(), median, torch.inf).argmin(dim=-1)
     chosen = best[..., None, None, None].expand(*best.shape, 1, 4, 4)
     return motions.gather(-3, chosen)[..., 0, :, :]

@@ -59,15 +59,13 @@ def _launch(
     given += [x.contiguous() if x is not None else given[2] for x in (squared, width)]
     motions = given[2].new_empty(*weights.shape[:-1], 4, 4)
     distances = torch.empty_like(given[2]) if reweighted else given[2]
-    kernel: Any = _fit
-    with torch.cuda.device_of(source):
-        kernel[(sets,)](
-            *given, motions, distances,
-            COUNT=count, REWEIGHTED=reweighted, SCALE_ALONE=scale_alone,
-            UNDEFINED=UNDEFINED, SQUARINGS=SQUARINGS, RESCALE=RESCALE,
-            BLOCK=min(BLOCK, triton.next_power_of_2(count)), num_warps=4 if count > BLOCK else 1,
-            enable_fp_fusion=True,
-        )  # fmt: skip
+    cuda.launch(
+        _fit, (sets,),
+        *given, motions, distances,
+        COUNT=count, REWEIGHTED=reweighted, SCALE_ALONE=scale_alone,
+        UNDEFINED=UNDEFINED, SQUARINGS=SQUARINGS, RESCALE=RESCALE,
+        BLOCK=min(BLOCK, triton.next_power_of_2(count)), num_warps=4 if count > BLOCK else 1,
+    )  # fmt: skip
     return motions, distances
 
 
@@ -319,11 +317,10 @@ def _turn(kernel: Any, *tensors: Tensor) -> None:
     count = tensors[0].shape[:-2].numel()
     cuda.check_places(f"{count} matrices", "fewer than 2²⁷", 9 * count)
     if count:
-        with torch.cuda.device_of(tensors[0]):
-            kernel[(count,)](
-                *tensors, UNDEFINED=UNDEFINED, SQUARINGS=SQUARINGS, RESCALE=RESCALE,
-                num_warps=1, enable_fp_fusion=True,
-            )  # fmt: skip
+        cuda.launch(
+            kernel, (count,),
+            *tensors, UNDEFINED=UNDEFINED, SQUARINGS=SQUARINGS, RESCALE=RESCALE, num_warps=1,
+        )  # fmt: skip
 
 
 @triton.jit

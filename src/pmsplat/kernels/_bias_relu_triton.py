@@ -12,6 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import cuda
+
 BLOCK = 1024
 
 
@@ -24,11 +26,10 @@ class BiasRelu(torch.autograd.Function):
         last = maps.is_contiguous(memory_format=torch.channels_last)
         assert last or maps.is_contiguous()
         numbers = maps.numel()
-        kernel: Any = _bias_relu
-        with torch.cuda.device_of(maps):
-            kernel[(triton.cdiv(numbers, BLOCK),)](
-                maps, bias, numbers, channels, 1 if last else height * width, BLOCK=BLOCK
-            )
+        cuda.launch(
+            _bias_relu, (triton.cdiv(numbers, BLOCK),),
+            maps, bias, numbers, channels, 1 if last else height * width, BLOCK=BLOCK,
+        )  # fmt: skip
         ctx.mark_dirty(maps)
         ctx.save_for_backward(maps)
         return maps

@@ -45,7 +45,6 @@ class Turn(torch.autograd.Function):
 def _multiply(matrix: Tensor, vectors: Tensor, base: Tensor | None, out: Tensor) -> None:
     count, pixels = vectors.shape[:2]
     rows, terms = matrix.shape[1:]
-    kernel: Any = _turn
     if not vectors.numel():
         return
     cuda.check_places(
@@ -54,15 +53,15 @@ def _multiply(matrix: Tensor, vectors: Tensor, base: Tensor | None, out: Tensor)
         cuda.extent(vectors[0]), cuda.extent(out[0]),
     )  # fmt: skip
     tensors = (matrix, vectors, vectors if base is None else base, out)
-    with torch.cuda.device_of(vectors):
-        for part in cuda.parts(count):
-            kernel[(triton.cdiv(pixels, BLOCK), part.stop - part.start, 3)](
-                *(x[part] for x in tensors), pixels,
-                *matrix.stride(), *vectors.stride(), *(3 * (0,) if base is None else base.stride()),
-                *out.stride(),
-                ROWS=rows, TERMS=terms, HEIGHT=triton.next_power_of_2(rows), ADDS=base is not None,
-                BLOCK=BLOCK, enable_fp_fusion=True,
-            )  # fmt: skip
+    for part in cuda.parts(count):
+        cuda.launch(
+            _turn, (triton.cdiv(pixels, BLOCK), part.stop - part.start, 3),
+            *(x[part] for x in tensors), pixels,
+            *matrix.stride(), *vectors.stride(), *(3 * (0,) if base is None else base.stride()),
+            *out.stride(),
+            ROWS=rows, TERMS=terms, HEIGHT=triton.next_power_of_2(rows), ADDS=base is not None,
+            BLOCK=BLOCK,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -30,13 +30,12 @@ def forward(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> tup
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     log_sums = q.new_empty(batch, n, dtype=torch.promote_types(q.dtype, torch.float32))
     sizes = _sizes(q.shape[2], TILE)
-    kernel: Any = _forward
-    with torch.cuda.device_of(q):
-        for part in cuda.parts(batch):
-            kernel[(triton.cdiv(n, sizes["BLOCK"]), part.stop - part.start)](
-                *(x[part] for x in (q, k, v, table, out, log_sums)),
-                n, near, *_strides(q, k, v), **sizes,
-            )  # fmt: skip
+    for part in cuda.parts(batch):
+        cuda.launch(
+            _forward, (triton.cdiv(n, sizes["BLOCK"]), part.stop - part.start),
+            *(x[part] for x in (q, k, v, table, out, log_sums)),
+            n, near, *_strides(q, k, v), **sizes,
+        )  # fmt: skip
     return out, log_sums
 
 
@@ -54,20 +53,20 @@ def backward(
     # Of every place its weight and the gradient of that; of every point the mean of these gradients
     weights, slopes = log_sums.new_empty(2, batch, n, near).unbind(0)
     means = torch.empty_like(log_sums)
-    kernels: tuple[Any, Any] = (_backward_queries, _backward_keys)
     sizes, readers = _sizes(q.shape[2], TILE), _sizes(q.shape[2], GATHERED)
-    with torch.cuda.device_of(q):
-        for part in cuda.parts(batch):
-            scenes = part.stop - part.start
-            given = (g, q, k, v, table, log_sums, weights, slopes, means, of_queries)
-            kernels[0][(triton.cdiv(n, sizes["BLOCK"]), scenes)](
-                *(x[part] for x in given), n, near, *_strides(g, q, k, v), **sizes,
-            )  # fmt: skip
-            given = (g, q, inverse.places, inverse.starts, weights, slopes, means)
-            kernels[1][(m, scenes)](
-                *(x[part] for x in (*given, of_keys, of_values)),
-                n, m, near, *_strides(g, q), **readers, num_warps=1,
-            )  # fmt: skip
+    for part in cuda.parts(batch):
+        scenes = part.stop - part.start
+        given = (g, q, k, v, table, log_sums, weights, slopes, means, of_queries)
+        cuda.launch(
+            _backward_queries, (triton.cdiv(n, sizes["BLOCK"]), scenes),
+            *(x[part] for x in given), n, near, *_strides(g, q, k, v), **sizes,
+        )  # fmt: skip
+        given = (g, q, inverse.places, inverse.starts, weights, slopes, means)
+        cuda.launch(
+            _backward_keys, (m, scenes),
+            *(x[part] for x in (*given, of_keys, of_values)),
+            n, m, near, *_strides(g, q), **readers, num_warps=1,
+        )  # fmt: skip
     return of_queries, of_keys, of_values
 
 

@@ -10,8 +10,6 @@ make the search visit all tiles.
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportIndexIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +19,6 @@ from ..geometry.neighbors import MIN_Z, MOST
 from . import cuda
 from ._neighbors_triton import (
     GROUP,
-    SEPARATE,
     TILE,
     _distances,
     _make_boxes,
@@ -56,16 +53,15 @@ def search(points: Tensor, reference: Tensor, index: Tensor, k: int) -> Tensor:
     lowest = _lowest(index.unflatten(1, (-1, TILE)))
     lowest_group = _lowest(lowest.unflatten(1, (-1, GROUP)))
     places = torch.empty(batch, queries.shape[2], k, dtype=torch.int32, device=points.device)
-    kernel: Any = _search
-    with torch.cuda.device_of(points):
-        for part in cuda.parts(batch):
-            tensors = (queries, keys, index, boxes, lowest, groups, lowest_group, places)
-            kernel[(queries.shape[2] // BLOCK, part.stop - part.start)](
-                *(x[part] for x in tensors),
-                queries.shape[2], keys.shape[2], boxes.shape[2], groups.shape[2], k,
-                BLOCK=BLOCK, TILE=TILE, GROUP=GROUP, STEP=STEP, LIST=triton.next_power_of_2(k),
-                num_warps=WARPS, **SEPARATE,
-            )  # fmt: skip
+    tensors = (queries, keys, index, boxes, lowest, groups, lowest_group, places)
+    for part in cuda.parts(batch):
+        cuda.launch(
+            _search, (queries.shape[2] // BLOCK, part.stop - part.start),
+            *(x[part] for x in tensors),
+            queries.shape[2], keys.shape[2], boxes.shape[2], groups.shape[2], k,
+            BLOCK=BLOCK, TILE=TILE, GROUP=GROUP, STEP=STEP, LIST=triton.next_power_of_2(k),
+            num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
     return places[:, :n].long()
 
 
@@ -83,15 +79,15 @@ def search_windows(
     coordinates = points.flatten(1, 3).transpose(1, 2).contiguous()
     others, w2c, K = (x.contiguous() for x in (others, w2c, K))
     places = torch.empty(batch, views, pixels, k, dtype=torch.int32, device=points.device)
-    kernel: Any = _search_windows
-    with torch.cuda.device_of(points):
-        for part in cuda.parts(batch, views):
-            kernel[(triton.cdiv(pixels, BLOCK_WINDOWS), (part.stop - part.start) * views)](
-                *(x[part] for x in (coordinates, others, w2c, K, places)),
-                views, others.shape[2], height, width, radius, k,
-                BLOCK=BLOCK_WINDOWS, STEP=triton.next_power_of_2(2 * radius + 1),
-                LIST=triton.next_power_of_2(k), num_warps=WARPS, **SEPARATE,
-            )  # fmt: skip
+    for part in cuda.parts(batch, views):
+        cuda.launch(
+            _search_windows,
+            (triton.cdiv(pixels, BLOCK_WINDOWS), (part.stop - part.start) * views),
+            *(x[part] for x in (coordinates, others, w2c, K, places)),
+            views, others.shape[2], height, width, radius, k,
+            BLOCK=BLOCK_WINDOWS, STEP=triton.next_power_of_2(2 * radius + 1),
+            LIST=triton.next_power_of_2(k), num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
     return places.long()
 
 

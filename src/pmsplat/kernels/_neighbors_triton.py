@@ -11,8 +11,6 @@ greater, so the result is exact. Memory beyond the sets: a few bytes per point.
 # Python's type checker does not understand Triton's language.
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -23,7 +21,6 @@ from . import cuda
 BLOCK, TILE, GROUP = 64, 64, 32
 STEP = 16  # points of a tile compared at once
 WIDE = 256  # points of a program that numbers places on the curve
-SEPARATE = {"enable_fp_fusion": False}  # only explicit `fma`: distances must be rounded alike
 
 
 def search(points: Tensor, reference: Tensor) -> Tensor:
@@ -36,16 +33,13 @@ def search(points: Tensor, reference: Tensor) -> Tensor:
     low, high = boxes.unflatten(2, (-1, GROUP)).unflatten(1, (2, 3)).unbind(dim=1)
     groups = _make_boxes(low.amin(dim=-1), high.amax(dim=-1))
     places = torch.empty(batch, queries.shape[2], dtype=torch.int32, device=points.device)
-    blocks = queries.shape[2] // BLOCK
-    kernel: Any = _search
-    with torch.cuda.device_of(points):
-        for part in cuda.parts(batch):
-            kernel[(blocks, part.stop - part.start)](
-                *(x[part] for x in (queries, keys, boxes, groups, places)),
-                queries.shape[2], keys.shape[2], boxes.shape[2], groups.shape[2],
-                BLOCK=BLOCK, TILE=TILE, GROUP=GROUP, STEP=STEP,
-                **SEPARATE,
-            )  # fmt: skip
+    for part in cuda.parts(batch):
+        cuda.launch(
+            _search, (queries.shape[2] // BLOCK, part.stop - part.start),
+            *(x[part] for x in (queries, keys, boxes, groups, places)),
+            queries.shape[2], keys.shape[2], boxes.shape[2], groups.shape[2],
+            BLOCK=BLOCK, TILE=TILE, GROUP=GROUP, STEP=STEP, enable_fp_fusion=False,
+        )  # fmt: skip
     return places[:, :n].long().clamp(max=m - 1)
 
 
@@ -54,13 +48,12 @@ def codes(points: Tensor, low: Tensor, high: Tensor) -> Tensor:
     `high` [batch, 1, 3], as `neighbors` has them; the points may lie in any order in memory."""
     batch, n = points.shape[:2]
     out = torch.empty(batch, n, dtype=torch.int64, device=points.device)
-    kernel: Any = _codes
-    with torch.cuda.device_of(points):
-        for part in cuda.parts(batch):
-            kernel[(triton.cdiv(n, WIDE), part.stop - part.start)](
-                points[part], low[part].contiguous(), high[part].contiguous(), out[part], n,
-                *points.stride(), WIDE=WIDE,
-            )  # fmt: skip
+    for part in cuda.parts(batch):
+        cuda.launch(
+            _codes, (triton.cdiv(n, WIDE), part.stop - part.start),
+            points[part], low[part].contiguous(), high[part].contiguous(), out[part], n,
+            *points.stride(), WIDE=WIDE, enable_fp_fusion=False,
+        )  # fmt: skip
     return out
 
 

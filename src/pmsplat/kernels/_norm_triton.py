@@ -90,16 +90,15 @@ class GroupNorm(torch.autograd.Function):
         partial = x.new_empty(2, count, plan.chunks, plan.channels, dtype=torch.float32)
         stats = x.new_empty(2, count, plan.channels, dtype=torch.float32)
         grid = (count, plan.chunks)
-        kernels: tuple[Any, Any] = (_moments, _normalize)
         affine, code = weight is not None, _CODES[activation]
         weight = x if weight is None else weight  # any pointer will do
         bias = x if bias is None else bias
-        with torch.cuda.device_of(x):
-            kernels[0][grid](x, partial, count, *plan.counts, **plan.sizes)
-            kernels[1][grid](
-                x, out, partial, stats, weight, bias, count, *plan.counts, eps,
-                AFFINE=affine, ACTIVATION=code, **plan.sizes,
-            )  # fmt: skip
+        cuda.launch(_moments, grid, x, partial, count, *plan.counts, **plan.sizes)
+        cuda.launch(
+            _normalize, grid,
+            x, out, partial, stats, weight, bias, count, *plan.counts, eps,
+            AFFINE=affine, ACTIVATION=code, **plan.sizes,
+        )  # fmt: skip
         ctx.save_for_backward(x, stats, weight, bias)
         ctx.plan, ctx.affine, ctx.code = plan, affine, code
         return out
@@ -107,18 +106,18 @@ class GroupNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, stats, weight, bias = ctx.saved_tensors
+        x = x.contiguous(memory_format=torch.channels_last)  # what keeps tensors may lay them out
         plan, count = ctx.plan, len(x)
         incoming = gradients[0].contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x, memory_format=torch.channels_last)
         partial = x.new_empty(2, count, plan.chunks, plan.channels, dtype=torch.float32)
         grid = (count, plan.chunks)
-        kernels: tuple[Any, Any] = (_sums, _input_gradient)
         options = {"AFFINE": ctx.affine, "ACTIVATION": ctx.code, **plan.sizes}
-        with torch.cuda.device_of(x):
-            for kernel, more in ((kernels[0], ()), (kernels[1], (out,))):
-                kernel[grid](
-                    x, incoming, *more, partial, stats, weight, bias, count, *plan.counts, **options
-                )
+        for kernel, more in ((_sums, ()), (_input_gradient, (out,))):
+            cuda.launch(
+                kernel, grid,
+                x, incoming, *more, partial, stats, weight, bias, count, *plan.counts, **options,
+            )  # fmt: skip
         if not ctx.affine:
             return out, None, None, None, None, None
         of_bias, of_weight = partial.sum(dim=(1, 2)).to(weight.dtype).unbind(0)

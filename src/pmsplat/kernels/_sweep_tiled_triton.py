@@ -15,15 +15,14 @@ nothing that counts (relative error 1e-6), and of float32 elsewhere; half precis
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportIndexIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import cuda
 from ._sweep import FlatSweep
-from ._sweep_triton import FUSED, _cell, _locate, arguments, backward, check_size
+from ._sweep_triton import _cell, _locate, arguments, backward, check_size
 
 __all__ = ["backward", "forward"]
 
@@ -39,14 +38,13 @@ def forward(tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None
     tiles_x = triton.cdiv(where.width, TILE_X)
     tiles = tiles_x * triton.cdiv(where.height, TILE_Y)
     block = min(PLANES, triton.next_power_of_2(planes))
-    kernel: Any = _forward
-    with torch.cuda.device_of(tokens):
-        kernel[(len(tokens) * tiles, triton.cdiv(planes, block))](
-            tokens, *arguments(where), out, scale,
-            where.height, where.width, tokens.shape[2], planes, tiles, tiles_x,
-            TILE_Y=TILE_Y, TILE_X=TILE_X, PLANES=block, SOURCES=SOURCES, CHANNELS=CHANNELS,
-            PRECISION=_precision(tokens), num_warps=4, num_stages=2, **FUSED,
-        )  # fmt: skip
+    cuda.launch(
+        _forward, (len(tokens) * tiles, triton.cdiv(planes, block)),
+        tokens, *arguments(where), out, scale,
+        where.height, where.width, tokens.shape[2], planes, tiles, tiles_x,
+        TILE_Y=TILE_Y, TILE_X=TILE_X, PLANES=block, SOURCES=SOURCES, CHANNELS=CHANNELS,
+        PRECISION=_precision(tokens), num_warps=4, num_stages=2,
+    )  # fmt: skip
 
 
 def _precision(tokens: Tensor) -> str:

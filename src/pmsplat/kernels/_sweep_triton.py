@@ -33,8 +33,6 @@ PLANES, CHANNELS, WARPS = 64, 32, 4
 CHANNELS_BACKWARD, WARPS_BACKWARD = 128, 1
 PIXELS_PAIRS, PLANES_PAIRS, WARPS_PAIRS = 8, 32, 8
 
-FUSED = {"enable_fp_fusion": True}  # products and sums as one; the default differs by version
-
 FIXED_BITS = 61  # bits of the fixed-point sums, besides the sign and one to spare
 
 _MIN_Z = tl.constexpr(MIN_Z)
@@ -46,14 +44,12 @@ def forward(tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None
     views, pixels, channels = tokens.shape
     planes = out.shape[2]
     block = min(PLANES, triton.next_power_of_2(planes))
-    kernel: Any = _forward
-    with torch.cuda.device_of(tokens):
-        kernel[(views * pixels, triton.cdiv(planes, block))](
-            tokens, *arguments(where), out, scale,
-            pixels, where.width, channels, planes,
-            PLANES=block, CHANNELS=min(CHANNELS, triton.next_power_of_2(channels)),
-            num_warps=WARPS, **FUSED,
-        )  # fmt: skip
+    cuda.launch(
+        _forward, (views * pixels, triton.cdiv(planes, block)),
+        tokens, *arguments(where), out, scale,
+        pixels, where.width, channels, planes,
+        PLANES=block, CHANNELS=min(CHANNELS, triton.next_power_of_2(channels)), num_warps=WARPS,
+    )  # fmt: skip
 
 
 def backward(gradient: Tensor, tokens: Tensor, where: FlatSweep, scale: float, out: Tensor) -> None:
@@ -68,14 +64,12 @@ def backward(gradient: Tensor, tokens: Tensor, where: FlatSweep, scale: float, o
         bound = 2 * scale * gradient.abs().sum(dtype=torch.float64) * tokens.abs().max()
         unit = (2.0**FIXED_BITS / bound).clamp(max=2.0**100).float()
         sums = torch.zeros_like(out, dtype=torch.int64)
-    kernel: Any = _backward
-    with torch.cuda.device_of(tokens):
-        kernel[(views * pixels, triton.cdiv(channels, block))](
-            gradient, tokens, *arguments(where), sums, unit, scale,
-            pixels, where.width, channels, gradient.shape[2],
-            FIXED=fixed, CHANNELS=block,
-            num_warps=WARPS_BACKWARD, **FUSED,
-        )  # fmt: skip
+    cuda.launch(
+        _backward, (views * pixels, triton.cdiv(channels, block)),
+        gradient, tokens, *arguments(where), sums, unit, scale,
+        pixels, where.width, channels, gradient.shape[2],
+        FIXED=fixed, CHANNELS=block, num_warps=WARPS_BACKWARD,
+    )  # fmt: skip
     if fixed:
         out += sums.double() / unit
 
@@ -107,13 +101,12 @@ def _launch_pairs(
     pixels, planes = volume.shape[1:]
     blocks = triton.cdiv(rows, PIXELS_PAIRS)
     block = min(PLANES_PAIRS, triton.next_power_of_2(planes))
-    with torch.cuda.device_of(scores):
-        kernel[(count * blocks, triton.cdiv(planes, block))](
-            scores, *arguments(where), volume,
-            pixels, where.width, planes, views.start, part.start, rows,
-            PIXELS=PIXELS_PAIRS, PLANES=block,
-            num_warps=WARPS_PAIRS, **FUSED,
-        )  # fmt: skip
+    cuda.launch(
+        kernel, (count * blocks, triton.cdiv(planes, block)),
+        scores, *arguments(where), volume,
+        pixels, where.width, planes, views.start, part.start, rows,
+        PIXELS=PIXELS_PAIRS, PLANES=block, num_warps=WARPS_PAIRS,
+    )  # fmt: skip
 
 
 def arguments(where: FlatSweep) -> tuple[Any, ...]:

@@ -41,11 +41,10 @@ class LayerNorm(torch.autograd.Function):
         out = torch.empty_like(x, dtype=dtype)
         kind = torch.promote_types(x.dtype, torch.float32)
         stats = x.new_empty(2, tokens, dtype=kind)
-        kernel: Any = _normalize
-        with torch.cuda.device_of(x):
-            kernel[(triton.cdiv(tokens, sizes["ROWS"]),)](
-                x, weight, bias, other, out, stats, tokens, eps, ADDS=added is not None, **sizes
-            )
+        cuda.launch(
+            _normalize, (triton.cdiv(tokens, sizes["ROWS"]),),
+            x, weight, bias, other, out, stats, tokens, eps, ADDS=added is not None, **sizes,
+        )  # fmt: skip
         ctx.save_for_backward(x, weight, stats)
         ctx.added = None if added is None else added.dtype
         ctx.bias = bias.dtype
@@ -61,11 +60,10 @@ class LayerNorm(torch.autograd.Function):
         programs, steps = _shares(tokens, sizes["ROWS"])
         out = torch.empty_like(x)
         sums = stats.new_empty(2, programs, x.shape[-1])
-        kernel: Any = _normalize_back
-        with torch.cuda.device_of(x):
-            kernel[(programs,)](
-                incoming, x, weight, stats, out, sums, tokens, steps, incoming.stride(0), **sizes
-            )
+        cuda.launch(
+            _normalize_back, (programs,),
+            incoming, x, weight, stats, out, sums, tokens, steps, incoming.stride(0), **sizes,
+        )  # fmt: skip
         of_weight, of_bias = sums.sum(dim=1).unbind(0)
         passed = None if ctx.added is None else gradients[0].to(ctx.added)
         return out, of_weight.to(weight.dtype), of_bias.to(ctx.bias), passed, None, None
@@ -79,9 +77,8 @@ class AddScaled(torch.autograd.Function):
         tokens, sizes = _sizes(x)
         x, change = x.contiguous(), change.contiguous()
         out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, change.dtype))
-        kernel: Any = _add_scaled
-        with torch.cuda.device_of(x):
-            kernel[(triton.cdiv(tokens, sizes["ROWS"]),)](x, change, scale, out, tokens, **sizes)
+        grid = (triton.cdiv(tokens, sizes["ROWS"]),)
+        cuda.launch(_add_scaled, grid, x, change, scale, out, tokens, **sizes)
         ctx.save_for_backward(change, scale)
         ctx.dtype = x.dtype
         return out
@@ -96,9 +93,8 @@ class AddScaled(torch.autograd.Function):
         out = torch.empty_like(change)
         kind = torch.promote_types(incoming.dtype, torch.float32)
         sums = change.new_empty(programs, change.shape[-1], dtype=kind)
-        kernel: Any = _add_scaled_back
-        with torch.cuda.device_of(change):
-            kernel[(programs,)](incoming, change, scale, out, sums, tokens, steps, **sizes)
+        given = (incoming, change, scale, out, sums)
+        cuda.launch(_add_scaled_back, (programs,), *given, tokens, steps, **sizes)
         return incoming.to(ctx.dtype), out, sums.sum(dim=0).to(scale.dtype)
 
 

@@ -67,15 +67,14 @@ class UnitDistance(torch.autograd.Function):
         count, shares = len(maps[0]), sum(plan.chunks for plan in plans)
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         partial = maps[0].new_empty(count, shares, dtype=dtype)
-        kernel: Any = _distance
         first = 0
-        with torch.cuda.device_of(partial):
-            for plan, (a, b, weight) in zip(plans, pairs, strict=True):
-                kernel[(count, plan.chunks)](
-                    a, b, weight, partial[:, first:], plan.pixels, plan.steps, shares,
-                    *_steps(a), *_steps(b), **plan.sizes,
-                )  # fmt: skip
-                first += plan.chunks
+        for plan, (a, b, weight) in zip(plans, pairs, strict=True):
+            cuda.launch(
+                _distance, (count, plan.chunks),
+                a, b, weight, partial[:, first:], plan.pixels, plan.steps, shares,
+                *_steps(a), *_steps(b), **plan.sizes,
+            )  # fmt: skip
+            first += plan.chunks
         ctx.save_for_backward(*(x for pair in pairs for x in pair))
         ctx.plans = plans
         return partial.sum(dim=1).to(maps[0].dtype)
@@ -85,16 +84,15 @@ class UnitDistance(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         saved, found = ctx.saved_tensors, []
         incoming = gradients[0].to(torch.promote_types(gradients[0].dtype, torch.float32))
-        kernel: Any = _gradient
-        with torch.cuda.device_of(incoming):
-            for i, plan in enumerate(ctx.plans):
-                a, b, weight = saved[3 * i : 3 * i + 3]
-                out = torch.empty_like(a)
-                kernel[(len(a), plan.chunks)](
-                    a, b, weight, incoming, out, plan.pixels, plan.steps, incoming.stride(0),
-                    *_steps(a), *_steps(b), **plan.sizes,
-                )  # fmt: skip
-                found.append(out)
+        for i, plan in enumerate(ctx.plans):
+            a, b, weight = saved[3 * i : 3 * i + 3]
+            out = torch.empty_like(a)
+            cuda.launch(
+                _gradient, (len(a), plan.chunks),
+                a, b, weight, incoming, out, plan.pixels, plan.steps, incoming.stride(0),
+                *_steps(a), *_steps(b), **plan.sizes,
+            )  # fmt: skip
+            found.append(out)
         return None, None, *found
 
 

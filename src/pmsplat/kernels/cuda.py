@@ -7,6 +7,7 @@ import functools
 import subprocess
 import warnings
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -66,6 +67,16 @@ def check_places(what: str, wanted: str, *counts: int) -> None:
             wanted,
             "use fewer or smaller ones in one call",
         )
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Runs a kernel on the device of its first argument, a tensor.
+
+    A product and a sum may become one operation, rounded once, unless `enable_fp_fusion=False`:
+    the default of Triton differs by version. An explicit `fma` always is one.
+    """
+    with torch.cuda.device_of(args[0]):
+        kernel[grid](*args, **{"enable_fp_fusion": True, **options})
 
 
 def parts(count: int, each: int = 1) -> list[slice]:

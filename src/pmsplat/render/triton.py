@@ -89,7 +89,9 @@ def blend(
     )  # fmt: skip
     with torch.no_grad():
         lists = _make_lists(plan, tables)
-    color, depth, alpha, blended, halfway = _Composite.apply(xy, look, attributes, lists, plan)
+    color, depth, alpha, blended, halfway = _Composite.apply(
+        xy, look, attributes, tables.place, lists, plan
+    )
     radii = tables.place[..., 2:].amax(dim=-1)
     return Blend(
         color=color,
@@ -246,12 +248,6 @@ class _Lists:
     totals: Tensor
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Runs a kernel on the device of its first argument."""
-    with torch.cuda.device_of(args[0]):
-        kernel[grid](*args, **constants)
-
-
 class _Project(torch.autograd.Function):
     """Parameters -> means [batch, target, gaussian, 2] in pixels, and `look`; fills all tables."""
 
@@ -265,9 +261,8 @@ class _Project(torch.autograd.Function):
         features = inputs[0] if attributes is None else attributes.detach().contiguous()
         views = [x.detach().contiguous() for x in (cameras.c2w, cameras.K)]
         planes = [x.detach().contiguous() for x in (cameras.near, cameras.far)]
-        _launch(
-            project,
-            (plan.batch * -(-plan.count // plan.tuning.block),),
+        cuda.launch(
+            project, (plan.batch * -(-plan.count // plan.tuning.block),),
             *inputs, features, *views, *planes,
             tables.place, tables.look, tables.keys, tables.totals,
             plan.count, plan.views, plan.width, plan.height, plan.channels, plan.levels,
@@ -285,9 +280,8 @@ class _Project(torch.autograd.Function):
         plan, saved = ctx.plan, ctx.saved_tensors
         given = [_as_rows(grad) for grad in grads]
         out = [torch.empty_like(tensor) for tensor in saved[:5]]
-        _launch(
-            project_back,
-            (plan.batch * -(-plan.count // plan.tuning.block),),
+        cuda.launch(
+            project_back, (plan.batch * -(-plan.count // plan.tuning.block),),
             *saved, *given, *out,
             plan.count, plan.views, plan.width, plan.height, *(x.stride(2) for x in given),
             plan.rules.blur,
@@ -315,9 +309,8 @@ def _make_lists(plan: _Plan, tables: _Tables) -> _Lists:
     entries = counts.new_empty(plan.images * plan.budget)
 
     def fill(write: bool, counts: Tensor) -> None:
-        _launch(
-            fill_lists,
-            (plan.images * plan.segments,),
+        cuda.launch(
+            fill_lists, (plan.images * plan.segments,),
             tables.place, tables.look, order, tables.totals, counts, entries,
             plan.count, plan.width, plan.height, plan.levels, plan.segments, plan.budget,
             WRITE=write, **plan.tile, num_warps=1,
@@ -331,10 +324,13 @@ def _make_lists(plan: _Plan, tables: _Tables) -> _Lists:
 
 
 class _Composite(torch.autograd.Function):
-    """Splats -> color, depth, alpha, attributes and median depth; the last has no gradient."""
+    """Splats -> color, depth, alpha, attributes and median depth; the last has no gradient.
+
+    `xy` [batch, target, gaussian, 2] is read as part of the longer rows of `place`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, xy, look, attributes, lists, plan) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, xy, look, attributes, place, lists, plan) -> tuple[Tensor, ...]:
         from ._triton_blend import draw
 
         features = look if attributes is None else attributes.detach().contiguous()
@@ -342,9 +338,9 @@ class _Composite(torch.autograd.Function):
         color, blended = (look.new_empty(*shape, n, *area) for n in (3, plan.channels))
         depth, alpha = look.new_empty(*shape, *area), look.new_empty(*shape, *area)
         median = look.new_empty(*shape, *area) if plan.median else look.new_empty(0)
-        _launch(
+        cuda.launch(
             draw, plan.programs(plan.tuning.parts),
-            xy, look, features, lists.entries, lists.starts, lists.totals,
+            place, look, features, lists.entries, lists.starts, lists.totals,
             color, depth, alpha, blended, median,
             plan.count, plan.views, plan.width, plan.height, plan.channels, plan.budget,
             plan.rules.alpha_cap,
@@ -353,7 +349,7 @@ class _Composite(torch.autograd.Function):
             num_warps=plan.tuning.warps,
         )  # fmt: skip
         ctx.save_for_backward(
-            xy, look, features, lists.entries, lists.starts, lists.totals,
+            place, look, features, lists.entries, lists.starts, lists.totals,
             color, depth, alpha, blended,
         )  # fmt: skip
         ctx.plan = plan
@@ -371,7 +367,7 @@ class _Composite(torch.autograd.Function):
         else:
             rows, d_features = (features.new_zeros(shape) for shape in shapes)
             _draw_back(plan, saved, given, (rows, rows, d_features, d_features), "float")
-        return rows[..., :2], rows[..., 2:], d_features if plan.wide else None, None, None
+        return rows[..., :2], rows[..., 2:], d_features if plan.wide else None, None, None, None
 
 
 def _draw_back(
@@ -379,7 +375,7 @@ def _draw_back(
 ) -> None:
     from ._triton_blend import draw_back
 
-    _launch(
+    cuda.launch(
         draw_back, plan.programs(plan.tuning.parts_back),
         *saved, *given, *sums,
         plan.count, plan.views, plan.width, plan.height, plan.channels, plan.budget,
@@ -407,8 +403,9 @@ def _sum_exactly(
         _draw_back(plan, saved, given, sums, mode)
     out = [like.new_zeros(shape) for shape in shapes]
     for total, bound, to in zip(whole, bounds, out, strict=True):
-        if to.numel():
-            _launch(round_off, (-(-to.numel() // 1024),), total, bound, to, to.numel(), BLOCK=1024)
+        count = to.numel()
+        if count:
+            cuda.launch(round_off, (-(-count // 1024),), total, bound, to, count, BLOCK=1024)
     return out
 
 

@@ -99,7 +99,7 @@ class Compiled:
         self._autocasts = half and not traits.half_weights
         self._model = _frozen(model, torch.bfloat16 if half and traits.half_weights else None)
         self._graphs: OrderedDict[Hashable, _Graph[Any]] = OrderedDict()
-        self._pool: Any = None
+        self._memory: tuple[Any, torch.cuda.Stream] | None = None
 
     def __call__(
         self,
@@ -186,11 +186,11 @@ class Compiled:
     def _capture(self, compute: "Callable[[_Request], B]", request: "_Request") -> "_Graph[B]":
         """Records the launches of `compute`, after a few passes on another stream."""
         static = request.map(lambda tensor: tensor.detach().to(self.device, copy=True))
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device), torch.no_grad(), hold_constants() as constants:
-            stream = torch.cuda.Stream()
+            if self._memory is None:  # memory of a pool is that of one stream
+                self._memory = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+            pool, stream = self._memory
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
@@ -199,10 +199,11 @@ class Compiled:
             try:
                 # Another thread, such as one that pins memory, may go on meanwhile.
                 with torch.cuda.graph(
-                    graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+                    graph, pool=pool, stream=stream, capture_error_mode="thread_local"
                 ):
                     result = compute(static)
             except RuntimeError as error:
+                self._memory = None  # a capture that failed may leave the pool unusable
                 if is_out_of_memory(error):
                     raise
                 raise UserError(
@@ -246,7 +247,7 @@ class _Graph(Generic[B]):
         """The result for other tensors of the same shapes, as a copy."""
         with torch.no_grad():
             for own, given in zip(_tensors(self.request), _tensors(request), strict=True):
-                own.copy_(given, non_blocking=True)
+                own.copy_(given, non_blocking=not given.is_pinned())  # a caller may refill it
             self.graph.replay()
             return self.result.map(torch.clone)
 
