@@ -94,9 +94,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", type=Path, help="the table to renew (default: the shipped one)")
     parser.add_argument(
         "--smaller",
-        type=at_least(1),
+        type=int,
+        choices=(1, 2, 4, 8),
         default=1,
-        metavar="N",
         help="divides all sizes, for a trial, which renews no table but a named one (default: 1)",
     )
 
@@ -142,7 +142,7 @@ def choose(timings: dict[str, Timing]) -> str | None:
 def find_table(arguments: argparse.Namespace) -> Path | None:
     """The table to renew: the named one, else the shipped one; in a trial none but a named one.
 
-    Raises UserError for a table in a folder that does not exist.
+    Raises UserError for a table in a folder that does not exist, and for a file that holds none.
     """
     from pmsplat.kernels import cpu_rules
 
@@ -154,6 +154,8 @@ def find_table(arguments: argparse.Namespace) -> Path | None:
             "a file in a folder that does",
             "correct the path, or make the folder",
         )
+    if arguments.table.exists():
+        cpu_rules.read(arguments.table)
     return arguments.table
 
 

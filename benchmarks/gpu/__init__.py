@@ -100,6 +100,10 @@ def check(arguments: argparse.Namespace) -> None:
 
     from .. import peer
 
+    if not arguments.minutes > 0:
+        raise UserError(
+            f"--minutes {arguments.minutes:g}", "a positive number", "leave it out for 8"
+        )
     if not arguments.tiny and not torch.cuda.is_available():
         problem = cuda_obstacle()
         got = "no CUDA device" if problem is None else problem.got

@@ -158,6 +158,8 @@ def _measure(question: str, folder: Path) -> dict[str, Any]:
 
 
 def test_a_run_without_time_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu", "--tiny", "--minutes", "0"]) == 2
+    assert "--minutes 0; wanted a positive number" in capsys.readouterr().err
     assert main(["gpu", "--tiny", "--minutes", "0.2"]) == 0
     assert capsys.readouterr().out.count("s were left of 0.2 minutes") == len(gpu.SECONDS) - 1
 

@@ -50,7 +50,7 @@ def test_a_trial_leaves_the_shipped_table(
     monkeypatch.setattr(cpu_rules, "TABLE", shipped)
     monkeypatch.setattr(tune, "measure", lambda *_: {})
     monkeypatch.setattr(tune, "compare", lambda *_: {})
-    assert main(["tune", "--only", "product", "--rounds", "1", "--smaller", "16"]) == 0
+    assert main(["tune", "--only", "product", "--rounds", "1", "--smaller", "8"]) == 0
     assert capsys.readouterr().out.startswith("A trial at smaller sizes: no table is renewed")
     assert shipped.read_text() == "{}"
     assert main(["tune", "--only", "product", "--rounds", "1"]) == 0
@@ -63,11 +63,21 @@ def test_no_folder_is_made_for_a_table(tmp_path: Path, capsys: pytest.CaptureFix
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", ["--rounds", "--smaller"])
-def test_sizes_and_rounds_are_positive(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("option", "value"), [("--rounds", "0"), ("--smaller", "16")])
+def test_no_rounds_and_tiny_shapes_are_refused(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(["tune", option, "0"])
-    assert f"{option}: '0'; wanted a whole number from 1" in capsys.readouterr().err
+        main(["tune", option, value])
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
+def test_a_damaged_table_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "x.json"
+    table.write_text("garbage")
+    assert main(["tune", "--table", str(table)]) == 2
+    assert "x.json, which holds no table of rules" in capsys.readouterr().err
+    assert table.read_text() == "garbage"
 
 
 @pytest.mark.parametrize("operation", tune.WHERE)

@@ -92,15 +92,17 @@ def show(report: Answer, waits: bool = False, lines: bool = False) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m tests.cuda.table")
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--renew", action="store_true")
-    parser.add_argument("--waits", action="store_true")
-    parser.add_argument("--lines", action="store_true")
-    parser.add_argument("--processes", type=int)
+    parser.add_argument("words", nargs="*", help="of names: who has one of them (default: all)")
+    parser.add_argument("--renew", action="store_true", help="write what is seen to bounds.json")
+    parser.add_argument("--waits", action="store_true", help="show where the host waits")
+    parser.add_argument("--lines", action="store_true", help="show which lines launch most")
+    parser.add_argument("--processes", type=int, help="at once (default: by cores)")
     given = parser.parse_args()
     if problem := shim.obstacle():
         parser.error(problem)
     chosen = [n for n in names() if not given.words or any(word in n for word in given.words)]
+    if not chosen:
+        parser.error(f"no scenario has {' or '.join(given.words)} in its name")
     reports = measure(chosen, given.processes)
     print(f"\n{'scenario':40} {'stage':26} launches kernels waits     MiB")
     for report in reports:

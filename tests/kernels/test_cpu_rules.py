@@ -100,6 +100,22 @@ def test_wrong_overrides_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(cpu_rules.OVERRIDE, str(write(tmp_path / "x.json", "neon", "fft")))
     with pytest.raises(UserError, match=r"'fft' for linear .*one of conv, blas, onednn"):
         cpu_rules.way("linear", "few tokens, narrow")
+    monkeypatch.setattr(cpu_rules, "instruction_set", lambda: "avx2")
+    monkeypatch.setenv(cpu_rules.OVERRIDE, str(write(tmp_path / "x.json", "neon", "blas")))
+    with pytest.raises(UserError, match=r"has no row avx2"):
+        cpu_rules.way("linear", "few tokens, narrow")
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"garbage", b"\xff\xfe\x80", b'{"avx2": {"rules": {"con', b'{"avx2": {}}', b"[1, 2]",
+     b'{"avx2": {"rules": {"conv": "taps"}}}'],
+)  # fmt: skip
+def test_a_damaged_table_is_refused(damaged: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"table.json, which holds no table of rules"):
+        cpu_rules.read(path)
 
 
 @pytest.mark.parametrize("way", ["fused", "plain", "blocked"])

@@ -378,3 +378,12 @@ def test_scripts_are_calls_that_parse(size: str) -> None:
     other = cli.parser().parse_args(called("x", "--size", "256x448").stdout.splitlines())
     assert other.size == (256, 448)
     assert called().returncode != 0 and "folder of photos" in called().stderr
+
+
+@pytest.mark.parametrize("bad", [Options(views=1), Options(views=4, context=(0, 1))])
+def test_views_that_cannot_be_are_refused_before_anything_is_opened(
+    bad: Options, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="`views="):
+        depth(tmp_path / "absent", Wall(), tmp_path / "out", bad)
+    assert not [*tmp_path.iterdir()]

@@ -246,6 +246,9 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         evaluate(replace(made, dataset=only), tiny(), tmp_path / "out", QUICK)
     assert "has no `evaluation`" in caught.value.got
+    drawn = config.compose([*ROOMS, f"dataset.root={tmp_path}", "renderer.name=gsplat"])
+    with pytest.raises(UserError, match=r"renderer\.name=gsplat for a run on the CPU"):
+        evaluate(drawn, tiny(), tmp_path / "out", QUICK)
     assert not (tmp_path / "out").exists()
 
 

@@ -248,6 +248,13 @@ def test_options_of_no_video_are_refused_before_anything_is_opened(
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_negative_number_of_photos_is_refused(
+    model: depthsplat.DepthSplat, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="`held_out=-1`"):
+        predict(tmp_path / "absent", model, tmp_path / "out", Options(held_out=-1))
+
+
 def test_a_second_run_replaces_the_first(
     model: depthsplat.DepthSplat, room: str, tmp_path: Path
 ) -> None:

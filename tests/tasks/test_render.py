@@ -447,6 +447,8 @@ def test_cameras_of_another_scene(tmp_path: Path) -> None:
         (["--orbit", "0"], "--orbit 0"),
         (["--orbit", "3", "--up", "w"], "--up w"),
         (["--orbit", "3", "--photos", "."], "--photos together with --orbit"),
+        (["--orbit", "3", "--every", "0"], "--every or --limit without cameras"),
+        (["--orbit", "3", "--limit", "2"], "--every or --limit without cameras"),
         (["--orbit", "3", "--backend", "cpuu"], "'cpuu'"),
         (["--orbit", "3", "--backend", "gsplat"], "--backend gsplat on the CPU; wanted a CUDA"),
         (["--cameras", "TMP/wall.ply"], "is no file of cameras; wanted"),

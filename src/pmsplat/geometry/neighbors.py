@@ -174,7 +174,7 @@ def project_to_pixels(
 def check_count(k: int, available: int) -> None:
     """Raises `UserError` unless 1 <= k <= 32 and that many points are available."""
     if not 1 <= k <= MOST:
-        raise UserError(f"k = {k}", f"1 to {MOST} neighbors", "ask for fewer")
+        raise UserError(f"k = {k}", f"1 to {MOST} neighbors", "choose such a number")
     if k > available:
         raise UserError(
             f"k = {k} of {available} reference points",

@@ -189,18 +189,38 @@ def _shipped() -> Rules:
             f"one of default, {', '.join(INSTRUCTION_SETS)}, or a file that `tune` wrote",
             "correct it or unset it",
         )
-    return read(Path(asked)).get(instruction_set(), DEFAULTS)
+    found = read(Path(asked))
+    if instruction_set() not in found:
+        raise UserError(
+            f"${OVERRIDE} is {asked!r}, which has no row {instruction_set()}, as this processor is",
+            "a table that was measured on such a processor",
+            f"write one: python benchmarks/run.py tune --table {asked}",
+        )
+    return found[instruction_set()]
 
 
 def read(path: Path) -> dict[str, Rules]:
-    """The rules of a table by instruction set; UserError where one names an unknown way."""
-    found = {}
-    for name, row in json.loads(path.read_text()).items():
-        ways = {
-            (operation, shape): way
-            for operation, shapes in row["rules"].items()
-            for shape, way in shapes.items()
+    """The rules of a table by instruction set.
+
+    UserError for a file that holds no such table, and where one names an unknown way.
+    """
+    try:
+        rows = {
+            name: {
+                (operation, shape): way
+                for operation, shapes in row["rules"].items()
+                for shape, way in shapes.items()
+            }
+            for name, row in json.loads(path.read_text()).items()
         }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}, which holds no table of rules ({error!r})",
+            "a file that `tune` wrote",
+            "remove it, and renew it: python benchmarks/run.py tune --table FILE",
+        ) from error
+    found = {}
+    for name, ways in rows.items():
         for (operation, shape), chosen in ways.items():
             if chosen not in WAYS.get(operation, ()):
                 raise UserError(

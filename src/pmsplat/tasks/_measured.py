@@ -48,6 +48,7 @@ from ..evaluate.tours import Drawing
 from ..foundation.lpips import LPIPS
 from ..io.files import check_folder
 from ..progress import Track, silently
+from ..train.devices import check_renderer
 from ..train.settings import Component, Experiment, Renderer
 from ..types import Batch, Cameras, Gaussians, StepOutput, Views
 from ..view.pages.frame import PAGE, check_place
@@ -275,6 +276,7 @@ def open_setting(
     if device.type == "cuda" and device.index is None and ranks.count > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     check_computing(device, options.precision, options.graph)
+    check_renderer(experiment.renderer.name, device.type == "cuda", "add `device=cuda`")
     cameras = options.pose_noise
     if cameras is None:
         cameras = fitted.PoseProtocol.choose(options.poses, options.optimize_poses, tell)

@@ -68,10 +68,9 @@ def from_file(
     of the first photo, or of its lens. Places count from `origin`, that of the Gaussians to draw.
     Raises UserError where nothing fits.
     """
-    if every < 1 or (limit is not None and limit < 1):
-        raise UserError(
-            f"`every={every}` and `limit={limit}`", "whole numbers from 1", "leave them out for all"
-        )
+    for name, value in (("every", every), ("limit", limit)):
+        if value is not None and value < 1:
+            raise UserError(f"`{name}={value}`", "a whole number from 1", "leave it out for all")
     if photos is not None and find_cameras(source) is None:
         raise UserError(
             f"`photos` for {source}, which is no camera file",

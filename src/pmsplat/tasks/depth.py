@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import encoder_traits
+from ..errors import UserError
 from ..progress import Track, silently
 from ..scene import PhotoOptions, Scene, open_scene
 from ..scene.overlap import Group, group_views, overlaps
@@ -94,6 +95,7 @@ def depth(
     chosen = options or Options()
     device = pick_device(chosen.device)
     check_computing(device, chosen.precision, chosen.graph)
+    _check_views(chosen)
     with make_whole(output, chosen.overwrite) as folder:
         scene = open_scene(source, chosen.photos, tell=tell, device=device)
         overlap = overlaps(scene.cameras)
@@ -206,6 +208,20 @@ def _predict(
                 maps[i] = depth_results.write_map(folder, views.at([at]), found[0, row], i, stem)
         passes.append(examine(views.at(order), found))
     return [maps[i] for i in photos], passes
+
+
+def _check_views(options: Options) -> None:
+    """Raises UserError for views that no photos could fit, before anything is opened."""
+    if options.views is None:
+        return
+    if options.views < 2:
+        raise UserError(f"`views={options.views}`", "two or more", "leave `views` out")
+    if options.context is not None:
+        raise UserError(
+            f"`views={options.views}` with `context`, whose photos go through the network together",
+            "one of the two",
+            "leave `views` out",
+        )
 
 
 def group_photos(

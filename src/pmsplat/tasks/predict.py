@@ -319,6 +319,8 @@ def _check_options(options: Options) -> None:
         raise UserError(
             f"`group={options.group}`", "two views or more", "leave `group` out to go by the model"
         )
+    if options.held_out < 0:
+        raise UserError(f"`held_out={options.held_out}`", "a number of photos", "0 for none")
     if isinstance(options.views, str) and options.views != ALL:
         raise UserError(f"`views={options.views}`", f"a number or {ALL}", f"such as `views={ALL}`")
 

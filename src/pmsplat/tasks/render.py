@@ -139,6 +139,12 @@ def choose_pictures(
             "somewhere to look from",
             "give `cameras`, or an orbit of pictures: `orbit=120`",
         )
+    if cameras is None and (options.every != 1 or options.limit is not None):
+        raise UserError(
+            "`every` or `limit` without cameras to choose from",
+            "cameras of a file",
+            "leave them out: `orbit=120` says how many pictures there are",
+        )
     if options.orbit is not None and options.photos is not None:
         raise UserError(
             "`photos` together with `orbit`",

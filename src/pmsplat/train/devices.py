@@ -68,8 +68,10 @@ def count_devices(cfg: Trainer, on_gpu: bool) -> int:
     return cfg.nodes * (there if cfg.devices == "auto" else int(cfg.devices))
 
 
-def check_renderer(name: str, on_gpu: bool) -> None:
-    """UserError where the chosen renderer does not draw on the CPU, with which the run trains.
+def check_renderer(
+    name: str, on_gpu: bool, otherwise: str = "train on a GPU: trainer.accelerator=gpu"
+) -> None:
+    """UserError where the chosen renderer does not draw on the CPU, on which the run computes.
 
     On CUDA, to know that may take a first build: see `prepare_renderer`.
     """
@@ -78,7 +80,7 @@ def check_renderer(name: str, on_gpu: bool) -> None:
         raise UserError(
             f"renderer.name={name} for a run on the CPU",
             "a renderer that draws there: auto, cpu or reference",
-            "set renderer.name=auto, or train on a GPU: trainer.accelerator=gpu",
+            f"set renderer.name=auto, or {otherwise}",
         )
 
 

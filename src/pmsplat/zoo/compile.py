@@ -73,8 +73,8 @@ def compile(
     On a CPU there are no graphs: the encoder runs as it is, in float32 with the same bits, or in
     bf16.
 
-    Raises UserError for another precision, and for an encoder that waits for the device in its
-    forward pass.
+    Raises UserError for another precision, for "tf32" elsewhere than on CUDA, and for an encoder
+    that waits for the device in its forward pass.
     """
     compiled = Compiled(model, precision, kept)
     if views is not None:
@@ -91,6 +91,12 @@ class Compiled:
                 f"precision {precision!r}", f"one of {', '.join(PRECISIONS)}", "choose one of them"
             )
         self.device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+        if precision == "tf32" and self.device.type != "cuda":
+            raise UserError(
+                f"precision 'tf32' on {self.device.type}",
+                "a CUDA device, which has products of that precision",
+                "leave it out, or choose bf16",
+            )
         self.precision, self.kept = precision, kept
         traits = encoder_traits(model)
         for name, value in vars(traits).items():
