@@ -80,7 +80,8 @@ def test_the_folder_holds_what_is_promised_and_is_a_result(
     [
         *[(verb, "--device", "tpu", "auto, cpu, cuda or cuda:N") for verb in VERBS],
         *[(verb, "--views", "11", "from 2 to 10 views") for verb in ("predict", "depth")],
-        *[(verb, "--views", "1", "from 2 to 10 views") for verb in ("predict", "depth")],
+        ("predict", "--views", "1", "from 2 to 10 views"),
+        ("depth", "--views", "1", "two or more"),
         *[(verb, "--context", "0,17", "numbers from 0 to 9") for verb in ("predict", "depth")],
         *[(verb, "--size", "50x8", "at least 16") for verb in ("predict", "depth")],
     ],

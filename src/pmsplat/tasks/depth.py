@@ -216,10 +216,11 @@ def _check_views(options: Options) -> None:
         return
     if options.views < 2:
         raise UserError(f"`views={options.views}`", "two or more", "leave `views` out")
-    if options.context is not None:
+    if options.context is not None and options.views != len(options.context):
         raise UserError(
-            f"`views={options.views}` with `context`, whose photos go through the network together",
-            "one of the two",
+            f"`views={options.views}` with {len(options.context)} photos in `context`, which go "
+            "through the network together",
+            "as many",
             "leave `views` out",
         )
 
