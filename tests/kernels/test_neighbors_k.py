@@ -120,7 +120,7 @@ def test_bad_input_is_refused() -> None:
     some = torch.zeros(2, 4, 3)
     with pytest.raises(UserError, match="k = 5 of 4 reference points; wanted at least as many"):
         neighbors.k_nearest(some, some, 5)
-    with pytest.raises(UserError, match="k = 33; wanted 1 to 32 neighbors"):
+    with pytest.raises(UserError, match="k = 33; wanted 1 to 32 neighbors; choose such a number"):
         neighbors.k_nearest(some, torch.zeros(2, 50, 3), 33)
     with pytest.raises(UserError, match=r"not finite .* in sample 1"):
         neighbors.k_nearest(some, torch.stack([some[0], some[1] / 0]), 2)

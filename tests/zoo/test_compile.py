@@ -154,7 +154,7 @@ def test_weights_that_need_no_change_are_shared() -> None:
 def test_another_precision_is_refused() -> None:
     with pytest.raises(UserError, match="float32, tf32, bf16"):
         pmsplat.compile(tiny(), precision="fp8")  # pyright: ignore
-    with pytest.raises(UserError, match="'tf32' on cpu; wanted a CUDA device"):
+    with pytest.raises(UserError, match="`precision=tf32` on cpu; wanted a CUDA device"):
         pmsplat.compile(tiny(), precision="tf32")
 
 

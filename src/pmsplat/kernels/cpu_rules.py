@@ -43,6 +43,7 @@ WAYS = {
 FORWARD_ONLY = {"onednn", "blocked", "plain", "winograd"}
 FEW, NARROW = 1024, 256  # tokens, and channels, up to which a matrix product counts as such
 THIN, SMALL = 32, 4096  # channels and pixels of a map up to which a convolution counts as such
+RENEW = "remove it, and write it anew: python benchmarks/run.py tune --table FILE"
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def read(path: Path) -> dict[str, Rules]:
         raise UserError(
             f"{path}, which holds no table of rules ({error!r})",
             "a file that `tune` wrote",
-            "remove it, and renew it: python benchmarks/run.py tune --table FILE",
+            RENEW,
         ) from error
     found = {}
     for name, ways in rows.items():
@@ -226,7 +227,7 @@ def read(path: Path) -> dict[str, Rules]:
                 raise UserError(
                     f"{path} has {chosen!r} for {operation} ({shape})",
                     f"one of {', '.join(WAYS.get(operation, ('no such operation',)))}",
-                    "renew it: python benchmarks/run.py tune",
+                    RENEW,
                 )
         found[name] = Rules(name, ways)
     return found

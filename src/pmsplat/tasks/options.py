@@ -15,7 +15,7 @@ from ..registry import suggest
 from ..scene.fit import covering_size
 from ..scene.photos import Photo
 from ..types import CLASSIC, MIP, RESPLAT, DrawingRules, Gaussians
-from ..zoo.compile import KEPT, PRECISIONS, Precision, compile
+from ..zoo.compile import KEPT, Precision, check_precision, compile
 from ..zoo.trained import TrainedOn
 
 RESIZED = 1.5  # times the sides in training: larger pictures are another matter for a network
@@ -61,15 +61,7 @@ def check_computing(device: torch.device, precision: Precision, graph: bool = Fa
         raise UserError(
             f"`graph` on {device.type}", "a CUDA device, which repeats graphs", "leave `graph` out"
         )
-    if precision not in PRECISIONS:
-        choices = ", ".join(PRECISIONS)
-        raise UserError(f"`precision={precision}`", f"one of {choices}", "choose one of them")
-    if precision == "tf32" and device.type != "cuda":
-        raise UserError(
-            f"`precision=tf32` on {device.type}",
-            "a CUDA device, which has products of that precision",
-            "leave `precision` out, or choose bf16",
-        )
+    check_precision(device, precision)
 
 
 def for_computing(

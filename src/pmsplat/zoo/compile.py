@@ -82,21 +82,25 @@ def compile(
     return compiled
 
 
+def check_precision(device: torch.device, precision: Precision) -> None:
+    """Raises UserError for a precision that is unknown, or that the device does not have."""
+    if precision not in PRECISIONS:
+        choices = ", ".join(PRECISIONS)
+        raise UserError(f"`precision={precision}`", f"one of {choices}", "choose one of them")
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(
+            f"`precision=tf32` on {device.type}",
+            "a CUDA device, which has products of that precision",
+            "leave `precision` out, or choose bf16",
+        )
+
+
 class Compiled:
     """What `compile` returns: an encoder that repeats captured graphs."""
 
     def __init__(self, model: nn.Module, precision: Precision, kept: int) -> None:
-        if precision not in PRECISIONS:
-            raise UserError(
-                f"precision {precision!r}", f"one of {', '.join(PRECISIONS)}", "choose one of them"
-            )
         self.device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-        if precision == "tf32" and self.device.type != "cuda":
-            raise UserError(
-                f"precision 'tf32' on {self.device.type}",
-                "a CUDA device, which has products of that precision",
-                "leave it out, or choose bf16",
-            )
+        check_precision(self.device, precision)
         self.precision, self.kept = precision, kept
         traits = encoder_traits(model)
         for name, value in vars(traits).items():
